@@ -1,0 +1,40 @@
+"""The producer's side of a WebSocket that Apache httpd serves.
+
+A producer is a program that listens on a Unix socket; Apache bridges WebSockets
+to it.  Standard library only.  The echo program::
+
+    from apachews import *
+
+    server = Server('/var/www/public_html/websocket.ws')
+    while True:
+        event = server.dequeue()
+        if event.type() == Event.IO:
+            event.write(event.read())
+"""
+
+from __future__ import annotations
+
+from .client import Client
+from .events import Event, EventType
+from .exceptions import (
+    ApachewsError,
+    NotASocket,
+    ServerClosed,
+    ServerError,
+    SocketInUse,
+    WireError,
+)
+from .server import Server
+
+__all__ = [
+    "ApachewsError",
+    "Client",
+    "Event",
+    "EventType",
+    "NotASocket",
+    "Server",
+    "ServerClosed",
+    "ServerError",
+    "SocketInUse",
+    "WireError",
+]

@@ -1,0 +1,125 @@
+"""What ``Server.dequeue()`` returns.
+
+Contract: plain data and short-cuts to the client; every method returns at once.
+For the thread that runs ``dequeue()``.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, ClassVar
+
+from . import wire
+from .exceptions import ApachewsError
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+class EventType(enum.Enum):
+    """The types of event; ``Event.Accept`` and so on name the same objects.
+
+    They are no strings and no numbers, so that nothing a client sends can equal
+    one of them.
+    """
+
+    Accept = "a client connected"
+    IO = "a message came"
+    NoData = "an empty message came"
+    Close = "the other side sent a CLOSE; ConnectionClosed follows"
+    ConnectionClosed = "the connection is gone"
+    Error = "something went wrong; Event.reason says what"
+    Invalid = "somebody connected who does not speak the wire"
+
+    def __repr__(self) -> str:
+        return f"Event.{self.name}"
+
+
+class Event:
+    """One thing that happened.
+
+    Of every client the events are: one ``Accept``; then ``IO`` and ``NoData`` in
+    the order in which it sent its messages; then exactly one
+    ``ConnectionClosed``, however the connection ended.  A ``Close`` (somebody
+    said goodbye) or an ``Error`` (something was wrong with what came) may stand
+    before it.  ``Error`` without a client is about the server itself, ``Invalid``
+    about a connection that never became a client.
+
+    Attributes:
+        code: close code of a ``Close``, ``ConnectionClosed``, ``Error`` or
+            ``Invalid``; 1006 where the connection broke off, 1005 where the
+            client gave none, 0 for all other events.
+        reason: text that goes with the code, or "".
+    """
+
+    __slots__ = ("_client", "_data", "_type", "code", "reason")
+
+    Accept: ClassVar = EventType.Accept
+    IO: ClassVar = EventType.IO
+    NoData: ClassVar = EventType.NoData
+    Close: ClassVar = EventType.Close
+    ConnectionClosed: ClassVar = EventType.ConnectionClosed
+    Error: ClassVar = EventType.Error
+    Invalid: ClassVar = EventType.Invalid
+
+    def __init__(
+        self,
+        type: EventType,
+        client: Client | None,
+        data: str | bytes = "",
+        code: int = 0,
+        reason: str = "",
+    ) -> None:
+        self._type = type
+        self._client = client
+        self._data = data
+        self.code = code
+        self.reason = reason
+
+    def __repr__(self) -> str:
+        client = f" of {self._client.guid()}" if self._client else ""
+        code = f" {self.code} {self.reason!r}" if self.code else ""
+        return f"<{self._type!r}{client}{code}>"
+
+    def type(self) -> EventType:
+        """Return what happened, one of ``Event.Accept`` and so on."""
+        return self._type
+
+    def client(self) -> Client:
+        """Return the client of the event.
+
+        Raises:
+            ApachewsError: an ``Invalid``, or an ``Error`` of the server itself,
+                which have none.
+        """
+        if self._client is None:
+            raise ApachewsError(f"{self._type!r} ({self.reason}) has no client")
+        return self._client
+
+    def read(self) -> str | bytes | EventType:
+        """Return the message: str for text, bytes for binary.
+
+        Events that carry no message give ``Event.ConnectionClosed`` (also for a
+        ``Close``), ``Event.Error`` (also for an ``Invalid``), or ``Event.NoData``
+        for an ``Accept``.  Reading twice gives the same.
+        """
+        return _READS.get(self._type, self._data)
+
+    def write(self, data: str | bytes | bytearray | memoryview) -> bool:
+        """Send a message to the client of the event; see ``Client.send``."""
+        return self.client().send(data)
+
+    respond = write
+
+    def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
+        """Close the client of the event; see ``Client.close``."""
+        self.client().close(code, reason)
+
+
+_READS: dict[EventType, EventType] = {
+    EventType.Accept: EventType.NoData,
+    EventType.Close: EventType.ConnectionClosed,
+    EventType.ConnectionClosed: EventType.ConnectionClosed,
+    EventType.Error: EventType.Error,
+    EventType.Invalid: EventType.Error,
+}

@@ -1,0 +1,81 @@
+"""Everything the library raises of its own.
+
+::
+
+    ApachewsError
+     +-- ServerError        the socket file cannot be served: path, problem, mend
+     |    +-- SocketInUse   another producer listens there
+     |    +-- NotASocket    the path holds something that is no socket
+     +-- ServerClosed       dequeue() after close()
+     +-- WireError          bytes that break docs/wire.md: reason, close code
+
+Operating-system errors of the socket file (permission, missing directory) stay
+what they are: OSError, with the path in them.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ApachewsError", "NotASocket", "ServerClosed", "ServerError", "SocketInUse", "WireError"]
+
+
+class ApachewsError(Exception):
+    """Base of everything the library raises of its own."""
+
+
+class ServerError(ApachewsError):
+    """A socket file cannot be served.
+
+    Attributes:
+        path: the socket file.
+        problem: what is wrong with it.
+        mend: what to do.
+    """
+
+    def __init__(self, path: str, problem: str, mend: str) -> None:
+        super().__init__(path, problem, mend)
+        self.path = path
+        self.problem = problem
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.mend}"
+
+
+class SocketInUse(ServerError):
+    """Another producer listens on the socket file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "another producer listens here", "end it, or serve on another path")
+
+
+class NotASocket(ServerError):
+    """The path holds something that is no socket; it is left alone."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path, "there is a file here that is no socket", "move it away, or serve on another path"
+        )
+
+
+class ServerClosed(ApachewsError):
+    """The server was closed, and there is no event left."""
+
+    def __str__(self) -> str:
+        return "the server is closed and all its events were taken"
+
+
+class WireError(ApachewsError):
+    """Bytes that break the specification of the wire, docs/wire.md.
+
+    Attributes:
+        reason: what was wrong.
+        code: the close code that answers it.
+    """
+
+    def __init__(self, reason: str, code: int = 1002) -> None:
+        super().__init__(reason, code)
+        self.reason = reason
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.reason} (close code {self.code})"

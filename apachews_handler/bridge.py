@@ -1,0 +1,470 @@
+"""The bridge: one thread of an Apache child that carries all its WebSockets.
+
+Contract: ``start`` once; ``adopt`` from any thread hands over a connection, which
+the bridge owns from then on; ``stop`` says goodbye to all clients and joins the
+thread.  The thread blocks all signals and touches nothing of httpd but the error
+log it is given.
+
+How this works: a level-triggered epoll over two descriptors a connection, client
+and producer.  What is read from one is given to the session, and what that puts
+out is sent to the other.  Bytes that a side does not take wait here, and while
+they do, the side they came from is not read: so at most one read (64 KiB) and a
+few frames of the bridge's own wait in each direction, and the kernel's buffers
+carry the backpressure to the other end.
+
+Nothing is allocated for an idle connection beyond its few objects, no closure and
+no buffer.  An exception in the handling of a connection ends that connection,
+with a traceback in the log, and no other.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import heapq
+import itertools
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import traceback
+from typing import Final, Protocol
+
+from apachews import wire
+
+from .session import Phase, Session
+from .transport import READ_BYTES, Transport
+
+# How long clients have to take the goodbye when the child stops.  httpd waits 3 s
+# before its second SIGTERM.
+STOP_GRACE_S: Final = 1.0
+# Joining the thread takes that and a little; a thread that hangs is left behind.
+STOP_TIMEOUT_S: Final = 2.5
+
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+
+
+class Log(Protocol):
+    """Where lines about a connection go; ``httpd.ErrorLog`` is one."""
+
+    def write(self, level: str, text: str) -> None:
+        """Log a line at a level: error, warn, notice, info, debug."""
+
+
+class Connection:
+    """One WebSocket: its client, its producer, and the session between them.
+
+    Args:
+        transport: the client; owned from here on.
+        producer: the producer's socket, connected, non-blocking; owned as well.
+        session: the protocol's state.
+        name: client and URI, for the log.
+        log: where its lines go.
+        close_timeout_s: how long closing may take.
+    """
+
+    __slots__ = (
+        "client_fd",
+        "client_mask",
+        "client_queue",
+        "close_timeout_s",
+        "deadline",
+        "is_shut_down",
+        "log",
+        "name",
+        "opened_at",
+        "producer",
+        "producer_fd",
+        "producer_mask",
+        "producer_queue",
+        "session",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        producer: socket.socket,
+        session: Session,
+        name: str,
+        log: Log,
+        close_timeout_s: float,
+    ) -> None:
+        self.transport = transport
+        self.producer = producer
+        self.session = session
+        self.name = name
+        self.log = log
+        self.close_timeout_s = close_timeout_s
+        self.client_fd = transport.fileno()  # -1 once closed
+        self.producer_fd = producer.fileno()  # -1 once closed
+        self.client_mask = 0  # what epoll watches for; -1: not registered
+        self.producer_mask = 0
+        self.client_queue: bytes | memoryview = b""  # what the client did not take yet
+        self.producer_queue: bytes | memoryview = b""
+        self.is_shut_down = False  # nothing more is sent to the client
+        self.deadline = 0.0  # when it must be gone, once it is closing
+        self.opened_at = time.monotonic()
+
+    @property
+    def is_closed(self) -> bool:
+        """Both sides are closed and the loop knows no more of it."""
+        return self.client_fd == -1 and self.producer_fd == -1
+
+    def close(self) -> None:
+        """Close both sides, whatever their state."""
+        self.transport.close()
+        self.producer.close()
+
+
+class Bridge:
+    """The loop and its thread."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wakeup, _IN)
+        self._lock = threading.Lock()  # guards the three below, nothing else
+        self._adopted: collections.deque[tuple[Connection, socket.socket]] = collections.deque()
+        self._is_stopping = False
+        self._has_ended = False
+        # Below: for the thread alone.
+        self._clients: dict[int, Connection] = {}
+        self._producers: dict[int, Connection] = {}
+        self._farewells: dict[int, socket.socket] = {}
+        self._deadlines: list[tuple[float, int, Connection]] = []
+        self._ties = itertools.count()  # so that the heap never compares connections
+        self._pending: list[Connection] = []  # their TLS holds bytes epoll does not show
+        self._stop_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="apachews", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        # Apache's signals are for Apache's main thread: a thread inherits the
+        # mask of the one that starts it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def adopt(self, connection: Connection, farewell: socket.socket) -> None:
+        """Take over a connection, from any thread.
+
+        Args:
+            connection: owned by the bridge from here on, also when it is stopping.
+            farewell: the other end of Apache's dummy; closed when Apache is done.
+        """
+        with self._lock:
+            if not self._has_ended:
+                self._adopted.append((connection, farewell))
+                os.eventfd_write(self._wakeup, 1)
+                return
+        farewell.close()
+        connection.close()
+
+    def stop(self) -> None:
+        """Close all connections with 1001, and end the thread; waits a few seconds at most."""
+        with self._lock:
+            self._is_stopping = True
+            if not self._has_ended:
+                os.eventfd_write(self._wakeup, 1)
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        finally:
+            with self._lock:
+                self._has_ended = True
+                adopted = list(self._adopted)
+            for connection, farewell in adopted:
+                farewell.close()
+                connection.close()
+            for connection in [*self._clients.values(), *self._producers.values()]:
+                connection.close()
+            for farewell in self._farewells.values():
+                farewell.close()
+            os.close(self._wakeup)
+            self._epoll.close()
+
+    def _turn(self) -> bool:
+        """Wait once, and do what is due; return False when the thread is to end."""
+        for fd, ready in self._epoll.poll(self._wait_s()):
+            if (connection := self._clients.get(fd)) is not None:
+                self._guard(self._on_client, connection, ready)
+            elif (connection := self._producers.get(fd)) is not None:
+                self._guard(self._on_producer, connection, ready)
+            elif fd == self._wakeup:
+                self._on_wakeup()
+            elif fd in self._farewells:
+                self._on_farewell(fd)
+            # Otherwise it was closed earlier in this turn.
+        if self._pending:
+            pending, self._pending = self._pending, []
+            for connection in pending:
+                if connection.client_mask & _IN:
+                    self._guard(self._on_client, connection, _IN)
+        self._run_deadlines()
+        if not self._stop_at:
+            return True
+        return time.monotonic() < self._stop_at and bool(
+            self._clients or self._producers or self._farewells
+        )
+
+    def _guard(self, handle: collections.abc.Callable[..., None], *args: object) -> None:
+        """Handle one connection; whatever goes wrong ends that one only."""
+        try:
+            handle(*args)
+        except Exception:
+            connection = args[0]
+            assert isinstance(connection, Connection)
+            connection.log.write("error", f"{connection.name}: {traceback.format_exc()}")
+            self._forget(connection)
+
+    def _wait_s(self) -> float | None:
+        if self._pending:
+            return 0
+        at = self._deadlines[0][0] if self._deadlines else None
+        if self._stop_at:
+            at = self._stop_at if at is None else min(at, self._stop_at)
+        return None if at is None else max(0.0, at - time.monotonic())
+
+    def _on_wakeup(self) -> None:
+        os.eventfd_read(self._wakeup)
+        with self._lock:
+            adopted = list(self._adopted)
+            self._adopted.clear()
+            is_stopping = self._is_stopping
+        for connection, farewell in adopted:
+            self._farewells[farewell.fileno()] = farewell
+            self._epoll.register(farewell.fileno(), _IN)
+            self._guard(self._begin, connection)
+        if is_stopping and not self._stop_at:
+            self._stop_at = time.monotonic() + STOP_GRACE_S
+            for connection in list(self._clients.values()):
+                connection.session.close(wire.GOING_AWAY, "the server goes away")
+                self._guard(self._flush, connection)
+
+    def _on_farewell(self, fd: int) -> None:
+        """Read what Apache wrote to its dummy, until it has shut it down."""
+        try:
+            if self._farewells[fd].recv(READ_BYTES):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # Apache has closed it already
+        self._epoll.unregister(fd)
+        self._farewells.pop(fd).close()
+
+    def _begin(self, connection: Connection) -> None:
+        self._clients[connection.client_fd] = connection
+        self._producers[connection.producer_fd] = connection
+        self._epoll.register(connection.client_fd, 0)
+        self._epoll.register(connection.producer_fd, 0)
+        self._flush(connection)  # the OPEN is in the session
+        if connection.transport.has_pending():
+            self._pending.append(connection)
+
+    def _on_client(self, connection: Connection, ready: int) -> None:
+        if ready & _OUT:
+            self._send_client_queue(connection)
+        if ready & (_IN | _GONE):
+            if connection.client_mask & _IN:
+                data = connection.transport.recv()
+                if data:
+                    connection.session.receive_client(data)
+                    if connection.transport.has_pending():
+                        self._pending.append(connection)
+                elif data is not None:
+                    connection.session.receive_client_eof()
+            else:
+                # Not read, because its producer is slow; and it is gone.
+                connection.session.receive_client_eof()
+        self._flush(connection)
+
+    def _on_producer(self, connection: Connection, ready: int) -> None:
+        session = connection.session
+        if ready & _OUT:
+            self._send_producer_queue(connection)
+        if ready & (_IN | _GONE) and connection.producer_fd != -1:
+            if connection.producer_mask & _IN:
+                try:
+                    data = connection.producer.recv(READ_BYTES)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    data = b""
+                if data:
+                    session.receive_producer(data)
+                    if session.ignored:
+                        self._log_ignored(connection)
+                else:
+                    session.receive_producer_eof()
+                    self._close_producer(connection)
+            elif ready & _GONE:
+                # It is gone, and what it wrote before waits in the kernel for the
+                # client to read.  epoll would report it for ever: look away, and
+                # give the client as long as any other that is closing.
+                self._epoll.unregister(connection.producer_fd)
+                connection.producer_mask = -1
+                self._set_deadline(connection)
+                return
+        self._flush(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what the session put out, and follow its phase."""
+        session = connection.session
+        if session.to_producer:
+            data = _take(session.to_producer)
+            connection.producer_queue = (
+                bytes(connection.producer_queue) + data if connection.producer_queue else data
+            )
+            self._send_producer_queue(connection)
+        if session.to_client:
+            data = _take(session.to_client)
+            connection.client_queue = (
+                bytes(connection.client_queue) + data if connection.client_queue else data
+            )
+            self._send_client_queue(connection)
+        if session.phase is not Phase.OPEN:
+            self._close_what_is_finished(connection)
+        self._watch(connection)
+
+    def _send_client_queue(self, connection: Connection) -> None:
+        queue = connection.client_queue
+        try:
+            sent = connection.transport.send(queue) if queue else 0
+        except OSError:
+            connection.client_queue = b""
+            connection.session.receive_client_eof()
+            return
+        if sent == len(queue):
+            if connection.client_mask & _OUT:
+                connection.session.set_congested(False)
+            connection.client_queue = b""
+        else:
+            connection.client_queue = memoryview(queue)[sent:]
+            connection.session.set_congested(True)
+
+    def _send_producer_queue(self, connection: Connection) -> None:
+        queue = connection.producer_queue
+        try:
+            sent = connection.producer.send(queue) if queue else 0
+        except BlockingIOError:
+            return
+        except OSError:
+            # The producer is gone.  Its last words may still be there to read;
+            # the end of file comes after them.
+            sent = len(queue)
+        connection.producer_queue = memoryview(queue)[sent:] if sent < len(queue) else b""
+
+    def _watch(self, connection: Connection) -> None:
+        """Bring epoll's masks up to date: a side is read while the other one keeps up."""
+        session = connection.session
+        if connection.client_fd != -1:
+            mask = _OUT if connection.client_queue else 0
+            if not connection.producer_queue or session.phase is Phase.CLOSED:
+                mask |= _IN
+            if mask != connection.client_mask:
+                if mask & ~connection.client_mask & _IN and connection.transport.has_pending():
+                    self._pending.append(connection)
+                connection.client_mask = mask
+                self._epoll.modify(connection.client_fd, mask)
+        if connection.producer_fd != -1:
+            mask = _OUT if connection.producer_queue else 0
+            if not connection.client_queue and not session.client_finished:
+                mask |= _IN
+            if mask != connection.producer_mask:
+                if connection.producer_mask == -1:
+                    if not mask & _IN:
+                        return
+                    self._epoll.register(connection.producer_fd, mask)
+                else:
+                    self._epoll.modify(connection.producer_fd, mask)
+                connection.producer_mask = mask
+
+    def _close_what_is_finished(self, connection: Connection) -> None:
+        session = connection.session
+        if session.is_aborted:
+            self._close_client(connection)
+        elif (
+            session.client_finished
+            and not connection.client_queue
+            and not connection.is_shut_down
+        ):
+            # The client closes when it has read the CLOSE; closing here while it
+            # still sends would reset the connection and lose it that.
+            connection.is_shut_down = True
+            connection.transport.shutdown()
+        if session.producer_finished and not connection.producer_queue:
+            self._close_producer(connection)
+        if connection.is_closed:
+            self._log_close(connection)
+        else:
+            self._set_deadline(connection)
+
+    def _close_client(self, connection: Connection) -> None:
+        if connection.client_fd != -1:
+            self._epoll.unregister(connection.client_fd)
+            del self._clients[connection.client_fd]
+            connection.client_fd = -1
+            connection.client_queue = b""
+            connection.transport.close()
+
+    def _close_producer(self, connection: Connection) -> None:
+        if connection.producer_fd != -1:
+            if connection.producer_mask != -1:
+                self._epoll.unregister(connection.producer_fd)
+            del self._producers[connection.producer_fd]
+            connection.producer_fd = -1
+            connection.producer_queue = b""
+            connection.producer.close()
+
+    def _forget(self, connection: Connection) -> None:
+        self._close_client(connection)
+        self._close_producer(connection)
+        self._log_close(connection)
+
+    def _set_deadline(self, connection: Connection) -> None:
+        if not connection.deadline:
+            connection.deadline = time.monotonic() + connection.close_timeout_s
+            heapq.heappush(self._deadlines, (connection.deadline, next(self._ties), connection))
+
+    def _run_deadlines(self) -> None:
+        while self._deadlines and (
+            self._deadlines[0][0] <= time.monotonic() or self._deadlines[0][2].is_closed
+        ):
+            connection = heapq.heappop(self._deadlines)[2]
+            if not connection.is_closed:
+                self._forget(connection)
+
+    def _log_close(self, connection: Connection) -> None:
+        session = connection.session
+        connection.log.write(
+            "warn" if session.fault else "info",
+            f"{connection.name} closed by {session.closed_by or 'error'}"
+            f" code={session.close_code} reason={session.close_reason!r}"
+            f" after={time.monotonic() - connection.opened_at:.3f}s"
+            + (f" fault={session.fault!r}" if session.fault else ""),
+        )
+
+    def _log_ignored(self, connection: Connection) -> None:
+        opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(connection.session.ignored)))
+        connection.session.ignored.clear()
+        connection.log.write(
+            "warn", f"{connection.name} ignored frames of the producer, reserved opcodes {opcodes}"
+        )
+
+
+def _take(chunks: list[bytes]) -> bytes:
+    """Return what is in the list as one, and empty it."""
+    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    chunks.clear()
+    return data

@@ -1,0 +1,142 @@
+"""Taking a connection away from Apache: the worker is free, the client stays.
+
+Contract: ``detach(request, head)`` writes the head of the 101 to the client and
+returns the client's transport, and a socket to hold until Apache is done; the
+caller owns and closes both.  Raises before anything was sent (``CheckFailed``,
+``Refusal``: Apache can still answer), or ``ClientGone``.  On the request's thread.
+
+How this works: Apache believes in a descriptor, not in a client.  The client's
+socket is duplicated, the 101 goes out through Apache's own filters (and so
+through mod_ssl), and then one end of a socket pair is put in the place of
+Apache's descriptor.  Apache writes its own response head into that dummy, logs
+101, shuts the dummy down, and the worker goes back to its pool.
+
+With TLS, mod_ssl must let go first, without a word to the client: a quiet
+shutdown, and the bucket that ends a connection (``flush_connection``).  Its
+pointer reads NULL afterwards; the session lives on by the reference taken before.
+
+The order matters: whatever can fail (descriptors above all) comes before the
+first byte, because after it no HTTP answer is possible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+
+from . import httpd, tls
+from .exceptions import CheckFailed, ClientGone, Refusal
+from .transport import PlainTransport, Transport
+
+_TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A connection that Apache has no part in any more.
+
+    Attributes:
+        transport: the client; whoever holds it closes it.
+        farewell: the other end of the dummy that Apache now has.  Until Apache
+            has written to it and shut it down it must stay open, or the access
+            log has the connection as aborted.
+    """
+
+    transport: Transport
+    farewell: socket.socket
+
+
+def detach(request: httpd.Request, head: bytes) -> Detached:
+    """Answer a request with the 101 and take its connection.
+
+    Args:
+        request: the request, checked by ``httpd.Request.from_capsule``.
+        head: the 101 response's head.
+
+    Raises:
+        Refusal: the client sent more than the request (400), or there is no
+            descriptor left (503).  Nothing was sent.
+        CheckFailed: a premise about httpd or OpenSSL does not hold.  Nothing was
+            sent, or, for the one check that can only be made afterwards, Apache
+            will close the connection.
+        ClientGone: the client is gone; Apache will close the connection.
+    """
+    try:
+        return _detach(request, head)
+    except httpd.HttpdError as error:
+        raise CheckFailed(error.check, error.found) from error
+    except tls.TlsError as error:
+        raise CheckFailed("OpenSSL does as mod_ssl needs", str(error)) from error
+    except httpd.WriteFailed as error:
+        request.abandon()
+        raise ClientGone from error
+
+
+def _detach(request: httpd.Request, head: bytes) -> Detached:
+    if request.is_secondary:
+        raise CheckFailed("the connection is HTTP/1.1", "a stream of HTTP/2")
+    descriptor = request.client_socket()
+    with contextlib.ExitStack() as undo:
+        session = None
+        if request.is_tls:
+            session = _share_session(request)
+            undo.callback(session.release)
+        if request.has_early_data() or (session and session.has_pending()):
+            raise Refusal(
+                "400 Bad Request",
+                "Send nothing before the 101.",
+                "the client sent data before it had the 101 (RFC 6455 4.1)",
+            )
+        client, farewell, dummy = _reserve_sockets(descriptor, undo)
+        request.write(head)
+        # From here on there is no HTTP answer, only success or an end.
+        try:
+            if session:
+                session.set_quiet(True)
+                request.flush_connection()
+                if request.ssl_address():
+                    raise CheckFailed("mod_ssl lets go of the connection", "it still has its SSL")
+                session.take_over(client)
+            os.dup2(dummy.fileno(), descriptor, inheritable=False)
+        except BaseException:
+            request.abandon()
+            raise
+        request.end_after_request()
+        dummy.close()  # Apache has its own descriptor of it now
+        undo.pop_all()
+        return Detached(session or PlainTransport(client), farewell)
+
+
+def _share_session(request: httpd.Request) -> tls.TlsSession:
+    ssl = request.ssl_address()
+    if not ssl:
+        raise CheckFailed("mod_ssl encrypts the connection", "no SSL in its record")
+    return tls.TlsSession.share(ssl, request.connection_address, request.mod_ssl_path())
+
+
+def _reserve_sockets(
+    descriptor: int, undo: contextlib.ExitStack
+) -> tuple[socket.socket, socket.socket, socket.socket]:
+    """Return the client's socket, and both ends of the dummy; ``undo`` closes them."""
+    try:
+        client = socket.socket(fileno=os.dup(descriptor))
+        undo.callback(client.close)
+        farewell, dummy = socket.socketpair()
+        undo.callback(farewell.close)
+        undo.callback(dummy.close)
+    except OSError as error:
+        raise Refusal(
+            "503 Service Unavailable",
+            "The server is busy.",
+            f"no descriptor for another WebSocket ({error.strerror}): raise Apache's limit"
+            " (LimitNOFILE= of its systemd unit, or ulimit -n)",
+            (("Retry-After", "5"),),
+        ) from error
+    if client.type != socket.SOCK_STREAM or client.family not in _TCP_FAMILIES:
+        raise CheckFailed("the connection is TCP", f"{client.family!r}, {client.type!r}")
+    client.setblocking(False)
+    farewell.setblocking(False)
+    dummy.setblocking(False)  # as APR believes its sockets to be
+    return client, farewell, dummy

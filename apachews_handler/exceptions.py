@@ -1,0 +1,103 @@
+"""Everything the handler raises of its own.
+
+::
+
+    HandlerError
+     +-- Refusal         an HTTP answer instead of the 101: status, what to log
+     |    +-- BadSetting a SetEnv variable has a value that is not allowed: 500
+     +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
+     +-- ClientGone      the client left during the handshake: nobody to answer
+     +-- Violation       a peer broke RFC 6455 or docs/wire.md: close code, reason
+
+``wsgi`` turns the first three into answers and log lines, ``session`` the last
+one into a close.
+"""
+
+from __future__ import annotations
+
+
+class HandlerError(Exception):
+    """Base of everything the handler raises of its own."""
+
+
+class Refusal(HandlerError):
+    """The request is answered with plain HTTP.
+
+    Attributes:
+        status: code and phrase, as ``404 Not Found``.
+        told: what the client may know; the body.
+        logged: what the log says, with what to do about it.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self, status: str, told: str, logged: str = "", headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(status, told, logged)
+        self.status = status
+        self.told = told
+        self.logged = logged or told
+        self.headers = headers
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.logged}"
+
+
+class BadSetting(Refusal):
+    """A setting has a value that is not allowed.
+
+    Attributes:
+        name, value: the variable.
+        allowed: what it may be.
+    """
+
+    def __init__(self, name: str, value: str, allowed: str) -> None:
+        super().__init__(
+            "500 Internal Server Error",
+            "The WebSocket is not set up correctly.",
+            f"SetEnv {name} {value!r:.100} is not allowed: use {allowed}",
+        )
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+
+class CheckFailed(HandlerError):
+    """A premise about httpd or OpenSSL does not hold; the connection was left alone.
+
+    Attributes:
+        check: which premise.
+        found: what was found instead.
+    """
+
+    def __init__(self, check: str, found: str) -> None:
+        super().__init__(check, found)
+        self.check = check
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"check failed: {self.check}; found {self.found}"
+
+
+class ClientGone(HandlerError):
+    """The client closed the connection during the handshake."""
+
+    def __str__(self) -> str:
+        return "the client left during the handshake"
+
+
+class Violation(HandlerError):
+    """A peer broke the protocol.
+
+    Attributes:
+        code: the close code that answers it (RFC 6455 7.4.1).
+        reason: what was wrong.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}"

@@ -1,0 +1,400 @@
+"""httpd's C API, through ctypes: the only module that touches it.
+
+Contract: ``Request.from_capsule`` wraps the ``request_rec`` that mod_wsgi hands to
+a request, for the duration of that request and on its thread.  Every premise is
+checked before a pointer is followed on its strength; one that does not hold
+raises ``HttpdError`` and leaves the connection as it was.  What comes out is
+numbers, bytes and sockets; a number named ``…_address`` is for ``tls`` only.
+``ErrorLog`` outlives the request: a ``server_rec`` lives as long as the child.
+
+How this works: within httpd 2.4 the module magic number's major part, 20120211,
+stands for the layout of the structures in the public headers; httpd refuses to
+load a module built for another one, and so does this one.  The fields used are
+declared below, in the headers' order; a test compiles a few lines of C against
+the installed headers and compares.
+
+The calls let go of the GIL: a write may wait for the client.
+
+Sources: httpd.h, http_config.h, http_core.h, http_connection.h, util_filter.h,
+http_log.h; apr_portable.h, apr_buckets.h, apr_optional.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from typing import Any, Final
+
+# ap_mmn.h: MODULE_MAGIC_NUMBER_MAJOR of all of httpd 2.4, and http_config.h's
+# "AP24", in every module record.
+MODULE_MAGIC_NUMBER_MAJOR: Final = 20120211
+MODULE_MAGIC_COOKIE: Final = 0x41503234
+
+# httpd.h: ap_conn_keepalive_e
+AP_CONN_CLOSE: Final = 1
+# util_filter.h: ap_input_mode_t; apr_buckets.h: apr_read_type_e
+AP_MODE_SPECULATIVE: Final = 3
+APR_NONBLOCK_READ: Final = 1
+# apr_errno.h
+APR_SUCCESS: Final = 0
+APR_EOF: Final = 70014
+# http_log.h
+LOG_LEVELS: Final = {"error": 3, "warn": 4, "notice": 5, "info": 6, "debug": 7}
+
+
+class HttpdError(Exception):
+    """httpd is not what the code was written for, or the connection is not.
+
+    Attributes:
+        check: which premise did not hold.
+        found: what was found instead.
+    """
+
+    def __init__(self, check: str, found: str) -> None:
+        super().__init__(check, found)
+        self.check = check
+        self.found = found
+
+
+class WriteFailed(Exception):
+    """The client did not take what was written to it: it is gone."""
+
+
+class _ConnRec(Structure):
+    """httpd.h, struct conn_rec, whole."""
+
+    _fields_ = (
+        ("pool", c_void_p),
+        ("base_server", c_void_p),
+        ("vhost_lookup_data", c_void_p),
+        ("local_addr", c_void_p),
+        ("client_addr", c_void_p),
+        ("client_ip", c_void_p),
+        ("remote_host", c_void_p),
+        ("remote_logname", c_void_p),
+        ("local_ip", c_void_p),
+        ("local_host", c_void_p),
+        ("id", c_long),
+        ("conn_config", c_void_p),
+        ("notes", c_void_p),
+        ("input_filters", c_void_p),
+        ("output_filters", c_void_p),
+        ("sbh", c_void_p),
+        ("bucket_alloc", c_void_p),
+        ("cs", c_void_p),
+        ("data_in_input_filters", c_int),
+        ("data_in_output_filters", c_int),
+        ("clogging_input_filters", ctypes.c_uint, 1),
+        ("double_reverse", c_int, 2),
+        ("aborted", ctypes.c_uint),
+        ("keepalive", c_int),
+        ("keepalives", c_int),
+        ("log", c_void_p),
+        ("log_id", c_void_p),
+        ("current_thread", c_void_p),
+        ("master", c_void_p),
+        ("outgoing", c_int),
+    )
+
+
+class _RequestRec(Structure):
+    """httpd.h, struct request_rec, its first three fields."""
+
+    _fields_ = (("pool", c_void_p), ("connection", POINTER(_ConnRec)), ("server", c_void_p))
+
+
+class _Module(Structure):
+    """http_config.h, struct module_struct, up to the magic cookie."""
+
+    _fields_ = (
+        ("version", c_int),
+        ("minor_version", c_int),
+        ("module_index", c_int),
+        ("name", c_char_p),
+        ("dynamic_load_handle", c_void_p),
+        ("next", c_void_p),
+        ("magic", c_ulong),
+    )
+
+
+class _DlInfo(Structure):
+    """dlfcn.h, Dl_info."""
+
+    _fields_ = (
+        ("dli_fname", c_char_p),
+        ("dli_fbase", c_void_p),
+        ("dli_sname", c_char_p),
+        ("dli_saddr", c_void_p),
+    )
+
+
+_SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "ap_get_server_description": (c_char_p, ()),
+    "ap_find_linked_module": (POINTER(_Module), (c_char_p,)),
+    "ap_get_module_config": (c_void_p, (c_void_p, c_void_p)),
+    "ap_get_conn_socket": (c_void_p, (c_void_p,)),
+    "ap_get_brigade": (c_int, (c_void_p, c_void_p, c_int, c_int, c_long)),
+    "ap_fflush": (c_int, (c_void_p, c_void_p)),
+    "ap_flush_conn": (None, (c_void_p,)),
+    "ap_log_error_": (
+        None,
+        (c_char_p, c_int, c_int, c_int, c_int, c_void_p, c_char_p, c_char_p),
+    ),
+    "apr_os_sock_get": (c_int, (POINTER(c_int), c_void_p)),
+    "apr_brigade_create": (c_void_p, (c_void_p, c_void_p)),
+    "apr_brigade_length": (c_int, (c_void_p, c_int, POINTER(c_long))),
+    "apr_brigade_write": (c_int, (c_void_p, c_void_p, c_void_p, c_char_p, c_size_t)),
+    "apr_brigade_destroy": (c_int, (c_void_p,)),
+    "apr_dynamic_fn_retrieve": (c_void_p, (c_char_p,)),
+    "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
+}
+_SSL_IS_HTTPS: Final = ctypes.CFUNCTYPE(c_int, c_void_p)  # mod_ssl.h, an optional function
+
+
+# Python's C API: prototypes of our own, so that nobody else's are changed.
+_capsule_is_valid: Final = ctypes.PYFUNCTYPE(c_int, ctypes.py_object, c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+_capsule_pointer: Final = ctypes.PYFUNCTYPE(c_void_p, ctypes.py_object, c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+class _Api:
+    """The functions of the httpd that this process is."""
+
+    def __init__(self) -> None:
+        process = ctypes.CDLL(None)
+        for name, (result, arguments) in _SIGNATURES.items():
+            try:
+                function = getattr(process, name)
+            except AttributeError as error:
+                raise HttpdError(
+                    f"{name} is in this process",
+                    f"no such symbol in {_server_description(process)}: httpd 2.4 is needed",
+                ) from error
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+        core = self.find_module(b"core.c")
+        if core is None:
+            raise HttpdError("this process is httpd", "no module core.c")
+        # A filter function, whose address is handed to apr_brigade_write.
+        self.ap_filter_flush = ctypes.cast(process.ap_filter_flush, c_void_p)
+        wsgi = self.find_module(b"mod_wsgi.c")
+        self.log_index = core.module_index if wsgi is None else wsgi.module_index
+
+    def find_module(self, name: bytes) -> Any:
+        """Return a module's record, None where it is not loaded."""
+        pointer = self.ap_find_linked_module(name)
+        if not pointer:
+            return None
+        module = pointer.contents
+        if module.magic != MODULE_MAGIC_COOKIE or module.version != MODULE_MAGIC_NUMBER_MAJOR:
+            raise HttpdError(
+                f"the magic number of httpd is {MODULE_MAGIC_NUMBER_MAJOR}, that of 2.4",
+                f"{module.version} (cookie {module.magic:#x}) in {name.decode()}",
+            )
+        return module
+
+    def __getattr__(self, name: str) -> Any:  # for mypy: set in __init__
+        raise AttributeError(name)
+
+
+@functools.cache
+def _api() -> _Api:
+    return _Api()
+
+
+def _server_description(process: ctypes.CDLL) -> str:
+    try:
+        function = process.ap_get_server_description
+    except AttributeError:
+        return "this process, which is not httpd"
+    function.restype = c_char_p
+    return str((function() or b"httpd").decode())
+
+
+class ErrorLog:
+    """The error log of a virtual host.  For any thread, as long as the child lives."""
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: int) -> None:
+        self._server = server
+
+    def write(self, level: str, text: str) -> None:
+        """Log a line; ``LogLevel`` decides whether it is kept.
+
+        Args:
+            level: error, warn, notice, info or debug.
+            text: httpd escapes what would break the line.
+        """
+        # A line of httpd's log has at most 8192 bytes.
+        line = text.encode(errors="replace")[:4096].replace(b"\0", b"\\0")
+        api = _api()
+        api.ap_log_error_(
+            b"apachews", 0, api.log_index, LOG_LEVELS[level], 0, self._server, b"%s", line
+        )
+
+
+class Request:
+    """A request in httpd's hands, and its connection."""
+
+    __slots__ = ("_api", "_connection", "_rec")
+
+    def __init__(self, rec: _RequestRec) -> None:
+        self._api = _api()
+        self._rec = rec
+        self._connection: _ConnRec = rec.connection.contents
+
+    @classmethod
+    def from_capsule(cls, capsule: object) -> Request:
+        """Wrap what mod_wsgi gives as ``environ['apache.request_rec']``.
+
+        Raises:
+            HttpdError: httpd is not 2.4, or a field that must be set is not.
+        """
+        if not _capsule_is_valid(capsule, None):
+            raise HttpdError("apache.request_rec is a nameless capsule", repr(type(capsule)))
+        _api()  # before a pointer is followed: is this httpd 2.4?
+        rec = _RequestRec.from_address(_capsule_pointer(capsule, None))
+        for name in ("pool", "connection", "server"):
+            if not getattr(rec, name):
+                raise HttpdError(f"request_rec.{name} is set", "NULL")
+        request = cls(rec)
+        connection = request._connection
+        for name in ("pool", "conn_config", "input_filters", "output_filters", "bucket_alloc"):
+            if not getattr(connection, name):
+                raise HttpdError(f"conn_rec.{name} is set", "NULL")
+        return request
+
+    @property
+    def connection_address(self) -> int:
+        """Address of the ``conn_rec``."""
+        return ctypes.addressof(self._connection)
+
+    @property
+    def is_secondary(self) -> bool:
+        """True for a stream of HTTP/2, whose connection is a dummy."""
+        return bool(self._connection.master)
+
+    @property
+    def is_aborted(self) -> bool:
+        """True once httpd has noticed that the client is gone."""
+        return bool(self._connection.aborted)
+
+    @property
+    def is_tls(self) -> bool:
+        """True where mod_ssl, or whoever stands in for it, encrypts the connection."""
+        function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
+        return bool(function and _SSL_IS_HTTPS(function)(self.connection_address))
+
+    def error_log(self) -> ErrorLog:
+        """Return the error log of the request's virtual host."""
+        return ErrorLog(self._rec.server)
+
+    def ssl_address(self) -> int:
+        """Return the address of mod_ssl's ``SSL`` for this connection, 0 for none.
+
+        Raises:
+            HttpdError: mod_ssl is not loaded, or has no record of the connection.
+        """
+        module = self._api.find_module(b"mod_ssl.c")
+        if module is None:
+            raise HttpdError("TLS comes from mod_ssl", "mod_ssl is not loaded")
+        # ssl_private.h: SSLConnRec, whose first field is the SSL *.
+        record = self._api.ap_get_module_config(
+            self._connection.conn_config, ctypes.addressof(module)
+        )
+        if not record:
+            raise HttpdError("mod_ssl has a record of the connection", "NULL")
+        return c_void_p.from_address(record).value or 0
+
+    def mod_ssl_path(self) -> str | None:
+        """Return the file mod_ssl was loaded from, None where it is built in."""
+        module = self._api.find_module(b"mod_ssl.c")
+        info = _DlInfo()
+        if module is None or not module.dynamic_load_handle:
+            return None
+        if not self._api.dladdr(ctypes.addressof(module), byref(info)) or not info.dli_fname:
+            raise HttpdError("the file of mod_ssl is known", "dladdr knows none")
+        return os.fsdecode(info.dli_fname)
+
+    def has_early_data(self) -> bool:
+        """Tell whether the client has sent something behind the request's head.
+
+        Asks httpd's filters for a byte without taking it and without waiting;
+        with TLS, OpenSSL may still hold the beginning of a record after that.
+
+        Raises:
+            WriteFailed: the client has closed the connection.
+        """
+        brigade = self._brigade()
+        try:
+            status = self._api.ap_get_brigade(
+                self._connection.input_filters,
+                brigade,
+                AP_MODE_SPECULATIVE,
+                APR_NONBLOCK_READ,
+                1,
+            )
+            if status == APR_EOF:
+                raise WriteFailed
+            length = c_long(0)
+            if status == APR_SUCCESS:
+                self._api.apr_brigade_length(brigade, 1, byref(length))
+            return length.value != 0
+        finally:
+            self._api.apr_brigade_destroy(brigade)
+
+    def write(self, data: bytes) -> None:
+        """Write bytes to the client, past the response filters, and wait until they are out.
+
+        Raises:
+            WriteFailed: the client is gone, or httpd's Timeout ran out.
+        """
+        connection = self._connection
+        brigade = self._brigade()
+        status = self._api.apr_brigade_write(
+            brigade, self._api.ap_filter_flush, connection.output_filters, data, len(data)
+        )
+        if status == APR_SUCCESS:
+            status = self._api.ap_fflush(connection.output_filters, brigade)
+        if status != APR_SUCCESS or connection.aborted or connection.data_in_output_filters:
+            raise WriteFailed
+
+    def flush_connection(self) -> None:
+        """Flush with the bucket that ends a connection: mod_ssl lets go of its SSL."""
+        self._api.ap_flush_conn(self.connection_address)
+
+    def end_after_request(self) -> None:
+        """Have httpd close the connection after this request, without reading again."""
+        self._connection.keepalive = AP_CONN_CLOSE
+
+    def abandon(self) -> None:
+        """Have httpd write nothing more to the connection, and close it."""
+        self._connection.aborted = 1
+        self.end_after_request()
+
+    def client_socket(self) -> int:
+        """Return the descriptor of the connection, which stays httpd's.
+
+        Raises:
+            HttpdError: there is none.
+        """
+        apr_socket = self._api.ap_get_conn_socket(self.connection_address)
+        if not apr_socket:
+            raise HttpdError("the connection has a socket", "NULL")
+        descriptor = c_int(-1)
+        status = self._api.apr_os_sock_get(byref(descriptor), apr_socket)
+        if status != APR_SUCCESS or descriptor.value < 0:
+            raise HttpdError("the connection has a descriptor", f"status {status}")
+        return descriptor.value
+
+    def _brigade(self) -> Any:
+        brigade = self._api.apr_brigade_create(self._rec.pool, self._connection.bucket_alloc)
+        if not brigade:
+            raise MemoryError("apr_brigade_create")
+        return brigade

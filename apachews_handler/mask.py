@@ -1,0 +1,24 @@
+"""Unmasking (RFC 6455 5.3).
+
+Contract: pure.  A module of its own so that a faster implementation can take its
+place without anything else knowing.
+"""
+
+from __future__ import annotations
+
+
+def unmask(data: bytes, mask: bytes) -> bytes:
+    """Return the payload XOR the mask, repeated.
+
+    Args:
+        data: masked payload, or a piece of it.
+        mask: four bytes, rotated to the piece's place in the payload.
+
+    How this works: one exclusive-or of two integers as long as the payload,
+    which CPython does word by word, instead of one per byte.
+    """
+    length = len(data)
+    key = (mask * (length // 4 + 1))[:length]
+    return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(
+        length, "little"
+    )

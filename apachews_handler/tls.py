@@ -1,0 +1,246 @@
+"""OpenSSL, through ctypes: the only module that touches it.
+
+Contract: ``TlsSession.share`` takes a second reference to the ``SSL`` of a
+connection that Apache's mod_ssl set up; ``take_over`` moves it from Apache's
+filters to a socket of our own.  From then on it is a transport: non-blocking
+``recv`` and ``send``, on one thread at a time.  It owns the socket and closes it.
+Nothing here knows httpd: what it is given is numbers.
+
+How this works: mod_ssl's ``SSL`` reads and writes through httpd's filters, and
+its ex_data 0 points to the connection.  Both are replaced, so that nothing of
+the connection's pool is reached through it after Apache has freed that.
+Renegotiation is switched off: it would run mod_ssl's callbacks, which expect the
+connection.
+
+Short calls keep the GIL (``PyDLL``): handing it over costs more than they do, and
+none of them blocks, the socket being non-blocking.
+
+Sources: OpenSSL's manual (SSL_read(3), SSL_set_mode(3), SSL_get_error(3));
+openssl/ssl.h for the constants, which a test compares.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from ctypes import c_char_p, c_int, c_long, c_uint64, c_ulong, c_void_p
+from typing import Any, Final
+
+# openssl/ssl.h
+SSL_CTRL_MODE: Final = 33
+SSL_MODE_ENABLE_PARTIAL_WRITE: Final = 0x1
+SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER: Final = 0x2
+SSL_MODE_RELEASE_BUFFERS: Final = 0x10
+SSL_OP_NO_RENEGOTIATION: Final = 1 << 30
+SSL_SENT_SHUTDOWN: Final = 1
+SSL_RECEIVED_SHUTDOWN: Final = 2
+SSL_ERROR_WANT_READ: Final = 2
+SSL_ERROR_WANT_WRITE: Final = 3
+SSL_ERROR_ZERO_RETURN: Final = 6
+# SSL_OP_NO_RENEGOTIATION, without which callbacks could run, came with 1.1.0h;
+# SSL_set_options, SSL_up_ref and SSL_has_pending are functions since 1.1.0.
+OLDEST_OPENSSL: Final = 0x1010008F
+# mod_ssl's SSL_set_app_data(ssl, c): ex_data 0 is the conn_rec.
+_APP_DATA: Final = 0
+# One read of the socket gives at most one TLS record, 16 KiB; several are
+# gathered up to this.
+READ_BYTES: Final = 65536
+# RFC 8446 5.1
+RECORD_BYTES: Final = 16384
+
+_SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "OpenSSL_version_num": (c_ulong, ()),
+    "ERR_clear_error": (None, ()),
+    "SSL_up_ref": (c_int, (c_void_p,)),
+    "SSL_free": (None, (c_void_p,)),
+    "SSL_get_ex_data": (c_void_p, (c_void_p, c_int)),
+    "SSL_set_ex_data": (c_int, (c_void_p, c_int, c_void_p)),
+    "SSL_set_quiet_shutdown": (None, (c_void_p, c_int)),
+    "SSL_set_shutdown": (None, (c_void_p, c_int)),
+    "SSL_set_options": (c_uint64, (c_void_p, c_uint64)),
+    "SSL_ctrl": (c_long, (c_void_p, c_int, c_long, c_void_p)),
+    "SSL_set_fd": (c_int, (c_void_p, c_int)),
+    "SSL_has_pending": (c_int, (c_void_p,)),
+    "SSL_read": (c_int, (c_void_p, c_char_p, c_int)),
+    "SSL_write": (c_int, (c_void_p, c_char_p, c_int)),
+    "SSL_shutdown": (c_int, (c_void_p,)),
+    "SSL_get_error": (c_int, (c_void_p, c_int)),
+}
+
+
+class TlsError(Exception):
+    """OpenSSL is not what the code was written for, or refused a call."""
+
+
+class _Library:
+    """The libssl that mod_ssl uses, found as a dependency of that file."""
+
+    def __init__(self, path: str | None) -> None:
+        library = ctypes.PyDLL(path)
+        for name, (result, arguments) in _SIGNATURES.items():
+            try:
+                function = getattr(library, name)
+            except AttributeError as error:
+                raise TlsError(f"libssl has no {name}: OpenSSL 1.1.1 or newer is needed") from error
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+        version = self.OpenSSL_version_num()
+        if version < OLDEST_OPENSSL:
+            raise TlsError(f"OpenSSL is {version:#x}: 1.1.1 or newer is needed")
+
+    def __getattr__(self, name: str) -> Any:  # for mypy: set in __init__
+        raise AttributeError(name)
+
+
+# One for all sessions: a child has one bridge thread, and the GIL is not let go
+# between a read and the copy.
+_buffer = ctypes.create_string_buffer(RECORD_BYTES)
+
+_libraries: dict[str | None, _Library] = {}
+
+
+class TlsSession:
+    """A TLS connection, first shared with Apache, then our own.
+
+    ``share`` makes one; ``release`` or ``close`` ends it.
+    """
+
+    __slots__ = ("_library", "_socket", "_ssl")
+
+    def __init__(self, library: _Library, ssl: int) -> None:
+        self._library = library
+        self._ssl = ssl
+        self._socket: socket.socket | None = None
+
+    @classmethod
+    def share(cls, ssl: int, connection: int, mod_ssl_path: str | None) -> TlsSession:
+        """Take a reference to mod_ssl's ``SSL``.
+
+        Args:
+            ssl: address of the ``SSL``, read from mod_ssl's record.
+            connection: address of the ``conn_rec`` it must belong to.
+            mod_ssl_path: the file mod_ssl was loaded from: the libssl it was
+                linked with is the one to use; None where it is built in.
+
+        Raises:
+            TlsError: the libssl is too old, or the ``SSL`` does not belong to
+                the connection.  Nothing was changed.
+        """
+        library = _libraries.get(mod_ssl_path)
+        if library is None:
+            library = _libraries[mod_ssl_path] = _Library(mod_ssl_path)
+        owner = library.SSL_get_ex_data(ssl, _APP_DATA)
+        if owner != connection:
+            raise TlsError("the SSL of mod_ssl's record does not belong to this connection")
+        if not library.SSL_up_ref(ssl):
+            raise TlsError("SSL_up_ref failed")
+        return cls(library, ssl)
+
+    def has_pending(self) -> bool:
+        """Tell whether bytes were read from the socket that ``recv`` has not given."""
+        return bool(self._ssl and self._library.SSL_has_pending(self._ssl))
+
+    def set_quiet(self, is_quiet: bool) -> None:
+        """Let a shutdown by Apache pass without a word to the client, or not."""
+        self._library.SSL_set_quiet_shutdown(self._ssl, int(is_quiet))
+
+    def take_over(self, sock: socket.socket) -> None:
+        """Move the session from Apache's filters to a socket, and own that.
+
+        Args:
+            sock: a duplicate of the client's, non-blocking.
+
+        Raises:
+            TlsError: OpenSSL had no memory; the session is of no use any more.
+        """
+        library, ssl = self._library, self._ssl
+        library.SSL_set_ex_data(ssl, _APP_DATA, None)  # mod_ssl's callbacks return on NULL
+        library.SSL_set_shutdown(ssl, 0)
+        library.SSL_set_quiet_shutdown(ssl, 0)
+        library.SSL_set_options(ssl, SSL_OP_NO_RENEGOTIATION)
+        library.SSL_ctrl(
+            ssl,
+            SSL_CTRL_MODE,
+            SSL_MODE_ENABLE_PARTIAL_WRITE
+            | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
+            | SSL_MODE_RELEASE_BUFFERS,
+            None,
+        )
+        if not library.SSL_set_fd(ssl, sock.fileno()):
+            raise TlsError("SSL_set_fd failed")
+        self._socket = sock
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 before ``take_over`` and after ``close``."""
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def recv(self) -> bytes | None:
+        """Return what came, b"" at the end, None where nothing is there.
+
+        A connection that breaks off, in whatever way, ends: b"".
+        """
+        library, ssl = self._library, self._ssl
+        if not ssl:
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        while size < READ_BYTES:
+            library.ERR_clear_error()
+            count = library.SSL_read(ssl, _buffer, RECORD_BYTES)
+            if count <= 0:
+                error = library.SSL_get_error(ssl, count)
+                if error in (SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE):
+                    break
+                # Give first what came before the end; it will be met again.
+                return b"".join(parts)
+            parts.append(_buffer[:count])  # type: ignore[arg-type]  # a slice of chars is bytes
+            size += count
+            if not library.SSL_has_pending(ssl):
+                break
+        return b"".join(parts) if parts else None
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send some of the bytes; return how many, 0 where the socket is full.
+
+        What was not taken must be offered again, first and unchanged.
+
+        Raises:
+            ConnectionError: the connection is gone.
+        """
+        library, ssl = self._library, self._ssl
+        if not ssl:
+            raise ConnectionAbortedError("the TLS connection is closed")
+        library.ERR_clear_error()
+        count: int = library.SSL_write(ssl, bytes(data), len(data))
+        if count > 0:
+            return count
+        if library.SSL_get_error(ssl, count) == SSL_ERROR_WANT_WRITE:
+            return 0
+        raise ConnectionAbortedError("the TLS connection is gone")
+
+    def shutdown(self) -> None:
+        """Say that nothing more will be sent: close_notify, then FIN."""
+        if self._ssl:
+            self._library.ERR_clear_error()
+            self._library.SSL_shutdown(self._ssl)
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # the client has gone first
+
+    def release(self) -> None:
+        """Give the reference back, and leave the socket alone; again does nothing."""
+        ssl, self._ssl = self._ssl, 0
+        if ssl:
+            self._library.SSL_free(ssl)
+
+    def close(self) -> None:
+        """End the session and close the socket; again does nothing."""
+        if self._ssl:
+            # An SSL that was not shut down takes its session out of mod_ssl's
+            # cache when it is freed, by a callback that is not for this thread.
+            self._library.SSL_set_shutdown(self._ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
+        self.release()
+        if self._socket is not None:
+            self._socket.close()

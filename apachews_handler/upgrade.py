@@ -1,0 +1,194 @@
+"""The opening handshake (RFC 6455 4.2): is this a WebSocket request, and may it be?
+
+Contract: ``Upgrade.negotiate(environ, settings)`` checks a request that Apache
+has parsed and returns an ``Upgrade``, or raises ``Refusal``; nothing is sent.
+``accept()`` gives the bytes of the 101.  Pure; one object a request.
+
+How this works: wsproto decides on the handshake and writes the 101, the same
+code that thousands of servers rely on.  The checks before it are those it leaves
+to its caller, or answers with another status than docs/http-answers of the
+design: method, protocol version, the form of the key, body, origin.
+
+Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version), 10.2 (origin).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from h11 import LocalProtocolError as H11Error
+from wsproto.connection import ConnectionType
+from wsproto.events import AcceptConnection, Request
+from wsproto.handshake import H11Handshake
+from wsproto.utilities import RemoteProtocolError
+
+from apachews import wire
+
+from .exceptions import Refusal
+from .settings import Settings, normalise_origin
+
+UPGRADE_REQUIRED = "426 Upgrade Required"
+BAD_REQUEST = "400 Bad Request"
+# RFC 9110 7.8: Upgrade is for this connection only, and Connection says so.
+_UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
+
+
+class Upgrade:
+    """A handshake that was found good and waits for its answer.
+
+    Attributes:
+        offered: subprotocols the client offered, in its order.
+    """
+
+    def __init__(self, handshake: H11Handshake, request: Request) -> None:
+        self._handshake = handshake
+        self.offered = tuple(request.subprotocols)
+
+    @classmethod
+    def negotiate(cls, environ: Mapping[str, Any], settings: Settings) -> Upgrade:
+        """Check a request.
+
+        Args:
+            environ: WSGI environment, PEP 3333.
+            settings: for the origins.
+
+        Raises:
+            Refusal: with the status that answers it.
+        """
+        _require_websocket(environ)
+        _require_version(environ)
+        _require_wellformed(environ)
+        _require_origin(environ, settings)
+        handshake = H11Handshake(ConnectionType.SERVER)
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in request_headers(environ)
+        ]
+        try:
+            handshake.initiate_upgrade_connection(headers, b"/")
+            (request,) = handshake.events()
+        except (RemoteProtocolError, H11Error, UnicodeError) as error:
+            raise Refusal(BAD_REQUEST, f"Malformed WebSocket handshake: {error}.") from error
+        assert isinstance(request, Request)
+        return cls(handshake, request)
+
+    def accept(self) -> bytes:
+        """Return the head of the 101 response."""
+        return self._handshake.send(AcceptConnection())
+
+
+def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the request's headers, names in lower case, values in ISO 8859-1.
+
+    What the WSGI environment does not have cannot be given: Apache withholds
+    ``Authorization`` unless told otherwise (WSGIPassAuthorization), and a name
+    that came twice is one, its values joined by commas.
+    """
+    headers = [
+        (name[5:].replace("_", "-").lower(), value)
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    ]
+    headers += [
+        (name.replace("_", "-").lower(), environ[name])
+        for name in ("CONTENT_TYPE", "CONTENT_LENGTH")
+        if environ.get(name)
+    ]
+    return headers
+
+
+def describe(
+    environ: Mapping[str, Any], upgrade: Upgrade, connection_id: str, is_tls: bool
+) -> wire.Open:
+    """Return what the producer is told of the connection.
+
+    Args:
+        connection_id: unique name of the connection.
+        is_tls: whether Apache has the connection encrypted.
+    """
+    return wire.Open(
+        id=connection_id,
+        method=environ["REQUEST_METHOD"],
+        uri=environ["REQUEST_URI"],
+        headers=tuple(request_headers(environ)),
+        remote=(environ.get("REMOTE_ADDR", ""), int(environ.get("REMOTE_PORT") or 0)),
+        local=(environ.get("SERVER_ADDR", ""), int(environ.get("SERVER_PORT") or 0)),
+        scheme="wss" if is_tls else "ws",
+        user=environ.get("REMOTE_USER"),
+        vhost=environ.get("SERVER_NAME", ""),
+        offered=upgrade.offered,
+    )
+
+
+def _tokens(value: str) -> list[str]:
+    return [token.strip().lower() for token in value.split(",")]
+
+
+def _require_websocket(environ: Mapping[str, Any]) -> None:
+    if environ.get("SERVER_PROTOCOL", "").startswith("HTTP/2"):
+        raise Refusal(
+            "501 Not Implemented",
+            "WebSockets over HTTP/2 are not supported; connect with HTTP/1.1.",
+            "a WebSocket over HTTP/2: keep H2WebSockets off",
+        )
+    if (
+        environ.get("REQUEST_METHOD") != "GET"
+        or environ.get("SERVER_PROTOCOL") != "HTTP/1.1"
+        or "websocket" not in _tokens(environ.get("HTTP_UPGRADE", ""))
+        or "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", ""))
+    ):
+        raise Refusal(
+            UPGRADE_REQUIRED,
+            "This address speaks WebSocket only.",
+            "not a WebSocket request",
+            _UPGRADE,
+        )
+
+
+def _require_version(environ: Mapping[str, Any]) -> None:
+    version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
+    if version != "13":
+        raise Refusal(
+            UPGRADE_REQUIRED,
+            "Only version 13 of the WebSocket protocol is spoken here.",
+            f"unsupported WebSocket version {version!r:.40}",
+            (*_UPGRADE, ("Sec-WebSocket-Version", "13")),
+        )
+
+
+def _require_wellformed(environ: Mapping[str, Any]) -> None:
+    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
+    try:
+        nonce = base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        nonce = b""
+    if len(nonce) != 16 or len(key) != 24:  # RFC 6455 4.2.1, 5.
+        raise Refusal(
+            BAD_REQUEST,
+            "Sec-WebSocket-Key must be 16 bytes in base64.",
+            f"malformed Sec-WebSocket-Key {key!r:.60}",
+        )
+    # A body would be read as frames.
+    if environ.get("HTTP_TRANSFER_ENCODING") or environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
+        raise Refusal(BAD_REQUEST, "A WebSocket request has no body.")
+
+
+def _require_origin(environ: Mapping[str, Any], settings: Settings) -> None:
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None or settings.origins == ("*",):
+        return  # RFC 6455 4.1, 8.: only browsers must send it
+    try:
+        normalised = normalise_origin(origin)
+        own = normalise_origin(f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}")
+    except ValueError:
+        normalised = own = ""
+    if not normalised or (normalised != own and normalised not in settings.origins):
+        raise Refusal(
+            "403 Forbidden",
+            "This page's origin may not connect here.",
+            f"Origin {origin!r:.100} is not the site's own;"
+            " to allow it, add it to SetEnv APACHEWS_ORIGINS",
+        )

@@ -1,0 +1,145 @@
+"""The entry points for mod_wsgi.
+
+``handle_request`` is for ``WSGIHandlerScript websocket <this file>``, where
+``AddHandler websocket .ws`` makes Apache find the socket file; ``application`` is
+for ``WSGIScriptAlias /ws <this file>``, where the rest of the path names it below
+``APACHEWS_ROOT``.  ``deploy/apache/apachews.conf`` has the directives.
+
+Both answer a WebSocket request by taking its connection and giving it to the
+child's bridge, and anything else with plain HTTP.  Wiring only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from apachews_handler import child, endpoint
+from apachews_handler.bridge import Connection
+from apachews_handler.detach import detach
+from apachews_handler.exceptions import CheckFailed, ClientGone, Refusal
+from apachews_handler.httpd import HttpdError, Request
+from apachews_handler.session import Session
+from apachews_handler.settings import Settings, parse_settings
+from apachews_handler.upgrade import Upgrade, describe
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+_NOT_SET_UP = "The WebSocket is not set up correctly."
+
+
+def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Serve a socket file that Apache found itself."""
+    return _serve(environ, start_response, lambda settings: str(environ["SCRIPT_FILENAME"]))
+
+
+def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Serve the socket file that the path below the alias names."""
+    return _serve(
+        environ,
+        start_response,
+        lambda settings: endpoint.locate(settings.root, environ.get("PATH_INFO", "")),
+    )
+
+
+def _serve(
+    environ: Environ, start_response: StartResponse, locate: Callable[[Settings], str]
+) -> Iterable[bytes]:
+    try:
+        _upgrade(environ, locate)
+    except Refusal as refusal:
+        return _answer(environ, start_response, refusal)
+    except ClientGone as gone:
+        # Nobody reads the answer; the access log has its line.
+        return _answer(environ, start_response, Refusal("400 Bad Request", str(gone)))
+    except (CheckFailed, HttpdError) as error:
+        text = str(CheckFailed(error.check, error.found))
+        return _answer(
+            environ, start_response, Refusal("500 Internal Server Error", _NOT_SET_UP, text)
+        )
+    except Exception:
+        text = f"unexpected: {traceback.format_exc()}"
+        return _answer(
+            environ, start_response, Refusal("500 Internal Server Error", _NOT_SET_UP, text)
+        )
+    # Apache writes this into the dummy that has taken the client's place.
+    start_response("101 Switching Protocols", [("Upgrade", "websocket")])
+    return []
+
+
+def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
+    """Turn the request's connection into a WebSocket of the child's bridge."""
+    request = _httpd_request(environ)
+    settings = parse_settings(environ)
+    upgrade = Upgrade.negotiate(environ, settings)
+    open_ = describe(environ, upgrade, str(uuid.uuid4()), request.is_tls)
+    bridge = child.bridge()
+    with contextlib.ExitStack() as undo:
+        # Before the 101: a client that has it can rely on its producer.
+        producer = endpoint.connect(locate(settings), settings.connect_timeout)
+        undo.callback(producer.close)
+        detached = detach(request, upgrade.accept())
+        undo.pop_all()
+    bridge.adopt(
+        Connection(
+            detached.transport,
+            producer,
+            Session(open_, settings.max_message),
+            f"[client {open_.remote[0]}:{open_.remote[1]}] {open_.uri[:200]}",
+            request.error_log(),
+            settings.close_timeout,
+        ),
+        detached.farewell,
+    )
+
+
+def _httpd_request(environ: Environ) -> Request:
+    """Return the request as httpd has it.
+
+    Raises:
+        Refusal: mod_wsgi runs this where it cannot work; the log says what to
+            change.
+    """
+    if group := environ.get("mod_wsgi.process_group"):
+        raise Refusal(
+            "500 Internal Server Error",
+            _NOT_SET_UP,
+            f"mod_wsgi runs this in the daemon process {group!r}, which has no connections:"
+            " add process-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
+        )
+    if environ.get("mod_wsgi.application_group"):
+        raise Refusal(
+            "500 Internal Server Error",
+            _NOT_SET_UP,
+            "mod_wsgi runs this in a sub-interpreter:"
+            " add application-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
+        )
+    if "apache.request_rec" not in environ:
+        raise Refusal(
+            "500 Internal Server Error",
+            _NOT_SET_UP,
+            "mod_wsgi does not pass the request: add WSGIPassApacheRequest On",
+        )
+    return Request.from_capsule(environ["apache.request_rec"])
+
+
+def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -> Iterable[bytes]:
+    """Answer with plain HTTP, and log one line with the client's address."""
+    environ["wsgi.errors"].write(
+        f"apachews: {refusal.status} for {environ.get('REQUEST_URI', '')[:200]}: {refusal.logged}\n"
+    )
+    body = f"{refusal.told}\n".encode()
+    start_response(
+        refusal.status,
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+            *refusal.headers,
+        ],
+    )
+    return [body]

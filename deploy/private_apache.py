@@ -1,0 +1,327 @@
+"""Running a private Apache: the demo's, and every one of the tests'.
+
+Contract: ``PrivateApache(…)`` names what is to run, ``start`` runs httpd in the
+foreground with ``deploy/apache/private.conf`` and waits until it answers, ``stop``
+ends it.  Nothing of the system's Apache is read, written or signalled.  Standard
+library only.
+
+As root, httpd's children serve as www-data, as on any site; what they must be able
+to read is for the caller to see to (``unreadable_parts``).
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+SHIPPED = Path(__file__).resolve().parent / "apache"
+DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
+DEBIAN_WSGI_MODULE = DEBIAN_MODULES / "mod_wsgi.so"
+# Whom httpd serves as when root starts it.
+APACHE_USER = "www-data"
+# A first start creates a certificate and imports Python in every child.
+START_TIMEOUT_S = 30.0
+# httpd gives its children 9 s from its first SIGTERM to SIGKILL.
+STOP_TIMEOUT_S = 20.0
+
+
+class ApacheError(Exception):
+    """httpd could not be started, or not be ended; the text says why."""
+
+
+class PrivateApache:
+    """An Apache of our own.
+
+    Args:
+        root: its ServerRoot, an existing directory.
+        docroot: its document root.
+        port, tls_port: where it listens, on 127.0.0.1.
+        wsgi_module: mod_wsgi's file.
+        python_home: prefix of the Python environment mod_wsgi uses.
+        handler: ``apachews_handler/wsgi.py`` in that environment.
+        mpm: event, worker or prefork.
+        workers: MaxRequestWorkers; ``threads`` of them a child.
+        extra: further directives.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        docroot: Path,
+        *,
+        port: int,
+        tls_port: int,
+        wsgi_module: Path,
+        python_home: Path,
+        handler: Path,
+        mpm: str = "event",
+        workers: int = 50,
+        threads: int = 25,
+        extra: str = "",
+    ) -> None:
+        self.root = root
+        self.docroot = docroot
+        self.port = port
+        self.tls_port = tls_port
+        self.certificate = root / "localhost.pem"
+        self._extra = extra
+        self._process: subprocess.Popen[bytes] | None = None
+        self._defines = {
+            "ROOT": root,
+            "MODULES": DEBIAN_MODULES,
+            "MPM": mpm,
+            "WORKERS": workers,
+            "THREADS": threads,
+            "WSGI_MODULE": wsgi_module,
+            "PYTHON_HOME": python_home,
+            "APACHEWS_WSGI": handler,
+            "PORT": port,
+            "TLS_PORT": tls_port,
+            "DOCROOT": docroot,
+            "SHIPPED": SHIPPED,
+        }
+
+    @property
+    def pid(self) -> int:
+        """Process id of httpd's parent process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def error_log(self) -> str:
+        """What the error log has."""
+        return _read(self.root / "error.log")
+
+    @property
+    def access_log(self) -> str:
+        """What the access log has."""
+        return _read(self.root / "access.log")
+
+    def start(self) -> None:
+        """Start httpd and wait until it answers.
+
+        Raises:
+            ApacheError: a port is taken, or httpd ends; with what it said.
+        """
+        for port in (self.port, self.tls_port):
+            require_free_port(port)
+        create_certificate(self.certificate)
+        (self.root / "conf.d").mkdir(exist_ok=True)
+        (self.root / "conf.d" / "extra.conf").write_text(self._extra)
+        output = self.root / "output.log"
+        with output.open("wb") as log:
+            self._process = subprocess.Popen(
+                self.command("-D", "FOREGROUND"),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # httpd ends its group when it ends; ours is not to be among it.
+                start_new_session=True,
+                env=_clean_environment(),
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _answers(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ApacheError(
+                    f"Apache did not start.\n{_read(output)}{self.error_log}".rstrip()
+                )
+            time.sleep(0.02)
+
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line of httpd with this configuration."""
+        command = [str(find_httpd()), *arguments]
+        defines = dict(self._defines)
+        if os.geteuid() == 0:
+            command += ["-D", "AS_ROOT"]
+            group = grp.getgrgid(pwd.getpwnam(APACHE_USER).pw_gid).gr_name
+            defines |= {"USER": APACHE_USER, "GROUP": group}
+        for name, value in defines.items():
+            command += ["-C", f'Define {name} "{value}"']
+        return [*command, "-f", str(SHIPPED / "private.conf")]
+
+    def graceful(self) -> None:
+        """Have httpd read its configuration again and renew its children."""
+        os.kill(self.pid, signal.SIGUSR1)
+
+    def children(self) -> list[int]:
+        """Return the process ids of httpd's children."""
+        path = f"/proc/{self.pid}/task/{self.pid}/children"
+        return [int(pid) for pid in _read(Path(path)).split()]
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for httpd to end of itself; return its status, or None."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self) -> None:
+        """End httpd, and wait until it has; does nothing where it has ended.
+
+        Raises:
+            ApacheError: it did not end in time, and was killed.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        if self.wait(STOP_TIMEOUT_S) is None:
+            self.kill()
+            raise ApacheError(f"Apache did not end within {STOP_TIMEOUT_S:g} s.\n{self.error_log}")
+
+    def kill(self) -> None:
+        """End httpd and its children by force."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        children = self.children()
+        self._process.kill()
+        self._process.wait()
+        for pid in children:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it went with its parent
+
+
+def find_httpd() -> Path:
+    """Return httpd's program.
+
+    Raises:
+        ApacheError: there is none.
+    """
+    for name in ("apache2", "httpd"):
+        if found := shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"):
+            return Path(found)
+    raise ApacheError("Apache httpd is not installed: on Debian, apt-get install apache2-bin")
+
+
+def find_wsgi_module() -> Path:
+    """Return mod_wsgi's file: the running environment's, else Debian's.
+
+    Raises:
+        ApacheError: neither is there.
+    """
+    for directory in map(Path, sys.path):
+        for found in sorted((directory / "mod_wsgi" / "server").glob("mod_wsgi-py*.so")):
+            return found
+    if DEBIAN_WSGI_MODULE.exists():
+        return DEBIAN_WSGI_MODULE
+    raise ApacheError(
+        "mod_wsgi is not installed: on Debian, apt-get install libapache2-mod-wsgi-py3;"
+        " elsewhere, pip install mod_wsgi"
+    )
+
+
+def require_free_port(port: int) -> None:
+    """Check that nobody listens on a port of 127.0.0.1.
+
+    Raises:
+        ApacheError
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ApacheError(
+                f"port {port} cannot be used ({error.strerror}): end the program that listens"
+                " there, or choose another port"
+            ) from error
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def create_certificate(path: Path) -> None:
+    """Make a self-signed certificate for localhost, with its key, unless there is one.
+
+    Raises:
+        ApacheError: no openssl, or it failed.
+    """
+    if path.exists():
+        return
+    key, certificate = path.with_suffix(".key"), path.with_suffix(".crt")
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+        *("-nodes", "-days", "30", "-subj", "/CN=localhost"),
+        *("-addext", "basicConstraints=critical,CA:FALSE"),
+        *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        *("-keyout", str(key), "-out", str(certificate)),
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise ApacheError("openssl is not installed: apt-get install openssl") from error
+    except subprocess.CalledProcessError as error:
+        raise ApacheError(f"openssl cannot make a certificate: {error.stderr}") from error
+    path.write_text(certificate.read_text() + key.read_text())
+    path.chmod(0o600)
+    key.unlink()
+
+
+def unreadable_parts(paths: Iterable[Path], user: str = APACHE_USER) -> list[Path]:
+    """Return the directories that keep a user from reading the paths, outermost first.
+
+    Only meaningful as root; for anybody else httpd serves as the one who started
+    it, and the list is empty.
+    """
+    if os.geteuid() != 0:
+        return []
+    account = pwd.getpwnam(user)
+    groups = set(os.getgrouplist(user, account.pw_gid))
+    blocking: list[Path] = []
+    for path in paths:
+        real = path.resolve()
+        for directory in reversed([real, *real.parents]):
+            status = directory.stat()
+            if not stat.S_ISDIR(status.st_mode) or directory in blocking:
+                continue
+            if status.st_uid == account.pw_uid:
+                bit = stat.S_IXUSR
+            elif status.st_gid in groups:
+                bit = stat.S_IXGRP
+            else:
+                bit = stat.S_IXOTH
+            if not status.st_mode & bit:
+                blocking.append(directory)
+    return blocking
+
+
+def _clean_environment() -> dict[str, str]:
+    """Return an environment without anything that would lead the embedded Python astray."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "VIRTUAL_ENV", "APACHE", "PYENV"))
+    } | {"LC_ALL": "C.UTF-8"}
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 5) as probe:
+            probe.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+            return probe.recv(1) != b""
+    except OSError:
+        return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
