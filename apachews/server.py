@@ -189,7 +189,9 @@ class Server:
     def _turn(self, wait_s: float | None) -> None:
         """Wait for the sockets once, and do what they are ready for."""
         next_timer_s = self._run_timers()
-        if next_timer_s is not None:
+        if self._events:  # a timer's
+            wait_s = 0.0
+        elif next_timer_s is not None:
             wait_s = next_timer_s if wait_s is None else min(wait_s, next_timer_s)
         for fd, ready in self._epoll.poll(wait_s):
             if fd == self._listen_fd:

@@ -395,9 +395,7 @@ class Bridge:
         if session.is_aborted:
             self._close_client(connection)
         elif (
-            session.client_finished
-            and not connection.client_queue
-            and not connection.is_shut_down
+            session.client_finished and not connection.client_queue and not connection.is_shut_down
         ):
             # The client closes when it has read the CLOSE; closing here while it
             # still sends would reset the connection and lose it that.

@@ -5,9 +5,9 @@ has parsed and returns an ``Upgrade``, or raises ``Refusal``; nothing is sent.
 ``accept()`` gives the bytes of the 101.  Pure; one object a request.
 
 How this works: wsproto decides on the handshake and writes the 101, the same
-code that thousands of servers rely on.  The checks before it are those it leaves
-to its caller, or answers with another status than docs/http-answers of the
-design: method, protocol version, the form of the key, body, origin.
+code that many servers rely on.  The checks before it are those it leaves to its
+caller (the form of the key, a body, the origin), and those that need another
+status than its 400: a request that is no handshake at all, another version.
 
 Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version), 10.2 (origin).
 """
@@ -65,7 +65,8 @@ class Upgrade:
         handshake = H11Handshake(ConnectionType.SERVER)
         headers = [
             (name.encode("latin-1"), value.encode("latin-1"))
-            for name, value in request_headers(environ)
+            # Among several protocols to upgrade to, wsproto does not see its own.
+            for name, value in request_headers({**environ, "HTTP_UPGRADE": "websocket"})
         ]
         try:
             handshake.initiate_upgrade_connection(headers, b"/")

@@ -1,0 +1,38 @@
+"""What all tests share: waiting with a deadline, and short paths for sockets."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+DEADLINE_S = 10.0
+
+
+def wait_for(
+    condition: Callable[[], T], timeout_s: float = DEADLINE_S, what: Callable[[], object] = str
+) -> T:
+    """Return the first true result of the condition; fail when the time is over.
+
+    ``what`` is asked for an explanation only then.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s:g} s in vain; {what()}")
+        time.sleep(0.01)
+    return result
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for the 107 bytes of a Unix socket's."""
+    path = Path(tempfile.mkdtemp(prefix="aws"))
+    yield path
+    shutil.rmtree(path)

@@ -1,0 +1,327 @@
+"""apachews_handler.bridge: the loop, over socket pairs, with clients that stall and vanish."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from apachews import wire
+from apachews.messages import Item, MessageReader
+from apachews_handler import bridge as bridge_module
+from apachews_handler.bridge import Bridge, Connection
+from apachews_handler.session import Session
+from apachews_handler.transport import PlainTransport
+
+from ..conftest import wait_for
+from .test_client_reader import masked
+
+
+class Lines:
+    """A log."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def write(self, level: str, text: str) -> None:
+        self.lines.append((level, text))
+
+
+class Peers:
+    """The far ends of a connection: a client, a producer, and Apache with its dummy."""
+
+    def __init__(self, bridge: Bridge, *, limit: int = 2**30, close_timeout_s: float = 5) -> None:
+        self.client, client_near = tcp_pair()
+        self.producer, producer_near = socket.socketpair()
+        self.apache, farewell = socket.socketpair()
+        for sock in (client_near, producer_near, farewell):
+            sock.setblocking(False)
+        for sock in (self.client, self.producer):
+            sock.settimeout(10)
+        self.log = Lines()
+        self._reader = MessageReader(2**30)
+        self.messages: list[Item] = []
+        self.connection = Connection(
+            PlainTransport(client_near),
+            producer_near,
+            Session(wire.Open(id="1", uri="/a.ws"), limit),
+            "[client x] /a.ws",
+            self.log,
+            close_timeout_s,
+        )
+        bridge.adopt(self.connection, farewell)
+
+    def next_item(self) -> Item | None:
+        """Return what the producer receives next, None at the end."""
+        while not self.messages:
+            data = self.producer.recv(1 << 20)
+            if not data:
+                return None
+            self.messages += self._reader.receive(data)
+        return self.messages.pop(0)
+
+    def client_reads(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.client.recv(size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def close(self) -> None:
+        for sock in (self.client, self.producer, self.apache):
+            sock.close()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        return far, listener.accept()[0]
+
+
+@pytest.fixture
+def bridge() -> Iterator[Bridge]:
+    before = set(os.listdir("/proc/self/fd"))
+    bridge = Bridge()
+    bridge.start()
+    yield bridge
+    bridge.stop()
+    assert not bridge._thread.is_alive()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def connect(bridge: Bridge) -> Iterator[Callable[..., Peers]]:
+    made: list[Peers] = []
+
+    def connect(**settings: float) -> Peers:
+        peers = Peers(bridge, **settings)  # type: ignore[arg-type]
+        made.append(peers)
+        item = peers.next_item()
+        assert isinstance(item, wire.Open)
+        return peers
+
+    yield connect
+    for peers in made:
+        peers.close()
+
+
+def test_messages_pass_both_ways(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.client.sendall(masked(0x81, b"hi") + masked(0x89, b"p"))
+    assert peers.next_item() == "hi"
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"yo"))
+    assert peers.client_reads(7) == b"\x8a\x01p" + b"\x81\x02yo"
+
+
+def test_a_large_message_passes_in_small_pieces(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    data = os.urandom(5_000_000)
+    writer = threading.Thread(target=peers.client.sendall, args=(masked(0x82, data),))
+    writer.start()
+    assert peers.next_item() == data
+    writer.join()
+    frame = wire.encode_frame(wire.BINARY, data)
+    writer = threading.Thread(target=peers.producer.sendall, args=(frame,))
+    writer.start()
+    assert peers.client_reads(len(frame)) == frame
+    writer.join()
+
+
+def stalled(sock: socket.socket, data: bytes) -> int:
+    """Send until nothing more goes in for a while; return how much did."""
+    sent = 0
+    while select.select([], [sock], [], 0.3)[1]:
+        sent += sock.send(data)
+    return sent
+
+
+def test_a_client_that_does_not_read_stops_its_producer_and_nobody_else(
+    connect: Callable[..., Peers],
+) -> None:
+    slow, fast = connect(), connect()
+    frame = wire.encode_frame(wire.BINARY, b"x" * 10_000)
+    slow.producer.setblocking(False)
+    sent = stalled(slow.producer, frame * 10)
+    queued = len(slow.connection.client_queue)
+    assert 0 < queued <= bridge_module.READ_BYTES
+    fast.client.sendall(masked(0x81, b"hi"))
+    assert fast.next_item() == "hi"
+    # And everything arrives once it reads.
+    slow.client.settimeout(1)
+    assert slow.client_reads(sent) == (frame * (sent // len(frame) + 1))[:sent]
+
+
+def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    frame = masked(0x82, b"x" * 10_000)
+    peers.client.setblocking(False)
+    sent = stalled(peers.client, frame * 10)
+    assert 0 < len(peers.connection.producer_queue) <= bridge_module.READ_BYTES + 1000
+    messages = sent // len(frame)
+    for _ in range(messages):
+        assert peers.next_item() == b"x" * 10_000
+
+
+def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.producer.setblocking(False)
+    stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
+    peers.producer.settimeout(10)
+    before = len(peers.connection.client_queue)
+    for _ in range(5_000):
+        peers.client.sendall(masked(0x89, b"p" * 125))
+    peers.client.sendall(masked(0x81, b"end"))
+    assert peers.next_item() == "end"
+    assert len(peers.connection.client_queue) <= before
+
+
+def test_the_client_closes(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.client.sendall(masked(0x88, b"\x03\xe8"))
+    assert peers.next_item() == wire.Close(1000, "")
+    assert peers.next_item() is None
+    assert peers.client_reads(100) == b"\x88\x02\x03\xe8"
+    peers.client.close()
+    wait_for(lambda: peers.log.lines)
+    level, line = peers.log.lines[0]
+    assert level == "info"
+    assert "closed by client code=1000" in line
+
+
+def test_a_client_that_does_not_go_is_dropped_in_time(connect: Callable[..., Peers]) -> None:
+    peers = connect(close_timeout_s=0.1)
+    peers.producer.sendall(wire.encode_frame(wire.CLOSE, b""))
+    assert peers.client_reads(100) == b"\x88\x00"
+    assert peers.next_item() is None
+
+
+def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> None:
+    peers = connect(limit=10)
+    peers.client.sendall(masked(0x81, b"x" * 11))
+    item = peers.next_item()
+    assert isinstance(item, wire.Close)
+    assert item.code == 1009
+    assert peers.client_reads(4)[:1] == b"\x88"
+    peers.client.close()
+    wait_for(lambda: peers.log.lines)
+    assert peers.log.lines[0][0] == "warn"
+    assert "more than 10 bytes" in peers.log.lines[0][1]
+
+
+@pytest.mark.parametrize("half_sent", [False, True])
+def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> None:
+    peers = connect()
+    frame = wire.encode_frame(wire.TEXT, b"hello")
+    peers.producer.sendall(frame[:4] if half_sent else frame)
+    peers.producer.close()
+    received = peers.client_reads(9 if half_sent else len(frame) + 4)
+    if half_sent:
+        assert received == frame[:4]  # and the end
+    else:
+        assert received == frame + b"\x88\x16" + (1012).to_bytes(2, "big")
+
+
+def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(close_timeout_s=0.5)
+    peers.producer.setblocking(False)
+    sent = stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
+    peers.producer.close()
+    wait_for(lambda: peers.connection.producer_mask == -1)
+    used = sum(os.times()[:2])
+    wait_for(lambda: peers.log.lines)
+    assert sum(os.times()[:2]) - used < 0.4
+    peers.client.settimeout(1)
+    assert len(peers.client_reads(sent)) < sent
+
+
+def test_a_client_that_vanishes_while_its_producer_is_slow_is_noticed(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(close_timeout_s=0.5)
+    peers.client.setblocking(False)
+    stalled(peers.client, masked(0x82, b"x" * 60_000))
+    peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peers.client.close()  # with a reset
+    wait_for(lambda: peers.log.lines)
+
+
+def test_reserved_opcodes_are_logged(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.producer.sendall(wire.encode_frame(0x7, b"x") + wire.encode_frame(wire.TEXT, b"a"))
+    assert peers.client_reads(3) == b"\x81\x01a"
+    wait_for(lambda: peers.log.lines)
+    assert "0x7" in peers.log.lines[0][1]
+
+
+def test_an_exception_ends_its_own_connection_only(
+    connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = connect(), connect()
+
+    recv = PlainTransport.recv
+
+    def fail(transport: PlainTransport) -> bytes | None:
+        if transport is bad.connection.transport:
+            raise RuntimeError("a fault of ours")
+        return recv(transport)
+
+    monkeypatch.setattr(PlainTransport, "recv", fail)
+    bad.client.sendall(b"x")
+    assert bad.next_item() is None
+    assert bad.client_reads(1) == b""
+    assert bad.log.lines[0][0] == "error"
+    assert "a fault of ours" in bad.log.lines[0][1]
+    good.client.sendall(masked(0x81, b"hi"))
+    assert good.next_item() == "hi"
+
+
+def test_apaches_dummy_is_held_until_apache_is_done(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.apache.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+    peers.client.sendall(masked(0x81, b"hi"))
+    assert peers.next_item() == "hi"
+    assert not select.select([peers.apache], [], [], 0.05)[0]
+    peers.apache.shutdown(socket.SHUT_WR)
+    peers.apache.settimeout(5)
+    assert peers.apache.recv(1) == b""
+
+
+def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
+    peers, silent = connect(), connect()
+    stopper = threading.Thread(target=bridge.stop)
+    stopper.start()
+    item = peers.next_item()
+    assert isinstance(item, wire.Close)
+    assert item.code == 1001
+    received = peers.client_reads(4)
+    assert received[2:] == (1001).to_bytes(2, "big")
+    peers.client.sendall(masked(0x88, b"\x03\xe9"))
+    stopper.join(5)  # the silent one does not hold it up for ever
+    assert not stopper.is_alive()
+    assert silent.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+
+
+def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
+    bridge.stop()
+    peers = Peers(bridge)
+    assert peers.client.recv(1) == b""
+    assert peers.next_item() is None
+    peers.close()
+
+
+def test_the_thread_takes_no_signals(bridge: Bridge) -> None:
+    task = f"/proc/self/task/{bridge._thread.native_id}/status"
+    with open(task) as status:
+        blocked = next(line for line in status if line.startswith("SigBlk:")).split()[1]
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGPIPE):
+        assert int(blocked, 16) >> (number - 1) & 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -1,0 +1,101 @@
+"""apachews_handler.endpoint: from a path to a producer, or the answer why not."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apachews_handler.endpoint import connect, locate
+from apachews_handler.exceptions import Refusal
+
+
+@pytest.fixture
+def listener(short_path: Path) -> Iterator[tuple[str, socket.socket]]:
+    path = str(short_path / "a.ws")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        sock.listen(0)
+        yield path, sock
+
+
+def refusal_of(path: str, timeout_s: float = 0.05) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        connect(path, timeout_s).close()
+    assert path in caught.value.logged
+    assert path not in caught.value.told  # nothing internal goes to the client
+    return caught.value
+
+
+def test_connects_without_blocking_afterwards(listener: tuple[str, socket.socket]) -> None:
+    with connect(listener[0], 1) as producer, listener[1].accept()[0] as accepted:
+        accepted.send(b"x")
+        assert producer.recv(9) == b"x"
+        with pytest.raises(BlockingIOError):
+            producer.recv(9)
+
+
+def test_a_full_backlog_is_waited_for_and_then_refused(
+    listener: tuple[str, socket.socket],
+) -> None:
+    with connect(listener[0], 1):
+        refusal = refusal_of(listener[0])
+    assert refusal.status.startswith("503")
+    assert "backlog" in refusal.logged
+    assert dict(refusal.headers) == {"Retry-After": "5"}
+
+
+def test_a_stale_socket_is_refused(listener: tuple[str, socket.socket]) -> None:
+    listener[1].close()
+    refusal = refusal_of(listener[0])
+    assert refusal.status.startswith("503")
+    assert "nobody listens" in refusal.logged
+    assert dict(refusal.headers) == {"Retry-After": "5"}
+
+
+def test_no_file_and_no_socket(short_path: Path) -> None:
+    assert refusal_of(str(short_path / "absent.ws")).status.startswith("404")
+    (short_path / "file.ws").write_text("text")
+    assert refusal_of(str(short_path / "file.ws")).status.startswith("403")
+    assert refusal_of(str(short_path / "file.ws" / "x")).status.startswith("404")
+    assert refusal_of(str(short_path)).status.startswith("403")
+
+
+def test_a_path_too_long_for_a_socket_is_refused(short_path: Path) -> None:
+    directory = short_path / ("d" * 100)
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(short_path / "a"))
+    os.rename(short_path / "a", directory / "a.ws")
+    assert refusal_of(str(directory / "a.ws")).status.startswith("500")
+
+
+@pytest.mark.parametrize("name", ["chat", "/chat", "/sub/chat", "/../root/chat"])
+def test_names_inside_the_root(short_path: Path, name: str) -> None:
+    root = short_path / "root"
+    (root / "sub").mkdir(parents=True)
+    located = Path(locate(str(root), name))
+    assert located.name == "chat.ws"
+    assert root in located.resolve().parents
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/", "/../x", "/sub/../../x", "//..//x", "/a\0b", "/link/x", "/out"]
+)
+def test_names_that_lead_out_of_the_root(short_path: Path, name: str) -> None:
+    root = short_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "link").symlink_to(short_path)
+    (root / "out.ws").symlink_to(short_path / "x.ws")
+    with pytest.raises(Refusal) as caught:
+        locate(str(root), name)
+    assert caught.value.status.startswith("404")
+
+
+def test_a_root_is_needed() -> None:
+    with pytest.raises(Refusal, match="APACHEWS_ROOT") as caught:
+        locate("", "/chat")
+    assert caught.value.status.startswith("500")

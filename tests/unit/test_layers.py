@@ -1,0 +1,129 @@
+"""Imports point downwards only: the table of layers, held against every module."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# What a layer must not import, and the modules it consists of.
+CORE_NEVER = {"socket", "select", "ctypes", "threading", "asyncio", "time", "os", "signal"}
+LAYERS: dict[str, tuple[set[str], set[str]]] = {
+    "core": (
+        {
+            "apachews.wire",
+            "apachews.messages",
+            "apachews.events",
+            "apachews.exceptions",
+            "apachews.languages",
+            "apachews_handler.client_reader",
+            "apachews_handler.producer_reader",
+            "apachews_handler.session",
+            "apachews_handler.mask",
+            "apachews_handler.settings",
+            "apachews_handler.upgrade",
+            "apachews_handler.exceptions",
+        },
+        CORE_NEVER,
+    ),
+    "transport": (
+        {
+            "apachews.client",
+            "apachews.connection",
+            "apachews.listener",
+            "apachews.server",
+            "apachews_handler.bridge",
+            "apachews_handler.endpoint",
+            "apachews_handler.transport",
+        },
+        {"ctypes", "asyncio", "apachews_handler.httpd", "apachews_handler.tls"},
+    ),
+    "foreign C": (
+        {"apachews_handler.httpd", "apachews_handler.tls"},
+        {"threading", "asyncio", "select"},
+    ),
+    "entry points": (
+        {
+            "apachews",
+            "apachews_handler",
+            "apachews_handler.child",
+            "apachews_handler.detach",
+            "apachews_handler.wsgi",
+        },
+        {"ctypes"},
+    ),
+}
+ORDER = ["core", "transport", "foreign C", "entry points"]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("apachews", "apachews_handler"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Return every module a file imports when it runs, ours with their full names."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    for node in tree.body:  # what is only for type checkers does not count
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module or ""
+            found.add(base)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+LAYER_OF = {module: layer for layer, (members, _) in LAYERS.items() for module in members}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert set(modules()) == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("name", sorted(LAYER_OF))
+def test_imports_point_downwards(name: str) -> None:
+    layer = LAYER_OF[name]
+    imported = imports(name, modules()[name])
+    assert not imported & LAYERS[layer][1]
+    for other in imported & set(LAYER_OF):
+        if other in ("apachews", "apachews_handler"):
+            continue  # the package of a module that is imported from it
+        assert ORDER.index(LAYER_OF[other]) <= ORDER.index(layer), f"{name} imports {other}"
+    if layer == "foreign C":
+        assert not any(other.startswith("apachews") for other in imported)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYER_OF if name.split(".")[0] == "apachews"])
+def test_the_library_needs_the_standard_library_only(name: str) -> None:
+    for imported in imports(name, modules()[name]):
+        top = imported.split(".")[0]
+        assert top == "apachews" or top in sys.stdlib_module_names, f"{name} imports {imported}"
+
+
+def test_the_library_imports_without_anything_installed() -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r});"
+            "import apachews; assert not any('handler' in name for name in sys.modules)",
+        ],
+        check=True,
+    )

@@ -1,0 +1,406 @@
+"""apachews.server: the seed's API, against a bridge played by hand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import apachews.server
+from apachews import ApachewsError, Client, Event, EventType, Server, ServerClosed, wire
+from apachews.messages import Item, MessageReader
+
+OPEN = wire.Open(id="id-1", uri="/echo.ws", headers=(("accept-language", "de;q=0.5,en-GB"),))
+
+
+class Bridge:
+    """The other end of one connection."""
+
+    def __init__(self, path: str, open_: wire.Open | None = OPEN) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self._reader = MessageReader(2**30)
+        self._reader.receive(OPEN.encode())
+        if open_:
+            self.socket.sendall(open_.encode())
+
+    def send(self, opcode: int, payload: bytes = b"", fin: bool = True) -> None:
+        self.socket.sendall(wire.encode_frame(opcode, payload, fin))
+
+    def read_available(self) -> list[Item]:
+        items: list[Item] = []
+        while select.select([self.socket], [], [], 0)[0]:
+            data = self.socket.recv(1 << 20)
+            if not data:
+                break
+            items += self._reader.receive(data)
+        return items
+
+    @property
+    def is_at_end(self) -> bool:
+        return bool(
+            select.select([self.socket], [], [], 0)[0] and not self.socket.recv(1, socket.MSG_PEEK)
+        )
+
+
+Connect = Callable[[], tuple[Bridge, Client]]
+
+
+@pytest.fixture
+def server(short_path: Path) -> Iterator[Server]:
+    with Server(short_path / "echo.ws") as server:
+        yield server
+
+
+@pytest.fixture
+def connect(server: Server) -> Iterator[Connect]:
+    bridges = []
+
+    def connect() -> tuple[Bridge, Client]:
+        bridge = Bridge(server.path)
+        bridges.append(bridge)
+        return bridge, next_event(server, Event.Accept).client()
+
+    yield connect
+    for bridge in bridges:
+        bridge.socket.close()
+
+
+def next_event(server: Server, type: EventType) -> Event:
+    event = server.dequeue(5)
+    assert event is not None, f"no {type!r} came"
+    assert event.type() is type, event
+    return event
+
+
+def test_star_import_gives_what_the_seeds_programs_use() -> None:
+    names: dict[str, object] = {}
+    exec("from apachews import *", names)
+    assert names["Server"] is Server
+    assert names["Event"] is Event
+
+
+def test_no_text_equals_an_event_type() -> None:
+    for kind in EventType:
+        for text in (kind.value, kind.name, str(kind), repr(kind), "", b"", 0, 1):
+            assert text != kind
+
+
+def test_a_client_is_known_by_its_request(server: Server, connect: Connect) -> None:
+    _, client = connect()
+    assert client.guid() == "id-1"
+    assert client.request == OPEN
+    assert server.language(client) == "en-GB"
+    assert server.clients() == [client]
+
+
+def test_messages_are_read_by_their_type(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    bridge.send(wire.TEXT, b"hi")
+    bridge.send(wire.BINARY, b"\x00")
+    event = next_event(server, Event.IO)
+    assert event.read() == event.read() == "hi"
+    assert event.client() is client
+    assert next_event(server, Event.IO).read() == b"\x00"
+
+
+@pytest.mark.parametrize(("opcode", "empty"), [(wire.TEXT, ""), (wire.BINARY, b"")])
+def test_an_empty_message_is_no_data(
+    server: Server, connect: Connect, opcode: int, empty: str | bytes
+) -> None:
+    bridge, _ = connect()
+    bridge.send(opcode)
+    event = next_event(server, Event.NoData)
+    assert event.read() == empty
+    assert event.write(event.read())  # type: ignore[arg-type]
+    assert bridge.read_available() == [empty]
+
+
+@pytest.mark.parametrize("data", ["é", b"\x00\xff", bytearray(b"x"), memoryview(b"y")])
+def test_write_and_its_older_name(
+    server: Server, connect: Connect, data: str | bytes | bytearray | memoryview
+) -> None:
+    bridge, client = connect()
+    bridge.send(wire.TEXT, b"x")
+    event = next_event(server, Event.IO)
+    assert event.write(data)
+    assert event.respond(data)
+    assert client.send(data)
+    expected = data if isinstance(data, str) else bytes(data)
+    assert bridge.read_available() == [expected] * 3
+
+
+def test_what_is_no_message_is_refused_by_name(connect: Connect) -> None:
+    _, client = connect()
+    for wrong in (None, 7, Event.Error):
+        with pytest.raises(TypeError, match="str or bytes"):
+            client.send(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UnicodeEncodeError):
+        client.send("\ud800")
+
+
+def test_broadcast_counts(server: Server, connect: Connect) -> None:
+    bridges = [connect()[0] for _ in range(3)]
+    assert server.broadcast("all") == 3
+    assert [bridge.read_available() for bridge in bridges] == [["all"]] * 3
+    assert server.broadcast(b"") == 3
+
+
+def test_the_client_closes(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    bridge.send(wire.TEXT, b"last")
+    bridge.send(wire.CLOSE, wire.encode_close(4001, "bye"))
+    assert next_event(server, Event.IO).read() == "last"
+    event = next_event(server, Event.Close)
+    assert (event.code, event.reason) == (4001, "bye")
+    event = next_event(server, Event.ConnectionClosed)
+    assert (event.code, event.reason) == (4001, "bye")
+    assert event.read() == Event.ConnectionClosed
+    event.close()
+    assert not event.write("too late")
+    assert client not in server.clients()
+    assert bridge.is_at_end
+    assert server.dequeue(0) is None
+
+
+def test_the_connection_breaks_off(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    bridge.send(wire.TEXT, b"half", fin=False)
+    bridge.socket.close()
+    event = next_event(server, Event.ConnectionClosed)
+    assert event.code == 1006
+    assert not client.send("x")
+    assert server.dequeue(0) is None
+
+
+def test_the_producer_closes(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    client.send("before")
+    client.close(4000, "enough")
+    client.close(4001)
+    assert not client.send("after")
+    assert bridge.read_available() == ["before", wire.Close(4000, "enough")]
+    bridge.send(wire.TEXT, b"crossing")
+    bridge.send(wire.CLOSE, wire.encode_close(4000))
+    next_event(server, Event.Close)
+    assert next_event(server, Event.ConnectionClosed).code == 4000
+    assert server.dequeue(0) is None
+
+
+def test_a_close_that_is_not_answered_ends_all_the_same(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apachews.server, "CLOSE_TIMEOUT_S", 0.05)
+    bridge, client = connect()
+    client.close()
+    started = time.monotonic()
+    event = next_event(server, Event.ConnectionClosed)
+    assert time.monotonic() - started < 4  # the event of a timer ends the wait
+    assert event.code == 1006
+    assert "not answered" in event.reason
+    bridge.read_available()
+    assert bridge.is_at_end
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [(1005, "x"), (1006, ""), (999, ""), (1000, "x" * 124)]
+)
+def test_a_close_that_may_not_be_sent_is_refused(connect: Connect, code: int, reason: str) -> None:
+    _, client = connect()
+    with pytest.raises(ValueError, match=r"may not be sent|cannot carry|at most 123"):
+        client.close(code, reason)
+    assert client.send("still open")
+
+
+def test_too_much_is_an_error_and_closes_with_1009(short_path: Path) -> None:
+    with Server(short_path / "small.ws", max_message_bytes=10) as server:
+        bridge = Bridge(server.path)
+        next_event(server, Event.Accept)
+        bridge.send(wire.TEXT, b"x" * 11)
+        event = next_event(server, Event.Error)
+        assert event.read() == Event.Error
+        assert event.code == 1009
+        assert next_event(server, Event.ConnectionClosed).code == 1009
+        (close,) = bridge.read_available()
+        assert isinstance(close, wire.Close)
+        assert close.code == 1009
+        assert bridge.is_at_end
+        bridge.socket.close()
+
+
+def test_strangers_are_invalid_and_lookers_are_nothing(server: Server) -> None:
+    stranger = Bridge(server.path, None)
+    stranger.socket.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    event = next_event(server, Event.Invalid)
+    assert event.reason
+    assert event.read() == Event.Error
+    with pytest.raises(ApachewsError, match="no client"):
+        event.client()
+    looker = Bridge(server.path, None)
+    looker.socket.close()
+    half = Bridge(server.path, None)
+    half.socket.send(b"\x83")
+    half.socket.close()
+    next_event(server, Event.Invalid)
+    assert server.dequeue(0) is None
+    stranger.socket.close()
+
+
+def test_a_slow_client_is_queued_for_and_blocks_nobody(server: Server, connect: Connect) -> None:
+    slow, client = connect()
+    fast, _ = connect()
+    data = "x" * 500_000
+    assert all(client.send(data) for _ in range(4))
+    fast.send(wire.TEXT, b"hello")
+    event = next_event(server, Event.IO)
+    event.write("echo")
+    assert fast.read_available() == ["echo"]
+    received: list[Item] = []
+    while len(received) < 4:
+        received += slow.read_available()
+        server.dequeue(0.01)
+    assert received == [data] * 4
+
+
+def test_a_client_too_slow_is_closed_with_1013_and_the_producer_hears(
+    server: Server, connect: Connect
+) -> None:
+    slow, client = connect()
+    fast, _ = connect()
+    data = b"x" * 1_000_000
+    sent = 0
+    while client.send(data):
+        sent += 1
+        assert sent < 20
+    event = next_event(server, Event.ConnectionClosed)
+    assert event.client() is client
+    assert event.code == 1013
+    assert server.broadcast("still here") == 1
+    received: list[Item] = []
+    while not slow.is_at_end:
+        received += slow.read_available()
+        server.dequeue(0.01)
+    # Whole messages only, then the reason.
+    assert received[:-1] == [data] * (len(received) - 1)
+    assert isinstance(received[-1], wire.Close)
+    assert received[-1].code == 1013
+    assert fast.read_available() == ["still here"]
+    assert server.dequeue(0) is None
+
+
+def test_a_message_longer_than_the_queue_goes_through(short_path: Path) -> None:
+    with Server(short_path / "q.ws", max_queue_bytes=1000) as server:
+        bridge = Bridge(server.path)
+        client = next_event(server, Event.Accept).client()
+        assert client.send(b"x" * 3_000_000)
+        items: list[Item] = []
+        while not items:
+            items += bridge.read_available()
+            server.dequeue(0.01)
+        assert items == [b"x" * 3_000_000]
+        bridge.socket.close()
+
+
+def test_an_echo_slows_its_client_down_rather_than_losing_it(short_path: Path) -> None:
+    with Server(short_path / "e.ws", max_queue_bytes=300_000) as server:
+        bridge = Bridge(server.path)
+        next_event(server, Event.Accept)
+        bridge.socket.setblocking(False)
+        frame = wire.encode_frame(wire.BINARY, b"x" * 10_000)
+        pending = frame * 300
+        received: list[Item] = []
+        while len(received) < 300:
+            try:
+                pending = pending[bridge.socket.send(pending) :]
+            except BlockingIOError:
+                received += bridge.read_available()  # only when nothing more goes in
+            if not pending:
+                received += bridge.read_available()
+            while (event := server.dequeue(0)) is not None:
+                assert event.type() is Event.IO, event
+                assert event.write(event.read())  # type: ignore[arg-type]
+        assert received == [b"x" * 10_000] * 300
+        bridge.socket.close()
+
+
+def test_the_bridge_dies_while_a_queue_waits(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    client.send("x" * 3_000_000)
+    bridge.socket.close()
+    assert next_event(server, Event.ConnectionClosed).code == 1006
+    assert not client.send("x")
+
+
+def test_dequeue_waits_no_longer_than_told(server: Server) -> None:
+    started = time.monotonic()
+    assert server.dequeue(0.05) is None
+    assert 0.04 < time.monotonic() - started < 5
+    assert server.dequeue(0) is None
+
+
+def test_close_says_goodbye_and_removes_the_file(server: Server, connect: Connect) -> None:
+    bridge, _ = connect()
+    server.close()
+    server.close()
+    assert not os.path.exists(server.path)
+    assert bridge.read_available() == [wire.Close(1001, "the server closes")]
+    assert bridge.is_at_end
+    assert next_event(server, Event.ConnectionClosed).code == 1001
+    assert list(server) == []
+    with pytest.raises(ServerClosed):
+        server.dequeue()
+    assert server.broadcast("x") == 0
+
+
+def test_close_does_not_wait_for_a_client_that_does_not_read(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apachews.server, "FLUSH_TIMEOUT_S", 0.05)
+    _, client = connect()
+    client.send("x" * 3_000_000)
+    started = time.monotonic()
+    server.close()
+    assert time.monotonic() - started < 5
+
+
+def test_iteration_gives_every_event(server: Server, connect: Connect) -> None:
+    bridge, _ = connect()
+    bridge.send(wire.TEXT, b"1")
+    seen = []
+    for event in server:
+        seen.append(event.type())
+        if event.type() is Event.IO:
+            server.close()
+    assert seen == [Event.IO, Event.ConnectionClosed]
+
+
+def test_without_descriptors_accepting_rests_and_goes_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apachews.server, "ACCEPT_REST_S", 0.05)
+
+    class Exhausted:
+        def __init__(self, sock: socket.socket) -> None:
+            self._socket, self.calls = sock, 0
+
+        def accept(self) -> object:
+            self.calls += 1
+            if self.calls == 1:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return self._socket.accept()
+
+        def close(self) -> None:
+            self._socket.close()
+
+    server._file.socket = Exhausted(server._file.socket)  # type: ignore[assignment]
+    bridge = Bridge(server.path)
+    event = next_event(server, Event.Error)
+    assert "Too many open files" in event.reason
+    next_event(server, Event.Accept)
+    bridge.socket.close()

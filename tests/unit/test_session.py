@@ -1,0 +1,221 @@
+"""apachews_handler.session: how a connection ends, row by row of its table."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews import wire
+from apachews.messages import Item, MessageReader
+from apachews_handler.session import Phase, Session
+
+from .test_client_reader import masked
+
+OPEN = wire.Open(id="1", uri="/")
+TEXT = wire.encode_frame(wire.TEXT, b"hi")
+
+
+class Ends:
+    """A session and what its two sides received."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.session = Session(OPEN, limit)
+        self.client = b""
+        self.producer: list[Item] = []
+        self._reader = MessageReader()
+        self.drain()
+        assert self.producer == [OPEN]
+        self.producer.clear()
+
+    def drain(self) -> None:
+        self.client += b"".join(self.session.to_client)
+        self.session.to_client.clear()
+        self.producer += self._reader.receive(b"".join(self.session.to_producer))
+        self.session.to_producer.clear()
+
+    def from_client(self, data: bytes) -> Ends:
+        self.session.receive_client(data)
+        self.drain()
+        return self
+
+    def from_producer(self, data: bytes) -> Ends:
+        self.session.receive_producer(data)
+        self.drain()
+        return self
+
+    @property
+    def why(self) -> tuple[str, int]:
+        return self.session.closed_by, self.session.close_code
+
+
+def close(code: int, reason: str = "") -> bytes:
+    return wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
+
+
+def test_messages_pass_both_ways() -> None:
+    ends = Ends().from_client(masked(0x81, b"a")).from_producer(TEXT)
+    assert ends.producer == ["a"]
+    assert ends.client == TEXT
+    assert ends.session.phase is Phase.OPEN
+
+
+def test_a_ping_is_answered_and_not_passed_on() -> None:
+    ends = Ends().from_client(masked(0x89, b"p"))
+    assert ends.client == wire.encode_frame(wire.PONG, b"p")
+    assert ends.producer == []
+
+
+def test_every_ping_is_answered_while_the_client_reads() -> None:
+    ends = Ends().from_client(b"".join(masked(0x89, bytes((i,))) for i in range(10)))
+    assert ends.client == b"".join(wire.encode_frame(wire.PONG, bytes((i,))) for i in range(10))
+
+
+def test_only_the_last_ping_is_answered_while_the_client_does_not_read() -> None:
+    ends = Ends()
+    ends.session.set_congested(True)
+    ends.from_client(masked(0x89, b"a") + masked(0x89, b"b"))
+    assert ends.client == b""
+    ends.session.set_congested(False)
+    ends.drain()
+    assert ends.client == wire.encode_frame(wire.PONG, b"b")
+
+
+def test_client_closes() -> None:
+    ends = Ends().from_client(masked(0x81, b"a") + masked(0x88, b"\x0f\xa0bye"))
+    assert ends.producer == ["a", wire.Close(4000, "bye")]
+    assert ends.client == close(4000)  # the code comes back (RFC 6455 5.5.1)
+    assert ends.session.phase is Phase.CLOSED
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+    assert ends.why == ("client", 4000)
+
+
+def test_client_closes_without_a_code() -> None:
+    ends = Ends().from_client(masked(0x88))
+    assert ends.producer == [wire.Close(1005, "")]
+    assert ends.client == b"\x88\x00"
+
+
+def test_client_violates() -> None:
+    ends = Ends().from_client(masked(0x81, b"\xff"))
+    assert ends.producer == [wire.Close(1007, "a text message is not UTF-8")]
+    assert ends.client == close(1007, "a text message is not UTF-8")
+    assert ends.session.phase is Phase.CLOSED
+    assert ends.session.client_finished
+    assert ends.why == ("bridge", 1007)
+    assert "UTF-8" in ends.session.fault
+
+
+def test_client_breaks_off() -> None:
+    ends = Ends()
+    ends.session.receive_client_eof()
+    ends.drain()
+    assert (ends.producer, ends.client) == ([], b"")
+    assert ends.session.is_aborted
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+    assert ends.why == ("client", 1006)
+
+
+def test_producer_closes_and_gets_the_answer() -> None:
+    ends = Ends().from_producer(TEXT + close(3001, "x") + TEXT)
+    assert ends.client == TEXT + close(3001, "x")
+    assert ends.session.phase is Phase.CLOSING
+    assert not ends.session.client_finished
+    ends.from_client(masked(0x81, b"crossing") + masked(0x88, b"\x0b\xb9"))
+    assert ends.producer == [wire.Close(3001, "")]
+    assert ends.client == TEXT + close(3001, "x")
+    assert ends.session.phase is Phase.CLOSED
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+    assert ends.why == ("producer", 3001)
+
+
+def test_producer_dies_between_frames() -> None:
+    ends = Ends().from_producer(TEXT)
+    ends.session.receive_producer_eof()
+    ends.drain()
+    assert ends.client == TEXT + close(1012, "the producer is gone")
+    assert ends.session.phase is Phase.CLOSING
+    ends.from_client(masked(0x88, b"\x03\xf4"))
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+
+
+def test_producer_dies_inside_a_frame() -> None:
+    ends = Ends().from_producer(TEXT[:3])
+    ends.session.receive_producer_eof()
+    ends.drain()
+    assert ends.client == TEXT[:3]
+    assert ends.session.is_aborted
+    assert ends.session.client_finished
+    assert ends.why == ("producer", 1006)
+
+
+def test_producer_violates() -> None:
+    ends = Ends().from_producer(TEXT + b"\xc1\x00")
+    assert ends.client == TEXT + close(1011)
+    assert ends.producer == [wire.Close(1002, "")]
+    assert ends.session.phase is Phase.CLOSING
+    assert ends.why == ("bridge", 1011)
+    assert "RSV" in ends.session.fault
+
+
+def test_bridge_closes() -> None:
+    ends = Ends()
+    ends.session.close(1001, "bye")
+    ends.session.close(1002, "again")
+    ends.drain()
+    assert ends.client == close(1001, "bye")
+    assert ends.producer == [wire.Close(1001, "bye")]
+    ends.from_producer(TEXT).from_client(masked(0x81, b"late"))
+    assert ends.client == close(1001, "bye")
+    ends.from_client(masked(0x88, b"\x03\xe9"))
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+    assert ends.why == ("bridge", 1001)
+
+
+@pytest.mark.parametrize("how", ["close", "violation", "bridge"])
+def test_a_close_waits_for_the_producers_frame(how: str) -> None:
+    ends = Ends().from_producer(TEXT[:2])
+    if how == "close":
+        ends.from_client(masked(0x88, b"\x03\xe8"))
+    elif how == "violation":
+        ends.from_client(b"\x81\x00")
+    else:
+        ends.session.close(1001, "")
+        ends.drain()
+    assert ends.client == TEXT[:2]
+    assert not ends.session.client_finished
+    assert not ends.session.producer_finished  # the rest is still wanted of it
+    ends.from_producer(TEXT[2:] + TEXT)
+    assert ends.client[: len(TEXT) + 1] == TEXT + b"\x88"
+    assert ends.client.count(TEXT) == 1
+    assert ends.session.client_finished == (how != "bridge")
+
+
+def test_ends_of_file_in_any_order_finish_both() -> None:
+    for first, second in (("client", "producer"), ("producer", "client")):
+        ends = Ends()
+        for side in (first, second):
+            getattr(ends.session, f"receive_{side}_eof")()
+        assert ends.session.client_finished
+        assert ends.session.producer_finished
+
+
+@given(st.lists(st.tuples(st.booleans(), st.binary(max_size=20) | st.none()), max_size=20))
+def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | None]]) -> None:
+    ends = Ends(limit=50)
+    for is_client, data in steps:
+        if data is None:
+            if is_client:
+                ends.session.receive_client_eof()
+            else:
+                ends.session.receive_producer_eof()
+            ends.drain()
+        elif is_client:
+            ends.from_client(data)
+        else:
+            ends.from_producer(data)

@@ -1,0 +1,108 @@
+"""apachews_handler.settings: values, refusals, and the table in the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews_handler.exceptions import BadSetting
+from apachews_handler.settings import FIELDS, Settings, normalise_origin, parse_settings
+
+TABLE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def test_defaults_and_other_variables() -> None:
+    assert parse_settings({"PATH": "/bin", "HTTP_APACHEWS_X": "1"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("APACHEWS_MAX_MESSAGE", "1", "max_message", 1),
+        ("APACHEWS_MAX_MESSAGE", "64k", "max_message", 65536),
+        ("APACHEWS_MAX_MESSAGE", " 2M ", "max_message", 2097152),
+        ("APACHEWS_CONNECT_TIMEOUT", "250ms", "connect_timeout", 0.25),
+        ("APACHEWS_CLOSE_TIMEOUT", "1.5s", "close_timeout", 1.5),
+        ("APACHEWS_ORIGINS", "*", "origins", ("*",)),
+        (
+            "APACHEWS_ORIGINS",
+            "https://A.example:443  http://b.example:8080",
+            "origins",
+            ("https://a.example", "http://b.example:8080"),
+        ),
+        ("APACHEWS_ROOT", "/srv/ws", "root", "/srv/ws"),
+    ],
+)
+def test_good_values(name: str, text: str, field: str, value: Any) -> None:
+    assert getattr(parse_settings({name: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("APACHEWS_MAX_MESSAGE", ""),
+        ("APACHEWS_MAX_MESSAGE", "0"),
+        ("APACHEWS_MAX_MESSAGE", "-1"),
+        ("APACHEWS_MAX_MESSAGE", "1G"),
+        ("APACHEWS_MAX_MESSAGE", "1.5M"),
+        ("APACHEWS_MAX_MESSAGE", "٣"),
+        ("APACHEWS_CONNECT_TIMEOUT", "5"),
+        ("APACHEWS_CONNECT_TIMEOUT", "0s"),
+        ("APACHEWS_CLOSE_TIMEOUT", "1m"),
+        ("APACHEWS_ORIGINS", "example.org"),
+        ("APACHEWS_ORIGINS", "https://example.org/"),
+        ("APACHEWS_ORIGINS", "https://u@example.org"),
+        ("APACHEWS_ORIGINS", "https://example.org:99999"),
+        ("APACHEWS_ORIGINS", "* https://example.org"),
+        ("APACHEWS_ORIGINS", "null"),
+        ("APACHEWS_ROOT", "sockets"),
+        ("APACHEWS_MAX_MESAGE", "1M"),
+    ],
+)
+def test_bad_values_and_names_are_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(BadSetting) as caught:
+        parse_settings({name: text})
+    assert caught.value.status.startswith("500")
+    assert name in caught.value.logged
+    assert repr(text) in caught.value.logged
+    assert caught.value.allowed
+
+
+@given(st.sampled_from(sorted(FIELDS)), st.text(max_size=30))
+def test_any_text_is_a_value_or_refused(name: str, text: str) -> None:
+    try:
+        parse_settings({name: text})
+    except BadSetting:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("HTTPS://Example.ORG:443", "https://example.org"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+        ("http://example.org:80", "http://example.org"),
+        ("https://example.org:80", "https://example.org:80"),
+    ],
+)
+def test_origins_are_normalised(text: str, origin: str) -> None:
+    assert normalise_origin(text) == origin
+
+
+def test_the_documented_table_is_the_dataclass() -> None:
+    rows = re.findall(
+        r"^\| `(APACHEWS_\w+)` \| (.+?) \| .+ \| (.+) \|$", TABLE.read_text(), re.MULTILINE
+    )
+    assert [name for name, _, _ in rows] == list(FIELDS)
+    for name, default, protects in rows:
+        field = FIELDS[name]
+        assert protects == field.metadata["protects"]
+        if default == "(none)":
+            assert not field.default
+        else:
+            assert field.metadata["parse"](default.strip("`")) == field.default

@@ -1,0 +1,140 @@
+"""apachews_handler.upgrade: which requests become WebSockets, and the answer to the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews_handler.exceptions import Refusal
+from apachews_handler.settings import Settings
+from apachews_handler.upgrade import Upgrade, describe
+
+# The example of RFC 6455 1.3.
+GOOD: dict[str, Any] = {
+    "REQUEST_METHOD": "GET",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "REQUEST_URI": "/chat.ws?room=1",
+    "SERVER_NAME": "server.example.com",
+    "SERVER_ADDR": "192.0.2.1",
+    "SERVER_PORT": "80",
+    "REMOTE_ADDR": "203.0.113.7",
+    "REMOTE_PORT": "51514",
+    "wsgi.url_scheme": "http",
+    "HTTP_HOST": "server.example.com",
+    "HTTP_UPGRADE": "websocket",
+    "HTTP_CONNECTION": "keep-alive, Upgrade",
+    "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+    "HTTP_SEC_WEBSOCKET_PROTOCOL": "chat, superchat",
+    "HTTP_SEC_WEBSOCKET_VERSION": "13",
+}
+
+
+def negotiate(settings: Settings | None = None, **changes: str | None) -> Upgrade:
+    environ = {**GOOD, **changes}
+    return Upgrade.negotiate(
+        {name: value for name, value in environ.items() if value is not None},
+        settings or Settings(),
+    )
+
+
+def test_the_answer_is_that_of_the_rfc() -> None:
+    head = negotiate().accept()
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "HTTP/1.1 101 Switching Protocols"
+    assert lines[-2:] == ["", ""]
+    fields = {line.split(": ")[0].lower(): line.split(": ")[1] for line in lines[1:-2]}
+    assert fields == {
+        "upgrade": "websocket",
+        "connection": "Upgrade",
+        "sec-websocket-accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+    }
+
+
+def test_what_the_producer_is_told() -> None:
+    open_ = describe({**GOOD, "REMOTE_USER": "ann"}, negotiate(), "id-1", is_tls=True)
+    assert open_.id == "id-1"
+    assert open_.uri == "/chat.ws?room=1"
+    assert open_.remote == ("203.0.113.7", 51514)
+    assert open_.local == ("192.0.2.1", 80)
+    assert open_.scheme == "wss"
+    assert open_.user == "ann"
+    assert open_.vhost == "server.example.com"
+    assert open_.offered == ("chat", "superchat")
+    assert open_.header("Host") == "server.example.com"
+    assert not open_.resumed
+
+
+REFUSED: list[tuple[dict[str, str | None], str]] = [
+    ({"HTTP_UPGRADE": None}, "426"),
+    ({"HTTP_UPGRADE": "h2c"}, "426"),
+    ({"HTTP_CONNECTION": None}, "426"),
+    ({"HTTP_CONNECTION": "keep-alive"}, "426"),
+    ({"REQUEST_METHOD": "POST"}, "426"),
+    ({"SERVER_PROTOCOL": "HTTP/1.0"}, "426"),
+    ({"SERVER_PROTOCOL": "HTTP/2.0"}, "501"),
+    ({"HTTP_SEC_WEBSOCKET_VERSION": None}, "426"),
+    ({"HTTP_SEC_WEBSOCKET_VERSION": "8"}, "426"),
+    ({"HTTP_SEC_WEBSOCKET_VERSION": "13, 8"}, "426"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": None}, "400"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": ""}, "400"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ"}, "400"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": "x" * 24}, "400"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": "A" * 10_000}, "400"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==, x"}, "400"),
+    ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jé=="}, "400"),
+    ({"HTTP_HOST": None}, "400"),
+    ({"CONTENT_LENGTH": "5"}, "400"),
+    ({"HTTP_TRANSFER_ENCODING": "chunked"}, "400"),
+    ({"HTTP_X": "a\nb"}, "400"),
+    ({"HTTP_ORIGIN": "http://evil.example"}, "403"),
+    ({"HTTP_ORIGIN": "https://server.example.com"}, "403"),
+    ({"HTTP_ORIGIN": "http://server.example.com:8080"}, "403"),
+    ({"HTTP_ORIGIN": "null"}, "403"),
+    ({"HTTP_ORIGIN": ""}, "403"),
+]
+
+
+@pytest.mark.parametrize(("changes", "status"), REFUSED)
+def test_refusals(changes: dict[str, str | None], status: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        negotiate(**changes)
+    assert caught.value.status.startswith(status)
+    assert caught.value.told
+    if status == "426":
+        headers = dict(caught.value.headers)
+        assert headers["Upgrade"] == "websocket"
+        version = changes.get("HTTP_SEC_WEBSOCKET_VERSION", "13")
+        assert headers.get("Sec-WebSocket-Version") == (None if version == "13" else "13")
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"HTTP_UPGRADE": "WebSocket"}, None),
+        ({"HTTP_UPGRADE": "h2c, websocket"}, None),
+        ({"HTTP_CONNECTION": "UPGRADE"}, None),
+        ({"HTTP_ORIGIN": "http://server.example.com"}, None),
+        ({"HTTP_ORIGIN": "http://SERVER.example.com:80"}, None),
+        ({"HTTP_ORIGIN": "http://evil.example"}, Settings(origins=("*",))),
+        ({"HTTP_ORIGIN": "null"}, Settings(origins=("*",))),
+        ({"HTTP_ORIGIN": "https://b.example"}, Settings(origins=("https://b.example",))),
+        ({"CONTENT_LENGTH": "0"}, None),
+    ],
+)
+def test_allowed(changes: dict[str, str | None], settings: Settings | None) -> None:
+    assert negotiate(settings, **changes).accept().startswith(b"HTTP/1.1 101")
+
+
+latin = st.text(st.characters(max_codepoint=255), max_size=30)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(GOOD)[:13]), latin | st.none(), max_size=4))
+def test_any_headers_are_accepted_or_refused(changes: dict[str, str | None]) -> None:
+    changes = {name: value for name, value in changes.items() if name.startswith("HTTP_")}
+    try:
+        negotiate(**changes).accept()
+    except Refusal as refusal:
+        assert refusal.status[0] == "4"
