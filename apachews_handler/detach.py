@@ -42,10 +42,12 @@ class Detached:
         farewell: the other end of the dummy that Apache now has.  Until Apache
             has written to it and shut it down it must stay open, or the access
             log has the connection as aborted.
+        local: address and port of Apache that the client is connected to.
     """
 
     transport: Transport
     farewell: socket.socket
+    local: tuple[str, int]
 
 
 def detach(request: httpd.Request, head: bytes) -> Detached:
@@ -90,6 +92,7 @@ def _detach(request: httpd.Request, head: bytes) -> Detached:
                 "the client sent data before it had the 101 (RFC 6455 4.1)",
             )
         client, farewell, dummy = _reserve_sockets(descriptor, undo)
+        host, port = client.getsockname()[:2]
         request.write(head)
         # From here on there is no HTTP answer, only success or an end.
         try:
@@ -106,7 +109,9 @@ def _detach(request: httpd.Request, head: bytes) -> Detached:
         request.end_after_request()
         dummy.close()  # Apache has its own descriptor of it now
         undo.pop_all()
-        return Detached(session or PlainTransport(client), farewell)
+        # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
+        local = host.removeprefix("::ffff:"), port
+        return Detached(session or PlainTransport(client), farewell, local)
 
 
 def _share_session(request: httpd.Request) -> tls.TlsSession:

@@ -104,7 +104,9 @@ def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
 def describe(
     environ: Mapping[str, Any], upgrade: Upgrade, connection_id: str, is_tls: bool
 ) -> wire.Open:
-    """Return what the producer is told of the connection.
+    """Return what the producer is told of the connection, but for ``local``.
+
+    (CGI's SERVER_PORT is what the Host header says, not where Apache listens.)
 
     Args:
         connection_id: unique name of the connection.
@@ -116,7 +118,6 @@ def describe(
         uri=environ["REQUEST_URI"],
         headers=tuple(request_headers(environ)),
         remote=(environ.get("REMOTE_ADDR", ""), int(environ.get("REMOTE_PORT") or 0)),
-        local=(environ.get("SERVER_ADDR", ""), int(environ.get("SERVER_PORT") or 0)),
         scheme="wss" if is_tls else "ws",
         user=environ.get("REMOTE_USER"),
         vhost=environ.get("SERVER_NAME", ""),

@@ -12,6 +12,7 @@ child's bridge, and anything else with plain HTTP.  Wiring only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import traceback
 import uuid
 from collections.abc import Callable, Iterable
@@ -88,7 +89,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         Connection(
             detached.transport,
             producer,
-            Session(open_, settings.max_message),
+            Session(dataclasses.replace(open_, local=detached.local), settings.max_message),
             f"[client {open_.remote[0]}:{open_.remote[1]}] {open_.uri[:200]}",
             request.error_log(),
             settings.close_timeout,

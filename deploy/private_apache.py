@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 SHIPPED = Path(__file__).resolve().parent / "apache"
 DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
@@ -300,6 +301,17 @@ def unreadable_parts(paths: Iterable[Path], user: str = APACHE_USER) -> list[Pat
             if not status.st_mode & bit:
                 blocking.append(directory)
     return blocking
+
+
+def as_apache_user() -> dict[str, Any]:
+    """Return arguments for ``subprocess.Popen`` that make a program run as httpd serves.
+
+    Only root can and need do that; for anybody else there are none.
+    """
+    if os.geteuid() != 0:
+        return {}
+    account = pwd.getpwnam(APACHE_USER)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
 def _clean_environment() -> dict[str, str]:

@@ -1,0 +1,49 @@
+"""Apaches for the tests, one a kind and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from ..site import Site, make_readable, running_site
+
+MPMS = ["event", "worker", "prefork"]
+SCHEMES = ["ws", "wss1.2", "wss1.3"]
+
+
+def pytest_report_header() -> list[str]:
+    return [f"chmod o+x {path}: Apache's user must reach it" for path in make_readable()]
+
+
+@pytest.fixture(scope="session")
+def sites() -> Iterator[dict[str, Site]]:
+    """One running Apache for each MPM, started when first asked for."""
+    with ExitStack() as stack:
+
+        class Sites(dict[str, Site]):
+            def __missing__(self, mpm: str) -> Site:
+                site = stack.enter_context(running_site(mpm))
+                self[mpm] = site
+                return site
+
+        yield Sites()
+
+
+@pytest.fixture(params=MPMS)
+def site(request: pytest.FixtureRequest, sites: dict[str, Site]) -> Site:
+    """An Apache of each MPM in turn."""
+    return sites[request.param]
+
+
+@pytest.fixture
+def event_site(sites: dict[str, Site]) -> Site:
+    """An Apache with the event MPM, for what has nothing to do with the MPM."""
+    return sites["event"]
+
+
+@pytest.fixture(params=SCHEMES)
+def scheme(request: pytest.FixtureRequest) -> str:
+    """Each way to connect in turn."""
+    return str(request.param)

@@ -1,0 +1,94 @@
+"""Clients that nobody here wrote, talking to the seed's program."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import pytest
+import websocket
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from ..site import Site
+
+VERSIONS = {"wss1.2": ssl.TLSVersion.TLSv1_2, "wss1.3": ssl.TLSVersion.TLSv1_3}
+MESSAGES: list[str | bytes] = ["hello", b"\x00\xff", "é" * 1000, b"\x07" * 200_000, "x"]
+
+
+def address(site: Site, scheme: str) -> tuple[str, ssl.SSLContext | None]:
+    if scheme == "ws":
+        return site.ws(), None
+    return site.wss(), site.tls_context(VERSIONS[scheme])
+
+
+def test_websockets(site: Site, scheme: str) -> None:
+    url, context = address(site, scheme)
+    # Its offer of permessage-deflate is declined.
+    with connect(url, ssl=context) as client:
+        for message in MESSAGES:
+            client.send(message)
+            assert client.recv(10) == message
+        client.send(["in ", "three ", "fragments"])
+        assert client.recv(10) == "in three fragments"
+        assert client.ping().wait(10)
+        client.close(4000, "done")
+        with pytest.raises(ConnectionClosed):
+            client.recv()
+        assert client.close_code == 4000
+
+
+def test_websocket_client(site: Site, scheme: str) -> None:
+    url, context = address(site, scheme)
+    client = websocket.create_connection(url, timeout=10, sslopt={"context": context})
+    for message in MESSAGES:
+        client.send(message, 2 if isinstance(message, bytes) else 1)
+        assert client.recv() == message
+    client.ping("p")
+    assert client.recv_data(control_frame=True) == (10, b"p")
+    client.close(4000, b"done")
+
+
+def test_aiohttp(site: Site, scheme: str) -> None:
+    url, context = address(site, scheme)
+
+    async def talk() -> int | None:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, ssl=context or True, max_msg_size=0) as client,
+        ):
+            for message in MESSAGES:
+                if isinstance(message, bytes):
+                    await client.send_bytes(message)
+                else:
+                    await client.send_str(message)
+                assert (await client.receive(10)).data == message
+            await client.close(code=4000)
+            return client.close_code
+
+    assert asyncio.run(talk()) == 4000
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no node: apt-get install nodejs")
+def test_ws_of_node(site: Site, scheme: str) -> None:
+    modules = os.environ.get("APACHEWS_NODE_PATH", "/usr/share/nodejs")
+    if not Path(modules, "ws").is_dir():
+        pytest.skip("no ws package: run by deploy/test, or apt-get install node-ws")
+    url = address(site, scheme)[0]
+    arguments = [url, "", ""]
+    if scheme != "ws":
+        arguments = [url, str(site.apache.certificate), f"TLSv{scheme[3:]}"]
+    result = subprocess.run(
+        ["node", str(Path(__file__).with_name("echo_client.js")), *arguments],
+        env={**os.environ, "NODE_PATH": modules},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.stdout, result.returncode) == ("ok\n", 0), result.stdout + result.stderr

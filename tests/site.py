@@ -1,0 +1,200 @@
+"""A site to test against: a real Apache, its document root, and producers behind it.
+
+What runs is what ships: ``deploy/apache`` through ``deploy/private_apache.py``.
+Every site ends with the same questions: did a child die, was there a traceback, is
+a process or a descriptor left.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apachews import Event, Server
+from deploy import private_apache
+from deploy.private_apache import PrivateApache
+
+from .conftest import wait_for
+
+ROOT = Path(__file__).parents[1]
+ECHO = ROOT / "deploy" / "producers" / "echo.py"
+# What is installed in this environment, not the checkout: Apache imports that.
+HANDLER = Path(sysconfig.get_path("purelib")) / "apachews_handler" / "wsgi.py"
+IS_ROOT = os.geteuid() == 0
+
+# What a child that came to harm leaves in the error log.
+HARM = re.compile(r"exit signal|Traceback|Segmentation|AH00051|AH00052|double free|corrupt")
+
+
+class Site:
+    """A running Apache and the ways to reach it."""
+
+    def __init__(self, apache: PrivateApache) -> None:
+        self.apache = apache
+        self.docroot = apache.docroot
+        self.expected_harm = ""  # a pattern that a test provokes
+
+    def ws(self, path: str = "/echo.ws") -> str:
+        return f"ws://127.0.0.1:{self.apache.port}{path}"
+
+    def wss(self, path: str = "/echo.ws") -> str:
+        return f"wss://localhost:{self.apache.tls_port}{path}"
+
+    def http(self, path: str = "/index.html") -> str:
+        return f"http://127.0.0.1:{self.apache.port}{path}"
+
+    def tls_context(self, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.apache.certificate))
+        if version:
+            context.minimum_version = context.maximum_version = version
+        return context
+
+    def dial(self, scheme: str) -> socket.socket:
+        """Connect by ``ws``, ``wss1.2`` or ``wss1.3``."""
+        if scheme == "ws":
+            sock = socket.create_connection(("127.0.0.1", self.apache.port), 10)
+        else:
+            version = ssl.TLSVersion.TLSv1_2 if scheme == "wss1.2" else ssl.TLSVersion.TLSv1_3
+            plain = socket.create_connection(("127.0.0.1", self.apache.tls_port), 10)
+            sock = self.tls_context(version).wrap_socket(plain, server_hostname="localhost")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def descriptors(self) -> int:
+        """Return how many descriptors the child with the most has open."""
+        counts = [0]
+        for pid in self.apache.children():
+            try:
+                counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+            except FileNotFoundError:
+                pass  # the child has ended meanwhile
+        return max(counts)
+
+    def log_lines(self, pattern: str) -> list[str]:
+        return [line for line in self.apache.error_log.splitlines() if re.search(pattern, line)]
+
+    @contextmanager
+    def producer(
+        self, name: str, serve: Callable[[Event], None], **settings: int
+    ) -> Iterator[Server]:
+        """Run a producer in a thread of the test; ``serve`` gets every event."""
+        path = self.docroot / name
+        # Apache's children run as another user where root starts them.
+        server = Server(path, mode=0o666, **settings)  # type: ignore[arg-type]
+        failed: list[BaseException] = []
+        ended = threading.Event()
+
+        def run() -> None:
+            try:
+                while not ended.is_set():
+                    event = server.dequeue(0.05)
+                    if event is not None:
+                        serve(event)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            ended.set()
+            thread.join()
+            server.close()
+        if failed:
+            raise failed[0]
+
+    @contextmanager
+    def echo_process(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the seed's program, as Apache's user where that differs."""
+        path = self.docroot / name
+        process = subprocess.Popen(
+            [sys.executable, str(ECHO), str(path)],
+            stderr=subprocess.PIPE,
+            **private_apache.as_apache_user(),
+        )
+        try:
+            wait_for(path.exists, what=lambda: process.poll())
+            yield process
+        finally:
+            process.kill()
+            _, stderr = process.communicate()
+            path.unlink(missing_ok=True)
+        assert b"Traceback" not in stderr, stderr.decode()
+
+
+def echo(event: Event) -> None:
+    """Send every message back, the empty ones as well."""
+    if event.type() in (Event.IO, Event.NoData):
+        event.write(event.read())  # type: ignore[arg-type]
+
+
+def make_readable() -> list[Path]:
+    """Let Apache's user reach the interpreter, the packages and the checkout.
+
+    Returns:
+        The directories whose mode was changed (``chmod o+x``), for a message.
+    """
+    blocking = private_apache.unreadable_parts([HANDLER, Path(sys.base_prefix), ROOT, ECHO])
+    for directory in blocking:
+        directory.chmod(directory.stat().st_mode | 0o001)
+    return blocking
+
+
+@contextmanager
+def running_site(
+    mpm: str = "event", workers: int = 50, threads: int = 25, extra: str = ""
+) -> Iterator[Site]:
+    """Start an Apache with an echo producer on ``/echo.ws``; look for harm at its end."""
+    root = Path(tempfile.mkdtemp(prefix="aws"))
+    root.chmod(0o755)
+    docroot = root / "htdocs"
+    docroot.mkdir()
+    (docroot / "index.html").write_text("<!doctype html><title>here</title>")
+    if IS_ROOT:
+        os.chown(docroot, pwd.getpwnam(private_apache.APACHE_USER).pw_uid, -1)
+    make_readable()
+    apache = PrivateApache(
+        root,
+        docroot,
+        port=private_apache.free_port(),
+        tls_port=private_apache.free_port(),
+        wsgi_module=private_apache.find_wsgi_module(),
+        python_home=Path(sys.prefix),
+        handler=HANDLER,
+        mpm=mpm,
+        workers=workers,
+        threads=threads,
+        extra=extra,
+    )
+    site = Site(apache)
+    try:
+        apache.start()
+        with site.echo_process("echo.ws"):
+            yield site
+            children = apache.children()
+            apache.stop()
+        log = apache.error_log
+        harm = [line for line in log.splitlines() if HARM.search(line)]
+        if site.expected_harm:
+            harm = [line for line in harm if not re.search(site.expected_harm, line)]
+        assert not harm, "\n".join(harm)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    except BaseException:
+        print(f"--- error log ---\n{apache.error_log}", file=sys.stderr)
+        raise
+    finally:
+        apache.kill()
+        shutil.rmtree(root)
