@@ -7,7 +7,7 @@ For the thread that runs ``dequeue()``.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import wire
 from .exceptions import ApachewsError
@@ -96,12 +96,15 @@ class Event:
             raise ApachewsError(f"{self._type!r} ({self.reason}) has no client")
         return self._client
 
-    def read(self) -> str | bytes | EventType:
+    def read(self) -> Any:
         """Return the message: str for text, bytes for binary.
 
         Events that carry no message give ``Event.ConnectionClosed`` (also for a
         ``Close``), ``Event.Error`` (also for an ``Invalid``), or ``Event.NoData``
         for an ``Accept``.  Reading twice gives the same.
+
+        (Any, not a union, because only ``type()`` tells which it is, and what
+        comes of an ``IO`` may go straight into ``write()``.)
         """
         return _READS.get(self._type, self._data)
 

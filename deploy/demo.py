@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import private_apache
-from private_apache import ApacheError, PrivateApache
+from deploy import private_apache
+from deploy.private_apache import ApacheError, PrivateApache
 
 DEPLOY = Path(__file__).resolve().parent
 PRODUCERS = {"echo.ws": "echo.py", "chat.ws": "chat.py"}
@@ -69,7 +69,8 @@ def main() -> int:
             f"""apachews demo is running:
 
     http://127.0.0.1:{arguments.port}/    WebSockets over ws://
-    https://localhost:{arguments.tls_port}/   WebSockets over wss:// (a certificate of its own: the browser warns)
+    https://localhost:{arguments.tls_port}/   WebSockets over wss://
+                              (the browser warns of its self-made certificate)
 
 Logs are in {root}.  Ctrl-C stops everything.""",
             flush=True,

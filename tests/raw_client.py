@@ -10,7 +10,7 @@ from apachews import wire
 from apachews_handler.mask import unmask
 
 
-def request(path: str = "/echo.ws", method: str = "GET", **changes: str | None) -> bytes:
+def request(path: str = "/echo.ws", method: str | None = "GET", **changes: str | None) -> bytes:
     """Return a WebSocket request; a keyword changes, adds or (None) removes a header.
 
     Underscores in a keyword stand for hyphens.
@@ -23,7 +23,7 @@ def request(path: str = "/echo.ws", method: str = "GET", **changes: str | None) 
         "Sec-WebSocket-Version": "13",
     }
     headers |= {name.replace("_", "-"): value for name, value in changes.items()}
-    lines = [f"{method} {path} HTTP/1.1"]
+    lines = [f"{method or 'GET'} {path} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items() if value is not None]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
@@ -77,9 +77,9 @@ class RawClient:
         status, headers = self.read_head()
         return status, headers, self.read(int(headers.get("content-length", 0))).decode()
 
-    def upgrade(self, path: str = "/echo.ws", **changes: str | None) -> RawClient:
+    def upgrade(self, path: str = "/echo.ws", **changes: str) -> RawClient:
         """Send a request and expect the 101."""
-        self.send(request(path, **changes))
+        self.send(request(path, None, **changes))
         status, _ = self.read_head()
         assert status == 101, status
         return self

@@ -92,7 +92,7 @@ class Site:
         """Run a producer in a thread of the test; ``serve`` gets every event."""
         path = self.docroot / name
         # Apache's children run as another user where root starts them.
-        server = Server(path, mode=0o666, **settings)  # type: ignore[arg-type]
+        server = Server(path, mode=0o666, **settings)
         failed: list[BaseException] = []
         ended = threading.Event()
 
@@ -126,7 +126,7 @@ class Site:
             **private_apache.as_apache_user(),
         )
         try:
-            wait_for(path.exists, what=lambda: process.poll())
+            wait_for(path.exists, what=process.poll)
             yield process
         finally:
             process.kill()
@@ -138,7 +138,7 @@ class Site:
 def echo(event: Event) -> None:
     """Send every message back, the empty ones as well."""
     if event.type() in (Event.IO, Event.NoData):
-        event.write(event.read())  # type: ignore[arg-type]
+        event.write(event.read())
 
 
 def make_readable() -> list[Path]:

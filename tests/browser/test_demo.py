@@ -42,9 +42,10 @@ def ports() -> Iterator[tuple[int, int]]:
     process = subprocess.Popen(
         [
             sys.executable,
-            str(ROOT / "deploy" / "demo.py"),
+            *("-m", "deploy.demo"),
             *("--port", str(port), "--tls-port", str(tls_port)),
         ],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -133,12 +134,14 @@ def test_the_page_echoes_and_chats(ports: tuple[int, int], scheme: str) -> None:
         driver.switch_to.window(first)
         wait_for(lambda: text_of(driver, "count") == "1")
         # Whatever a browser has against a page or a frame is here.
-        assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+        log = driver.get_log("browser")  # type: ignore[no-untyped-call]
+        assert not [line for line in log if line["level"] == "SEVERE"]
 
 
 def test_a_taken_port_is_named(ports: tuple[int, int]) -> None:
     result = subprocess.run(
-        [sys.executable, str(ROOT / "deploy" / "demo.py"), "--port", str(ports[0])],
+        [sys.executable, "-m", "deploy.demo", "--port", str(ports[0])],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,

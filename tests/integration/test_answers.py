@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 
 from apachews import Event
 
@@ -78,7 +76,7 @@ def test_a_malformed_handshake(
     event_site: Site, name: str, changes: dict[str, str | None], status: int
 ) -> None:
     path = f"/echo.ws?{name}"
-    got, headers, _ = answer(event_site, request(path, **changes))
+    got, headers, _ = answer(event_site, request(path, None, **changes))
     assert got == status
     if "Sec-WebSocket-Version" in changes:
         assert headers["sec-websocket-version"] == "13"

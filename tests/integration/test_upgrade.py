@@ -94,7 +94,7 @@ def test_the_access_log_says_101_and_not_aborted(site: Site) -> None:
         client.send(masked(0x81, b"hi"))
         client.read_frame()
         # While the WebSocket is open: the request is over for Apache.
-        line = wait_for(lambda: re.search(r".*/echo\.ws\?log.*", site.apache.access_log))
+        line = wait_for(lambda: re.findall(r".*/echo\.ws\?log.*", site.apache.access_log))
         # LogFormat: … %>s %X; "-" is a connection that Apache closed in order.
         assert re.search(r'" 101 - \d+$', line[0]), line[0]
 

@@ -13,10 +13,9 @@ import pytest
 
 from apachews import wire
 from apachews.messages import Item, MessageReader
-from apachews_handler import bridge as bridge_module
 from apachews_handler.bridge import Bridge, Connection
 from apachews_handler.session import Session
-from apachews_handler.transport import PlainTransport
+from apachews_handler.transport import READ_BYTES, PlainTransport
 
 from ..conftest import wait_for
 from .test_client_reader import masked
@@ -150,7 +149,7 @@ def test_a_client_that_does_not_read_stops_its_producer_and_nobody_else(
     slow.producer.setblocking(False)
     sent = stalled(slow.producer, frame * 10)
     queued = len(slow.connection.client_queue)
-    assert 0 < queued <= bridge_module.READ_BYTES
+    assert 0 < queued <= READ_BYTES
     fast.client.sendall(masked(0x81, b"hi"))
     assert fast.next_item() == "hi"
     # And everything arrives once it reads.
@@ -163,7 +162,7 @@ def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., P
     frame = masked(0x82, b"x" * 10_000)
     peers.client.setblocking(False)
     sent = stalled(peers.client, frame * 10)
-    assert 0 < len(peers.connection.producer_queue) <= bridge_module.READ_BYTES + 1000
+    assert 0 < len(peers.connection.producer_queue) <= READ_BYTES + 1000
     messages = sent // len(frame)
     for _ in range(messages):
         assert peers.next_item() == b"x" * 10_000

@@ -74,9 +74,9 @@ def imports(name: str, path: Path) -> set[str]:
     """Return every module a file imports when it runs, ours with their full names."""
     found = set()
     tree = ast.parse(path.read_text())
-    for node in tree.body:  # what is only for type checkers does not count
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = []
+    for statement in tree.body:  # what is only for type checkers does not count
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            statement.body = []
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

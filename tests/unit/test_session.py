@@ -121,13 +121,11 @@ def test_client_breaks_off() -> None:
 def test_producer_closes_and_gets_the_answer() -> None:
     ends = Ends().from_producer(TEXT + close(3001, "x") + TEXT)
     assert ends.client == TEXT + close(3001, "x")
-    assert ends.session.phase is Phase.CLOSING
-    assert not ends.session.client_finished
+    assert (ends.session.phase, ends.session.client_finished) == (Phase.CLOSING, False)
     ends.from_client(masked(0x81, b"crossing") + masked(0x88, b"\x0b\xb9"))
     assert ends.producer == [wire.Close(3001, "")]
     assert ends.client == TEXT + close(3001, "x")
-    assert ends.session.phase is Phase.CLOSED
-    assert ends.session.client_finished
+    assert (ends.session.phase, ends.session.client_finished) == (Phase.CLOSED, True)
     assert ends.session.producer_finished
     assert ends.why == ("producer", 3001)
 

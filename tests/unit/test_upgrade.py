@@ -30,8 +30,10 @@ GOOD: dict[str, Any] = {
 }
 
 
-def negotiate(settings: Settings | None = None, **changes: str | None) -> Upgrade:
-    environ = {**GOOD, **changes}
+def negotiate(
+    changes: dict[str, str | None] | None = None, settings: Settings | None = None
+) -> Upgrade:
+    environ = {**GOOD, **(changes or {})}
     return Upgrade.negotiate(
         {name: value for name, value in environ.items() if value is not None},
         settings or Settings(),
@@ -97,7 +99,7 @@ REFUSED: list[tuple[dict[str, str | None], str]] = [
 @pytest.mark.parametrize(("changes", "status"), REFUSED)
 def test_refusals(changes: dict[str, str | None], status: str) -> None:
     with pytest.raises(Refusal) as caught:
-        negotiate(**changes)
+        negotiate(changes)
     assert caught.value.status.startswith(status)
     assert caught.value.told
     if status == "426":
@@ -122,7 +124,7 @@ def test_refusals(changes: dict[str, str | None], status: str) -> None:
     ],
 )
 def test_allowed(changes: dict[str, str | None], settings: Settings | None) -> None:
-    assert negotiate(settings, **changes).accept().startswith(b"HTTP/1.1 101")
+    assert negotiate(changes, settings).accept().startswith(b"HTTP/1.1 101")
 
 
 latin = st.text(st.characters(max_codepoint=255), max_size=30)
@@ -132,6 +134,6 @@ latin = st.text(st.characters(max_codepoint=255), max_size=30)
 def test_any_headers_are_accepted_or_refused(changes: dict[str, str | None]) -> None:
     changes = {name: value for name, value in changes.items() if name.startswith("HTTP_")}
     try:
-        negotiate(**changes).accept()
+        negotiate(changes).accept()
     except Refusal as refusal:
         assert refusal.status[0] == "4"
