@@ -152,6 +152,11 @@ class Bridge:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    @property
+    def is_running(self) -> bool:
+        """False once it was stopped; what is adopted then is closed at once."""
+        return not (self._is_stopping or self._has_ended)
+
     def adopt(self, connection: Connection, farewell: socket.socket) -> None:
         """Take over a connection, from any thread.
 
@@ -195,20 +200,25 @@ class Bridge:
 
     def _turn(self) -> bool:
         """Wait once, and do what is due; return False when the thread is to end."""
+        is_woken = False
         for fd, ready in self._epoll.poll(self._wait_s()):
             if (connection := self._clients.get(fd)) is not None:
                 self._guard(self._on_client, connection, ready)
             elif (connection := self._producers.get(fd)) is not None:
                 self._guard(self._on_producer, connection, ready)
             elif fd == self._wakeup:
-                self._on_wakeup()
+                is_woken = True
             elif fd in self._farewells:
                 self._on_farewell(fd)
             # Otherwise it was closed earlier in this turn.
+        if is_woken:
+            # Not before all events were looked at: a new connection may have the
+            # number of a descriptor that was just closed, and is not to get its.
+            self._on_wakeup()
         if self._pending:
             pending, self._pending = self._pending, []
             for connection in pending:
-                if connection.client_mask & _IN:
+                if connection.client_fd != -1 and connection.client_mask & _IN:
                     self._guard(self._on_client, connection, _IN)
         self._run_deadlines()
         if not self._stop_at:
@@ -242,9 +252,7 @@ class Bridge:
             self._adopted.clear()
             is_stopping = self._is_stopping
         for connection, farewell in adopted:
-            self._farewells[farewell.fileno()] = farewell
-            self._epoll.register(farewell.fileno(), _IN)
-            self._guard(self._begin, connection)
+            self._guard(self._begin, connection, farewell)
         if is_stopping and not self._stop_at:
             self._stop_at = time.monotonic() + STOP_GRACE_S
             for connection in list(self._clients.values()):
@@ -263,11 +271,13 @@ class Bridge:
         self._epoll.unregister(fd)
         self._farewells.pop(fd).close()
 
-    def _begin(self, connection: Connection) -> None:
+    def _begin(self, connection: Connection, farewell: socket.socket) -> None:
+        self._farewells[farewell.fileno()] = farewell
         self._clients[connection.client_fd] = connection
         self._producers[connection.producer_fd] = connection
         self._epoll.register(connection.client_fd, 0)
         self._epoll.register(connection.producer_fd, 0)
+        self._epoll.register(farewell.fileno(), _IN)
         self._flush(connection)  # the OPEN is in the session
         if connection.transport.has_pending():
             self._pending.append(connection)
@@ -315,7 +325,6 @@ class Bridge:
                 self._epoll.unregister(connection.producer_fd)
                 connection.producer_mask = -1
                 self._set_deadline(connection)
-                return
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
@@ -410,7 +419,7 @@ class Bridge:
 
     def _close_client(self, connection: Connection) -> None:
         if connection.client_fd != -1:
-            self._epoll.unregister(connection.client_fd)
+            self._unregister(connection.client_fd)
             del self._clients[connection.client_fd]
             connection.client_fd = -1
             connection.client_queue = b""
@@ -418,12 +427,17 @@ class Bridge:
 
     def _close_producer(self, connection: Connection) -> None:
         if connection.producer_fd != -1:
-            if connection.producer_mask != -1:
-                self._epoll.unregister(connection.producer_fd)
+            self._unregister(connection.producer_fd)
             del self._producers[connection.producer_fd]
             connection.producer_fd = -1
             connection.producer_queue = b""
             connection.producer.close()
+
+    def _unregister(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except FileNotFoundError:
+            pass  # a producer that is looked away from, or the kernel had no room
 
     def _forget(self, connection: Connection) -> None:
         self._close_client(connection)

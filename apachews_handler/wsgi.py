@@ -79,6 +79,13 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     upgrade = Upgrade.negotiate(environ, settings)
     open_ = describe(environ, upgrade, str(uuid.uuid4()), request.is_tls)
     bridge = child.bridge()
+    if not bridge.is_running:
+        raise Refusal(
+            "503 Service Unavailable",
+            "The WebSocket is not available at the moment.",
+            "this child of Apache is ending, or its bridge has failed with a traceback in this log",
+            endpoint.RETRY_AFTER,
+        )
     with contextlib.ExitStack() as undo:
         # Before the 101: a client that has it can rely on its producer.
         producer = endpoint.connect(locate(settings), settings.connect_timeout)
