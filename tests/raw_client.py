@@ -6,9 +6,6 @@ import base64
 import os
 import socket
 
-from apachews import wire
-from apachews_handler.mask import unmask
-
 
 def request(path: str = "/echo.ws", method: str | None = "GET", **changes: str | None) -> bytes:
     """Return a WebSocket request; a keyword changes, adds or (None) removes a header.
@@ -26,13 +23,6 @@ def request(path: str = "/echo.ws", method: str | None = "GET", **changes: str |
     lines = [f"{method or 'GET'} {path} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items() if value is not None]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-def masked(first: int, payload: bytes = b"", mask: bytes = b"\x01\x02\x03\x04") -> bytes:
-    """Return a client's frame."""
-    header = bytearray(wire.encode_header(first, len(payload)))
-    header[1] |= wire.MASKED
-    return bytes(header) + mask + unmask(payload, mask)
 
 
 class RawClient:

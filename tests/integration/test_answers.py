@@ -13,7 +13,8 @@ import pytest
 from apachews import Event
 
 from ..conftest import wait_for
-from ..raw_client import RawClient, masked, request
+from ..frames import masked
+from ..raw_client import RawClient, request
 from ..site import IS_ROOT, Site, running_site
 
 

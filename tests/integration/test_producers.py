@@ -16,7 +16,8 @@ from apachews import Client, Event, wire
 from apachews.messages import MessageReader
 
 from ..conftest import wait_for
-from ..raw_client import RawClient, masked, request
+from ..frames import masked
+from ..raw_client import RawClient, request
 from ..site import Site, echo
 
 

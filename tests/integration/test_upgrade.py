@@ -13,7 +13,8 @@ from apachews import Event
 from apachews.wire import Open
 
 from ..conftest import wait_for
-from ..raw_client import RawClient, masked, request
+from ..frames import masked
+from ..raw_client import RawClient, request
 from ..site import Site, echo, running_site
 
 PATHS = ["/echo.ws", "/ws/echo"]

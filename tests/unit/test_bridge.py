@@ -18,7 +18,7 @@ from apachews_handler.session import Session
 from apachews_handler.transport import READ_BYTES, PlainTransport
 
 from ..conftest import wait_for
-from .test_client_reader import masked
+from ..frames import masked
 
 
 class Lines:

@@ -16,14 +16,9 @@ from apachews_handler.client_reader import ClientReader, Control, Ping
 from apachews_handler.exceptions import Violation
 from apachews_handler.mask import unmask
 
+from ..frames import MASK, masked
+
 LIMIT = 70_000
-MASK = b"\x12\xa4\x37\x00"
-
-
-def masked(first: int, payload: bytes = b"", mask: bytes = MASK) -> bytes:
-    header = bytearray(wire.encode_header(first, len(payload)))
-    header[1] |= wire.MASKED
-    return bytes(header) + mask + unmask(payload, mask)
 
 
 def feed(data: bytes, size: int | None = None) -> tuple[list[object], list[Control]]:

@@ -10,7 +10,7 @@ from apachews import wire
 from apachews.messages import Item, MessageReader
 from apachews_handler.session import Phase, Session
 
-from .test_client_reader import masked
+from ..frames import masked
 
 OPEN = wire.Open(id="1", uri="/")
 TEXT = wire.encode_frame(wire.TEXT, b"hi")
