@@ -36,8 +36,9 @@ class Client:
 
         Returns:
             True: sent, or queued for a client that is slow.  False: the client
-            is gone or being closed; or its queue is full, and this message cost
-            it the connection, with code 1013.  A ConnectionClosed event tells.
+            is gone or being closed; or more than ``max_queue_bytes`` wait for it
+            already, and this message cost it the connection, with code 1013.  A
+            ConnectionClosed event tells.
 
         Raises:
             TypeError: neither text nor bytes.

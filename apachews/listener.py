@@ -5,14 +5,17 @@ removes the file only where it is still the one made here.  The caller reads
 from ``socket`` and must not close it.
 
 How this works: a file left by a producer that died is told from a live one by
-connecting to it: only the kernel knows whether anybody listens.  The
-permissions are set on the socket before ``bind`` makes the file, so that there
-is no moment at which it is open to more than it should be.
+connecting to it: only the kernel knows whether anybody listens.  Between bind and
+listen nobody does, so that the directory is locked meanwhile, or of two producers
+that start at once the second would take the first one's file for a dead one.  The
+permissions are set on the socket before ``bind`` makes the file, so that there is
+no moment at which it is open to more than it should be.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -52,19 +55,27 @@ class SocketFile:
                 "choose a shorter one",
             )
         self.path = path
-        _remove_stale(path)
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._identity: tuple[int, int] | None = None
+        lock = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fchmod(self.socket.fileno(), mode)
-            self._bind()
-            if group is not None:
-                shutil.chown(path, group=group)
-            os.chmod(path, mode)  # once more, without the umask
-            self.socket.listen(BACKLOG)
-        except BaseException:
-            self.close()
-            raise
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _remove_stale(path)
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                self._listen(mode, group)
+            except BaseException:
+                self.close()
+                raise
+        finally:
+            os.close(lock)
+
+    def _listen(self, mode: int, group: str | int | None) -> None:
+        os.fchmod(self.socket.fileno(), mode)
+        self._bind()
+        if group is not None:
+            shutil.chown(self.path, group=group)
+        os.chmod(self.path, mode)  # once more, without the umask
+        self.socket.listen(BACKLOG)
 
     def _bind(self) -> None:
         try:

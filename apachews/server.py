@@ -6,8 +6,10 @@ other.  Nothing here blocks but ``dequeue()`` itself and, for at most a second,
 
 How this works: each client is one Unix socket, watched level-triggered.  A turn
 of the loop takes at most ``READ_BYTES`` from each socket that is ready and turns
-them into events; no socket is read again before all of these were taken, so
-what is buffered here is bounded by clients times 64 KiB plus one message each.
+them into events, until there are ``TURN_EVENTS``; the sockets that were not looked
+at are ready in the next turn as well.  No socket is read again before all events
+were taken, so what is buffered is bounded: one unfinished message a client, and
+the events of one turn.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from .messages import DEFAULT_MAX_MESSAGE_BYTES, Violation
 # Frames that may wait for one slow client.  A broadcast's frame is one object
 # however many clients wait for it.
 DEFAULT_MAX_QUEUE_BYTES: Final = 4 * 1024 * 1024
+# Events after which a turn ends; one read of the smallest messages gives 32768.
+TURN_EVENTS: Final = 1000
 # How long a client that is being closed may take to go; Apache's side gives the
 # browser as long (APACHEWS_CLOSE_TIMEOUT).
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -56,8 +60,8 @@ class Server:
             producer runs as another user than Apache; None leaves it.
         max_message_bytes: the longest message taken; a client that sends more
             is closed with 1009.
-        max_queue_bytes: what may be queued for a client that does not read; one
-            that has more is closed with 1013.
+        max_queue_bytes: what may wait for a client that does not read; one for
+            whom more waits when another message is sent is closed with 1013.
 
     Raises:
         SocketInUse: another producer listens there.
@@ -205,6 +209,8 @@ class Server:
                 self._update(connection)
             if ready & _READABLE and connection.fileno() == fd:
                 self._receive(connection)
+            if len(self._events) >= TURN_EVENTS:
+                break
 
     def _run_timers(self) -> float | None:
         """Do what is due; return the seconds until the next is, or None."""

@@ -73,6 +73,7 @@ class Connection:
         "client_queue",
         "close_timeout_s",
         "deadline",
+        "is_deaf",
         "is_shut_down",
         "log",
         "name",
@@ -102,11 +103,12 @@ class Connection:
         self.close_timeout_s = close_timeout_s
         self.client_fd = transport.fileno()  # -1 once closed
         self.producer_fd = producer.fileno()  # -1 once closed
-        self.client_mask = 0  # what epoll watches for; -1: not registered
-        self.producer_mask = 0
+        self.client_mask = 0  # what epoll watches for
+        self.producer_mask = 0  # -1: not registered
         self.client_queue: bytes | memoryview = b""  # what the client did not take yet
         self.producer_queue: bytes | memoryview = b""
-        self.is_shut_down = False  # nothing more is sent to the client
+        self.is_deaf = False  # nothing reaches the client any more
+        self.is_shut_down = False  # nothing more will be sent to it
         self.deadline = 0.0  # when it must be gone, once it is closing
         self.opened_at = time.monotonic()
 
@@ -128,7 +130,9 @@ class Bridge:
         self._epoll = select.epoll()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wakeup, _IN)
-        self._lock = threading.Lock()  # guards the three below, nothing else
+        # Guards the three below, nothing else.  Reentrant, because prefork ends a
+        # child from within a signal handler, whatever the main thread is at.
+        self._lock = threading.RLock()
         self._adopted: collections.deque[tuple[Connection, socket.socket]] = collections.deque()
         self._is_stopping = False
         self._has_ended = False
@@ -149,6 +153,10 @@ class Bridge:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
+        except BaseException:
+            os.close(self._wakeup)
+            self._epoll.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -253,8 +261,8 @@ class Bridge:
             is_stopping = self._is_stopping
         for connection, farewell in adopted:
             self._guard(self._begin, connection, farewell)
-        if is_stopping and not self._stop_at:
-            self._stop_at = time.monotonic() + STOP_GRACE_S
+        if is_stopping:
+            self._stop_at = self._stop_at or time.monotonic() + STOP_GRACE_S
             for connection in list(self._clients.values()):
                 connection.session.close(wire.GOING_AWAY, "the server goes away")
                 self._guard(self._flush, connection)
@@ -272,12 +280,16 @@ class Bridge:
         self._farewells.pop(fd).close()
 
     def _begin(self, connection: Connection, farewell: socket.socket) -> None:
+        try:
+            self._epoll.register(farewell.fileno(), _IN)
+        except OSError:
+            farewell.close()
+            raise
         self._farewells[farewell.fileno()] = farewell
         self._clients[connection.client_fd] = connection
         self._producers[connection.producer_fd] = connection
         self._epoll.register(connection.client_fd, 0)
         self._epoll.register(connection.producer_fd, 0)
-        self._epoll.register(farewell.fileno(), _IN)
         self._flush(connection)  # the OPEN is in the session
         if connection.transport.has_pending():
             self._pending.append(connection)
@@ -285,8 +297,8 @@ class Bridge:
     def _on_client(self, connection: Connection, ready: int) -> None:
         if ready & _OUT:
             self._send_client_queue(connection)
-        if ready & (_IN | _GONE):
-            if connection.client_mask & _IN:
+        if ready & (_IN | _GONE) or connection.transport.needs_writing:
+            if connection.client_mask & _IN or connection.transport.needs_writing:
                 data = connection.transport.recv()
                 if data:
                     connection.session.receive_client(data)
@@ -294,9 +306,12 @@ class Bridge:
                         self._pending.append(connection)
                 elif data is not None:
                     connection.session.receive_client_eof()
-            else:
+            elif ready & _GONE:
                 # Not read, because its producer is slow; and it is gone.
                 connection.session.receive_client_eof()
+        if ready & select.EPOLLRDHUP:
+            # It has sent its last, and its producer is slow to take that.
+            self._set_deadline(connection)
         self._flush(connection)
 
     def _on_producer(self, connection: Connection, ready: int) -> None:
@@ -336,6 +351,8 @@ class Bridge:
                 bytes(connection.producer_queue) + data if connection.producer_queue else data
             )
             self._send_producer_queue(connection)
+        if session.to_client and connection.is_deaf:
+            session.to_client.clear()
         if session.to_client:
             data = _take(session.to_client)
             connection.client_queue = (
@@ -351,9 +368,10 @@ class Bridge:
         try:
             sent = connection.transport.send(queue) if queue else 0
         except OSError:
-            connection.client_queue = b""
-            connection.session.receive_client_eof()
-            return
+            # The client is gone.  Its last words may still be there to read; the
+            # end of file comes after them.
+            connection.is_deaf = True
+            sent = len(queue)
         if sent == len(queue):
             if connection.client_mask & _OUT:
                 connection.session.set_congested(False)
@@ -379,8 +397,12 @@ class Bridge:
         session = connection.session
         if connection.client_fd != -1:
             mask = _OUT if connection.client_queue else 0
-            if not connection.producer_queue or session.phase is Phase.CLOSED:
+            if connection.transport.needs_writing:
+                mask = _OUT
+            elif not connection.producer_queue or session.phase is Phase.CLOSED:
                 mask |= _IN
+            elif not connection.deadline:
+                mask |= select.EPOLLRDHUP
             if mask != connection.client_mask:
                 if mask & ~connection.client_mask & _IN and connection.transport.has_pending():
                     self._pending.append(connection)
@@ -420,7 +442,7 @@ class Bridge:
     def _close_client(self, connection: Connection) -> None:
         if connection.client_fd != -1:
             self._unregister(connection.client_fd)
-            del self._clients[connection.client_fd]
+            self._clients.pop(connection.client_fd, None)
             connection.client_fd = -1
             connection.client_queue = b""
             connection.transport.close()
@@ -428,7 +450,7 @@ class Bridge:
     def _close_producer(self, connection: Connection) -> None:
         if connection.producer_fd != -1:
             self._unregister(connection.producer_fd)
-            del self._producers[connection.producer_fd]
+            self._producers.pop(connection.producer_fd, None)
             connection.producer_fd = -1
             connection.producer_queue = b""
             connection.producer.close()

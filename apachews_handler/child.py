@@ -20,9 +20,10 @@ def bridge() -> Bridge:
     global _bridge
     with _lock:
         if _bridge is None:
-            _bridge = Bridge()
-            _bridge.start()
-            _subscribe_end(_bridge)
+            made = Bridge()
+            made.start()
+            _subscribe_end(made)
+            _bridge = made
         return _bridge
 
 

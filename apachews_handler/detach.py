@@ -27,7 +27,7 @@ import socket
 from dataclasses import dataclass
 
 from . import httpd, tls
-from .exceptions import CheckFailed, ClientGone, Refusal
+from .exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from .transport import PlainTransport, Transport
 
 _TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -132,12 +132,9 @@ def _reserve_sockets(
         undo.callback(farewell.close)
         undo.callback(dummy.close)
     except OSError as error:
-        raise Refusal(
-            "503 Service Unavailable",
-            "The server is busy.",
+        raise Unavailable(
             f"no descriptor for another WebSocket ({error.strerror}): raise Apache's limit"
-            " (LimitNOFILE= of its systemd unit, or ulimit -n)",
-            (("Retry-After", "5"),),
+            " (LimitNOFILE= of its systemd unit, or ulimit -n)"
         ) from error
     if client.type != socket.SOCK_STREAM or client.family not in _TCP_FAMILIES:
         raise CheckFailed("the connection is TCP", f"{client.family!r}, {client.type!r}")

@@ -14,14 +14,9 @@ import socket
 import stat
 import struct
 
-from .exceptions import Refusal
+from .exceptions import NotSetUp, Refusal, Unavailable
 
 NOT_FOUND = "404 Not Found"
-UNAVAILABLE = "503 Service Unavailable"
-SERVER_ERROR = "500 Internal Server Error"
-RETRY_AFTER = (("Retry-After", "5"),)  # seconds: what a producer needs to restart
-
-_TOLD_BROKEN = "The WebSocket is not set up correctly."
 
 
 def locate(root: str, path_info: str) -> str:
@@ -36,16 +31,15 @@ def locate(root: str, path_info: str) -> str:
             out of the root, be it by ``..`` or by a symbolic link.
     """
     if not root:
-        raise Refusal(
-            SERVER_ERROR,
-            _TOLD_BROKEN,
+        raise NotSetUp(
             "WSGIScriptAlias needs SetEnv APACHEWS_ROOT, the directory of the sockets",
         )
     name = path_info.strip("/")
-    # WSGI gives bytes as ISO 8859-1; file names are bytes.
-    wanted = os.path.join(os.fsencode(root), name.encode("latin-1") + b".ws")
-    real_root = os.path.realpath(os.fsencode(root))
-    if not name or "\0" in name or not os.path.realpath(wanted).startswith(real_root + b"/"):
+    # WSGI gives bytes as ISO 8859-1, httpd's variables too; file names are bytes.
+    base = root.encode("latin-1")
+    wanted = os.path.join(base, name.encode("latin-1") + b".ws")
+    inside = os.path.realpath(base).rstrip(b"/") + b"/"
+    if not name or "\0" in name or not os.path.realpath(wanted).startswith(inside):
         raise Refusal(
             NOT_FOUND,
             "There is no WebSocket here.",
@@ -96,30 +90,18 @@ def connect(path: str, timeout_s: float) -> socket.socket:
 def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:
     """Return the answer to a failed connect."""
     if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET):
-        return Refusal(
-            UNAVAILABLE,
-            "The WebSocket is not available at the moment.",
-            f"nobody listens on {path}: start its producer",
-            RETRY_AFTER,
-        )
+        return Unavailable(f"nobody listens on {path}: start its producer")
     if error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
-        return Refusal(
-            UNAVAILABLE,
-            "The WebSocket is busy at the moment.",
+        return Unavailable(
             f"the producer on {path} accepts no connection: its backlog"
-            f" stayed full for {timeout_s:g} s",
-            RETRY_AFTER,
+            f" stayed full for {timeout_s:g} s"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        return Refusal(
-            SERVER_ERROR,
-            _TOLD_BROKEN,
+        return NotSetUp(
             f"no permission to connect to {path}: user {_user()} needs the right to write"
-            " to the socket and to enter its directories; see mode and group of Server()",
+            " to the socket and to enter its directories; see mode and group of Server()"
         )
-    return Refusal(
-        SERVER_ERROR, _TOLD_BROKEN, f"cannot connect to {path}: {error.strerror or error}"
-    )
+    return NotSetUp(f"cannot connect to {path}: {error.strerror or error}")
 
 
 def _user() -> str:

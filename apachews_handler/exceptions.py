@@ -4,7 +4,9 @@
 
     HandlerError
      +-- Refusal         an HTTP answer instead of the 101: status, what to log
-     |    +-- BadSetting a SetEnv variable has a value that is not allowed: 500
+     |    +-- NotSetUp   500: the owner of the site must change something
+     |    |    +-- BadSetting  a SetEnv variable has a value that is not allowed
+     |    +-- Unavailable     503 with Retry-After: it may work in a moment
      +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
      +-- ClientGone      the client left during the handshake: nobody to answer
      +-- Violation       a peer broke RFC 6455 or docs/wire.md: close code, reason
@@ -14,6 +16,9 @@ one into a close.
 """
 
 from __future__ import annotations
+
+# What a producer, or a child of Apache, needs to come back.
+RETRY_AFTER_S = 5
 
 
 class HandlerError(Exception):
@@ -43,7 +48,28 @@ class Refusal(HandlerError):
         return f"{self.status}: {self.logged}"
 
 
-class BadSetting(Refusal):
+class NotSetUp(Refusal):
+    """The owner of the site must change something; the client is not told what."""
+
+    def __init__(self, logged: str) -> None:
+        super().__init__(
+            "500 Internal Server Error", "The WebSocket is not set up correctly.", logged
+        )
+
+
+class Unavailable(Refusal):
+    """It may work in a moment."""
+
+    def __init__(self, logged: str) -> None:
+        super().__init__(
+            "503 Service Unavailable",
+            "The WebSocket is not available at the moment.",
+            logged,
+            (("Retry-After", str(RETRY_AFTER_S)),),
+        )
+
+
+class BadSetting(NotSetUp):
     """A setting has a value that is not allowed.
 
     Attributes:
@@ -52,11 +78,7 @@ class BadSetting(Refusal):
     """
 
     def __init__(self, name: str, value: str, allowed: str) -> None:
-        super().__init__(
-            "500 Internal Server Error",
-            "The WebSocket is not set up correctly.",
-            f"SetEnv {name} {value!r:.100} is not allowed: use {allowed}",
-        )
+        super().__init__(f"SetEnv {name} {value!r:.100} is not allowed: use {allowed}")
         self.name = name
         self.value = value
         self.allowed = allowed

@@ -180,6 +180,11 @@ class _Api:
         core = self.find_module(b"core.c")
         if core is None:
             raise HttpdError("this process is httpd", "no module core.c")
+        # Asks every module that may do TLS; not there before 2.4.47, when there
+        # was only mod_ssl's optional function.
+        self.conn_is_ssl = getattr(process, "ap_ssl_conn_is_ssl", None)
+        if self.conn_is_ssl:
+            self.conn_is_ssl.restype, self.conn_is_ssl.argtypes = c_int, (c_void_p,)
         # A filter function, whose address is handed to apr_brigade_write.
         self.ap_filter_flush = ctypes.cast(process.ap_filter_flush, c_void_p)
         wsgi = self.find_module(b"mod_wsgi.c")
@@ -287,7 +292,9 @@ class Request:
 
     @property
     def is_tls(self) -> bool:
-        """True where mod_ssl, or whoever stands in for it, encrypts the connection."""
+        """True where mod_ssl, or another module, encrypts the connection."""
+        if self._api.conn_is_ssl:
+            return bool(self._api.conn_is_ssl(self.connection_address))
         function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
         return bool(function and _SSL_IS_HTTPS(function)(self.connection_address))
 

@@ -167,6 +167,9 @@ class ProducerReader:
         elif opcode == wire.CONTINUATION:
             if not self._is_in_message:
                 raise WireError("the producer sent a CONTINUATION without a message to continue")
-        elif opcode <= wire.BINARY and self._is_in_message:
+        elif opcode > wire.BINARY:
+            if first < wire.FIN:
+                raise WireError("the producer fragmented a frame of a reserved opcode")
+        elif self._is_in_message:
             raise WireError("the producer began a message inside a fragmented one")
         return opcode

@@ -11,7 +11,6 @@ against each other.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -39,7 +38,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_time(text: str) -> float:
-    """Return the seconds that ``500ms``, ``5s`` or ``1.5s`` means; over 0.
+    """Return the seconds that ``500ms``, ``5s`` or ``1.5s`` means; at least 1 ms.
 
     Raises:
         ValueError
@@ -48,7 +47,7 @@ def parse_time(text: str) -> float:
     if not match:
         raise ValueError
     seconds = float(match[1]) / (1000 if match[2].lower() == "ms" else 1)
-    if not 0 < seconds < math.inf:
+    if seconds < 0.001:
         raise ValueError
     return seconds
 
@@ -98,7 +97,7 @@ def parse_directory(text: str) -> str:
 
 
 _SIZES: Final = "a number of bytes of at least 1, with K or M for 1024 or 1048576 times as many"
-_TIMES: Final = "a time over 0 with its unit, as 500ms or 5s"
+_TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 5s"
 
 
 def _setting(default: Any, parse: Callable[[str], Any], allowed: str, protects: str) -> Any:

@@ -36,14 +36,12 @@ SSL_SENT_SHUTDOWN: Final = 1
 SSL_RECEIVED_SHUTDOWN: Final = 2
 SSL_ERROR_WANT_READ: Final = 2
 SSL_ERROR_WANT_WRITE: Final = 3
-SSL_ERROR_ZERO_RETURN: Final = 6
 # SSL_OP_NO_RENEGOTIATION, without which callbacks could run, came with 1.1.0h;
 # SSL_set_options, SSL_up_ref and SSL_has_pending are functions since 1.1.0.
 OLDEST_OPENSSL: Final = 0x1010008F
 # mod_ssl's SSL_set_app_data(ssl, c): ex_data 0 is the conn_rec.
 _APP_DATA: Final = 0
-# One read of the socket gives at most one TLS record, 16 KiB; several are
-# gathered up to this.
+# SSL_read gives at most one TLS record, 16 KiB; several are gathered up to this.
 READ_BYTES: Final = 65536
 # RFC 8446 5.1
 RECORD_BYTES: Final = 16384
@@ -105,12 +103,14 @@ class TlsSession:
     ``share`` makes one; ``release`` or ``close`` ends it.
     """
 
-    __slots__ = ("_library", "_socket", "_ssl")
+    __slots__ = ("_has_ended", "_library", "_socket", "_ssl", "needs_writing")
 
     def __init__(self, library: _Library, ssl: int) -> None:
         self._library = library
         self._ssl = ssl
         self._socket: socket.socket | None = None
+        self._has_ended = False  # recv() has met the end
+        self.needs_writing = False  # recv() waits until the socket can be written
 
     @classmethod
     def share(cls, ssl: int, connection: int, mod_ssl_path: str | None) -> TlsSession:
@@ -137,8 +137,10 @@ class TlsSession:
         return cls(library, ssl)
 
     def has_pending(self) -> bool:
-        """Tell whether bytes were read from the socket that ``recv`` has not given."""
-        return bool(self._ssl and self._library.SSL_has_pending(self._ssl))
+        """Tell whether ``recv`` has something that the descriptor does not show."""
+        if not self._ssl:
+            return False
+        return self._has_ended or bool(self._library.SSL_has_pending(self._ssl))
 
     def set_quiet(self, is_quiet: bool) -> None:
         """Let a shutdown by Apache pass without a word to the client, or not."""
@@ -180,7 +182,7 @@ class TlsSession:
         A connection that breaks off, in whatever way, ends: b"".
         """
         library, ssl = self._library, self._ssl
-        if not ssl:
+        if not ssl or self._has_ended:
             return b""
         parts: list[bytes] = []
         size = 0
@@ -189,13 +191,20 @@ class TlsSession:
             count = library.SSL_read(ssl, _buffer, RECORD_BYTES)
             if count <= 0:
                 error = library.SSL_get_error(ssl, count)
-                if error in (SSL_ERROR_WANT_READ, SSL_ERROR_WANT_WRITE):
-                    break
-                # Give first what came before the end; it will be met again.
-                return b"".join(parts)
+                # TLS 1.3: the answer to a client's KeyUpdate does not fit into the
+                # socket, and nothing is read before it does.
+                self.needs_writing = error == SSL_ERROR_WANT_WRITE
+                if not self.needs_writing and error != SSL_ERROR_WANT_READ:
+                    self._has_ended = True
+                    if not parts:
+                        return b""
+                break
             parts.append(_buffer[:count])  # type: ignore[arg-type]  # a slice of chars is bytes
             size += count
-            if not library.SSL_has_pending(ssl):
+            if count < RECORD_BYTES:
+                # Whoever sends much fills the records; asking again after a small
+                # one would mostly be a system call for nothing.
+                self.needs_writing = False
                 break
         return b"".join(parts) if parts else None
 
@@ -210,13 +219,17 @@ class TlsSession:
         library, ssl = self._library, self._ssl
         if not ssl:
             raise ConnectionAbortedError("the TLS connection is closed")
-        library.ERR_clear_error()
-        count: int = library.SSL_write(ssl, bytes(data), len(data))
-        if count > 0:
-            return count
-        if library.SSL_get_error(ssl, count) == SSL_ERROR_WANT_WRITE:
-            return 0
-        raise ConnectionAbortedError("the TLS connection is gone")
+        sent, length = 0, len(data)
+        while sent < length:
+            record = bytes(data[sent : sent + RECORD_BYTES])
+            library.ERR_clear_error()
+            count = library.SSL_write(ssl, record, len(record))
+            if count <= 0:
+                if library.SSL_get_error(ssl, count) == SSL_ERROR_WANT_WRITE:
+                    break
+                raise ConnectionAbortedError("the TLS connection is gone")
+            sent += count
+        return sent
 
     def shutdown(self) -> None:
         """Say that nothing more will be sent: close_notify, then FIN."""
@@ -239,7 +252,7 @@ class TlsSession:
         """End the session and close the socket; again does nothing."""
         if self._ssl:
             # An SSL that was not shut down takes its session out of mod_ssl's
-            # cache when it is freed, by a callback that is not for this thread.
+            # cache when it is freed, and its client could not resume it.
             self._library.SSL_set_shutdown(self._ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN)
         self.release()
         if self._socket is not None:

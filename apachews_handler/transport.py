@@ -14,7 +14,14 @@ READ_BYTES: Final = 65536
 
 
 class Transport(Protocol):
-    """A connection to a client."""
+    """A connection to a client.
+
+    Attributes:
+        needs_writing: ``recv`` cannot go on before the descriptor can be written.
+    """
+
+    @property
+    def needs_writing(self) -> bool: ...
 
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
@@ -43,6 +50,8 @@ class PlainTransport:
     """A client on TCP, without TLS."""
 
     __slots__ = ("_socket", "fileno")
+
+    needs_writing = False
 
     def __init__(self, sock: socket.socket) -> None:
         """Take a non-blocking socket, and own it."""

@@ -21,7 +21,13 @@ from typing import Any
 from apachews_handler import child, endpoint
 from apachews_handler.bridge import Connection
 from apachews_handler.detach import detach
-from apachews_handler.exceptions import CheckFailed, ClientGone, Refusal
+from apachews_handler.exceptions import (
+    CheckFailed,
+    ClientGone,
+    NotSetUp,
+    Refusal,
+    Unavailable,
+)
 from apachews_handler.httpd import HttpdError, Request
 from apachews_handler.session import Session
 from apachews_handler.settings import Settings, parse_settings
@@ -29,8 +35,6 @@ from apachews_handler.upgrade import Upgrade, describe
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
-
-_NOT_SET_UP = "The WebSocket is not set up correctly."
 
 
 def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -58,15 +62,11 @@ def _serve(
         # Nobody reads the answer; the access log has its line.
         return _answer(environ, start_response, Refusal("400 Bad Request", str(gone)))
     except (CheckFailed, HttpdError) as error:
-        text = str(CheckFailed(error.check, error.found))
-        return _answer(
-            environ, start_response, Refusal("500 Internal Server Error", _NOT_SET_UP, text)
-        )
+        failed = CheckFailed(error.check, error.found)
+        return _answer(environ, start_response, NotSetUp(str(failed)))
     except Exception:
-        text = f"unexpected: {traceback.format_exc()}"
-        return _answer(
-            environ, start_response, Refusal("500 Internal Server Error", _NOT_SET_UP, text)
-        )
+        unexpected = f"unexpected: {traceback.format_exc()}"
+        return _answer(environ, start_response, NotSetUp(unexpected))
     # Apache writes this into the dummy that has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])
     return []
@@ -80,29 +80,27 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     open_ = describe(environ, upgrade, str(uuid.uuid4()), request.is_tls)
     bridge = child.bridge()
     if not bridge.is_running:
-        raise Refusal(
-            "503 Service Unavailable",
-            "The WebSocket is not available at the moment.",
-            "this child of Apache is ending, or its bridge has failed with a traceback in this log",
-            endpoint.RETRY_AFTER,
+        raise Unavailable(
+            "this child of Apache is ending, or its bridge has failed with a traceback in this log"
         )
     with contextlib.ExitStack() as undo:
         # Before the 101: a client that has it can rely on its producer.
         producer = endpoint.connect(locate(settings), settings.connect_timeout)
         undo.callback(producer.close)
         detached = detach(request, upgrade.accept())
-        undo.pop_all()
-    bridge.adopt(
-        Connection(
+        undo.callback(detached.transport.close)
+        undo.callback(detached.farewell.close)
+        open_ = dataclasses.replace(open_, local=detached.local)
+        connection = Connection(
             detached.transport,
             producer,
-            Session(dataclasses.replace(open_, local=detached.local), settings.max_message),
+            Session(open_, settings.max_message),
             f"[client {open_.remote[0]}:{open_.remote[1]}] {open_.uri[:200]}",
             request.error_log(),
             settings.close_timeout,
-        ),
-        detached.farewell,
-    )
+        )
+        bridge.adopt(connection, detached.farewell)
+        undo.pop_all()
 
 
 def _httpd_request(environ: Environ) -> Request:
@@ -113,23 +111,17 @@ def _httpd_request(environ: Environ) -> Request:
             change.
     """
     if group := environ.get("mod_wsgi.process_group"):
-        raise Refusal(
-            "500 Internal Server Error",
-            _NOT_SET_UP,
+        raise NotSetUp(
             f"mod_wsgi runs this in the daemon process {group!r}, which has no connections:"
             " add process-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
         )
     if environ.get("mod_wsgi.application_group"):
-        raise Refusal(
-            "500 Internal Server Error",
-            _NOT_SET_UP,
+        raise NotSetUp(
             "mod_wsgi runs this in a sub-interpreter:"
             " add application-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
         )
     if "apache.request_rec" not in environ:
-        raise Refusal(
-            "500 Internal Server Error",
-            _NOT_SET_UP,
+        raise NotSetUp(
             "mod_wsgi does not pass the request: add WSGIPassApacheRequest On",
         )
     return Request.from_capsule(environ["apache.request_rec"])

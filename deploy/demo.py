@@ -7,6 +7,7 @@ one temporary directory, which goes when it ends; Ctrl-C or SIGTERM ends it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from deploy.private_apache import ApacheError, PrivateApache
 DEPLOY = Path(__file__).resolve().parent
 PRODUCERS = {"echo.ws": "echo.py", "chat.ws": "chat.py"}
 START_TIMEOUT_S = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop(Exception):
@@ -44,53 +46,60 @@ def main() -> int:
     def stop(number: int, frame: object) -> None:
         raise Stop
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, stop)
-    root = Path(tempfile.mkdtemp(prefix="apachews-demo-"))
-    producers: list[subprocess.Popen[bytes]] = []
-    apache = None
     try:
-        python_home = prepare(root)
-        apache = PrivateApache(
-            root,
-            root / "htdocs",
-            port=arguments.port,
-            tls_port=arguments.tls_port,
-            wsgi_module=private_apache.DEBIAN_WSGI_MODULE,
-            python_home=python_home,
-            handler=handler_in(python_home),
-            mpm=arguments.mpm,
-        )
-        for name in PRODUCERS:
-            producers.append(start_producer(root, python_home, name))
-            wait_for_socket(root / "htdocs" / name, producers[-1])
-        apache.start()
-        print(
-            f"""apachews demo is running:
+        with contextlib.ExitStack() as undo:
+            return run(arguments, undo)
+    except Stop:
+        print("\ndemo: everything has ended", file=sys.stderr)
+        return 0
+    except ApacheError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+
+
+def run(arguments: argparse.Namespace, undo: contextlib.ExitStack) -> int:
+    """Start everything and wait; what ends it again goes on ``undo``."""
+    root = Path(tempfile.mkdtemp(prefix="apachews-demo-"))
+    undo.callback(shutil.rmtree, root)
+    python_home = prepare(root)
+    producers = []
+    for name in PRODUCERS:
+        producers.append(start_producer(root, python_home, name))
+        undo.callback(producers[-1].wait)
+        undo.callback(producers[-1].terminate)
+        wait_for_socket(root / "htdocs" / name, producers[-1])
+    apache = PrivateApache(
+        root,
+        root / "htdocs",
+        port=arguments.port,
+        tls_port=arguments.tls_port,
+        wsgi_module=private_apache.find_wsgi_module(),
+        python_home=python_home,
+        handler=handler_in(python_home),
+        mpm=arguments.mpm,
+    )
+    undo.callback(apache.stop)
+    undo.callback(ignore_signals)  # ending is under way from here on
+    apache.start()
+    print(
+        f"""apachews demo is running:
 
     http://127.0.0.1:{arguments.port}/    WebSockets over ws://
     https://localhost:{arguments.tls_port}/   WebSockets over wss://
                               (the browser warns of its self-made certificate)
 
 Logs are in {root}.  Ctrl-C stops everything.""",
-            flush=True,
-        )
-        return watch(apache, producers)
-    except Stop:
-        print("\ndemo: stopping", file=sys.stderr)
-        return 0
-    except ApacheError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # ending is under way
-        if apache:
-            apache.stop()
-        for producer in producers:
-            producer.terminate()
-            producer.wait()
-        shutil.rmtree(root)
+        flush=True,
+    )
+    return watch(apache, producers)
+
+
+def ignore_signals() -> None:
+    """Let nothing interrupt the end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def prepare(root: Path) -> Path:

@@ -22,6 +22,14 @@ T = TypeVar("T")
 DEADLINE_S = 10.0
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Put back what Apache's user was let into, and say so."""
+    from .site import restore_modes  # which needs wait_for of this module
+
+    for line in restore_modes():
+        terminalreporter.write_line(line)
+
+
 def wait_for(
     condition: Callable[[], T], timeout_s: float = DEADLINE_S, what: Callable[[], object] = str
 ) -> T:

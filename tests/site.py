@@ -141,16 +141,32 @@ def echo(event: Event) -> None:
         event.write(event.read())
 
 
-def make_readable() -> list[Path]:
+def make_readable() -> None:
     """Let Apache's user reach the interpreter, the packages and the checkout.
 
-    Returns:
-        The directories whose mode was changed (``chmod o+x``), for a message.
+    That is ``chmod o+x`` on directories such as root's home.  ``restore_modes`` puts
+    them back and tells.
     """
-    blocking = private_apache.unreadable_parts([HANDLER, Path(sys.base_prefix), ROOT, ECHO])
-    for directory in blocking:
-        directory.chmod(directory.stat().st_mode | 0o001)
-    return blocking
+    wanted = [HANDLER, Path(sys.base_prefix), ROOT, ECHO]
+    for directory in private_apache.unreadable_parts(wanted):
+        _changed_modes[directory] = directory.stat().st_mode
+        directory.chmod(_changed_modes[directory] | 0o001)
+
+
+def restore_modes() -> list[str]:
+    """Undo ``make_readable``; return a line for each directory, for the report."""
+    lines = []
+    while _changed_modes:
+        directory, mode = _changed_modes.popitem()
+        directory.chmod(mode)
+        lines.append(
+            f"{directory} had mode o+x for this run, so that Apache's user"
+            f" {private_apache.APACHE_USER} could read the interpreter and the packages"
+        )
+    return lines
+
+
+_changed_modes: dict[Path, int] = {}
 
 
 @contextmanager

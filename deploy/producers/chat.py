@@ -34,7 +34,7 @@ def parse(data: object) -> dict[str, str] | None:
     try:
         said = json.loads(str(data))
         name, text = said["name"], said["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(name, str) or not isinstance(text, str):
         return None

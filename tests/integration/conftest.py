@@ -7,14 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from ..site import Site, make_readable, running_site
+from ..site import Site, running_site
 
 MPMS = ["event", "worker", "prefork"]
 SCHEMES = ["ws", "wss1.2", "wss1.3"]
-
-
-def pytest_report_header() -> list[str]:
-    return [f"chmod o+x {path}: Apache's user must reach it" for path in make_readable()]
 
 
 @pytest.fixture(scope="session")

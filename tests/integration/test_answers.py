@@ -60,28 +60,28 @@ def test_a_plain_request_is_told_to_upgrade(
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "status"),
+    ("name", "changes", "status", "why"),
     [
-        ("no-upgrade", {"Upgrade": None}, 426),
-        ("no-connection", {"Connection": None}, 426),
-        ("no-version", {"Sec-WebSocket-Version": None}, 426),
-        ("version-8", {"Sec-WebSocket-Version": "8"}, 426),
-        ("no-key", {"Sec-WebSocket-Key": None}, 400),
-        ("short-key", {"Sec-WebSocket-Key": "AAAA"}, 400),
-        ("long-key", {"Sec-WebSocket-Key": "A" * 8000}, 400),
-        ("body", {"Content-Length": "3"}, 400),
-        ("origin", {"Origin": "http://evil.example"}, 403),
+        ("no-upgrade", {"Upgrade": None}, 426, "not a WebSocket request"),
+        ("no-connection", {"Connection": None}, 426, "not a WebSocket request"),
+        ("no-version", {"Sec-WebSocket-Version": None}, 426, "version ''"),
+        ("version-8", {"Sec-WebSocket-Version": "8"}, 426, "version '8'"),
+        ("no-key", {"Sec-WebSocket-Key": None}, 400, "Sec-WebSocket-Key ''"),
+        ("short-key", {"Sec-WebSocket-Key": "AAAA"}, 400, "Sec-WebSocket-Key 'AAAA'"),
+        ("long-key", {"Sec-WebSocket-Key": "A" * 8000}, 400, "Sec-WebSocket-Key 'AAAA"),
+        ("body", {"Content-Length": "3"}, 400, "has no body"),
+        ("origin", {"Origin": "http://evil.example"}, 403, "http://evil.example"),
     ],
 )
 def test_a_malformed_handshake(
-    event_site: Site, name: str, changes: dict[str, str | None], status: int
+    event_site: Site, name: str, changes: dict[str, str | None], status: int, why: str
 ) -> None:
     path = f"/echo.ws?{name}"
     got, headers, _ = answer(event_site, request(path, None, **changes))
     assert got == status
     if "Sec-WebSocket-Version" in changes:
         assert headers["sec-websocket-version"] == "13"
-    assert_logged(event_site, status, path, "")
+    assert_logged(event_site, status, path, why)
 
 
 def test_a_chunked_body(event_site: Site) -> None:

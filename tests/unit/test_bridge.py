@@ -13,6 +13,7 @@ import pytest
 
 from apachews import wire
 from apachews.messages import Item, MessageReader
+from apachews_handler import child
 from apachews_handler.bridge import Bridge, Connection
 from apachews_handler.session import Session
 from apachews_handler.transport import READ_BYTES, PlainTransport
@@ -325,3 +326,51 @@ def test_the_thread_takes_no_signals(bridge: Bridge) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGPIPE):
         assert int(blocked, 16) >> (number - 1) & 1
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_clients_last_words_arrive_though_nothing_reaches_it_any_more(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect()
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"unread"))
+    wait_for(lambda: select.select([peers.client], [], [], 0)[0])
+    # The loop is held while the client speaks and breaks off, and while its
+    # producer speaks: it then meets the failed send before the last words.
+    held = threading.Event()
+
+    def hold(level: str, text: str) -> None:
+        held.wait(5)
+
+    peers.log.write = hold  # type: ignore[method-assign]
+    peers.producer.sendall(wire.encode_frame(0x7, b""))
+    peers.client.sendall(masked(0x81, b"last words") + masked(0x88, b"\x0f\xa0"))
+    peers.client.close()  # with something unread: a reset
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"too late") * 3)
+    held.set()
+    assert peers.next_item() == "last words"
+    assert peers.next_item() == wire.Close(4000, "")
+
+
+def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(close_timeout_s=0.2)
+    peers.client.sendall(masked(0x82, b"x" * 10_000) * 40)
+    wait_for(lambda: peers.connection.producer_queue)
+    peers.client.shutdown(socket.SHUT_WR)
+    wait_for(lambda: peers.log.lines)
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(2):  # and it is tried again
+        with pytest.raises(RuntimeError, match="new thread"):
+            child.bridge()
+    assert set(os.listdir("/proc/self/fd")) == before

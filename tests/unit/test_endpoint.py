@@ -95,6 +95,14 @@ def test_names_that_lead_out_of_the_root(short_path: Path, name: str) -> None:
     assert caught.value.status.startswith("404")
 
 
+def test_a_root_is_bytes_as_httpd_gives_it(short_path: Path) -> None:
+    root = short_path / "é"
+    root.mkdir()
+    as_wsgi_gives_it = os.fsencode(root).decode("latin-1")
+    assert Path(locate(as_wsgi_gives_it, "/chat")) == root / "chat.ws"
+    assert locate("/", "/chat") == "/chat.ws"
+
+
 def test_a_root_is_needed() -> None:
     with pytest.raises(Refusal, match="APACHEWS_ROOT") as caught:
         locate("", "/chat")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,26 @@ def test_impossible_paths_are_named(short_path: Path) -> None:
         SocketFile(str(short_path / ("x" * 108)), 0o660, None)
     with pytest.raises(FileNotFoundError, match="missing"):
         SocketFile(str(short_path / "missing" / "a.ws"), 0o660, None)
+
+
+def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:
+    path = str(short_path / "a.ws")
+    outcomes: list[object] = []
+    barrier = threading.Barrier(8)
+
+    def start() -> None:
+        barrier.wait()
+        try:
+            outcomes.append(SocketFile(path, 0o660, None))
+        except SocketInUse as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (served,) = [outcome for outcome in outcomes if isinstance(outcome, SocketFile)]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    served.close()

@@ -115,7 +115,10 @@ def test_arbitrary_bytes_end_in_items(pieces: list[bytes]) -> None:
 
 
 @given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.binary(), max_size=10),
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=50) | st.binary(max_size=50),
+        max_size=6,
+    ),
     st.integers(1, 50),
     st.randoms(use_true_random=False),
 )

@@ -404,3 +404,53 @@ def test_without_descriptors_accepting_rests_and_goes_on(
     assert "Too many open files" in event.reason
     next_event(server, Event.Accept)
     bridge.socket.close()
+
+
+def test_a_million_tiny_messages_take_the_memory_of_their_bytes(
+    server: Server, connect: Connect
+) -> None:
+    _, client = connect()
+    client.send(b"x" * 1_000_000)  # what the kernel takes is full
+    connection = client._connection
+    before = len(connection._queue)
+    for _ in range(100_000):
+        assert client.send("y")
+    assert len(connection._queue) - before <= 100_000 * 3 // 65_536 + 1
+
+
+def test_a_half_sent_frame_in_a_run_of_them_is_finished_before_the_close(
+    short_path: Path,
+) -> None:
+    with Server(short_path / "q.ws", max_queue_bytes=200_000) as server:
+        bridge = Bridge(server.path)
+        client = next_event(server, Event.Accept).client()
+        sent = 0
+        while client.send(b"%0500d" % sent):
+            sent += 1
+            if client._connection.has_queue and sent % 50 == 0:
+                bridge.socket.recv(1001)  # so that the queue moves, and ends somewhere
+                server.dequeue(0)
+        assert next_event(server, Event.ConnectionClosed).code == 1013
+        data = b""
+        while not bridge.is_at_end:
+            if select.select([bridge.socket], [], [], 0)[0]:
+                data += bridge.socket.recv(1 << 20)
+            server.dequeue(0.01)
+        # It ends with whole frames and the CLOSE: walked from there backwards.
+        close = wire.encode_frame(
+            wire.CLOSE, wire.encode_close(1013, "too slow: the send queue is full")
+        )
+        assert data.endswith(close)
+        frame = data[: -len(close)][-504:]
+        assert frame[:4] == b"\x82\x7e\x01\xf4"
+        bridge.socket.close()
+
+
+def test_a_turn_ends_when_enough_events_wait(server: Server, connect: Connect) -> None:
+    bridges = [connect()[0] for _ in range(5)]
+    for bridge in bridges:
+        bridge.socket.sendall(wire.encode_frame(wire.TEXT, b"x") * 5_000)
+    assert server.dequeue(5) is not None
+    assert len(server._events) < 5_000 * len(bridges)
+    for _ in range(5_000 * len(bridges) - 1):
+        assert server.dequeue(5) is not None

@@ -217,3 +217,12 @@ def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | No
             ends.from_client(data)
         else:
             ends.from_producer(data)
+    # The client got whole frames, but for the last, and nothing after a CLOSE.
+    position = 0
+    while header := wire.decode_header(ends.client, position):
+        first, length, payload_at = header
+        assert not first & wire.RSV
+        position = payload_at + length
+        if first == wire.FIN | wire.CLOSE:
+            assert position == len(ends.client)
+    assert position >= len(ends.client)

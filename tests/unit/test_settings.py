@@ -53,6 +53,7 @@ def test_good_values(name: str, text: str, field: str, value: Any) -> None:
         ("APACHEWS_MAX_MESSAGE", "٣"),
         ("APACHEWS_CONNECT_TIMEOUT", "5"),
         ("APACHEWS_CONNECT_TIMEOUT", "0s"),
+        ("APACHEWS_CONNECT_TIMEOUT", "0.0001ms"),
         ("APACHEWS_CLOSE_TIMEOUT", "1m"),
         ("APACHEWS_ORIGINS", "example.org"),
         ("APACHEWS_ORIGINS", "https://example.org/"),

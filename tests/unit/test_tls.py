@@ -1,0 +1,161 @@
+"""apachews_handler.tls: what is made of OpenSSL's answers, with a libssl played by hand.
+
+The real one is behind every ``wss`` test of ``tests/integration``.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any
+
+import pytest
+
+from apachews import wire
+from apachews_handler import tls
+from apachews_handler.bridge import Bridge, Connection
+from apachews_handler.session import Session
+from apachews_handler.tls import TlsError, TlsSession
+
+from ..conftest import wait_for
+from .test_bridge import Lines, tcp_pair
+
+WANT_READ, WANT_WRITE, FATAL, CLOSED = -2, -3, -1, 0
+
+
+class Libssl:
+    """Answers ``SSL_read`` and ``SSL_write`` from scripts; an error is a negative number."""
+
+    def __init__(self, reads: list[bytes | int] | None = None) -> None:
+        self.reads = reads or []
+        self.writes: list[int] = []
+        self.written = b""
+        self.read_calls = 0
+
+    def SSL_read(self, ssl: int, buffer: Any, size: int) -> int:
+        self.read_calls += 1
+        answer = self.reads.pop(0) if len(self.reads) > 1 else self.reads[0]
+        if isinstance(answer, bytes):
+            buffer[: len(answer)] = answer
+            return len(answer)
+        self._error = answer
+        return -1
+
+    def SSL_write(self, ssl: int, data: bytes, size: int) -> int:
+        answer = self.writes.pop(0) if self.writes else size
+        if answer < 0:
+            self._error = answer
+            return -1
+        self.written += data[:answer]
+        return answer
+
+    def SSL_get_error(self, ssl: int, result: int) -> int:
+        return {WANT_READ: 2, WANT_WRITE: 3, FATAL: 1, CLOSED: 6}[self._error]
+
+    def SSL_has_pending(self, ssl: int) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: 1
+
+
+def session(*reads: bytes | int) -> tuple[TlsSession, Libssl]:
+    library = Libssl(list(reads))
+    return TlsSession(library, 1), library  # type: ignore[arg-type]
+
+
+FULL = b"x" * tls.RECORD_BYTES
+
+
+def test_a_short_record_is_given_at_once() -> None:
+    made, library = session(b"hi", b"later")
+    assert made.recv() == b"hi"
+    assert library.read_calls == 1
+
+
+def test_full_records_are_gathered_to_a_bound() -> None:
+    made, _ = session(FULL, FULL, b"end")
+    assert made.recv() == FULL * 2 + b"end"
+    made, library = session(FULL)
+    assert made.recv() == FULL * 4
+    assert library.read_calls == 4
+
+
+@pytest.mark.parametrize("error", [FATAL, CLOSED])
+def test_the_end_is_given_after_what_came_before_it(error: int) -> None:
+    made, library = session(FULL, error)
+    assert made.recv() == FULL
+    assert made.has_pending()  # no event of the descriptor may follow
+    assert made.recv() == b""
+    assert library.read_calls == 2
+
+
+def test_nothing_there() -> None:
+    made, _ = session(WANT_READ)
+    assert made.recv() is None
+    assert not made.needs_writing
+
+
+def test_writing_sends_record_by_record_until_the_socket_is_full() -> None:
+    made, library = session()
+    assert made.send(b"y" * 40_000) == 40_000
+    library.writes = [16384, WANT_WRITE]
+    assert made.send(memoryview(FULL * 3)) == 16384
+    library.writes = [FATAL]
+    with pytest.raises(ConnectionError):
+        made.send(b"z")
+
+
+def test_after_close_nothing_reaches_openssl() -> None:
+    made, library = session(b"hi")
+    made.close()
+    made.close()
+    assert made.recv() == b""
+    assert not made.has_pending()
+    with pytest.raises(ConnectionError):
+        made.send(b"x")
+    made.shutdown()
+    assert library.read_calls == 0
+
+
+def test_an_ssl_of_another_connection_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Libssl()
+    monkeypatch.setitem(tls._libraries, "mod_ssl.so", library)
+    with pytest.raises(TlsError, match="does not belong"):
+        TlsSession.share(1, 4711, "mod_ssl.so")
+    TlsSession.share(1, 1, "mod_ssl.so")
+
+
+def test_waiting_to_write_a_key_update_costs_no_processor() -> None:
+    """OpenSSL must answer a KeyUpdate, and the client takes nothing."""
+    client, near = tcp_pair()
+    producer, producer_near = socket.socketpair()
+    apache, farewell = socket.socketpair()
+    for sock in (near, producer_near, farewell):
+        sock.setblocking(False)
+    while select.select([], [near], [], 0.2)[1]:
+        near.send(b"x" * 100_000)  # until it is full
+    made, library = session(WANT_WRITE)
+    made._socket = near
+    bridge = Bridge()
+    bridge.start()
+    open_ = wire.Open(id="1", uri="/")
+    connection = Connection(made, producer_near, Session(open_, 100), "x", Lines(), 1)
+    bridge.adopt(connection, farewell)
+    client.sendall(b"a key update")
+    wait_for(lambda: library.read_calls)
+    calls = library.read_calls
+    select.select([], [], [], 0.2)
+    assert library.read_calls == calls
+    # The client takes what is there, and reading goes on.
+    library.reads = [b"\x81\x82\0\0\0\0hi", WANT_READ]
+    client.settimeout(5)
+    while select.select([client], [], [], 0.5)[0]:
+        client.recv(1 << 20)
+    producer.settimeout(5)
+    received = b""
+    while not received.endswith(b"\x81\x02hi"):
+        received += producer.recv(1 << 16)
+    bridge.stop()
+    for sock in (client, producer, apache):
+        sock.close()
