@@ -34,6 +34,8 @@ ECHO = ROOT / "deploy" / "producers" / "echo.py"
 # What is installed in this environment, not the checkout: Apache imports that.
 HANDLER = Path(sysconfig.get_path("purelib")) / "apachews_handler" / "wsgi.py"
 IS_ROOT = os.geteuid() == 0
+# Age at which a child of httpd has all its threads and its signals in order.
+SETTLED_S = 0.5
 
 # What a child that came to harm leaves in the error log.
 HARM = re.compile(r"exit signal|Traceback|Segmentation|AH00051|AH00052|double free|corrupt")
@@ -72,6 +74,27 @@ class Site:
             sock = self.tls_context(version).wrap_socket(plain, server_hostname="localhost")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
+
+    def settle(self) -> None:
+        """Wait until a stop meets no child at a moment that httpd does not guard.
+
+        A child of the event and worker MPMs ends at once on SIGTERM until its main
+        thread, which has just started the others, says otherwise (child_main); a
+        stop that comes in between can crash it, whatever it has loaded.
+        """
+        wait_for(lambda: self._youngest_child_s() > SETTLED_S)
+
+    def _youngest_child_s(self) -> float:
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        ages = [now]
+        for pid in self.apache.children():
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+            except FileNotFoundError:
+                continue  # it has ended meanwhile
+            started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
+            ages.append(now - started / os.sysconf("SC_CLK_TCK"))
+        return min(ages)
 
     def descriptors(self) -> int:
         """Return how many descriptors the child with the most has open."""
@@ -142,26 +165,6 @@ def echo(event: Event) -> None:
         event.write(event.read())
 
 
-# A child of httpd's event and worker MPMs ends at once on SIGTERM until its main
-# thread, which has just started the others, says otherwise (child_main); a stop
-# that comes in between can crash it, whatever it has loaded.  No stop is aimed there.
-SETTLED_S = 0.5
-
-
-def youngest_child_s(apache: PrivateApache) -> float:
-    """Return the age of Apache's youngest child in seconds."""
-    now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    ages = [now]
-    for pid in apache.children():
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except FileNotFoundError:
-            continue  # it has ended meanwhile
-        started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
-        ages.append(now - started / os.sysconf("SC_CLK_TCK"))
-    return min(ages)
-
-
 def make_readable() -> None:
     """Let Apache's user reach the interpreter, the packages and the checkout.
 
@@ -221,7 +224,7 @@ def running_site(
         apache.start()
         with site.echo_process("echo.ws"):
             yield site
-            wait_for(lambda: youngest_child_s(apache) > SETTLED_S)
+            site.settle()
             children = apache.children()
             apache.stop()
         log = apache.error_log

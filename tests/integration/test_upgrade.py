@@ -171,6 +171,7 @@ def test_a_stop_says_1001_and_leaves_nothing(scheme: str) -> None:
         with RawClient(site.dial(scheme)).upgrade() as client:
             client.send(masked(0x81, b"hi"))
             assert client.read_frame() == (0x81, b"hi")
+            site.settle()
             stopper = threading.Thread(target=site.apache.stop)
             stopper.start()
             assert client.read_close() == 1001
