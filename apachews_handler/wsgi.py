@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from apachews_handler import child, endpoint
-from apachews_handler.bridge import Connection
+from apachews_handler.connection import Connection
 from apachews_handler.detach import detach
 from apachews_handler.exceptions import (
     CheckFailed,

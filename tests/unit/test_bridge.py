@@ -14,7 +14,8 @@ import pytest
 from apachews import wire
 from apachews.messages import Item, MessageReader
 from apachews_handler import child
-from apachews_handler.bridge import Bridge, Connection
+from apachews_handler.bridge import Bridge
+from apachews_handler.connection import Connection
 from apachews_handler.session import Session
 from apachews_handler.transport import READ_BYTES, PlainTransport
 

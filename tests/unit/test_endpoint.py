@@ -73,9 +73,9 @@ def test_a_path_too_long_for_a_socket_is_refused(short_path: Path) -> None:
     assert refusal_of(str(directory / "a.ws")).status.startswith("500")
 
 
-@pytest.mark.parametrize("name", ["chat", "/chat", "/sub/chat", "/../root/chat"])
+@pytest.mark.parametrize("name", ["chat", "/chat", "/sub/chat", "/../base/chat"])
 def test_names_inside_the_root(short_path: Path, name: str) -> None:
-    root = short_path / "root"
+    root = short_path / "base"
     (root / "sub").mkdir(parents=True)
     located = Path(locate(str(root), name))
     assert located.name == "chat.ws"
@@ -86,7 +86,7 @@ def test_names_inside_the_root(short_path: Path, name: str) -> None:
     "name", ["", "/", "/../x", "/sub/../../x", "//..//x", "/a\0b", "/link/x", "/out"]
 )
 def test_names_that_lead_out_of_the_root(short_path: Path, name: str) -> None:
-    root = short_path / "root"
+    root = short_path / "base"
     (root / "sub").mkdir(parents=True)
     (root / "link").symlink_to(short_path)
     (root / "out.ws").symlink_to(short_path / "x.ws")

@@ -38,6 +38,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews.listener",
             "apachews.server",
             "apachews_handler.bridge",
+            "apachews_handler.connection",
             "apachews_handler.endpoint",
             "apachews_handler.transport",
         },

@@ -13,7 +13,8 @@ import pytest
 
 from apachews import wire
 from apachews_handler import tls
-from apachews_handler.bridge import Bridge, Connection
+from apachews_handler.bridge import Bridge
+from apachews_handler.connection import Connection
 from apachews_handler.session import Session
 from apachews_handler.tls import TlsError, TlsSession
 
