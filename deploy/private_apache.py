@@ -14,6 +14,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -242,10 +243,18 @@ def require_free_port(port: int) -> None:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 on which nobody listens.
+
+    Below those that Linux gives to outgoing connections (32768 and up): one of
+    these could take it before it is listened on.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        try:
+            require_free_port(port)
+        except ApacheError:
+            continue
+        return port
 
 
 def create_certificate(path: Path) -> None:
