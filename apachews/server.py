@@ -6,10 +6,11 @@ other.  Nothing here blocks but ``dequeue()`` itself and, for at most a second,
 
 How this works: each client is one Unix socket, watched level-triggered.  A turn
 of the loop takes at most ``READ_BYTES`` from each socket that is ready and turns
-them into events, until there are ``TURN_EVENTS``; the sockets that were not looked
-at are ready in the next turn as well.  No socket is read again before all events
-were taken, so what is buffered is bounded: one unfinished message a client, and
-the events of one turn.
+them into events, until there are ``TURN_EVENTS``; the next turn goes on with the
+sockets that were not looked at, before epoll is asked again: it would name the
+same ones first, and a client that floods would starve the others.  No socket is
+read again before all events were taken, so what is buffered is bounded: one
+unfinished message a client, and the events of one turn.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Server:
         self._connections: dict[int, Connection] = {}
         self._leaving: deque[tuple[float, Connection]] = deque()  # deadlines, in order
         self._accepting_again_at: float | None = None
+        # What epoll found ready and no turn has looked at yet: descriptor, events.
+        self._ready: deque[tuple[int, int]] = deque()
         self._closed = False
         self._file = SocketFile(os.fspath(path), mode, group)
         self._epoll = select.epoll()
@@ -197,13 +200,17 @@ class Server:
             wait_s = 0.0
         elif next_timer_s is not None:
             wait_s = next_timer_s if wait_s is None else min(wait_s, next_timer_s)
-        for fd, ready in self._epoll.poll(wait_s):
+        if not self._ready:
+            self._ready.extend(self._epoll.poll(wait_s))
+        while self._ready:
+            fd, ready = self._ready.popleft()
             if fd == self._listen_fd:
-                self._accept()
+                if not self._closed:
+                    self._accept()
                 continue
             connection = self._connections.get(fd)
             if connection is None:
-                continue  # went away earlier in this turn
+                continue  # it went away meanwhile
             if ready & select.EPOLLOUT:
                 connection.flush_nowait()
                 self._update(connection)

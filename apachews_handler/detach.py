@@ -27,6 +27,7 @@ import socket
 from dataclasses import dataclass
 
 from . import httpd, tls
+from .endpoint import out_of_descriptors
 from .exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from .transport import PlainTransport, Transport
 
@@ -132,10 +133,7 @@ def _reserve_sockets(
         undo.callback(farewell.close)
         undo.callback(dummy.close)
     except OSError as error:
-        raise Unavailable(
-            f"no descriptor for another WebSocket ({error.strerror}): raise Apache's limit"
-            " (LimitNOFILE= of its systemd unit, or ulimit -n)"
-        ) from error
+        raise Unavailable(out_of_descriptors(error)) from error
     if client.type != socket.SOCK_STREAM or client.family not in _TCP_FAMILIES:
         raise CheckFailed("the connection is TCP", f"{client.family!r}, {client.type!r}")
     client.setblocking(False)

@@ -53,7 +53,7 @@ def connect(path: str, timeout_s: float) -> socket.socket:
 
     Raises:
         Refusal: 404 no such file, 403 no socket, 503 nobody listens there or the
-            backlog stays full, 500 no permission.
+            backlog stays full or no descriptor is left, 500 no permission.
     """
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
@@ -70,7 +70,10 @@ def connect(path: str, timeout_s: float) -> socket.socket:
         ) from error
     except OSError as error:
         raise _refusal(path, timeout_s, error) from error
-    producer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        producer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise Unavailable(out_of_descriptors(error)) from error
     try:
         # A blocking connect() waits while the backlog is full, for as long as the
         # socket may wait to send; a non-blocking one fails at once (unix(7)).
@@ -85,6 +88,14 @@ def connect(path: str, timeout_s: float) -> socket.socket:
         producer.close()
         raise _refusal(path, timeout_s, error) from error
     return producer
+
+
+def out_of_descriptors(error: OSError) -> str:
+    """Return what the log says where no socket can be made."""
+    return (
+        f"no descriptor for another WebSocket ({error.strerror}): raise Apache's limit"
+        " (LimitNOFILE= of its systemd unit, or ulimit -n)"
+    )
 
 
 def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:

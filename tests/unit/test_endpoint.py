@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -101,6 +102,18 @@ def test_a_root_is_bytes_as_httpd_gives_it(short_path: Path) -> None:
     as_wsgi_gives_it = os.fsencode(root).decode("latin-1")
     assert Path(locate(as_wsgi_gives_it, "/chat")) == root / "chat.ws"
     assert locate("/", "/chat") == "/chat.ws"
+
+
+def test_without_descriptors_it_is_unavailable(
+    listener: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("apachews_handler.endpoint.socket.socket", fail)
+    with pytest.raises(Refusal, match="LimitNOFILE") as caught:
+        connect(listener[0], 1)
+    assert caught.value.status.startswith("503")
 
 
 def test_a_root_is_needed() -> None:

@@ -454,3 +454,38 @@ def test_a_turn_ends_when_enough_events_wait(server: Server, connect: Connect) -
     assert len(server._events) < 5_000 * len(bridges)
     for _ in range(5_000 * len(bridges) - 1):
         assert server.dequeue(5) is not None
+
+
+def test_clients_that_flood_starve_nobody(server: Server, connect: Connect) -> None:
+    flooders = [connect()[0] for _ in range(3)]
+    quiet, client = connect()
+    flood = wire.encode_frame(wire.TEXT, b"x") * 10_000
+    for bridge in flooders:
+        bridge.socket.setblocking(False)
+        bridge.socket.send(flood)
+    next_event(server, Event.IO)  # the flooders are ready, and first in the row
+    quiet.send(wire.TEXT, b"me too")
+    for _ in range(200_000):
+        # Whatever is taken from a flooder is there again at once.
+        for bridge in flooders:
+            if len(server._events) < 2:
+                try:
+                    bridge.socket.send(flood)
+                except BlockingIOError:
+                    pass
+        event = next_event(server, Event.IO)
+        if event.client() is client:
+            assert event.read() == "me too"
+            return
+    pytest.fail("the quiet client was never heard")
+
+
+def test_close_with_a_client_that_no_turn_has_come_to(server: Server, connect: Connect) -> None:
+    _, client = connect()
+    client.send("x" * 3_000_000)  # so that close() has something to wait for
+    late = Bridge(server.path)
+    # As epoll would have named it in a turn that ended before it came so far.
+    server._ready.append((server._listen_fd, select.EPOLLIN))
+    server.close()
+    late.socket.close()
+    assert next_event(server, Event.ConnectionClosed).code == 1001
