@@ -18,6 +18,7 @@ from .client import Client
 from .events import Event, EventType
 from .exceptions import (
     ApachewsError,
+    NotAsked,
     NotASocket,
     ServerClosed,
     ServerError,
@@ -32,6 +33,7 @@ __all__ = [
     "Event",
     "EventType",
     "NotASocket",
+    "NotAsked",
     "Server",
     "ServerClosed",
     "ServerError",

@@ -6,8 +6,12 @@ does.  For the thread that runs ``dequeue()``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from . import wire
+from .answer import Answer
 from .connection import Connection
+from .exceptions import NotAsked
 
 
 class Client:
@@ -31,6 +35,60 @@ class Client:
         """Return the connection's id: unique, and safe as a dictionary key."""
         return self.request.id
 
+    def accept(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Let the client in, where Apache leaves that to the producer.
+
+        That is with ``SetEnv APACHEWS_ACCEPT producer``.  Until then the client has
+        no response, is not among ``Server.clients()``, and nothing can be sent.
+
+        Args:
+            subprotocol: one of ``request.offered``, or None.
+            headers: names and values to add to the response.
+
+        Returns:
+            False where nobody waits for it: it was answered, or Apache gave up
+            (``APACHEWS_CONNECT_TIMEOUT``, 5 s), or accepts by itself.
+
+        Raises:
+            NotAsked: Apache accepts by itself, and there is a subprotocol or a
+                header that would be lost.
+            ValueError: a subprotocol that was not offered, or a header that may
+                not be sent.
+        """
+        answer = Answer.accept(subprotocol, headers)
+        if not self.request.answer_required and (subprotocol is not None or answer.headers):
+            raise NotAsked("accept() with a subprotocol or headers")
+        if subprotocol is not None and subprotocol not in self.request.offered:
+            offered = ", ".join(self.request.offered) or "none"
+            raise ValueError(f"the client did not offer {subprotocol!r:.80}, but {offered}")
+        return self._connection.send_answer(answer)
+
+    def reject(
+        self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Refuse the client with an HTTP response, where Apache leaves that to the producer.
+
+        A ConnectionClosed event follows.
+
+        Args:
+            status: 300 to 599.
+            body: text; the response says it is text/plain, unless a header does.
+            headers: names and values to add to the response.
+
+        Returns:
+            False where nobody waits for it: it was answered, or Apache gave up.
+
+        Raises:
+            NotAsked: Apache accepts by itself; the client is in.
+            ValueError: a status or a header that may not be sent, or too much.
+        """
+        answer = Answer.reject(status, headers, body)
+        if not self.request.answer_required:
+            raise NotAsked("reject()")
+        return self._connection.send_answer(answer)
+
     def send(self, data: str | bytes | bytearray | memoryview) -> bool:
         """Send a message: str as text, bytes and the like as binary.
 
@@ -48,6 +106,8 @@ class Client:
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
         """Say goodbye: queued messages go first; a ConnectionClosed event follows.
+
+        To a client that was not accepted yet it is a ``reject(503)``.
 
         Closing again, or closing a client that is gone, does nothing.
 

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from . import wire
+from .answer import Answer
 from .messages import MessageReader
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ READ_BYTES: Final = 65536
 # Shorter frames are run together in the queue, up to as much as goes out at once.
 SMALL_FRAME_BYTES: Final = 1024
 RUN_BYTES: Final = 65536
+# HTTP status for a client that is closed before it was accepted.
+GOODBYE_STATUS: Final = 503
 
 
 class State(enum.Enum):
     """Where a connection is in its life; it only ever moves down this list."""
 
     CONNECTING = "no OPEN yet"
+    ASKED = "the bridge waits for an ANSWER"
     OPEN = "messages flow"
     CLOSING = "a CLOSE is sent or queued, the answer is awaited; messages are ignored"
     CLOSED = "the last event is out; at most the queue is still being sent"
@@ -57,7 +61,9 @@ class Connection:
         changed: called when the queue filled or emptied, or the state changed.
 
     Attributes:
-        state: where it is in its life; ``Server`` moves it, ``send_close`` too.
+        state: where it is in its life; ``Server`` moves it, ``send_answer`` and
+            ``send_close`` too.
+        was_rejected: the producer said no; the state is CLOSING.
         client: what the producer holds, once there was an OPEN.
         has_overflowed: the queue was full; the state is CLOSING.
         watched: the epoll mask in force.
@@ -76,6 +82,7 @@ class Connection:
         "deadline",
         "has_overflowed",
         "state",
+        "was_rejected",
         "watched",
     )
 
@@ -96,6 +103,7 @@ class Connection:
         self.state = State.CONNECTING
         self.client: Client | None = None
         self.has_overflowed = False
+        self.was_rejected = False
         self.watched = 0
         self.deadline: float | None = None
 
@@ -137,12 +145,30 @@ class Connection:
         self._write(frame)
         return True
 
+    def send_answer(self, answer: Answer) -> bool:
+        """Send the ANSWER the bridge waits for; False where it waits no more.
+
+        Raises:
+            ValueError: it is too large; see ``Answer.encode``.
+        """
+        frame = answer.encode()
+        if self.state is not State.ASKED:
+            return False
+        self.state = State.OPEN if answer.accepts else State.CLOSING
+        self.was_rejected = not answer.accepts
+        self._write(frame)
+        self._changed(self)
+        return True
+
     def send_close(self, code: int, reason: str) -> None:
-        """Send or queue a CLOSE, once.
+        """Send or queue a CLOSE, once; to a bridge that asks, that means no.
 
         Raises:
             ValueError: see ``wire.encode_close``.
         """
+        if self.state is State.ASKED:
+            self.send_answer(Answer.reject(GOODBYE_STATUS, (), ""))
+            return
         frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
         if self.state is State.OPEN:
             self.state = State.CLOSING

@@ -7,6 +7,7 @@ For the thread that runs ``dequeue()``.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import wire
@@ -23,7 +24,7 @@ class EventType(enum.Enum):
     one of them.
     """
 
-    Accept = "a client connected"
+    Accept = "a client connected, or asks to (APACHEWS_ACCEPT producer)"
     IO = "a message came"
     NoData = "an empty message came"
     Close = "the other side sent a CLOSE; ConnectionClosed follows"
@@ -113,6 +114,18 @@ class Event:
         return self.client().send(data)
 
     respond = write
+
+    def accept(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Let the client of the event in; see ``Client.accept``."""
+        return self.client().accept(subprotocol, headers)
+
+    def reject(
+        self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Refuse the client of the event; see ``Client.reject``."""
+        return self.client().reject(status, body, headers)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
         """Close the client of the event; see ``Client.close``."""

@@ -7,6 +7,7 @@
      |    +-- SocketInUse   another producer listens there
      |    +-- NotASocket    the path holds something that is no socket
      +-- ServerClosed       dequeue() after close()
+     +-- NotAsked           Apache does not leave the decision to the producer
      +-- WireError          bytes that break docs/wire.md: reason, close code
 
 Operating-system errors of the socket file (permission, missing directory) stay
@@ -15,7 +16,15 @@ what they are: OSError, with the path in them.
 
 from __future__ import annotations
 
-__all__ = ["ApachewsError", "NotASocket", "ServerClosed", "ServerError", "SocketInUse", "WireError"]
+__all__ = [
+    "ApachewsError",
+    "NotASocket",
+    "NotAsked",
+    "ServerClosed",
+    "ServerError",
+    "SocketInUse",
+    "WireError",
+]
 
 
 class ApachewsError(Exception):
@@ -62,6 +71,21 @@ class ServerClosed(ApachewsError):
 
     def __str__(self) -> str:
         return "the server is closed and all its events were taken"
+
+
+class NotAsked(ApachewsError):
+    """Apache has let the client in itself; what was to decide on it comes too late.
+
+    Attributes:
+        call: what was called.
+    """
+
+    def __init__(self, call: str) -> None:
+        super().__init__(call)
+        self.call = call
+
+    def __str__(self) -> str:
+        return f"{self.call} needs SetEnv APACHEWS_ACCEPT producer in Apache's configuration"
 
 
 class WireError(ApachewsError):

@@ -5,10 +5,10 @@ socket, cut anywhere, and returns what they completed, in order.  It never
 raises for bad input: the last item is then a ``Violation``, and whatever comes
 after is ignored.  No I/O; one reader a connection; not for several threads.
 
-How this works: a frame's payload is taken as it comes, so that a message of
-many megabytes is copied twice (once from the socket, once when it is joined)
-however it is cut.  Only headers, control frames and OPEN wait in ``_rest`` until
-they are whole; each has a bound.
+How this works: a frame's payload is taken as it comes, into one buffer, so that a
+message takes the memory of its bytes however small the pieces are it was cut into.
+Only headers, control frames and OPEN wait in ``_rest`` until they are whole; each
+has a bound.
 
 Sources: docs/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
 """
@@ -62,7 +62,7 @@ class MessageReader:
         "_message_bytes",
         "_message_opcode",
         "_opened",
-        "_parts",
+        "_payload",
         "_remaining",
         "_rest",
     )
@@ -74,7 +74,7 @@ class MessageReader:
         self._frame_fin = False  # whether that frame ends its message
         self._message_opcode = 0  # TEXT or BINARY inside a message, else 0
         self._message_bytes = 0
-        self._parts: list[bytes] = []
+        self._payload = bytearray()
         self._opened = False
         self._finished = False  # after a CLOSE or a violation
 
@@ -104,7 +104,7 @@ class MessageReader:
                 chunk = data[position : position + self._remaining]
                 position += len(chunk)
                 self._remaining -= len(chunk)
-                self._parts.append(chunk)
+                self._payload += chunk
                 if not self._remaining and self._frame_fin:
                     items.append(self._join())
                 continue
@@ -187,19 +187,18 @@ class MessageReader:
         return True
 
     def _join(self) -> str | bytes:
-        payload = b"".join(self._parts)
+        payload, self._payload = self._payload, bytearray()
         opcode = self._message_opcode
-        self._parts = []
         self._message_opcode = self._message_bytes = 0
-        return _decode_text(payload) if opcode == wire.TEXT else payload
+        return _decode_text(payload) if opcode == wire.TEXT else bytes(payload)
 
     def _finish(self) -> None:
         self._finished = True
         self._rest = b""
-        self._parts = []
+        self._payload = bytearray()
 
 
-def _decode_text(payload: bytes) -> str:
+def _decode_text(payload: bytes | bytearray) -> str:
     try:
         return payload.decode()
     except UnicodeDecodeError as error:

@@ -100,7 +100,7 @@ class Server:
         return self._file.path
 
     def clients(self) -> list[Client]:
-        """Return the clients that are connected and not being closed."""
+        """Return the clients that are connected, accepted and not being closed."""
         return [
             connection.client
             for connection in self._connections.values()
@@ -279,7 +279,7 @@ class Server:
                     self._events.append(Event(kind, connection.client, item))
             elif isinstance(item, wire.Open):
                 connection.client = Client(connection, item)
-                connection.state = State.OPEN
+                connection.state = State.ASKED if item.answer_required else State.OPEN
                 self._events.append(Event(EventType.Accept, connection.client))
             elif isinstance(item, wire.Close):
                 if connection.state is not State.CLOSED:
@@ -294,7 +294,8 @@ class Server:
 
     def _receive_eof(self, connection: Connection) -> None:
         if connection.state is not State.CONNECTING or not connection.reader.is_idle:
-            self._end(connection, wire.ABNORMAL, "the connection broke off")
+            reason = "it was refused" if connection.was_rejected else "the connection broke off"
+            self._end(connection, wire.ABNORMAL, reason)
         # Otherwise somebody looked whether a producer listens, and left.
         self._forget(connection)
 

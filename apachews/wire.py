@@ -22,11 +22,12 @@ from .exceptions import WireError
 
 VERSION: Final = 1
 
-# Opcodes (RFC 6455 5.2), and OPEN, which takes a number reserved there.
+# Opcodes (RFC 6455 5.2), and OPEN and ANSWER, which take numbers reserved there.
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
 OPEN: Final = 0x3
+ANSWER: Final = 0x4
 CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
@@ -52,6 +53,7 @@ PROTOCOL_ERROR: Final = 1002
 NO_CODE: Final = 1005
 ABNORMAL: Final = 1006
 INVALID_DATA: Final = 1007
+POLICY_VIOLATION: Final = 1008
 TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 SERVICE_RESTART: Final = 1012
@@ -199,6 +201,8 @@ class Open:
         vhost: ``ServerName`` of the virtual host.
         offered, subprotocol: what the client offered, and what was chosen.
         env: variables that ``APACHEWS_PASS_ENV`` names.
+        answer_required: True where the client has had no response yet and the
+            producer decides on it (``APACHEWS_ACCEPT producer``).
     """
 
     id: str
@@ -214,6 +218,7 @@ class Open:
     offered: tuple[str, ...] = ()
     subprotocol: str | None = None
     env: dict[str, str] = field(default_factory=dict)
+    answer_required: bool = False
 
     def header(self, name: str) -> str | None:
         """Return the value of a request header, by its name in any case, or None."""
@@ -237,6 +242,7 @@ class Open:
             "vhost": self.vhost,
             "subprotocols": {"offered": self.offered, "chosen": self.subprotocol},
             "env": self.env,
+            "answer_required": self.answer_required,
         }
         return encode_frame(OPEN, json.dumps(document, separators=(",", ":")).encode())
 
@@ -272,6 +278,7 @@ class Open:
                     None if subprotocols["chosen"] is None else _text(subprotocols["chosen"])
                 ),
                 env={_text(name): _text(value) for name, value in document["env"].items()},
+                answer_required=bool(document["answer_required"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"OPEN lacks a member or has one of the wrong type: {error}") from error

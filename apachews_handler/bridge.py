@@ -8,9 +8,13 @@ log it is given.
 How this works: a level-triggered epoll over two descriptors a connection, client
 and producer.  What is read from one is given to the session, and what that puts
 out is sent to the other.  Bytes that a side does not take wait here, and while
-they do, the side they came from is not read: so at most one read (64 KiB) and a
-few frames of the bridge's own wait in each direction, and the kernel's buffers
-carry the backpressure to the other end.
+they do, the side they came from is not read: so at most one read (APACHEWS_MAX_BUFFER)
+and a few frames of the bridge's own wait in each direction, and the kernel's
+buffers carry the backpressure to the other end.
+
+Time is looked at once a turn.  Every connection has one entry in a heap, for when
+its ``Watch`` wants to be asked again; entries are never moved, those that were
+overtaken are skipped.
 
 Nothing is allocated for an idle connection beyond its few objects, no closure and
 no buffer.  An exception in the handling of a connection ends that connection,
@@ -23,6 +27,7 @@ import collections
 import collections.abc
 import heapq
 import itertools
+import math
 import os
 import select
 import signal
@@ -32,21 +37,27 @@ import time
 import traceback
 from typing import Final
 
-from apachews import wire
-
 from .connection import Connection
+from .ends import End
 from .session import Phase
-from .transport import READ_BYTES
+from .transport import discard_unsent
+from .watch import Due
 
 # How long clients have to take the goodbye when the child stops.  httpd waits 3 s
 # before its second SIGTERM.
 STOP_GRACE_S: Final = 1.0
 # Joining the thread takes that and a little; a thread that hangs is left behind.
 STOP_TIMEOUT_S: Final = 2.5
+# Apache's response head, and no more: what a farewell is read in.
+FAREWELL_BYTES: Final = 16384
+# Entries of connections that are gone stay in the heap until their time comes, but
+# no more of them than of others, and these.
+SPARE_DEADLINES: Final = 1000
 
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_NOT_WATCHED: Final = -1
 
 
 class Bridge:
@@ -68,7 +79,10 @@ class Bridge:
         self._farewells: dict[int, socket.socket] = {}
         self._deadlines: list[tuple[float, int, Connection]] = []
         self._ties = itertools.count()  # so that the heap never compares connections
-        self._pending: list[Connection] = []  # their TLS holds bytes epoll does not show
+        # To be looked at again, whatever epoll says: their TLS holds bytes, or their
+        # reader made a pause.  A dict for its order.
+        self._pending: dict[Connection, None] = {}
+        self._now = time.monotonic()
         self._stop_at = 0.0
         self._thread = threading.Thread(target=self._run, name="apachews", daemon=True)
 
@@ -125,8 +139,9 @@ class Bridge:
             for connection, farewell in adopted:
                 farewell.close()
                 connection.close()
-            for connection in [*self._clients.values(), *self._producers.values()]:
+            for connection in {*self._clients.values(), *self._producers.values()}:
                 connection.close()
+                self._log_close(connection)
             for farewell in self._farewells.values():
                 farewell.close()
             os.close(self._wakeup)
@@ -135,7 +150,9 @@ class Bridge:
     def _turn(self) -> bool:
         """Wait once, and do what is due; return False when the thread is to end."""
         is_woken = False
-        for fd, ready in self._epoll.poll(self._wait_s()):
+        events = self._epoll.poll(self._wait_s())
+        self._now = time.monotonic()
+        for fd, ready in events:
             if (connection := self._clients.get(fd)) is not None:
                 self._guard(self._on_client, connection, ready)
             elif (connection := self._producers.get(fd)) is not None:
@@ -150,14 +167,14 @@ class Bridge:
             # number of a descriptor that was just closed, and is not to get its.
             self._on_wakeup()
         if self._pending:
-            pending, self._pending = self._pending, []
+            pending, self._pending = self._pending, {}
             for connection in pending:
                 if connection.client_fd != -1 and connection.client_mask & _IN:
                     self._guard(self._on_client, connection, _IN)
         self._run_deadlines()
         if not self._stop_at:
             return True
-        return time.monotonic() < self._stop_at and bool(
+        return self._now < self._stop_at and bool(
             self._clients or self._producers or self._farewells
         )
 
@@ -169,6 +186,7 @@ class Bridge:
             connection = args[0]
             assert isinstance(connection, Connection)
             connection.log.write("error", f"{connection.name}: {traceback.format_exc()}")
+            connection.session.fail()
             self._forget(connection)
 
     def _wait_s(self) -> float | None:
@@ -188,15 +206,15 @@ class Bridge:
         for connection, farewell in adopted:
             self._guard(self._begin, connection, farewell)
         if is_stopping:
-            self._stop_at = self._stop_at or time.monotonic() + STOP_GRACE_S
+            self._stop_at = self._stop_at or self._now + STOP_GRACE_S
             for connection in list(self._clients.values()):
-                connection.session.close(wire.GOING_AWAY, "the server goes away")
+                connection.session.close(End.GOING_AWAY, "the server goes away")
                 self._guard(self._flush, connection)
 
     def _on_farewell(self, fd: int) -> None:
         """Read what Apache wrote to its dummy, until it has shut it down."""
         try:
-            if self._farewells[fd].recv(READ_BYTES):
+            if self._farewells[fd].recv(FAREWELL_BYTES):
                 return
         except BlockingIOError:
             return
@@ -217,27 +235,33 @@ class Bridge:
         self._epoll.register(connection.client_fd, 0)
         self._epoll.register(connection.producer_fd, 0)
         self._flush(connection)  # the OPEN is in the session
+        self._schedule(connection)
         if connection.transport.has_pending():
-            self._pending.append(connection)
+            self._pending[connection] = None
 
     def _on_client(self, connection: Connection, ready: int) -> None:
+        session, transport = connection.session, connection.transport
         if ready & _OUT:
             self._send_client_queue(connection)
-        if ready & (_IN | _GONE) or connection.transport.needs_writing:
-            if connection.client_mask & _IN or connection.transport.needs_writing:
-                data = connection.transport.recv()
+        if session.is_paused:
+            if connection.client_mask & _IN:
+                session.receive_client(b"", self._now)
+        elif ready & (_IN | _GONE) or transport.needs_writing:
+            if connection.client_mask & _IN or transport.needs_writing:
+                data = transport.recv(connection.max_buffer_bytes)
                 if data:
-                    connection.session.receive_client(data)
-                    if connection.transport.has_pending():
-                        self._pending.append(connection)
+                    connection.watch.heard_at = self._now
+                    session.receive_client(data, self._now)
+                    if transport.has_pending():
+                        self._pending[connection] = None
                 elif data is not None:
-                    connection.session.receive_client_eof()
+                    session.receive_client_eof()
             elif ready & _GONE:
                 # Not read, because its producer is slow; and it is gone.
-                connection.session.receive_client_eof()
+                session.receive_client_eof()
         if ready & select.EPOLLRDHUP:
             # It has sent its last, and its producer is slow to take that.
-            self._set_deadline(connection)
+            self._limit_leaving(connection)
         self._flush(connection)
 
     def _on_producer(self, connection: Connection, ready: int) -> None:
@@ -247,12 +271,13 @@ class Bridge:
         if ready & (_IN | _GONE) and connection.producer_fd != -1:
             if connection.producer_mask & _IN:
                 try:
-                    data = connection.producer.recv(READ_BYTES)
+                    data = connection.producer.recv(connection.max_buffer_bytes)
                 except BlockingIOError:
                     return
                 except OSError:
                     data = b""
                 if data:
+                    connection.watch.passed_at = self._now
                     session.receive_producer(data)
                     if session.ignored:
                         self._log_ignored(connection)
@@ -264,14 +289,15 @@ class Bridge:
                 # client to read.  epoll would report it for ever: look away, and
                 # give the client as long as any other that is closing.
                 self._epoll.unregister(connection.producer_fd)
-                connection.producer_mask = -1
-                self._set_deadline(connection)
+                connection.producer_mask = _NOT_WATCHED
+                self._limit_leaving(connection)
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
         """Send what the session put out, and follow its phase."""
         session = connection.session
         if session.to_producer:
+            connection.watch.passed_at = self._now
             data = _take(session.to_producer)
             connection.producer_queue = (
                 bytes(connection.producer_queue) + data if connection.producer_queue else data
@@ -298,13 +324,20 @@ class Bridge:
             # end of file comes after them.
             connection.is_deaf = True
             sent = len(queue)
+        watch = connection.watch
         if sent == len(queue):
-            if connection.client_mask & _OUT:
+            if watch.waiting_since:
+                watch.waiting_since = 0.0
                 connection.session.set_congested(False)
             connection.client_queue = b""
-        else:
-            connection.client_queue = memoryview(queue)[sent:]
+            return
+        connection.client_queue = memoryview(queue)[sent:]
+        if not watch.waiting_since:
+            watch.waiting_since = self._now
             connection.session.set_congested(True)
+            self._schedule(connection)
+        elif sent:
+            watch.waiting_since = self._now
 
     def _send_producer_queue(self, connection: Connection) -> None:
         queue = connection.producer_queue
@@ -327,19 +360,22 @@ class Bridge:
                 mask = _OUT
             elif not connection.producer_queue or session.phase is Phase.CLOSED:
                 mask |= _IN
-            elif not connection.deadline:
+            elif not connection.watch.leaves_at:
                 mask |= select.EPOLLRDHUP
             if mask != connection.client_mask:
                 if mask & ~connection.client_mask & _IN and connection.transport.has_pending():
-                    self._pending.append(connection)
+                    self._pending[connection] = None
+                connection.watch.is_heard = bool(mask & _IN)
                 connection.client_mask = mask
                 self._epoll.modify(connection.client_fd, mask)
+            if mask & _IN and session.is_paused:
+                self._pending[connection] = None
         if connection.producer_fd != -1:
             mask = _OUT if connection.producer_queue else 0
             if not connection.client_queue and not session.client_finished:
                 mask |= _IN
             if mask != connection.producer_mask:
-                if connection.producer_mask == -1:
+                if connection.producer_mask == _NOT_WATCHED:
                     if not mask & _IN:
                         return
                     self._epoll.register(connection.producer_fd, mask)
@@ -349,7 +385,7 @@ class Bridge:
 
     def _close_what_is_finished(self, connection: Connection) -> None:
         session = connection.session
-        if session.is_aborted:
+        if session.phase is Phase.GONE:
             self._close_client(connection)
         elif (
             session.client_finished and not connection.client_queue and not connection.is_shut_down
@@ -361,9 +397,9 @@ class Bridge:
         if session.producer_finished and not connection.producer_queue:
             self._close_producer(connection)
         if connection.is_closed:
-            self._log_close(connection)
+            self._finish(connection)
         else:
-            self._set_deadline(connection)
+            self._limit_leaving(connection)
 
     def _close_client(self, connection: Connection) -> None:
         if connection.client_fd != -1:
@@ -390,29 +426,69 @@ class Bridge:
     def _forget(self, connection: Connection) -> None:
         self._close_client(connection)
         self._close_producer(connection)
+        self._finish(connection)
+
+    def _finish(self, connection: Connection) -> None:
+        connection.close()
         self._log_close(connection)
 
-    def _set_deadline(self, connection: Connection) -> None:
-        if not connection.deadline:
-            connection.deadline = time.monotonic() + connection.close_timeout_s
-            heapq.heappush(self._deadlines, (connection.deadline, next(self._ties), connection))
+    def _limit_leaving(self, connection: Connection) -> None:
+        """Give a connection that is closing so much time and no more."""
+        if not connection.watch.leaves_at:
+            connection.watch.leaves_at = self._now + connection.close_timeout_s
+            self._schedule(connection)
+
+    def _schedule(self, connection: Connection) -> None:
+        """Have the connection's watch asked when it wants to be."""
+        at = connection.watch.next_at()
+        if at < connection.scheduled_at:
+            connection.scheduled_at = at
+            heapq.heappush(self._deadlines, (at, next(self._ties), connection))
 
     def _run_deadlines(self) -> None:
-        while self._deadlines and (
-            self._deadlines[0][0] <= time.monotonic() or self._deadlines[0][2].is_closed
-        ):
-            connection = heapq.heappop(self._deadlines)[2]
-            if not connection.is_closed:
-                self._forget(connection)
+        deadlines = self._deadlines
+        if len(deadlines) > 2 * len(self._clients) + SPARE_DEADLINES:
+            deadlines[:] = [entry for entry in deadlines if entry[0] == entry[2].scheduled_at]
+            heapq.heapify(deadlines)
+        while deadlines and deadlines[0][0] <= self._now:
+            at, _, connection = heapq.heappop(deadlines)
+            if at == connection.scheduled_at:
+                connection.scheduled_at = math.inf
+                self._guard(self._on_due, connection)
+
+    def _on_due(self, connection: Connection) -> None:
+        session, watch = connection.session, connection.watch
+        due = watch.due(self._now)
+        if due is Due.OVERDUE:
+            # Who only waited for the other side to leave did not close.
+            if connection.producer_mask == _NOT_WATCHED:
+                session.receive_producer_eof()
+            session.receive_client_eof()
+            if connection.client_fd != -1:
+                discard_unsent(connection.client_fd)
+            self._forget(connection)
+            return
+        if due is Due.PING:
+            if not session.ping():
+                watch.postpone_ping(self._now)
+        elif due is Due.NO_PONG:
+            session.close(End.NO_PONG, "no answer to a ping")
+        elif due is Due.TOO_SLOW:
+            session.close(End.TOO_SLOW, "too slow")
+        elif due is Due.IDLE:
+            session.close(End.IDLE, "idle")
+        self._flush(connection)
+        if not connection.is_closed:
+            self._schedule(connection)
 
     def _log_close(self, connection: Connection) -> None:
         session = connection.session
+        end = session.end or End.FAILED
         connection.log.write(
-            "warn" if session.fault else "info",
-            f"{connection.name} closed by {session.closed_by or 'error'}"
+            end.level,
+            f"{connection.name} closed by {end.by} ({end.name})"
             f" code={session.close_code} reason={session.close_reason!r}"
-            f" after={time.monotonic() - connection.opened_at:.3f}s"
-            + (f" fault={session.fault!r}" if session.fault else ""),
+            f" after={time.monotonic() - connection.opened_at:.3f}s {session.counts()}",
         )
 
     def _log_ignored(self, connection: Connection) -> None:

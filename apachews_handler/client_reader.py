@@ -12,12 +12,18 @@ what has goes on at once, as a fragment of its message: so the memory for one
 connection does not depend on the size of its messages, and the producer sees the
 same message.  Text is checked as it passes, across the cuts.
 
-Sources: RFC 6455 5.2-5.5 (framing), 5.6 and 8.1 (UTF-8), 7.4 (codes).
+A compressed message is inflated as it passes.  A few bytes may become a thousand
+times as many: once a buffer's worth of it is out, the reader pauses and keeps what
+it was given; ``receive(b"")`` goes on.
+
+Sources: RFC 6455 5.2-5.5 (framing), 5.6 and 8.1 (UTF-8), 7.4 (codes); RFC 7692 6.
+(RSV1), 7.2.2 (inflating).
 """
 
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -25,6 +31,7 @@ from typing import Final, TypeAlias
 from apachews import wire
 from apachews.exceptions import WireError
 
+from .deflate import Agreement, Inflater
 from .exceptions import Violation
 from .mask import unmask
 
@@ -33,6 +40,10 @@ _new_utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 _TEXT_WHOLE: Final = wire.FIN | wire.TEXT
 _DATA_OPCODES: Final = frozenset((wire.CONTINUATION, wire.TEXT, wire.BINARY))
 _CONTROL_OPCODES: Final = frozenset((wire.CLOSE, wire.PING, wire.PONG))
+# RFC 7692 6.: the message is compressed.
+_COMPRESSED: Final = 0x40
+# The bridge's own PINGs carry this; their PONGs are not passed on.
+KEEPALIVE: Final = b"apachews keep-alive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +60,62 @@ class ClientReader:
     """Reads one client's frames.
 
     Args:
-        max_message_bytes: longest message; a longer one is a Violation 1009 as
-            soon as a header announces it.
+        max_message_bytes: longest message, inflated; a longer one is a Violation
+            1009, as soon as a header announces it where it is not compressed.
+        max_buffer_bytes: how much it puts out of compressed messages before it
+            pauses.
+        deflate: what was agreed on; None: no message may be compressed.
 
     Attributes:
         wire_out: frames for the producer; the caller takes and empties it.
+        messages, payload_bytes: how many messages began, and their bytes so far,
+            inflated.
+        controls: how many PINGs and PONGs came.
+        max_frames: when that many messages and controls came, one more is a
+            Violation 1008; the caller may raise it at any time.
+        is_paused: there is more, for ``receive(b"")`` once ``wire_out`` was taken.
     """
 
     __slots__ = (
         "_decode",
+        "_deflate",
         "_fin",
         "_finished",
+        "_inflater",
+        "_is_compressed",
         "_mask",
+        "_max_buffer_bytes",
         "_max_message_bytes",
         "_message_bytes",
         "_message_opcode",
         "_next_opcode",
         "_remaining",
         "_rest",
+        "controls",
+        "is_paused",
+        "max_frames",
+        "messages",
+        "payload_bytes",
         "wire_out",
     )
 
-    def __init__(self, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        max_message_bytes: int,
+        max_buffer_bytes: int = 65536,
+        deflate: Agreement | None = None,
+    ) -> None:
         self.wire_out: list[bytes] = []
+        self.messages = self.controls = self.payload_bytes = 0
+        self.max_frames: float = sys.maxsize
+        self.is_paused = False
         self._max_message_bytes = max_message_bytes
-        self._rest = b""  # the beginning of a header or of a control frame
+        self._max_buffer_bytes = max_buffer_bytes
+        self._deflate = deflate
+        self._inflater: Inflater | None = None  # made with the first compressed message
+        self._is_compressed = False  # the current message is
+        # The beginning of a header or of a control frame; what came while paused.
+        self._rest = b""
         self._remaining = 0  # payload of the current data frame still to come
         self._mask = b""  # its mask, rotated to the next byte
         self._fin = 0  # its FIN bit
@@ -93,15 +135,28 @@ class ClientReader:
         except Violation as violation:
             self._finished = True
             controls.append(violation)
+        if self._finished:
+            self._rest = b""
+            self._inflater = None
+            self.is_paused = False
         return controls
 
     def _receive(self, data: bytes, controls: list[Control]) -> None:
         if self._rest:
             data, self._rest = self._rest + data, b""
+        room = self._max_buffer_bytes
+        if self.is_paused:
+            self.is_paused = False
+            room = self._inflate(room)
         position, end = 0, len(data)
-        while position < end:
+        while position < end and not self.is_paused:
             if self._remaining:
-                position += self._take_payload(data[position : position + self._remaining])
+                piece = data[position : position + self._remaining]
+                position += len(piece)
+                if self._is_compressed:
+                    room = self._take_compressed(piece, room)
+                else:
+                    self._take_payload(piece)
                 continue
             if end - position < 2:
                 break
@@ -124,6 +179,10 @@ class ClientReader:
                     payload.decode()
                 except UnicodeDecodeError:
                     raise _not_utf8() from None
+                self.messages += 1
+                self.payload_bytes += length
+                if self.messages + self.controls > self.max_frames:
+                    raise _too_many()
                 self.wire_out.append(bytes((first, length)) + payload)
                 position = payload_at + length
                 continue
@@ -150,16 +209,21 @@ class ClientReader:
             self._mask = data[payload_at - 4 : payload_at]
             position = payload_at
             if not length:
-                self._take_payload(b"")
+                if self._is_compressed:
+                    room = self._take_compressed(b"", room)
+                elif self._fin:
+                    # (One that does not end its message says nothing.)
+                    self._take_payload(b"")
         self._rest = data[position:]
 
     def _check_first_byte(self, first: int, length: int) -> int:
         """Return the opcode of a header's first byte if it is good (RFC 6455 5.2, 5.5)."""
-        if first & wire.RSV:
-            raise Violation(
-                wire.PROTOCOL_ERROR, "an RSV bit is set and no extension was negotiated"
-            )
         opcode = first & wire.OPCODE
+        if first & wire.RSV and not (
+            # RFC 7692 6.: on the first frame of a message.
+            first & wire.RSV == _COMPRESSED and self._deflate and opcode in (wire.TEXT, wire.BINARY)
+        ):
+            raise Violation(wire.PROTOCOL_ERROR, "an RSV bit is set that no extension gives sense")
         if opcode in _CONTROL_OPCODES:
             if not first & wire.FIN:
                 raise Violation(wire.PROTOCOL_ERROR, "a control frame is fragmented")
@@ -179,26 +243,69 @@ class ClientReader:
             self._message_opcode = self._next_opcode = opcode
             self._message_bytes = 0
             self._decode = _new_utf8_decoder().decode if opcode == wire.TEXT else None
+            self._is_compressed = bool(first & _COMPRESSED)
+            self.messages += 1
+            if self.messages + self.controls > self.max_frames:
+                raise _too_many()
+        if not self._is_compressed:
+            self._count_message_bytes(length)
+        self._fin = first & wire.FIN
+        self._remaining = length
+
+    def _count_message_bytes(self, length: int) -> None:
         self._message_bytes += length
         if self._message_bytes > self._max_message_bytes:
             raise Violation(
                 wire.TOO_BIG, f"a message has more than {self._max_message_bytes} bytes"
             )
-        self._fin = first & wire.FIN
-        self._remaining = length
 
-    def _take_payload(self, chunk: bytes) -> int:
-        """Check and pass on a piece of the current data frame; return its length."""
-        taken = len(chunk)
-        payload = unmask(chunk, self._mask)
-        self._remaining -= taken
-        is_last = not self._remaining and self._fin
+    def _take_payload(self, piece: bytes) -> None:
+        """Pass on a piece of the current data frame."""
+        payload = self._unmask_piece(piece)
+        self._pass_on(payload, is_last=not self._remaining and bool(self._fin))
+
+    def _unmask_piece(self, piece: bytes) -> bytes:
+        payload = unmask(piece, self._mask)
+        self._remaining -= len(piece)
         if self._remaining:
-            turn = taken % 4
+            turn = len(piece) % 4
             self._mask = self._mask[turn:] + self._mask[:turn]
+        return payload
+
+    def _take_compressed(self, piece: bytes, room: int) -> int:
+        """Inflate a piece of the current data frame; return the room that is left."""
+        if self._inflater is None:
+            assert self._deflate, "only then RSV1 was let pass"
+            self._inflater = Inflater(
+                self._deflate.client_window_bits, self._deflate.client_keeps_context
+            )
+        payload = self._unmask_piece(piece)
+        self._inflater.feed(payload, is_last=not self._remaining and bool(self._fin))
+        return self._inflate(room)
+
+    def _inflate(self, room: int) -> int:
+        """Pass on what the inflater has, as far as there is room; return what is left."""
+        assert self._inflater
+        while room > 0:
+            out = self._inflater.read(room)
+            self._count_message_bytes(len(out))
+            has_more = len(out) == room
+            is_last = not has_more and not self._remaining and bool(self._fin)
+            if is_last:
+                self._inflater.end_message()
+            if out or is_last:
+                self._pass_on(out, is_last)
+            room -= len(out)
+            if not has_more:
+                return room
+        self.is_paused = True
+        return 0
+
+    def _pass_on(self, payload: bytes, is_last: bool) -> None:
+        """Check and put out a piece of the current message."""
         if self._decode:
             try:
-                self._decode(payload, bool(is_last))
+                self._decode(payload, is_last)
             except UnicodeDecodeError:
                 raise _not_utf8() from None
         if is_last:
@@ -207,17 +314,22 @@ class ClientReader:
         else:
             first = self._next_opcode
             self._next_opcode = wire.CONTINUATION
-        self.wire_out.append(wire.encode_header(first, taken) + payload)
-        return taken
+        self.payload_bytes += len(payload)
+        self.wire_out.append(wire.encode_header(first, len(payload)) + payload)
 
     def _take_control(self, opcode: int, payload: bytes, controls: list[Control]) -> bool:
         """Take a whole control frame; return True where it is the last one."""
+        if opcode != wire.CLOSE:
+            self.controls += 1
+            if self.messages + self.controls > self.max_frames:
+                raise _too_many()
         if opcode == wire.PING:
             controls.append(Ping(payload))
         elif opcode == wire.PONG:
             # The producer's own pings are answered; a PONG nobody asked for is
             # allowed (RFC 6455 5.5.3) and does no harm there.
-            self.wire_out.append(wire.encode_frame(wire.PONG, payload))
+            if payload != KEEPALIVE:
+                self.wire_out.append(wire.encode_frame(wire.PONG, payload))
         else:
             try:
                 controls.append(wire.decode_close(payload))
@@ -235,6 +347,10 @@ def _decode_length(field: bytes) -> int:
     if length >> 63:
         raise Violation(wire.PROTOCOL_ERROR, "a length is over 2**63 - 1")
     return length
+
+
+def _too_many() -> Violation:
+    return Violation(wire.POLICY_VIOLATION, "too many messages in a short time")
 
 
 def _not_utf8() -> Violation:

@@ -43,12 +43,28 @@ class Detached:
         farewell: the other end of the dummy that Apache now has.  Until Apache
             has written to it and shut it down it must stay open, or the access
             log has the connection as aborted.
-        local: address and port of Apache that the client is connected to.
     """
 
     transport: Transport
     farewell: socket.socket
-    local: tuple[str, int]
+
+
+def local_address(request: httpd.Request) -> tuple[str, int]:
+    """Return address and port of Apache that the client is connected to.
+
+    Raises:
+        Refusal: there is no descriptor left (503).
+        CheckFailed: the connection has no socket.
+    """
+    try:
+        with socket.socket(fileno=os.dup(request.client_socket())) as client:
+            host, port = client.getsockname()[:2]
+    except httpd.HttpdError as error:
+        raise CheckFailed(error.check, error.found) from error
+    except OSError as error:
+        raise Unavailable(out_of_descriptors(error)) from error
+    # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
+    return host.removeprefix("::ffff:"), port
 
 
 def detach(request: httpd.Request, head: bytes) -> Detached:
@@ -93,7 +109,6 @@ def _detach(request: httpd.Request, head: bytes) -> Detached:
                 "the client sent data before it had the 101 (RFC 6455 4.1)",
             )
         client, farewell, dummy = _reserve_sockets(descriptor, undo)
-        host, port = client.getsockname()[:2]
         request.write(head)
         # From here on there is no HTTP answer, only success or an end.
         try:
@@ -110,9 +125,7 @@ def _detach(request: httpd.Request, head: bytes) -> Detached:
         request.end_after_request()
         dummy.close()  # Apache has its own descriptor of it now
         undo.pop_all()
-        # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
-        local = host.removeprefix("::ffff:"), port
-        return Detached(session or PlainTransport(client), farewell, local)
+        return Detached(session or PlainTransport(client), farewell)
 
 
 def _share_session(request: httpd.Request) -> tls.TlsSession:

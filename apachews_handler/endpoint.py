@@ -2,8 +2,9 @@
 
 Contract: ``locate(root, path_info)`` names a socket file inside a directory;
 ``connect(path, timeout_s)`` yields a connected, non-blocking socket, which the
-caller closes.  Both raise ``Refusal`` with the HTTP answer.  ``connect`` may
-block for the timeout; called on Apache's worker threads.
+caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
+All raise ``Refusal`` with the HTTP answer.  The last two may block for the timeout;
+called on Apache's worker threads.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ import os
 import socket
 import stat
 import struct
+import time
+from typing import Final
+
+from apachews import wire
+from apachews.answer import MAX_ANSWER_BYTES, Answer
+from apachews.exceptions import WireError
 
 from .exceptions import NotSetUp, Refusal, Unavailable
 
-NOT_FOUND = "404 Not Found"
+NOT_FOUND: Final = "404 Not Found"
+# An answer is mostly one read; what follows it in the same is messages.
+ANSWER_READ_BYTES: Final = 16384
 
 
 def locate(root: str, path_info: str) -> str:
@@ -88,6 +97,64 @@ def connect(path: str, timeout_s: float) -> socket.socket:
         producer.close()
         raise _refusal(path, timeout_s, error) from error
     return producer
+
+
+def ask(producer: socket.socket, open_: wire.Open, timeout_s: float) -> tuple[Answer, bytes]:
+    """Send OPEN and wait for the producer's ANSWER.
+
+    Args:
+        producer: connected and non-blocking, and so again afterwards.
+        open_: what it is told.
+        timeout_s: how long all of that may take.
+
+    Returns:
+        The answer, and what the producer has sent after it.
+
+    Raises:
+        Refusal: 503 no answer in time, or the producer is gone; 500 an answer
+            that is none.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        producer.settimeout(timeout_s)
+        producer.sendall(open_.encode())
+        data = b""
+        while (answer := _split_answer(data)) is None:
+            remaining_s = deadline - time.monotonic()
+            if remaining_s <= 0:
+                raise TimeoutError
+            producer.settimeout(remaining_s)
+            more = producer.recv(ANSWER_READ_BYTES)
+            if not more:
+                raise Unavailable("the producer closed the connection instead of answering")
+            data += more
+        return answer
+    except TimeoutError as error:
+        raise Unavailable(
+            f"the producer did not answer within {timeout_s:g} s: it must accept() or reject(),"
+            " for SetEnv APACHEWS_ACCEPT is producer; see APACHEWS_CONNECT_TIMEOUT"
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"the producer is gone: {error.strerror or error}") from error
+    except WireError as error:
+        raise NotSetUp(f"the producer does not answer as it must: {error.reason}") from error
+    finally:
+        producer.settimeout(0)
+
+
+def _split_answer(data: bytes) -> tuple[Answer, bytes] | None:
+    """Return the ANSWER at the beginning, and what follows; None until it is whole."""
+    header = wire.decode_header(data, 0)
+    if header is None:
+        return None
+    first, length, start = header
+    if first != wire.FIN | wire.ANSWER:
+        raise WireError(f"its first frame begins with {first:#x}, and is no ANSWER")
+    if length > MAX_ANSWER_BYTES:
+        raise WireError(f"its ANSWER has {length} bytes; at most {MAX_ANSWER_BYTES} go")
+    if len(data) < start + length:
+        return None
+    return Answer.decode(data[start : start + length]), data[start + length :]
 
 
 def out_of_descriptors(error: OSError) -> str:

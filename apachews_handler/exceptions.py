@@ -5,17 +5,20 @@
     HandlerError
      +-- Refusal         an HTTP answer instead of the 101: status, what to log
      |    +-- NotSetUp   500: the owner of the site must change something
-     |    |    +-- BadSetting  a SetEnv variable has a value that is not allowed
+     |    |    +-- BadSetting a SetEnv variable has a value that is not allowed
      |    +-- Unavailable     503 with Retry-After: it may work in a moment
+     |    +-- Rejected        the producer refuses, with a status of its own
      +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
      +-- ClientGone      the client left during the handshake: nobody to answer
      +-- Violation       a peer broke RFC 6455 or docs/wire.md: close code, reason
 
-``wsgi`` turns the first three into answers and log lines, ``session`` the last
+``wsgi`` turns refusals and failed checks into answers and log lines, ``session`` the last
 one into a close.
 """
 
 from __future__ import annotations
+
+import http
 
 # What a producer, or a child of Apache, needs to come back.
 RETRY_AFTER_S = 5
@@ -47,6 +50,10 @@ class Refusal(HandlerError):
     def __str__(self) -> str:
         return f"{self.status}: {self.logged}"
 
+    def body(self) -> bytes:
+        """Return the body of the answer."""
+        return f"{self.told}\n".encode()
+
 
 class NotSetUp(Refusal):
     """The owner of the site must change something; the client is not told what."""
@@ -67,6 +74,27 @@ class Unavailable(Refusal):
             logged,
             (("Retry-After", str(RETRY_AFTER_S)),),
         )
+
+
+class Rejected(Refusal):
+    """The producer does not want the connection.
+
+    Args:
+        status: HTTP status, 300 to 599.
+        headers: its own.
+        body: its own.
+    """
+
+    def __init__(self, status: int, headers: tuple[tuple[str, str], ...], body: str) -> None:
+        try:
+            phrase = http.HTTPStatus(status).phrase
+        except ValueError:
+            phrase = "Refused"
+        super().__init__(f"{status} {phrase}", body, "the producer refuses the connection", headers)
+
+    def body(self) -> bytes:
+        """Return the body of the answer: the producer's, as it is."""
+        return self.told.encode(errors="replace")
 
 
 class BadSetting(NotSetUp):

@@ -1,19 +1,22 @@
 """From the wire to the client: walking the producer's frames.
 
 Contract: ``ProducerReader.receive(data)`` takes bytes as they came from the
-producer, cut anywhere.  It appends what goes to the client to ``client_out``,
-untouched, and returns the CLOSE or the violation that ends the stream, or None.
-``insert`` and ``insert_last`` add frames of the bridge's own.  Sans-I/O; one
-reader a connection.
+producer, cut anywhere.  It appends what goes to the client to ``client_out`` and
+returns the CLOSE or the violation that ends the stream, or None.  ``insert`` and
+``insert_last`` add frames of the bridge's own.  Sans-I/O; one reader a connection.
 
 How this works: an unmasked frame of the wire *is* a server's frame of RFC 6455,
 so the bytes are passed on as they are, mostly the very object that came; only
 the headers are looked at.  They must be, for two reasons: a producer's mistake
 must not become a malformed frame in a browser, and a frame of the bridge's own
-(PONG, CLOSE) may stand only between two of the producer's.  Inside one it is
+(PING, PONG, CLOSE) may stand only between two of the producer's.  Inside one it is
 held until that is whole.
 
-Sources: docs/wire.md; RFC 6455 5.2-5.5.
+A message that is to be compressed is passed on in frames of our own, one for each
+piece that the compressor gives; at the end of each of the producer's frames it
+gives all it has, so that what a producer sends in fragments arrives so.
+
+Sources: docs/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
 """
 
 from __future__ import annotations
@@ -23,60 +26,94 @@ from typing import Final
 from apachews import wire
 from apachews.exceptions import WireError
 
+from .deflate import Agreement, Deflater
 from .exceptions import Violation
 
-# OPEN (0x3) has no meaning in this direction yet.
+# OPEN (0x3) and ANSWER (0x4) have no meaning in this direction once it is open.
 _RESERVED: Final = frozenset((0x3, 0x4, 0x5, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
+_WHOLE: Final = frozenset((wire.FIN | wire.TEXT, wire.FIN | wire.BINARY))
+_COMPRESSED: Final = 0x40  # RSV1, RFC 7692 6.
 
 
 class ProducerReader:
     """Reads one producer's frames.
 
+    Args:
+        deflate: what was agreed on with the client; None: nothing is compressed.
+        min_deflate_bytes: a message in one frame that is shorter passes as it is.
+        deflate_level: zlib's, 1 to 9.
+
     Attributes:
         client_out: bytes for the client; the caller takes and empties it.
+        messages, payload_bytes: how many messages ended, and the bytes so far,
+            not compressed.
         ignored: opcodes of reserved frames that were left out; the caller logs
             and empties it.
         has_ended: the bridge's last frame is in ``client_out``.
     """
 
     __slots__ = (
+        "_deflate",
+        "_deflate_level",
+        "_deflater",
         "_discards",
+        "_fin",
         "_finished",
         "_held",
         "_held_last",
+        "_is_compressed",
+        "_is_compressing",
         "_is_in_message",
+        "_min_deflate_bytes",
+        "_next_first",
         "_remaining",
         "_rest",
         "client_out",
         "has_ended",
         "ignored",
+        "messages",
+        "payload_bytes",
     )
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        deflate: Agreement | None = None,
+        min_deflate_bytes: int = 0,
+        deflate_level: int = 1,
+    ) -> None:
         self.client_out: list[bytes] = []
         self.ignored: list[int] = []
+        self.messages = self.payload_bytes = 0
         self._rest = b""  # the beginning of a header or of a CLOSE
         self._remaining = 0  # payload of the current frame still to come
+        self._fin = False  # that frame ends its message
         self._discards = False  # that frame is of a reserved opcode
         self._is_in_message = False
         self._finished = False  # nothing more of the producer is passed on
-        self._held: bytes | None = None
+        self._held: dict[int, bytes] = {}  # first byte -> the last such frame
         self._held_last: bytes | None = None
         self.has_ended = False
+        self._deflate = deflate
+        self._min_deflate_bytes = min_deflate_bytes
+        self._deflate_level = deflate_level
+        self._deflater: Deflater | None = None  # made with the first message for it
+        self._is_compressed = False  # the current message is
+        self._is_compressing = False  # the current frame is part of it
+        self._next_first = 0  # first byte of its next piece: RSV1 and opcode, then 0
 
     @property
     def is_between_frames(self) -> bool:
         """True where a frame of the bridge's may follow what is in ``client_out``."""
-        return not self._remaining or self._discards
+        return not self._remaining or self._discards or self._is_compressing
 
     def insert(self, frame: bytes) -> None:
-        """Send a frame of the bridge's own; inside a frame only the last one is held."""
+        """Send a frame of the bridge's own; inside a frame the last of its kind is held."""
         if self._held_last is not None or self.has_ended:
             return
         if self.is_between_frames:
             self.client_out.append(frame)
         else:
-            self._held = frame
+            self._held[frame[0]] = frame
 
     def insert_last(self, frame: bytes) -> None:
         """Send a frame of the bridge's own, and nothing after it."""
@@ -108,6 +145,9 @@ class ProducerReader:
                     if self._discards:
                         sent = position
                         self._discards = self._remaining > 0
+                    elif self._is_compressing:
+                        self._compress(data[sent:position])
+                        sent = position
                     elif not self._remaining and (self._held or self._held_last):
                         self._pass_on(data, sent, position)
                         sent = position
@@ -119,19 +159,36 @@ class ProducerReader:
                 if header is None:
                     break
                 first, length, payload_at = header
+                # The common case first: a whole message in one frame.
+                if (
+                    first in _WHOLE
+                    and payload_at + length <= end
+                    and not self._is_in_message
+                    and (self._deflate is None or length < self._min_deflate_bytes)
+                ):
+                    self.messages += 1
+                    self.payload_bytes += length
+                    position = payload_at + length
+                    continue
                 opcode = self._check(first, length)
                 if opcode == wire.CLOSE:
                     if payload_at + length > end:
                         break
                     self._finished = True
                     return wire.decode_close(data[payload_at : payload_at + length])
+                self._is_compressing = False
                 if opcode in _RESERVED:
                     self._pass_on(data, sent, position)
                     sent = payload_at
                     self.ignored.append(opcode)
                     self._discards = length > 0
                 elif opcode < wire.CLOSE:
-                    self._is_in_message = first < wire.FIN
+                    self._begin_data_frame(first, opcode, length)
+                    if self._is_compressing:
+                        self._pass_on(data, sent, position)
+                        sent = payload_at
+                        if not length:
+                            self._compress(b"")
                 self._remaining = length
                 position = payload_at
             self._rest = data[position:]
@@ -141,18 +198,51 @@ class ProducerReader:
             self._pass_on(data, sent, position)
         return None
 
+    def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:
+        self._fin = first >= wire.FIN
+        self._is_in_message = not self._fin
+        self.messages += self._fin
+        self.payload_bytes += length
+        if opcode != wire.CONTINUATION:
+            # How long a message in fragments will be is not known yet.
+            self._is_compressed = self._deflate is not None and (
+                length >= self._min_deflate_bytes or not self._fin
+            )
+            self._next_first = _COMPRESSED | opcode
+        self._is_compressing = self._is_compressed
+
+    def _compress(self, piece: bytes) -> None:
+        """Pass on a piece of the current frame, compressed; its end flushes."""
+        if self._deflater is None:
+            assert self._deflate, "only then a message is compressed"
+            self._deflater = Deflater(
+                self._deflate.server_window_bits,
+                self._deflate.server_keeps_context,
+                self._deflate_level,
+            )
+        out = self._deflater.compress(piece)
+        is_last = not self._remaining and self._fin
+        if is_last:
+            out += self._deflater.finish()
+        elif not self._remaining:
+            out += self._deflater.flush()
+        if out or is_last:
+            first = self._next_first | (wire.FIN if is_last else 0)
+            self._next_first = wire.CONTINUATION
+            self.client_out.append(wire.encode_header(first, len(out)) + out)
+
     def _pass_on(self, data: bytes, start: int, end: int) -> None:
         if start < end:
             self.client_out.append(data if end - start == len(data) else data[start:end])
 
     def _release(self) -> None:
         """Send what was held: a frame ended."""
+        self.client_out.extend(self._held.values())
+        self._held.clear()
         if self._held_last is not None:
             self.client_out.append(self._held_last)
+            self._held_last = None
             self._finished = self.has_ended = True
-        elif self._held is not None:
-            self.client_out.append(self._held)
-        self._held = self._held_last = None
 
     def _check(self, first: int, length: int) -> int:
         """Return the opcode of a frame's first byte if it may stand here."""

@@ -13,12 +13,13 @@ is about how it ends.
     ===================  ========================  ==========================
     client's CLOSE       CLOSED; answered, passed  CLOSED; passed on
     client's violation   CLOSED; CLOSE to both     CLOSED; CLOSE to producer
-    client's EOF         CLOSED                    CLOSED
+    client's EOF         GONE                      GONE
     producer's CLOSE     CLOSING; passed on        (ignored)
     producer's EOF       CLOSING; CLOSE 1012       (ignored)
+      inside a frame     GONE                      GONE
     producer's           CLOSING; CLOSE 1011 to    (ignored)
     violation            the client, its code back
-    ``close(code)``      CLOSING; CLOSE to both    (ignored)
+    ``close(end)``       CLOSING; CLOSE to both    (ignored)
     ===================  ========================  ==========================
 
 A frame of the bridge's own waits for the end of the producer's frame that is
@@ -36,9 +37,12 @@ import enum
 
 from apachews import wire
 
-from .client_reader import ClientReader, Control, Ping
+from .client_reader import KEEPALIVE, ClientReader, Control, Ping
+from .deflate import Agreement
+from .ends import End
 from .exceptions import Violation
 from .producer_reader import ProducerReader
+from .settings import Settings
 
 
 class Phase(enum.Enum):
@@ -47,23 +51,22 @@ class Phase(enum.Enum):
     OPEN = "messages flow both ways"
     CLOSING = "the client was sent, or will be sent, a CLOSE; its own is awaited"
     CLOSED = "nothing more is expected of the client"
+    GONE = "the client is gone, or cannot be told anything any more: drop it"
 
 
 class Session:
     """One connection's state.
 
     Args:
-        open_: what the producer is told first.
-        max_message_bytes: longest message taken from the client.
+        settings: for the limits.
+        deflate: what was agreed on with the client; None: no compression.
 
     Attributes:
         phase: see ``Phase``.
         to_client, to_producer: bytes to send; the driver empties them.
-        is_aborted: the client cannot be told anything any more: drop it.
-        closed_by: who began the close: ``client``, ``producer``, ``bridge``, or
-            "" while it is open.
-        close_code, close_reason: what it was closed with.
-        fault: what a peer did wrong, for the log; "" for nothing.
+        end: why it ends; None while it is open.
+        close_code, close_reason: what it was closed with; the reason is for the
+            log, and may say more than the client was told.
         ignored: opcodes of the producer's reserved frames; the driver empties it.
     """
 
@@ -73,48 +76,73 @@ class Session:
         "_held_pong",
         "_is_congested",
         "_producer",
+        "_rate",
+        "_rated_at",
         "close_code",
         "close_reason",
-        "closed_by",
-        "fault",
+        "end",
         "ignored",
-        "is_aborted",
         "phase",
         "to_client",
         "to_producer",
     )
 
-    def __init__(self, open_: wire.Open, max_message_bytes: int) -> None:
-        self._client = ClientReader(max_message_bytes)
-        self._producer = ProducerReader()
+    def __init__(self, settings: Settings, deflate: Agreement | None = None) -> None:
+        self._client = ClientReader(settings.max_message, settings.max_buffer, deflate)
+        self._producer = ProducerReader(deflate, settings.deflate_min_size, settings.deflate_level)
+        self._rate = settings.message_rate
+        self._rated_at = 0.0
+        if self._rate:
+            self._client.max_frames = self._rate.burst
         self.to_client = self._producer.client_out
         self.to_producer = self._client.wire_out
-        self.to_producer.append(open_.encode())
         self.ignored = self._producer.ignored
         self.phase = Phase.OPEN
-        self.is_aborted = False
-        self.closed_by = ""
+        self.end: End | None = None
         self.close_code = 0
         self.close_reason = ""
-        self.fault = ""
         self._has_closed_producer = False  # its CLOSE is out, or it is gone
         self._is_congested = False
         self._held_pong: bytes | None = None
 
     @property
+    def is_paused(self) -> bool:
+        """There is more of the client's: call ``receive_client`` with b""."""
+        return self._client.is_paused
+
+    @property
     def client_finished(self) -> bool:
         """Nothing is added to ``to_client`` any more: send it, then shut down."""
-        return self.is_aborted or (self.phase is Phase.CLOSED and self._producer.has_ended)
+        return self.phase is Phase.GONE or (self.phase is Phase.CLOSED and self._producer.has_ended)
 
     @property
     def producer_finished(self) -> bool:
         """Nothing is added to ``to_producer``, or wanted of the producer, any more."""
         return self._has_closed_producer and self.client_finished
 
-    def receive_client(self, data: bytes) -> None:
-        """Take bytes from the client."""
-        if self.phase is Phase.CLOSED:
+    def counts(self) -> str:
+        """Return what passed, for the log: messages and bytes of payload, each way."""
+        client, producer = self._client, self._producer
+        return (
+            f"messages_in={client.messages} bytes_in={client.payload_bytes}"
+            f" messages_out={producer.messages} bytes_out={producer.payload_bytes}"
+        )
+
+    def open(self, open_: wire.Open) -> None:
+        """Tell the producer of the connection, first of all."""
+        self.to_producer.append(open_.encode())
+
+    def receive_client(self, data: bytes, now: float = 0.0) -> None:
+        """Take bytes from the client.
+
+        Args:
+            data: as they came; b"" to go on after a pause.
+            now: a clock's reading, seconds; for the rate of messages.
+        """
+        if self.phase in (Phase.CLOSED, Phase.GONE):
             return
+        if self._rate:
+            self._allow_frames(now)
         controls = self._client.receive(data)
         if self.phase is Phase.CLOSING:
             self.to_producer.clear()  # no message passes after a CLOSE
@@ -123,31 +151,33 @@ class Session:
 
     def receive_client_eof(self) -> None:
         """The client is gone: after its CLOSE, or without a word."""
-        self._note("client", wire.ABNORMAL, "the connection broke off")
-        self.phase = Phase.CLOSED
-        self.is_aborted = self._has_closed_producer = True
+        self._note(End.CLIENT_LEFT, wire.ABNORMAL, "the connection broke off")
+        self.phase = Phase.GONE
+        self._has_closed_producer = True
 
     def receive_producer(self, data: bytes) -> None:
         """Take bytes from the producer."""
         end = self._producer.receive(data)
         if isinstance(end, wire.Close):
-            self._begin_close("producer", end.code, end.reason)
+            self._begin_close(End.PRODUCER_CLOSED, end.code, end.reason)
         elif end is not None:
-            self.fault = end.reason
             self._send_producer_close(end.code, "")
-            self._begin_close("bridge", wire.INTERNAL_ERROR, "")
+            if self.phase is Phase.OPEN:
+                self._begin_close(End.PRODUCER_ERROR, End.PRODUCER_ERROR.code, "")
+                self.close_reason = end.reason  # the producer's fault is not the client's business
 
     def receive_producer_eof(self) -> None:
         """The producer is gone: after its CLOSE, or without a word."""
         self._has_closed_producer = True
         self.to_producer.clear()
         if self._producer.is_between_frames:
-            self._begin_close("producer", wire.SERVICE_RESTART, "the producer is gone")
+            end = End.PRODUCER_LEFT
+            self._begin_close(end, end.code, "the producer is gone")
         else:
             # Half a frame is out; whatever followed would be read as its rest.
-            self._note("producer", wire.ABNORMAL, "the producer died inside a frame")
-            self.phase = Phase.CLOSED
-            self.is_aborted = True
+            end = End.PRODUCER_CUT_OFF
+            self._note(end, end.code, "the producer died inside a frame")
+            self.phase = Phase.GONE
 
     def set_congested(self, is_congested: bool) -> None:
         """Say whether earlier bytes still wait for the client."""
@@ -156,11 +186,33 @@ class Session:
             pong, self._held_pong = self._held_pong, None
             self._producer.insert(pong)
 
-    def close(self, code: int, reason: str) -> None:
+    def ping(self) -> bool:
+        """Send the client a PING; False where it would stand inside a frame."""
+        if not self._producer.is_between_frames:
+            return False
+        self._producer.insert(wire.encode_frame(wire.PING, KEEPALIVE))
+        return True
+
+    def close(self, end: End, reason: str) -> None:
         """Say goodbye to both sides."""
         if self.phase is Phase.OPEN:
-            self._send_producer_close(code, reason)
-            self._begin_close("bridge", code, reason)
+            self._send_producer_close(end.code, reason)
+            self._begin_close(end, end.code, reason)
+
+    def fail(self) -> None:
+        """Give up: an error of ours."""
+        self._note(End.FAILED, End.FAILED.code, "an error in the bridge")
+        self.phase = Phase.GONE
+        self._has_closed_producer = True
+
+    def _allow_frames(self, now: float) -> None:
+        """Refill the bucket of frames by the time that went by."""
+        assert self._rate
+        client = self._client
+        more = (now - self._rated_at) * self._rate.per_s
+        self._rated_at = now
+        full = client.messages + client.controls + self._rate.burst
+        client.max_frames = min(client.max_frames + more, full)
 
     def _receive_control(self, control: Control) -> None:
         if isinstance(control, Ping):
@@ -170,25 +222,28 @@ class Session:
             else:
                 self._producer.insert(frame)
             return
-        if isinstance(control, Violation):
-            self.fault = control.reason
         was_open, self.phase = self.phase is Phase.OPEN, Phase.CLOSED
-        self._note("bridge" if self.fault else "client", control.code, control.reason)
+        told = ""
+        if isinstance(control, Violation):
+            self._note(End.of_violation(control.code), control.code, control.reason)
+            told = control.reason
+        else:
+            self._note(End.CLIENT_CLOSED, control.code, control.reason)
         self._send_producer_close(control.code, control.reason)
         if was_open:
             # The answer to a CLOSE repeats its code (RFC 6455 5.5.1).
-            self._send_client_close(control.code, self.fault)
+            self._send_client_close(control.code, told)
 
-    def _begin_close(self, by: str, code: int, reason: str) -> None:
+    def _begin_close(self, end: End, code: int, reason: str) -> None:
         """Send the client a CLOSE and wait for its own."""
         if self.phase is Phase.OPEN:
-            self._note(by, code, reason)
+            self._note(end, code, reason)
             self.phase = Phase.CLOSING
             self._send_client_close(code, reason)
 
-    def _note(self, by: str, code: int, reason: str) -> None:
-        if not self.closed_by:
-            self.closed_by, self.close_code, self.close_reason = by, code, reason
+    def _note(self, end: End, code: int, reason: str) -> None:
+        if self.end is None:
+            self.end, self.close_code, self.close_reason = end, code, reason
 
     def _send_client_close(self, code: int, reason: str) -> None:
         self._producer.insert_last(wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason)))

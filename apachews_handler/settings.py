@@ -14,15 +14,34 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from .exceptions import BadSetting
+from .origin import normalise_origin
 
 PREFIX: Final = "APACHEWS_"
 
+OFF: Final = "off"
 _SIZE = re.compile(r"(\d{1,15})([KM]?)", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s)", re.ASCII | re.IGNORECASE)
+_RATE = re.compile(r"(\d{1,9})/([sm])", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+# RFC 9110 5.6.2
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _FACTORS: Final = {"": 1, "K": 1024, "M": 1024 * 1024}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rate:
+    """So many at once, and so many more as the time goes by.
+
+    Attributes:
+        burst: how many may come at once.
+        per_s: how many more each second allows.
+    """
+
+    burst: int
+    per_s: float
 
 
 def parse_size(text: str) -> int:
@@ -35,6 +54,27 @@ def parse_size(text: str) -> int:
     if not match or not int(match[1]):
         raise ValueError
     return int(match[1]) * _FACTORS[match[2].upper()]
+
+
+def parse_buffer(text: str) -> int:
+    """Return a size of 4 KiB to 16 MiB.
+
+    Raises:
+        ValueError
+    """
+    size = parse_size(text)
+    if not 4096 <= size <= 16 * 1024 * 1024:
+        raise ValueError
+    return size
+
+
+def parse_min_size(text: str) -> int:
+    """Return a size that may be 0.
+
+    Raises:
+        ValueError
+    """
+    return 0 if text == "0" else parse_size(text)
 
 
 def parse_time(text: str) -> float:
@@ -52,6 +92,73 @@ def parse_time(text: str) -> float:
     return seconds
 
 
+def parse_optional_time(text: str) -> float:
+    """Return the seconds, 0.0 for ``off``.
+
+    Raises:
+        ValueError
+    """
+    return 0.0 if text.lower() == OFF else parse_time(text)
+
+
+def parse_count(text: str) -> int:
+    """Return a number of 1 to 1048576, 0 for ``off``.
+
+    Raises:
+        ValueError
+    """
+    if text.lower() == OFF:
+        return 0
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= 1 << 20:
+        raise ValueError
+    return int(text)
+
+
+def parse_rate(text: str) -> Rate | None:
+    """Return the rate that ``50/s`` or ``600/m`` means, None for ``off``.
+
+    Raises:
+        ValueError
+    """
+    if text.lower() == OFF:
+        return None
+    match = _RATE.fullmatch(text)
+    if not match or not int(match[1]):
+        raise ValueError
+    return Rate(int(match[1]), int(match[1]) / (60 if match[2].lower() == "m" else 1))
+
+
+def parse_switch(text: str) -> bool:
+    """Return what ``on`` or ``off`` means.
+
+    Raises:
+        ValueError
+    """
+    return {"on": True, OFF: False}[one_of("on", OFF)(text)]
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a parser for one of some words, in any case; it gives it in lower case."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError
+        return text.lower()
+
+    return parse
+
+
+def number_of(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser for a number in a range, both ends included."""
+
+    def parse(text: str) -> int:
+        if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
+            raise ValueError
+        return int(text)
+
+    return parse
+
+
 def parse_origins(text: str) -> tuple[str, ...]:
     """Return the origins in a list parted by blanks, normalised, or ``("*",)``.
 
@@ -63,26 +170,28 @@ def parse_origins(text: str) -> tuple[str, ...]:
     return tuple(normalise_origin(item) for item in text.split())
 
 
-def normalise_origin(text: str) -> str:
-    """Return an origin in lower case and without the default port (RFC 6454 6.2).
+def parse_subprotocols(text: str) -> tuple[str, ...]:
+    """Return the tokens in a list parted by blanks or commas (RFC 6455 4.1, 10.).
 
     Raises:
-        ValueError: no scheme and host, or more than these and a port.
+        ValueError
     """
-    parts = urlsplit(text)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.hostname
-        or parts.path
-        or parts.query
-        or parts.fragment
-        or parts.username is not None
-    ):
+    names = tuple(text.replace(",", " ").split())
+    if not names or len(set(names)) < len(names) or not all(map(_TOKEN.fullmatch, names)):
         raise ValueError
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    default = 443 if parts.scheme == "https" else 80
-    port = "" if parts.port in (None, default) else f":{parts.port}"
-    return f"{parts.scheme}://{host}{port}"
+    return names
+
+
+def parse_variables(text: str) -> tuple[str, ...]:
+    """Return the names in a list parted by blanks.
+
+    Raises:
+        ValueError
+    """
+    names = tuple(text.split())
+    if not names or not all(map(_VARIABLE.fullmatch, names)):
+        raise ValueError
+    return names
 
 
 def parse_directory(text: str) -> str:
@@ -98,6 +207,9 @@ def parse_directory(text: str) -> str:
 
 _SIZES: Final = "a number of bytes of at least 1, with K or M for 1024 or 1048576 times as many"
 _TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 5s"
+_OPTIONAL_TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 20s, or off"
+_COUNTS: Final = "a number of 1 to 1048576, or off"
+_SWITCH: Final = "on or off"
 
 
 def _setting(default: Any, parse: Callable[[str], Any], allowed: str, protects: str) -> Any:
@@ -110,24 +222,102 @@ def _setting(default: Any, parse: Callable[[str], Any], allowed: str, protects: 
 class Settings:
     """The settings of one directory, with their defaults.
 
+    Sizes are bytes, times seconds; 0 stands for off where off is allowed.
+
     Attributes:
-        max_message: longest message a client may send, bytes; a longer one
-            closes with 1009.
+        max_message: longest message a client may send; a longer one closes with
+            1009.
+        max_buffer: what is held of one direction of one connection before its
+            sender is not read any more.
+        message_rate: messages, pings and pongs of one client; more close with
+            1008.  None: as many as it likes.
+        max_connections, max_connections_per_address, max_connections_per_endpoint:
+            more are refused, with 503, 429, 503.
+        ping_interval: how long nothing may come from a client before it is sent
+            a PING; ping_timeout: how long nothing may come after that.
+        idle_timeout: how long no message may pass, either way.
+        send_timeout: how long a client may take none of what waits for it.
+        connect_timeout: to wait for a producer whose backlog is full, and for
+            its answer.
+        close_timeout: what a client has to answer a CLOSE and to go.
         origins: origins allowed besides the site's own; ``("*",)`` for all.
-        connect_timeout: seconds to wait for a producer whose backlog is full.
-        close_timeout: seconds a client has to answer a CLOSE and to go.
+        require_origin: refuse requests without one.
+        forwarded: header in which a proxy says how the client sees the site:
+            ``off``, ``forwarded`` or ``x-forwarded``.
+        subprotocols: those that may be chosen, best first.
+        accept: who decides on a connection: ``bridge`` or ``producer``.
+        pass_env: names of variables the producer is told.
+        deflate: whether permessage-deflate is negotiated, and its options.
         root: where ``WSGIScriptAlias`` looks for sockets; "" for nowhere.
     """
 
-    max_message: int = _setting(1024 * 1024, parse_size, _SIZES, "memory of bridge and producer")
+    max_message: int = _setting(1024 * 1024, parse_size, _SIZES, "memory of the producer")
+    max_buffer: int = _setting(64 * 1024, parse_buffer, "4K to 16M", "memory of Apache")
+    message_rate: Rate | None = _setting(  # noqa: RUF009  # a field, as the others are
+        None,
+        parse_rate,
+        "a number of messages each second or minute, as 50/s or 600/m, or off",
+        "the producer's time",
+    )
+    max_connections: int = _setting(0, parse_count, _COUNTS, "descriptors and memory")
+    max_connections_per_address: int = _setting(
+        0, parse_count, _COUNTS, "the other clients' share of them"
+    )
+    max_connections_per_endpoint: int = _setting(
+        0, parse_count, _COUNTS, "the other producers' share of them"
+    )
+    ping_interval: float = _setting(
+        20.0, parse_optional_time, _OPTIONAL_TIMES, "connections through routers that forget"
+    )
+    ping_timeout: float = _setting(
+        20.0, parse_optional_time, _OPTIONAL_TIMES, "descriptors, from clients that are gone"
+    )
+    idle_timeout: float = _setting(
+        0.0, parse_optional_time, _OPTIONAL_TIMES, "descriptors, from clients that say nothing"
+    )
+    send_timeout: float = _setting(
+        30.0, parse_optional_time, _OPTIONAL_TIMES, "buffers, from clients that do not read"
+    )
+    connect_timeout: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
+    close_timeout: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
     origins: tuple[str, ...] = _setting(
         (),
         parse_origins,
         "* or a list of origins parted by blanks, as https://example.org",
         "users of other sites' pages",
     )
-    connect_timeout: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
-    close_timeout: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
+    require_origin: bool = _setting(
+        False, parse_switch, _SWITCH, "producers, from programs that are no browsers"
+    )
+    forwarded: str = _setting(
+        OFF,
+        one_of(OFF, "forwarded", "x-forwarded"),
+        "off, Forwarded or X-Forwarded",
+        "the origin check, from headers that no proxy of yours wrote",
+    )
+    subprotocols: tuple[str, ...] = _setting(
+        (), parse_subprotocols, "a list of names parted by blanks, best first", "nothing"
+    )
+    accept: str = _setting(
+        "bridge",
+        one_of("bridge", "producer"),
+        "bridge or producer",
+        "whatever only the producer can judge",
+    )
+    pass_env: tuple[str, ...] = _setting(
+        (), parse_variables, "a list of names of variables parted by blanks", "nothing"
+    )
+    deflate: bool = _setting(True, parse_switch, _SWITCH, "bandwidth, for processor and memory")
+    deflate_min_size: int = _setting(
+        256, parse_min_size, "0 or " + _SIZES, "processor, from messages that do not shrink"
+    )
+    deflate_level: int = _setting(3, number_of(1, 9), "1 (fastest) to 9 (smallest)", "processor")
+    deflate_window_bits: int = _setting(
+        12, number_of(9, 15), "9 (least memory) to 15 (smallest)", "memory of Apache"
+    )
+    deflate_context_takeover: bool = _setting(
+        True, parse_switch, _SWITCH, "bandwidth; off: memory of Apache"
+    )
     root: str = _setting("", parse_directory, "an absolute path", "files outside it")
 
 

@@ -41,8 +41,6 @@ SSL_ERROR_WANT_WRITE: Final = 3
 OLDEST_OPENSSL: Final = 0x1010008F
 # mod_ssl's SSL_set_app_data(ssl, c): ex_data 0 is the conn_rec.
 _APP_DATA: Final = 0
-# SSL_read gives at most one TLS record, 16 KiB; several are gathered up to this.
-READ_BYTES: Final = 65536
 # RFC 8446 5.1
 RECORD_BYTES: Final = 16384
 
@@ -176,17 +174,21 @@ class TlsSession:
         """Return the socket's descriptor, -1 before ``take_over`` and after ``close``."""
         return -1 if self._socket is None else self._socket.fileno()
 
-    def recv(self) -> bytes | None:
+    def recv(self, max_bytes: int) -> bytes | None:
         """Return what came, b"" at the end, None where nothing is there.
 
         A connection that breaks off, in whatever way, ends: b"".
+
+        Args:
+            max_bytes: SSL_read gives at most one TLS record, 16 KiB; several are
+                gathered as long as they are fewer than this.
         """
         library, ssl = self._library, self._ssl
         if not ssl or self._has_ended:
             return b""
         parts: list[bytes] = []
         size = 0
-        while size < READ_BYTES:
+        while size < max_bytes:
             library.ERR_clear_error()
             count = library.SSL_read(ssl, _buffer, RECORD_BYTES)
             if count <= 0:

@@ -6,11 +6,15 @@ the transport owns its socket.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import struct
+import termios
 from typing import Final, Protocol
 
-# One read: large enough that a message of a few KiB is one system call.
-READ_BYTES: Final = 65536
+# struct linger, socket(7): on, for 0 s.
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Transport(Protocol):
@@ -26,8 +30,11 @@ class Transport(Protocol):
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
 
-    def recv(self) -> bytes | None:
-        """Return what came, b"" at the end however it came, None where nothing is there."""
+    def recv(self, size: int) -> bytes | None:
+        """Return what came, about ``size`` bytes at most.
+
+        b"" means the end, however it came, None that nothing is there.
+        """
 
     def has_pending(self) -> bool:
         """Tell whether ``recv`` would give something that the descriptor does not show."""
@@ -58,10 +65,10 @@ class PlainTransport:
         self._socket = sock
         self.fileno = sock.fileno
 
-    def recv(self) -> bytes | None:
+    def recv(self, size: int) -> bytes | None:
         """See ``Transport``."""
         try:
-            return self._socket.recv(READ_BYTES)
+            return self._socket.recv(size)
         except BlockingIOError:
             return None
         except OSError:
@@ -88,3 +95,18 @@ class PlainTransport:
     def close(self) -> None:
         """See ``Transport``."""
         self._socket.close()
+
+
+def discard_unsent(fd: int) -> None:
+    """Have closing a TCP connection reset it, where its peer has not taken everything.
+
+    What a client does not take stays in the kernel's buffers otherwise, megabytes
+    for many minutes, with nobody to see it.
+    """
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            unsent = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
+            if any(unsent):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # no descriptor is left, or it has gone: the kernel's own limits stay

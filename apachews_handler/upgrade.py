@@ -2,21 +2,22 @@
 
 Contract: ``Upgrade.negotiate(environ, settings)`` checks a request that Apache
 has parsed and returns an ``Upgrade``, or raises ``Refusal``; nothing is sent.
-``accept()`` gives the bytes of the 101.  Pure; one object a request.
+``choose(settings)`` picks a subprotocol, ``accept(…)`` gives the bytes of the 101.
+Pure; one object a request.
 
 How this works: wsproto decides on the handshake and writes the 101, the same
 code that many servers rely on.  The checks before it are those it leaves to its
 caller (the form of the key, a body, the origin), and those that need another
 status than its 400: a request that is no handshake at all, another version.
 
-Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version), 10.2 (origin).
+Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from h11 import LocalProtocolError as H11Error
@@ -27,8 +28,10 @@ from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
 
+from .deflate import Agreement, Negotiation
 from .exceptions import Refusal
-from .settings import Settings, normalise_origin
+from .origin import require_origin
+from .settings import Settings
 
 UPGRADE_REQUIRED = "426 Upgrade Required"
 BAD_REQUEST = "400 Bad Request"
@@ -41,11 +44,14 @@ class Upgrade:
 
     Attributes:
         offered: subprotocols the client offered, in its order.
+        deflate: what was agreed on for permessage-deflate, once accepted; None
+            for no compression.
     """
 
     def __init__(self, handshake: H11Handshake, request: Request) -> None:
         self._handshake = handshake
         self.offered = tuple(request.subprotocols)
+        self.deflate: Agreement | None = None
 
     @classmethod
     def negotiate(cls, environ: Mapping[str, Any], settings: Settings) -> Upgrade:
@@ -61,7 +67,7 @@ class Upgrade:
         _require_websocket(environ)
         _require_version(environ)
         _require_wellformed(environ)
-        _require_origin(environ, settings)
+        require_origin(environ, settings)
         handshake = H11Handshake(ConnectionType.SERVER)
         headers = [
             (name.encode("latin-1"), value.encode("latin-1"))
@@ -76,9 +82,35 @@ class Upgrade:
         assert isinstance(request, Request)
         return cls(handshake, request)
 
-    def accept(self) -> bytes:
-        """Return the head of the 101 response."""
-        return self._handshake.send(AcceptConnection())
+    def choose(self, settings: Settings) -> str | None:
+        """Return the first of the site's subprotocols that the client offered, or None."""
+        return next((name for name in settings.subprotocols if name in self.offered), None)
+
+    def accept(
+        self,
+        settings: Settings,
+        subprotocol: str | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> bytes:
+        """Return the head of the 101 response.
+
+        Args:
+            settings: for the compression.
+            subprotocol: one of those offered, or None.
+            headers: names and values to add, in ISO 8859-1.
+        """
+        negotiation = Negotiation(settings.deflate_window_bits, settings.deflate_context_takeover)
+        head = self._handshake.send(
+            AcceptConnection(
+                subprotocol=subprotocol,
+                extensions=[negotiation] if settings.deflate else [],
+                extra_headers=[
+                    (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
+                ],
+            )
+        )
+        self.deflate = negotiation.agreed
+        return head
 
 
 def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -102,15 +134,21 @@ def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def describe(
-    environ: Mapping[str, Any], upgrade: Upgrade, connection_id: str, is_tls: bool
+    environ: Mapping[str, Any],
+    settings: Settings,
+    upgrade: Upgrade,
+    connection_id: str,
+    *,
+    is_tls: bool,
+    local: tuple[str, int],
 ) -> wire.Open:
-    """Return what the producer is told of the connection, but for ``local``.
-
-    (CGI's SERVER_PORT is what the Host header says, not where Apache listens.)
+    """Return what the producer is told of the connection.
 
     Args:
         connection_id: unique name of the connection.
         is_tls: whether Apache has the connection encrypted.
+        local: address and port that the client is connected to.  (CGI's
+            SERVER_PORT is what the Host header says.)
     """
     return wire.Open(
         id=connection_id,
@@ -118,10 +156,16 @@ def describe(
         uri=environ["REQUEST_URI"],
         headers=tuple(request_headers(environ)),
         remote=(environ.get("REMOTE_ADDR", ""), int(environ.get("REMOTE_PORT") or 0)),
+        local=local,
         scheme="wss" if is_tls else "ws",
         user=environ.get("REMOTE_USER"),
         vhost=environ.get("SERVER_NAME", ""),
         offered=upgrade.offered,
+        subprotocol=upgrade.choose(settings),
+        env={
+            name: environ[name] for name in settings.pass_env if isinstance(environ.get(name), str)
+        },
+        answer_required=settings.accept == "producer",
     )
 
 
@@ -176,21 +220,3 @@ def _require_wellformed(environ: Mapping[str, Any]) -> None:
     # A body would be read as frames.
     if environ.get("HTTP_TRANSFER_ENCODING") or environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
         raise Refusal(BAD_REQUEST, "A WebSocket request has no body.")
-
-
-def _require_origin(environ: Mapping[str, Any], settings: Settings) -> None:
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is None or settings.origins == ("*",):
-        return  # RFC 6455 4.1, 8.: only browsers must send it
-    try:
-        normalised = normalise_origin(origin)
-        own = normalise_origin(f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}")
-    except ValueError:
-        normalised = own = ""
-    if not normalised or (normalised != own and normalised not in settings.origins):
-        raise Refusal(
-            "403 Forbidden",
-            "This page's origin may not connect here.",
-            f"Origin {origin!r:.100} is not the site's own;"
-            " to allow it, add it to SetEnv APACHEWS_ORIGINS",
-        )

@@ -12,20 +12,21 @@ child's bridge, and anything else with plain HTTP.  Wiring only.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import traceback
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from apachews_handler import child, endpoint
+from apachews.answer import Answer
+from apachews_handler import child, endpoint, limits
 from apachews_handler.connection import Connection
-from apachews_handler.detach import detach
+from apachews_handler.detach import detach, local_address
 from apachews_handler.exceptions import (
     CheckFailed,
     ClientGone,
     NotSetUp,
     Refusal,
+    Rejected,
     Unavailable,
 )
 from apachews_handler.httpd import HttpdError, Request
@@ -77,30 +78,67 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     request = _httpd_request(environ)
     settings = parse_settings(environ)
     upgrade = Upgrade.negotiate(environ, settings)
-    open_ = describe(environ, upgrade, str(uuid.uuid4()), request.is_tls)
+    open_ = describe(
+        environ,
+        settings,
+        upgrade,
+        str(uuid.uuid4()),
+        is_tls=request.is_tls,
+        local=local_address(request),
+    )
     bridge = child.bridge()
     if not bridge.is_running:
         raise Unavailable(
             "this child of Apache is ending, or its bridge has failed with a traceback in this log"
         )
+    path = locate(settings)
     with contextlib.ExitStack() as undo:
+        admission = limits.admit(settings, open_.remote[0], path)
+        undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
-        producer = endpoint.connect(locate(settings), settings.connect_timeout)
+        producer = endpoint.connect(path, settings.connect_timeout)
         undo.callback(producer.close)
-        detached = detach(request, upgrade.accept())
+        if settings.accept == "producer":
+            answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
+            head = _accept(upgrade, settings, answer)
+        else:
+            head, first_words = upgrade.accept(settings, open_.subprotocol), b""
+        session = Session(settings, upgrade.deflate)
+        if settings.accept != "producer":
+            session.open(open_)
+        session.receive_producer(first_words)
+        detached = detach(request, head)
         undo.callback(detached.transport.close)
         undo.callback(detached.farewell.close)
-        open_ = dataclasses.replace(open_, local=detached.local)
         connection = Connection(
             detached.transport,
             producer,
-            Session(open_, settings.max_message),
-            f"[client {open_.remote[0]}:{open_.remote[1]}] {open_.uri[:200]}",
+            session,
+            settings,
+            f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
+            f" {open_.uri[:200]}",
             request.error_log(),
-            settings.close_timeout,
+            admission.release,
         )
         bridge.adopt(connection, detached.farewell)
         undo.pop_all()
+
+
+def _accept(upgrade: Upgrade, settings: Settings, answer: Answer) -> bytes:
+    """Return the head of the 101, as the producer answered.
+
+    Raises:
+        Refusal: it refuses, with its own status; or 500, it chose a subprotocol
+            that the client did not offer.
+    """
+    if not answer.accepts:
+        raise Rejected(answer.status, answer.headers, answer.body)
+    if answer.subprotocol is not None and answer.subprotocol not in upgrade.offered:
+        raise NotSetUp(
+            f"the producer chose the subprotocol {answer.subprotocol!r:.80},"
+            f" which is none of those offered: {', '.join(upgrade.offered) or 'none'}"
+        )
+    return upgrade.accept(settings, answer.subprotocol, answer.headers)
 
 
 def _httpd_request(environ: Environ) -> Request:
@@ -132,14 +170,13 @@ def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -
     environ["wsgi.errors"].write(
         f"apachews: {refusal.status} for {environ.get('REQUEST_URI', '')[:200]}: {refusal.logged}\n"
     )
-    body = f"{refusal.told}\n".encode()
-    start_response(
-        refusal.status,
-        [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            *refusal.headers,
-        ],
-    )
+    body = refusal.body()
+    own = {
+        "Content-Type": "text/plain; charset=utf-8",
+        "Content-Length": str(len(body)),
+        "Cache-Control": "no-store",
+    }
+    for name, _ in refusal.headers:
+        own.pop(name.title(), None)
+    start_response(refusal.status, [*own.items(), *refusal.headers])
     return [body]

@@ -123,7 +123,7 @@ def test_a_producer_that_does_not_speak_the_wire(event_site: Site, bad: bytes) -
         assert client.read_close() == 1011
         client.send(masked(0x88, b"\x03\xf3"))
         assert client.read(1) == b""
-    assert wait_for(lambda: event_site.log_lines(r"wsgi:warn.*hand\.ws.*code=1011.*fault="))
+    assert wait_for(lambda: event_site.log_lines(r"wsgi:warn.*hand\.ws.*PRODUCER_ERROR.*code=1011"))
 
 
 def test_pings_of_the_producer_are_answered_by_the_client(event_site: Site, scheme: str) -> None:

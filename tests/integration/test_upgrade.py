@@ -105,7 +105,7 @@ def test_every_close_is_logged(event_site: Site) -> None:
         client.send(masked(0x88, b"\x0f\xa0bye"))
         assert client.read_close() == 4000
     (line,) = wait_for(lambda: event_site.log_lines("close-line"))
-    assert re.search(r"wsgi:info.*\[client 127\.0\.0\.1:\d+\] .* closed by client code=4000", line)
+    assert re.search(r"wsgi:info.*\[client 127\.0\.0\.1:\d+\] .* closed by client \(CLIENT_CLOSED\) code=4000 .*messages_in=0", line)
 
 
 @pytest.mark.parametrize("with_tls", [False, True])

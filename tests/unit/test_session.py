@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from apachews import wire
 from apachews.messages import Item, MessageReader
+from apachews_handler.ends import End
 from apachews_handler.session import Phase, Session
+from apachews_handler.settings import Settings
 
 from ..frames import masked
 
@@ -20,7 +22,8 @@ class Ends:
     """A session and what its two sides received."""
 
     def __init__(self, limit: int = 1000) -> None:
-        self.session = Session(OPEN, limit)
+        self.session = Session(Settings(max_message=limit))
+        self.session.open(OPEN)
         self.client = b""
         self.producer: list[Item] = []
         self._reader = MessageReader()
@@ -45,8 +48,8 @@ class Ends:
         return self
 
     @property
-    def why(self) -> tuple[str, int]:
-        return self.session.closed_by, self.session.close_code
+    def why(self) -> tuple[End | None, int]:
+        return self.session.end, self.session.close_code
 
 
 def close(code: int, reason: str = "") -> bytes:
@@ -88,7 +91,7 @@ def test_client_closes() -> None:
     assert ends.session.phase is Phase.CLOSED
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == ("client", 4000)
+    assert ends.why == (End.CLIENT_CLOSED, 4000)
 
 
 def test_client_closes_without_a_code() -> None:
@@ -103,8 +106,8 @@ def test_client_violates() -> None:
     assert ends.client == close(1007, "a text message is not UTF-8")
     assert ends.session.phase is Phase.CLOSED
     assert ends.session.client_finished
-    assert ends.why == ("bridge", 1007)
-    assert "UTF-8" in ends.session.fault
+    assert ends.why == (End.INVALID_DATA, 1007)
+    assert "UTF-8" in ends.session.close_reason
 
 
 def test_client_breaks_off() -> None:
@@ -112,10 +115,10 @@ def test_client_breaks_off() -> None:
     ends.session.receive_client_eof()
     ends.drain()
     assert (ends.producer, ends.client) == ([], b"")
-    assert ends.session.is_aborted
+    assert ends.session.phase is Phase.GONE
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == ("client", 1006)
+    assert ends.why == (End.CLIENT_LEFT, 1006)
 
 
 def test_producer_closes_and_gets_the_answer() -> None:
@@ -127,7 +130,7 @@ def test_producer_closes_and_gets_the_answer() -> None:
     assert ends.client == TEXT + close(3001, "x")
     assert (ends.session.phase, ends.session.client_finished) == (Phase.CLOSED, True)
     assert ends.session.producer_finished
-    assert ends.why == ("producer", 3001)
+    assert ends.why == (End.PRODUCER_CLOSED, 3001)
 
 
 def test_producer_dies_between_frames() -> None:
@@ -146,9 +149,9 @@ def test_producer_dies_inside_a_frame() -> None:
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT[:3]
-    assert ends.session.is_aborted
+    assert ends.session.phase is Phase.GONE
     assert ends.session.client_finished
-    assert ends.why == ("producer", 1006)
+    assert ends.why == (End.PRODUCER_CUT_OFF, 1006)
 
 
 def test_producer_violates() -> None:
@@ -156,14 +159,14 @@ def test_producer_violates() -> None:
     assert ends.client == TEXT + close(1011)
     assert ends.producer == [wire.Close(1002, "")]
     assert ends.session.phase is Phase.CLOSING
-    assert ends.why == ("bridge", 1011)
-    assert "RSV" in ends.session.fault
+    assert ends.why == (End.PRODUCER_ERROR, 1011)
+    assert "RSV" in ends.session.close_reason
 
 
 def test_bridge_closes() -> None:
     ends = Ends()
-    ends.session.close(1001, "bye")
-    ends.session.close(1002, "again")
+    ends.session.close(End.GOING_AWAY, "bye")
+    ends.session.close(End.TOO_SLOW, "again")
     ends.drain()
     assert ends.client == close(1001, "bye")
     assert ends.producer == [wire.Close(1001, "bye")]
@@ -172,7 +175,7 @@ def test_bridge_closes() -> None:
     ends.from_client(masked(0x88, b"\x03\xe9"))
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == ("bridge", 1001)
+    assert ends.why == (End.GOING_AWAY, 1001)
 
 
 @pytest.mark.parametrize("how", ["close", "violation", "bridge"])
@@ -183,7 +186,7 @@ def test_a_close_waits_for_the_producers_frame(how: str) -> None:
     elif how == "violation":
         ends.from_client(b"\x81\x00")
     else:
-        ends.session.close(1001, "")
+        ends.session.close(End.GOING_AWAY, "")
         ends.drain()
     assert ends.client == TEXT[:2]
     assert not ends.session.client_finished

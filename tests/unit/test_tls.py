@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from apachews import wire
 from apachews_handler import tls
 from apachews_handler.bridge import Bridge
 from apachews_handler.connection import Connection
 from apachews_handler.session import Session
+from apachews_handler.settings import Settings
 from apachews_handler.tls import TlsError, TlsSession
 
 from ..conftest import wait_for
@@ -70,30 +70,30 @@ FULL = b"x" * tls.RECORD_BYTES
 
 def test_a_short_record_is_given_at_once() -> None:
     made, library = session(b"hi", b"later")
-    assert made.recv() == b"hi"
+    assert made.recv(4 * tls.RECORD_BYTES) == b"hi"
     assert library.read_calls == 1
 
 
 def test_full_records_are_gathered_to_a_bound() -> None:
     made, _ = session(FULL, FULL, b"end")
-    assert made.recv() == FULL * 2 + b"end"
+    assert made.recv(4 * tls.RECORD_BYTES) == FULL * 2 + b"end"
     made, library = session(FULL)
-    assert made.recv() == FULL * 4
+    assert made.recv(4 * tls.RECORD_BYTES) == FULL * 4
     assert library.read_calls == 4
 
 
 @pytest.mark.parametrize("error", [FATAL, CLOSED])
 def test_the_end_is_given_after_what_came_before_it(error: int) -> None:
     made, library = session(FULL, error)
-    assert made.recv() == FULL
+    assert made.recv(4 * tls.RECORD_BYTES) == FULL
     assert made.has_pending()  # no event of the descriptor may follow
-    assert made.recv() == b""
+    assert made.recv(4 * tls.RECORD_BYTES) == b""
     assert library.read_calls == 2
 
 
 def test_nothing_there() -> None:
     made, _ = session(WANT_READ)
-    assert made.recv() is None
+    assert made.recv(4 * tls.RECORD_BYTES) is None
     assert not made.needs_writing
 
 
@@ -111,7 +111,7 @@ def test_after_close_nothing_reaches_openssl() -> None:
     made, library = session(b"hi")
     made.close()
     made.close()
-    assert made.recv() == b""
+    assert made.recv(4 * tls.RECORD_BYTES) == b""
     assert not made.has_pending()
     with pytest.raises(ConnectionError):
         made.send(b"x")
@@ -140,8 +140,8 @@ def test_waiting_to_write_a_key_update_costs_no_processor() -> None:
     made._socket = near
     bridge = Bridge()
     bridge.start()
-    open_ = wire.Open(id="1", uri="/")
-    connection = Connection(made, producer_near, Session(open_, 100), "x", Lines(), 1)
+    settings = Settings()
+    connection = Connection(made, producer_near, Session(settings), settings, "x", Lines())
     bridge.adopt(connection, farewell)
     client.sendall(b"a key update")
     wait_for(lambda: library.read_calls)

@@ -41,7 +41,7 @@ def negotiate(
 
 
 def test_the_answer_is_that_of_the_rfc() -> None:
-    head = negotiate().accept()
+    head = negotiate().accept(Settings())
     lines = head.decode().split("\r\n")
     assert lines[0] == "HTTP/1.1 101 Switching Protocols"
     assert lines[-2:] == ["", ""]
@@ -54,7 +54,14 @@ def test_the_answer_is_that_of_the_rfc() -> None:
 
 
 def test_what_the_producer_is_told() -> None:
-    open_ = describe({**GOOD, "REMOTE_USER": "ann"}, negotiate(), "id-1", is_tls=True)
+    settings = Settings(pass_env=("SSL_CLIENT_S_DN", "ABSENT"), subprotocols=("x", "superchat"))
+    environ = {**GOOD, "REMOTE_USER": "ann", "SSL_CLIENT_S_DN": "CN=ann"}
+    local = ("192.0.2.1", 443)
+    open_ = describe(environ, settings, negotiate(), "id-1", is_tls=True, local=local)
+    assert open_.env == {"SSL_CLIENT_S_DN": "CN=ann"}
+    assert open_.subprotocol == "superchat"
+    assert open_.local == local
+    assert not open_.answer_required
     assert open_.id == "id-1"
     assert open_.uri == "/chat.ws?room=1"
     assert open_.remote == ("203.0.113.7", 51514)
@@ -124,7 +131,7 @@ def test_refusals(changes: dict[str, str | None], status: str) -> None:
     ],
 )
 def test_allowed(changes: dict[str, str | None], settings: Settings | None) -> None:
-    assert negotiate(changes, settings).accept().startswith(b"HTTP/1.1 101")
+    assert negotiate(changes, settings).accept(Settings()).startswith(b"HTTP/1.1 101")
 
 
 latin = st.text(st.characters(max_codepoint=255), max_size=30)
@@ -134,6 +141,6 @@ latin = st.text(st.characters(max_codepoint=255), max_size=30)
 def test_any_headers_are_accepted_or_refused(changes: dict[str, str | None]) -> None:
     changes = {name: value for name, value in changes.items() if name.startswith("HTTP_")}
     try:
-        negotiate(changes).accept()
+        negotiate(changes).accept(Settings())
     except Refusal as refusal:
         assert refusal.status[0] == "4"

@@ -1,0 +1,224 @@
+"""permessage-deflate: what is agreed on, and the two streams (RFC 7692).
+
+Contract: ``Negotiation`` is an extension for wsproto's handshake; what was agreed
+on is then in its ``agreed``.  ``Inflater`` gives back what a client compressed, in
+pieces no larger than asked for; ``Deflater`` compresses for it.  Sans-I/O; one of
+each a connection and direction, made when the first compressed message comes.
+
+How this works: zlib's streams do the work.  Only two things are ours.  Never more
+comes out of the Inflater at once than its caller has room for: a few bytes of a
+client may stand for a thousand times as many.  And a window of ours is smaller
+than zlib's largest: memory for a connection is 2**(bits+2) bytes to compress and
+2**bits to inflate, and some KiB (docs/how-it-works.md has what was measured).
+
+Sources: RFC 7692 7.1 (parameters), 7.2 (messages).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from wsproto.extensions import Extension
+
+from apachews import wire
+
+from .exceptions import Violation
+
+# RFC 7692 7.1.2.1; zlib itself cannot compress with 8.
+MAX_WINDOW_BITS: Final = 15
+MIN_WINDOW_BITS: Final = 9
+# RFC 7692 7.1
+_HAVE_BITS: Final = frozenset(("server_max_window_bits", "client_max_window_bits"))
+_MAY_STAND_ALONE: Final = frozenset(
+    ("server_no_context_takeover", "client_no_context_takeover", "client_max_window_bits")
+)
+_WINDOWS: Final = frozenset(str(bits) for bits in range(8, MAX_WINDOW_BITS + 1))
+# What ends a message, and is not sent (RFC 7692 7.2.1).
+_TAIL: Final = b"\x00\x00\xff\xff"
+# A message may have several blocks that each end their stream (RFC 7692 7.2.1), and
+# after each a new one is set up; nobody's compressor makes more than one.
+MAX_FINAL_BLOCKS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What client and server agreed on.
+
+    Attributes:
+        client_window_bits, server_window_bits: the window that each compresses
+            with at most, as a power of two.
+        client_keeps_context, server_keeps_context: whether a message may refer
+            to the ones before it.
+    """
+
+    client_window_bits: int = MAX_WINDOW_BITS
+    server_window_bits: int = MAX_WINDOW_BITS
+    client_keeps_context: bool = True
+    server_keeps_context: bool = True
+
+
+class Negotiation(Extension):
+    """What is offered to wsproto's handshake.
+
+    (wsproto has one of its own, whose answer does not hold the client to a window,
+    nor decline what RFC 7692 7.1 has declined; and its offers' values are not
+    checked.)
+
+    Args:
+        window_bits: the largest window, both ways.
+        keeps_context: whether messages may refer to earlier ones, both ways.
+
+    Attributes:
+        agreed: after the handshake; None where the client's offers were declined.
+    """
+
+    name = "permessage-deflate"
+
+    def __init__(self, window_bits: int, keeps_context: bool) -> None:
+        self._window_bits = window_bits
+        self._keeps_context = keeps_context
+        self.agreed: Agreement | None = None
+
+    def offer(self) -> bool:
+        """Offer nothing: servers answer."""
+        return False
+
+    def accept(self, offer: str) -> str | None:
+        """Return the parameters that answer one offer, None to decline it."""
+        if self.agreed:
+            return None  # the client lists its offers best first (RFC 7692 5.)
+        parameters = _parse_offer(offer)
+        if parameters is None:
+            return None
+        server_offered = parameters.get("server_max_window_bits")
+        server_bits = min(self._window_bits, server_offered or MAX_WINDOW_BITS)
+        if server_bits < MIN_WINDOW_BITS:
+            return None
+        client_bits = MAX_WINDOW_BITS
+        answer = []
+        if "client_max_window_bits" in parameters:
+            wanted = parameters["client_max_window_bits"] or MAX_WINDOW_BITS
+            client_bits = min(self._window_bits, wanted)
+            answer.append(f"client_max_window_bits={client_bits}")
+        if server_bits < MAX_WINDOW_BITS or server_offered:
+            answer.append(f"server_max_window_bits={server_bits}")
+        server_keeps = self._keeps_context and "server_no_context_takeover" not in parameters
+        client_keeps = self._keeps_context and "client_no_context_takeover" not in parameters
+        if not server_keeps:
+            answer.append("server_no_context_takeover")
+        if not client_keeps:
+            answer.append("client_no_context_takeover")
+        self.agreed = Agreement(client_bits, server_bits, client_keeps, server_keeps)
+        return "; ".join(answer)
+
+
+def _parse_offer(offer: str) -> dict[str, int | None] | None:
+    """Return an offer's parameters, None where RFC 7692 7.1 has it declined.
+
+    The value is None for a parameter without one.
+    """
+    parameters: dict[str, int | None] = {}
+    for item in offer.split(";")[1:]:
+        name, has_value, value = (part.strip() for part in item.partition("="))
+        if name in parameters:
+            return None
+        if name in _MAY_STAND_ALONE and not has_value:
+            parameters[name] = None
+        elif name in _HAVE_BITS and value.strip('"') in _WINDOWS:
+            parameters[name] = int(value.strip('"'))
+        else:
+            return None
+    return parameters
+
+
+class Inflater:
+    """Gives back what a client compressed.
+
+    Args:
+        window_bits, keeps_context: as agreed on for the client.
+    """
+
+    __slots__ = ("_final_blocks", "_input", "_keeps_context", "_window_bits", "_zlib")
+
+    def __init__(self, window_bits: int, keeps_context: bool) -> None:
+        self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
+        self._keeps_context = keeps_context
+        self._zlib = zlib.decompressobj(-self._window_bits)
+        self._input = b""
+        self._final_blocks = 0
+
+    def feed(self, data: bytes, is_last: bool) -> None:
+        """Take a piece of a message's payload; the piece before must be read out."""
+        self._input = data + _TAIL if is_last else data
+
+    def read(self, size: int) -> bytes:
+        """Return at most ``size`` bytes; fewer mean that there are no more for now.
+
+        Raises:
+            Violation: 1007, the data is not compressed as it should be.
+        """
+        try:
+            out = self._zlib.decompress(self._input, size)
+            while self._zlib.eof and self._zlib.unused_data:
+                # A block that ends its stream; another stream follows.
+                self._final_blocks += 1
+                if self._final_blocks > MAX_FINAL_BLOCKS:
+                    raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
+                self._input = self._zlib.unused_data
+                self._zlib = zlib.decompressobj(-self._window_bits)
+                if len(out) == size:
+                    return out
+                out += self._zlib.decompress(self._input, size - len(out))
+        except zlib.error as error:
+            raise Violation(wire.INVALID_DATA, "a message is not compressed correctly") from error
+        self._input = self._zlib.unconsumed_tail
+        return out
+
+    def end_message(self) -> None:
+        """Say that the message was read out."""
+        self._final_blocks = 0
+        if not self._keeps_context or self._zlib.eof:
+            self._zlib = zlib.decompressobj(-self._window_bits)
+
+
+class Deflater:
+    """Compresses for a client.
+
+    Args:
+        window_bits, keeps_context: as agreed on for the server.
+        level: zlib's, 1 to 9.
+    """
+
+    __slots__ = ("_keeps_context", "_level", "_window_bits", "_zlib")
+
+    def __init__(self, window_bits: int, keeps_context: bool, level: int) -> None:
+        self._window_bits = window_bits
+        self._keeps_context = keeps_context
+        self._level = level
+        self._zlib = self._new_stream()
+
+    def _new_stream(self) -> zlib._Compress:
+        # zlib's own default is 8 for a window of 15; in proportion, both take the
+        # same memory.
+        return zlib.compressobj(
+            self._level, zlib.DEFLATED, -self._window_bits, self._window_bits - 7
+        )
+
+    def compress(self, data: bytes) -> bytes:
+        """Return what is ready of a message's next piece; b"" is no end."""
+        return self._zlib.compress(data)
+
+    def flush(self) -> bytes:
+        """Return all that there is of the message so far."""
+        return self._zlib.flush(zlib.Z_SYNC_FLUSH)
+
+    def finish(self) -> bytes:
+        """Return the rest of the message."""
+        data = self._zlib.flush(zlib.Z_SYNC_FLUSH)
+        if not self._keeps_context:
+            self._zlib = self._new_stream()
+        # Where nothing came after the last flush there is nothing to flush, and its
+        # tail has gone out: an empty block stands for the end (RFC 7692 7.2.3.6).
+        return data[: -len(_TAIL)] if data else b"\x00"

@@ -1,0 +1,57 @@
+"""How a connection can end: who, with which close code, at which level of the log.
+
+Contract: one table and nothing else.  ``session`` picks a row, ``bridge`` logs it.
+``docs/close-codes.md`` has the same table for people; a test holds the two against
+each other.
+
+Sources: RFC 6455 7.4.1 and the IANA registry of close codes (1012, 1013).
+"""
+
+from __future__ import annotations
+
+import enum
+
+from apachews import wire
+
+
+class End(enum.Enum):
+    """One way to end.
+
+    Attributes:
+        by: who began it: ``client``, ``producer`` or ``bridge``.
+        code: what the client is closed with; 0 for whatever the one who closed
+            gave, 1006 where nothing can be sent.
+        level: of its line in the error log.
+    """
+
+    CLIENT_CLOSED = ("client", 0, "info")
+    CLIENT_LEFT = ("client", wire.ABNORMAL, "info")
+    PRODUCER_CLOSED = ("producer", 0, "info")
+    PRODUCER_LEFT = ("producer", wire.SERVICE_RESTART, "info")
+    PRODUCER_CUT_OFF = ("producer", wire.ABNORMAL, "warn")
+    PRODUCER_ERROR = ("bridge", wire.INTERNAL_ERROR, "warn")
+    GOING_AWAY = ("bridge", wire.GOING_AWAY, "info")
+    IDLE = ("bridge", wire.GOING_AWAY, "info")
+    PROTOCOL_ERROR = ("bridge", wire.PROTOCOL_ERROR, "warn")
+    INVALID_DATA = ("bridge", wire.INVALID_DATA, "warn")
+    TOO_MANY_MESSAGES = ("bridge", wire.POLICY_VIOLATION, "warn")
+    TOO_BIG = ("bridge", wire.TOO_BIG, "warn")
+    NO_PONG = ("bridge", wire.INTERNAL_ERROR, "info")
+    TOO_SLOW = ("bridge", wire.TRY_AGAIN_LATER, "warn")
+    FAILED = ("bridge", wire.ABNORMAL, "error")
+
+    def __init__(self, by: str, code: int, level: str) -> None:
+        self.by = by
+        self.code = code
+        self.level = level
+
+    @classmethod
+    def of_violation(cls, code: int) -> End:
+        """Return the row for a client's violation, by its close code."""
+        return _VIOLATIONS[code]
+
+
+_VIOLATIONS = {
+    end.code: end
+    for end in (End.PROTOCOL_ERROR, End.INVALID_DATA, End.TOO_MANY_MESSAGES, End.TOO_BIG)
+}

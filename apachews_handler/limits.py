@@ -1,0 +1,244 @@
+"""How many connections there may be: in all, of one address, to one producer.
+
+Contract: ``admit(settings, address, path)`` takes a place under each limit that is
+set, or raises ``Refusal``; the ``Admission`` it returns gives them back, when it is
+released or when the process ends.  For any thread.
+
+How this works: Apache's children know nothing of each other, so the count must be
+kept where it survives none of them wrongly.  A place is a lock on one byte of an
+empty file: every thing that is counted has a region of its own there, picked by
+its hash, and the first byte that nobody has locked is the next place.  The kernel
+gives a lock back when its process ends, however it ends, and nothing is ever
+written or must be repaired.  A lock belongs to the open file, not to the process
+(``F_OFD_SETLK``): so a fork keeps it.
+
+The file is Apache's user's own, in the directory for temporary files, one for each
+running Apache (the parent's process id).  It is made when a limit is first asked
+about; a file whose Apache has gone is removed then.
+
+Sources: fcntl(2), "Open file description locks".
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import ipaddress
+import os
+import re
+import stat
+import struct
+import tempfile
+import threading
+from typing import Final
+
+from .exceptions import NotSetUp, Refusal, Unavailable
+from .settings import Settings
+
+# struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for these locks).
+_FLOCK: Final = struct.Struct("hhqqi4x")
+# Bytes of a region, and so the largest limit (APACHEWS_MAX_CONNECTIONS…).
+REGION_BYTES: Final = 1 << 20
+# off_t has 63 bits.
+REGIONS: Final = 1 << 42
+_FILE: Final = re.compile(r"(\d+)\.places")
+
+
+class Admission:
+    """The places that one connection has."""
+
+    __slots__ = ("_places", "_positions")
+
+    def __init__(self, places: Places | None, positions: list[int]) -> None:
+        self._places = places
+        self._positions = positions
+
+    def release(self) -> None:
+        """Give the places back; again does nothing."""
+        positions, self._positions = self._positions, []
+        for position in positions:
+            assert self._places
+            self._places.free(position)
+
+
+class Places:
+    """The file of one Apache, opened by one of its children.
+
+    Args:
+        path: the file; made if it is not there, or else the user's own.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        status = os.fstat(self._fd)
+        if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+            os.close(self._fd)
+            raise OSError(errno.EPERM, "it belongs to another user", path)
+        # A lock of our own is no obstacle to us: these are counted here.
+        self._lock = threading.Lock()
+        self._ours: set[int] = set()
+        # First byte of a region -> where a free place is likely: none of ours is
+        # free before it.
+        self._likely: dict[int, int] = {}
+
+    def take(self, key: str, limit: int) -> int | None:
+        """Take a place in the region of a key; return it, None where all are taken."""
+        digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+        first = int.from_bytes(digest, "big") % REGIONS * REGION_BYTES
+        with self._lock:
+            likely = min(self._likely.get(first, first), first + limit)
+            position = self._take_between(likely, first + limit)
+            if position is None:
+                position = self._take_between(first, likely)
+            if position is not None:
+                self._ours.add(position)
+                self._likely[first] = position + 1
+            return position
+
+    def free(self, position: int) -> None:
+        """Give a place back."""
+        first = position - position % REGION_BYTES
+        with self._lock:
+            self._ours.discard(position)
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, position))
+            if position == first:
+                self._likely.pop(first, None)  # most addresses never come again
+            else:
+                self._likely[first] = min(self._likely.get(first, first), position)
+
+    def close(self) -> None:
+        """Close the file, and give all places back."""
+        os.close(self._fd)
+
+    def _take_between(self, position: int, end: int) -> int | None:
+        while position < end:
+            if position in self._ours:
+                position += 1
+            elif self._try_lock(position):
+                return position
+            else:
+                position = max(position + 1, self._end_of_lock(position))
+        return None
+
+    def _try_lock(self, position: int) -> bool:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, position))
+        except (BlockingIOError, PermissionError):  # fcntl(2) allows either
+            return False
+        return True
+
+    def _end_of_lock(self, position: int) -> int:
+        """Return where the lock on a place ends: the kernel runs neighbours together."""
+        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, position))
+        kind, _, start, length, _ = _FLOCK.unpack(found)
+        return int(start + length) if kind != fcntl.F_UNLCK else position + 1
+
+
+def _flock(kind: int, position: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
+
+
+_lock = threading.Lock()
+_places: Places | None = None
+
+
+def admit(settings: Settings, address: str, path: str) -> Admission:
+    """Take a place under each limit.
+
+    Args:
+        settings: the limits.
+        address: the client's; of an IPv6 address the first 64 bits count, for
+            that is what one client has.
+        path: the producer's socket.
+
+    Raises:
+        Refusal: 503, or 429 for the limit of an address.
+        NotSetUp: the file cannot be made.
+    """
+    wanted = [
+        ("all", settings.max_connections, _too_many("APACHEWS_MAX_CONNECTIONS")),
+        (
+            f"address {_client(address)}",
+            settings.max_connections_per_address,
+            Refusal(
+                "429 Too Many Requests",
+                "There are too many connections from your address.",
+                f"{_client(address)} has as many connections as"
+                f" APACHEWS_MAX_CONNECTIONS_PER_ADDRESS allows:"
+                f" {settings.max_connections_per_address}",
+            ),
+        ),
+        (
+            f"endpoint {path}",
+            settings.max_connections_per_endpoint,
+            _too_many("APACHEWS_MAX_CONNECTIONS_PER_ENDPOINT"),
+        ),
+    ]
+    if not any(limit for _, limit, _ in wanted):
+        return Admission(None, [])
+    places = _open_places()
+    positions: list[int] = []
+    for key, limit, refusal in wanted:
+        position = places.take(key, limit) if limit else None
+        if position is not None:
+            positions.append(position)
+        elif limit:
+            Admission(places, positions).release()
+            raise refusal
+    return Admission(places, positions)
+
+
+def _too_many(name: str) -> Refusal:
+    return Unavailable(f"there are as many connections as SetEnv {name} allows")
+
+
+def _client(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+def _open_places() -> Places:
+    global _places
+    with _lock:
+        if _places is None:
+            try:
+                directory = _directory()
+                _remove_old(directory)
+                _places = Places(os.path.join(directory, f"{os.getppid()}.places"))
+            except OSError as error:
+                raise NotSetUp(
+                    f"connections cannot be counted in {error.filename}: {error.strerror};"
+                    " Apache's user must be able to write there"
+                ) from error
+        return _places
+
+
+def _directory() -> str:
+    """Return the user's own directory below the one for temporary files."""
+    path = os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        status = os.lstat(path)
+        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EPERM, "it belongs to another user", path) from None
+    return path
+
+
+def _remove_old(directory: str) -> None:
+    """Remove the files of Apaches that have gone."""
+    for name in os.listdir(directory):
+        match = _FILE.fullmatch(name)
+        if match and not os.path.exists(f"/proc/{match[1]}"):
+            try:
+                os.unlink(os.path.join(directory, name))
+            except FileNotFoundError:
+                pass  # another child was faster

@@ -1,0 +1,111 @@
+"""When a connection must be looked at again, and what is then the matter.
+
+Contract: the driver writes down what happens, as times of one clock, into the
+attributes; ``next_at()`` says when to ask, ``due(now)`` what to do.  Sans-I/O; one
+watch a connection, on the bridge's thread.
+
+How this works: nothing is cancelled or moved while messages flow, which costs an
+assignment each.  The driver keeps one entry a connection in its heap; when its
+time comes, ``due`` looks at what happened meanwhile, and mostly the answer is to
+ask again later.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+from .settings import Settings
+
+
+class Due(enum.Enum):
+    """What ``Watch.due`` asks for."""
+
+    PING = "nothing came from the client for a while: ask it"
+    NO_PONG = "nothing came after the PING either: it is gone"
+    TOO_SLOW = "it took nothing of what waits for it"
+    IDLE = "no message passed"
+    OVERDUE = "it was being closed and has not gone"
+
+
+class Watch:
+    """The times of one connection.
+
+    Args:
+        settings: for the intervals.
+        now: the clock's reading.
+
+    Attributes:
+        heard_at: when something last came from the client.  While it is not read,
+            because its producer is slow, ``is_heard`` is False and nothing is
+            made of its silence.
+        passed_at: when bytes of a message last passed, either way.
+        waiting_since: when the client last took some of what waits for it; 0.0
+            while nothing does.
+        leaves_at: when it must be gone, once it is being closed; else 0.0.
+    """
+
+    __slots__ = (
+        "_asked_at",
+        "_settings",
+        "heard_at",
+        "is_heard",
+        "leaves_at",
+        "passed_at",
+        "waiting_since",
+    )
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self._settings = settings
+        self._asked_at = 0.0  # when the PING was due that is not answered; else 0.0
+        self.heard_at = now
+        self.is_heard = True
+        self.passed_at = now
+        self.waiting_since = 0.0
+        self.leaves_at = 0.0
+
+    def next_at(self) -> float:
+        """Return when ``due`` may have something to say; inf for never."""
+        if self.leaves_at:
+            return self.leaves_at
+        settings, times = self._settings, []
+        if self.waiting_since and settings.send_timeout:
+            times.append(self.waiting_since + settings.send_timeout)
+        if settings.idle_timeout:
+            times.append(self.passed_at + settings.idle_timeout)
+        if settings.ping_interval:
+            if self._asked_at:
+                times.append(self._asked_at + (settings.ping_timeout or settings.ping_interval))
+            else:
+                times.append(self.heard_at + settings.ping_interval)
+        return min(times, default=math.inf)
+
+    def due(self, now: float) -> Due | None:
+        """Return what is due, None for nothing yet."""
+        settings = self._settings
+        if self.leaves_at:
+            return Due.OVERDUE if now >= self.leaves_at else None
+        if self._lasts(self.waiting_since, settings.send_timeout, now):
+            return Due.TOO_SLOW
+        if self._lasts(self.passed_at, settings.idle_timeout, now):
+            return Due.IDLE
+        if not self.is_heard or self.waiting_since:
+            # It cannot be heard, or a PING would wait with the rest: ask later.
+            self.postpone_ping(now)
+            return None
+        if self.heard_at > self._asked_at:
+            self._asked_at = 0.0
+        if self._asked_at and settings.ping_timeout:
+            return Due.NO_PONG if self._lasts(self._asked_at, settings.ping_timeout, now) else None
+        if self._lasts(self._asked_at or self.heard_at, settings.ping_interval, now):
+            self._asked_at = now
+            return Due.PING
+        return None
+
+    def postpone_ping(self, now: float) -> None:
+        """Say that the PING could not be sent: one interval more."""
+        self.heard_at, self._asked_at = now, 0.0
+
+    @staticmethod
+    def _lasts(since: float, limit_s: float, now: float) -> bool:
+        return bool(since and limit_s) and now - since >= limit_s
