@@ -208,7 +208,7 @@ class Bridge:
         if is_stopping:
             self._stop_at = self._stop_at or self._now + STOP_GRACE_S
             for connection in list(self._clients.values()):
-                connection.session.close(End.GOING_AWAY, "the server goes away")
+                connection.session.close(End.GOING_AWAY)
                 self._guard(self._flush, connection)
 
     def _on_farewell(self, fd: int) -> None:
@@ -429,6 +429,7 @@ class Bridge:
         self._finish(connection)
 
     def _finish(self, connection: Connection) -> None:
+        connection.scheduled_at = math.inf
         connection.close()
         self._log_close(connection)
 
@@ -472,11 +473,11 @@ class Bridge:
             if not session.ping():
                 watch.postpone_ping(self._now)
         elif due is Due.NO_PONG:
-            session.close(End.NO_PONG, "no answer to a ping")
+            session.close(End.NO_PONG)
         elif due is Due.TOO_SLOW:
-            session.close(End.TOO_SLOW, "too slow")
+            session.close(End.TOO_SLOW)
         elif due is Due.IDLE:
-            session.close(End.IDLE, "idle")
+            session.close(End.IDLE)
         self._flush(connection)
         if not connection.is_closed:
             self._schedule(connection)

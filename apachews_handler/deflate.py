@@ -140,18 +140,29 @@ class Inflater:
         window_bits, keeps_context: as agreed on for the client.
     """
 
-    __slots__ = ("_final_blocks", "_input", "_keeps_context", "_window_bits", "_zlib")
+    __slots__ = (
+        "_final_blocks",
+        "_input",
+        "_is_empty",
+        "_keeps_context",
+        "_window_bits",
+        "_zlib",
+    )
 
     def __init__(self, window_bits: int, keeps_context: bool) -> None:
         self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
         self._keeps_context = keeps_context
         self._zlib = zlib.decompressobj(-self._window_bits)
         self._input = b""
+        self._is_empty = True  # the message so far
         self._final_blocks = 0
 
     def feed(self, data: bytes, is_last: bool) -> None:
         """Take a piece of a message's payload; the piece before must be read out."""
-        self._input = data + _TAIL if is_last else data
+        self._is_empty = self._is_empty and not data
+        # Some send nothing at all for an empty message, where RFC 7692 7.2.3.6 has
+        # one byte: there is nothing then that the tail would end.
+        self._input = data + _TAIL if is_last and not self._is_empty else data
 
     def read(self, size: int) -> bytes:
         """Return at most ``size`` bytes; fewer mean that there are no more for now.
@@ -179,6 +190,7 @@ class Inflater:
     def end_message(self) -> None:
         """Say that the message was read out."""
         self._final_blocks = 0
+        self._is_empty = True
         if not self._keeps_context or self._zlib.eof:
             self._zlib = zlib.decompressobj(-self._window_bits)
 

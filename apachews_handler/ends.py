@@ -14,6 +14,7 @@ import enum
 from apachews import wire
 
 
+@enum.unique
 class End(enum.Enum):
     """One way to end.
 
@@ -22,28 +23,30 @@ class End(enum.Enum):
         code: what the client is closed with; 0 for whatever the one who closed
             gave, 1006 where nothing can be sent.
         level: of its line in the error log.
+        reason: what goes with the code; "" where whoever closed gives one.
     """
 
-    CLIENT_CLOSED = ("client", 0, "info")
-    CLIENT_LEFT = ("client", wire.ABNORMAL, "info")
-    PRODUCER_CLOSED = ("producer", 0, "info")
-    PRODUCER_LEFT = ("producer", wire.SERVICE_RESTART, "info")
-    PRODUCER_CUT_OFF = ("producer", wire.ABNORMAL, "warn")
-    PRODUCER_ERROR = ("bridge", wire.INTERNAL_ERROR, "warn")
-    GOING_AWAY = ("bridge", wire.GOING_AWAY, "info")
-    IDLE = ("bridge", wire.GOING_AWAY, "info")
-    PROTOCOL_ERROR = ("bridge", wire.PROTOCOL_ERROR, "warn")
-    INVALID_DATA = ("bridge", wire.INVALID_DATA, "warn")
-    TOO_MANY_MESSAGES = ("bridge", wire.POLICY_VIOLATION, "warn")
-    TOO_BIG = ("bridge", wire.TOO_BIG, "warn")
-    NO_PONG = ("bridge", wire.INTERNAL_ERROR, "info")
-    TOO_SLOW = ("bridge", wire.TRY_AGAIN_LATER, "warn")
-    FAILED = ("bridge", wire.ABNORMAL, "error")
+    CLIENT_CLOSED = ("client", 0, "info", "")
+    CLIENT_LEFT = ("client", wire.ABNORMAL, "info", "the connection broke off")
+    PRODUCER_CLOSED = ("producer", 0, "info", "")
+    PRODUCER_LEFT = ("producer", wire.SERVICE_RESTART, "info", "the producer is gone")
+    PRODUCER_CUT_OFF = ("producer", wire.ABNORMAL, "warn", "the producer died inside a frame")
+    PRODUCER_ERROR = ("bridge", wire.INTERNAL_ERROR, "warn", "")
+    GOING_AWAY = ("bridge", wire.GOING_AWAY, "info", "the server goes away")
+    IDLE = ("bridge", wire.GOING_AWAY, "info", "idle")
+    PROTOCOL_ERROR = ("bridge", wire.PROTOCOL_ERROR, "warn", "")
+    INVALID_DATA = ("bridge", wire.INVALID_DATA, "warn", "")
+    TOO_MANY_MESSAGES = ("bridge", wire.POLICY_VIOLATION, "warn", "")
+    TOO_BIG = ("bridge", wire.TOO_BIG, "warn", "")
+    NO_PONG = ("bridge", wire.INTERNAL_ERROR, "info", "no answer to a ping")
+    TOO_SLOW = ("bridge", wire.TRY_AGAIN_LATER, "warn", "too slow")
+    FAILED = ("bridge", wire.ABNORMAL, "error", "an error in the bridge")
 
-    def __init__(self, by: str, code: int, level: str) -> None:
+    def __init__(self, by: str, code: int, level: str, reason: str) -> None:
         self.by = by
         self.code = code
         self.level = level
+        self.reason = reason
 
     @classmethod
     def of_violation(cls, code: int) -> End:

@@ -151,7 +151,7 @@ class Session:
 
     def receive_client_eof(self) -> None:
         """The client is gone: after its CLOSE, or without a word."""
-        self._note(End.CLIENT_LEFT, wire.ABNORMAL, "the connection broke off")
+        self._note(End.CLIENT_LEFT)
         self.phase = Phase.GONE
         self._has_closed_producer = True
 
@@ -163,7 +163,7 @@ class Session:
         elif end is not None:
             self._send_producer_close(end.code, "")
             if self.phase is Phase.OPEN:
-                self._begin_close(End.PRODUCER_ERROR, End.PRODUCER_ERROR.code, "")
+                self._begin_close(End.PRODUCER_ERROR)
                 self.close_reason = end.reason  # the producer's fault is not the client's business
 
     def receive_producer_eof(self) -> None:
@@ -171,12 +171,10 @@ class Session:
         self._has_closed_producer = True
         self.to_producer.clear()
         if self._producer.is_between_frames:
-            end = End.PRODUCER_LEFT
-            self._begin_close(end, end.code, "the producer is gone")
+            self._begin_close(End.PRODUCER_LEFT)
         else:
             # Half a frame is out; whatever followed would be read as its rest.
-            end = End.PRODUCER_CUT_OFF
-            self._note(end, end.code, "the producer died inside a frame")
+            self._note(End.PRODUCER_CUT_OFF)
             self.phase = Phase.GONE
 
     def set_congested(self, is_congested: bool) -> None:
@@ -193,15 +191,15 @@ class Session:
         self._producer.insert(wire.encode_frame(wire.PING, KEEPALIVE))
         return True
 
-    def close(self, end: End, reason: str) -> None:
+    def close(self, end: End) -> None:
         """Say goodbye to both sides."""
         if self.phase is Phase.OPEN:
-            self._send_producer_close(end.code, reason)
-            self._begin_close(end, end.code, reason)
+            self._send_producer_close(end.code, end.reason)
+            self._begin_close(end)
 
     def fail(self) -> None:
         """Give up: an error of ours."""
-        self._note(End.FAILED, End.FAILED.code, "an error in the bridge")
+        self._note(End.FAILED)
         self.phase = Phase.GONE
         self._has_closed_producer = True
 
@@ -234,16 +232,18 @@ class Session:
             # The answer to a CLOSE repeats its code (RFC 6455 5.5.1).
             self._send_client_close(control.code, told)
 
-    def _begin_close(self, end: End, code: int, reason: str) -> None:
+    def _begin_close(self, end: End, code: int = 0, reason: str = "") -> None:
         """Send the client a CLOSE and wait for its own."""
         if self.phase is Phase.OPEN:
             self._note(end, code, reason)
             self.phase = Phase.CLOSING
-            self._send_client_close(code, reason)
+            self._send_client_close(self.close_code, self.close_reason)
 
-    def _note(self, end: End, code: int, reason: str) -> None:
+    def _note(self, end: End, code: int = 0, reason: str = "") -> None:
         if self.end is None:
-            self.end, self.close_code, self.close_reason = end, code, reason
+            self.end = end
+            self.close_code = code or end.code
+            self.close_reason = reason or end.reason
 
     def _send_client_close(self, code: int, reason: str) -> None:
         self._producer.insert_last(wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason)))

@@ -1,109 +1,47 @@
-"""Autobahn's cases, driven by kosoku, against real Apache: over ws and over wss.
+"""Autobahn's cases over ws and over wss.
 
-Those of permessage-deflate (12 and 13) are left out: it is not offered yet.  The
-report goes to ``artefacts/autobahn-ws`` and ``-wss``.
+All 517 take a quarter of an hour on two cores: ``deploy/test -e autobahn`` (which
+sets APACHEWS_AUTOBAHN=all).  Otherwise those of compression are only the ones with
+short messages.  The reports go to ``artefacts/autobahn-ws`` and ``-wss``.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from deploy import private_apache
+from .. import autobahn
+from ..site import Site
 
-from ..conftest import wait_for
-from ..site import ROOT, Site, echo, running_site
-
-ARTEFACTS = ROOT / "artefacts"
-CASES = 517
-LIMIT = 128 * 1024 * 1024  # section 9 sends messages of 16 MiB
-# kosoku can name a host and a port only, so / is the socket.
-CONFIGURATION = """
-LoadModule alias_module "${MODULES}/mod_alias.so"
-AliasMatch "^/$" "${DOCROOT}/auto.ws"
-SetEnv APACHEWS_MAX_MESSAGE 128M
-"""
-
-# A violation is answered at once, so that its CLOSE can come before the echo of
-# what was sent in the same segment: allowed, and faster to be rid of the peer.
-NON_STRICT = {
-    *("3.2", "3.3", "3.4"),
-    *("4.1.3", "4.1.4", "4.1.5", "4.2.3", "4.2.4", "4.2.5"),
-    "5.15",
-}
-# Autobahn only watches what a server does: with 256 KiB still to send when the
-# client closes, and with close codes that RFC 6455 leaves open.
-INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
+ALL = os.environ.get("APACHEWS_AUTOBAHN") == "all"
+# 12 and 13 are compression: by kind of data (12) or parameters (13), then sizes, of
+# which the first four are 16 to 1024 bytes; 12.1.11 has fragments.
+COMPRESSION = [
+    f"{kind}.{size}"
+    for kind in (*(f"12.{i}" for i in range(1, 6)), *(f"13.{i}" for i in range(1, 8)))
+    for size in range(1, 5)
+] + ["12.1.11"]
+INCLUDE = ["*"] if ALL else [*(f"{section}.*" for section in (*range(1, 8), 9, 10)), *COMPRESSION]
+CASES = autobahn.ALL_CASES if ALL else 301 + len(COMPRESSION)
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with (
-        running_site(extra=CONFIGURATION) as site,
-        site.producer("auto.ws", echo, max_message_bytes=LIMIT, max_queue_bytes=LIMIT),
-    ):
+    with autobahn.running_target() as site:
         yield site
 
 
-@contextmanager
-def wrapped(site: Site) -> Iterator[int]:
-    """Put TLS around the client's side; yield the port to connect to."""
-    port = private_apache.free_port()
-    process = subprocess.Popen(
-        [
-            "socat",
-            f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,nodelay",
-            f"OPENSSL:localhost:{site.apache.tls_port},cafile={site.apache.certificate},nodelay",
-        ],
-        start_new_session=True,
-    )
-    try:
-        wait_for(lambda: b"%04X" % port in Path("/proc/net/tcp").read_bytes(), what=process.poll)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 def test_every_case(site: Site, scheme: str) -> None:
+    report = autobahn.ARTEFACTS / f"autobahn-{scheme}"
     if scheme == "ws":
-        check(site.apache.port, scheme)
+        assert autobahn.check(site.apache.port, INCLUDE, report) == CASES
         return
     if not shutil.which("socat"):
         pytest.skip("no socat: apt-get install socat")
-    with wrapped(site) as port:
-        check(port, scheme)
-
-
-def check(port: int, scheme: str) -> None:
-    report = ARTEFACTS / f"autobahn-{scheme}"
-    shutil.rmtree(report, ignore_errors=True)
-    result = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("kosoku")),
-            *("-p", "2", "-o", str(report), f"127.0.0.1:{port}"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    (cases,) = json.loads((report / "index.json").read_text()).values()
-    assert len(cases) == CASES
-    for name, case in cases.items():
-        allowed = {"OK"}
-        if name in NON_STRICT:
-            allowed.add("NON-STRICT")
-        if name in INFORMATIONAL:
-            allowed.add("INFORMATIONAL")
-        assert case["behavior"] in allowed, (name, case)
-        assert case["behaviorClose"] in allowed, (name, case)
+    with autobahn.wrapped(site) as port:
+        assert autobahn.check(port, INCLUDE, report) == CASES

@@ -102,10 +102,17 @@ def test_the_access_log_says_101_and_not_aborted(site: Site) -> None:
 
 def test_every_close_is_logged(event_site: Site) -> None:
     with RawClient(event_site.dial("ws")).upgrade("/echo.ws?close-line") as client:
+        client.send(masked(0x81, b"hi"))
+        assert client.read_frame() == (0x81, b"hi")
         client.send(masked(0x88, b"\x0f\xa0bye"))
         assert client.read_close() == 4000
     (line,) = wait_for(lambda: event_site.log_lines("close-line"))
-    assert re.search(r"wsgi:info.*\[client 127\.0\.0\.1:\d+\] .* closed by client \(CLIENT_CLOSED\) code=4000 .*messages_in=0", line)
+    assert re.search(
+        r"wsgi:info.*\[client 127\.0\.0\.1:\d+\] user=- /echo\.ws\?close-line"
+        r" closed by client \(CLIENT_CLOSED\) code=4000 reason='bye' after=0\.\d+s"
+        r" messages_in=1 bytes_in=2 messages_out=1 bytes_out=2",
+        line,
+    )
 
 
 @pytest.mark.parametrize("with_tls", [False, True])

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,14 +17,15 @@ from apachews import wire
 from apachews.messages import Item, MessageReader
 from apachews_handler import child
 from apachews_handler.bridge import Bridge
+from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.connection import Connection
+from apachews_handler.deflate import Agreement
 from apachews_handler.session import Session
-from apachews_handler.settings import Settings
+from apachews_handler.settings import Rate, Settings
 from apachews_handler.transport import PlainTransport
 
 from ..conftest import wait_for
 from ..frames import masked
-
 
 MAX_BUFFER = Settings().max_buffer
 
@@ -41,7 +43,9 @@ class Lines:
 class Peers:
     """The far ends of a connection: a client, a producer, and Apache with its dummy."""
 
-    def __init__(self, bridge: Bridge, **changes: Any) -> None:
+    def __init__(
+        self, bridge: Bridge, deflate_agreement: Agreement | None = None, **changes: Any
+    ) -> None:
         settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, **changes})
         self.client, client_near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
@@ -54,7 +58,7 @@ class Peers:
         self._reader = MessageReader(2**30)
         self.messages: list[Item] = []
         self.released: list[bool] = []
-        session = Session(settings)
+        session = Session(settings, deflate_agreement)
         session.open(wire.Open(id="1", uri="/a.ws"))
         self.connection = Connection(
             PlainTransport(client_near),
@@ -263,6 +267,110 @@ def test_a_client_that_vanishes_while_its_producer_is_slow_is_noticed(
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peers.client.close()  # with a reset
     wait_for(lambda: peers.log.lines)
+
+
+def ping() -> bytes:
+    return wire.encode_frame(wire.PING, KEEPALIVE)
+
+
+def test_a_silent_client_is_pinged_and_lives_while_it_answers(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(ping_interval=0.05, ping_timeout=0.3)
+    for _ in range(10):
+        assert peers.client_reads(len(ping())) == ping()
+        peers.client.sendall(masked(0x8A, KEEPALIVE))
+    peers.client.sendall(masked(0x81, b"hi"))
+    assert peers.next_item() == "hi"
+
+
+def test_a_client_that_answers_no_ping_is_closed(connect: Callable[..., Peers]) -> None:
+    peers = connect(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05)
+    assert peers.client_reads(len(ping())) == ping()
+    assert peers.next_item() == wire.Close(1011, "no answer to a ping")
+    assert peers.client_reads(4)[2:] == (1011).to_bytes(2, "big")
+    wait_for(lambda: peers.log.lines)
+    assert peers.log.lines[0][0] == "info"
+    assert "closed by bridge (NO_PONG) code=1011" in peers.log.lines[0][1]
+    assert peers.released == [True]
+
+
+def test_no_ping_is_missed_while_the_producer_is_slow(connect: Callable[..., Peers]) -> None:
+    peers = connect(ping_interval=0.05, ping_timeout=0.05)
+    peers.client.setblocking(False)
+    stalled(peers.client, masked(0x82, b"x" * 60_000))  # for longer than both
+    assert not peers.log.lines
+    assert peers.next_item() == b"x" * 60_000
+
+
+def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout=0.3)
+    for _ in range(5):
+        peers.producer.sendall(wire.encode_frame(wire.TEXT, b"tick"))
+        assert peers.client_reads(6) == b"\x81\x04tick"
+        select.select([], [], [], 0.1)
+    assert peers.next_item() == wire.Close(1001, "idle")
+
+
+def test_a_client_that_takes_nothing_is_closed(connect: Callable[..., Peers]) -> None:
+    peers = connect(send_timeout=0.3, close_timeout=0.1)
+    peers.producer.setblocking(False)
+    stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
+    peers.producer.settimeout(10)
+    assert peers.next_item() == wire.Close(1013, "too slow")
+    wait_for(lambda: peers.log.lines)
+    assert peers.log.lines[0][0] == "warn"
+    assert "(TOO_SLOW) code=1013" in peers.log.lines[0][1]
+
+
+def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[..., Peers]) -> None:
+    peers = connect(send_timeout=1.5)
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
+    peers.producer.setblocking(False)
+    sent, received = stalled(peers.producer, b"x" * 60_000), 0
+    while received < sent * 0.9:
+        received += len(peers.client.recv(sent // 12))
+        select.select([], [], [], 0.2)
+    assert not peers.log.lines
+
+
+def test_a_rate_that_is_exceeded(connect: Callable[..., Peers]) -> None:
+    peers = connect(message_rate=Rate(3, 1.0))
+    peers.client.sendall(masked(0x81, b"a") * 5)
+    assert [peers.next_item() for _ in range(3)] == ["a"] * 3
+    assert peers.next_item() == wire.Close(1008, "too many messages in a short time")
+
+
+def test_a_bomb_passes_in_bounded_pieces_and_its_producer_is_waited_for(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(deflate_agreement=Agreement())
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    peers.client.sendall(masked(0xC2, bomb) + masked(0x81, b"behind it"))
+    wait_for(lambda: peers.connection.producer_queue)
+    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    assert peers.next_item() == bytes(20_000_000)
+    assert peers.next_item() == "behind it"
+
+
+def test_what_the_producer_sends_is_compressed(connect: Callable[..., Peers]) -> None:
+    peers = connect(deflate_agreement=Agreement())
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"hello " * 1000))
+    first, length = peers.client_reads(2)
+    assert first == 0xC1
+    assert length < 100
+
+
+def test_entries_of_closed_connections_do_not_pile_up(
+    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apachews_handler.bridge.SPARE_DEADLINES", 5)
+    for _ in range(50):
+        peers = connect(idle_timeout=3600.0)
+        peers.client.close()
+        wait_for(lambda peers=peers: peers.log.lines)  # type: ignore[misc]
+    assert len(bridge._deadlines) <= 10
 
 
 def test_reserved_opcodes_are_logged(connect: Callable[..., Peers]) -> None:

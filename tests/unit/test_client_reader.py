@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
+from typing import TypeAlias
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.events import Ping as WsprotoPing
+from wsproto.extensions import PerMessageDeflate
 from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
 from apachews.messages import MessageReader, Pong
-from apachews_handler.client_reader import ClientReader, Control, Ping
+from apachews_handler.client_reader import KEEPALIVE, ClientReader, Control, Ping
+from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Violation
 from apachews_handler.mask import unmask
 
 from ..frames import MASK, masked
 
 LIMIT = 70_000
+Feed: TypeAlias = "tuple[list[object], list[Control]]"
 
 
-def feed(data: bytes, size: int | None = None) -> tuple[list[object], list[Control]]:
+def feed(data: bytes, size: int | None = None) -> Feed:
     """Return the messages that the producer's library makes of it, and the controls."""
     reader = ClientReader(LIMIT)
     messages = MessageReader(10 * LIMIT)
@@ -141,18 +148,175 @@ def test_a_large_frame_is_passed_on_as_it_comes() -> None:
     assert len(passed) == 1004
 
 
+def test_an_empty_fragment_in_the_middle_says_nothing() -> None:
+    reader = ClientReader(LIMIT)
+    reader.receive((masked(0x01) + masked(0x00)) * 1 + masked(0x00) * 50 + masked(CONT, b"x"))
+    assert b"".join(reader.wire_out) == b"\x81\x01x"
+
+
+def test_what_is_counted() -> None:
+    reader = ClientReader(LIMIT)
+    reader.receive(
+        masked(TEXT, b"abc") + masked(0x02, b"x" * 300) + masked(0x89) + masked(CONT, b"y")
+    )
+    assert (reader.messages, reader.payload_bytes, reader.controls) == (2, 304, 1)
+
+
+@pytest.mark.parametrize(
+    "frame", [masked(TEXT, b"a"), masked(BINARY, b"a"), masked(0x89), masked(0x8A)]
+)
+def test_more_frames_than_allowed(frame: bytes) -> None:
+    reader = ClientReader(LIMIT)
+    reader.max_frames = 3
+    assert not any(isinstance(end, Violation) for end in reader.receive(frame * 3))
+    (violation,) = reader.receive(frame)
+    assert isinstance(violation, Violation)
+    assert violation.code == 1008
+
+
+def test_the_bridges_own_pongs_are_not_passed_on() -> None:
+    reader = ClientReader(LIMIT)
+    reader.receive(masked(0x8A, KEEPALIVE) + masked(0x8A, b"other"))
+    assert b"".join(reader.wire_out) == wire.encode_frame(wire.PONG, b"other")
+
+
+# Compressed messages.
+
+DEFLATE = Agreement()
+
+
+def deflated(data: bytes, *, first: int = 0xC1, cuts: tuple[int, ...] = ()) -> bytes:
+    """Return a compressed message, in fragments cut at some places."""
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    payload = (stream.compress(data) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    pieces = [payload[a:b] for a, b in itertools.pairwise((0, *cuts, len(payload)))]
+    frames = [masked(first & 0x7F if index == 0 else 0, p) for index, p in enumerate(pieces)]
+    last = bytearray(frames[-1])
+    last[0] |= 0x80
+    return b"".join([*frames[:-1], bytes(last)])
+
+
+def inflate(data: bytes, size: int | None = None, buffer: int = 1000) -> Feed:
+    """Feed a reader as a bridge does, which takes what is there at each pause."""
+    reader = ClientReader(LIMIT, buffer, DEFLATE)
+    messages = MessageReader(10 * LIMIT)
+    messages.receive(wire.Open(id="1", uri="/").encode())
+    items: list[object] = []
+    controls: list[Control] = []
+    for start in range(0, len(data), size or max(1, len(data))):
+        controls += reader.receive(data[start : start + (size or len(data))])
+        while True:
+            assert sum(map(len, reader.wire_out)) <= buffer + len(data)
+            items += messages.receive(b"".join(reader.wire_out))
+            reader.wire_out.clear()
+            if not reader.is_paused:
+                break
+            controls += reader.receive(b"")
+    return items, controls
+
+
+COMPRESSED: list[tuple[str, bytes, list[object]]] = [
+    ("one frame", deflated(b"hello"), ["hello"]),
+    ("binary", deflated(b"\xff\0", first=0xC2), [b"\xff\0"]),
+    ("fragments", deflated(b"hello, hello, hello", cuts=(1, 2, 5)), ["hello, hello, hello"]),
+    ("a character over fragments", deflated("é".encode(), cuts=(2,)), ["é"]),
+    ("empty", masked(0xC1, b"\0"), [""]),
+    ("empty without a byte", masked(0xC1) + deflated(b"a"), ["", "a"]),
+    ("more than the buffer", deflated(b"x" * 50_000), ["x" * 50_000]),
+    ("exactly the buffer", deflated(b"x" * 1000) + deflated(b"y" * 1000), ["x" * 1000, "y" * 1000]),
+    ("many in one read", deflated(b"x" * 5000) * 5, ["x" * 5000] * 5),
+    ("plain among them", deflated(b"a") + masked(TEXT, b"b") + deflated(b"c"), ["a", "b", "c"]),
+    (
+        "fragments and a ping",
+        deflated(b"a" * 99, cuts=(2,))[:8]
+        + masked(0x8A, b"p")
+        + deflated(b"a" * 99, cuts=(2,))[8:],
+        [Pong(b"p"), "a" * 99],
+    ),
+]
+
+
+@pytest.mark.parametrize("buffer", [1, 1000, 65536])
+@pytest.mark.parametrize("size", [None, 1, 7])
+@pytest.mark.parametrize(
+    ("data", "items"), [case[1:] for case in COMPRESSED], ids=[c[0] for c in COMPRESSED]
+)
+def test_compressed_messages(
+    data: bytes, items: list[object], size: int | None, buffer: int
+) -> None:
+    if buffer == 1 and len(data) > 60:
+        buffer = 97
+    assert inflate(data, size, buffer) == (items, [])
+
+
+@pytest.mark.parametrize("size", [None, 1])
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (deflated(b"x" * (LIMIT + 1)), 1009),
+        (deflated(b"\xff"), 1007),
+        (deflated("é".encode()[:1]), 1007),
+        (masked(0xC1, b"\xff\xff\xff"), 1007),
+        (masked(0xE1, b"x"), 1002),
+        (masked(0xD1, b"x"), 1002),
+        (masked(0xC9, b"x"), 1002),
+        (masked(0xC8), 1002),
+        (masked(0x41, b"\0") + masked(0xC0, b"x"), 1002),
+        (masked(0xC3, b"x"), 1002),
+    ],
+)
+def test_violations_with_compression(data: bytes, code: int, size: int | None) -> None:
+    _, controls = inflate(data + masked(TEXT, b"late"), size)
+    violation = controls[-1]
+    assert isinstance(violation, Violation)
+    assert violation.code == code
+
+
+def test_a_bomb_is_found_before_it_is_out() -> None:
+    bomb = deflated(bytes(50_000_000))
+    reader = ClientReader(LIMIT, 1000, DEFLATE)
+    out, controls = 0, reader.receive(bomb)
+    while reader.is_paused:
+        assert sum(map(len, reader.wire_out)) < 1100
+        out += sum(map(len, reader.wire_out))
+        reader.wire_out.clear()
+        controls += reader.receive(b"")
+    assert out < LIMIT + 10_000
+    (violation,) = controls
+    assert isinstance(violation, Violation)
+    assert violation.code == 1009
+
+
+def test_a_control_behind_a_compressed_message_waits_for_it() -> None:
+    reader = ClientReader(LIMIT, 1000, DEFLATE)
+    assert reader.receive(deflated(b"x" * 5000) + masked(0x88)) == []
+    turns = 0
+    while reader.is_paused:
+        reader.wire_out.clear()
+        controls = reader.receive(b"")
+        turns += 1
+    assert turns == 5
+    assert controls == [wire.Close(1005, "")]
+
+
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
 def test_unmask_is_exclusive_or(data: bytes, mask: bytes) -> None:
     assert unmask(data, mask) == bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
 
 
-# Against wsproto: the same messages, the same end.
+# Against wsproto: the same messages, the same end, with and without compression.
 
 opcodes = st.sampled_from([0x81, 0x82, 0x01, 0x02, 0x80, 0x00, 0x89, 0x8A])
 payloads = st.binary(max_size=20) | st.text(max_size=200).map(
     lambda text: text.encode(errors="surrogatepass")
 )
 good = st.builds(masked, opcodes, payloads, st.binary(min_size=4, max_size=4))
+squeezed = st.builds(
+    lambda data, first, cut: deflated(data, first=first, cuts=(cut,) if cut else ()),
+    payloads,
+    st.sampled_from([0xC1, 0xC2]),
+    st.integers(0, 3),
+)
 closes = st.builds(
     lambda code, reason: masked(0x88, code.to_bytes(2, "big") + reason),
     # 1014 was registered with IANA after RFC 6455; wsproto takes it for invalid.
@@ -161,11 +325,15 @@ closes = st.builds(
 )
 wild = st.binary(max_size=12)
 streams = st.lists(good | good | good | closes | wild, max_size=12)
+squeezed_streams = st.lists(squeezed | squeezed | good | closes | wild, max_size=12)
 
 
-def outcome_of_wsproto(chunks: list[bytes]) -> tuple[list[object], int]:
+def outcome_of_wsproto(chunks: list[bytes], *, deflate: bool) -> tuple[list[object], int]:
     """Return the finished messages and pings, and the close code: 0 for none."""
-    connection = Connection(ConnectionType.SERVER)
+    extension = PerMessageDeflate()
+    # Each of the messages above is compressed by itself.
+    extension.finalize("permessage-deflate; client_no_context_takeover")
+    connection = Connection(ConnectionType.SERVER, [extension] if deflate else [])
     out: list[object] = []
     parts: list[str] | list[bytes] = []
     for chunk in chunks:
@@ -188,8 +356,9 @@ def outcome_of_wsproto(chunks: list[bytes]) -> tuple[list[object], int]:
     return out, 0
 
 
-def outcome_of_ours(chunks: list[bytes]) -> tuple[list[object], int]:
-    reader = ClientReader(10**9)
+def outcome_of_ours(chunks: list[bytes], *, deflate: bool) -> tuple[list[object], int]:
+    agreement = Agreement(client_keeps_context=False) if deflate else None
+    reader = ClientReader(10**9, 65536, agreement)
     messages = MessageReader(10**9)
     messages.receive(wire.Open(id="1", uri="/").encode())
     out: list[object] = []
@@ -213,6 +382,16 @@ def outcome_of_ours(chunks: list[bytes]) -> tuple[list[object], int]:
 @settings(max_examples=400, deadline=None)
 @given(streams, st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_ends_as_wsproto_does(stream: list[bytes], sizes: list[int]) -> None:
+    assert_same(stream, sizes, deflate=False)
+
+
+@settings(max_examples=400, deadline=None)
+@given(squeezed_streams, st.lists(st.integers(1, 40), min_size=1, max_size=5))
+def test_ends_as_wsproto_does_with_compression(stream: list[bytes], sizes: list[int]) -> None:
+    assert_same(stream, sizes, deflate=True)
+
+
+def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None:
     data = b"".join(stream)
     chunks: list[bytes] = []
     position = 0
@@ -220,7 +399,7 @@ def test_ends_as_wsproto_does(stream: list[bytes], sizes: list[int]) -> None:
         size = sizes[len(chunks) % len(sizes)]
         chunks.append(data[position : position + size])
         position += size
-    ours, code = outcome_of_ours(chunks)
-    theirs, their_code = outcome_of_wsproto(chunks)
+    ours, code = outcome_of_ours(chunks, deflate=deflate)
+    theirs, their_code = outcome_of_wsproto(chunks, deflate=deflate)
     assert code == their_code
     assert ours == theirs

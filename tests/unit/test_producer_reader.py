@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
 from apachews import wire
+from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Violation
 from apachews_handler.producer_reader import ProducerReader
 
 PONG = wire.encode_frame(wire.PONG, b"ours")
+AGREED = Agreement()
 LAST = wire.encode_frame(wire.CLOSE, b"")
 
 
@@ -129,8 +136,127 @@ def test_our_frames_go_at_once_between_theirs_even_inside_a_message() -> None:
     assert b"".join(reader.client_out) == first + PONG + frame(wire.CONTINUATION, b"b")
 
 
-@given(st.lists(st.binary(max_size=40), max_size=20))
-def test_arbitrary_bytes_end_in_bytes_or_a_violation(pieces: list[bytes]) -> None:
+def test_what_is_counted() -> None:
     reader = ProducerReader()
+    reader.receive(
+        frame(wire.TEXT, b"abc")
+        + frame(wire.BINARY, b"x", fin=False)
+        + frame(wire.PING, b"not counted")
+        + frame(wire.CONTINUATION, b"y")
+        + frame(wire.TEXT)
+    )
+    assert (reader.messages, reader.payload_bytes) == (3, 5)
+
+
+def test_a_ping_and_a_pong_of_ours_are_both_held() -> None:
+    theirs = frame(wire.BINARY, b"x" * 100)
+    ping = frame(wire.PING, b"ours")
+    reader = ProducerReader()
+    reader.receive(theirs[:50])
+    for own in (PONG, ping, PONG):
+        reader.insert(own)
+    reader.receive(theirs[50:])
+    assert b"".join(reader.client_out) == theirs + PONG + ping
+
+
+# Compression: what a client reads.  (The one of websockets: wsproto's loses its way
+# when a PING stands between the fragments of a compressed message.)
+
+
+def read_as_client(data: bytes, agreement: Agreement = AGREED) -> list[object]:
+    """Return messages and pings, as websockets' client reads them."""
+    client = ClientProtocol(parse_uri("ws://localhost"), state=State.OPEN, max_size=None)
+    client.extensions = [
+        PerMessageDeflate(
+            remote_no_context_takeover=not agreement.server_keeps_context,
+            local_no_context_takeover=False,
+            remote_max_window_bits=agreement.server_window_bits,
+            local_max_window_bits=15,
+        )
+    ]
+    client.receive_data(data)
+    assert client.parser_exc is None, client.parser_exc
+    items: list[object] = []
+    message: list[Frame] = []
+    for event in client.events_received():
+        assert isinstance(event, Frame)
+        if event.opcode in (Opcode.PING, Opcode.PONG, Opcode.CLOSE):
+            items.append(event.opcode)
+            continue
+        message.append(event)
+        if event.fin:
+            whole = b"".join(frame.data for frame in message)
+            items.append(whole.decode() if message[0].opcode is Opcode.TEXT else whole)
+            message = []
+    assert not message
+    return items
+
+
+def compress(data: bytes, size: int | None = None, agreement: Agreement = AGREED) -> bytes:
+    reader = ProducerReader(agreement, min_deflate_bytes=10, deflate_level=3)
+    for start in range(0, len(data), size or max(1, len(data))):
+        assert reader.receive(data[start : start + (size or len(data))]) is None
+    return b"".join(reader.client_out)
+
+
+@pytest.mark.parametrize("keeps_context", [True, False])
+@pytest.mark.parametrize("size", [None, 1, 100])
+def test_a_client_reads_what_was_compressed(size: int | None, keeps_context: bool) -> None:
+    agreement = Agreement(server_window_bits=10, server_keeps_context=keeps_context)
+    data = (
+        frame(wire.TEXT, b"hello, hello, hello, hello")
+        + frame(wire.TEXT, b"short")
+        + frame(wire.BINARY, b"x" * 3000)
+        + frame(wire.TEXT, b"in ", fin=False)
+        + frame(wire.PING)
+        + frame(wire.CONTINUATION, b"", fin=False)
+        + frame(wire.CONTINUATION, b"three")
+        + frame(wire.BINARY, b"", fin=False)
+        + frame(wire.CONTINUATION)
+        + frame(0x7, b"reserved")
+        + frame(wire.TEXT, b"hello, hello, hello, hello")
+    )
+    out = compress(data, size, agreement)
+    assert len(out) < len(data) / 5 or size == 1
+    assert read_as_client(out, agreement) == [
+        "hello, hello, hello, hello",
+        "short",
+        b"x" * 3000,
+        Opcode.PING,
+        "in three",
+        b"",
+        "hello, hello, hello, hello",
+    ]
+
+
+def test_what_is_shorter_than_the_minimum_passes_untouched() -> None:
+    data = frame(wire.TEXT, b"123456789") * 3
+    assert compress(data) == data
+    assert compress(frame(wire.TEXT, b"1234567890"))[0] == 0xC1
+
+
+def test_a_fragment_goes_out_when_it_is_whole() -> None:
+    reader = ProducerReader(AGREED)
+    reader.receive(frame(wire.TEXT, b"a", fin=False))
+    first = b"".join(reader.client_out)
+    assert first[0] == 0x41
+    reader.receive(frame(wire.CONTINUATION, b"b", fin=False))
+    assert len(b"".join(reader.client_out)) > len(first)
+
+
+def test_what_is_compressed_is_never_half_sent() -> None:
+    theirs = frame(wire.BINARY, b"x" * 1000)
+    reader = ProducerReader(AGREED)
+    reader.receive(theirs[:500])
+    assert reader.is_between_frames
+    reader.insert(PONG)
+    reader.insert_last(LAST)
+    out = b"".join(reader.client_out)
+    assert out.endswith(PONG + LAST)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=20), st.booleans())
+def test_arbitrary_bytes_end_in_bytes_or_a_violation(pieces: list[bytes], deflate: bool) -> None:
+    reader = ProducerReader(AGREED if deflate else None)
     for piece in pieces:
         reader.receive(piece)

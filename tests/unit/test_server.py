@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import select
@@ -13,7 +14,17 @@ from pathlib import Path
 import pytest
 
 import apachews.server
-from apachews import ApachewsError, Client, Event, EventType, Server, ServerClosed, wire
+from apachews import (
+    ApachewsError,
+    Client,
+    Event,
+    EventType,
+    NotAsked,
+    Server,
+    ServerClosed,
+    wire,
+)
+from apachews.answer import Answer
 from apachews.messages import Item, MessageReader
 
 OPEN = wire.Open(id="id-1", uri="/echo.ws", headers=(("accept-language", "de;q=0.5,en-GB"),))
@@ -489,3 +500,111 @@ def test_close_with_a_client_that_no_turn_has_come_to(server: Server, connect: C
     server.close()
     late.socket.close()
     assert next_event(server, Event.ConnectionClosed).code == 1001
+
+
+ASKING = dataclasses.replace(OPEN, answer_required=True, offered=("chat", "x"))
+
+
+def answer_of(bridge: Bridge) -> Answer:
+    """Return the answer that the bridge got, and nothing else."""
+    data = bridge.socket.recv(1 << 20)
+    header = wire.decode_header(data, 0)
+    assert header is not None
+    first, length, start = header
+    assert (first, start + length) == (wire.FIN | wire.ANSWER, len(data))
+    return Answer.decode(data[start:])
+
+
+def test_the_producer_accepts(server: Server) -> None:
+    bridge = Bridge(server.path, ASKING)
+    event = next_event(server, Event.Accept)
+    client = event.client()
+    # Until it does, nobody can send to it by mistake.
+    assert server.clients() == []
+    assert server.broadcast("to all") == 0
+    assert not client.send("early")
+    assert event.accept("x", [("X-Room", "1")])
+    assert answer_of(bridge) == Answer.accept("x", [("X-Room", "1")])
+    assert not event.accept()
+    assert not event.reject()
+    assert server.clients() == [client]
+    bridge.send(wire.TEXT, b"hi")
+    assert next_event(server, Event.IO).read() == "hi"
+    assert client.send("yo")
+    assert bridge.read_available() == ["yo"]
+    bridge.socket.close()
+
+
+def test_the_producer_rejects(server: Server) -> None:
+    bridge = Bridge(server.path, ASKING)
+    event = next_event(server, Event.Accept)
+    assert event.reject(401, "Who are you?", [("WWW-Authenticate", "Basic")])
+    assert answer_of(bridge) == Answer.reject(401, [("WWW-Authenticate", "Basic")], "Who are you?")
+    assert not event.client().send("late")
+    bridge.socket.close()
+    closed = next_event(server, Event.ConnectionClosed)
+    assert (closed.code, closed.reason) == (1006, "it was refused")
+    assert closed.client() is event.client()
+
+
+def test_an_answer_may_come_later_and_from_the_client(server: Server) -> None:
+    bridge = Bridge(server.path, ASKING)
+    client = next_event(server, Event.Accept).client()
+    assert server.dequeue(0.05) is None
+    assert client.accept()
+    assert answer_of(bridge).accepts
+    bridge.socket.close()
+
+
+def test_closing_a_client_that_was_not_accepted_refuses_it(server: Server) -> None:
+    bridge = Bridge(server.path, ASKING)
+    next_event(server, Event.Accept).close(4000, "no")
+    answer = answer_of(bridge)
+    assert (answer.accepts, answer.status) == (False, 503)
+    bridge.socket.close()
+
+
+def test_an_answer_nobody_waits_for_any_more(server: Server) -> None:
+    bridge = Bridge(server.path, ASKING)
+    event = next_event(server, Event.Accept)
+    bridge.socket.close()
+    assert next_event(server, Event.ConnectionClosed).code == 1006
+    assert not event.accept()
+    assert not event.reject()
+
+
+def test_answers_that_may_not_be_given(server: Server) -> None:
+    bridge = Bridge(server.path, ASKING)
+    event = next_event(server, Event.Accept)
+    wrong: list[Callable[[], bool]] = [
+        lambda: event.accept("unoffered"),
+        lambda: event.accept(headers=[("X", "a\r\nb")]),
+        lambda: event.reject(200),
+        lambda: event.reject(403, "x" * 100_000),
+    ]
+    for call in wrong:
+        with pytest.raises(ValueError):
+            call()
+    assert event.accept("chat")  # and the client still waits
+    bridge.socket.close()
+
+
+def test_without_the_setting_the_producer_is_told_that_it_comes_too_late(
+    server: Server, connect: Connect
+) -> None:
+    _, client = connect()
+    assert not client.accept()  # a program that always says so is fine
+    with pytest.raises(NotAsked, match="APACHEWS_ACCEPT producer"):
+        client.reject()
+    with pytest.raises(NotAsked):
+        client.accept("chat")
+    assert server.clients() == [client]
+
+
+def test_closing_the_server_refuses_who_waits(short_path: Path) -> None:
+    server = Server(short_path / "a.ws")
+    bridge = Bridge(server.path, ASKING)
+    next_event(server, Event.Accept)
+    server.close()
+    assert answer_of(bridge).status == 503
+    bridge.socket.close()

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from apachews import wire
 from apachews.messages import Item, MessageReader
+from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.ends import End
 from apachews_handler.session import Phase, Session
-from apachews_handler.settings import Settings
+from apachews_handler.settings import Rate, Settings
 
 from ..frames import masked
 
@@ -165,13 +166,14 @@ def test_producer_violates() -> None:
 
 def test_bridge_closes() -> None:
     ends = Ends()
-    ends.session.close(End.GOING_AWAY, "bye")
-    ends.session.close(End.TOO_SLOW, "again")
+    ends.session.close(End.GOING_AWAY)
+    ends.session.close(End.TOO_SLOW)
     ends.drain()
-    assert ends.client == close(1001, "bye")
-    assert ends.producer == [wire.Close(1001, "bye")]
+    goodbye = End.GOING_AWAY.reason
+    assert ends.client == close(1001, goodbye)
+    assert ends.producer == [wire.Close(1001, goodbye)]
     ends.from_producer(TEXT).from_client(masked(0x81, b"late"))
-    assert ends.client == close(1001, "bye")
+    assert ends.client == close(1001, goodbye)
     ends.from_client(masked(0x88, b"\x03\xe9"))
     assert ends.session.client_finished
     assert ends.session.producer_finished
@@ -186,7 +188,7 @@ def test_a_close_waits_for_the_producers_frame(how: str) -> None:
     elif how == "violation":
         ends.from_client(b"\x81\x00")
     else:
-        ends.session.close(End.GOING_AWAY, "")
+        ends.session.close(End.GOING_AWAY)
         ends.drain()
     assert ends.client == TEXT[:2]
     assert not ends.session.client_finished
@@ -204,6 +206,47 @@ def test_ends_of_file_in_any_order_finish_both() -> None:
             getattr(ends.session, f"receive_{side}_eof")()
         assert ends.session.client_finished
         assert ends.session.producer_finished
+
+
+def test_a_rate_is_a_bucket_that_time_refills() -> None:
+    session = Session(Settings(message_rate=Rate(3, 0.5)))
+    frame = masked(0x81, b"a")
+    session.receive_client(frame * 3, now=100.0)
+    assert session.phase is Phase.OPEN
+    session.receive_client(frame * 2, now=104.0)
+    assert session.phase is Phase.OPEN
+    session.receive_client(frame, now=105.0)
+    assert (session.end, session.close_code) == (End.TOO_MANY_MESSAGES, 1008)
+
+
+def test_a_bucket_does_not_overflow() -> None:
+    session = Session(Settings(message_rate=Rate(3, 100.0)))
+    session.receive_client(masked(0x81, b"a"), now=100.0)
+    session.receive_client(masked(0x81, b"a") * 4, now=1000.0)
+    assert session.end is End.TOO_MANY_MESSAGES
+
+
+def test_a_ping_of_the_bridges_own() -> None:
+    ends = Ends()
+    assert ends.session.ping()
+    ends.drain()
+    assert ends.client == wire.encode_frame(wire.PING, KEEPALIVE)
+    ends.from_client(masked(0x8A, KEEPALIVE))
+    assert ends.producer == []
+    ends.from_producer(TEXT[:2])
+    assert not ends.session.ping()
+
+
+def test_a_fault_of_ours_is_an_end_as_well() -> None:
+    ends = Ends()
+    ends.session.fail()
+    assert ends.why == (End.FAILED, 1006)
+    assert ends.session.producer_finished
+
+
+def test_the_counts_of_the_log() -> None:
+    ends = Ends().from_client(masked(0x81, b"abc")).from_producer(TEXT * 2)
+    assert ends.session.counts() == "messages_in=1 bytes_in=3 messages_out=2 bytes_out=4"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=20) | st.none()), max_size=20))

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews_handler.exceptions import BadSetting
-from apachews_handler.origin import normalise_origin
-from apachews_handler.settings import FIELDS, Settings, parse_settings
+from apachews_handler.settings import FIELDS, Rate, Settings, parse_settings
 
 TABLE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -37,6 +36,23 @@ def test_defaults_and_other_variables() -> None:
             ("https://a.example", "http://b.example:8080"),
         ),
         ("APACHEWS_ROOT", "/srv/ws", "root", "/srv/ws"),
+        ("APACHEWS_MAX_BUFFER", "16M", "max_buffer", 16 * 1024 * 1024),
+        ("APACHEWS_MESSAGE_RATE", "50/s", "message_rate", Rate(50, 50.0)),
+        ("APACHEWS_MESSAGE_RATE", "600/M", "message_rate", Rate(600, 10.0)),
+        ("APACHEWS_MESSAGE_RATE", "off", "message_rate", None),
+        ("APACHEWS_MAX_CONNECTIONS", "1048576", "max_connections", 1048576),
+        ("APACHEWS_MAX_CONNECTIONS", "OFF", "max_connections", 0),
+        ("APACHEWS_PING_INTERVAL", "off", "ping_interval", 0.0),
+        ("APACHEWS_PING_TIMEOUT", "1s", "ping_timeout", 1.0),
+        ("APACHEWS_REQUIRE_ORIGIN", "On", "require_origin", True),
+        ("APACHEWS_FORWARDED", "X-Forwarded", "forwarded", "x-forwarded"),
+        ("APACHEWS_SUBPROTOCOLS", "chat.v2, chat.v1", "subprotocols", ("chat.v2", "chat.v1")),
+        ("APACHEWS_ACCEPT", "Producer", "accept", "producer"),
+        ("APACHEWS_PASS_ENV", "SSL_CIPHER A", "pass_env", ("SSL_CIPHER", "A")),
+        ("APACHEWS_DEFLATE", "off", "deflate", False),
+        ("APACHEWS_DEFLATE_MIN_SIZE", "0", "deflate_min_size", 0),
+        ("APACHEWS_DEFLATE_LEVEL", "9", "deflate_level", 9),
+        ("APACHEWS_DEFLATE_WINDOW_BITS", "15", "deflate_window_bits", 15),
     ],
 )
 def test_good_values(name: str, text: str, field: str, value: Any) -> None:
@@ -64,6 +80,28 @@ def test_good_values(name: str, text: str, field: str, value: Any) -> None:
         ("APACHEWS_ORIGINS", "null"),
         ("APACHEWS_ROOT", "sockets"),
         ("APACHEWS_MAX_MESAGE", "1M"),
+        ("APACHEWS_MAX_BUFFER", "1K"),
+        ("APACHEWS_MAX_BUFFER", "17M"),
+        ("APACHEWS_MESSAGE_RATE", "50"),
+        ("APACHEWS_MESSAGE_RATE", "0/s"),
+        ("APACHEWS_MESSAGE_RATE", "5/h"),
+        ("APACHEWS_MAX_CONNECTIONS", "0"),
+        ("APACHEWS_MAX_CONNECTIONS", "-1"),
+        ("APACHEWS_MAX_CONNECTIONS", "1048577"),
+        ("APACHEWS_PING_INTERVAL", "0"),
+        ("APACHEWS_REQUIRE_ORIGIN", "yes"),
+        ("APACHEWS_FORWARDED", "on"),
+        ("APACHEWS_SUBPROTOCOLS", ""),
+        ("APACHEWS_SUBPROTOCOLS", "a a"),
+        ("APACHEWS_SUBPROTOCOLS", 'a "b"'),
+        ("APACHEWS_ACCEPT", "client"),
+        ("APACHEWS_PASS_ENV", "A,B"),
+        ("APACHEWS_DEFLATE", "1"),
+        ("APACHEWS_DEFLATE_MIN_SIZE", "-1"),
+        ("APACHEWS_DEFLATE_LEVEL", "0"),
+        ("APACHEWS_DEFLATE_LEVEL", "10"),
+        ("APACHEWS_DEFLATE_WINDOW_BITS", "8"),
+        ("APACHEWS_DEFLATE_WINDOW_BITS", "16"),
     ],
 )
 def test_bad_values_and_names_are_refused_by_name(name: str, text: str) -> None:
@@ -81,19 +119,6 @@ def test_any_text_is_a_value_or_refused(name: str, text: str) -> None:
         parse_settings({name: text})
     except BadSetting:
         pass
-
-
-@pytest.mark.parametrize(
-    ("text", "origin"),
-    [
-        ("HTTPS://Example.ORG:443", "https://example.org"),
-        ("http://[::1]:8080", "http://[::1]:8080"),
-        ("http://example.org:80", "http://example.org"),
-        ("https://example.org:80", "https://example.org:80"),
-    ],
-)
-def test_origins_are_normalised(text: str, origin: str) -> None:
-    assert normalise_origin(text) == origin
 
 
 def test_the_documented_table_is_the_dataclass() -> None:

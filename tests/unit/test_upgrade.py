@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Refusal
 from apachews_handler.settings import Settings
 from apachews_handler.upgrade import Upgrade, describe
@@ -144,3 +145,35 @@ def test_any_headers_are_accepted_or_refused(changes: dict[str, str | None]) -> 
         negotiate(changes).accept(Settings())
     except Refusal as refusal:
         assert refusal.status[0] == "4"
+
+
+def test_a_subprotocol_is_the_sites_first_that_was_offered() -> None:
+    upgrade = negotiate()
+    assert upgrade.choose(Settings()) is None
+    assert upgrade.choose(Settings(subprotocols=("x", "superchat", "chat"))) == "superchat"
+    assert upgrade.choose(Settings(subprotocols=("x", "y"))) is None
+    assert b"\r\nSec-WebSocket-Protocol: superchat\r\n" in upgrade.accept(Settings(), "superchat")
+
+
+def test_compression_is_agreed_on_or_switched_off() -> None:
+    offer: dict[str, str | None] = {
+        "HTTP_SEC_WEBSOCKET_EXTENSIONS": "x, permessage-deflate; client_max_window_bits"
+    }
+    upgrade = negotiate(offer)
+    head = upgrade.accept(Settings())
+    assert (
+        b"Sec-WebSocket-Extensions: permessage-deflate;"
+        b" client_max_window_bits=12; server_max_window_bits=12\r\n" in head
+    )
+    assert upgrade.deflate == Agreement(12, 12)
+    upgrade = negotiate(offer)
+    assert b"Extensions" not in upgrade.accept(Settings(deflate=False))
+    assert upgrade.deflate is None
+    upgrade = negotiate({"HTTP_SEC_WEBSOCKET_EXTENSIONS": "permessage-deflate; nonsense"})
+    assert b"Extensions" not in upgrade.accept(Settings())
+    assert upgrade.deflate is None
+
+
+def test_headers_of_the_producer_are_added() -> None:
+    head = negotiate().accept(Settings(), headers=[("Set-Cookie", "a=é")])
+    assert "\r\nSet-Cookie: a=é\r\n".encode("latin-1") in head
