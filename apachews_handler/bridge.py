@@ -40,7 +40,7 @@ from typing import Final
 from .connection import Connection
 from .ends import End
 from .session import Phase
-from .transport import discard_unsent
+from .transport import discard_unsent, limit_unsent
 from .watch import Due
 
 # How long clients have to take the goodbye when the child stops.  httpd waits 3 s
@@ -230,6 +230,7 @@ class Bridge:
             farewell.close()
             raise
         self._farewells[farewell.fileno()] = farewell
+        limit_unsent(connection.client_fd, connection.max_buffer_bytes)
         self._clients[connection.client_fd] = connection
         self._producers[connection.producer_fd] = connection
         self._epoll.register(connection.client_fd, 0)

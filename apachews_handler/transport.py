@@ -97,6 +97,21 @@ class PlainTransport:
         self._socket.close()
 
 
+def limit_unsent(fd: int, size: int) -> None:
+    """Let the kernel hold no more than so many bytes that it could not send yet.
+
+    What is on its way is not counted, so a fast client stays fast.  For a slow one
+    the kernel would take megabytes otherwise: memory that no limit of ours bounds,
+    and that hides for a long time that the client does not read.  (tcp(7):
+    TCP_NOTSENT_LOWAT.)
+    """
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+    except OSError:
+        pass  # no descriptor is left, or it has gone: the kernel's own limits stay
+
+
 def discard_unsent(fd: int) -> None:
     """Have closing a TCP connection reset it, where its peer has not taken everything.
 

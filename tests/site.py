@@ -106,6 +106,28 @@ class Site:
                 pass  # the child has ended meanwhile
         return max(counts)
 
+    def processor_s(self) -> float:
+        """Return the processor time that all children have used, seconds."""
+        ticks = 0
+        for pid in self.apache.children():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except FileNotFoundError:
+                continue
+            ticks += int(fields[11]) + int(fields[12])  # proc(5): utime, stime
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self) -> int:
+        """Return the memory that the child with the most has resident."""
+        sizes = [0]
+        for pid in self.apache.children():
+            try:
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            except FileNotFoundError:
+                continue
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        return max(sizes)
+
     def log_lines(self, pattern: str) -> list[str]:
         return [line for line in self.apache.error_log.splitlines() if re.search(pattern, line)]
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
+from apachews.answer import Answer
 from apachews.exceptions import WireError
 
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "wire.md"
@@ -180,3 +181,16 @@ def specified_frames() -> list[tuple[str, str]]:
 def test_examples_of_the_specification_are_true(example: str, expression: str) -> None:
     names = {name: getattr(wire, name) for name in dir(wire) if not name.startswith("_")}
     assert eval(expression, names) == bytes.fromhex(example)
+
+
+def test_the_documents_of_the_specification_are_read() -> None:
+    texts = re.findall(r"```json\n(.+?)```", SPECIFICATION.read_text(), re.DOTALL)
+    opens = [text for text in texts if '"version"' in text]
+    answers = [text for text in texts if '"accept"' in text]
+    assert (len(opens), len(answers), len(texts)) == (1, 2, 3)
+    open_ = wire.Open.decode(opens[0].encode())
+    assert open_.remote == ("203.0.113.7", 51514)
+    # And it shows every member there is.
+    sent = json.loads(open_.encode()[4:])
+    assert json.loads(opens[0]).keys() == sent.keys()
+    assert [Answer.decode(text.encode()).accepts for text in answers] == [True, False]

@@ -1,0 +1,96 @@
+"""What an open connection costs Apache: idle, over TLS, and once it has compressed.
+
+The figures go to docs/how-it-works.md; the bounds here are those claimed there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from apachews import Event
+
+from ..conftest import wait_for
+from ..frames import masked
+from ..raw_client import RawClient, request
+from ..site import Site, echo, running_site
+from .conftest import scaled
+
+CLIENTS = scaled(1000, 200)
+KIB = 1024
+# What may be claimed: name, scheme, window bits, KiB for a connection.
+CASES = [
+    ("idle", "ws", 0, 12),
+    ("idle-tls", "wss1.3", 0, 64),
+    ("deflate-9", "ws", 9, 44),
+    ("deflate-12", "ws", 12, 64),
+    ("deflate-15", "ws", 15, 340),
+]
+SETTINGS = """
+SetEnv APACHEWS_PING_INTERVAL off
+SetEnv APACHEWS_DEFLATE_MIN_SIZE 0
+<Location /w9.ws>
+    SetEnv APACHEWS_DEFLATE_WINDOW_BITS 9
+</Location>
+<Location /w15.ws>
+    SetEnv APACHEWS_DEFLATE_WINDOW_BITS 15
+</Location>
+"""
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with running_site("event", 25, 25, extra=SETTINGS) as site:
+        yield site
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("name", "scheme", "bits", "limit_kib"), CASES, ids=[c[0] for c in CASES])
+def test_memory(site: Site, name: str, scheme: str, bits: int, limit_kib: int) -> None:
+    path = {0: "/w12.ws", 12: "/w12.ws", 9: "/w9.ws", 15: "/w15.ws"}[bits]
+    opened = 0
+
+    def serve(event: Event) -> None:
+        nonlocal opened
+        opened += event.type() is Event.Accept
+        echo(event)
+
+    with site.producer(path[1:], serve), ExitStack() as stack:
+        for _ in range(20):  # what is loaded once
+            RawClient(site.dial(scheme)).upgrade(path).socket.close()
+        wait_for(lambda: opened == 20)
+        before = site.resident_bytes()
+        for _ in range(CLIENTS):
+            client = RawClient(site.dial(scheme))
+            stack.callback(client.socket.close)
+            if bits:
+                compress_both_ways(client, path)
+            else:
+                client.upgrade(path)
+        wait_for(lambda: opened == CLIENTS + 20)
+        each_kib = (site.resident_bytes() - before) / CLIENTS / KIB
+        print(f"{name}: {each_kib:.1f} KiB for each of {CLIENTS} connections")
+        assert each_kib <= limit_kib
+
+
+def compress_both_ways(client: RawClient, path: str) -> None:
+    """Have Apache inflate a message that fills its window, and compress one."""
+    client.send(
+        request(path, Sec_WebSocket_Extensions="permessage-deflate; client_max_window_bits")
+    )
+    status, headers = client.read_head()
+    assert status == 101
+    assert "permessage-deflate" in headers["sec-websocket-extensions"]
+    stream = zlib.compressobj(1, zlib.DEFLATED, -9)
+    data = b"".join(b"%d " % number for number in range(20_000))
+    payload = (stream.compress(data) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    client.send(masked(0xC1, payload))
+    # The echo comes in as many frames as it was cut into.
+    while True:
+        frame = client.read_frame()
+        assert frame is not None
+        if frame[0] & 0x80:
+            return
