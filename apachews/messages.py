@@ -53,6 +53,9 @@ class MessageReader:
     Args:
         max_message_bytes: the longest message taken; a longer one is a
             Violation with code 1009.
+
+    Attributes:
+        ignored: opcodes of frames that were left out; the caller logs and empties it.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class MessageReader:
         "_payload",
         "_remaining",
         "_rest",
+        "ignored",
     )
 
     def __init__(self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
@@ -75,6 +79,7 @@ class MessageReader:
         self._message_opcode = 0  # TEXT or BINARY inside a message, else 0
         self._message_bytes = 0
         self._payload = bytearray()
+        self.ignored: list[int] = []
         self._opened = False
         self._finished = False  # after a CLOSE or a violation
 
@@ -182,8 +187,10 @@ class MessageReader:
             self._finish()
         elif opcode == wire.PONG:
             items.append(Pong(payload))
-        # PING does not occur in this direction, and the other opcodes are
-        # reserved: ignored, so that the wire can grow (docs/wire.md).
+        else:
+            # PING and ANSWER do not occur in this direction, and the other opcodes
+            # are reserved: left out, so that the wire can grow (docs/wire.md).
+            self.ignored.append(opcode)
         return True
 
     def _join(self) -> str | bytes:

@@ -16,6 +16,7 @@ unfinished message a client, and the events of one turn.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import time
@@ -46,6 +47,7 @@ FLUSH_TIMEOUT_S: Final = 1.0
 # How long accepting rests when the process has no descriptor left.
 ACCEPT_REST_S: Final = 1.0
 
+_logger: Final = logging.getLogger("apachews")
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
@@ -291,6 +293,10 @@ class Server:
             elif isinstance(item, Violation):
                 self._refuse(connection, item)
             # A Pong answers a PING, which producers cannot send yet.
+        if ignored := connection.reader.ignored:
+            opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(ignored)))
+            ignored.clear()
+            _logger.warning("%s: ignored frames of opcodes %s", connection.client, opcodes)
 
     def _receive_eof(self, connection: Connection) -> None:
         if connection.state is not State.CONNECTING or not connection.reader.is_idle:

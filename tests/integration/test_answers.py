@@ -89,6 +89,12 @@ def test_a_chunked_body(event_site: Site) -> None:
     assert answer(event_site, request(Transfer_Encoding="chunked"))[0] in (400, 411)
 
 
+def test_http_2_is_not_implemented(event_site: Site) -> None:
+    data = request("/echo.ws?http2").replace(b"HTTP/1.1", b"HTTP/2.0", 1)
+    assert answer(event_site, data)[0] == 501
+    assert_logged(event_site, 501, "/echo.ws?http2", "keep H2WebSockets off")
+
+
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods(event_site: Site, method: str) -> None:
     with RawClient(event_site.dial("ws")) as client:

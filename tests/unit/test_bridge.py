@@ -184,6 +184,20 @@ def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., P
         assert peers.next_item() == b"x" * 10_000
 
 
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+def test_what_is_held_of_each_direction_is_a_setting(
+    connect: Callable[..., Peers], size: int
+) -> None:
+    peers = connect(max_buffer=size, max_message=1 << 40)
+    peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 1 << 40))
+    for sock in (peers.client, peers.producer):
+        sock.setblocking(False)
+        stalled(sock, b"x" * 60_000)
+    for queue in (peers.connection.client_queue, peers.connection.producer_queue):
+        assert 0 < len(queue) <= size + 100
+
+
 def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[..., Peers]) -> None:
     peers = connect()
     peers.producer.setblocking(False)

@@ -608,3 +608,14 @@ def test_closing_the_server_refuses_who_waits(short_path: Path) -> None:
     server.close()
     assert answer_of(bridge).status == 503
     bridge.socket.close()
+
+
+def test_frames_that_are_ignored_are_logged(
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    bridge, _ = connect()
+    bridge.send(0x7, b"x")
+    bridge.send(0xF)
+    bridge.send(wire.TEXT, b"hi")
+    assert next_event(server, Event.IO).read() == "hi"
+    assert "<Client id-1 /echo.ws>: ignored frames of opcodes 0x7 0xf" in caplog.text
