@@ -276,23 +276,24 @@ class ClientReader:
         """Inflate a piece of the current data frame; return the room that is left."""
         if self._inflater is None:
             assert self._deflate, "only then RSV1 was let pass"
-            self._inflater = Inflater(
-                self._deflate.client_window_bits, self._deflate.client_keeps_context
-            )
+            self._inflater = Inflater(self._deflate.client_window_bits)
         payload = self._unmask_piece(piece)
         self._inflater.feed(payload, is_last=not self._remaining and bool(self._fin))
         return self._inflate(room)
 
     def _inflate(self, room: int) -> int:
         """Pass on what the inflater has, as far as there is room; return what is left."""
-        assert self._inflater
+        inflater = self._inflater
+        assert inflater and self._deflate
         while room > 0:
-            out = self._inflater.read(room)
+            out = inflater.read(room)
             self._count_message_bytes(len(out))
             has_more = len(out) == room
             is_last = not has_more and not self._remaining and bool(self._fin)
-            if is_last:
-                self._inflater.end_message()
+            if is_last and self._deflate.client_keeps_context:
+                inflater.end_message()
+            elif is_last:
+                self._inflater = None
             if out or is_last:
                 self._pass_on(out, is_last)
             room -= len(out)

@@ -2,8 +2,9 @@
 
 Contract: ``Negotiation`` is an extension for wsproto's handshake; what was agreed
 on is then in its ``agreed``.  ``Inflater`` gives back what a client compressed, in
-pieces no larger than asked for; ``Deflater`` compresses for it.  Sans-I/O; one of
-each a connection and direction, made when the first compressed message comes.
+pieces no larger than asked for; ``Deflater`` compresses for it.  Sans-I/O; one a
+connection and direction, made when there is a message for it, and where no context
+is kept let go after that.
 
 How this works: zlib's streams do the work.  Only two things are ours.  Never more
 comes out of the Inflater at once than its caller has room for: a few bytes of a
@@ -137,21 +138,13 @@ class Inflater:
     """Gives back what a client compressed.
 
     Args:
-        window_bits, keeps_context: as agreed on for the client.
+        window_bits: as agreed on for the client.
     """
 
-    __slots__ = (
-        "_final_blocks",
-        "_input",
-        "_is_empty",
-        "_keeps_context",
-        "_window_bits",
-        "_zlib",
-    )
+    __slots__ = ("_final_blocks", "_input", "_is_empty", "_window_bits", "_zlib")
 
-    def __init__(self, window_bits: int, keeps_context: bool) -> None:
+    def __init__(self, window_bits: int) -> None:
         self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
-        self._keeps_context = keeps_context
         self._zlib = zlib.decompressobj(-self._window_bits)
         self._input = b""
         self._is_empty = True  # the message so far
@@ -188,10 +181,10 @@ class Inflater:
         return out
 
     def end_message(self) -> None:
-        """Say that the message was read out."""
+        """Say that the message was read out, and may be referred to by the next."""
         self._final_blocks = 0
         self._is_empty = True
-        if not self._keeps_context or self._zlib.eof:
+        if self._zlib.eof:
             self._zlib = zlib.decompressobj(-self._window_bits)
 
 
@@ -199,24 +192,16 @@ class Deflater:
     """Compresses for a client.
 
     Args:
-        window_bits, keeps_context: as agreed on for the server.
+        window_bits: as agreed on for the server.
         level: zlib's, 1 to 9.
     """
 
-    __slots__ = ("_keeps_context", "_level", "_window_bits", "_zlib")
+    __slots__ = ("_zlib",)
 
-    def __init__(self, window_bits: int, keeps_context: bool, level: int) -> None:
-        self._window_bits = window_bits
-        self._keeps_context = keeps_context
-        self._level = level
-        self._zlib = self._new_stream()
-
-    def _new_stream(self) -> zlib._Compress:
-        # zlib's own default is 8 for a window of 15; in proportion, both take the
-        # same memory.
-        return zlib.compressobj(
-            self._level, zlib.DEFLATED, -self._window_bits, self._window_bits - 7
-        )
+    def __init__(self, window_bits: int, level: int) -> None:
+        # The last is for zlib's tables: its own default is 8 for a window of 15; in
+        # proportion, both take the same memory.
+        self._zlib = zlib.compressobj(level, zlib.DEFLATED, -window_bits, window_bits - 7)
 
     def compress(self, data: bytes) -> bytes:
         """Return what is ready of a message's next piece; b"" is no end."""
@@ -227,10 +212,8 @@ class Deflater:
         return self._zlib.flush(zlib.Z_SYNC_FLUSH)
 
     def finish(self) -> bytes:
-        """Return the rest of the message."""
+        """Return the rest of the message, to which the next may refer."""
         data = self._zlib.flush(zlib.Z_SYNC_FLUSH)
-        if not self._keeps_context:
-            self._zlib = self._new_stream()
         # Where nothing came after the last flush there is nothing to flush, and its
         # tail has gone out: an empty block stands for the end (RFC 7692 7.2.3.6).
         return data[: -len(_TAIL)] if data else b"\x00"

@@ -213,17 +213,15 @@ class ProducerReader:
 
     def _compress(self, piece: bytes) -> None:
         """Pass on a piece of the current frame, compressed; its end flushes."""
+        assert self._deflate, "only then a message is compressed"
         if self._deflater is None:
-            assert self._deflate, "only then a message is compressed"
-            self._deflater = Deflater(
-                self._deflate.server_window_bits,
-                self._deflate.server_keeps_context,
-                self._deflate_level,
-            )
+            self._deflater = Deflater(self._deflate.server_window_bits, self._deflate_level)
         out = self._deflater.compress(piece)
         is_last = not self._remaining and self._fin
         if is_last:
             out += self._deflater.finish()
+            if not self._deflate.server_keeps_context:
+                self._deflater = None
         elif not self._remaining:
             out += self._deflater.flush()
         if out or is_last:

@@ -28,6 +28,7 @@ CASES = [
     ("deflate-9", "ws", 9, 44),
     ("deflate-12", "ws", 12, 64),
     ("deflate-15", "ws", 15, 340),
+    ("no-context", "ws", 15, 12),
 ]
 SETTINGS = """
 SetEnv APACHEWS_PING_INTERVAL off
@@ -37,6 +38,10 @@ SetEnv APACHEWS_DEFLATE_MIN_SIZE 0
 </Location>
 <Location /w15.ws>
     SetEnv APACHEWS_DEFLATE_WINDOW_BITS 15
+</Location>
+<Location /none.ws>
+    SetEnv APACHEWS_DEFLATE_WINDOW_BITS 15
+    SetEnv APACHEWS_DEFLATE_CONTEXT_TAKEOVER off
 </Location>
 """
 
@@ -50,7 +55,7 @@ def site() -> Iterator[Site]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "scheme", "bits", "limit_kib"), CASES, ids=[c[0] for c in CASES])
 def test_memory(site: Site, name: str, scheme: str, bits: int, limit_kib: int) -> None:
-    path = {0: "/w12.ws", 12: "/w12.ws", 9: "/w9.ws", 15: "/w15.ws"}[bits]
+    path = "/none.ws" if name == "no-context" else f"/w{bits or 12}.ws"
     opened = 0
 
     def serve(event: Event) -> None:

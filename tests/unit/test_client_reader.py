@@ -272,6 +272,19 @@ def test_violations_with_compression(data: bytes, code: int, size: int | None) -
     assert violation.code == code
 
 
+def test_where_no_context_is_kept_a_message_refers_to_nothing() -> None:
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    first, second = (
+        masked(0xC1, (stream.compress(b"hello, hello") + stream.flush(zlib.Z_SYNC_FLUSH))[:-4])
+        for _ in range(2)
+    )
+    reader = ClientReader(LIMIT, 1000, Agreement(client_keeps_context=False))
+    assert reader.receive(first) == []
+    (violation,) = reader.receive(second)
+    assert isinstance(violation, Violation)
+    assert violation.code == 1007
+
+
 def test_a_bomb_is_found_before_it_is_out() -> None:
     bomb = deflated(bytes(50_000_000))
     reader = ClientReader(LIMIT, 1000, DEFLATE)
