@@ -102,21 +102,20 @@ class Answer:
         """
         try:
             document = json.loads(payload)
-            headers = tuple((_text(name), _text(value)) for name, value in document["headers"])
+            headers = tuple(
+                (wire.require_text(name), wire.require_text(value))
+                for name, value in document["headers"]
+            )
             if document["accept"] is True:
                 subprotocol = document.get("subprotocol")
-                return cls.accept(None if subprotocol is None else _text(subprotocol), headers)
+                return cls.accept(
+                    None if subprotocol is None else wire.require_text(subprotocol), headers
+                )
             if document["accept"] is not False:
                 raise TypeError('"accept" is neither true nor false')
             status = document["status"]
             if type(status) is not int:
                 raise TypeError(f"the status {status!r:.80} is no number")
-            return cls.reject(status, headers, _text(document.get("body", "")))
+            return cls.reject(status, headers, wire.require_text(document.get("body", "")))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise WireError(f"the ANSWER is not as docs/wire.md has it: {error}") from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is no text")
-    return value

@@ -263,28 +263,38 @@ class Open:
         try:
             request, subprotocols = document["request"], document["subprotocols"]
             return cls(
-                id=_text(document["id"]),
+                id=require_text(document["id"]),
                 resumed=bool(document["resumed"]),
-                method=_text(request["method"]),
-                uri=_text(request["uri"]),
-                headers=tuple((_text(name), _text(value)) for name, value in request["headers"]),
+                method=require_text(request["method"]),
+                uri=require_text(request["uri"]),
+                headers=tuple(
+                    (require_text(name), require_text(value)) for name, value in request["headers"]
+                ),
                 remote=_address(document["remote"]),
                 local=_address(document["local"]),
-                scheme=_text(document["scheme"]),
-                user=None if document["user"] is None else _text(document["user"]),
-                vhost=_text(document["vhost"]),
-                offered=tuple(_text(name) for name in subprotocols["offered"]),
+                scheme=require_text(document["scheme"]),
+                user=None if document["user"] is None else require_text(document["user"]),
+                vhost=require_text(document["vhost"]),
+                offered=tuple(require_text(name) for name in subprotocols["offered"]),
                 subprotocol=(
-                    None if subprotocols["chosen"] is None else _text(subprotocols["chosen"])
+                    None if subprotocols["chosen"] is None else require_text(subprotocols["chosen"])
                 ),
-                env={_text(name): _text(value) for name, value in document["env"].items()},
+                env={
+                    require_text(name): require_text(value)
+                    for name, value in document["env"].items()
+                },
                 answer_required=bool(document["answer_required"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"OPEN lacks a member or has one of the wrong type: {error}") from error
 
 
-def _text(value: Any) -> str:
+def require_text(value: Any) -> str:
+    """Return the value if it is text.
+
+    Raises:
+        TypeError
+    """
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is not a string")
     return value
@@ -294,4 +304,4 @@ def _address(value: Any) -> tuple[str, int]:
     host, port = value
     if not isinstance(port, int):
         raise TypeError(f"{port!r:.80} is not a port")
-    return _text(host), port
+    return require_text(host), port

@@ -47,11 +47,11 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"headers": [["TRANSFER-ENCODING", "chunked"]]}, "not the producer's"),
     ({"headers": [["Sec-WebSocket-Accept", "x"]]}, "not the producer's"),
     ({"headers": [["X"]]}, "not as docs"),
-    ({"headers": [["X", 1]]}, "no text"),
-    ({"headers": {}, "body": 5}, "no text"),
+    ({"headers": [["X", 1]]}, "not a string"),
+    ({"headers": {}, "body": 5}, "not a string"),
     ({"accept": 1}, "neither true nor false"),
     ({"accept": True, "subprotocol": "a b"}, "no token"),
-    ({"accept": True, "subprotocol": ["a"]}, "no text"),
+    ({"accept": True, "subprotocol": ["a"]}, "not a string"),
 ]
 
 
