@@ -244,22 +244,21 @@ class Bridge:
         session, transport = connection.session, connection.transport
         if ready & _OUT:
             self._send_client_queue(connection)
-        if session.is_paused:
-            if connection.client_mask & _IN:
-                session.receive_client(b"", self._now)
-        elif ready & (_IN | _GONE) or transport.needs_writing:
-            if connection.client_mask & _IN or transport.needs_writing:
-                data = transport.recv(connection.max_buffer_bytes)
-                if data:
-                    connection.watch.heard_at = self._now
-                    session.receive_client(data, self._now)
-                    if transport.has_pending():
-                        self._pending[connection] = None
-                elif data is not None:
-                    session.receive_client_eof()
-            elif ready & _GONE:
-                # Not read, because its producer is slow; and it is gone.
+        is_read = connection.client_mask & _IN
+        if session.is_paused and is_read:
+            session.receive_client(b"", self._now)
+        elif is_read or transport.needs_writing:
+            data = transport.recv(connection.max_buffer_bytes)
+            if data:
+                connection.watch.heard_at = self._now
+                session.receive_client(data, self._now)
+            elif data is not None:
                 session.receive_client_eof()
+        elif ready & _GONE:
+            # Not read, because its producer is slow; and it is gone.
+            session.receive_client_eof()
+        if transport.has_pending():
+            self._pending[connection] = None
         if ready & select.EPOLLRDHUP:
             # It has sent its last, and its producer is slow to take that.
             self._limit_leaving(connection)

@@ -44,7 +44,11 @@ class Peers:
     """The far ends of a connection: a client, a producer, and Apache with its dummy."""
 
     def __init__(
-        self, bridge: Bridge, deflate_agreement: Agreement | None = None, **changes: Any
+        self,
+        bridge: Bridge,
+        deflate_agreement: Agreement | None = None,
+        transport: type[PlainTransport] = PlainTransport,
+        **changes: Any,
     ) -> None:
         settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, **changes})
         self.client, client_near = tcp_pair()
@@ -61,7 +65,7 @@ class Peers:
         session = Session(settings, deflate_agreement)
         session.open(wire.Open(id="1", uri="/a.ws"))
         self.connection = Connection(
-            PlainTransport(client_near),
+            transport(client_near),
             producer_near,
             session,
             settings,
@@ -366,6 +370,52 @@ def test_a_bomb_passes_in_bounded_pieces_and_its_producer_is_waited_for(
     assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
     assert peers.next_item() == bytes(20_000_000)
     assert peers.next_item() == "behind it"
+
+
+def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
+    connect: Callable[..., Peers],
+) -> None:
+    """Its message is not all inflated, and the producer is slow: nothing is read of it."""
+    peers = connect(deflate_agreement=Agreement())
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    peers.client.sendall(masked(0xC2, bomb))
+    wait_for(lambda: peers.connection.producer_queue)
+    assert peers.connection.session.is_paused
+    peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peers.client.close()
+    used = sum(os.times()[:2])
+    wait_for(lambda: peers.connection.client_fd == -1)
+    select.select([], [], [], 0.5)
+    assert sum(os.times()[:2]) - used < 0.3
+
+
+class Hoarder(PlainTransport):
+    """As OpenSSL: takes all that the descriptor has, and gives out some of it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.hoard = b""
+
+    def recv(self, size: int) -> bytes | None:
+        data = super().recv(1 << 20)
+        self.hoard += data or b""
+        taken, self.hoard = self.hoard[:size], self.hoard[size:]
+        return taken or data
+
+    def has_pending(self) -> bool:
+        return bool(self.hoard)
+
+
+def test_what_the_transport_holds_behind_a_pause_is_not_forgotten(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(deflate_agreement=Agreement(), max_buffer=4096, transport=Hoarder)
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    bomb = (stream.compress(bytes(1_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    # One segment: everything is with the transport after the first read.
+    peers.client.sendall(masked(0xC2, bomb) + masked(0x82, b"x" * 9000) + masked(0x81, b"end"))
+    assert [peers.next_item() for _ in range(3)] == [bytes(1_000_000), b"x" * 9000, "end"]
 
 
 def test_what_the_producer_sends_is_compressed(connect: Callable[..., Peers]) -> None:
