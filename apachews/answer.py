@@ -117,5 +117,7 @@ class Answer:
             if type(status) is not int:
                 raise TypeError(f"the status {status!r:.80} is no number")
             return cls.reject(status, headers, wire.require_text(document.get("body", "")))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except KeyError as error:
+            raise WireError(f"the ANSWER lacks the member {error}") from error
+        except (TypeError, ValueError, RecursionError) as error:
             raise WireError(f"the ANSWER is not as docs/wire.md has it: {error}") from error

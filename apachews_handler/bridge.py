@@ -12,8 +12,8 @@ they do, the side they came from is not read: so at most one read (APACHEWS_MAX_
 and a few frames of the bridge's own wait in each direction, and the kernel's
 buffers carry the backpressure to the other end.
 
-Time is looked at once a turn.  Every connection has one entry in a heap, for when
-its ``Watch`` wants to be asked again; entries are never moved, those that were
+Time is looked at once a turn.  Every connection has a ticket in a heap, for when
+its ``Watch`` wants to be asked again; tickets are never moved, those that were
 overtaken are skipped.
 
 Nothing is allocated for an idle connection beyond its few objects, no closure and
@@ -30,7 +30,6 @@ import itertools
 import math
 import os
 import select
-import signal
 import socket
 import threading
 import time
@@ -40,7 +39,8 @@ from typing import Final
 from .connection import Connection
 from .ends import End
 from .session import Phase
-from .transport import discard_unsent, limit_unsent
+from .signals import signals_blocked
+from .transport import discard_unsent, limit_unsent, unsent_bytes
 from .watch import Due
 
 # How long clients have to take the goodbye when the child stops.  httpd waits 3 s
@@ -50,8 +50,8 @@ STOP_GRACE_S: Final = 1.0
 STOP_TIMEOUT_S: Final = 2.5
 # Apache's response head, and no more: what a farewell is read in.
 FAREWELL_BYTES: Final = 16384
-# Entries of connections that are gone stay in the heap until their time comes, but
-# no more of them than of others, and these.
+# Times of connections that are gone stay in the heap until they come, but no more of
+# them than of others, and these.
 SPARE_DEADLINES: Final = 1000
 
 _IN: Final = select.EPOLLIN
@@ -77,8 +77,11 @@ class Bridge:
         self._clients: dict[int, Connection] = {}
         self._producers: dict[int, Connection] = {}
         self._farewells: dict[int, socket.socket] = {}
-        self._deadlines: list[tuple[float, int, Connection]] = []
-        self._ties = itertools.count()  # so that the heap never compares connections
+        # A heap of times and tickets; whose ticket it is, unless that has gone or has
+        # another one by now.  (So the heap keeps no connection alive.)
+        self._deadlines: list[tuple[float, int]] = []
+        self._tickets: dict[int, Connection] = {}
+        self._next_ticket = itertools.count(1)
         # To be looked at again, whatever epoll says: their TLS holds bytes, or their
         # reader made a pause.  A dict for its order.
         self._pending: dict[Connection, None] = {}
@@ -90,15 +93,13 @@ class Bridge:
         """Start the thread."""
         # Apache's signals are for Apache's main thread: a thread inherits the
         # mask of the one that starts it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._thread.start()
-        except BaseException:
-            os.close(self._wakeup)
-            self._epoll.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with signals_blocked():
+            try:
+                self._thread.start()
+            except BaseException:
+                os.close(self._wakeup)
+                self._epoll.close()
+                raise
 
     @property
     def is_running(self) -> bool:
@@ -112,13 +113,12 @@ class Bridge:
             connection: owned by the bridge from here on, also when it is stopping.
             farewell: the other end of Apache's dummy; closed when Apache is done.
         """
-        with self._lock:
+        with signals_blocked(), self._lock:
             if not self._has_ended:
                 self._adopted.append((connection, farewell))
                 os.eventfd_write(self._wakeup, 1)
                 return
-        farewell.close()
-        connection.close()
+        self._give_up(connection, farewell)
 
     def stop(self) -> None:
         """Close all connections with 1001, and end the thread; waits a few seconds at most."""
@@ -137,8 +137,7 @@ class Bridge:
                 self._has_ended = True
                 adopted = list(self._adopted)
             for connection, farewell in adopted:
-                farewell.close()
-                connection.close()
+                self._give_up(connection, farewell)
             for connection in {*self._clients.values(), *self._producers.values()}:
                 connection.close()
                 self._log_close(connection)
@@ -244,10 +243,12 @@ class Bridge:
         session, transport = connection.session, connection.transport
         if ready & _OUT:
             self._send_client_queue(connection)
-        is_read = connection.client_mask & _IN
-        if session.is_paused and is_read:
+        may_read = connection.client_mask & _IN or (
+            transport.needs_writing and not connection.producer_queue
+        )
+        if session.is_paused and may_read:
             session.receive_client(b"", self._now)
-        elif is_read or transport.needs_writing:
+        elif may_read and (ready & (_IN | _GONE) or transport.needs_writing):
             data = transport.recv(connection.max_buffer_bytes)
             if data:
                 connection.watch.heard_at = self._now
@@ -270,10 +271,11 @@ class Bridge:
             self._send_producer_queue(connection)
         if ready & (_IN | _GONE) and connection.producer_fd != -1:
             if connection.producer_mask & _IN:
+                data: bytes | None
                 try:
                     data = connection.producer.recv(connection.max_buffer_bytes)
                 except BlockingIOError:
-                    return
+                    data = None
                 except OSError:
                     data = b""
                 if data:
@@ -281,7 +283,7 @@ class Bridge:
                     session.receive_producer(data)
                     if session.ignored:
                         self._log_ignored(connection)
-                else:
+                elif data is not None:
                     session.receive_producer_eof()
                     self._close_producer(connection)
             elif ready & _GONE:
@@ -327,17 +329,18 @@ class Bridge:
         watch = connection.watch
         if sent == len(queue):
             if watch.waiting_since:
-                watch.waiting_since = 0.0
+                watch.waiting_since, watch.passed_at = 0.0, self._now
                 connection.session.set_congested(False)
             connection.client_queue = b""
             return
         connection.client_queue = memoryview(queue)[sent:]
         if not watch.waiting_since:
-            watch.waiting_since = self._now
             connection.session.set_congested(True)
-            self._schedule(connection)
-        elif sent:
-            watch.waiting_since = self._now
+        elif not sent:
+            return
+        watch.waiting_since = watch.passed_at = self._now
+        connection.unsent_bytes = unsent_bytes(connection.client_fd)
+        self._schedule(connection)
 
     def _send_producer_queue(self, connection: Connection) -> None:
         queue = connection.producer_queue
@@ -356,10 +359,8 @@ class Bridge:
         session = connection.session
         if connection.client_fd != -1:
             mask = _OUT if connection.client_queue else 0
-            if connection.transport.needs_writing:
-                mask = _OUT
-            elif not connection.producer_queue or session.phase is Phase.CLOSED:
-                mask |= _IN
+            if not connection.producer_queue or session.phase is Phase.CLOSED:
+                mask = _OUT if connection.transport.needs_writing else mask | _IN
             elif not connection.watch.leaves_at:
                 mask |= select.EPOLLRDHUP
             if mask != connection.client_mask:
@@ -429,7 +430,14 @@ class Bridge:
         self._finish(connection)
 
     def _finish(self, connection: Connection) -> None:
-        connection.scheduled_at = math.inf
+        self._tickets.pop(connection.ticket, None)
+        connection.close()
+        self._log_close(connection)
+
+    def _give_up(self, connection: Connection, farewell: socket.socket) -> None:
+        """Close a connection that came too late."""
+        farewell.close()
+        connection.session.close(End.GOING_AWAY)
         connection.close()
         self._log_close(connection)
 
@@ -443,18 +451,26 @@ class Bridge:
         """Have the connection's watch asked when it wants to be."""
         at = connection.watch.next_at()
         if at < connection.scheduled_at:
+            self._tickets.pop(connection.ticket, None)
             connection.scheduled_at = at
-            heapq.heappush(self._deadlines, (at, next(self._ties), connection))
+            connection.ticket = next(self._next_ticket)
+            self._tickets[connection.ticket] = connection
+            heapq.heappush(self._deadlines, (at, connection.ticket))
 
     def _run_deadlines(self) -> None:
-        deadlines = self._deadlines
-        if len(deadlines) > 2 * len(self._clients) + SPARE_DEADLINES:
-            deadlines[:] = [entry for entry in deadlines if entry[0] == entry[2].scheduled_at]
+        deadlines, tickets = self._deadlines, self._tickets
+        if len(deadlines) > 2 * len(tickets) + SPARE_DEADLINES:
+            deadlines[:] = [entry for entry in deadlines if entry[1] in tickets]
             heapq.heapify(deadlines)
+        due = []
         while deadlines and deadlines[0][0] <= self._now:
-            at, _, connection = heapq.heappop(deadlines)
-            if at == connection.scheduled_at:
+            connection = tickets.pop(heapq.heappop(deadlines)[1], None)
+            if connection is not None:
                 connection.scheduled_at = math.inf
+                due.append(connection)
+        # Only now, so that one that asked for no time at all would not stop the loop.
+        for connection in due:
+            if not connection.is_closed:
                 self._guard(self._on_due, connection)
 
     def _on_due(self, connection: Connection) -> None:
@@ -473,14 +489,34 @@ class Bridge:
             if not session.ping():
                 watch.postpone_ping(self._now)
         elif due is Due.NO_PONG:
-            session.close(End.NO_PONG)
+            # What it sent may wait: this loop was held up, or did not read it.
+            self._on_client(connection, _IN)
+            if watch.heard_at < self._now:
+                session.close(End.NO_PONG)
         elif due is Due.TOO_SLOW:
-            session.close(End.TOO_SLOW)
+            self._send_client_queue(connection)
+            if watch.waiting_since and watch.waiting_since < self._now:
+                self._judge_slowness(connection)
         elif due is Due.IDLE:
             session.close(End.IDLE)
+        if connection.is_closed:
+            return
         self._flush(connection)
         if not connection.is_closed:
             self._schedule(connection)
+
+    def _judge_slowness(self, connection: Connection) -> None:
+        """Close a client for which nothing more could be sent, unless it takes what was.
+
+        The kernel asks for more only when a good part of what it has is on its way:
+        for a client that reads a little and steadily that may take minutes.
+        """
+        unsent = unsent_bytes(connection.client_fd)
+        if unsent >= connection.unsent_bytes:
+            connection.session.close(End.TOO_SLOW)
+        else:
+            connection.unsent_bytes = unsent
+            connection.watch.waiting_since = self._now
 
     def _log_close(self, connection: Connection) -> None:
         session = connection.session

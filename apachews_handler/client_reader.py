@@ -70,7 +70,9 @@ class ClientReader:
         wire_out: frames for the producer; the caller takes and empties it.
         messages, payload_bytes: how many messages began, and their bytes so far,
             inflated.
-        controls: how many PINGs and PONGs came.
+        controls: how many other frames came that cost something: PINGs, PONGs, and
+            fragments without a byte.
+        expected_pongs: how many answers to the bridge's own PINGs are not counted.
         max_frames: when that many messages and controls came, one more is a
             Violation 1008; the caller may raise it at any time.
         is_paused: there is more, for ``receive(b"")`` once ``wire_out`` was taken.
@@ -92,6 +94,7 @@ class ClientReader:
         "_remaining",
         "_rest",
         "controls",
+        "expected_pongs",
         "is_paused",
         "max_frames",
         "messages",
@@ -106,7 +109,7 @@ class ClientReader:
         deflate: Agreement | None = None,
     ) -> None:
         self.wire_out: list[bytes] = []
-        self.messages = self.controls = self.payload_bytes = 0
+        self.messages = self.controls = self.payload_bytes = self.expected_pongs = 0
         self.max_frames: float = sys.maxsize
         self.is_paused = False
         self._max_message_bytes = max_message_bytes
@@ -209,6 +212,8 @@ class ClientReader:
             self._mask = data[payload_at - 4 : payload_at]
             position = payload_at
             if not length:
+                if not self._fin:
+                    self._count_control()
                 if self._is_compressed:
                     room = self._take_compressed(b"", room)
                 elif self._fin:
@@ -251,6 +256,11 @@ class ClientReader:
             self._count_message_bytes(length)
         self._fin = first & wire.FIN
         self._remaining = length
+
+    def _count_control(self) -> None:
+        self.controls += 1
+        if self.messages + self.controls > self.max_frames:
+            raise _too_many()
 
     def _count_message_bytes(self, length: int) -> None:
         self._message_bytes += length
@@ -320,17 +330,17 @@ class ClientReader:
 
     def _take_control(self, opcode: int, payload: bytes, controls: list[Control]) -> bool:
         """Take a whole control frame; return True where it is the last one."""
+        if opcode == wire.PONG and payload == KEEPALIVE and self.expected_pongs:
+            self.expected_pongs -= 1
+            return False
         if opcode != wire.CLOSE:
-            self.controls += 1
-            if self.messages + self.controls > self.max_frames:
-                raise _too_many()
+            self._count_control()
         if opcode == wire.PING:
             controls.append(Ping(payload))
         elif opcode == wire.PONG:
             # The producer's own pings are answered; a PONG nobody asked for is
             # allowed (RFC 6455 5.5.3) and does no harm there.
-            if payload != KEEPALIVE:
-                self.wire_out.append(wire.encode_frame(wire.PONG, payload))
+            self.wire_out.append(wire.encode_frame(wire.PONG, payload))
         else:
             try:
                 controls.append(wire.decode_close(payload))

@@ -57,7 +57,9 @@ class Connection:
         "producer_queue",
         "scheduled_at",
         "session",
+        "ticket",
         "transport",
+        "unsent_bytes",
         "watch",
     )
 
@@ -90,6 +92,8 @@ class Connection:
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)
         self.scheduled_at = math.inf  # when the loop asks the watch
+        self.ticket = 0  # for that, in the loop's heap
+        self.unsent_bytes = 0  # in the kernel, when the client was last seen to take some
 
     @property
     def is_closed(self) -> bool:

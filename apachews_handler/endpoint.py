@@ -69,13 +69,13 @@ def connect(path: str, timeout_s: float) -> socket.socket:
             raise Refusal(
                 "403 Forbidden",
                 "There is no WebSocket here.",
-                f"{path} is no socket: a producer must create it",
+                f"{path!r} is no socket: a producer must create it",
             )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Refusal(
             NOT_FOUND,
             "There is no WebSocket here.",
-            f"{path} does not exist: is the producer running?",
+            f"{path!r} does not exist: is the producer running?",
         ) from error
     except OSError as error:
         raise _refusal(path, timeout_s, error) from error
@@ -168,18 +168,18 @@ def out_of_descriptors(error: OSError) -> str:
 def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:
     """Return the answer to a failed connect."""
     if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET):
-        return Unavailable(f"nobody listens on {path}: start its producer")
+        return Unavailable(f"nobody listens on {path!r}: start its producer")
     if error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
         return Unavailable(
-            f"the producer on {path} accepts no connection: its backlog"
+            f"the producer on {path!r} accepts no connection: its backlog"
             f" stayed full for {timeout_s:g} s"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotSetUp(
-            f"no permission to connect to {path}: user {_user()} needs the right to write"
+            f"no permission to connect to {path!r}: user {_user()} needs the right to write"
             " to the socket and to enter its directories; see mode and group of Server()"
         )
-    return NotSetUp(f"cannot connect to {path}: {error.strerror or error}")
+    return NotSetUp(f"cannot connect to {path!r}: {error.strerror or error}")
 
 
 def _user() -> str:

@@ -7,10 +7,13 @@ released or when the process ends.  For any thread.
 How this works: Apache's children know nothing of each other, so the count must be
 kept where it survives none of them wrongly.  A place is a lock on one byte of an
 empty file: every thing that is counted has a region of its own there, picked by
-its hash, and the first byte that nobody has locked is the next place.  The kernel
-gives a lock back when its process ends, however it ends, and nothing is ever
-written or must be repaired.  A lock belongs to the open file, not to the process
-(``F_OFD_SETLK``): so a fork keeps it.
+its hash, as long as its limit.  The kernel gives a lock back when its process ends,
+however it ends, and nothing is ever written or must be repaired.  A lock belongs to
+the open file, not to the process (``F_OFD_SETLK``): so a fork keeps it.
+
+Each child begins to look at a place of its own, and goes on from there: its locks
+are mostly neighbours then, which the kernel runs together; it looks through them
+one by one.
 
 The file is Apache's user's own, in the directory for temporary files, one for each
 running Apache (the parent's process id).  It is made when a limit is first asked
@@ -31,10 +34,13 @@ import stat
 import struct
 import tempfile
 import threading
+import time
 from typing import Final
 
+from .endpoint import out_of_descriptors
 from .exceptions import NotSetUp, Refusal, Unavailable
 from .settings import Settings
+from .signals import signals_blocked
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for these locks).
 _FLOCK: Final = struct.Struct("hhqqi4x")
@@ -42,7 +48,13 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 REGION_BYTES: Final = 1 << 20
 # off_t has 63 bits.
 REGIONS: Final = 1 << 42
+# How long a region that was full is taken to be so: the places of other children
+# become free unseen.
+FULL_S: Final = 0.1
+# Neighbouring process ids begin to look far from each other (a prime).
+_SPREAD: Final = 7919
 _FILE: Final = re.compile(r"(\d+)\.places")
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Admission:
@@ -62,6 +74,23 @@ class Admission:
             self._places.free(position)
 
 
+class _Region:
+    """What this child knows of the places for one key.
+
+    Attributes:
+        taken: how many it has itself.
+        likely: where it looks first.
+        full_until: no place was free; not looked again before (``monotonic``).
+    """
+
+    __slots__ = ("full_until", "likely", "taken")
+
+    def __init__(self, likely: int) -> None:
+        self.taken = 0
+        self.likely = likely
+        self.full_until = 0.0
+
+
 class Places:
     """The file of one Apache, opened by one of its children.
 
@@ -78,34 +107,49 @@ class Places:
         # A lock of our own is no obstacle to us: these are counted here.
         self._lock = threading.Lock()
         self._ours: set[int] = set()
-        # First byte of a region -> where a free place is likely: none of ours is
-        # free before it.
-        self._likely: dict[int, int] = {}
+        self._regions: dict[int, _Region] = {}
 
     def take(self, key: str, limit: int) -> int | None:
-        """Take a place in the region of a key; return it, None where all are taken."""
+        """Take a place in the region of a key; return it, None where all are taken.
+
+        Raises:
+            OSError: the kernel has no room for more locks.
+        """
         digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
         first = int.from_bytes(digest, "big") % REGIONS * REGION_BYTES
-        with self._lock:
-            likely = min(self._likely.get(first, first), first + limit)
-            position = self._take_between(likely, first + limit)
+        with signals_blocked(), self._lock:
+            region = self._regions.get(first)
+            if region is None:
+                region = _Region(first + os.getpid() * _SPREAD % limit)
+            # A flood of clients that are refused is not to cost a search each.
+            if region.taken >= limit or time.monotonic() < region.full_until:
+                return None
+            position = self._take_between(region.likely, first + limit)
             if position is None:
-                position = self._take_between(first, likely)
-            if position is not None:
-                self._ours.add(position)
-                self._likely[first] = position + 1
+                position = self._take_between(first, region.likely)
+            self._regions[first] = region
+            if position is None:
+                region.full_until = time.monotonic() + FULL_S
+                if not region.taken:
+                    del self._regions[first]
+                return None
+            self._ours.add(position)
+            region.taken += 1
+            region.likely = position
             return position
 
     def free(self, position: int) -> None:
         """Give a place back."""
         first = position - position % REGION_BYTES
-        with self._lock:
+        with signals_blocked(), self._lock:
             self._ours.discard(position)
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, position))
-            if position == first:
-                self._likely.pop(first, None)  # most addresses never come again
-            else:
-                self._likely[first] = min(self._likely.get(first, first), position)
+            region = self._regions[first]
+            region.taken -= 1
+            region.likely = position
+            region.full_until = 0.0
+            if not region.taken:
+                del self._regions[first]  # most addresses never come again
 
     def close(self) -> None:
         """Close the file, and give all places back."""
@@ -141,6 +185,9 @@ def _flock(kind: int, position: int) -> bytes:
 
 _lock = threading.Lock()
 _places: Places | None = None
+# Kept open and locked, so that nobody who tidies up old files takes it away
+# (systemd-tmpfiles looks for this lock).
+_directory_fd = -1
 
 
 def admit(settings: Settings, address: str, path: str) -> Admission:
@@ -153,8 +200,7 @@ def admit(settings: Settings, address: str, path: str) -> Admission:
         path: the producer's socket.
 
     Raises:
-        Refusal: 503, or 429 for the limit of an address.
-        NotSetUp: the file cannot be made.
+        Refusal: 503, or 429 for the limit of an address; 500, the file cannot be made.
     """
     wanted = [
         ("all", settings.max_connections, _too_many("APACHEWS_MAX_CONNECTIONS")),
@@ -180,12 +226,18 @@ def admit(settings: Settings, address: str, path: str) -> Admission:
     places = _open_places()
     positions: list[int] = []
     for key, limit, refusal in wanted:
-        position = places.take(key, limit) if limit else None
-        if position is not None:
-            positions.append(position)
-        elif limit:
+        if not limit:
+            continue
+        try:
+            # Another limit has another region: one count would mean neither.
+            position = places.take(f"{key} of {limit}", limit)
+        except OSError as error:
+            refusal = Unavailable(f"the connection cannot be counted: {error.strerror}")
+            position = None
+        if position is None:
             Admission(places, positions).release()
             raise refusal
+        positions.append(position)
     return Admission(places, positions)
 
 
@@ -206,22 +258,29 @@ def _client(address: str) -> str:
 
 
 def _open_places() -> Places:
-    global _places
+    global _places, _directory_fd
     with _lock:
         if _places is None:
+            directory = ""
             try:
-                directory = _directory()
+                directory = _make_directory()
+                if _directory_fd == -1:
+                    _directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    fcntl.flock(_directory_fd, fcntl.LOCK_SH)
                 _remove_old(directory)
                 _places = Places(os.path.join(directory, f"{os.getppid()}.places"))
             except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    raise Unavailable(out_of_descriptors(error)) from error
                 raise NotSetUp(
-                    f"connections cannot be counted in {error.filename}: {error.strerror};"
-                    " Apache's user must be able to write there"
+                    f"connections cannot be counted in {error.filename or directory or '/tmp'}:"
+                    f" {error.strerror}; Apache's user must own it and be able to write there:"
+                    " remove it if it is another's, or set TMPDIR for Apache"
                 ) from error
         return _places
 
 
-def _directory() -> str:
+def _make_directory() -> str:
     """Return the user's own directory below the one for temporary files."""
     path = os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
     try:
@@ -237,8 +296,19 @@ def _remove_old(directory: str) -> None:
     """Remove the files of Apaches that have gone."""
     for name in os.listdir(directory):
         match = _FILE.fullmatch(name)
-        if match and not os.path.exists(f"/proc/{match[1]}"):
+        if match and int(match[1]) != os.getppid() and not _is_alive(int(match[1])):
             try:
                 os.unlink(os.path.join(directory, name))
             except FileNotFoundError:
                 pass  # another child was faster
+
+
+def _is_alive(pid: int) -> bool:
+    """Tell whether there is such a process; /proc may hide those of others."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is root's, as Apache's parent
+    return True

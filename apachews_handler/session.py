@@ -189,6 +189,7 @@ class Session:
         if not self._producer.is_between_frames:
             return False
         self._producer.insert(wire.encode_frame(wire.PING, KEEPALIVE))
+        self._client.expected_pongs += 1
         return True
 
     def close(self, end: End) -> None:

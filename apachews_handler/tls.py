@@ -201,12 +201,12 @@ class TlsSession:
                     if not parts:
                         return b""
                 break
+            self.needs_writing = False
             parts.append(_buffer[:count])  # type: ignore[arg-type]  # a slice of chars is bytes
             size += count
             if count < RECORD_BYTES:
                 # Whoever sends much fills the records; asking again after a small
                 # one would mostly be a system call for nothing.
-                self.needs_writing = False
                 break
         return b"".join(parts) if parts else None
 

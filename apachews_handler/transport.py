@@ -13,6 +13,7 @@ import struct
 import termios
 from typing import Final, Protocol
 
+_INT: Final = struct.Struct("i")
 # struct linger, socket(7): on, for 0 s.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -97,6 +98,11 @@ class PlainTransport:
         self._socket.close()
 
 
+def unsent_bytes(fd: int) -> int:
+    """Return how many bytes the kernel holds that a TCP peer has not acknowledged."""
+    return int(_INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))[0])
+
+
 def limit_unsent(fd: int, size: int) -> None:
     """Let the kernel hold no more than so many bytes that it could not send yet.
 
@@ -120,8 +126,7 @@ def discard_unsent(fd: int) -> None:
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
-            unsent = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
-            if any(unsent):
+            if unsent_bytes(fd):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
         pass  # no descriptor is left, or it has gone: the kernel's own limits stay

@@ -22,8 +22,8 @@ class Due(enum.Enum):
     """What ``Watch.due`` asks for."""
 
     PING = "nothing came from the client for a while: ask it"
-    NO_PONG = "nothing came after the PING either: it is gone"
-    TOO_SLOW = "it took nothing of what waits for it"
+    NO_PONG = "nothing was read after the PING either: is it gone?"
+    TOO_SLOW = "nothing of what waits for it could be sent: does it take none?"
     IDLE = "no message passed"
     OVERDUE = "it was being closed and has not gone"
 
@@ -39,7 +39,8 @@ class Watch:
         heard_at: when something last came from the client.  While it is not read,
             because its producer is slow, ``is_heard`` is False and nothing is
             made of its silence.
-        passed_at: when bytes of a message last passed, either way.
+        passed_at: when bytes of a message last passed, either way; while some wait
+            for the client it is not idle.
         waiting_since: when the client last took some of what waits for it; 0.0
             while nothing does.
         leaves_at: when it must be gone, once it is being closed; else 0.0.
@@ -69,9 +70,10 @@ class Watch:
         if self.leaves_at:
             return self.leaves_at
         settings, times = self._settings, []
-        if self.waiting_since and settings.send_timeout:
-            times.append(self.waiting_since + settings.send_timeout)
-        if settings.idle_timeout:
+        if self.waiting_since:
+            if settings.send_timeout:
+                times.append(self.waiting_since + settings.send_timeout)
+        elif settings.idle_timeout:
             times.append(self.passed_at + settings.idle_timeout)
         if settings.ping_interval:
             if self._asked_at:
@@ -87,7 +89,7 @@ class Watch:
             return Due.OVERDUE if now >= self.leaves_at else None
         if self._lasts(self.waiting_since, settings.send_timeout, now):
             return Due.TOO_SLOW
-        if self._lasts(self.passed_at, settings.idle_timeout, now):
+        if not self.waiting_since and self._lasts(self.passed_at, settings.idle_timeout, now):
             return Due.IDLE
         if not self.is_heard or self.waiting_since:
             # It cannot be heard, or a PING would wait with the rest: ask later.
@@ -108,4 +110,5 @@ class Watch:
 
     @staticmethod
     def _lasts(since: float, limit_s: float, now: float) -> bool:
-        return bool(since and limit_s) and now - since >= limit_s
+        # The very sum of next_at(): a difference may be rounded the other way.
+        return bool(since and limit_s) and now >= since + limit_s

@@ -45,6 +45,11 @@ def wait_for(
     return result
 
 
+def let_pass(seconds: float) -> None:
+    """Wait for what must *not* happen; for what must, there is ``wait_for``."""
+    time.sleep(seconds)
+
+
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A directory whose path leaves room for the 107 bytes of a Unix socket's."""

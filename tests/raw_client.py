@@ -83,6 +83,12 @@ class RawClient:
         length = int.from_bytes(self.read(size), "big") if size else start[1]
         return start[0], self.read(length)
 
+    def read_data_frame(self) -> tuple[int, bytes] | None:
+        """Return the next frame that is no PING."""
+        while (frame := self.read_frame()) and frame[0] == 0x89:
+            pass
+        return frame
+
     def read_close(self) -> int:
         """Read to the CLOSE frame; return its code, 1005 for none, 1006 without a CLOSE."""
         try:

@@ -42,7 +42,7 @@ SETTINGS = """
 </Location>
 <Location /ping.ws>
     SetEnv APACHEWS_PING_INTERVAL 200ms
-    SetEnv APACHEWS_PING_TIMEOUT 200ms
+    SetEnv APACHEWS_PING_TIMEOUT 1s
     SetEnv APACHEWS_CLOSE_TIMEOUT 200ms
 </Location>
 <Location /idle.ws>

@@ -7,6 +7,8 @@ import select
 import signal
 import socket
 import threading
+import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +26,7 @@ from apachews_handler.session import Session
 from apachews_handler.settings import Rate, Settings
 from apachews_handler.transport import PlainTransport
 
-from ..conftest import wait_for
+from ..conftest import let_pass, wait_for
 from ..frames import masked
 
 MAX_BUFFER = Settings().max_buffer
@@ -326,7 +328,7 @@ def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
     for _ in range(5):
         peers.producer.sendall(wire.encode_frame(wire.TEXT, b"tick"))
         assert peers.client_reads(6) == b"\x81\x04tick"
-        select.select([], [], [], 0.1)
+        let_pass(0.1)
     assert peers.next_item() == wire.Close(1001, "idle")
 
 
@@ -348,8 +350,58 @@ def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[...,
     sent, received = stalled(peers.producer, b"x" * 60_000), 0
     while received < sent * 0.9:
         received += len(peers.client.recv(sent // 12))
-        select.select([], [], [], 0.2)
+        let_pass(0.2)
     assert not peers.log.lines
+
+
+def test_a_client_that_reads_slowly_but_steadily_is_not(connect: Callable[..., Peers]) -> None:
+    """The kernel asks for more only when much has gone: for longer than the timeout."""
+    peers = connect(send_timeout=0.5)
+    peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
+    peers.producer.setblocking(False)
+    stalled(peers.producer, b"x" * 60_000)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        peers.client.recv(1024)
+        let_pass(0.05)
+    assert not peers.log.lines
+
+
+def test_a_slow_transfer_is_not_idle(connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout=0.3)
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
+    peers.producer.setblocking(False)
+    stalled(peers.producer, b"x" * 60_000)
+    let_pass(0.6)
+    assert not peers.log.lines
+
+
+def test_an_answer_that_was_not_read_yet_is_an_answer(
+    connect: Callable[..., Peers],
+) -> None:
+    """The loop was held up for longer than the timeout: nobody is gone for that."""
+    peers, other = connect(ping_interval=0.1, ping_timeout=0.1), connect()
+    held = threading.Event()
+    other.log.write = lambda level, text: held.wait(5) and None  # type: ignore[assignment]
+    assert peers.client_reads(len(ping())) == ping()
+    other.producer.sendall(wire.encode_frame(0x7, b""))  # which is logged
+    peers.client.sendall(masked(0x8A, KEEPALIVE))
+    let_pass(0.4)
+    held.set()
+    assert peers.client_reads(len(ping())) == ping()
+    assert not peers.log.lines
+
+
+def test_nothing_is_kept_of_a_connection_that_is_closed(
+    bridge: Bridge, connect: Callable[..., Peers]
+) -> None:
+    peers = connect(idle_timeout=3600.0, transport=Hoarder)  # which can be referred to weakly
+    transport = weakref.ref(peers.connection.transport)
+    peers.client.close()
+    wait_for(lambda: peers.log.lines)
+    del peers.connection
+    wait_for(lambda: transport() is None)
 
 
 def test_a_rate_that_is_exceeded(connect: Callable[..., Peers]) -> None:
@@ -386,7 +438,7 @@ def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
     peers.client.close()
     used = sum(os.times()[:2])
     wait_for(lambda: peers.connection.client_fd == -1)
-    select.select([], [], [], 0.5)
+    let_pass(0.5)
     assert sum(os.times()[:2]) - used < 0.3
 
 
@@ -499,6 +551,7 @@ def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
     peers = Peers(bridge)
     assert peers.client.recv(1) == b""
     assert peers.next_item() is None
+    assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
     peers.close()
 
 
@@ -540,7 +593,7 @@ def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
     peers = connect(close_timeout=0.2)
     while not peers.connection.producer_queue:
         peers.client.sendall(masked(0x82, b"x" * 10_000))
-        select.select([], [], [], 0.005)  # so that the client's window stays open
+        let_pass(0.005)  # so that the client's window stays open
     peers.client.shutdown(socket.SHUT_WR)
     wait_for(lambda: peers.log.lines)
 

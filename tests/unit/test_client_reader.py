@@ -174,10 +174,22 @@ def test_more_frames_than_allowed(frame: bytes) -> None:
     assert violation.code == 1008
 
 
-def test_the_bridges_own_pongs_are_not_passed_on() -> None:
+def test_answers_to_the_bridges_own_pings_are_neither_passed_on_nor_counted() -> None:
     reader = ClientReader(LIMIT)
-    reader.receive(masked(0x8A, KEEPALIVE) + masked(0x8A, b"other"))
-    assert b"".join(reader.wire_out) == wire.encode_frame(wire.PONG, b"other")
+    reader.expected_pongs = 2
+    reader.receive(masked(0x8A, KEEPALIVE) * 3 + masked(0x8A, b"other"))
+    assert b"".join(reader.wire_out) == (
+        wire.encode_frame(wire.PONG, KEEPALIVE) + wire.encode_frame(wire.PONG, b"other")
+    )
+    assert reader.controls == 2
+
+
+def test_fragments_without_a_byte_are_counted() -> None:
+    reader = ClientReader(LIMIT)
+    reader.max_frames = 10
+    controls = reader.receive(masked(0x01, b"a") + masked(0x00) * 100)
+    assert isinstance(controls[-1], Violation)
+    assert controls[-1].code == 1008
 
 
 # Compressed messages.

@@ -46,6 +46,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.connection",
             "apachews_handler.endpoint",
             "apachews_handler.limits",
+            "apachews_handler.signals",
             "apachews_handler.transport",
         },
         {"ctypes", "asyncio", "apachews_handler.httpd", "apachews_handler.tls"},

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from apachews_handler.settings import Settings
 from apachews_handler.watch import Due, Watch
 
-START = 1000.0
+# A machine's uptime of nine days: sums of it are rounded.
+START = 800_000.123
 OFF = Settings(ping_interval=0.0, ping_timeout=0.0, idle_timeout=0.0, send_timeout=0.0)
 
 
@@ -102,6 +103,13 @@ def test_idle() -> None:
     assert made.next_at() == START + 79  # a PING comes first
 
 
+def test_what_waits_for_a_client_is_no_idleness() -> None:
+    made = watch(idle_timeout=10, send_timeout=100)
+    made.waiting_since = START + 5
+    assert made.next_at() == START + 105
+    assert made.due(START + 20) is None
+
+
 def test_leaving_counts_alone() -> None:
     made = watch(ping_interval=20, ping_timeout=10, idle_timeout=15)
     made.leaves_at = START + 100
@@ -111,7 +119,7 @@ def test_leaving_counts_alone() -> None:
 
 
 @given(
-    st.tuples(*[st.sampled_from([0.0, 0.5, 3.0, 20.0])] * 4),
+    st.tuples(*[st.sampled_from([0.0, 0.3, 1.1, 20.0])] * 4),
     st.lists(
         st.tuples(
             st.floats(0, 10),
@@ -138,6 +146,19 @@ def test_it_never_asks_to_be_asked_at_once_again(
             if due not in (None, Due.PING):
                 return  # the driver closes it
         assert made.next_at() > now
+
+
+@given(
+    st.floats(1.0, 1e7),
+    st.sampled_from([0.001, 0.1, 0.3, 1.1, 20.0]),
+    st.sampled_from(["ping_interval", "idle_timeout", "send_timeout"]),
+)
+def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, name: str) -> None:
+    """To the very tick: next_at() and due() are to be rounded alike."""
+    settings = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0, name: limit_s}
+    made = Watch(Settings(**settings), now)  # type: ignore[arg-type]
+    made.waiting_since = now if name == "send_timeout" else 0.0
+    assert made.due(made.next_at()) is not None
 
 
 @pytest.mark.parametrize("due", list(Due))
