@@ -105,7 +105,10 @@ class Client:
         return self._connection.send_frame(encode_message(data))
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
-        """Say goodbye: queued messages go first; a ConnectionClosed event follows.
+        """Say goodbye; a ConnectionClosed event follows.
+
+        Queued messages go first, as far as the client takes them within 10 s
+        (``APACHEWS_CLOSE_TIMEOUT`` in Apache, ``CLOSE_TIMEOUT_S`` here).
 
         To a client that was not accepted yet it is a ``reject(503)``.
 

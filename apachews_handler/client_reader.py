@@ -212,7 +212,7 @@ class ClientReader:
             self._mask = data[payload_at - 4 : payload_at]
             position = payload_at
             if not length:
-                if not self._fin:
+                if opcode == wire.CONTINUATION and not self._fin:
                     self._count_control()
                 if self._is_compressed:
                     room = self._take_compressed(b"", room)

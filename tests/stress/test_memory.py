@@ -1,13 +1,16 @@
 """What an open connection costs Apache: idle, over TLS, and once it has compressed.
 
-The figures go to docs/how-it-works.md; the bounds here are those claimed there.
+The figures stand in docs/how-it-works.md, and are read from there: what is measured
+may be no more than half as much again.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -21,15 +24,18 @@ from .conftest import scaled
 
 CLIENTS = scaled(1000, 200)
 KIB = 1024
-# What may be claimed: name, scheme, window bits, KiB for a connection.
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "how-it-works.md"
+# Name, scheme, window bits, and the row of the documentation.
 CASES = [
-    ("idle", "ws", 0, 12),
-    ("idle-tls", "wss1.3", 0, 64),
-    ("deflate-9", "ws", 9, 44),
-    ("deflate-12", "ws", 12, 64),
-    ("deflate-15", "ws", 15, 340),
-    ("no-context", "ws", 15, 12),
+    ("idle", "ws", 0, "idle, `ws`"),
+    ("idle-tls", "wss1.3", 0, "idle, `wss`"),
+    ("deflate-9", "ws", 9, "has compressed and inflated, window of 9 bits both ways"),
+    ("deflate-12", "ws", 12, "the same, 12 bits (the default)"),
+    ("deflate-15", "ws", 15, "the same, 15 bits"),
+    ("no-context", "ws", 15, "idle, `ws`"),
 ]
+# What a page here and there makes of a small figure.
+SLACK_KIB = 3
 SETTINGS = """
 SetEnv APACHEWS_PING_INTERVAL off
 SetEnv APACHEWS_DEFLATE_MIN_SIZE 0
@@ -53,8 +59,10 @@ def site() -> Iterator[Site]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("name", "scheme", "bits", "limit_kib"), CASES, ids=[c[0] for c in CASES])
-def test_memory(site: Site, name: str, scheme: str, bits: int, limit_kib: int) -> None:
+@pytest.mark.parametrize(("name", "scheme", "bits", "row"), CASES, ids=[c[0] for c in CASES])
+def test_memory(site: Site, name: str, scheme: str, bits: int, row: str) -> None:
+    match = re.search(rf"^\| {re.escape(row)} \| (\d+) \|", DOCUMENTED.read_text(), re.MULTILINE)
+    assert match, "the figure is not in the documentation"
     path = "/none.ws" if name == "no-context" else f"/w{bits or 12}.ws"
     opened = 0
 
@@ -78,7 +86,7 @@ def test_memory(site: Site, name: str, scheme: str, bits: int, limit_kib: int) -
         wait_for(lambda: opened == CLIENTS + 20)
         each_kib = (site.resident_bytes() - before) / CLIENTS / KIB
         print(f"{name}: {each_kib:.1f} KiB for each of {CLIENTS} connections")
-        assert each_kib <= limit_kib
+        assert each_kib <= 1.5 * int(match[1]) + SLACK_KIB
 
 
 def compress_both_ways(client: RawClient, path: str) -> None:
