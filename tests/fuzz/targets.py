@@ -1,0 +1,763 @@
+"""What is fuzzed: one function for each thing that takes bytes from strangers.
+
+Contract: a target takes any bytes, and raises if a promise of the product does not
+hold: AssertionError, or whatever the product itself let out.  ``TARGETS`` has them
+by name.  No fuzzer is imported here: ``run.py`` drives them with one, the unit
+tests drive them with the seeds.
+
+Each begins with a comment on what its input is made of (``source.py``).
+
+Sources: the contracts at the head of the modules; docs/wire.md; RFC 6455; RFC 7692.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import h11
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, TextMessage
+from wsproto.events import Ping as WsprotoPing
+from wsproto.utilities import RemoteProtocolError
+
+from apachews import wire
+from apachews.answer import Answer
+from apachews.exceptions import WireError
+from apachews.messages import Item, MessageReader, Pong
+from apachews.messages import Violation as WireViolation
+from apachews_handler.client_reader import ClientReader, Control, Ping
+from apachews_handler.deflate import Agreement
+from apachews_handler.ends import End
+from apachews_handler.exceptions import BadSetting, Refusal, Violation
+from apachews_handler.origin import normalise_origin
+from apachews_handler.producer_reader import ProducerReader
+from apachews_handler.session import Phase, Session
+from apachews_handler.settings import PREFIX, Rate, Settings, parse_settings
+from apachews_handler.upgrade import Upgrade, describe
+
+from .oracle import (
+    ClientView,
+    Event,
+    Meaning,
+    ProducerView,
+    bridge_stream,
+    client_stream,
+    producer_stream,
+)
+from .source import Source, cut
+
+OPEN: Final = wire.Open(id="1", uri="/")
+HELLO: Final = OPEN.encode()
+
+# Lengths around which a header changes its form, and what is never reached.
+MESSAGE_LIMITS: Final = (10, 126, 1000, 3000, 2**40)
+# The product's own bounds are larger; these are reached with few bytes.
+BUFFER_LIMITS: Final = (32, 64, 1000, 4096)
+LARGE_BUFFER: Final = 65536
+# Single bytes take as many calls; what they can find, they find in short streams.
+MAX_BYTEWISE: Final = 100
+# A header that a call may add to a message's next piece.
+HEADER_BYTES: Final = 10
+
+
+def _agreement(source: Source) -> Agreement | None:
+    """One byte: 0x01 compression at all, 0x0e and 0xe0 the windows, 0x10 contexts."""
+    flags = source.byte()
+    if not flags & 1:
+        return None
+    keeps_context = bool(flags & 0x10)
+    return Agreement(
+        client_window_bits=8 + (flags >> 1 & 7),
+        server_window_bits=9 + (flags >> 5) % 7,
+        client_keeps_context=keeps_context,
+        server_keeps_context=keeps_context,
+    )
+
+
+# From the client
+
+
+def client_reader(data: bytes) -> None:
+    """A client's bytes end in messages, a CLOSE or a Violation, however they are cut."""
+    # An agreement; a limit; a buffer; frames allowed, 0 for any number; sizes of
+    # the pieces; what the client sends.
+    source = Source(data)
+    deflate = _agreement(source)
+    limit = source.choose(MESSAGE_LIMITS)
+    # Without a limit a small buffer takes a pause for every few bytes.
+    room = source.choose(BUFFER_LIMITS) if limit < 2**40 else LARGE_BUFFER
+    max_frames = source.byte()
+    sizes = source.short_list()
+    stream = source.rest()
+
+    expected = client_stream(stream, limit, max_frames, deflate)
+    ways = [sizes] if sizes else []
+    if len(stream) <= MAX_BYTEWISE:
+        ways.append([1])
+    for way in ([], *ways):
+        reader = ClientReader(limit, room, deflate)
+        _check_client(stream, way, reader, max_frames, room, deflate, expected)
+
+
+def _check_client(
+    stream: bytes,
+    sizes: Sequence[int],
+    reader: ClientReader,
+    max_frames: int,
+    room: int,
+    deflate: Agreement | None,
+    expected: Meaning,
+) -> None:
+    """Feed a reader, and hold all that it gives against what is expected."""
+    if max_frames:
+        reader.max_frames = max_frames
+    controls: list[Control] = []
+    out: list[bytes] = []
+    fed = 0
+    for piece in cut(stream, sizes):
+        fed += len(piece)
+        controls += reader.receive(piece)
+        out += _take_bounded(reader, room + fed + HEADER_BYTES)
+        while reader.is_paused:
+            controls += reader.receive(b"")
+            out += _take_bounded(reader, room + fed + HEADER_BYTES)
+    pings = [control.payload for control in controls if isinstance(control, Ping)]
+    end = controls[-1] if len(pings) < len(controls) else None
+    if end:
+        assert not isinstance(end, Ping) and len(pings) == len(controls) - 1
+        wire.encode_close(end.code, end.reason)
+        assert not reader.receive(b"\x81\x80\0\0\0\0" + stream)
+        assert not reader.wire_out and not reader.is_paused, "something after the end"
+
+    view = ProducerView()
+    view.feed(b"".join(out))
+    assert view.is_between and not view.is_closed
+    if not sizes:
+        items = MessageReader().receive(HELLO + b"".join(out))
+        assert items == [OPEN, *map(_item, view.events)]
+
+    # (A reader that expects no answer to a PING of the bridge's passes on any PONG.)
+    passed = [event for event in expected.events if event[0] != wire.PING]
+    code = end.code if isinstance(end, Violation) else 0
+    # zlib lets a reference go further back than its window where that is in what it
+    # puts out at once: a client that breaks what was agreed on is not always found.
+    is_found = code == 1007 and deflate and deflate.client_window_bits < 15
+    if not expected.is_sure or (is_found and code not in expected.codes):
+        shorter = min(len(passed), len(view.events))
+        assert passed[:shorter] == view.events[:shorter]
+        return
+    assert view.events == passed
+    assert pings == [payload for opcode, payload in expected.events if opcode == wire.PING]
+    if expected.codes:
+        assert code in expected.codes, (end, expected.codes)
+        return
+    assert end == (wire.Close(*expected.close) if expected.close else None)
+    # What has come of a message has gone on.
+    assert view.payload == expected.partial
+    messages = [payload for opcode, payload in passed if opcode < wire.CLOSE]
+    assert reader.messages == len(messages) + bool(expected.opcode)
+    assert reader.payload_bytes == sum(map(len, messages)) + len(expected.partial)
+    assert reader.controls == len(expected.events) - len(messages) + expected.empty
+
+
+def _take_bounded(reader: ClientReader, most: int) -> list[bytes]:
+    out = list(reader.wire_out)
+    reader.wire_out.clear()
+    assert sum(map(len, out)) <= most, "more than the buffer and what came"
+    assert out or not reader.is_paused, "a pause that brings nothing on"
+    return out
+
+
+def _item(event: Event) -> Item:
+    opcode, payload = event
+    if opcode == wire.OPEN:
+        return wire.Open.decode(payload)
+    if opcode == wire.PONG:
+        return Pong(payload)
+    return payload.decode() if opcode == wire.TEXT else payload
+
+
+def client_reader_vs_wsproto(data: bytes) -> None:
+    """A client's bytes give the same messages, PINGs and end as with wsproto."""
+    # Sizes of the pieces; what the client sends.
+    source = Source(data)
+    sizes = source.short_list()
+    stream = source.rest()
+    messages, pings, code = _ours(stream, sizes)
+    assert (messages, pings, code) == _expected(stream, sizes, code)
+
+
+Outcome = tuple[list[object], list[bytes], int]  # messages, PINGs, close code or 0
+
+
+def _ours(stream: bytes, sizes: Sequence[int]) -> Outcome:
+    reader = ClientReader(2**63)
+    controls: list[Control] = []
+    for piece in cut(stream, sizes):
+        controls += reader.receive(piece)
+    items = MessageReader(2**63).receive(HELLO + b"".join(reader.wire_out))[1:]
+    code = 0
+    if controls and not isinstance(controls[-1], Ping):
+        code = controls[-1].code
+    return (
+        [item for item in items if isinstance(item, (str, bytes))],
+        [control.payload for control in controls if isinstance(control, Ping)],
+        code,
+    )
+
+
+def _expected(stream: bytes, sizes: Sequence[int], our_code: int) -> Outcome:
+    """Return what wsproto makes of it, but for what is known."""
+    messages, pings, code, reason = _wsproto(cut(stream, sizes))
+    if our_code == 1002 and not code:
+        # A missing mask, or a bad opcode, is clear before the header is whole;
+        # wsproto waits for that.
+        _, _, code, reason = _wsproto([stream + bytes(16)])
+    if our_code == 1014 and reason == "CLOSE with unknown reserved code":
+        # Registered with IANA since.
+        code = 1014
+    return messages, pings, code
+
+
+def _wsproto(chunks: Iterator[bytes] | list[bytes]) -> tuple[list[object], list[bytes], int, str]:
+    connection = Connection(ConnectionType.SERVER)
+    messages: list[object] = []
+    pings: list[bytes] = []
+    parts: list[Any] = []
+    for chunk in chunks:
+        connection.receive_data(chunk)
+        try:
+            for event in connection.events():
+                if isinstance(event, (TextMessage, BytesMessage)):
+                    parts.append(event.data)
+                    if event.message_finished:
+                        messages.append(event.data[:0].join(parts))
+                        parts = []
+                elif isinstance(event, WsprotoPing):
+                    pings.append(bytes(event.payload))
+                elif isinstance(event, CloseConnection):
+                    return messages, pings, int(event.code), event.reason or ""
+        except RemoteProtocolError as error:
+            assert isinstance(error.event_hint, CloseConnection)
+            return messages, pings, int(error.event_hint.code), str(error)
+    return messages, pings, 0, ""
+
+
+# From the producer
+
+MIN_DEFLATE: Final = (0, 1, 20, 256)
+# What the bridge does after a piece, by the upper bits of its byte.
+INSERT_PING: Final = 0x80
+INSERT_PONG: Final = 0xA0
+INSERT_BOTH: Final = 0xC0
+INSERT_LAST: Final = 0xE0
+PIECES: Final = (*range(1, 17), 20, 32, 50, 64, 100, 125, 126, 127, 128, 150, 200, 256, 300, 500)
+LAST: Final = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "going away"))
+
+
+def producer_reader(data: bytes) -> None:
+    """A producer's bytes reach the client as good frames, and as the same messages."""
+    # An agreement; the shortest message to compress; the level; for each piece, in
+    # turn, its size (an index in PIECES) and what the bridge inserts after it; what
+    # the producer sends.
+    source = Source(data)
+    deflate = _agreement(source)
+    min_bytes = source.choose(MIN_DEFLATE)
+    level = 1 + source.byte() % 9
+    turns = source.short_list()
+    stream = source.rest()
+    expected = producer_stream(stream)
+
+    # Without anything of the bridge's: the very bytes.
+    reader = ProducerReader(deflate, min_bytes, level)
+    _check_end(reader.receive(stream), expected)
+    assert reader.ignored == expected.ignored
+    if not deflate and not expected.ignored:
+        assert b"".join(reader.client_out) == stream[: expected.passed]
+
+    inserting = _Inserting(ProducerReader(deflate, min_bytes, level), ClientView(deflate))
+    sizes = [PIECES[turn % 32 % len(PIECES)] for turn in turns]
+    ended: wire.Close | Violation | None = None
+    for index, piece in enumerate(cut(stream, sizes)):
+        end = inserting.reader.receive(piece)
+        assert not (end and ended), "two ends"
+        ended = end or ended
+        inserting.take()
+        if turns:
+            inserting.insert(turns[index % len(turns)] & 0xE0)
+    inserting.finish(has_ended=ended is not None)
+
+    view = inserting.view
+    events = [event for event in view.events if event[1] not in inserting.tags]
+    if inserting.sent_last:
+        assert events == expected.events[: len(events)]
+        return
+    _check_end(ended, expected)
+    assert events == expected.events
+    if expected.is_between:
+        # What a producer sends in fragments arrives so, compressed or not.
+        assert view.payload == expected.partial
+    else:
+        assert view.payload.startswith(expected.partial)
+
+
+class _Inserting:
+    """A producer's reader, its client, and frames of the bridge's own."""
+
+    def __init__(self, reader: ProducerReader, view: ClientView) -> None:
+        self.reader = reader
+        self.view = view
+        self.sent_last = False
+        self.tags: list[bytes] = []  # payloads of what was inserted
+        self._sent_at_once: list[bytes] = []
+
+    def take(self) -> None:
+        """Give the client what there is for it."""
+        self.view.feed(b"".join(self.reader.client_out))
+        self.reader.client_out.clear()
+        assert self.reader.is_between_frames == self.view.is_between
+        assert self.reader.has_ended == self.view.is_closed
+
+    def insert(self, action: int) -> None:
+        """Insert what the upper bits of a turn say."""
+        if action in (INSERT_PING, INSERT_BOTH):
+            self._insert(wire.PING)
+        if action in (INSERT_PONG, INSERT_BOTH):
+            self._insert(wire.PONG)
+        if action == INSERT_LAST and not self.sent_last:
+            self.sent_last = True
+            self.reader.insert_last(LAST)
+            self.take()
+
+    def _insert(self, opcode: int) -> None:
+        # No producer of a fuzzer's sends these by chance.
+        tag = b"#%d \xd5\x1c\x93\x7e\xa8" % len(self.tags)
+        self.tags.append(tag)
+        if self.reader.is_between_frames and not self.sent_last:
+            self._sent_at_once.append(tag)
+        self.reader.insert(wire.encode_frame(opcode, tag))
+        self.take()
+
+    def finish(self, has_ended: bool) -> None:
+        """Check what the client has of it."""
+        seen = [payload for _, payload in self.view.events if payload in self.tags]
+        assert len(set(seen)) == len(seen)
+        assert set(self._sent_at_once) <= set(seen)
+        before = len(self.view.events)
+        if self.sent_last:
+            assert self.reader.has_ended == self.reader.is_between_frames
+            self.reader.insert(wire.encode_frame(wire.PING, b"late"))
+            if self.reader.has_ended:
+                assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) is None
+        if has_ended:
+            assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) is None
+        self.take()
+        assert len(self.view.events) == before, "something after the end"
+
+
+def _check_end(end: wire.Close | Violation | None, expected: Meaning) -> None:
+    if isinstance(end, Violation):
+        assert end.code in expected.codes
+    else:
+        assert not expected.codes
+        assert end == (wire.Close(*expected.close) if expected.close else None)
+
+
+# On the wire
+
+READER_LIMITS: Final = (10, 126, 1000, 2**40)
+
+
+def messages(data: bytes) -> None:
+    """The library makes the same items of the wire's bytes however they are cut."""
+    # A limit, with 0x80 for an OPEN before; sizes of the pieces; what the bridge sends.
+    source = Source(data)
+    flags = source.byte()
+    limit = READER_LIMITS[flags % len(READER_LIMITS)]
+    sizes = source.short_list()
+    stream = (HELLO if flags & 0x80 else b"") + source.rest()
+
+    expected = bridge_stream(stream, limit)
+    ways = [sizes] if sizes else []
+    if len(stream) <= MAX_BYTEWISE:
+        ways.append([1])
+    for way in ([], *ways):
+        reader = MessageReader(limit)
+        items: list[Item] = []
+        for piece in cut(stream, way):
+            items += reader.receive(piece)
+        end = items.pop() if expected.codes or expected.close else None
+        if expected.codes:
+            assert isinstance(end, WireViolation) and end.code in expected.codes
+        elif expected.close:
+            assert end == wire.Close(*expected.close)
+        assert items == list(map(_item, expected.events))
+        if end:
+            assert reader.receive(HELLO + stream) == []
+        elif expected.opcode:
+            assert not reader.is_idle
+
+
+def documents(data: bytes) -> None:
+    """The two JSON documents of the wire are read or refused, and survive the way back."""
+    # 0 for an OPEN, 1 for an ANSWER; the document.
+    kind: type[wire.Open | Answer] = Answer if data[:1] == b"\1" else wire.Open
+    try:
+        value = kind.decode(data[1:])
+    except WireError as error:
+        wire.encode_close(error.code, wire.truncate_reason(error.reason))
+        return
+    frame = value.encode()
+    found = wire.decode_header(frame, 0)
+    assert found
+    first, length, start = found
+    assert first == wire.FIN | (wire.ANSWER if kind is Answer else wire.OPEN)
+    assert start + length == len(frame)
+    assert kind.decode(frame[start:]) == value
+
+
+# Both sides
+
+CLIENT, PRODUCER, CLIENT_EOF, PRODUCER_EOF, PING, END, CONGESTED, RESUME = range(8)
+ENDS: Final = (End.GOING_AWAY, End.IDLE, End.NO_PONG, End.TOO_SLOW)
+FAIL: Final = 24  # the upper bits of an END that is an error of ours
+ORDER: Final = list(Phase)
+
+
+def session(data: bytes) -> None:
+    """A session takes whatever happens, in whatever order; both sides get good frames."""
+    # An agreement; a limit; a buffer, with 0x80 for a limit of the rate; the
+    # shortest message to compress; then steps: a byte (what, and in its upper bits how),
+    # and for bytes of a side their number, 0 for 256, and they.
+    source = Source(data)
+    deflate = _agreement(source)
+    limit = source.choose(MESSAGE_LIMITS[:4])
+    flags = source.byte()
+    session = Session(
+        Settings(
+            max_message=limit,
+            max_buffer=BUFFER_LIMITS[flags % len(BUFFER_LIMITS)],
+            message_rate=Rate(3, 1.0) if flags & 0x80 else None,
+            deflate_min_size=source.choose(MIN_DEFLATE),
+        ),
+        deflate,
+    )
+    session.open(OPEN)
+    sides = _Sides(session, deflate)
+    now = 0.0
+    while not source.is_empty:
+        step = source.byte()
+        what, how = step & 7, step >> 3
+        if what == CLIENT:
+            session.receive_client(source.take(source.byte() or 256), now)
+        elif what == PRODUCER:
+            session.receive_producer(source.take(source.byte() or 256))
+        elif what == CLIENT_EOF:
+            session.receive_client_eof()
+        elif what == PRODUCER_EOF:
+            session.receive_producer_eof()
+            assert sides.client.is_between or session.phase is Phase.GONE
+        elif what == PING:
+            assert session.ping() == sides.client.is_between or session.phase is Phase.GONE
+        elif what == END and how < FAIL:
+            session.close(ENDS[how % len(ENDS)])
+        elif what == END:
+            session.fail()
+        elif what == CONGESTED:
+            session.set_congested(bool(how & 1))
+        elif session.is_paused:
+            session.receive_client(b"", now)
+        else:
+            now += how
+        sides.check()
+    session.counts()
+
+
+class _Sides:
+    """What the two sides of a session receive."""
+
+    def __init__(self, session: Session, deflate: Agreement | None) -> None:
+        self.session = session
+        self.client = ClientView(deflate)
+        self.producer = ProducerView()
+        self._phase = Phase.OPEN
+        self._client_finished = self._producer_finished = False
+        (hello,) = session.to_producer
+        assert hello == HELLO
+        session.to_producer.clear()
+
+    def check(self) -> None:
+        """Take what the session puts out, as the bridge does after every call."""
+        session = self.session
+        if self._phase is Phase.GONE:
+            session.to_client.clear()  # the bridge has closed the client, and the producer
+        assert not (self._client_finished and session.to_client), "client_finished was wrong"
+        assert not (self._producer_finished and session.to_producer), "producer_finished was wrong"
+        self.client.feed(b"".join(session.to_client))
+        self.producer.feed(b"".join(session.to_producer))
+        session.to_client.clear()
+        session.to_producer.clear()
+        session.ignored.clear()
+        assert self.producer.is_between
+
+        assert ORDER.index(session.phase) >= ORDER.index(self._phase), "back to an earlier phase"
+        self._phase = session.phase
+        assert (session.end is None) == (session.phase is Phase.OPEN)
+        if session.end:
+            code = session.close_code
+            assert code == wire.ABNORMAL or code == wire.NO_CODE or wire.is_sendable_code(code)
+        if session.phase is Phase.OPEN:
+            assert not self.client.is_closed and not self.producer.is_closed
+        elif session.phase is not Phase.GONE:
+            # The client has its CLOSE, but for one that waits for the end of a frame.
+            assert self.client.is_closed == self.client.is_between
+        assert session.client_finished or not self._client_finished
+        assert session.producer_finished or not self._producer_finished
+        self._client_finished = session.client_finished
+        self._producer_finished = session.producer_finished
+
+
+# The handshake
+
+
+def settings(data: bytes) -> None:
+    """What an owner sets is taken or refused by name."""
+    # Lines of a name, without its prefix, and a value.
+    environ = {}
+    for line in data.decode("utf-8", "replace").split("\n"):
+        name, _, value = line.partition(" ")
+        environ[PREFIX + name] = value
+    try:
+        found = parse_settings(environ)
+    except BadSetting as refusal:
+        assert refusal.status.startswith("500")
+        assert refusal.name in environ and refusal.name in refusal.logged and refusal.allowed
+        assert refusal.name not in refusal.told
+        return
+    assert found.max_message >= 1 and 4096 <= found.max_buffer <= 16 * 1024 * 1024
+    assert found.connect_timeout >= 0.001 and found.close_timeout >= 0.001
+    for time in (found.ping_interval, found.ping_timeout, found.idle_timeout, found.send_timeout):
+        assert time == 0 or 0.001 <= time < 1e9
+    for count in (
+        found.max_connections,
+        found.max_connections_per_address,
+        found.max_connections_per_endpoint,
+    ):
+        assert 0 <= count <= 1 << 20
+    if found.message_rate:
+        assert found.message_rate.burst >= 1 and found.message_rate.per_s > 0
+    if found.origins != ("*",):
+        assert all(normalise_origin(origin) == origin for origin in found.origins)
+    assert found.deflate_min_size >= 0
+    assert 1 <= found.deflate_level <= 9 and 9 <= found.deflate_window_bits <= 15
+    assert found.accept in ("bridge", "producer")
+    assert not found.root or found.root.startswith("/")
+    # What is read is ready for use.
+    ClientReader(found.max_message, found.max_buffer)
+
+
+GOOD_REQUEST: Final = {
+    "REQUEST_METHOD": "GET",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "REQUEST_URI": "/chat.ws",
+    "wsgi.url_scheme": "http",
+    "HTTP_HOST": "example.org",
+    "HTTP_UPGRADE": "websocket",
+    "HTTP_CONNECTION": "Upgrade",
+    "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+    "HTTP_SEC_WEBSOCKET_VERSION": "13",
+}
+ORIGINS: Final = ((), ("*",), ("https://b.example", "http://[::1]:8080"), ("null",))
+FORWARDED: Final = ("off", "forwarded", "x-forwarded")
+SUBPROTOCOLS: Final = ((), ("chat",), ("x", "superchat"))
+_PSEUDO: Final = {
+    ":method": "REQUEST_METHOD",
+    ":protocol": "SERVER_PROTOCOL",
+    "content-length": "CONTENT_LENGTH",
+    "content-type": "CONTENT_TYPE",
+}
+_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9-]+")
+# What browsers send, in the form in which it can be compared as it is.
+_PLAIN_ORIGIN: Final = re.compile(r"https?://[a-z0-9-]+(\.[a-z0-9-]+)*")
+_PLAIN_HOST: Final = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*")
+
+
+def upgrade(data: bytes) -> None:
+    """A request is answered with the 101 that belongs to it, or refused."""
+    # A byte each for the settings of the origin, the subprotocols and the
+    # compression; then lines that end with CRLF: "name: value" of the request,
+    # "<name: value" of the producer's answer.
+    source = Source(data)
+    flags = source.byte()
+    subprotocols = source.choose(SUBPROTOCOLS)
+    compression = source.byte()
+    chosen = Settings(
+        origins=ORIGINS[flags & 3],
+        require_origin=bool(flags & 4),
+        forwarded=FORWARDED[(flags >> 3) % 3],
+        subprotocols=subprotocols,
+        deflate=bool(compression & 1),
+        deflate_context_takeover=bool(compression & 2),
+        deflate_window_bits=9 + (compression >> 2) % 7,
+    )
+    environ, extra = _request(source.rest())
+    try:
+        found = Upgrade.negotiate(environ, chosen)
+    except Refusal as refusal:
+        _check_refusal(refusal)
+        return
+    _check_origin(environ, chosen)
+    local = ("192.0.2.1", 80)
+    open_ = describe(environ, chosen, found, "1", is_tls=False, local=local)
+    (item,) = MessageReader().receive(open_.encode())
+    assert item == open_
+    try:
+        answer = Answer.accept(found.choose(chosen), extra)
+    except ValueError:
+        answer = Answer.accept(found.choose(chosen), ())
+    head = found.accept(chosen, answer.subprotocol, answer.headers)
+    _check_head(head, environ, answer)
+    _check_agreement(head, environ, chosen, found.deflate)
+
+
+def _request(lines: bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the WSGI environment, and the headers of the producer's answer."""
+    environ, extra = dict(GOOD_REQUEST), []
+    for line in lines.decode("latin-1").split("\r\n"):
+        name, _, value = line.partition(":" if line[:1] != ":" else " ")
+        if name[:1] == "<":
+            extra.append((name[1:], value[1:]))
+        elif name == ":scheme":
+            environ["wsgi.url_scheme"] = "https" if value == "https" else "http"
+        elif name.lower() in _PSEUDO:
+            environ[_PSEUDO[name.lower()]] = value.strip(" \t")
+        elif _FIELD_NAME.fullmatch(name):
+            # httpd passes on no other names.
+            environ["HTTP_" + name.upper().replace("-", "_")] = value.strip(" \t")
+    return environ, extra
+
+
+def _check_refusal(refusal: Refusal) -> None:
+    assert re.fullmatch(r"(4\d\d|501) [A-Z][A-Za-z ]+", refusal.status)
+    for text in (refusal.told, refusal.logged):
+        assert not set(text) & set("\r\n"), "a line of the log, or the answer, is broken"
+    h11.Response(
+        status_code=int(refusal.status[:3]),
+        headers=[(name.encode(), value.encode()) for name, value in refusal.headers],
+    )
+    assert refusal.body().endswith(b"\n")
+
+
+def _check_origin(environ: dict[str, str], chosen: Settings) -> None:
+    """Hold an accepted origin against the plainest case of the rule."""
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None:
+        assert not chosen.require_origin
+        return
+    if chosen.origins == ("*",):
+        return
+    assert origin.count("/") == 2 and "@" not in origin, "that is no origin"
+    if origin in chosen.origins or chosen.forwarded != "off":
+        return
+    if _PLAIN_ORIGIN.fullmatch(origin) and _PLAIN_HOST.fullmatch(environ["HTTP_HOST"]):
+        assert origin == f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}", origin
+
+
+def _check_head(head: bytes, environ: dict[str, str], answer: Answer) -> None:
+    """Check the head of the 101: what belongs there, and nothing else."""
+    client = h11.Connection(h11.CLIENT)
+    client.send(
+        h11.Request(
+            method="GET",
+            target="/",
+            headers=[("Host", "x"), ("Connection", "Upgrade"), ("Upgrade", "websocket")],
+        )
+    )
+    client.receive_data(head)
+    response = client.next_event()
+    assert isinstance(response, h11.InformationalResponse) and response.status_code == 101
+    assert client.trailing_data == (b"", False)
+    key = environ["HTTP_SEC_WEBSOCKET_KEY"].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    expected = [
+        (b"upgrade", b"WebSocket"),
+        (b"connection", b"Upgrade"),
+        (b"sec-websocket-accept", base64.b64encode(hashlib.sha1(key).digest())),
+    ]
+    if answer.subprotocol:
+        expected.append((b"sec-websocket-protocol", answer.subprotocol.encode()))
+        offered = environ["HTTP_SEC_WEBSOCKET_PROTOCOL"].split(",")
+        assert answer.subprotocol in [name.strip() for name in offered]
+    expected += [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
+    headers = [pair for pair in response.headers if pair[0] != b"sec-websocket-extensions"]
+    assert [(name, value.lower()) for name, value in headers[:2]] == [
+        (name, value.lower()) for name, value in expected[:2]
+    ]
+    assert headers[2:] == expected[2:]
+    assert head.count(b"\n") == len(response.headers) + 2
+
+
+def _check_agreement(
+    head: bytes, environ: dict[str, str], chosen: Settings, agreed: Agreement | None
+) -> None:
+    """Check what is said of permessage-deflate against the offers (RFC 7692 7.1)."""
+    lines = [
+        line.partition(b":")[2].strip().decode()
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"sec-websocket-extensions:")
+    ]
+    assert len(lines) == (agreed is not None)
+    if agreed is None:
+        return
+    assert chosen.deflate
+    name, *items = (item.strip() for item in lines[0].split(";"))
+    assert name == "permessage-deflate"
+    parameters = dict(item.partition("=")[::2] for item in items)
+    assert len(parameters) == len(items)
+    offers = [
+        {key.strip(): value.strip(' "') for key, _, value in pairs}
+        for offer in environ["HTTP_SEC_WEBSOCKET_EXTENSIONS"].split(",")
+        if offer.partition(";")[0].strip() == "permessage-deflate"
+        for pairs in [[item.partition("=") for item in offer.split(";")[1:]]]
+    ]
+    assert any(_is_answered(offer, parameters) for offer in offers)
+    client_bits = int(parameters.pop("client_max_window_bits", 15))
+    assert agreed.client_window_bits == client_bits
+    server_bits = int(parameters.pop("server_max_window_bits", 15))
+    assert agreed.server_window_bits == server_bits
+    assert 8 <= client_bits <= 15 and 9 <= server_bits <= chosen.deflate_window_bits
+    server_forgets = parameters.pop("server_no_context_takeover", None) is not None
+    client_forgets = parameters.pop("client_no_context_takeover", None) is not None
+    assert agreed.server_keeps_context == (not server_forgets)
+    assert agreed.client_keeps_context == (not client_forgets)
+    assert chosen.deflate_context_takeover or (server_forgets and client_forgets)
+    assert not parameters
+
+
+def _is_answered(offer: dict[str, str], answer: dict[str, str]) -> bool:
+    """Tell whether an answer is one that RFC 7692 7.1 allows to an offer."""
+    client, server = "client_max_window_bits", "server_max_window_bits"
+    return (
+        (client not in answer or client in offer)
+        and int(answer.get(client, 15)) <= int(offer.get(client) or 15)
+        and int(answer.get(server, 15)) <= int(offer.get(server) or 15)
+        and ("server_no_context_takeover" not in offer or "server_no_context_takeover" in answer)
+    )
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    target.__name__: target
+    for target in (
+        client_reader,
+        client_reader_vs_wsproto,
+        producer_reader,
+        messages,
+        documents,
+        session,
+        settings,
+        upgrade,
+    )
+}
