@@ -102,6 +102,13 @@ def test_other_methods(event_site: Site, method: str) -> None:
         assert client.read_head()[0] == 426
 
 
+def test_a_line_of_the_log_cannot_be_forged(event_site: Site) -> None:
+    assert answer(event_site, request("/ws/x%0aFORGED"))[0] == 404
+    assert answer(event_site, request("/x%0aFORGED.ws"))[0] == 404
+    lines = wait_for(lambda: event_site.log_lines("FORGED"))
+    assert all("does not exist" in line for line in lines), lines
+
+
 @pytest.mark.parametrize(("path", "name"), [("/absent.ws", "absent.ws"), ("/ws/absent", "absent")])
 def test_no_such_file(event_site: Site, path: str, name: str) -> None:
     status, _, body = answer(event_site, request(path))

@@ -470,6 +470,27 @@ def test_what_the_transport_holds_behind_a_pause_is_not_forgotten(
     assert [peers.next_item() for _ in range(3)] == [bytes(1_000_000), b"x" * 9000, "end"]
 
 
+class Waiting(PlainTransport):
+    """As OpenSSL while it must write before it reads on."""
+
+    needs_writing = True
+
+
+def test_a_transport_that_must_write_is_no_way_around_a_slow_producer(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(transport=Waiting, max_message=1 << 40)
+    peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
+    peers.client.setblocking(False)
+    stalled(peers.client, b"x" * 60_000)
+    used = sum(os.times()[:2])
+    let_pass(0.5)
+    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    assert sum(os.times()[:2]) - used < 0.3
+    assert peers.producer.recv(1 << 20)  # and it goes on
+    wait_for(lambda: select.select([], [peers.client], [], 0)[1])
+
+
 def test_what_the_producer_sends_is_compressed(connect: Callable[..., Peers]) -> None:
     peers = connect(deflate_agreement=Agreement())
     peers.producer.sendall(wire.encode_frame(wire.TEXT, b"hello " * 1000))

@@ -97,6 +97,14 @@ def test_nothing_there() -> None:
     assert not made.needs_writing
 
 
+def test_a_wait_for_the_socket_ends_with_what_is_read() -> None:
+    made, _ = session(WANT_WRITE, FULL)
+    assert made.recv(4 * tls.RECORD_BYTES) is None
+    assert made.needs_writing
+    assert made.recv(4 * tls.RECORD_BYTES) == FULL * 4
+    assert not made.needs_writing
+
+
 def test_writing_sends_record_by_record_until_the_socket_is_full() -> None:
     made, library = session()
     assert made.send(b"y" * 40_000) == 40_000
