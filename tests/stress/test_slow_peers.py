@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -20,7 +21,7 @@ from apachews import Client, Event, Server, wire
 
 from ..conftest import wait_for
 from ..frames import masked
-from ..raw_client import RawClient
+from ..raw_client import RawClient, request
 from ..site import Site, running_site
 from .conftest import scaled
 
@@ -30,6 +31,7 @@ MESSAGE = b"x" * 16384
 BUFFER_BYTES = 65536
 # docs/how-it-works.md: "Memory"
 CONNECTION_BYTES = 16 * 1024
+INFLATER_BYTES = 44 * 1024  # with the largest window
 SETTINGS = """
 SetEnv APACHEWS_SEND_TIMEOUT 5s
 SetEnv APACHEWS_CLOSE_TIMEOUT 2s
@@ -197,3 +199,26 @@ def test_a_producer_that_never_reads(site: Site, both: bool) -> None:
             # It is not their fault: they wait.
             assert not site.log_lines(r"deaf\.ws closed")
             assert re.search(r"deaf\.ws HTTP/1\.1\" 101", site.apache.access_log)
+
+
+@pytest.mark.timeout(300)
+def test_bombs_that_wait_for_their_producer(site: Site) -> None:
+    """Each client's 60 KiB mean 60 MiB; what is held is what came, and one buffer of it."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = stream.compress(bytes(60 << 20)) + stream.flush(zlib.Z_SYNC_FLUSH)
+    deaf = Deaf(site, "deaf.ws")
+    with ExitStack() as stack:
+        stack.callback(deaf.close)
+        before = site.resident_bytes()
+        for _ in range(CLIENTS):
+            client = RawClient(site.dial("ws"))
+            stack.callback(client.socket.close)
+            client.send(request("/deaf.ws", Sec_WebSocket_Extensions="permessage-deflate"))
+            assert client.read_head()[0] == 101
+            client.send(masked(0xC2, bomb[:-4]))
+        with RawClient(site.dial("ws")).upgrade() as fast:
+            fast.send(masked(0x81, b"hi"))
+            assert fast.read_frame() == (0x81, b"hi")
+        per_client = (site.resident_bytes() - before) / CLIENTS
+        print(f"Apache: {per_client / 1024:.1f} KiB for each bomb of {len(bomb) >> 10} KiB")
+        assert per_client <= 2 * BUFFER_BYTES + INFLATER_BYTES + CONNECTION_BYTES
