@@ -508,6 +508,20 @@ def upgrade() -> Seeds:
         ),
         "deflate-bits-8": (0, 0, everything, deflate + "; client_max_window_bits=8"),
         "deflate-server-bits-8": (0, 0, everything, deflate + "; server_max_window_bits=8"),
+        "deflate-bits-no-number": (
+            0,
+            0,
+            everything,
+            deflate + "; client_max_window_bits=x, permessage-deflate; server_max_window_bits,"
+            " permessage-deflate; client_max_window_bits=12",
+        ),
+        # (httpd lets no such character through.)
+        "deflate-bits-and-controls": (
+            0,
+            0,
+            everything,
+            deflate + "; client_max_window_bits=12\x1c\x1c, permessage-deflate; x",
+        ),
         "deflate-quoted": (0, 0, everything, deflate + '; server_max_window_bits="12"'),
         "deflate-small": (0, 0, 1, deflate + "; client_max_window_bits"),
         "deflate-small-without-bits": (0, 0, 1, deflate),

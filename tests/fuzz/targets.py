@@ -718,7 +718,7 @@ def _check_agreement(
     parameters = dict(item.partition("=")[::2] for item in items)
     assert len(parameters) == len(items)
     offers = [
-        {key.strip(): value.strip(' "') for key, _, value in pairs}
+        {key.strip(): value.strip().strip('"') for key, _, value in pairs}
         for offer in environ["HTTP_SEC_WEBSOCKET_EXTENSIONS"].split(",")
         if offer.partition(";")[0].strip() == "permessage-deflate"
         for pairs in [[item.partition("=") for item in offer.split(";")[1:]]]
@@ -742,10 +742,15 @@ def _is_answered(offer: dict[str, str], answer: dict[str, str]) -> bool:
     client, server = "client_max_window_bits", "server_max_window_bits"
     return (
         (client not in answer or client in offer)
-        and int(answer.get(client, 15)) <= int(offer.get(client) or 15)
-        and int(answer.get(server, 15)) <= int(offer.get(server) or 15)
+        and int(answer.get(client, 15)) <= _most_bits(offer.get(client) or "15")
+        and int(answer.get(server, 15)) <= _most_bits(offer.get(server, "15"))
         and ("server_no_context_takeover" not in offer or "server_no_context_takeover" in answer)
     )
+
+
+def _most_bits(value: str) -> int:
+    """Return what a parameter allows, 0 where it cannot be answered."""
+    return int(value) if re.fullmatch("[89]|1[0-5]", value) else 0
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
