@@ -540,6 +540,7 @@ def upgrade() -> Seeds:
         "deflate-twice": (0, 0, everything, deflate + ", permessage-deflate"),
         "deflate-off": (0, 0, 0, deflate),
         "answer-headers": (0, 0, 0, "<X-A: b\r\n<Set-Cookie: c=\xe9"),
+        "answer-header-host": (0, 0, 0, "<X-A: b\r\n<Host: c\r\n<X-A: a"),
         "answer-header-injects": (0, 0, 0, "<X-A: b\nX-B: c"),
         "headers": (0, 0, 0, "Accept: */*\r\nX-Latin: \xe9\r\nExpect: 100-continue"),
         "bad-method": (0, 0, 0, ":method POST"),
