@@ -101,7 +101,7 @@ class Answer:
                 type or may not be sent.
         """
         try:
-            document = json.loads(payload)
+            document = json.loads(payload.decode())
             headers = tuple(
                 (wire.require_text(name), wire.require_text(value))
                 for name, value in document["headers"]

@@ -255,7 +255,7 @@ class Open:
                 missing or of the wrong type.
         """
         try:
-            document = json.loads(payload)
+            document = json.loads(payload.decode())
         except (ValueError, RecursionError) as error:
             raise WireError("OPEN is not a JSON document in UTF-8") from error
         if not isinstance(document, dict) or document.get("version") != VERSION:

@@ -66,10 +66,12 @@ def own_origin(environ: Mapping[str, Any], forwarded: str) -> str:
     if forwarded == "forwarded":
         # Each proxy adds an element; the first is by the one nearest to the client.
         element = environ.get("HTTP_FORWARDED", "").partition(",")[0]
-        pairs = {
-            name.lower(): re.sub(r"\\(.)", r"\1", quoted) or token
-            for name, quoted, token in _PAIR.findall(element)
-        }
+        pairs, at = {}, 0
+        # Pair by pair: a search would begin again at every character of a long header.
+        while match := _PAIR.match(element, at):
+            name, quoted, token = match.groups(default="")
+            pairs[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) or token
+            at = match.end()
         scheme, host = pairs.get("proto", scheme), pairs.get("host", host)
     elif forwarded == "x-forwarded":
         scheme = _first(environ, "HTTP_X_FORWARDED_PROTO") or scheme
@@ -119,6 +121,6 @@ def require_origin(environ: Mapping[str, Any], settings: Settings) -> None:
         raise Refusal(
             "403 Forbidden",
             "This page's origin may not connect here.",
-            f"Origin {origin!r:.100} is not the site's own, {own or 'which is not known'};"
+            f"Origin {origin!r:.100} is not the site's own, {own or 'not known'!r:.100};"
             " to allow it, add it to SetEnv APACHEWS_ORIGINS",
         )

@@ -63,7 +63,18 @@ def test_bad_answers_are_named(changes: dict[str, object], text: str) -> None:
     assert text in caught.value.reason
 
 
-@pytest.mark.parametrize("payload", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff",
+        b"[" * 100_000,
+        '{"accept":true,"headers":[]}'.encode("utf-16"),
+    ],
+)
 def test_no_answer_at_all(payload: bytes) -> None:
     with pytest.raises(WireError):
         Answer.decode(payload)
