@@ -139,6 +139,7 @@ class Bridge:
             for connection, farewell in adopted:
                 self._give_up(connection, farewell)
             for connection in {*self._clients.values(), *self._producers.values()}:
+                connection.session.fail()  # where it has no end yet: the loop broke off
                 connection.close()
                 self._log_close(connection)
             for farewell in self._farewells.values():
@@ -520,7 +521,8 @@ class Bridge:
 
     def _log_close(self, connection: Connection) -> None:
         session = connection.session
-        end = session.end or End.FAILED
+        end = session.end
+        assert end, "nothing is closed without an end"
         connection.log.write(
             end.level,
             f"{connection.name} closed by {end.by} ({end.name})"

@@ -178,14 +178,14 @@ class ClientReader:
                 payload = unmask(
                     data[payload_at : payload_at + length], data[position + 2 : payload_at]
                 )
+                self.messages += 1
+                if self.messages + self.controls > self.max_frames:
+                    raise _too_many()
                 try:
                     payload.decode()
                 except UnicodeDecodeError:
                     raise _not_utf8() from None
-                self.messages += 1
                 self.payload_bytes += length
-                if self.messages + self.controls > self.max_frames:
-                    raise _too_many()
                 self.wire_out.append(bytes((first, length)) + payload)
                 position = payload_at + length
                 continue

@@ -367,8 +367,7 @@ def client_stream(data: bytes, limit: int, max_frames: int, deflate: Agreement |
             if opcode or is_empty:
                 count += 1
                 if max_frames and count > max_frames:
-                    # A text may be found to be no UTF-8 before it is counted.
-                    raise Wrong(1008, 1007) if opcode == TEXT else Wrong(1008)
+                    raise Wrong(1008)
             if opcode in CONTROLS:
                 meaning.events.append((opcode, frame.payload))
                 continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,8 +158,3 @@ def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, nam
     made = Watch(Settings(**settings), now)  # type: ignore[arg-type]
     made.waiting_since = now if name == "send_timeout" else 0.0
     assert made.due(made.next_at()) is not None
-
-
-@pytest.mark.parametrize("due", list(Due))
-def test_every_cause_says_what_it_is(due: Due) -> None:
-    assert due.value
