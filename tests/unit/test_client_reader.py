@@ -28,17 +28,30 @@ LIMIT = 70_000
 Feed: TypeAlias = "tuple[list[object], list[Control]]"
 
 
-def feed(data: bytes, size: int | None = None) -> Feed:
-    """Return the messages that the producer's library makes of it, and the controls."""
-    reader = ClientReader(LIMIT)
+def feed(
+    data: bytes,
+    size: int | None = None,
+    buffer: int = 65536,
+    deflate: Agreement | None = None,
+) -> Feed:
+    """Return the messages that the producer's library makes of it, and the controls.
+
+    The reader is fed as a bridge does, which takes what is there at each pause.
+    """
+    reader = ClientReader(LIMIT, buffer, deflate)
     messages = MessageReader(10 * LIMIT)
     messages.receive(wire.Open(id="1", uri="/").encode())
     items: list[object] = []
     controls: list[Control] = []
     for start in range(0, len(data), size or max(1, len(data))):
         controls += reader.receive(data[start : start + (size or len(data))])
-        items += messages.receive(b"".join(reader.wire_out))
-        reader.wire_out.clear()
+        while True:
+            assert sum(map(len, reader.wire_out)) <= buffer + len(data)
+            items += messages.receive(b"".join(reader.wire_out))
+            reader.wire_out.clear()
+            if not reader.is_paused:
+                break
+            controls += reader.receive(b"")
     return items, controls
 
 
@@ -208,25 +221,6 @@ def deflated(data: bytes, *, first: int = 0xC1, cuts: tuple[int, ...] = ()) -> b
     return b"".join([*frames[:-1], bytes(last)])
 
 
-def inflate(data: bytes, size: int | None = None, buffer: int = 1000) -> Feed:
-    """Feed a reader as a bridge does, which takes what is there at each pause."""
-    reader = ClientReader(LIMIT, buffer, DEFLATE)
-    messages = MessageReader(10 * LIMIT)
-    messages.receive(wire.Open(id="1", uri="/").encode())
-    items: list[object] = []
-    controls: list[Control] = []
-    for start in range(0, len(data), size or max(1, len(data))):
-        controls += reader.receive(data[start : start + (size or len(data))])
-        while True:
-            assert sum(map(len, reader.wire_out)) <= buffer + len(data)
-            items += messages.receive(b"".join(reader.wire_out))
-            reader.wire_out.clear()
-            if not reader.is_paused:
-                break
-            controls += reader.receive(b"")
-    return items, controls
-
-
 COMPRESSED: list[tuple[str, bytes, list[object]]] = [
     ("one frame", deflated(b"hello"), ["hello"]),
     ("binary", deflated(b"\xff\0", first=0xC2), [b"\xff\0"]),
@@ -258,7 +252,7 @@ def test_compressed_messages(
 ) -> None:
     if buffer == 1 and len(data) > 60:
         buffer = 97
-    assert inflate(data, size, buffer) == (items, [])
+    assert feed(data, size, buffer, DEFLATE) == (items, [])
 
 
 @pytest.mark.parametrize("size", [None, 1])
@@ -278,7 +272,7 @@ def test_compressed_messages(
     ],
 )
 def test_violations_with_compression(data: bytes, code: int, size: int | None) -> None:
-    _, controls = inflate(data + masked(TEXT, b"late"), size)
+    _, controls = feed(data + masked(TEXT, b"late"), size, 1000, DEFLATE)
     violation = controls[-1]
     assert isinstance(violation, Violation)
     assert violation.code == code
@@ -426,5 +420,9 @@ def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None
         position += size
     ours, code = outcome_of_ours(chunks, deflate=deflate)
     theirs, their_code = outcome_of_wsproto(chunks, deflate=deflate)
+    if code == 1002 and not their_code:
+        # A missing mask, or a bad opcode, is clear before the header is whole;
+        # wsproto waits for that.
+        theirs, their_code = outcome_of_wsproto([*chunks, bytes(16)], deflate=deflate)
     assert code == their_code
     assert ours == theirs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "how-it-works.md"
 
 # What a layer must not import, and the modules it consists of.
 CORE_NEVER = {"socket", "select", "ctypes", "threading", "asyncio", "time", "os", "signal"}
@@ -101,6 +103,16 @@ LAYER_OF = {module: layer for layer, (members, _) in LAYERS.items() for module i
 
 def test_every_module_has_a_layer() -> None:
     assert set(modules()) == set(LAYER_OF)
+
+
+def test_the_documented_table_is_this_one() -> None:
+    rows = re.findall(r"^\| ([a-zA-Z ]+) \| (`.+`) \|", TABLE.read_text(), re.MULTILINE)
+    documented = {layer: set(re.findall(r"`(\w+)`", names)) for layer, names in rows}
+    # (Both packages' exceptions are of no layer's interest, nor are the packages.)
+    assert documented == {
+        layer: {name.rpartition(".")[2] for name in members if "." in name} - {"exceptions"}
+        for layer, (members, _) in LAYERS.items()
+    }
 
 
 @pytest.mark.parametrize("name", sorted(LAYER_OF))
