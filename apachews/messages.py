@@ -35,6 +35,11 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The bridge's answer to MOVE: the client's next message goes to another producer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Violation:
     """The bytes break the wire's rules or the size limit; nothing follows."""
 
@@ -42,7 +47,7 @@ class Violation:
     reason: str
 
 
-Item: TypeAlias = "str | bytes | wire.Open | wire.Close | Pong | Violation"
+Item: TypeAlias = "str | bytes | wire.Open | wire.Close | Pong | Moved | Violation"
 
 _TEXT_WHOLE: Final = wire.FIN | wire.TEXT
 
@@ -187,6 +192,8 @@ class MessageReader:
             self._finish()
         elif opcode == wire.PONG:
             items.append(Pong(payload))
+        elif opcode == wire.MOVE:
+            items.append(Moved())
         else:
             # PING and ANSWER do not occur in this direction, and the other opcodes
             # are reserved: left out, so that the wire can grow (docs/wire.md).

@@ -22,12 +22,13 @@ from .exceptions import WireError
 
 VERSION: Final = 1
 
-# Opcodes (RFC 6455 5.2), and OPEN and ANSWER, which take numbers reserved there.
+# Opcodes (RFC 6455 5.2), and OPEN, ANSWER and MOVE, which take numbers reserved there.
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
 OPEN: Final = 0x3
 ANSWER: Final = 0x4
+MOVE: Final = 0x5
 CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA

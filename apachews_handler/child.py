@@ -1,40 +1,111 @@
-"""The one bridge of an Apache child, made when it is first needed.
+"""A child of Apache: its one bridge, and what becomes of that at the child's end.
 
-Contract: ``bridge()`` from any thread.  Subscribes to the child's end, so that
-clients hear of it and the thread is gone before Python is taken down.
+Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(pid_file)``
+from any thread.
+
+How this works: a child that leaves because others take its place (a graceful
+restart, MaxConnectionsPerChild, too many spare ones) entrusts its WebSockets to a
+custodian; one that is stopped says goodbye to them.  Which of the two it is:
+
+- with the event and worker MPMs httpd's hook tells, as soon as the child is told and
+  before it waits for its workers, one of which may be busy for long;
+- with prefork, a stop ends the child inside the handler of its signal, which is
+  blocked meanwhile.  Otherwise it leaves on its own.
+
+Python hears of the end from mod_wsgi, on the main thread, when no worker is left.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
+import signal
 import threading
 
+from . import custodian
 from .bridge import Bridge
+from .httpd import HttpdError, is_threaded, on_child_stopping
 
-_lock = threading.Lock()
-_bridge: Bridge | None = None
-
-
-def bridge() -> Bridge:
-    """Return the child's bridge, started."""
-    global _bridge
-    with _lock:
-        if _bridge is None:
-            made = Bridge()
-            made.start()
-            _subscribe_end(made)
-            _bridge = made
-        return _bridge
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
 
 
-def _subscribe_end(made: Bridge) -> None:
-    def end(*_: object, **__: object) -> None:
-        made.stop()
+class Child:
+    """This child of Apache."""
 
-    try:
-        # On the main thread, before Python's own end (mod_wsgi 4.9 and later).
-        from mod_wsgi import subscribe_shutdown
-    except ImportError:
-        atexit.register(end)
-    else:
-        subscribe_shutdown(end)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bridge: Bridge | None = None
+        self._pid_file: str | None = None
+        self._apache = os.getppid()
+        # None: nobody tells, and so the end is taken for a stop.
+        self._is_graceful: bool | None = None
+        self._is_prefork = False
+
+    def prepare(self) -> None:
+        """Ask to be told of the child's end.
+
+        Only where this is the main thread before the workers begin: where the
+        configuration lacks WSGIImportScript, a child that ends says goodbye to its
+        clients, whatever the reason.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            if is_threaded():
+                on_child_stopping(self._on_stopping)
+            else:
+                self._is_prefork = True
+        except HttpdError:
+            pass  # no httpd, or one that does not tell
+
+    def bridge(self, pid_file: str | None) -> Bridge:
+        """Return the child's bridge, started.
+
+        Args:
+            pid_file: Apache's, if known.
+        """
+        with self._lock:
+            if self._bridge is None:
+                made = Bridge()
+                made.start()
+                self._bridge = made
+                self._pid_file = pid_file
+                self._subscribe_end()
+            return self._bridge
+
+    def _on_stopping(self, is_graceful: bool) -> None:
+        self._is_graceful = is_graceful
+        # Now: a worker that is busy could keep the child from its end until it is killed.
+        if not is_graceful and self._bridge:
+            self._bridge.begin_stop()
+
+    def _subscribe_end(self) -> None:
+        try:
+            # On the main thread, before Python's own end (mod_wsgi 4.9 and later).
+            from mod_wsgi import subscribe_shutdown
+        except ImportError:
+            atexit.register(self._end)
+        else:
+            subscribe_shutdown(self._end)
+
+    def _end(self, *_: object, **__: object) -> None:
+        bridge = self._bridge
+        assert bridge, "this was subscribed to with a bridge"
+        if not self._is_leaving() or not bridge.freeze():
+            bridge.stop()
+        elif not custodian.entrust(bridge, self._apache, self._pid_file):
+            custodian.say_goodbye(bridge.thaw())
+
+    def _is_leaving(self) -> bool:
+        """Tell whether others take this child's place."""
+        if os.getppid() != self._apache:
+            return False  # there is no Apache any more
+        if self._is_prefork:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            return not mask & _STOP_SIGNALS
+        return self._is_graceful is True
+
+
+_child = Child()
+prepare = _child.prepare
+bridge = _child.bridge

@@ -81,6 +81,7 @@ class ClientReader:
     __slots__ = (
         "_decode",
         "_deflate",
+        "_discards",
         "_fin",
         "_finished",
         "_inflater",
@@ -126,7 +127,17 @@ class ClientReader:
         self._next_opcode = 0  # the next fragment's: that, then CONTINUATION
         self._message_bytes = 0
         self._decode: Callable[[bytes, bool], str] | None = None  # inside a text message
+        self._discards = False  # the rest of the current message goes to nobody
         self._finished = False  # after a CLOSE or a violation
+
+    @property
+    def has_begun_message(self) -> bool:
+        """True where a part of a message was put out, and not its end."""
+        return self._message_opcode != 0 and self._next_opcode == wire.CONTINUATION
+
+    def discard_message(self) -> None:
+        """Put nothing more out of the message whose beginning was; it is checked to its end."""
+        self._discards = True
 
     def receive(self, data: bytes) -> list[Control]:
         """Take bytes from the client; return the controls among them, in order."""
@@ -326,7 +337,10 @@ class ClientReader:
             first = self._next_opcode
             self._next_opcode = wire.CONTINUATION
         self.payload_bytes += len(payload)
-        self.wire_out.append(wire.encode_header(first, len(payload)) + payload)
+        if not self._discards:
+            self.wire_out.append(wire.encode_header(first, len(payload)) + payload)
+        elif is_last:
+            self._discards = False
 
     def _take_control(self, opcode: int, payload: bytes, controls: list[Control]) -> bool:
         """Take a whole control frame; return True where it is the last one."""

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from .session import Session
+from .ends import End
+from .session import Session, Side
 from .settings import Settings
 from .transport import Transport
 from .watch import Watch
@@ -25,6 +26,9 @@ class Log(Protocol):
     def write(self, level: str, text: str) -> None:
         """Log a line at a level: error, warn, notice, info, debug."""
 
+    def descriptor(self) -> int | None:
+        """Return the descriptor that it writes to, None where there is none."""
+
 
 class Connection:
     """One WebSocket.
@@ -34,6 +38,7 @@ class Connection:
         producer: the producer's socket, connected, non-blocking; owned as well.
         session: the protocol's state.
         settings: for buffers and times.
+        path: the producer's socket file; where the next one is looked for.
         name: client, user and URI, for the log.
         log: where its lines go.
         release: called once when it is closed: its place is free.
@@ -44,19 +49,24 @@ class Connection:
         "client_fd",
         "client_mask",
         "client_queue",
-        "close_timeout_s",
+        "goodbye",
+        "hold_ends_at",
         "is_deaf",
         "is_shut_down",
         "log",
-        "max_buffer_bytes",
+        "lost_pid",
         "name",
         "opened_at",
+        "path",
         "producer",
         "producer_fd",
         "producer_mask",
         "producer_queue",
+        "producer_sent",
+        "resumed_at",
         "scheduled_at",
         "session",
+        "settings",
         "ticket",
         "transport",
         "unsent_bytes",
@@ -69,6 +79,7 @@ class Connection:
         producer: socket.socket,
         session: Session,
         settings: Settings,
+        path: str,
         name: str,
         log: Log,
         release: Callable[[], None] | None = None,
@@ -76,29 +87,43 @@ class Connection:
         self.transport = transport
         self.producer = producer
         self.session = session
+        self.settings = settings
+        self.path = path
         self.name = name
         self.log = log
-        self.max_buffer_bytes = settings.max_buffer  # of one read, and so of what waits
-        self.close_timeout_s = settings.close_timeout
         self._release = release
         self.client_fd = transport.fileno()  # -1 once closed
         self.producer_fd = producer.fileno()  # -1 once closed
         self.client_mask = 0  # what epoll watches for
         self.producer_mask = 0  # -1: not registered
         self.client_queue: bytes | memoryview = b""  # what the client did not take yet
-        self.producer_queue: bytes | memoryview = b""
+        self.producer_queue = b""  # whole frames, the first of them perhaps half sent
+        self.producer_sent = 0  # bytes of these
+        self.hold_ends_at = 0.0  # when the search for a producer is given up
+        self.resumed_at = 0.0  # when it was found last
+        self.lost_pid = 0  # of the one that ended at once, the last time
         self.is_deaf = False  # nothing reaches the client any more
         self.is_shut_down = False  # nothing more will be sent to it
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)
+        self.goodbye: End | None = None  # why it is sent away, once it is to be
         self.scheduled_at = math.inf  # when the loop asks the watch
-        self.ticket = 0  # for that, in the loop's heap
+        self.ticket = 0  # for that, see Deadlines
         self.unsent_bytes = 0  # in the kernel, when the client was last seen to take some
 
     @property
     def is_closed(self) -> bool:
         """Both sides are closed and the loop knows no more of it."""
-        return self.client_fd == -1 and self.producer_fd == -1
+        return (
+            self.client_fd == -1
+            and self.producer_fd == -1
+            and self.session.side is not Side.AWAY  # and there is nothing to say to the next one
+        )
+
+    def take_producer(self, producer: socket.socket) -> None:
+        """Own another producer's socket, connected and non-blocking; the last one is closed."""
+        self.producer = producer
+        self.producer_fd = producer.fileno()
 
     def close(self) -> None:
         """Close both sides, whatever their state; again does nothing."""
@@ -107,3 +132,15 @@ class Connection:
         release, self._release = self._release, None
         if release:
             release()
+
+    def log_close(self) -> None:
+        """Write the one line about its end."""
+        session = self.session
+        end = session.end
+        assert end, "nothing is closed without an end"
+        self.log.write(
+            end.level,
+            f"{self.name} closed by {end.by} ({end.name})"
+            f" code={session.close_code} reason={session.close_reason!r}"
+            f" after={time.monotonic() - self.opened_at:.3f}s {session.counts()}",
+        )

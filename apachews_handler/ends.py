@@ -33,6 +33,7 @@ class End(enum.Enum):
     PRODUCER_CUT_OFF = ("producer", wire.ABNORMAL, "warn", "the producer died inside a frame")
     PRODUCER_ERROR = ("bridge", wire.INTERNAL_ERROR, "warn", "")
     GOING_AWAY = ("bridge", wire.GOING_AWAY, "info", "the server goes away")
+    DRAINED = ("bridge", wire.SERVICE_RESTART, "info", "the server was restarted")
     IDLE = ("bridge", wire.GOING_AWAY, "info", "idle")
     PROTOCOL_ERROR = ("bridge", wire.PROTOCOL_ERROR, "warn", "")
     INVALID_DATA = ("bridge", wire.INVALID_DATA, "warn", "")

@@ -5,7 +5,9 @@ a request, for the duration of that request and on its thread.  Every premise is
 checked before a pointer is followed on its strength; one that does not hold
 raises ``HttpdError`` and leaves the connection as it was.  What comes out is
 numbers, bytes and sockets; a number named ``…_address`` is for ``tls`` only.
-``ErrorLog`` outlives the request: a ``server_rec`` lives as long as the child.
+``ErrorLog`` outlives the request: a ``server_rec`` lives as long as the child, and
+in a process that is forked from it.  ``is_threaded``, ``on_child_stopping`` and
+``pid_file`` are about the child as a whole.
 
 How this works: within httpd 2.4 the module magic number's major part, 20120211,
 stands for the layout of the structures in the public headers; httpd refuses to
@@ -16,7 +18,7 @@ the installed headers and compares.
 The calls let go of the GIL: a write may wait for the client.
 
 Sources: httpd.h, http_config.h, http_core.h, http_connection.h, util_filter.h,
-http_log.h; apr_portable.h, apr_buckets.h, apr_optional.h.
+http_log.h, ap_mpm.h, mpm_common.h; apr_portable.h, apr_buckets.h, apr_optional.h.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from typing import Any, Final
 
@@ -40,6 +43,10 @@ APR_NONBLOCK_READ: Final = 1
 # apr_errno.h
 APR_SUCCESS: Final = 0
 APR_EOF: Final = 70014
+# ap_mpm.h
+AP_MPMQ_IS_THREADED: Final = 2
+# apr_hooks.h
+APR_HOOK_MIDDLE: Final = 10
 # http_log.h
 LOG_LEVELS: Final = {"error": 3, "warn": 4, "notice": 5, "info": 6, "debug": 7}
 
@@ -105,6 +112,17 @@ class _RequestRec(Structure):
     _fields_ = (("pool", c_void_p), ("connection", POINTER(_ConnRec)), ("server", c_void_p))
 
 
+class _ServerRec(Structure):
+    """httpd.h, struct server_rec, its first four fields."""
+
+    _fields_ = (
+        ("process", c_void_p),
+        ("next", c_void_p),
+        ("error_fname", c_char_p),
+        ("error_log", c_void_p),
+    )
+
+
 class _Module(Structure):
     """http_config.h, struct module_struct, up to the magic cookie."""
 
@@ -142,6 +160,9 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
         None,
         (c_char_p, c_int, c_int, c_int, c_int, c_void_p, c_char_p, c_char_p),
     ),
+    "ap_mpm_query": (c_int, (c_int, POINTER(c_int))),
+    "ap_runtime_dir_relative": (c_char_p, (c_void_p, c_char_p)),
+    "apr_os_file_get": (c_int, (POINTER(c_int), c_void_p)),
     "apr_os_sock_get": (c_int, (POINTER(c_int), c_void_p)),
     "apr_brigade_create": (c_void_p, (c_void_p, c_void_p)),
     "apr_brigade_length": (c_int, (c_void_p, c_int, POINTER(c_long))),
@@ -150,6 +171,8 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_dynamic_fn_retrieve": (c_void_p, (c_char_p,)),
     "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
 }
+# mpm_common.h: what ap_hook_child_stopping takes.
+_CHILD_STOPPING: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int)
 _SSL_IS_HTTPS: Final = ctypes.CFUNCTYPE(c_int, c_void_p)  # mod_ssl.h, an optional function
 
 
@@ -221,6 +244,40 @@ def _server_description(process: ctypes.CDLL) -> str:
     return str((function() or b"httpd").decode())
 
 
+def is_threaded() -> bool:
+    """Tell whether this MPM's children have several threads: event and worker, not prefork."""
+    result = c_int(0)
+    _api().ap_mpm_query(AP_MPMQ_IS_THREADED, byref(result))
+    return result.value != 0
+
+
+def on_child_stopping(callback: Callable[[bool], None]) -> None:
+    """Have a function called when a child of the event or worker MPM is told to end.
+
+    Called from the main thread while there is no other, as ``WSGIImportScript`` does:
+    the list of hooks has no lock.
+
+    Args:
+        callback: called on the main thread or the listener's, before httpd waits for
+            its workers, with True where requests may be finished (a graceful
+            restart, MaxConnectionsPerChild) and False for a stop; it may be called
+            with True first and with False later.  It must return at once.
+
+    Raises:
+        HttpdError: this httpd has no such hook (it is older than 2.4.49).
+    """
+    hook = getattr(ctypes.CDLL(None), "ap_hook_child_stopping", None)
+    if hook is None:
+        raise HttpdError("httpd tells how a child ends", "it is older than 2.4.49")
+    hook.restype, hook.argtypes = None, (_CHILD_STOPPING, c_void_p, c_void_p, c_int)
+    function = _CHILD_STOPPING(lambda pool, is_graceful: callback(bool(is_graceful)))
+    _callbacks.append(function)  # httpd has its address for as long as the child lives
+    hook(function, None, None, APR_HOOK_MIDDLE)
+
+
+_callbacks: list[Any] = []
+
+
 class ErrorLog:
     """The error log of a virtual host.  For any thread, as long as the child lives."""
 
@@ -228,6 +285,17 @@ class ErrorLog:
 
     def __init__(self, server: int) -> None:
         self._server = server
+
+    def descriptor(self) -> int | None:
+        """Return the descriptor that lines are written to, which stays httpd's.
+
+        None where there is none: the lines go to syslog.
+        """
+        log = _ServerRec.from_address(self._server).error_log
+        descriptor = c_int(-1)
+        if not log or _api().apr_os_file_get(byref(descriptor), log) != APR_SUCCESS:
+            return None
+        return descriptor.value if descriptor.value >= 0 else None
 
     def write(self, level: str, text: str) -> None:
         """Log a line; ``LogLevel`` decides whether it is kept.
@@ -301,6 +369,15 @@ class Request:
     def error_log(self) -> ErrorLog:
         """Return the error log of the request's virtual host."""
         return ErrorLog(self._rec.server)
+
+    def pid_file(self) -> str | None:
+        """Return the file that is there as long as httpd is to run, None if unknown."""
+        try:
+            name = c_char_p.in_dll(ctypes.CDLL(None), "ap_pid_fname").value
+        except ValueError:
+            return None
+        path = self._api.ap_runtime_dir_relative(self._rec.pool, name) if name else None
+        return os.fsdecode(path) if path else None
 
     def ssl_address(self) -> int:
         """Return the address of mod_ssl's ``SSL`` for this connection, 0 for none.

@@ -15,9 +15,8 @@ Each child begins to look at a place of its own, and goes on from there: its loc
 are mostly neighbours then, which the kernel runs together; it looks through them
 one by one.
 
-The file is Apache's user's own, in the directory for temporary files, one for each
-running Apache (the parent's process id).  It is made when a limit is first asked
-about; a file whose Apache has gone is removed then.
+The file is in Apache's user's directory (``rundir``), one for each running Apache.
+It is made when a limit is first asked about.
 
 Sources: fcntl(2), "Open file description locks".
 """
@@ -29,14 +28,13 @@ import fcntl
 import hashlib
 import ipaddress
 import os
-import re
 import stat
 import struct
-import tempfile
 import threading
 import time
 from typing import Final
 
+from . import rundir
 from .endpoint import out_of_descriptors
 from .exceptions import NotSetUp, Refusal, Unavailable
 from .settings import Settings
@@ -53,7 +51,6 @@ REGIONS: Final = 1 << 42
 FULL_S: Final = 0.1
 # Neighbouring process ids begin to look far from each other (a prime).
 _SPREAD: Final = 7919
-_FILE: Final = re.compile(r"(\d+)\.places")
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
@@ -151,6 +148,10 @@ class Places:
             if not region.taken:
                 del self._regions[first]  # most addresses never come again
 
+    def fileno(self) -> int:
+        """Return the file's descriptor."""
+        return self._fd
+
     def close(self) -> None:
         """Close the file, and give all places back."""
         os.close(self._fd)
@@ -185,9 +186,6 @@ def _flock(kind: int, position: int) -> bytes:
 
 _lock = threading.Lock()
 _places: Places | None = None
-# Kept open and locked, so that nobody who tidies up old files takes it away
-# (systemd-tmpfiles looks for this lock).
-_directory_fd = -1
 
 
 def admit(settings: Settings, address: str, path: str) -> Admission:
@@ -258,16 +256,12 @@ def _client(address: str) -> str:
 
 
 def _open_places() -> Places:
-    global _places, _directory_fd
+    global _places
     with _lock:
         if _places is None:
             directory = ""
             try:
-                directory = _make_directory()
-                if _directory_fd == -1:
-                    _directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                    fcntl.flock(_directory_fd, fcntl.LOCK_SH)
-                _remove_old(directory)
+                directory = rundir.open_directory(os.getppid())
                 _places = Places(os.path.join(directory, f"{os.getppid()}.places"))
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
@@ -280,35 +274,6 @@ def _open_places() -> Places:
         return _places
 
 
-def _make_directory() -> str:
-    """Return the user's own directory below the one for temporary files."""
-    path = os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        status = os.lstat(path)
-        if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
-            raise OSError(errno.EPERM, "it belongs to another user", path) from None
-    return path
-
-
-def _remove_old(directory: str) -> None:
-    """Remove the files of Apaches that have gone."""
-    for name in os.listdir(directory):
-        match = _FILE.fullmatch(name)
-        if match and int(match[1]) != os.getppid() and not _is_alive(int(match[1])):
-            try:
-                os.unlink(os.path.join(directory, name))
-            except FileNotFoundError:
-                pass  # another child was faster
-
-
-def _is_alive(pid: int) -> bool:
-    """Tell whether there is such a process; /proc may hide those of others."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # it is root's, as Apache's parent
-    return True
+def descriptor() -> int | None:
+    """Return the descriptor that the places are locked through, None where none was taken."""
+    return _places.fileno() if _places else None

@@ -12,6 +12,10 @@ must not become a malformed frame in a browser, and a frame of the bridge's own
 (PING, PONG, CLOSE) may stand only between two of the producer's.  Inside one it is
 held until that is whole.
 
+A frame that has not all arrived is kept back as long as it fits into a buffer: a
+producer that dies inside one leaves nothing of it with the client, who can go on
+with the next producer.
+
 A message that is to be compressed is passed on in frames of our own, one for each
 piece that the compressor gives; at the end of each of the producer's frames it
 gives all it has, so that what a producer sends in fragments arrives so.
@@ -30,7 +34,7 @@ from .deflate import Agreement, Deflater
 from .exceptions import Violation
 
 # OPEN (0x3) and ANSWER (0x4) have no meaning in this direction once it is open.
-_RESERVED: Final = frozenset((0x3, 0x4, 0x5, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
+_RESERVED: Final = frozenset((0x3, 0x4, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
 _WHOLE: Final = frozenset((wire.FIN | wire.TEXT, wire.FIN | wire.BINARY))
 _COMPRESSED: Final = 0x40  # RSV1, RFC 7692 6.
 
@@ -42,6 +46,8 @@ class ProducerReader:
         deflate: what was agreed on with the client; None: nothing is compressed.
         min_deflate_bytes: a message in one frame that is shorter passes as it is.
         deflate_level: zlib's, 1 to 9.
+        max_held_bytes: a frame of the producer's that is not longer is passed on
+            when it is whole, not before.
 
     Attributes:
         client_out: bytes for the client; the caller takes and empties it.
@@ -50,6 +56,7 @@ class ProducerReader:
         ignored: opcodes of reserved frames that were left out; the caller logs
             and empties it.
         has_ended: the bridge's last frame is in ``client_out``.
+        wants_to_move: the producer has sent MOVE.
     """
 
     __slots__ = (
@@ -64,6 +71,7 @@ class ProducerReader:
         "_is_compressed",
         "_is_compressing",
         "_is_in_message",
+        "_max_held_bytes",
         "_min_deflate_bytes",
         "_next_first",
         "_remaining",
@@ -73,6 +81,7 @@ class ProducerReader:
         "ignored",
         "messages",
         "payload_bytes",
+        "wants_to_move",
     )
 
     def __init__(
@@ -80,11 +89,13 @@ class ProducerReader:
         deflate: Agreement | None = None,
         min_deflate_bytes: int = 0,
         deflate_level: int = 1,
+        max_held_bytes: int = 0,
     ) -> None:
         self.client_out: list[bytes] = []
         self.ignored: list[int] = []
         self.messages = self.payload_bytes = 0
-        self._rest = b""  # the beginning of a header or of a CLOSE
+        self._max_held_bytes = max_held_bytes
+        self._rest = b""  # the beginning of a header, or of a frame that is kept back
         self._remaining = 0  # payload of the current frame still to come
         self._fin = False  # that frame ends its message
         self._discards = False  # that frame is of a reserved opcode
@@ -93,6 +104,7 @@ class ProducerReader:
         self._held: dict[int, bytes] = {}  # first byte -> the last such frame
         self._held_last: bytes | None = None
         self.has_ended = False
+        self.wants_to_move = False
         self._deflate = deflate
         self._min_deflate_bytes = min_deflate_bytes
         self._deflate_level = deflate_level
@@ -105,6 +117,17 @@ class ProducerReader:
     def is_between_frames(self) -> bool:
         """True where a frame of the bridge's may follow what is in ``client_out``."""
         return not self._remaining or self._discards or self._is_compressing
+
+    @property
+    def is_between_messages(self) -> bool:
+        """True where another producer may go on: of no message has the client a part only."""
+        return not self._is_in_message and (not self._remaining or self._discards)
+
+    def begin_again(self) -> None:
+        """Read another producer from here on; only between messages."""
+        self._rest = b""
+        self._remaining = 0
+        self._discards = self.wants_to_move = False
 
     def insert(self, frame: bytes) -> None:
         """Send a frame of the bridge's own; inside a frame the last of its kind is held."""
@@ -176,12 +199,17 @@ class ProducerReader:
                         break
                     self._finished = True
                     return wire.decode_close(data[payload_at : payload_at + length])
+                if end < payload_at + length <= position + self._max_held_bytes:
+                    break
                 self._is_compressing = False
-                if opcode in _RESERVED:
+                if opcode == wire.MOVE or opcode in _RESERVED:
                     self._pass_on(data, sent, position)
                     sent = payload_at
-                    self.ignored.append(opcode)
                     self._discards = length > 0
+                    if opcode == wire.MOVE:
+                        self.wants_to_move = True
+                    else:
+                        self.ignored.append(opcode)
                 elif opcode < wire.CLOSE:
                     self._begin_data_frame(first, opcode, length)
                     if self._is_compressing:
@@ -256,6 +284,8 @@ class ProducerReader:
             if not self._is_in_message:
                 raise WireError("the producer sent a CONTINUATION without a message to continue")
         elif opcode > wire.BINARY:
+            if opcode == wire.MOVE and self._is_in_message:
+                raise WireError("the producer sent MOVE inside a message")
             if first < wire.FIN:
                 raise WireError("the producer fragmented a frame of a reserved opcode")
         elif self._is_in_message:

@@ -15,12 +15,18 @@ is about how it ends.
     client's violation   CLOSED; CLOSE to both     CLOSED; CLOSE to producer
     client's EOF         GONE                      GONE
     producer's CLOSE     CLOSING; passed on        (ignored)
-    producer's EOF       CLOSING; CLOSE 1012       (ignored)
-      inside a frame     GONE                      GONE
+    producer's EOF       OPEN, held; or            (ignored)
+      inside a message   CLOSING; CLOSE 1012
+      inside a frame     GONE
     producer's           CLOSING; CLOSE 1011 to    (ignored)
     violation            the client, its code back
     ``close(end)``       CLOSING; CLOSE to both    (ignored)
     ===================  ========================  ==========================
+
+The producer's side has a life of its own (``Side``): while the client is open, one
+producer may take over from another.  Meanwhile the client's messages wait here, up
+to one buffer and a read; a client that leaves before they could be delivered is
+outlived by them.
 
 A frame of the bridge's own waits for the end of the producer's frame that is
 half sent (see ``ProducerReader``); where the producer's end of file comes first,
@@ -33,6 +39,7 @@ Sources: RFC 6455 5.5 (control frames), 7.1 (closing); docs/wire.md.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 
 from apachews import wire
@@ -43,6 +50,12 @@ from .ends import End
 from .exceptions import Violation
 from .producer_reader import ProducerReader
 from .settings import Settings
+from .wire_queue import rest_of_messages
+
+# First bytes of frames that end a message.
+_LAST_FRAMES = frozenset(
+    wire.FIN | opcode for opcode in (wire.CONTINUATION, wire.TEXT, wire.BINARY)
+)
 
 
 class Phase(enum.Enum):
@@ -54,6 +67,16 @@ class Phase(enum.Enum):
     GONE = "the client is gone, or cannot be told anything any more: drop it"
 
 
+class Side(enum.Enum):
+    """Where the producer's side of a connection is."""
+
+    CONNECTED = "messages flow both ways"
+    LEAVING = "it asked to move: it is sent the rest of the client's current message"
+    MOVED = "it has all that was for it, or takes nothing more; its end of file is awaited"
+    AWAY = "there is none; the client is held, its messages wait for the next one"
+    DONE = "nothing more is sent to it: it was sent a CLOSE, or it is gone for good"
+
+
 class Session:
     """One connection's state.
 
@@ -63,33 +86,42 @@ class Session:
 
     Attributes:
         phase: see ``Phase``.
+        side: see ``Side``.
         to_client, to_producer: bytes to send; the driver empties them.
         end: why it ends; None while it is open.
         close_code, close_reason: what it was closed with; the reason is for the
             log, and may say more than the client was told.
+        waiting_bytes: how many bytes wait for the next producer; the driver reads
+            the client only while that is less than a buffer.
         ignored: opcodes of the producer's reserved frames; the driver empties it.
     """
 
     __slots__ = (
         "_client",
-        "_has_closed_producer",
         "_held_pong",
+        "_hold_s",
         "_is_congested",
         "_producer",
         "_rate",
         "_rated_at",
+        "_reopen",
+        "_waiting",
         "close_code",
         "close_reason",
         "end",
         "ignored",
         "phase",
+        "side",
         "to_client",
         "to_producer",
+        "waiting_bytes",
     )
 
     def __init__(self, settings: Settings, deflate: Agreement | None = None) -> None:
         self._client = ClientReader(settings.max_message, settings.max_buffer, deflate)
-        self._producer = ProducerReader(deflate, settings.deflate_min_size, settings.deflate_level)
+        self._producer = ProducerReader(
+            deflate, settings.deflate_min_size, settings.deflate_level, settings.max_buffer
+        )
         self._rate = settings.message_rate
         self._rated_at = 0.0
         if self._rate:
@@ -98,10 +130,14 @@ class Session:
         self.to_producer = self._client.wire_out
         self.ignored = self._producer.ignored
         self.phase = Phase.OPEN
+        self.side = Side.CONNECTED
+        self._hold_s = settings.hold
+        self._reopen = b""  # the OPEN for the next producer
+        self._waiting: list[bytes] = []  # frames for the next producer
+        self.waiting_bytes = 0
         self.end: End | None = None
         self.close_code = 0
         self.close_reason = ""
-        self._has_closed_producer = False  # its CLOSE is out, or it is gone
         self._is_congested = False
         self._held_pong: bytes | None = None
 
@@ -118,7 +154,7 @@ class Session:
     @property
     def producer_finished(self) -> bool:
         """Nothing is added to ``to_producer``, or wanted of the producer, any more."""
-        return self._has_closed_producer and self.client_finished
+        return self.side is Side.DONE and self.client_finished
 
     def counts(self) -> str:
         """Return what passed, for the log: messages and bytes of payload, each way."""
@@ -128,9 +164,18 @@ class Session:
             f" messages_out={producer.messages} bytes_out={producer.payload_bytes}"
         )
 
-    def open(self, open_: wire.Open) -> None:
-        """Tell the producer of the connection, first of all."""
-        self.to_producer.append(open_.encode())
+    def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
+        """Tell the producer of the connection, first of all.
+
+        Args:
+            open_: what it is told; the next one too, if it comes to that.
+            is_told: the producer has it already.
+        """
+        if self._hold_s:
+            again = dataclasses.replace(open_, resumed=True, answer_required=False)
+            self._reopen = again.encode()
+        if not is_told:
+            self.to_producer.append(open_.encode())
 
     def receive_client(self, data: bytes, now: float = 0.0) -> None:
         """Take bytes from the client.
@@ -146,6 +191,8 @@ class Session:
         controls = self._client.receive(data)
         if self.phase is Phase.CLOSING:
             self.to_producer.clear()  # no message passes after a CLOSE
+        elif self.side is not Side.CONNECTED:
+            self._divert()
         for control in controls:
             self._receive_control(control)
 
@@ -153,7 +200,7 @@ class Session:
         """The client is gone: after its CLOSE, or without a word."""
         self._note(End.CLIENT_LEFT)
         self.phase = Phase.GONE
-        self._has_closed_producer = True
+        self._finish_producer()
 
     def receive_producer(self, data: bytes) -> None:
         """Take bytes from the producer."""
@@ -165,17 +212,61 @@ class Session:
             if self.phase is Phase.OPEN:
                 self._begin_close(End.PRODUCER_ERROR)
                 self.close_reason = end.reason  # the producer's fault is not the client's business
+        elif self._producer.wants_to_move and self.side is Side.CONNECTED:
+            self.side = Side.LEAVING
+            if not self._client.has_begun_message:
+                self._send_move()
 
-    def receive_producer_eof(self) -> None:
-        """The producer is gone: after its CLOSE, or without a word."""
-        self._has_closed_producer = True
+    def receive_producer_eof(self, unsent: bytes = b"", sent: int = 0) -> None:
+        """The producer is gone: after its CLOSE, or without a word.
+
+        Where the client is kept for another one the side is AWAY afterwards.
+
+        Args:
+            unsent: whole frames of which it was not sent everything, in order.
+            sent: how many bytes of these it was sent.
+        """
+        frames = unsent + b"".join(self.to_producer)
         self.to_producer.clear()
+        is_held = self.phase is Phase.OPEN and self._producer.is_between_messages
+        if (is_held and self._reopen) or self._waiting:
+            if self.side is not Side.MOVED:
+                self._keep(frames, sent)
+            self.side = Side.AWAY
+            self._producer.begin_again()
+            return
+        self.side = Side.DONE
         if self._producer.is_between_frames:
             self._begin_close(End.PRODUCER_LEFT)
         else:
             # Half a frame is out; whatever followed would be read as its rest.
             self._note(End.PRODUCER_CUT_OFF)
             self.phase = Phase.GONE
+
+    def receive_producer_deafness(self, unsent: bytes, sent: int) -> None:
+        """The producer takes nothing more; what it said before may still come.
+
+        Args:
+            unsent, sent: as in ``receive_producer_eof``.
+        """
+        if self.phase is Phase.OPEN and self._reopen and self.side is not Side.MOVED:
+            self.side = Side.MOVED
+            self._keep(unsent, sent)
+
+    def resume(self) -> None:
+        """There is another producer: tell it of the connection and what waited for it."""
+        self.to_producer.append(self._reopen)
+        self.to_producer.extend(self._waiting)
+        self._waiting.clear()
+        self.waiting_bytes = 0
+        # A client that has left meanwhile is told of to its end.
+        self.side = Side.CONNECTED if self.phase is Phase.OPEN else Side.DONE
+
+    def give_up_holding(self) -> None:
+        """There was no other producer in time."""
+        self._drop_waiting()
+        self.side = Side.DONE
+        self._begin_close(End.PRODUCER_LEFT)
 
     def set_congested(self, is_congested: bool) -> None:
         """Say whether earlier bytes still wait for the client."""
@@ -202,7 +293,8 @@ class Session:
         """Give up: an error of ours."""
         self._note(End.FAILED)
         self.phase = Phase.GONE
-        self._has_closed_producer = True
+        self.side = Side.DONE
+        self._drop_waiting()
 
     def _allow_frames(self, now: float) -> None:
         """Refill the bucket of frames by the time that went by."""
@@ -250,6 +342,50 @@ class Session:
         self._producer.insert_last(wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason)))
 
     def _send_producer_close(self, code: int, reason: str) -> None:
-        if not self._has_closed_producer:
-            self._has_closed_producer = True
-            self.to_producer.append(wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason)))
+        frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
+        if self.side in (Side.CONNECTED, Side.LEAVING):
+            self.to_producer.append(frame)
+        elif self._waiting and self._waiting[-1][0] != frame[0]:
+            self._waiting.append(frame)
+        self._finish_producer()
+
+    def _finish_producer(self) -> None:
+        """Nothing more will be put out for the producer; what waits is delivered first."""
+        if not self._waiting:
+            self.side = Side.DONE
+
+    def _send_move(self) -> None:
+        self.to_producer.append(wire.encode_frame(wire.MOVE, b""))
+        self.side = Side.MOVED
+
+    def _divert(self) -> None:
+        """Have what the client sent wait for the next producer, but for what this one began."""
+        frames = self.to_producer
+        if self.side is not Side.LEAVING:
+            self._wait(frames)
+            frames.clear()
+            return
+        for index, frame in enumerate(frames):
+            if frame[0] in _LAST_FRAMES:
+                self._wait(frames[index + 1 :])
+                del frames[index + 1 :]
+                self._send_move()
+                return
+
+    def _keep(self, frames: bytes, sent: int) -> None:
+        """Have what the producer was not sent wait for the next one."""
+        kept, is_lost = rest_of_messages(frames, sent, self._client.has_begun_message)
+        if is_lost:
+            self._client.discard_message()
+        self._wait(kept)
+
+    def _wait(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            # A PONG answers a PING of the producer that is gone.
+            if frame[0] & wire.OPCODE != wire.PONG:
+                self._waiting.append(frame)
+                self.waiting_bytes += len(frame)
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self.waiting_bytes = 0

@@ -240,6 +240,14 @@ class Settings:
         connect_timeout: to wait for a producer whose backlog is full, and for
             its answer.
         close_timeout: what a client has to answer a CLOSE and to go.
+        hold: how long a client is kept whose producer is gone, until there is
+            another one.
+        drain_rate: how many clients a process sends away in a second, where it
+            must send all of them away.  None: all at once.
+        custodian_age: how long a client stays with a child of Apache that was
+            replaced.
+        max_custodians: how many such processes there may be; a new one more, and
+            the oldest sends its clients away.
         origins: origins allowed besides the site's own; ``("*",)`` for all.
         require_origin: refuse requests without one.
         forwarded: header in which a proxy says how the client sees the site:
@@ -280,6 +288,19 @@ class Settings:
     )
     connect_timeout: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
     close_timeout: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
+    hold: float = _setting(
+        30.0, parse_optional_time, _OPTIONAL_TIMES, "clients, from a producer that restarts"
+    )
+    drain_rate: Rate | None = _setting(  # noqa: RUF009  # a field, as the others are
+        Rate(1000, 1000.0),
+        parse_rate,
+        "a number of clients each second or minute, as 500/s or 600/m, or off",
+        "Apache and the producers, from clients that all come back at once",
+    )
+    custodian_age: float = _setting(
+        86400.0, parse_optional_time, _OPTIONAL_TIMES, "memory, from children of long ago"
+    )
+    max_custodians: int = _setting(256, parse_count, _COUNTS, "memory and processes")
     origins: tuple[str, ...] = _setting(
         (),
         parse_origins,

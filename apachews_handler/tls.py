@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
-from ctypes import c_char_p, c_int, c_long, c_uint64, c_ulong, c_void_p
+from ctypes import c_char_p, c_int, c_long, c_uint, c_uint64, c_ulong, c_void_p
 from typing import Any, Final
 
 # openssl/ssl.h
@@ -57,6 +57,8 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "SSL_ctrl": (c_long, (c_void_p, c_int, c_long, c_void_p)),
     "SSL_set_fd": (c_int, (c_void_p, c_int)),
     "SSL_has_pending": (c_int, (c_void_p,)),
+    "SSL_get_session": (c_void_p, (c_void_p,)),
+    "SSL_SESSION_set1_id": (c_int, (c_void_p, c_char_p, c_uint)),
     "SSL_read": (c_int, (c_void_p, c_char_p, c_int)),
     "SSL_write": (c_int, (c_void_p, c_char_p, c_int)),
     "SSL_shutdown": (c_int, (c_void_p,)),
@@ -173,6 +175,17 @@ class TlsSession:
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 before ``take_over`` and after ``close``."""
         return -1 if self._socket is None else self._socket.fileno()
+
+    def forget_cache(self) -> None:
+        """Never take the session out of mod_ssl's cache: this process was forked.
+
+        The cache is shared memory, and the lock that guards it is not this process's
+        any more.  A session without an id is in no cache.
+        """
+        if self._ssl:
+            session = self._library.SSL_get_session(self._ssl)
+            if session:
+                self._library.SSL_SESSION_set1_id(session, b"", 0)
 
     def recv(self, max_bytes: int) -> bytes | None:
         """Return what came, b"" at the end, None where nothing is there.

@@ -50,6 +50,9 @@ class Transport(Protocol):
     def shutdown(self) -> None:
         """Say that nothing more will be sent."""
 
+    def forget_cache(self) -> None:
+        """Use nothing any more that was shared with Apache: this process was forked."""
+
     def close(self) -> None:
         """Close; again does nothing."""
 
@@ -92,6 +95,9 @@ class PlainTransport:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # the client has gone first
+
+    def forget_cache(self) -> None:
+        """See ``Transport``."""
 
     def close(self) -> None:
         """See ``Transport``."""

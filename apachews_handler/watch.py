@@ -25,6 +25,8 @@ class Due(enum.Enum):
     NO_PONG = "nothing was read after the PING either: is it gone?"
     TOO_SLOW = "nothing of what waits for it could be sent: does it take none?"
     IDLE = "no message passed"
+    NOBODY_CAME = "it was held for another producer, and none came in time"
+    GOODBYE = "its turn has come: all clients are sent away"
     OVERDUE = "it was being closed and has not gone"
 
 
@@ -43,13 +45,17 @@ class Watch:
             for the client it is not idle.
         waiting_since: when the client last took some of what waits for it; 0.0
             while nothing does.
+        held_until: when another producer must have come; 0.0 while there is one.
+        goodbye_at: when it is sent away, where all are; else 0.0.
         leaves_at: when it must be gone, once it is being closed; else 0.0.
     """
 
     __slots__ = (
         "_asked_at",
         "_settings",
+        "goodbye_at",
         "heard_at",
+        "held_until",
         "is_heard",
         "leaves_at",
         "passed_at",
@@ -63,13 +69,16 @@ class Watch:
         self.is_heard = True
         self.passed_at = now
         self.waiting_since = 0.0
+        self.held_until = 0.0
+        self.goodbye_at = 0.0
         self.leaves_at = 0.0
 
     def next_at(self) -> float:
         """Return when ``due`` may have something to say; inf for never."""
         if self.leaves_at:
             return self.leaves_at
-        settings, times = self._settings, []
+        settings = self._settings
+        times = [at for at in (self.held_until, self.goodbye_at) if at]
         if self.waiting_since:
             if settings.send_timeout:
                 times.append(self.waiting_since + settings.send_timeout)
@@ -87,6 +96,10 @@ class Watch:
         settings = self._settings
         if self.leaves_at:
             return Due.OVERDUE if now >= self.leaves_at else None
+        if self.goodbye_at and now >= self.goodbye_at:
+            return Due.GOODBYE
+        if self.held_until and now >= self.held_until:
+            return Due.NOBODY_CAME
         if self._lasts(self.waiting_since, settings.send_timeout, now):
             return Due.TOO_SLOW
         if not self.waiting_since and self._lasts(self.passed_at, settings.idle_timeout, now):

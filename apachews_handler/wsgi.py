@@ -34,6 +34,8 @@ from apachews_handler.session import Session
 from apachews_handler.settings import Settings, parse_settings
 from apachews_handler.upgrade import Upgrade, describe
 
+child.prepare()
+
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
@@ -86,7 +88,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         is_tls=request.is_tls,
         local=local_address(request),
     )
-    bridge = child.bridge()
+    bridge = child.bridge(request.pid_file())
     if not bridge.is_running:
         raise Unavailable(
             "this child of Apache is ending, or its bridge has failed with a traceback in this log"
@@ -104,8 +106,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         else:
             head, first_words = upgrade.accept(settings, open_.subprotocol), b""
         session = Session(settings, upgrade.deflate)
-        if settings.accept != "producer":
-            session.open(open_)
+        session.open(open_, is_told=settings.accept == "producer")
         session.receive_producer(first_words)
         detached = detach(request, head)
         undo.callback(detached.transport.close)
@@ -115,6 +116,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             producer,
             session,
             settings,
+            path,
             f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
             f" {open_.uri[:200]}",
             request.error_log(),

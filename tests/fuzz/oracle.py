@@ -23,7 +23,7 @@ from apachews import wire
 from apachews.exceptions import WireError
 from apachews_handler.deflate import Agreement
 
-TEXT, BINARY, OPEN, CLOSE, PING, PONG = 1, 2, 3, 8, 9, 10
+TEXT, BINARY, OPEN, MOVE, CLOSE, PING, PONG = 1, 2, 3, 5, 8, 9, 10
 CONTROLS: Final = (CLOSE, PING, PONG)
 TAIL: Final = b"\0\0\xff\xff"
 # A block that says x: what a stream takes where a message may begin.
@@ -182,6 +182,16 @@ class _View:
 class ProducerView(_View):
     """What a producer receives, after the OPEN."""
 
+    has_moved = False
+
+    def _take(self, frame: Frame) -> None:
+        assert not self.has_moved, "a frame after MOVE"
+        if frame.opcode == MOVE:
+            assert not self.opcode, "MOVE inside a message"
+            self.has_moved = True
+        else:
+            super()._take(frame)
+
     def _take_control(self, opcode: int, payload: bytes) -> None:
         assert opcode != PING, "the bridge answers PINGs itself"
         super()._take_control(opcode, payload)
@@ -242,6 +252,7 @@ class Meaning:
     Attributes:
         events: messages, PINGs and PONGs, in order.
         ignored: opcodes of the reserved frames.
+        moves: how many MOVEs there are.
         opcode: of the message that has begun, 0 for none.
         partial: its payload so far.
         empty: how many CONTINUATIONs said nothing.
@@ -254,6 +265,7 @@ class Meaning:
 
     events: list[Event] = field(default_factory=list)
     ignored: list[int] = field(default_factory=list)
+    moves: int = 0
     opcode: int = 0
     partial: bytes = b""
     empty: int = 0
@@ -280,9 +292,13 @@ def producer_stream(data: bytes) -> Meaning:
                 if frame.is_whole:
                     meaning.close = close(frame.payload)
                 break
+            if opcode == MOVE and meaning.opcode:
+                raise Wrong(1002)
             meaning.passed = end
             if TEXT <= opcode <= BINARY:
                 meaning.opcode = opcode
+            elif opcode == MOVE:
+                meaning.moves += 1
             elif opcode and opcode not in CONTROLS:
                 meaning.ignored.append(opcode)
             if not frame.is_whole:
@@ -325,7 +341,7 @@ def bridge_stream(data: bytes, limit: int) -> Meaning:
                 break
             if opcode == OPEN:
                 wire.Open.decode(frame.payload)
-            if opcode in (OPEN, PONG):
+            if opcode in (OPEN, MOVE, PONG):
                 meaning.events.append((opcode, frame.payload))
             elif opcode <= BINARY:
                 if meaning.opcode == TEXT and frame.fin:

@@ -13,6 +13,7 @@ Sources: the contracts at the head of the modules; docs/wire.md; RFC 6455; RFC 7
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from wsproto.utilities import RemoteProtocolError
 from apachews import wire
 from apachews.answer import Answer
 from apachews.exceptions import WireError
-from apachews.messages import Item, MessageReader, Pong
+from apachews.messages import Item, MessageReader, Moved, Pong
 from apachews.messages import Violation as WireViolation
 from apachews_handler.client_reader import ClientReader, Control, Ping
 from apachews_handler.deflate import Agreement
@@ -35,7 +36,7 @@ from apachews_handler.ends import End
 from apachews_handler.exceptions import BadSetting, Refusal, Violation
 from apachews_handler.origin import normalise_origin
 from apachews_handler.producer_reader import ProducerReader
-from apachews_handler.session import Phase, Session
+from apachews_handler.session import Phase, Session, Side
 from apachews_handler.settings import PREFIX, Rate, Settings, parse_settings
 from apachews_handler.upgrade import Upgrade, describe
 
@@ -52,6 +53,7 @@ from .source import Source, cut
 
 OPEN: Final = wire.Open(id="1", uri="/")
 HELLO: Final = OPEN.encode()
+REOPEN: Final = dataclasses.replace(OPEN, resumed=True).encode()
 
 # Lengths around which a header changes its form, and what is never reached.
 MESSAGE_LIMITS: Final = (10, 126, 1000, 3000, 2**40)
@@ -178,6 +180,8 @@ def _item(event: Event) -> Item:
         return wire.Open.decode(payload)
     if opcode == wire.PONG:
         return Pong(payload)
+    if opcode == wire.MOVE:
+        return Moved()
     return payload.decode() if opcode == wire.TEXT else payload
 
 
@@ -276,7 +280,8 @@ def producer_reader(data: bytes) -> None:
     reader = ProducerReader(deflate, min_bytes, level)
     _check_end(reader.receive(stream), expected)
     assert reader.ignored == expected.ignored
-    if not deflate and not expected.ignored:
+    assert reader.wants_to_move == (expected.moves > 0)
+    if not deflate and not expected.ignored and not expected.moves:
         assert b"".join(reader.client_out) == stream[: expected.passed]
 
     inserting = _Inserting(ProducerReader(deflate, min_bytes, level), ClientView(deflate))
@@ -430,8 +435,8 @@ ORDER: Final = list(Phase)
 
 def session(data: bytes) -> None:
     """A session takes whatever happens, in whatever order; both sides get good frames."""
-    # An agreement; a limit; a buffer, with 0x80 for a limit of the rate; the
-    # shortest message to compress; then steps: a byte (what, and in its upper bits how),
+    # An agreement; a limit; a buffer, with 0x80 for a limit of the rate and 0x40 for no
+    # hold; the shortest message to compress; then steps: a byte (what, and in its upper bits how),
     # and for bytes of a side their number, 0 for 256, and they.
     source = Source(data)
     deflate = _agreement(source)
@@ -443,6 +448,7 @@ def session(data: bytes) -> None:
             max_buffer=BUFFER_LIMITS[flags % len(BUFFER_LIMITS)],
             message_rate=Rate(3, 1.0) if flags & 0x80 else None,
             deflate_min_size=source.choose(MIN_DEFLATE),
+            hold=0.0 if flags & 0x40 else 30.0,
         ),
         deflate,
     )
@@ -454,6 +460,12 @@ def session(data: bytes) -> None:
         what, how = step & 7, step >> 3
         if what == CLIENT:
             session.receive_client(source.take(source.byte() or 256), now)
+        elif what in (PRODUCER, PRODUCER_EOF) and session.side is Side.AWAY:
+            if what == PRODUCER:
+                session.resume()
+                sides.begin_again()
+            else:
+                session.give_up_holding()
         elif what == PRODUCER:
             session.receive_producer(source.take(source.byte() or 256))
         elif what == CLIENT_EOF:
@@ -489,6 +501,11 @@ class _Sides:
         (hello,) = session.to_producer
         assert hello == HELLO
         session.to_producer.clear()
+
+    def begin_again(self) -> None:
+        """Look at the next producer, which is told of the connection first."""
+        assert self.session.to_producer.pop(0) == REOPEN
+        self.producer = ProducerView()
 
     def check(self) -> None:
         """Take what the session puts out, as the bridge does after every call."""

@@ -30,6 +30,7 @@ from ..conftest import let_pass, wait_for
 from ..frames import masked
 
 MAX_BUFFER = Settings().max_buffer
+OPEN = wire.Open(id="1", uri="/a.ws")
 
 
 class Lines:
@@ -41,6 +42,9 @@ class Lines:
     def write(self, level: str, text: str) -> None:
         self.lines.append((level, text))
 
+    def descriptor(self) -> int | None:
+        return None
+
 
 class Peers:
     """The far ends of a connection: a client, a producer, and Apache with its dummy."""
@@ -50,9 +54,10 @@ class Peers:
         bridge: Bridge,
         deflate_agreement: Agreement | None = None,
         transport: type[PlainTransport] = PlainTransport,
+        path: str = "",
         **changes: Any,
     ) -> None:
-        settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, **changes})
+        settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, "hold": 0, **changes})
         self.client, client_near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
         self.apache, farewell = socket.socketpair()
@@ -65,12 +70,13 @@ class Peers:
         self.messages: list[Item] = []
         self.released: list[bool] = []
         session = Session(settings, deflate_agreement)
-        session.open(wire.Open(id="1", uri="/a.ws"))
+        session.open(OPEN)
         self.connection = Connection(
             transport(client_near),
             producer_near,
             session,
             settings,
+            path,
             "[client x] /a.ws",
             self.log,
             lambda: self.released.append(True),
@@ -252,7 +258,7 @@ def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> No
 
 @pytest.mark.parametrize("half_sent", [False, True])
 def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> None:
-    peers = connect()
+    peers = connect(max_buffer=6)  # a frame that is longer is passed on as it comes
     frame = wire.encode_frame(wire.TEXT, b"hello")
     peers.producer.sendall(frame[:4] if half_sent else frame)
     peers.producer.close()
@@ -499,17 +505,6 @@ def test_what_the_producer_sends_is_compressed(connect: Callable[..., Peers]) ->
     assert length < 100
 
 
-def test_entries_of_closed_connections_do_not_pile_up(
-    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("apachews_handler.bridge.SPARE_DEADLINES", 5)
-    for _ in range(50):
-        peers = connect(idle_timeout=3600.0)
-        peers.client.close()
-        wait_for(lambda peers=peers: peers.log.lines)  # type: ignore[misc]
-    assert len(bridge._deadlines) <= 10
-
-
 def test_reserved_opcodes_are_logged(connect: Callable[..., Peers]) -> None:
     peers = connect()
     peers.producer.sendall(wire.encode_frame(0x7, b"x") + wire.encode_frame(wire.TEXT, b"a"))
@@ -630,5 +625,5 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(
     monkeypatch.setattr(threading.Thread, "start", fail)
     for _ in range(2):  # and it is tried again
         with pytest.raises(RuntimeError, match="new thread"):
-            child.bridge()
+            child.bridge(None)
     assert set(os.listdir("/proc/self/fd")) == before

@@ -17,6 +17,7 @@ from apachews_handler import httpd, tls
 STRUCTURES = {
     "conn_rec": httpd._ConnRec,
     "request_rec": httpd._RequestRec,
+    "server_rec": httpd._ServerRec,
     "module": httpd._Module,
     "Dl_info": httpd._DlInfo,
 }
@@ -28,6 +29,8 @@ CONSTANTS = {
     "APR_NONBLOCK_READ": httpd.APR_NONBLOCK_READ,
     "APR_SUCCESS": httpd.APR_SUCCESS,
     "APR_EOF": httpd.APR_EOF,
+    "AP_MPMQ_IS_THREADED": httpd.AP_MPMQ_IS_THREADED,
+    "APR_HOOK_MIDDLE": httpd.APR_HOOK_MIDDLE,
     "APLOG_ERR": httpd.LOG_LEVELS["error"],
     "APLOG_WARNING": httpd.LOG_LEVELS["warn"],
     "APLOG_NOTICE": httpd.LOG_LEVELS["notice"],
@@ -72,7 +75,8 @@ def test_httpd_layout_is_that_of_the_headers(tmp_path: Path) -> None:
     headers = (
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <httpd.h>\n"
         "#include <http_config.h>\n#include <http_log.h>\n#include <util_filter.h>\n"
-        "#include <apr_errno.h>\n#include <apr_buckets.h>"
+        "#include <apr_errno.h>\n#include <apr_buckets.h>\n"
+        "#include <ap_mpm.h>\n#include <apr_hooks.h>"
     )
     flags = [f"-I{apxs('INCLUDEDIR')}", f"-I{apxs('APR_INCLUDEDIR')}", *apxs("CPPFLAGS").split()]
     flags += ["-D_LARGEFILE64_SOURCE", *apxs("EXTRA_CPPFLAGS").split()]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews_handler import limits
+from apachews_handler import limits, rundir
 from apachews_handler.exceptions import NotSetUp, Refusal, Unavailable
 from apachews_handler.limits import Places, admit
 from apachews_handler.settings import Settings
@@ -26,12 +26,12 @@ def temporary(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """A directory for temporary files, and no file opened in it yet."""
     monkeypatch.setattr("tempfile.tempdir", str(short_path))
     monkeypatch.setattr(limits, "_places", None)
-    monkeypatch.setattr(limits, "_directory_fd", -1)
+    monkeypatch.setattr(rundir, "_directory_fd", -1)
     yield short_path
     if limits._places:
         limits._places.close()
-    if limits._directory_fd != -1:
-        os.close(limits._directory_fd)
+    if rundir._directory_fd != -1:
+        os.close(rundir._directory_fd)
 
 
 def places(path: Path, count: int) -> list[Places]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.messages import Item, MessageReader
+from apachews.messages import Item, MessageReader, Moved
 from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.ends import End
-from apachews_handler.session import Phase, Session
+from apachews_handler.session import Phase, Session, Side
 from apachews_handler.settings import Rate, Settings
 
 from ..frames import masked
@@ -22,8 +25,8 @@ TEXT = wire.encode_frame(wire.TEXT, b"hi")
 class Ends:
     """A session and what its two sides received."""
 
-    def __init__(self, limit: int = 1000) -> None:
-        self.session = Session(Settings(max_message=limit))
+    def __init__(self, limit: int = 1000, **changes: Any) -> None:
+        self.session = Session(Settings(max_message=limit, **changes))
         self.session.open(OPEN)
         self.client = b""
         self.producer: list[Item] = []
@@ -45,6 +48,19 @@ class Ends:
 
     def from_producer(self, data: bytes) -> Ends:
         self.session.receive_producer(data)
+        self.drain()
+        return self
+
+    def next_producer(self, unsent: bytes = b"", sent: int = 0) -> Ends:
+        """Have the producer die and another one come; ``producer`` is the new one's."""
+        self.session.receive_producer_eof(unsent, sent)
+        assert self.session.side is Side.AWAY
+        return self.resume()
+
+    def resume(self) -> Ends:
+        self.session.resume()
+        self._reader = MessageReader()
+        self.producer.clear()
         self.drain()
         return self
 
@@ -135,7 +151,7 @@ def test_producer_closes_and_gets_the_answer() -> None:
 
 
 def test_producer_dies_between_frames() -> None:
-    ends = Ends().from_producer(TEXT)
+    ends = Ends(hold=0).from_producer(TEXT)
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT + close(1012, "the producer is gone")
@@ -146,7 +162,7 @@ def test_producer_dies_between_frames() -> None:
 
 
 def test_producer_dies_inside_a_frame() -> None:
-    ends = Ends().from_producer(TEXT[:3])
+    ends = Ends(max_buffer=3).from_producer(TEXT[:3])
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT[:3]
@@ -182,7 +198,7 @@ def test_bridge_closes() -> None:
 
 @pytest.mark.parametrize("how", ["close", "violation", "bridge"])
 def test_a_close_waits_for_the_producers_frame(how: str) -> None:
-    ends = Ends().from_producer(TEXT[:2])
+    ends = Ends(max_buffer=3).from_producer(TEXT[:2])
     if how == "close":
         ends.from_client(masked(0x88, b"\x03\xe8"))
     elif how == "violation":
@@ -201,7 +217,7 @@ def test_a_close_waits_for_the_producers_frame(how: str) -> None:
 
 def test_ends_of_file_in_any_order_finish_both() -> None:
     for first, second in (("client", "producer"), ("producer", "client")):
-        ends = Ends()
+        ends = Ends(hold=0)
         for side in (first, second):
             getattr(ends.session, f"receive_{side}_eof")()
         assert ends.session.client_finished
@@ -227,7 +243,7 @@ def test_a_bucket_does_not_overflow() -> None:
 
 
 def test_a_ping_of_the_bridges_own() -> None:
-    ends = Ends()
+    ends = Ends(max_buffer=3)
     assert ends.session.ping()
     ends.drain()
     assert ends.client == wire.encode_frame(wire.PING, KEEPALIVE)
@@ -249,6 +265,132 @@ def test_the_counts_of_the_log() -> None:
     assert ends.session.counts() == "messages_in=1 bytes_in=3 messages_out=2 bytes_out=4"
 
 
+RESUMED = dataclasses.replace(OPEN, resumed=True)
+
+
+def test_a_client_is_held_and_resumed_with_the_same_id() -> None:
+    ends = Ends().from_client(masked(0x81, b"read")).from_producer(TEXT + TEXT[:3])
+    ends.session.receive_producer_eof()
+    assert (ends.session.phase, ends.session.side) == (Phase.OPEN, Side.AWAY)
+    ends.from_client(masked(0x81, b"one") + masked(0x89, b"p") + masked(0x8A, b"old"))
+    ends.from_client(masked(0x01, b"t"))
+    assert ends.producer == ["read"]
+    assert ends.session.waiting_bytes == len(b"..one..t")
+    ends.resume().from_client(masked(0x80, b"wo")).from_producer(TEXT)
+    assert ends.producer == [RESUMED, "one", "two"]
+    # Nothing of the frame in which the first one died.
+    assert ends.client == TEXT + wire.encode_frame(wire.PONG, b"p") + TEXT
+    assert ends.session.waiting_bytes == 0
+
+
+def test_what_was_not_sent_goes_to_the_next_producer_and_a_half_message_to_nobody() -> None:
+    frames = wire.encode_frame(wire.TEXT, b"aa") + wire.encode_frame(wire.TEXT, b"bb")
+    assert Ends().next_producer(frames, 4).producer == [RESUMED, "bb"]
+    assert Ends().next_producer(frames, 3).producer == [RESUMED, "bb"]
+    assert Ends().next_producer(frames, 5).producer == [RESUMED]
+    ends = Ends().from_client(masked(0x01, b"half"))
+    ends.next_producer().from_client(masked(0x00, b"lost") + masked(0x80, b"lost"))
+    ends.from_client(masked(0x81, b"next"))
+    assert ends.producer == [RESUMED, "next"]
+
+
+def test_the_producer_is_not_told_of_an_answer_it_need_not_give_again() -> None:
+    session = Session(Settings())
+    session.open(dataclasses.replace(OPEN, answer_required=True), is_told=True)
+    assert session.to_producer == []
+    session.receive_producer_eof()
+    session.resume()
+    assert MessageReader().receive(session.to_producer[0]) == [RESUMED]
+
+
+def test_nobody_comes_in_time() -> None:
+    ends = Ends()
+    ends.session.receive_producer_eof()
+    ends.from_client(masked(0x81, b"waits"))
+    ends.session.give_up_holding()
+    ends.drain()
+    assert ends.client == close(1012, "the producer is gone")
+    ends.from_client(masked(0x88, b"\x03\xf4"))
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+    assert ends.why == (End.PRODUCER_LEFT, 1012)
+
+
+@pytest.mark.parametrize("data", [wire.encode_frame(wire.TEXT, b"a", fin=False), TEXT[:3]])
+def test_inside_a_message_nobody_can_go_on(data: bytes) -> None:
+    ends = Ends(max_buffer=3).from_producer(data)
+    ends.session.receive_producer_eof()
+    assert ends.session.side is Side.DONE
+    assert ends.session.phase in (Phase.CLOSING, Phase.GONE)
+
+
+@pytest.mark.parametrize("goes", ["close", "eof", "bridge"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_held_client_that_goes_is_outlived_by_its_messages(goes: str, waits: bool) -> None:
+    ends = Ends()
+    ends.session.receive_producer_eof()
+    if waits:
+        ends.from_client(masked(0x81, b"last words"))
+    if goes == "close":
+        ends.from_client(masked(0x88, b"\x03\xe8"))
+        assert ends.session.client_finished
+    elif goes == "eof":
+        ends.session.receive_client_eof()
+    else:
+        ends.session.close(End.IDLE)
+        ends.from_client(masked(0x88, b"\x03\xe9"))
+    assert ends.session.side is (Side.AWAY if waits else Side.DONE)
+    if waits:
+        ends.resume()
+        expected: list[Item] = [RESUMED, "last words"]
+        if goes != "eof":
+            code, reason = (1000, "") if goes == "close" else (1001, "idle")
+            expected.append(wire.Close(code, reason))
+        assert ends.producer == expected
+    assert ends.session.producer_finished
+
+
+MOVE = wire.encode_frame(wire.MOVE, b"")
+
+
+def test_a_producer_that_moves_gets_what_came_before_and_the_next_one_the_rest() -> None:
+    ends = Ends().from_client(masked(0x81, b"one") + masked(0x01, b"tw"))
+    ends.from_producer(MOVE)
+    assert ends.producer == ["one"]
+    ends.from_client(masked(0x89, b"") + masked(0x80, b"o") + masked(0x81, b"three"))
+    ends.from_client(masked(0x81, b"four"))
+    assert ends.producer == ["one", "two", Moved()]
+    ends.from_producer(TEXT)  # its answer to what it got
+    ends.next_producer()
+    assert ends.producer == [RESUMED, "three", "four"]
+    assert ends.client == wire.encode_frame(wire.PONG, b"") + TEXT
+
+
+def test_a_move_is_answered_at_once_between_messages() -> None:
+    ends = Ends().from_producer(MOVE + TEXT + MOVE)
+    assert ends.producer == [Moved()]
+    assert ends.client == TEXT
+    # A second producer may move as well.
+    ends.next_producer().from_producer(MOVE)
+    assert ends.producer == [RESUMED, Moved()]
+
+
+def test_a_client_that_closes_meanwhile() -> None:
+    ends = Ends().from_client(masked(0x01, b"ha")).from_producer(MOVE)
+    ends.from_client(masked(0x88, b"\x03\xe8"))
+    assert ends.producer == [wire.Close(1000, "")]
+    moved = Ends().from_producer(MOVE).from_client(masked(0x88, b"\x03\xe8"))
+    assert moved.producer == [Moved()]
+    for session in (ends.session, moved.session):
+        assert session.client_finished
+        assert session.producer_finished
+
+
+def test_a_move_inside_a_message_is_a_violation() -> None:
+    ends = Ends().from_producer(wire.encode_frame(wire.TEXT, b"a", fin=False) + MOVE)
+    assert ends.why == (End.PRODUCER_ERROR, 1011)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=20) | st.none()), max_size=20))
 def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | None]]) -> None:
     ends = Ends(limit=50)
@@ -256,6 +398,8 @@ def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | No
         if data is None:
             if is_client:
                 ends.session.receive_client_eof()
+            elif ends.session.side is Side.AWAY:
+                ends.resume()
             else:
                 ends.session.receive_producer_eof()
             ends.drain()

@@ -149,7 +149,7 @@ def test_waiting_to_write_a_key_update_costs_no_processor() -> None:
     bridge = Bridge()
     bridge.start()
     settings = Settings()
-    connection = Connection(made, producer_near, Session(settings), settings, "x", Lines())
+    connection = Connection(made, producer_near, Session(settings), settings, "", "x", Lines())
     bridge.adopt(connection, farewell)
     client.sendall(b"a key update")
     wait_for(lambda: library.read_calls)

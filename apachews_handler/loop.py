@@ -1,0 +1,531 @@
+"""The loop that carries a process's WebSockets: one epoll, and what becomes of each.
+
+Contract: ``add`` gives it a connection, which it owns from then on; ``turn`` waits
+once and does what is due.  ``watch`` has it look after other descriptors.  On one
+thread at a time: the bridge's in a child of Apache, the only one in a custodian.
+
+How this works: a level-triggered epoll over two descriptors a connection, client
+and producer.  What is read from one is given to the session, and what that puts
+out is sent to the other.  Bytes that a side does not take wait here, and while
+they do, the side they came from is not read: so at most one read (APACHEWS_MAX_BUFFER)
+and a few frames of the bridge's own wait in each direction, and the kernel's
+buffers carry the backpressure to the other end.
+
+Time is looked at once a turn.  Every connection has a place in ``Deadlines``, for
+when its ``Watch`` wants to be asked again.
+
+A client whose producer is gone is in ``Holds`` until there is another one; it is
+read meanwhile, up to a buffer.
+
+Nothing is allocated for an idle connection beyond its few objects, no closure and
+no buffer.  An exception in the handling of a connection ends that connection,
+with a traceback in the log, and no other.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from .connection import Connection
+from .deadlines import Deadlines
+from .ends import End
+from .holds import SETTLED_S, Holds, peer_pid
+from .session import Phase, Side
+from .transport import discard_unsent, limit_unsent, unsent_bytes
+from .watch import Due
+
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+_NOT_WATCHED: Final = -1
+
+
+class Loop:
+    """All connections of a process.  Made before its thread, which alone calls it then."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._clients: dict[int, Connection] = {}
+        self._producers: dict[int, Connection] = {}
+        self._holds = Holds()
+        self._others: dict[int, Callable[[], None]] = {}
+        self._deadlines: Deadlines[Connection] = Deadlines()
+        # To be looked at again, whatever epoll says: their TLS holds bytes, or their
+        # reader made a pause.  A dict for its order.
+        self._pending: dict[Connection, None] = {}
+        self._now = time.monotonic()
+
+    def connections(self) -> set[Connection]:
+        """Return those that are not closed."""
+        return {
+            *self._clients.values(),
+            *self._producers.values(),
+            *self._holds.connections(),
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        """True where there is no connection."""
+        return not (self._clients or self._producers or self._holds)
+
+    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+        """Have a function called in every turn in which a descriptor is readable.
+
+        Raises:
+            OSError: the kernel has no room.
+        """
+        self._epoll.register(fd, _IN)
+        self._others[fd] = on_readable
+
+    def unwatch(self, fd: int) -> None:
+        """Look after a descriptor no more; the caller closes it."""
+        self._unregister(fd)
+        self._others.pop(fd, None)
+
+    def add(self, connection: Connection) -> None:
+        """Take a connection over; one with a fault is ended here."""
+        self._guard(self._begin, connection)
+
+    def send_away(
+        self, connections: Iterable[Connection], end: End, within_s: float | None = None
+    ) -> float:
+        """Close connections one after the other, at the pace of their settings.
+
+        Args:
+            connections: those that would go earlier anyway are left as they are.
+            end: why.
+            within_s: all are told within so many seconds, whatever the pace.
+
+        Returns:
+            After how many seconds the last one is told.
+        """
+        now = time.monotonic()
+        going = [connection for connection in connections if connection.session.phase is Phase.OPEN]
+        after_s = 0.0
+        for connection in going:
+            watch, rate = connection.watch, connection.settings.drain_rate
+            at = now + after_s
+            if not watch.goodbye_at or at < watch.goodbye_at:
+                connection.goodbye, watch.goodbye_at = end, at
+                self._schedule(connection)
+            pace_s = 1 / rate.per_s if rate else 0.0
+            after_s += pace_s if within_s is None else min(pace_s, within_s / len(going))
+        return after_s
+
+    def renew(self) -> None:
+        """Begin anew with an epoll of our own: this process was forked.
+
+        The old one is shared with the process that it was forked from.  What
+        ``watch`` was told of is forgotten.
+        """
+        self._epoll.close()
+        self._others.clear()
+        self._epoll = select.epoll()
+        for fd, connection in self._clients.items():
+            self._epoll.register(fd, connection.client_mask)
+        for fd, connection in self._producers.items():
+            if connection.producer_mask != _NOT_WATCHED:
+                self._epoll.register(fd, connection.producer_mask)
+
+    def descriptors(self) -> set[int]:
+        """Return those of all connections, and its own."""
+        return {*self._clients, *self._producers, self._epoll.fileno()}
+
+    def close(self) -> None:
+        """Close whatever there is, without a word."""
+        for connection in self.connections():
+            connection.session.fail()  # where it has no end yet: the loop broke off
+            self._forget(connection)
+        self._epoll.close()
+
+    def turn(self, max_wait_s: float | None = None) -> None:
+        """Wait once, and do what is due.
+
+        Args:
+            max_wait_s: at most so long; None: until something happens.
+        """
+        events = self._epoll.poll(self._wait_s(max_wait_s))
+        self._now = time.monotonic()
+        others = []
+        for fd, ready in events:
+            if (connection := self._clients.get(fd)) is not None:
+                self._guard(self._on_client, connection, ready)
+            elif (connection := self._producers.get(fd)) is not None:
+                self._guard(self._on_producer, connection, ready)
+            elif fd in self._others:
+                others.append(fd)
+            # Otherwise it was closed earlier in this turn.
+        # Not before all events were looked at: a new connection may have the
+        # number of a descriptor that was just closed, and is not to get its.
+        for fd in others:
+            if fd in self._others:
+                self._others[fd]()
+        if self._pending:
+            pending, self._pending = self._pending, {}
+            for connection in pending:
+                if connection.client_fd != -1 and connection.client_mask & _IN:
+                    self._guard(self._on_client, connection, _IN)
+        if self._holds:
+            self._run_holds()
+        for connection in self._deadlines.take_due(self._now):
+            if not connection.is_closed:
+                self._guard(self._on_due, connection)
+
+    def _guard(self, handle: Callable[..., None], *args: object) -> None:
+        """Handle one connection; whatever goes wrong ends that one only."""
+        try:
+            handle(*args)
+        except Exception:
+            connection = args[0]
+            assert isinstance(connection, Connection)
+            connection.log.write("error", f"{connection.name}: {traceback.format_exc()}")
+            connection.session.fail()
+            self._forget(connection)
+
+    def _wait_s(self, max_wait_s: float | None) -> float | None:
+        if self._pending:
+            return 0
+        at = min(self._deadlines.next_at(), self._holds.next_at())
+        if at == math.inf:
+            return max_wait_s
+        wait_s = max(0.0, at - time.monotonic())
+        return wait_s if max_wait_s is None else min(wait_s, max_wait_s)
+
+    def _begin(self, connection: Connection) -> None:
+        limit_unsent(connection.client_fd, connection.settings.max_buffer)
+        self._clients[connection.client_fd] = connection
+        self._epoll.register(connection.client_fd, 0)
+        self._take_producer(connection)
+        self._flush(connection)  # the OPEN is in the session
+        self._schedule(connection)
+        if connection.transport.has_pending():
+            self._pending[connection] = None
+
+    def _take_producer(self, connection: Connection) -> None:
+        """Look after the connection's producer, a new one."""
+        self._producers[connection.producer_fd] = connection
+        self._epoll.register(connection.producer_fd, 0)
+        connection.producer_mask = 0
+
+    def _on_client(self, connection: Connection, ready: int) -> None:
+        session, transport = connection.session, connection.transport
+        if ready & _OUT:
+            self._send_client_queue(connection)
+        may_read = connection.client_mask & _IN or (
+            transport.needs_writing and not connection.producer_queue
+        )
+        if session.is_paused and may_read:
+            session.receive_client(b"", self._now)
+        elif may_read and (ready & (_IN | _GONE) or transport.needs_writing):
+            data = transport.recv(connection.settings.max_buffer)
+            if data:
+                connection.watch.heard_at = self._now
+                session.receive_client(data, self._now)
+            elif data is not None:
+                session.receive_client_eof()
+        elif ready & _GONE:
+            # Not read, because its producer is slow; and it is gone.
+            session.receive_client_eof()
+        if transport.has_pending():
+            self._pending[connection] = None
+        if ready & select.EPOLLRDHUP:
+            # It has sent its last, and its producer is slow to take that.
+            self._limit_leaving(connection)
+        self._flush(connection)
+
+    def _on_producer(self, connection: Connection, ready: int) -> None:
+        session = connection.session
+        if ready & _OUT:
+            self._send_producer_queue(connection)
+        if ready & (_IN | _GONE) and connection.producer_fd != -1:
+            if connection.producer_mask & _IN:
+                data: bytes | None
+                try:
+                    data = connection.producer.recv(connection.settings.max_buffer)
+                except BlockingIOError:
+                    data = None
+                except OSError:
+                    data = b""
+                if data:
+                    connection.watch.passed_at = self._now
+                    session.receive_producer(data)
+                    if session.ignored:
+                        self._log_ignored(connection)
+                elif data is not None:
+                    self._lose_producer(connection)
+            elif ready & _GONE:
+                # It is gone, and what it wrote before waits in the kernel for the
+                # client to read.  epoll would report it for ever: look away, and
+                # give the client as long as any other that is closing.
+                self._epoll.unregister(connection.producer_fd)
+                connection.producer_mask = _NOT_WATCHED
+                self._limit_leaving(connection)
+        self._flush(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what the session put out, and follow its phase."""
+        session = connection.session
+        if session.to_producer:
+            connection.watch.passed_at = self._now
+            connection.producer_queue += _take(session.to_producer)
+            self._send_producer_queue(connection)
+        if session.to_client and connection.is_deaf:
+            session.to_client.clear()
+        if session.to_client:
+            data = _take(session.to_client)
+            connection.client_queue = (
+                bytes(connection.client_queue) + data if connection.client_queue else data
+            )
+            self._send_client_queue(connection)
+        if session.phase is not Phase.OPEN:
+            self._close_what_is_finished(connection)
+        self._watch(connection)
+
+    def _send_client_queue(self, connection: Connection) -> None:
+        queue = connection.client_queue
+        try:
+            sent = connection.transport.send(queue) if queue else 0
+        except OSError:
+            # The client is gone.  Its last words may still be there to read; the
+            # end of file comes after them.
+            connection.is_deaf = True
+            sent = len(queue)
+        watch = connection.watch
+        if sent == len(queue):
+            if watch.waiting_since:
+                watch.waiting_since, watch.passed_at = 0.0, self._now
+                connection.session.set_congested(False)
+            connection.client_queue = b""
+            return
+        connection.client_queue = memoryview(queue)[sent:]
+        if not watch.waiting_since:
+            connection.session.set_congested(True)
+        elif not sent:
+            return
+        watch.waiting_since = watch.passed_at = self._now
+        connection.unsent_bytes = unsent_bytes(connection.client_fd)
+        self._schedule(connection)
+
+    def _send_producer_queue(self, connection: Connection) -> None:
+        queue, sent = connection.producer_queue, connection.producer_sent
+        try:
+            sent += connection.producer.send(memoryview(queue)[sent:] if sent else queue)
+        except BlockingIOError:
+            return
+        except OSError:
+            # The producer is gone.  Its last words may still be there to read;
+            # the end of file comes after them.
+            connection.session.receive_producer_deafness(queue, sent)
+            sent = len(queue)
+        if sent == len(queue):
+            connection.producer_queue, connection.producer_sent = b"", 0
+        else:
+            connection.producer_sent = sent
+
+    def _lose_producer(self, connection: Connection) -> None:
+        """The producer has gone: wait for another one, or close."""
+        session, watch = connection.session, connection.watch
+        session.receive_producer_eof(connection.producer_queue, connection.producer_sent)
+        if session.side is Side.AWAY:
+            connection.lost_pid = 0
+            if self._now - connection.resumed_at >= SETTLED_S:
+                connection.hold_ends_at = self._now + connection.settings.hold
+            else:
+                # Again, and at once.  Is this a program that ends on each client?
+                connection.lost_pid = peer_pid(connection.producer)
+            watch.held_until = connection.hold_ends_at
+            self._holds.add(connection, self._now)
+            self._schedule(connection)
+        self._close_producer(connection)
+
+    def _run_holds(self) -> None:
+        for connection, producer in self._holds.take_resumable(self._now):
+            self._guard(self._resume, connection, producer)
+
+    def _resume(self, connection: Connection, producer: socket.socket) -> None:
+        connection.watch.held_until = 0.0
+        if connection.lost_pid and peer_pid(producer) == connection.lost_pid:
+            producer.close()
+            connection.session.give_up_holding()
+        else:
+            connection.resumed_at = self._now
+            connection.take_producer(producer)
+            self._take_producer(connection)
+            connection.session.resume()
+        self._flush(connection)
+        if not connection.is_closed:
+            self._schedule(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        """Bring epoll's masks up to date: a side is read while the other one keeps up."""
+        session = connection.session
+        if connection.client_fd != -1:
+            mask = _OUT if connection.client_queue else 0
+            if session.phase is Phase.CLOSED or not (
+                connection.producer_queue or session.waiting_bytes >= connection.settings.max_buffer
+            ):
+                mask = _OUT if connection.transport.needs_writing else mask | _IN
+            elif not connection.watch.leaves_at:
+                mask |= select.EPOLLRDHUP
+            if mask != connection.client_mask:
+                if mask & ~connection.client_mask & _IN and connection.transport.has_pending():
+                    self._pending[connection] = None
+                connection.watch.is_heard = bool(mask & _IN)
+                connection.client_mask = mask
+                self._epoll.modify(connection.client_fd, mask)
+            if mask & _IN and session.is_paused:
+                self._pending[connection] = None
+        if connection.producer_fd != -1:
+            mask = _OUT if connection.producer_queue else 0
+            if not connection.client_queue and not session.client_finished:
+                mask |= _IN
+            if mask != connection.producer_mask:
+                if connection.producer_mask == _NOT_WATCHED:
+                    if not mask & _IN:
+                        return
+                    self._epoll.register(connection.producer_fd, mask)
+                else:
+                    self._epoll.modify(connection.producer_fd, mask)
+                connection.producer_mask = mask
+
+    def _close_what_is_finished(self, connection: Connection) -> None:
+        session = connection.session
+        if session.phase is Phase.GONE:
+            self._close_client(connection)
+        elif (
+            session.client_finished and not connection.client_queue and not connection.is_shut_down
+        ):
+            # The client closes when it has read the CLOSE; closing here while it
+            # still sends would reset the connection and lose it that.
+            connection.is_shut_down = True
+            connection.transport.shutdown()
+        if session.producer_finished and not connection.producer_queue:
+            self._close_producer(connection)
+        if session.side is not Side.AWAY:
+            self._holds.discard(connection)
+        if connection.is_closed:
+            self._finish(connection)
+        elif connection.client_fd != -1 or connection.producer_fd != -1:
+            self._limit_leaving(connection)
+
+    def _close_client(self, connection: Connection) -> None:
+        if connection.client_fd != -1:
+            self._unregister(connection.client_fd)
+            self._clients.pop(connection.client_fd, None)
+            connection.client_fd = -1
+            connection.client_queue = b""
+            connection.is_deaf = True
+            connection.transport.close()
+
+    def _close_producer(self, connection: Connection) -> None:
+        if connection.producer_fd != -1:
+            self._unregister(connection.producer_fd)
+            self._producers.pop(connection.producer_fd, None)
+            connection.producer_fd = -1
+            connection.producer_queue, connection.producer_sent = b"", 0
+            connection.producer.close()
+
+    def _unregister(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except FileNotFoundError:
+            pass  # a producer that is looked away from, or the kernel had no room
+
+    def _forget(self, connection: Connection) -> None:
+        self._close_client(connection)
+        self._close_producer(connection)
+        self._holds.discard(connection)
+        self._finish(connection)
+
+    def _finish(self, connection: Connection) -> None:
+        self._deadlines.drop(connection)
+        connection.close()
+        connection.log_close()
+
+    def _limit_leaving(self, connection: Connection) -> None:
+        """Give a connection that is closing so much time and no more."""
+        if not connection.watch.leaves_at:
+            connection.watch.leaves_at = self._now + connection.settings.close_timeout
+            self._schedule(connection)
+
+    def _schedule(self, connection: Connection) -> None:
+        """Have the connection's watch asked when it wants to be."""
+        self._deadlines.schedule(connection, connection.watch.next_at())
+
+    def _on_due(self, connection: Connection) -> None:
+        session, watch = connection.session, connection.watch
+        due = watch.due(self._now)
+        if due is Due.OVERDUE and session.side is Side.AWAY:
+            # Only what it said before it left is still to be delivered.
+            watch.leaves_at = 0.0
+            session.receive_client_eof()
+        elif due is Due.OVERDUE:
+            # Who only waited for the other side to leave did not close.
+            if connection.producer_mask == _NOT_WATCHED:
+                session.receive_producer_eof()
+            session.receive_client_eof()
+            if connection.client_fd != -1:
+                discard_unsent(connection.client_fd)
+            self._forget(connection)
+            return
+        elif due is Due.NOBODY_CAME:
+            watch.held_until = 0.0
+            session.give_up_holding()
+        elif due is Due.GOODBYE:
+            assert connection.goodbye, "its turn comes with a reason"
+            watch.goodbye_at = 0.0
+            session.close(connection.goodbye)
+        elif connection.client_fd == -1:
+            watch.postpone_ping(self._now)
+        elif due is Due.PING:
+            if not session.ping():
+                watch.postpone_ping(self._now)
+        elif due is Due.NO_PONG:
+            # What it sent may wait: this loop was held up, or did not read it.
+            self._on_client(connection, _IN)
+            if watch.heard_at < self._now:
+                session.close(End.NO_PONG)
+        elif due is Due.TOO_SLOW:
+            self._send_client_queue(connection)
+            if watch.waiting_since and watch.waiting_since < self._now:
+                self._judge_slowness(connection)
+        elif due is Due.IDLE:
+            session.close(End.IDLE)
+        if connection.is_closed:
+            return
+        self._flush(connection)
+        if not connection.is_closed:
+            self._schedule(connection)
+
+    def _judge_slowness(self, connection: Connection) -> None:
+        """Close a client for which nothing more could be sent, unless it takes what was.
+
+        The kernel asks for more only when a good part of what it has is on its way:
+        for a client that reads a little and steadily that may take minutes.
+        """
+        unsent = unsent_bytes(connection.client_fd)
+        if unsent >= connection.unsent_bytes:
+            connection.session.close(End.TOO_SLOW)
+        else:
+            connection.unsent_bytes = unsent
+            connection.watch.waiting_since = self._now
+
+    def _log_ignored(self, connection: Connection) -> None:
+        opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(connection.session.ignored)))
+        connection.session.ignored.clear()
+        connection.log.write(
+            "warn", f"{connection.name} ignored frames of the producer, reserved opcodes {opcodes}"
+        )
+
+
+def _take(chunks: list[bytes]) -> bytes:
+    """Return what is in the list as one, and empty it."""
+    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    chunks.clear()
+    return data
