@@ -69,7 +69,8 @@ class Child:
                 made = Bridge()
                 made.start()
                 self._bridge = made
-                self._pid_file = pid_file
+                # Where it is not to be seen there is nothing to be learnt of it.
+                self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
                 self._subscribe_end()
             return self._bridge
 
@@ -100,6 +101,8 @@ class Child:
         """Tell whether others take this child's place."""
         if os.getppid() != self._apache:
             return False  # there is no Apache any more
+        if self._pid_file and not os.path.exists(self._pid_file):
+            return False  # a graceful stop: there will be none soon
         if self._is_prefork:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             return not mask & _STOP_SIGNALS

@@ -82,7 +82,7 @@ def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
     Args:
         bridge: frozen.
         apache: process id of Apache's parent.
-        pid_file: Apache's, if known.
+        pid_file: Apache's, if there is one to be seen.
 
     Returns:
         False where there is no such process: the bridge is to be thawed here.
@@ -134,15 +134,14 @@ class Custodian:
     Args:
         loop: with the connections.
         apache: process id of Apache's parent; ``parent``: its pidfd.
-        pid_file: Apache's, if known.
+        pid_file: Apache's, if there is one to be seen.
     """
 
     def __init__(self, loop: Loop, apache: int, parent: int, pid_file: str | None) -> None:
         self._loop = loop
         self._apache = apache
         self._parent = parent
-        # Where it is not to be seen there is nothing to be learnt of it.
-        self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
+        self._pid_file = pid_file
         self._born_at = time.monotonic()
         self._generation: Generation | None = None
         self._younger = 0

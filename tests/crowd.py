@@ -25,6 +25,8 @@ from .site import Site
 
 # Messages each client has under way: more than one, so that order means something.
 WINDOW = 3
+# How long Apache has to close what was closed.
+LEAVE_S = 2.0
 # Handshakes at once: httpd's backlog has its limit, and so has a small Apache.
 JOINING = 50
 
@@ -37,12 +39,14 @@ class Report:
         echoes: answers that were right.
         faults: what went wrong, a line for each client it befell.
         closes: close codes that clients got; 1006 for an end without one.
+        closed_at: when they got them.
         longest_stall_s: the longest that any client waited for an answer.
     """
 
     echoes: int = 0
     faults: list[str] = field(default_factory=list)
     closes: list[int] = field(default_factory=list)
+    closed_at: list[float] = field(default_factory=list)
     longest_stall_s: float = 0.0
 
 
@@ -59,6 +63,7 @@ class _Client(asyncio.Protocol):
         self.is_open = False
         self.has_ended = False
         self.opened = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -93,6 +98,11 @@ class _Client(asyncio.Protocol):
             self.opened.set_result(False)
         if not self.has_ended:
             self._end(wire.ABNORMAL)
+        self.lost.set_result(True)
+
+    def abort(self) -> None:
+        """Go without waiting for anybody."""
+        self._transport.abort()
 
     def _receive(self, first: int, payload: bytes) -> None:
         if first == wire.FIN | wire.PING:
@@ -142,6 +152,7 @@ class _Client(asyncio.Protocol):
         self.has_ended = True
         self.is_open = False
         self._crowd.report.closes.append(code)
+        self._crowd.report.closed_at.append(time.monotonic())
 
     def _fail(self, text: str) -> None:
         self._crowd.report.faults.append(f"client {self._name}: {text}")
@@ -230,7 +241,12 @@ class Crowd:
             await asyncio.sleep(self._pause_s)
         for client in self._clients:
             client.leave()
-        await asyncio.sleep(0)
+        leaving = [client.lost for client in self._clients]
+        if leaving:
+            await asyncio.wait(leaving, timeout=LEAVE_S)
+            for client in self._clients:
+                client.abort()
+            await asyncio.wait(leaving)
 
     async def _connect(self, index: int, context: ssl.SSLContext | None) -> _Client | None:
         loop = asyncio.get_running_loop()

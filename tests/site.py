@@ -75,6 +75,28 @@ class Site:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
+    def custodians(self) -> list[int]:
+        """Return the processes that were forked from Apache's children and are none."""
+        found = []
+        ours = {self.apache.pid, *self.apache.children()}
+        for entry in Path("/proc").iterdir():
+            try:
+                is_apache = str(self.apache.root).encode() in (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # no process, or it has ended
+            if is_apache and entry.name.isdigit() and _starts_with(entry, b"apache2", b"httpd"):
+                found.append(int(entry.name))
+        return [pid for pid in found if pid not in ours and pid not in self.apache.children()]
+
+    def renew(self, timeout_s: float = 20.0) -> float:
+        """Restart gracefully; return after how many seconds the old children had ended."""
+        old = set(self.apache.children())
+        self.settle()
+        begun_at = time.monotonic()
+        self.apache.graceful()
+        wait_for(lambda: not old & set(self.apache.children()), timeout_s)
+        return time.monotonic() - begun_at
+
     def settle(self) -> None:
         """Wait until a stop meets no child at a moment that httpd does not guard.
 
@@ -179,6 +201,12 @@ class Site:
             _, stderr = process.communicate()
             path.unlink(missing_ok=True)
         assert b"Traceback" not in stderr, stderr.decode()
+
+
+def _starts_with(process: Path, *names: bytes) -> bool:
+    """Tell whether a process runs one of these programs."""
+    program = (process / "cmdline").read_bytes().partition(b"\0")[0]
+    return program.rpartition(b"/")[2] in names
 
 
 def echo(event: Event) -> None:

@@ -1,0 +1,387 @@
+"""What Apache's restarts and stops do to clients: nothing, or a goodbye with its code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from apachews import wire
+from apachews.answer import Answer
+from apachews.messages import MessageReader
+from deploy.private_apache import require_free_port
+
+from ..conftest import wait_for
+from ..crowd import Crowd, crowd
+from ..frames import masked
+from ..raw_client import RawClient, request
+from ..site import Site, running_site
+from .conftest import MPMS
+
+# httpd kills a child so long after it told it to stop.
+STOP_S = 9.0
+
+
+@contextlib.contextmanager
+def plain_http(site: Site) -> Iterator[list[float]]:
+    """Ask for a page all the time; give how long each answer took."""
+    took: list[float] = []
+    failed: list[BaseException] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not ended.wait(0.02):
+                begun_at = time.monotonic()
+                assert requests.get(site.http(), timeout=10).status_code == 200
+                took.append(time.monotonic() - begun_at)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        thread.join()
+    assert not failed, failed
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_200_sockets_and_5_graceful_restarts(mpm: str) -> None:
+    with running_site(mpm, workers=20, threads=10) as site:
+        most = 0
+        with crowd(site, 200) as clients, plain_http(site) as answers:
+            clients.wait_for_echoes(1000)
+            for _ in range(5):
+                site.renew()
+                most = max(most, len(site.apache.children()))
+                clients.wait_for_echoes(1000)
+            assert clients.open_count == 200
+            clients.fall_silent()
+            report = clients.report
+            assert (report.faults, report.closes) == ([], [])
+            # Where they are: with custodians, and no child of Apache has more than its own.
+            assert site.custodians()
+            assert most <= 20
+        # httpd itself needs up to a second to have its new children ready.
+        assert len(answers) > 5
+        assert max(answers) < 5
+        # With the last connection its process ends.
+        wait_for(lambda: not site.custodians())
+
+
+@contextlib.contextmanager
+def old_and_new(mpm: str, count: int = 20) -> Iterator[tuple[Site, Crowd, Crowd]]:
+    """A site, clients that are with custodians, and clients that are with its children."""
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(running_site(mpm))
+        old = stack.enter_context(crowd(site, count))
+        old.wait_for_echoes(count)
+        site.renew()
+        assert site.custodians()
+        new = stack.enter_context(crowd(site, count))
+        new.wait_for_echoes(count)
+        site.settle()
+        yield site, old, new
+
+
+def goodbyes(clients: Crowd, count: int = 20) -> bool:
+    """Tell whether all clients were told that the server goes away, and nothing else."""
+    closes = clients.report.closes
+    assert set(closes) <= {wire.GOING_AWAY}, clients.report
+    return len(closes) == count
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_a_stop_tells_everybody_and_leaves_nothing(mpm: str) -> None:
+    with old_and_new(mpm) as (site, old, new):
+        begun_at = time.monotonic()
+        site.apache.stop()
+        assert time.monotonic() - begun_at < STOP_S
+        for port in (site.apache.port, site.apache.tls_port):
+            require_free_port(port)
+        wait_for(lambda: goodbyes(old) and goodbyes(new))
+        wait_for(lambda: not site.custodians())
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_a_graceful_stop_tells_everybody_before_apache_has_gone(mpm: str) -> None:
+    """systemd kills what is left of a service when its main process has ended."""
+    with old_and_new(mpm) as (site, old, new):
+        os.kill(site.apache.pid, signal.SIGWINCH)
+        wait_for(lambda: goodbyes(old) and goodbyes(new))
+        assert site.apache.wait(0) is None
+        assert site.apache.wait(STOP_S) == 0
+        wait_for(lambda: not site.custodians())
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_a_hard_restart_tells_those_of_apaches_children(mpm: str) -> None:
+    with old_and_new(mpm) as (site, old, new):
+        os.kill(site.apache.pid, signal.SIGHUP)
+        wait_for(lambda: goodbyes(new))
+        # Custodians are no children of Apache's.
+        old.wait_for_echoes(100)
+        assert old.report.closes == []
+
+
+def test_custodians_do_not_outlive_an_apache_that_was_killed() -> None:
+    with old_and_new("event") as (site, old, _):
+        children = site.apache.children()
+        os.kill(site.apache.pid, signal.SIGKILL)
+        try:
+            wait_for(lambda: goodbyes(old))
+            wait_for(lambda: not set(site.custodians()) - set(children))
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_custodian_that_is_told_to_end_says_goodbye() -> None:
+    with old_and_new("event") as (site, old, new):
+        (custodian,) = site.custodians()
+        os.kill(custodian, signal.SIGTERM)
+        wait_for(lambda: goodbyes(old))
+        wait_for(lambda: not site.custodians())
+        new.wait_for_echoes(100)
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_a_child_that_is_killed_takes_only_its_own_clients(mpm: str) -> None:
+    with old_and_new(mpm) as (site, old, new):
+        site.expected_harm = "exit signal Killed"
+        victims = site.apache.children()
+        with plain_http(site):
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: len(new.report.closes) == 20)
+            assert set(new.report.closes) == {wire.ABNORMAL}
+            old.wait_for_echoes(100)
+            assert (old.report.faults, old.report.closes) == ([], [])
+            wait_for(
+                lambda: site.apache.children() and not set(victims) & set(site.apache.children())
+            )
+            with crowd(site, 5) as later:
+                later.wait_for_echoes(50)
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_children_that_had_their_share_of_connections(mpm: str) -> None:
+    """MaxConnectionsPerChild: many custodians, and nobody dropped."""
+    with running_site(mpm, extra="MaxConnectionsPerChild 5") as site, crowd(site, 20) as clients:
+        for _ in range(30):  # one more than its share tells a child of the worker MPM
+            requests.get(site.http(), timeout=10)
+        wait_for(site.custodians)
+        clients.wait_for_echoes(200)
+        clients.fall_silent()
+        assert (clients.report.faults, clients.report.closes) == ([], [])
+
+
+def test_a_busy_worker_keeps_nobody_from_the_goodbye() -> None:
+    """httpd waits for its workers before it ends a child; clients do not."""
+    settings = "SetEnv APACHEWS_ACCEPT producer\nSetEnv APACHEWS_CONNECT_TIMEOUT 6s"
+    extra = f"<Location /busy.ws>\n{settings}\n</Location>"
+    came = threading.Event()
+    with (
+        running_site("event", extra=extra) as site,
+        crowd(site, 20) as clients,
+        # It never answers, and a worker waits for it.
+        site.producer("busy.ws", lambda event: came.set()),
+        RawClient(site.dial("ws")) as slow,
+    ):
+        slow.send(request("/busy.ws"))
+        assert came.wait(10)
+        site.settle()
+        begun_at = time.monotonic()
+        os.kill(site.apache.pid, signal.SIGTERM)
+        wait_for(lambda: goodbyes(clients))
+        assert time.monotonic() - begun_at < 3
+
+
+class Compressing:
+    """A client that has agreed on permessage-deflate, and keeps its context."""
+
+    def __init__(self, client: RawClient) -> None:
+        offer = "permessage-deflate; client_max_window_bits"
+        self._client = client.upgrade(Sec_WebSocket_Extensions=offer)
+        self._deflater = zlib.compressobj(1, zlib.DEFLATED, -9)
+        self._inflater = zlib.decompressobj(-15)
+
+    def echoes(self, text: bytes) -> bool:
+        data = self._deflater.compress(text) + self._deflater.flush(zlib.Z_SYNC_FLUSH)
+        self._client.send(masked(0xC1, data[:-4]))
+        frame = self._client.read_data_frame()
+        assert frame
+        assert frame[0] == 0xC1, "long enough to be compressed"
+        return self._inflater.decompress(frame[1] + b"\0\0\xff\xff") == text
+
+
+def stuff(client: RawClient) -> int:
+    """Send messages and read none until nothing more goes; return how many were sent."""
+    client.socket.settimeout(1)
+    count = 0
+    try:
+        while True:
+            client.send(masked(0x82, count.to_bytes(4, "big") * 16384))
+            count += 1
+    except TimeoutError:
+        client.socket.settimeout(10)
+    return count
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> None:
+    asking = "<Location /hand.ws>\nSetEnv APACHEWS_ACCEPT producer\n</Location>"
+    with running_site(mpm, extra=asking) as site, contextlib.ExitStack() as stack:
+
+        def dial() -> RawClient:
+            return stack.enter_context(RawClient(site.dial(scheme)))
+
+        half_frame, half_message = dial().upgrade(), dial().upgrade()
+        half_frame.send(masked(0x81, b"half a frame")[:9])
+        half_message.send(masked(0x01, b"half a "))
+        squeezed = Compressing(dial())
+        text = b"what was said before is not said again " * 20
+        assert squeezed.echoes(text)
+        # (With TLS a send that was cut off cannot be gone on with.)
+        stuffed = dial().upgrade() if scheme == "ws" else None
+        sent = stuff(stuffed) if stuffed else 0
+        produced = stack.enter_context(producer_by_hand(site, "hand.ws"))
+        asked = dial()
+        asked.send(request("/hand.ws"))
+        answer = produced()
+        unfinished = dial()
+        unfinished.send(request()[:40])
+
+        old = set(site.apache.children())
+        site.settle()
+        site.apache.graceful()
+        # These two keep a worker, and so their child, until they have their answer.
+        answer.sendall(Answer.accept(None, ()).encode() + wire.encode_frame(1, b"half")[:4])
+        assert asked.read_head()[0] == 101
+        unfinished.send(request()[40:])
+        assert unfinished.read_head()[0] == 101
+        wait_for(lambda: not old & set(site.apache.children()), 20)
+
+        half_frame.send(masked(0x81, b"half a frame")[9:])
+        assert half_frame.read_data_frame() == (0x81, b"half a frame")
+        half_message.send(masked(0x89, b"") + masked(0x80, b"message"))
+        assert half_message.read_frame() == (0x8A, b"")
+        assert half_message.read_data_frame() == (0x81, b"half a message")
+        assert squeezed.echoes(text[::-1])
+        assert squeezed.echoes(text)
+        answer.sendall(wire.encode_frame(1, b"half")[4:])
+        assert asked.read_data_frame() == (0x81, b"half")
+        unfinished.send(masked(0x81, b"hello"))
+        assert unfinished.read_data_frame() == (0x81, b"hello")
+        for count in range(sent):
+            assert stuffed
+            frame = stuffed.read_data_frame()
+            assert frame == (0x82, count.to_bytes(4, "big") * 16384), count
+
+
+@contextlib.contextmanager
+def producer_by_hand(site: Site, name: str) -> Iterator[Callable[[], socket.socket]]:
+    """A listening socket; a call accepts a client and reads its OPEN."""
+    path = site.docroot / name
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen()
+        listener.settimeout(10)
+
+        def accept() -> socket.socket:
+            sock = stack.enter_context(listener.accept()[0])
+            sock.settimeout(10)
+            reader = MessageReader()
+            while not reader.receive(sock.recv(65536)):
+                pass  # OPEN, in pieces
+            return sock
+
+        yield accept
+    path.unlink()
+
+
+@pytest.mark.parametrize("mpm", MPMS)
+def test_a_custodian_has_nothing_of_apaches(mpm: str) -> None:
+    """Its descriptors are its connections, its log and its files; loggers end."""
+    directives = """
+        CustomLog "|/usr/bin/tee -a ${ROOT}/piped.log" "%r"
+        SetEnv APACHEWS_MAX_CONNECTIONS 1000
+        <VirtualHost 127.0.0.1:${PORT}>
+            ServerName piped
+            ErrorLog "|/usr/bin/tee -a ${ROOT}/piped_errors.log"
+        </VirtualHost>
+    """
+    with running_site(mpm, extra=directives) as site, crowd(site, 10) as clients:
+        clients.wait_for_echoes(20)
+        loggers = _loggers(site)
+        assert loggers
+        site.renew()
+        custodians = site.custodians()
+        assert custodians
+        wait_for(lambda: not set(loggers) & set(_loggers(site)))
+        for pid in custodians:
+            links = _descriptors(pid)
+            allowed = ("/dev/null", "anon_inode:[eventpoll]", "anon_inode:[pidfd]")
+            others = [
+                link
+                for link in links
+                if link not in allowed
+                and not link.startswith("socket:")
+                and not link.endswith(("/error.log", ".places", ".custodian"))
+                and "/apachews-" not in link
+            ]
+            assert others == []
+            # One for the client and one for the producer.
+            assert sum(link.startswith("socket:") for link in links) <= 2 * 10
+        clients.fall_silent()
+        assert (clients.report.faults, clients.report.closes) == ([], [])
+
+
+def _loggers(site: Site) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and b"piped" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            pass  # it has ended
+    return found
+
+
+def _descriptors(pid: int) -> list[str]:
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(entry.readlink()))
+    return links
+
+
+@pytest.mark.parametrize("setting", ["APACHEWS_CUSTODIAN_AGE 2s", "APACHEWS_MAX_CUSTODIANS 1"])
+def test_clients_of_custodians_are_sent_away_in_the_end(setting: str) -> None:
+    extra = f"SetEnv {setting}\nSetEnv APACHEWS_DRAIN_RATE 10/s"
+    with running_site("event", extra=extra) as site, crowd(site, 10) as old:
+        site.renew()
+        with crowd(site, 5) as new:
+            new.wait_for_echoes(10)
+            if "MAX" in setting:
+                site.renew()  # a second custodian
+            wait_for(lambda: len(old.report.closes) == 10)
+            closed_at = old.report.closed_at
+            assert 0.5 < closed_at[-1] - closed_at[0] < 3, "ten a second"
+            assert old.report.closes == [wire.SERVICE_RESTART] * 10
+            new.wait_for_echoes(20)
+            assert new.report.closes == []
+            assert len(site.log_lines(r"\(DRAINED\) code=1012")) == 10
