@@ -25,6 +25,8 @@ from .site import Site
 
 # Messages each client has under way: more than one, so that order means something.
 WINDOW = 3
+# A message without an answer for so long may be lost, where some may be.
+LOST_S = 0.5
 # How long Apache has to close what was closed.
 LEAVE_S = 2.0
 # Handshakes at once: httpd's backlog has its limit, and so has a small Apache.
@@ -37,6 +39,7 @@ class Report:
 
     Attributes:
         echoes: answers that were right.
+        lost: messages that were not answered though later ones were.
         faults: what went wrong, a line for each client it befell.
         closes: close codes that clients got; 1006 for an end without one.
         closed_at: when they got them.
@@ -44,6 +47,7 @@ class Report:
     """
 
     echoes: int = 0
+    lost: int = 0
     faults: list[str] = field(default_factory=list)
     closes: list[int] = field(default_factory=list)
     closed_at: list[float] = field(default_factory=list)
@@ -62,6 +66,7 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.is_open = False
         self.has_ended = False
+        self.heard_at = 0.0  # when an answer came
         self.opened = asyncio.get_running_loop().create_future()
         self.lost = asyncio.get_running_loop().create_future()
 
@@ -115,12 +120,15 @@ class _Client(asyncio.Protocol):
             self._fail(f"unexpected frame {first:#x} {payload!r:.60}")
         else:
             expected, sent_at = self._expected.popleft()
+            while self._crowd.may_lose and payload != expected and self._expected:
+                self._crowd.report.lost += 1
+                expected, sent_at = self._expected.popleft()
             if payload != expected:
                 self._fail(f"got {payload!r:.60}, not {expected!r:.60}")
             else:
                 report = self._crowd.report
                 report.echoes += 1
-                now = time.monotonic()
+                now = self.heard_at = time.monotonic()
                 report.longest_stall_s = max(report.longest_stall_s, now - sent_at)
 
     def talk(self) -> None:
@@ -128,7 +136,10 @@ class _Client(asyncio.Protocol):
         if not self.is_open or self.has_ended:
             return
         frames = []
-        while len(self._expected) < WINDOW:
+        window = WINDOW
+        if self._crowd.may_lose and time.monotonic() - self.heard_at > LOST_S:
+            window = len(self._expected) + 1  # those may be lost: what follows shows it
+        while len(self._expected) < window:
             self._sent += 1
             # Some are compressed by size alone, where that is negotiated; most are short.
             text = f"{self._name} {self._sent} ".encode() + b"x" * (self._sent % 7 * 40)
@@ -166,10 +177,20 @@ class Crowd:
         count: how many.
         path: of an echo.
         pause_s: between two looks at who may send; the load.
+        may_lose: messages may be lost, as with a producer that is killed; none may
+            come twice or out of order all the same.
     """
 
-    def __init__(self, site: Site, count: int, path: str = "/echo.ws", pause_s: float = 0.02):
+    def __init__(
+        self,
+        site: Site,
+        count: int,
+        path: str = "/echo.ws",
+        pause_s: float = 0.02,
+        may_lose: bool = False,
+    ) -> None:
         self.path = path
+        self.may_lose = may_lose
         self.report = Report()
         self._site = site
         self._count = count
@@ -198,6 +219,15 @@ class Crowd:
         """Wait until so many more answers have come."""
         until = self.report.echoes + count
         wait_for(lambda: self.report.echoes >= until, timeout_s, what=lambda: self.report)
+
+    def wait_for_everybody(self, timeout_s: float = 30.0) -> None:
+        """Wait until every client has had another answer."""
+        now = time.monotonic()
+        wait_for(
+            lambda: all(client.heard_at > now for client in self._clients),
+            timeout_s,
+            what=lambda: f"not all were answered; {self.report}",
+        )
 
     def fall_silent(self, timeout_s: float = 30.0) -> None:
         """Send nothing more, and wait for the last answers."""
@@ -266,9 +296,15 @@ class Crowd:
 
 
 @contextlib.contextmanager
-def crowd(site: Site, count: int, path: str = "/echo.ws", pause_s: float = 0.02) -> Iterator[Crowd]:
+def crowd(
+    site: Site,
+    count: int,
+    path: str = "/echo.ws",
+    pause_s: float = 0.02,
+    may_lose: bool = False,
+) -> Iterator[Crowd]:
     """A crowd that is connected and talks; it leaves at the end."""
-    made = Crowd(site, count, path, pause_s)
+    made = Crowd(site, count, path, pause_s, may_lose)
     made.start()
     try:
         yield made

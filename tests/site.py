@@ -34,7 +34,8 @@ ECHO = ROOT / "deploy" / "producers" / "echo.py"
 # What is installed in this environment, not the checkout: Apache imports that.
 HANDLER = Path(sysconfig.get_path("purelib")) / "apachews_handler" / "wsgi.py"
 IS_ROOT = os.geteuid() == 0
-# Age at which a child of httpd has all its threads and its signals in order.
+# Age at which a child of httpd has all its threads and its signals in order, and time
+# after which a worker has put away the connection it had.
 SETTLED_S = 0.5
 
 # What a child that came to harm leaves in the error log.
@@ -102,9 +103,17 @@ class Site:
 
         A child of the event and worker MPMs ends at once on SIGTERM until its main
         thread, which has just started the others, says otherwise (child_main); a
-        stop that comes in between can crash it, whatever it has loaded.
+        stop that comes in between can crash it, whatever it has loaded.  And a stop
+        closes the sockets that workers have; one that has just freed its own can
+        still be in the list (close_worker_sockets).
         """
-        wait_for(lambda: self._youngest_child_s() > SETTLED_S)
+        log = self.apache.root / "access.log"
+        wait_for(
+            lambda: (
+                self._youngest_child_s() > SETTLED_S
+                and time.time() - log.stat().st_mtime > SETTLED_S
+            )
+        )
 
     def _youngest_child_s(self) -> float:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)

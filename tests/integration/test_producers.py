@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import pytest
 import requests
 
 from apachews import Client, Event, wire
-from apachews.messages import MessageReader
+from apachews.messages import Item, MessageReader
 
 from ..conftest import wait_for
 from ..frames import masked
@@ -31,13 +30,18 @@ class HandMade:
         self._path.chmod(0o666)
         self.listener.listen()
         self.listener.settimeout(10)
+        self.opened: wire.Open
+        self.received: list[Item] = []  # what came together with it
 
     def accept(self) -> socket.socket:
+        """Return the socket of the next client, whose OPEN is ``self.opened`` then."""
         sock = self.listener.accept()[0]
         sock.settimeout(10)
-        reader = MessageReader()
-        while not reader.receive(sock.recv(65536)):
-            pass  # OPEN, in pieces
+        self.reader = MessageReader()
+        while not (items := self.reader.receive(data := sock.recv(65536))):
+            assert data, "the end, before OPEN"
+        assert isinstance(items[0], wire.Open)
+        self.opened, self.received = items[0], items[1:]
         return sock
 
     def close(self) -> None:
@@ -46,64 +50,24 @@ class HandMade:
 
 
 @contextmanager
-def hand_made(site: Site, scheme: str) -> Iterator[tuple[RawClient, socket.socket]]:
-    """A client and the producer's end of its connection."""
-    producer = HandMade(site, "hand.ws")
+def by_hand(site: Site, name: str) -> Iterator[HandMade]:
+    """A producer that is played by hand."""
+    producer = HandMade(site, name)
     try:
-        with (
-            RawClient(site.dial(scheme)).upgrade("/hand.ws") as client,
-            producer.accept() as sock,
-        ):
-            yield client, sock
+        yield producer
     finally:
         producer.close()
 
 
-def test_the_producer_dies_between_messages(site: Site, scheme: str) -> None:
-    with hand_made(site, scheme) as (client, producer):
-        producer.sendall(wire.encode_frame(wire.TEXT, b"a"))
-        producer.close()
-        assert client.read_frame() == (0x81, b"a")
-        assert client.read_close() == 1012
-        client.send(masked(0x88, b"\x03\xf4"))
-        assert client.read(1) == b""
-
-
-def test_the_producer_dies_inside_a_message(event_site: Site, scheme: str) -> None:
-    with hand_made(event_site, scheme) as (client, producer):
-        producer.sendall(wire.encode_frame(wire.TEXT, b"a", fin=False))
-        producer.close()
-        assert client.read_frame() == (0x01, b"a")
-        assert client.read_close() == 1012
-
-
-def test_the_producer_dies_inside_a_frame(event_site: Site, scheme: str) -> None:
-    with hand_made(event_site, scheme) as (client, producer):
-        producer.sendall(wire.encode_frame(wire.TEXT, b"hello")[:4])
-        producer.close()
-        assert client.read(4) == wire.encode_frame(wire.TEXT, b"hello")[:4]
-        assert client.read(1) == b""
-
-
-def test_the_seeds_producer_is_killed_and_comes_again(event_site: Site) -> None:
-    with event_site.echo_process("mortal.ws") as process:
-        client = RawClient(event_site.dial("ws")).upgrade("/mortal.ws")
-        client.send(masked(0x81, b"hi"))
-        assert client.read_frame() == (0x81, b"hi")
-        process.send_signal(signal.SIGKILL)
-        assert client.read_close() == 1012
-        client.socket.close()
-        process.wait()  # only then are all its sockets closed, the listening one too
-        # The socket file is stale now.
-        with RawClient(event_site.dial("ws")) as refused:
-            refused.send(request("/mortal.ws"))
-            assert refused.read_head()[0] == 503
+@contextmanager
+def hand_made(site: Site, scheme: str) -> Iterator[tuple[RawClient, socket.socket]]:
+    """A client and the producer's end of its connection."""
     with (
-        event_site.echo_process("mortal.ws"),
-        RawClient(event_site.dial("ws")).upgrade("/mortal.ws") as client,
+        by_hand(site, "hand.ws") as producer,
+        RawClient(site.dial(scheme)).upgrade("/hand.ws") as client,
+        producer.accept() as sock,
     ):
-        client.send(masked(0x81, b"hi"))
-        assert client.read_frame() == (0x81, b"hi")
+        yield client, sock
 
 
 @pytest.mark.parametrize(

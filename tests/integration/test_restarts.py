@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ import requests
 
 from apachews import wire
 from apachews.answer import Answer
-from apachews.messages import MessageReader
 from deploy.private_apache import require_free_port
 
 from ..conftest import wait_for
@@ -26,6 +24,7 @@ from ..frames import masked
 from ..raw_client import RawClient, request
 from ..site import Site, running_site
 from .conftest import MPMS
+from .test_producers import by_hand
 
 # httpd kills a child so long after it told it to stop.
 STOP_S = 9.0
@@ -257,10 +256,10 @@ def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> 
         # (With TLS a send that was cut off cannot be gone on with.)
         stuffed = dial().upgrade() if scheme == "ws" else None
         sent = stuff(stuffed) if stuffed else 0
-        produced = stack.enter_context(producer_by_hand(site, "hand.ws"))
+        produced = stack.enter_context(by_hand(site, "hand.ws"))
         asked = dial()
         asked.send(request("/hand.ws"))
-        answer = produced()
+        answer = produced.accept()
         unfinished = dial()
         unfinished.send(request()[:40])
 
@@ -289,28 +288,6 @@ def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> 
             assert stuffed
             frame = stuffed.read_data_frame()
             assert frame == (0x82, count.to_bytes(4, "big") * 16384), count
-
-
-@contextlib.contextmanager
-def producer_by_hand(site: Site, name: str) -> Iterator[Callable[[], socket.socket]]:
-    """A listening socket; a call accepts a client and reads its OPEN."""
-    path = site.docroot / name
-    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
-        listener.bind(str(path))
-        path.chmod(0o666)
-        listener.listen()
-        listener.settimeout(10)
-
-        def accept() -> socket.socket:
-            sock = stack.enter_context(listener.accept()[0])
-            sock.settimeout(10)
-            reader = MessageReader()
-            while not reader.receive(sock.recv(65536)):
-                pass  # OPEN, in pieces
-            return sock
-
-        yield accept
-    path.unlink()
 
 
 @pytest.mark.parametrize("mpm", MPMS)

@@ -186,21 +186,6 @@ def test_a_stop_says_1001_and_leaves_nothing(scheme: str) -> None:
         assert not site.apache.children()
 
 
-@pytest.mark.parametrize("mpm", ["event", "worker", "prefork"])
-def test_a_graceful_restart_harms_no_child(mpm: str) -> None:
-    with running_site(mpm) as site:
-        for _ in range(3):
-            before = set(site.apache.children())
-            with (
-                RawClient(site.dial("ws")).upgrade() as plain,
-                RawClient(site.dial("wss1.3")).upgrade() as tls,
-            ):
-                site.apache.graceful()
-                assert {plain.read_close(), tls.read_close()} == {1001}
-            wait_for(lambda before=before: not before & set(site.apache.children()))  # type: ignore[misc]
-            wait_for(lambda: requests.get(site.http(), timeout=5).ok)
-
-
 def test_the_sockets_directory_may_be_a_link(event_site: Site) -> None:
     link = event_site.docroot / "link"
     link.symlink_to(event_site.docroot)

@@ -1,0 +1,122 @@
+"""Producers that die, restart and take over from each other; their clients stay."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+
+import pytest
+
+from apachews import wire
+
+from ..conftest import wait_for
+from ..crowd import crowd
+from ..frames import masked
+from ..raw_client import RawClient, request
+from ..site import Site, running_site
+from .test_producers import by_hand, hand_made
+
+
+def test_a_client_is_resumed_by_the_next_producer(site: Site, scheme: str) -> None:
+    with (
+        by_hand(site, "hand.ws") as first,
+        RawClient(site.dial(scheme)).upgrade("/hand.ws?a=b") as client,
+    ):
+        with first.accept() as sock:
+            sock.sendall(wire.encode_frame(wire.TEXT, b"a"))
+            assert client.read_frame() == (0x81, b"a")
+            first.close()  # before its clients, as when it dies
+        client.send(masked(0x81, b"meanwhile") + masked(0x89, b"p") + masked(0x01, b"and "))
+        assert client.read_frame() == (0x8A, b"p")
+        refused_with_retry_after(site, "/hand.ws")
+        with by_hand(site, "hand.ws") as second, second.accept() as sock:
+            assert second.opened == dataclasses.replace(first.opened, resumed=True)
+            client.send(masked(0x80, b"after"))
+            items = second.received
+            while len(items) < 2:
+                items += second.reader.receive(sock.recv(65536))
+            assert items == ["meanwhile", "and after"]
+            sock.sendall(wire.encode_frame(wire.TEXT, b"b"))
+            assert client.read_frame() == (0x81, b"b")
+
+
+def refused_with_retry_after(site: Site, path: str) -> None:
+    """Nobody new is let in while there is no producer."""
+
+    def status() -> int:
+        with RawClient(site.dial("ws")) as client:
+            client.send(request(path))
+            status, headers = client.read_head()
+            assert status not in (503,) or headers["retry-after"] == "5"
+            return status
+
+    assert status() in (404, 503)
+
+
+def test_the_producer_dies_inside_a_message(event_site: Site, scheme: str) -> None:
+    with hand_made(event_site, scheme) as (client, producer):
+        producer.sendall(wire.encode_frame(wire.TEXT, b"a", fin=False))
+        producer.close()
+        assert client.read_frame() == (0x01, b"a")
+        assert client.read_close() == 1012
+
+
+def test_the_producer_dies_inside_a_frame_that_is_not_kept_back(
+    event_site: Site, scheme: str
+) -> None:
+    with hand_made(event_site, scheme) as (client, producer):
+        producer.sendall(wire.encode_frame(wire.BINARY, b"x" * 100_000)[:70_000])
+        producer.close()
+        assert len(client.read(70_001)) == 70_000
+
+
+def test_nobody_comes_in_time() -> None:
+    """And where nobody is to be waited for."""
+    extra = """
+        <Location /hand.ws>
+            SetEnv APACHEWS_HOLD 500ms
+        </Location>
+        <Location /off.ws>
+            SetEnv APACHEWS_HOLD off
+        </Location>
+    """
+    with running_site("event", extra=extra) as site:
+        for name in ("hand.ws", "off.ws"):
+            with by_hand(site, name) as producer:
+                client = RawClient(site.dial("ws")).upgrade(f"/{name}")
+                producer.accept().close()
+            with client:
+                assert client.read_close() == 1012
+        assert wait_for(lambda: site.log_lines(r"wsgi:info.*PRODUCER_LEFT.*code=1012"))
+
+
+def test_the_seeds_producer_is_killed_and_comes_again(event_site: Site) -> None:
+    with RawClient(event_site.dial("ws")) as client:
+        with event_site.echo_process("mortal.ws") as process:
+            client.upgrade("/mortal.ws").send(masked(0x81, b"hi"))
+            assert client.read_frame() == (0x81, b"hi")
+            process.send_signal(signal.SIGKILL)
+            process.wait()  # only then are all its sockets closed, the listening one too
+            # The socket file is stale now.
+            refused_with_retry_after(event_site, "/mortal.ws")
+            client.send(masked(0x81, b"still here"))
+        with event_site.echo_process("mortal.ws"):
+            assert client.read_data_frame() == (0x81, b"still here")
+
+
+@pytest.mark.parametrize("mpm", ["event", "prefork"])
+def test_a_producer_that_is_killed_again_and_again(mpm: str) -> None:
+    """Under load: nobody is dropped, nothing comes twice or out of order."""
+    with running_site(mpm) as site, contextlib.ExitStack() as stack:
+        process = stack.enter_context(site.echo_process("mortal.ws"))
+        clients = stack.enter_context(crowd(site, 50, "/mortal.ws", may_lose=True))
+        for _ in range(5):
+            clients.wait_for_echoes(500)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process = stack.enter_context(site.echo_process("mortal.ws"))
+        clients.wait_for_echoes(500)
+        clients.wait_for_everybody()
+        assert (clients.report.faults, clients.report.closes) == ([], [])
+        assert clients.open_count == 50
