@@ -205,6 +205,10 @@ class Session:
     def receive_producer(self, data: bytes) -> None:
         """Take bytes from the producer."""
         end = self._producer.receive(data)
+        if end is not None and self.side is Side.MOVED:
+            # It closes the client rather than leave it to the next one.
+            self._drop_waiting()
+            self.side = Side.DONE
         if isinstance(end, wire.Close):
             self._begin_close(End.PRODUCER_CLOSED, end.code, end.reason)
         elif end is not None:

@@ -29,6 +29,8 @@ WINDOW = 3
 LOST_S = 0.5
 # How long Apache has to close what was closed.
 LEAVE_S = 2.0
+# Between two looks at who may send.
+TURN_S = 0.01
 # Handshakes at once: httpd's backlog has its limit, and so has a small Apache.
 JOINING = 50
 
@@ -176,7 +178,7 @@ class Crowd:
         site: where they connect.
         count: how many.
         path: of an echo.
-        pause_s: between two looks at who may send; the load.
+        round_s: every client sends once in so long, what its window allows: the load.
         may_lose: messages may be lost, as with a producer that is killed; none may
             come twice or out of order all the same.
     """
@@ -186,7 +188,7 @@ class Crowd:
         site: Site,
         count: int,
         path: str = "/echo.ws",
-        pause_s: float = 0.02,
+        round_s: float = 0.02,
         may_lose: bool = False,
     ) -> None:
         self.path = path
@@ -194,8 +196,11 @@ class Crowd:
         self.report = Report()
         self._site = site
         self._count = count
-        self._pause_s = pause_s
+        self._round_s = round_s
         self._clients: list[_Client] = []
+        self._next_index = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._joining: asyncio.Semaphore
         self._is_talking = True
         self._is_leaving = False
         self._has_joined = threading.Event()
@@ -214,6 +219,14 @@ class Crowd:
             lambda: self._has_joined.is_set() or self._failed, timeout_s, what=lambda: self.report
         )
         assert not self._failed, self._failed
+
+    def join(self, count: int, timeout_s: float = 60.0) -> None:
+        """Have so many more clients come."""
+        asyncio.run_coroutine_threadsafe(self._join(count), self._loop).result(timeout_s)
+
+    def leave(self, count: int, timeout_s: float = 60.0) -> None:
+        """Have so many clients go, those that have been here longest."""
+        asyncio.run_coroutine_threadsafe(self._leave(count), self._loop).result(timeout_s)
 
     def wait_for_echoes(self, count: int, timeout_s: float = 30.0) -> None:
         """Wait until so many more answers have come."""
@@ -253,22 +266,18 @@ class Crowd:
             self._failed = error
 
     async def _main(self) -> None:
-        joining = asyncio.Semaphore(JOINING)
-        context = self._site.tls_context()
-
-        async def join(index: int) -> None:
-            async with joining:
-                client = await self._connect(index, context if index % 2 else None)
-                if client:
-                    self._clients.append(client)
-
-        await asyncio.gather(*(join(index) for index in range(self._count)))
+        self._loop = asyncio.get_running_loop()
+        self._joining = asyncio.Semaphore(JOINING)
+        await self._join(self._count)
         self._has_joined.set()
+        turn = 0
+        turns = max(1, round(self._round_s / TURN_S))
         while not self._is_leaving:
             if self._is_talking:
-                for client in self._clients:
+                for client in self._clients[turn::turns]:
                     client.talk()
-            await asyncio.sleep(self._pause_s)
+            turn = (turn + 1) % turns
+            await asyncio.sleep(TURN_S)
         for client in self._clients:
             client.leave()
         leaving = [client.lost for client in self._clients]
@@ -277,6 +286,27 @@ class Crowd:
             for client in self._clients:
                 client.abort()
             await asyncio.wait(leaving)
+
+    async def _join(self, count: int) -> None:
+        context = self._site.tls_context()
+        first, self._next_index = self._next_index, self._next_index + count
+
+        async def join(index: int) -> None:
+            async with self._joining:
+                client = await self._connect(index, context if index % 2 else None)
+                if client:
+                    self._clients.append(client)
+
+        await asyncio.gather(*(join(first + number) for number in range(count)))
+
+    async def _leave(self, count: int) -> None:
+        going, self._clients = self._clients[:count], self._clients[count:]
+        for client in going:
+            client.leave()
+        if going:
+            await asyncio.wait([client.lost for client in going], timeout=LEAVE_S)
+            for client in going:
+                client.abort()
 
     async def _connect(self, index: int, context: ssl.SSLContext | None) -> _Client | None:
         loop = asyncio.get_running_loop()
@@ -300,11 +330,11 @@ def crowd(
     site: Site,
     count: int,
     path: str = "/echo.ws",
-    pause_s: float = 0.02,
+    round_s: float = 0.02,
     may_lose: bool = False,
 ) -> Iterator[Crowd]:
     """A crowd that is connected and talks; it leaves at the end."""
-    made = Crowd(site, count, path, pause_s, may_lose)
+    made = Crowd(site, count, path, round_s, may_lose)
     made.start()
     try:
         yield made

@@ -92,7 +92,7 @@ class Site:
     def renew(self, timeout_s: float = 20.0) -> float:
         """Restart gracefully; return after how many seconds the old children had ended."""
         old = set(self.apache.children())
-        self.settle()
+        wait_for(lambda: self._youngest_child_s() > SETTLED_S)
         begun_at = time.monotonic()
         self.apache.graceful()
         wait_for(lambda: not old & set(self.apache.children()), timeout_s)

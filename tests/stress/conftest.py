@@ -6,6 +6,11 @@
 from __future__ import annotations
 
 import os
+import resource
+
+# Thousands of clients, and Apache and its producers inherit it.
+_, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most, 65536), _most))
 
 FULL = os.environ.get("APACHEWS_STRESS") == "full"
 

@@ -386,6 +386,16 @@ def test_a_client_that_closes_meanwhile() -> None:
         assert session.producer_finished
 
 
+def test_a_producer_that_closes_after_all_means_it() -> None:
+    ends = Ends().from_producer(MOVE).from_client(masked(0x81, b"for the next one"))
+    ends.from_producer(close(4000))
+    assert ends.client == close(4000)
+    ends.from_client(masked(0x88, b"\x0f\xa0"))
+    assert ends.session.producer_finished
+    ends.session.receive_producer_eof()
+    assert ends.session.side is Side.DONE
+
+
 def test_a_move_inside_a_message_is_a_violation() -> None:
     ends = Ends().from_producer(wire.encode_frame(wire.TEXT, b"a", fin=False) + MOVE)
     assert ends.why == (End.PRODUCER_ERROR, 1011)

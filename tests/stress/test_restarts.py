@@ -1,0 +1,304 @@
+"""Restarts of both kinds under load, again and again; and what mod_proxy makes of them.
+
+``deploy/test -e restarts`` runs all of it, half an hour on two cores, and prints the figures
+that docs/operations.md quotes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from ..conftest import let_pass, wait_for
+from ..crowd import crowd
+from ..raw_client import RawClient, request
+from ..site import Site, running_site
+from .conftest import scaled
+
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def plain_http(site: Site) -> Iterator[list[float]]:
+    """Ask for a page ten times a second; give how long each answer took, inf for none."""
+    took: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(0.1):
+            begun_at = time.monotonic()
+            try:
+                assert requests.get(site.http(), timeout=10).status_code == 200
+                took.append(time.monotonic() - begun_at)
+            except (requests.RequestException, AssertionError):
+                took.append(float("inf"))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        thread.join()
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """Return a process's own memory, that it shares with nobody, and its share in all, MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+    return (kib["Private_Dirty"] + kib["Private_Clean"]) / 1024, kib["Pss"] / 1024
+
+
+def count_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mpm", ["event", "worker", "prefork"])
+def test_graceful_restarts_of_apache(mpm: str) -> None:
+    """Thousands of clients through a hundred restarts, and some more with each of them."""
+    count, rounds = scaled(5000 if mpm == "event" else 1000, 100), scaled(100, 3)
+    with running_site(mpm, workers=20, threads=10) as site:
+        before = len(site.apache.children())
+        with crowd(site, count, round_s=scaled(count * 2, 100) / 1000) as clients:
+            clients.wait_for_echoes(count)
+            most = longest_s = 0.0
+            with plain_http(site) as answers:
+                for _ in range(rounds):
+                    clients.join(4)
+                    longest_s = max(longest_s, site.renew(60))
+                    most = max(most, len(site.apache.children()))
+                clients.wait_for_echoes(count)
+            clients.fall_silent(60)
+            report = clients.report
+            custodians = site.custodians()
+            own = sorted(memory(pid)[0] for pid in custodians)
+            print(
+                f"{mpm}: {count + 4 * rounds} clients, half of them wss, {rounds} graceful"
+                f" restarts: {report.echoes} echoes, {len(report.faults)} faults,"
+                f" {len(report.closes)} dropped; longest stall {report.longest_stall_s * 1000:.0f}"
+                f" ms; old children gone after {longest_s:.1f} s at most; at most {most:.0f}"
+                f" children ({before} before); {len(answers)} pages, the slowest after"
+                f" {max(answers):.2f} s; {len(custodians)} custodians with"
+                f" {own[0]:.1f} to {own[-1]:.1f} MiB of their own"
+            )
+            assert (report.faults, report.closes) == ([], [])
+            assert clients.open_count == count + 4 * rounds
+            assert max(answers) < 10
+        wait_for(lambda: not site.custodians(), 30)
+
+
+PROXY = """
+LoadModule proxy_module ${{MODULES}}/mod_proxy.so
+LoadModule proxy_http_module ${{MODULES}}/mod_proxy_http.so
+LoadModule proxy_wstunnel_module ${{MODULES}}/mod_proxy_wstunnel.so
+ProxyPass /proxied ws://127.0.0.1:{port}/
+ProxyTimeout 600
+"""
+ECHO_SERVER = """
+import asyncio, sys
+from websockets.asyncio.server import serve
+async def echo(socket):
+    async for message in socket:
+        await socket.send(message)
+async def main():
+    async with serve(echo, "127.0.0.1", int(sys.argv[1])) as server:
+        print("listening", flush=True)
+        await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", ["/proxied", "/echo.ws"])
+def test_mod_proxy_and_apachews_side_by_side(path: str) -> None:
+    """Debian's 150 workers; a few clients come before each reload, and stay."""
+    rounds, joining = scaled(15, 3), 4
+    port = 32_100 + os.getpid() % 500
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(
+            subprocess.Popen([sys.executable, "-c", ECHO_SERVER, str(port)], stdout=subprocess.PIPE)
+        )
+        stack.callback(server.kill)
+        assert server.stdout
+        server.stdout.readline()
+        site = stack.enter_context(
+            running_site("event", workers=150, threads=25, extra=PROXY.format(port=port))
+        )
+        clients = stack.enter_context(crowd(site, joining, path, round_s=0.1))
+        lines = []
+        for number in range(1, rounds + 1):
+            let_pass(1.0)
+            site.apache.graceful()
+            let_pass(1.5)
+            try:
+                begun_at = time.monotonic()
+                requests.get(site.http(), timeout=5)
+                page = f"{(time.monotonic() - begun_at) * 1000:.0f} ms"
+            except requests.RequestException:
+                page = "none in 5 s"
+            lines.append(
+                f"  reload {number}: {len(site.apache.children())} children,"
+                f" {clients.open_count} sockets, a page: {page}"
+            )
+            if page.startswith("none"):
+                break
+            with contextlib.suppress(Exception):
+                clients.join(joining, 10)
+        print(f"{path}, {joining} more clients before each reload")
+        print("\n".join(lines))
+        if path == "/echo.ws":
+            assert "none" not in lines[-1]
+            assert len(site.apache.children()) <= 6
+
+
+class Mortal:
+    """An echo that is killed and started again."""
+
+    def __init__(self, site: Site, name: str = "mortal.ws") -> None:
+        self._site = site
+        self._name = name
+        self._stack = contextlib.ExitStack()
+        self._process = self._stack.enter_context(site.echo_process(name))
+
+    def __enter__(self) -> Mortal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def start(self) -> None:
+        self._stack.close()
+        self._process = self._stack.enter_context(self._site.echo_process(self._name))
+
+
+@pytest.mark.timeout(1800)
+def test_a_producer_is_killed_again_and_again() -> None:
+    count, rounds = scaled(500, 50), scaled(100, 3)
+    with (
+        running_site("event", workers=20, threads=10) as site,
+        Mortal(site) as producer,
+        crowd(site, count, "/mortal.ws", round_s=0.2, may_lose=True) as clients,
+    ):
+        for _ in range(rounds):
+            clients.wait_for_echoes(count)
+            producer.kill()
+            producer.start()
+        clients.wait_for_everybody(60)
+        report = clients.report
+        print(
+            f"{count} clients, their producer killed {rounds} times: {report.echoes} echoes,"
+            f" {report.lost} lost with it, {len(report.faults)} twice or out of order,"
+            f" {len(report.closes)} dropped; longest stall {report.longest_stall_s:.2f} s"
+        )
+        assert (report.faults, report.closes) == ([], [])
+        assert clients.open_count == count
+
+
+@pytest.mark.timeout(600)
+def test_many_clients_are_resumed_at_once() -> None:
+    count = scaled(5000, 200)
+    with (
+        running_site("event", workers=20, threads=10) as site,
+        Mortal(site) as producer,
+        crowd(site, count, "/mortal.ws", round_s=1.0, may_lose=True) as clients,
+    ):
+        clients.wait_for_everybody(60)
+        producer.kill()
+        let_pass(1.0)
+        begun_at = time.monotonic()
+        producer.start()
+        clients.wait_for_everybody(60)
+        took_s = time.monotonic() - begun_at
+        print(f"{count} clients, resumed and answered {took_s:.1f} s after their producer's start")
+        assert clients.report.closes == []
+        assert took_s < 10
+
+
+@pytest.mark.timeout(1800)
+def test_everything_at_once() -> None:
+    """Restarts of both kinds, joins, leaves, slow clients, bad clients; then it is as before."""
+    seconds = scaled(600, 15)
+    chance = random.Random(1)
+    with (
+        running_site("event", workers=50, threads=10) as site,
+        Mortal(site) as producer,
+    ):
+        warm_up(site)
+        before = (len(site.custodians()), site.descriptors(), site.resident_bytes())
+        with (
+            crowd(site, 100, round_s=0.1) as faithful,
+            crowd(site, 100, "/mortal.ws", round_s=0.1, may_lose=True) as tried,
+            contextlib.ExitStack() as slow,
+        ):
+            restarts = kills = joins = bad = 0
+            end_at = time.monotonic() + seconds
+            while time.monotonic() < end_at:
+                match chance.randrange(6):
+                    case 0:
+                        site.renew(60)
+                        restarts += 1
+                    case 1:
+                        producer.kill()
+                        producer.start()
+                        kills += 1
+                    case 2 | 3:
+                        number = chance.randrange(1, 10)
+                        faithful.join(number)
+                        tried.join(number)
+                        faithful.leave(number)
+                        tried.leave(number)
+                        joins += 2 * number
+                    case 4:
+                        if chance.random() < 0.2:
+                            client = RawClient(site.dial("ws")).upgrade()
+                            slow.enter_context(client)
+                            client.socket.setblocking(False)
+                            with contextlib.suppress(BlockingIOError):
+                                client.socket.send(b"\x82\xff" + (1 << 19).to_bytes(8, "big"))
+                    case 5:
+                        with RawClient(site.dial("wss1.3")) as client:
+                            client.send(request() + bytes([0x81]))
+                            client.send(os.urandom(50))
+                        bad += 1
+                faithful.wait_for_everybody(60)
+                tried.wait_for_everybody(60)
+            for clients in (faithful, tried):
+                assert clients.report.faults == []
+                assert clients.report.closes == []
+            faithful.fall_silent(60)
+            print(
+                f"{seconds} s: {restarts} graceful restarts, {kills} producers killed, {joins}"
+                f" clients came and went, {bad} bad ones;"
+                f" {faithful.report.echoes + tried.report.echoes} echoes, none wrong,"
+                " nobody dropped"
+            )
+        wait_for(lambda: not site.custodians(), 60)
+        site.renew()
+        warm_up(site)
+        after = (len(site.custodians()), site.descriptors(), site.resident_bytes())
+        print(f"custodians, descriptors, resident bytes of a child: {before}, then {after}")
+        assert after[0] == 0
+        assert after[1] <= before[1] + 5
+        assert after[2] <= before[2] * 1.2
+
+
+def warm_up(site: Site) -> None:
+    """Have a child load what it loads once."""
+    with crowd(site, 50) as clients:
+        clients.wait_for_echoes(500)
+    wait_for(lambda: not site.custodians())
