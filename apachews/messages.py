@@ -36,7 +36,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The bridge's answer to MOVE: the client's next message goes to another producer."""
+    """The bridge's MOVE: the client goes to another producer; nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class MessageReader:
         self._payload = bytearray()
         self.ignored: list[int] = []
         self._opened = False
-        self._finished = False  # after a CLOSE or a violation
+        self._finished = False  # after a CLOSE, a MOVE or a violation
 
     @property
     def is_idle(self) -> bool:
@@ -190,10 +190,13 @@ class MessageReader:
         elif opcode == wire.CLOSE:
             items.append(wire.decode_close(payload))
             self._finish()
+        elif opcode == wire.MOVE:
+            if self._message_opcode:
+                raise WireError("a MOVE inside a message")
+            items.append(Moved())
+            self._finish()
         elif opcode == wire.PONG:
             items.append(Pong(payload))
-        elif opcode == wire.MOVE:
-            items.append(Moved())
         else:
             # PING and ANSWER do not occur in this direction, and the other opcodes
             # are reserved: left out, so that the wire can grow (docs/wire.md).

@@ -259,6 +259,7 @@ class Meaning:
         passed: where the last frame that is taken ends, or is cut off.
         is_between: the last frame is whole.
         close: code and reason of a CLOSE.
+        has_moved: there was a MOVE.
         codes: the close codes that may answer a violation; empty for none.
         is_sure: False where nothing is said of what follows.
     """
@@ -272,6 +273,7 @@ class Meaning:
     passed: int = 0
     is_between: bool = True
     close: tuple[int, str] | None = None
+    has_moved: bool = False
     codes: set[int] = field(default_factory=set)
     is_sure: bool = True
 
@@ -338,6 +340,11 @@ def bridge_stream(data: bytes, limit: int) -> Meaning:
                 break
             if opcode == CLOSE:
                 meaning.close = close(frame.payload)
+                break
+            if opcode == MOVE:
+                if meaning.opcode:
+                    raise Wrong(1002)
+                meaning.has_moved = True
                 break
             if opcode == OPEN:
                 wire.Open.decode(frame.payload)

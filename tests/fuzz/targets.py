@@ -395,11 +395,14 @@ def messages(data: bytes) -> None:
         items: list[Item] = []
         for piece in cut(stream, way):
             items += reader.receive(piece)
-        end = items.pop() if expected.codes or expected.close else None
+        is_over = expected.codes or expected.close or expected.has_moved
+        end = items.pop() if is_over else None
         if expected.codes:
             assert isinstance(end, WireViolation) and end.code in expected.codes
         elif expected.close:
             assert end == wire.Close(*expected.close)
+        elif expected.has_moved:
+            assert end == Moved()
         assert items == list(map(_item, expected.events))
         if end:
             assert reader.receive(HELLO + stream) == []

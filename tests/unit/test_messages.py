@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.messages import Item, MessageReader, Pong, Violation
+from apachews.messages import Item, MessageReader, Moved, Pong, Violation
 
 OPEN = wire.Open(id="1", uri="/")
 HELLO = OPEN.encode()
@@ -52,6 +52,7 @@ CASES: list[tuple[str, bytes, list[Item]]] = [
     ("close", frame(wire.CLOSE, b"\x03\xe8bye"), [wire.Close(1000, "bye")]),
     ("close without code", frame(wire.CLOSE), [wire.Close(1005, "")]),
     ("nothing after a close", frame(wire.CLOSE) + frame(wire.TEXT, b"a"), [wire.Close(1005, "")]),
+    ("a move is the last", frame(1, b"a") + frame(wire.MOVE) + frame(1, b"b"), ["a", Moved()]),
     ("ping is ignored", frame(wire.PING, b"x") + frame(wire.TEXT, b"a"), ["a"]),
     ("reserved opcodes are ignored", frame(0x7, b"x" * 200) + frame(0xF) + frame(1, b"a"), ["a"]),
 ]
@@ -78,6 +79,8 @@ def test_frames_become_messages(data: bytes, items: list[Item], size: int | None
         (HELLO + b"\x89\x7e\x00\x7e", 1002),  # long control
         (HELLO + b"\x88\x01\x03", 1002),
         (HELLO + b"\x88\x03\x03\xe8\xff", 1007),
+        (frame(wire.MOVE), 1002),  # before OPEN
+        (HELLO + frame(wire.TEXT, b"a", fin=False) + frame(wire.MOVE), 1002),
         (HELLO + frame(wire.TEXT, b"\xff"), 1007),
         (HELLO + frame(wire.TEXT, b"\xc3", fin=False) + frame(wire.CONTINUATION, b"a"), 1007),
         (HELLO + frame(wire.TEXT, b"x" * 1001), 1009),
