@@ -1,27 +1,40 @@
-"""The socket file: making it, and taking it away again.
+"""The socket file: making it, taking it over, and taking it away again.
 
 Contract: ``SocketFile(path, …)`` listens or raises; ``close`` is idempotent and
 removes the file only where it is still the one made here.  The caller reads
 from ``socket`` and must not close it.
 
-How this works: a file left by a producer that died is told from a live one by
-connecting to it: only the kernel knows whether anybody listens.  Between bind and
-listen nobody does, so that the directory is locked meanwhile, or of two producers
-that start at once the second would take the first one's file for a dead one.  The
-permissions are set on the socket before ``bind`` makes the file, so that there is
-no moment at which it is open to more than it should be.
+How this works: the new socket is bound beside the path, made ready there, and
+renamed onto it once it listens.  So whoever connects finds the old one or the new
+one, and never nobody: a file that a dead producer left and a live producer's are
+replaced alike.  A live one goes on with the clients it has.  The permissions are
+set before ``bind`` makes the file, so that there is no moment at which it is open
+to more than it should be.
+
+The directory is locked meanwhile, and while a file is removed: two producers that
+start at once come one after the other, and nobody removes what a successor has just
+put in the place of his file.  What lies beside the path while the lock is free was
+left by a start that died, and is cleared away.
+
+Where systemd made the socket (``activation.py``), that one is used, and its file is
+left as it is.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import logging
 import os
+import re
+import secrets
 import shutil
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
+from .activation import inherited_socket
 from .exceptions import NotASocket, ServerError, SocketInUse
 
 # sockaddr_un.sun_path, less the final NUL.
@@ -29,6 +42,11 @@ MAX_PATH_BYTES: Final = 107
 # Clients that may wait for accept(); the kernel cuts it to net.core.somaxconn,
 # 4096 on Linux since 5.4.
 BACKLOG: Final = 4096
+
+# A name beside the path.  It does not end in .ws: Apache would take it for one.
+_BESIDE: Final = re.compile(r"\.apachews-[0-9a-f]{8}")
+
+_logger: Final = logging.getLogger("apachews")
 
 
 class SocketFile:
@@ -38,16 +56,23 @@ class SocketFile:
         path: where the file is to be.
         mode: its permissions; connecting takes the right to write.
         group: name or number of the group it is given to, or None.
+        exclusive: refuse to take a socket over on which somebody listens.
+
+    Attributes:
+        socket: listens, non-blocking.
+        is_shared: other processes accept from the same socket.
 
     Raises:
-        SocketInUse: another producer listens there.
+        SocketInUse: with ``exclusive``, another producer listens there.
         NotASocket: something else lies there.
         ServerError: the path is too long for a socket.
         OSError, LookupError: the directory is missing or may not be written to;
             there is no such group.
     """
 
-    def __init__(self, path: str, mode: int, group: str | int | None) -> None:
+    def __init__(
+        self, path: str, mode: int, group: str | int | None, exclusive: bool = False
+    ) -> None:
         if len(os.fsencode(path)) > MAX_PATH_BYTES:
             raise ServerError(
                 path,
@@ -56,72 +81,117 @@ class SocketFile:
             )
         self.path = path
         self._identity: tuple[int, int] | None = None
-        lock = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        inherited = inherited_socket(path)
+        self.is_shared = inherited is not None
+        self.socket = inherited or socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        )
+        if inherited:
+            return
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _remove_stale(path)
-            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            try:
-                self._listen(mode, group)
-            except BaseException:
-                self.close()
-                raise
-        finally:
-            os.close(lock)
+            with _locked_directory(path) as directory_fd:
+                self._listen(directory_fd, mode, group, exclusive)
+        except BaseException:
+            self.socket.close()
+            raise
 
-    def _listen(self, mode: int, group: str | int | None) -> None:
+    def _listen(
+        self, directory_fd: int, mode: int, group: str | int | None, exclusive: bool
+    ) -> None:
+        is_live = _is_live(self.path)
+        if is_live and exclusive:
+            raise SocketInUse(self.path)
+        _clear_left_overs(directory_fd)
+        name = f".apachews-{secrets.token_hex(4)}"
+        # A name beside a path that just fits may not; this way it always does.
+        beside = os.path.join(os.path.dirname(self.path), name)
+        if len(os.fsencode(beside)) > MAX_PATH_BYTES:
+            beside = f"/proc/self/fd/{directory_fd}/{name}"
         os.fchmod(self.socket.fileno(), mode)
-        self._bind()
-        if group is not None:
-            shutil.chown(self.path, group=group)
-        os.chmod(self.path, mode)  # once more, without the umask
-        self.socket.listen(BACKLOG)
-
-    def _bind(self) -> None:
         try:
-            self.socket.bind(self.path)
+            self.socket.bind(beside)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:  # somebody was faster
-                raise SocketInUse(self.path) from error
             error.filename = self.path
             raise
-        status = os.stat(self.path)
+        try:
+            if group is not None:
+                shutil.chown(beside, group=group)
+            os.chmod(beside, mode)  # once more, without the umask
+            self.socket.listen(BACKLOG)
+            status = os.stat(beside)
+            os.rename(beside, self.path)
+        except BaseException:
+            os.unlink(beside)
+            raise
         self._identity = status.st_dev, status.st_ino
+        if is_live:
+            # A warning, because two producers started by mistake look the same.
+            _logger.warning(
+                "%s: taken over from another producer, which keeps the clients it has", self.path
+            )
 
-    def close(self) -> None:
-        """Stop listening, and remove the file if it is still this one."""
-        self.socket.close()
+    def share(self) -> None:
+        """Leave the file to somebody else: another process listens on the same socket."""
+        self.is_shared = True
+        self._identity = None
+
+    def remove(self) -> None:
+        """Remove the file if it is still this one; the socket listens on."""
         identity, self._identity = self._identity, None
         if identity is None:
             return
         try:
-            status = os.lstat(self.path)
-            if (status.st_dev, status.st_ino) == identity:
-                os.unlink(self.path)
+            with _locked_directory(self.path):
+                status = os.lstat(self.path)
+                if (status.st_dev, status.st_ino) == identity:
+                    os.unlink(self.path)
         except FileNotFoundError:
             pass  # somebody has tidied up already
 
+    def close(self) -> None:
+        """Stop listening, and remove the file if it is still this one."""
+        self.remove()
+        self.socket.close()
 
-def _remove_stale(path: str) -> None:
-    """Remove a socket file on which nobody listens.
+
+@contextmanager
+def _locked_directory(path: str) -> Iterator[int]:
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _clear_left_overs(directory_fd: int) -> None:
+    for name in os.listdir(directory_fd):
+        if _BESIDE.fullmatch(name):
+            try:
+                os.unlink(name, dir_fd=directory_fd)
+            except OSError:
+                pass  # another user's, in a directory like /tmp: in nobody's way
+
+
+def _is_live(path: str) -> bool:
+    """Return whether somebody listens on the socket file.
 
     Raises:
-        SocketInUse, NotASocket, OSError
+        NotASocket, OSError
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise NotASocket(path)
     except FileNotFoundError:
-        return
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
+            return False
         except BlockingIOError:
             pass  # its backlog is full: very much alive
         except OSError as error:
             error.filename = path
             raise
-    raise SocketInUse(path)
+    return True

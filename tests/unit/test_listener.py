@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -12,6 +13,8 @@ import pytest
 
 from apachews.exceptions import NotASocket, ServerError, SocketInUse
 from apachews.listener import SocketFile
+
+from ..conftest import wait_for
 
 
 def test_listens_with_the_mode_it_is_told_whatever_the_umask(short_path: Path) -> None:
@@ -34,14 +37,18 @@ def test_group_is_set(short_path: Path) -> None:
     made.close()
     with pytest.raises(LookupError):
         SocketFile(str(short_path / "a.ws"), 0o660, "no-such-group")
-    assert not os.path.exists(made.path)
+    assert os.listdir(short_path) == []
 
 
 def test_a_stale_socket_is_replaced(short_path: Path) -> None:
     path = str(short_path / "a.ws")
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(path)
-    SocketFile(path, 0o660, None).close()
+    for exclusive in (False, True):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        made = SocketFile(path, 0o660, None, exclusive)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        made.close()
 
 
 def test_a_live_socket_is_refused_even_with_a_full_backlog(short_path: Path) -> None:
@@ -51,7 +58,7 @@ def test_a_live_socket_is_refused_even_with_a_full_backlog(short_path: Path) -> 
         live.listen(0)
         waiting.connect(path)
         with pytest.raises(SocketInUse, match=r"a\.ws"):
-            SocketFile(path, 0o660, None)
+            SocketFile(path, 0o660, None, exclusive=True)
         assert os.path.exists(path)
 
 
@@ -76,6 +83,95 @@ def test_close_leaves_somebody_elses_file(short_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+def test_nothing_is_missing_at_the_end(short_path: Path) -> None:
+    made = SocketFile(str(short_path / "a.ws"), 0o660, None)
+    shutil.rmtree(short_path)
+    made.close()
+    short_path.mkdir()
+
+
+def test_a_live_socket_is_taken_over(short_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(short_path / "a.ws")
+    first = SocketFile(path, 0o660, None)
+    assert not caplog.text
+    second = SocketFile(path, 0o664, None)
+    assert f"{path}: taken over from another producer" in caplog.text
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o664
+    first.socket.accept()[0].close()  # the look whether anybody is there
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        second.socket.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            first.socket.accept()
+    first.close()  # not its file any more
+    assert os.listdir(short_path) == ["a.ws"]
+    second.close()
+    assert os.listdir(short_path) == []
+
+
+def test_whoever_connects_during_a_takeover_finds_somebody(short_path: Path) -> None:
+    path = str(short_path / "a.ws")
+    socket_files = [SocketFile(path, 0o660, None)]
+    is_over = threading.Event()
+    connected = 0
+    refused: list[OSError] = []
+
+    def connect_all_the_time() -> None:
+        nonlocal connected
+        while not is_over.is_set():
+            with socket.socket(socket.AF_UNIX) as client:
+                try:
+                    client.connect(path)
+                    connected += 1
+                except OSError as error:
+                    refused.append(error)
+
+    def accept_all(file: SocketFile) -> None:
+        while True:
+            try:
+                file.socket.accept()[0].close()
+            except BlockingIOError:
+                return
+
+    thread = threading.Thread(target=connect_all_the_time)
+    thread.start()
+    try:
+        for round in range(100):
+            wait_for(lambda n=round: connected > n * 5)  # type: ignore[misc]
+            socket_files.append(SocketFile(path, 0o660, None))
+            for file in socket_files:
+                accept_all(file)
+    finally:
+        is_over.set()
+        thread.join()
+        for file in socket_files:
+            file.close()
+    assert connected > 500
+    assert refused == []
+
+
+def test_left_overs_of_a_start_that_died_are_cleared(short_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(short_path / ".apachews-0123abcd"))
+    (short_path / ".apachews-not-ours").touch()
+    SocketFile(str(short_path / "a.ws"), 0o660, None).close()
+    assert os.listdir(short_path) == [".apachews-not-ours"]
+
+
+def test_a_path_that_just_fits_is_served(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = short_path / ("d" * (107 - 5 - len(str(short_path))))
+    deep.mkdir()
+    monkeypatch.chdir(short_path)
+    for path in (str(deep / "a.w"), "relative.ws", "x" * 107):
+        assert len(path) <= 107
+        made = SocketFile(path, 0o664, os.getegid())
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o664
+        made.close()
+        assert not os.path.exists(path)
+
+
 def test_impossible_paths_are_named(short_path: Path) -> None:
     with pytest.raises(ServerError, match="longer than the 107 bytes"):
         SocketFile(str(short_path / ("x" * 108)), 0o660, None)
@@ -91,7 +187,7 @@ def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:
     def start() -> None:
         barrier.wait()
         try:
-            outcomes.append(SocketFile(path, 0o660, None))
+            outcomes.append(SocketFile(path, 0o660, None, exclusive=True))
         except SocketInUse as error:
             outcomes.append(error)
 

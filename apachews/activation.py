@@ -1,0 +1,62 @@
+"""Sockets that systemd made and handed over: LISTEN_FDS, see sd_listen_fds(3).
+
+Contract: ``inherited_socket(path)`` gives the one that listens on the path, or None.
+Pure look-up: the descriptors stay open, so that a server can be closed and opened
+again, and a successor be started with them; what is returned is a duplicate, which
+the caller closes.
+
+Such a socket outlives the producer.  While none runs, connections wait in systemd's
+hands; so nobody but systemd may remove its file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+from typing import Final
+
+# SD_LISTEN_FDS_START: systemd counts from here.
+FIRST_FD: Final = 3
+
+
+def inherited_descriptors() -> range:
+    """Return the descriptors that were handed to this very process."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
+        return range(0)
+    return range(FIRST_FD, FIRST_FD + int(count))
+
+
+def inherited_socket(path: str) -> socket.socket | None:
+    """Return a duplicate, non-blocking, of the inherited socket that listens on the path."""
+    for fd in inherited_descriptors():
+        try:
+            # What was handed to this process is not for its children.
+            os.set_inheritable(fd, False)
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            sock = socket.socket(fileno=fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))
+        except OSError:
+            continue  # closed by the program
+        if _listens_on(sock, path):
+            sock.setblocking(False)
+            return sock
+        sock.close()
+    return None
+
+
+def _listens_on(sock: socket.socket, path: str) -> bool:
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        return False
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return False
+    bound = sock.getsockname()
+    if not bound or not isinstance(bound, str):
+        return False  # of no name, or of an abstract one
+    try:
+        # The unit may name the file by another way than the program does.
+        return bound == path or os.path.samefile(bound, path)
+    except OSError:
+        return False
