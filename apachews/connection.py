@@ -40,6 +40,8 @@ RUN_BYTES: Final = 65536
 # HTTP status for a client that is closed before it was accepted.
 GOODBYE_STATUS: Final = 503
 
+_MOVE: Final = wire.encode_frame(wire.MOVE, b"")
+
 
 class State(enum.Enum):
     """Where a connection is in its life; it only ever moves down this list."""
@@ -47,8 +49,16 @@ class State(enum.Enum):
     CONNECTING = "no OPEN yet"
     ASKED = "the bridge waits for an ANSWER"
     OPEN = "messages flow"
+    MOVING = "messages flow; a MOVE is sent or queued, the bridge's is awaited"
+    MOVED = "the bridge's MOVE is read and the last event is queued; the producer may still send"
     CLOSING = "a CLOSE is sent or queued, the answer is awaited; messages are ignored"
     CLOSED = "the last event is out; at most the queue is still being sent"
+
+
+# Where messages go to the client.
+SENDING: Final = frozenset({State.OPEN, State.MOVING, State.MOVED})
+# Where messages come from it.
+RECEIVING: Final = frozenset({State.OPEN, State.MOVING})
 
 
 class Connection:
@@ -66,6 +76,7 @@ class Connection:
         was_rejected: the producer said no; the state is CLOSING.
         client: what the producer holds, once there was an OPEN.
         has_overflowed: the queue was full; the state is CLOSING.
+        has_moved: the bridge's MOVE is read; nothing more comes from there.
         watched: the epoll mask in force.
         deadline: when it must be gone (``time.monotonic()``), once it leaves.
     """
@@ -80,6 +91,7 @@ class Connection:
         "_socket",
         "client",
         "deadline",
+        "has_moved",
         "has_overflowed",
         "state",
         "was_rejected",
@@ -103,6 +115,7 @@ class Connection:
         self.state = State.CONNECTING
         self.client: Client | None = None
         self.has_overflowed = False
+        self.has_moved = False
         self.was_rejected = False
         self.watched = 0
         self.deadline: float | None = None
@@ -117,8 +130,8 @@ class Connection:
 
     @property
     def wants_reading(self) -> bool:
-        """False while the client must first take what is queued for it."""
-        return self._queued_bytes * 2 <= self._max_queue_bytes
+        """False while the client must first take what is queued for it, and once it has moved."""
+        return self._queued_bytes * 2 <= self._max_queue_bytes and not self.has_moved
 
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
@@ -135,7 +148,7 @@ class Connection:
 
     def send_frame(self, frame: bytes) -> bool:
         """Send or queue one whole data frame; False where it does not go out."""
-        if self.state is not State.OPEN:
+        if self.state not in SENDING:
             return False
         if self._queued_bytes > self._max_queue_bytes:
             self.has_overflowed = True
@@ -170,10 +183,17 @@ class Connection:
             self.send_answer(Answer.reject(GOODBYE_STATUS, (), ""))
             return
         frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
-        if self.state is State.OPEN:
-            self.state = State.CLOSING
+        if self.state in SENDING:
+            # The bridge says nothing behind its MOVE: there is no answer to await.
+            self.state = State.CLOSED if self.has_moved else State.CLOSING
             self._write(frame)
             self._changed(self)
+
+    def send_move(self) -> None:
+        """Send or queue a MOVE, once; between two messages, as all goes out in whole ones."""
+        if self.state is State.OPEN:
+            self.state = State.MOVING
+            self._write(_MOVE)
 
     def flush_nowait(self) -> None:
         """Send what the kernel takes of the queue."""

@@ -46,10 +46,14 @@ class Event:
     before it.  ``Error`` without a client is about the server itself, ``Invalid``
     about a connection that never became a client.
 
+    A client that a producer handed on (``Server.drain()``), or left behind when it
+    died, is an ``Accept`` at the next one, with ``resumed`` True.
+
     Attributes:
         code: close code of a ``Close``, ``ConnectionClosed``, ``Error`` or
             ``Invalid``; 1006 where the connection broke off, 1005 where the
-            client gave none, 0 for all other events.
+            client gave none, 1012 where it went to another producer
+            (``Server.drain()``), 0 for all other events.
         reason: text that goes with the code, or "".
     """
 
@@ -85,6 +89,15 @@ class Event:
     def type(self) -> EventType:
         """Return what happened, one of ``Event.Accept`` and so on."""
         return self._type
+
+    @property
+    def resumed(self) -> bool:
+        """True for the Accept of a client that another producer had before."""
+        return (
+            self._type is EventType.Accept
+            and self._client is not None
+            and self._client.request.resumed
+        )
 
     def client(self) -> Client:
         """Return the client of the event.

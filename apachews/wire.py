@@ -192,7 +192,7 @@ class Open:
     Attributes:
         id: unique name of the connection; stays the same when it is resumed.
         resumed: True where the client was connected before, to a producer that
-            is gone.
+            is gone or has handed it on.
         method, uri: the request line, ``uri`` with its query, undecoded.
         headers: name (lower case) and value of each request header, in no
             particular order; a value is text in ISO 8859-1.

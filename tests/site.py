@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from apachews import Event, Server
 from deploy import private_apache
@@ -164,7 +165,7 @@ class Site:
 
     @contextmanager
     def producer(
-        self, name: str, serve: Callable[[Event], None], **settings: int
+        self, name: str, serve: Callable[[Event], None], **settings: Any
     ) -> Iterator[Server]:
         """Run a producer in a thread of the test; ``serve`` gets every event."""
         path = self.docroot / name

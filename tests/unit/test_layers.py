@@ -42,10 +42,14 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "transport": (
         {
+            "apachews.activation",
             "apachews.client",
             "apachews.connection",
             "apachews.listener",
+            "apachews.notify",
             "apachews.server",
+            "apachews.signals",
+            "apachews.workers",
             "apachews_handler.bridge",
             "apachews_handler.connection",
             "apachews_handler.custodian",

@@ -6,9 +6,12 @@ import dataclasses
 import errno
 import os
 import select
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,40 +28,9 @@ from apachews import (
     wire,
 )
 from apachews.answer import Answer
-from apachews.messages import Item, MessageReader
+from apachews.server import open_servers
 
-OPEN = wire.Open(id="id-1", uri="/echo.ws", headers=(("accept-language", "de;q=0.5,en-GB"),))
-
-
-class Bridge:
-    """The other end of one connection."""
-
-    def __init__(self, path: str, open_: wire.Open | None = OPEN) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(path)
-        self._reader = MessageReader(2**30)
-        self._reader.receive(OPEN.encode())
-        if open_:
-            self.socket.sendall(open_.encode())
-
-    def send(self, opcode: int, payload: bytes = b"", fin: bool = True) -> None:
-        self.socket.sendall(wire.encode_frame(opcode, payload, fin))
-
-    def read_available(self) -> list[Item]:
-        items: list[Item] = []
-        while select.select([self.socket], [], [], 0)[0]:
-            data = self.socket.recv(1 << 20)
-            if not data:
-                break
-            items += self._reader.receive(data)
-        return items
-
-    @property
-    def is_at_end(self) -> bool:
-        return bool(
-            select.select([self.socket], [], [], 0)[0] and not self.socket.recv(1, socket.MSG_PEEK)
-        )
-
+from ..bridge_by_hand import OPEN, Bridge, Item
 
 Connect = Callable[[], tuple[Bridge, Client]]
 
@@ -367,6 +339,86 @@ def test_close_says_goodbye_and_removes_the_file(server: Server, connect: Connec
     with pytest.raises(ServerClosed):
         server.dequeue()
     assert server.broadcast("x") == 0
+
+
+def test_goodbyes_are_spread(server: Server, connect: Connect) -> None:
+    bridges = [connect()[0] for _ in range(4)]
+    said_at: dict[int, float] = {}
+    is_over = threading.Event()
+
+    def listen() -> None:
+        while not is_over.is_set():
+            for number, bridge in enumerate(bridges):
+                if number not in said_at and bridge.read_available():
+                    said_at[number] = time.monotonic()
+                    bridge.send(wire.CLOSE, wire.encode_close(1001))
+                    bridge.socket.close()
+
+    flooder, _ = connect()
+    flooder.socket.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:  # a client that goes on talking takes no memory meanwhile
+            flooder.send(wire.TEXT, b"x" * 1000)
+    thread = threading.Thread(target=listen)
+    thread.start()
+    started_at, cpu_s = time.monotonic(), time.thread_time()
+    server.close(spread=0.5)
+    assert 0.5 <= time.monotonic() - started_at < 5
+    assert time.thread_time() - cpu_s < 0.2
+    is_over.set()
+    thread.join()
+    times = [said_at[number] - started_at for number in range(4)]
+    assert times == sorted(times)
+    assert all(at >= 0.1 * number for number, at in enumerate(times))
+    with pytest.raises(FileNotFoundError):
+        Bridge(server.path)
+    seen = [event.code for event in server if event.type() is Event.ConnectionClosed]
+    assert seen == [1001] * 5
+    flooder.socket.close()
+
+
+def test_what_another_thread_wants_is_done_between_two_events(server: Server) -> None:
+    done: list[int] = []
+
+    def call() -> None:
+        done.append(threading.get_ident())
+        server.close()
+
+    thread = threading.Thread(target=server.call_soon, args=(call,))
+    thread.start()
+    with pytest.raises(ServerClosed):
+        server.dequeue()
+    thread.join()
+    assert done == [threading.get_ident()]
+    server.call_soon(call)  # nobody is there any more
+    with pytest.raises(ServerClosed):
+        server.dequeue()
+
+
+def test_calls_by_the_thousand_wake_and_are_all_made(server: Server) -> None:
+    done: list[int] = []
+    for number in range(5_000):
+        server.call_soon(lambda number=number: done.append(number))  # type: ignore[misc]
+    assert server.dequeue(0) is None
+    assert done == list(range(5_000))
+
+
+def test_a_signal_ends_a_server_that_waits(server: Server) -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: server.call_soon(server.close))
+    try:
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        assert list(server) == []
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_open_servers_are_known(short_path: Path) -> None:
+    server = Server(short_path / "a.ws")
+    assert server in open_servers()
+    server.close()
+    assert server not in open_servers()
 
 
 def test_close_does_not_wait_for_a_client_that_does_not_read(
