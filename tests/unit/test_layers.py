@@ -71,6 +71,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "entry points": (
         {
             "apachews",
+            "apachews.program",
+            "apachews.runner",
             "apachews_handler",
             "apachews_handler.child",
             "apachews_handler.detach",
