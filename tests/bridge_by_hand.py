@@ -80,6 +80,7 @@ class HeldClient:
         sent, answered: messages that went out, and answers that came, in order.
         lost: answers that never came, because a producer died with them.
         accepts: how often a producer took it.
+        refused: how often nobody listened.
         closed: the producer's goodbye.
         faults: what should not have been.
     """
@@ -92,7 +93,7 @@ class HeldClient:
         self._bridge: Bridge | None = None
         self._has_moved = False
         self._retry_at = 0.0
-        self.sent = self.answered = self.lost = self.accepts = 0
+        self.sent = self.answered = self.lost = self.accepts = self.refused = 0
         self.closed: wire.Close | None = None
         self.faults: list[str] = []
 
@@ -123,6 +124,7 @@ class HeldClient:
             )
             self.accepts += 1
         except OSError:
+            self.refused += 1
             self._retry_at = time.monotonic() + 0.02  # nobody listens: it is held
 
     def _take(self, bridge: Bridge, item: Item) -> None:
@@ -192,6 +194,10 @@ class Load:
     @property
     def accepts(self) -> int:
         return min(client.accepts for client in self.clients)
+
+    @property
+    def refused(self) -> int:
+        return sum(client.refused for client in self.clients)
 
     @property
     def lost(self) -> int:

@@ -183,7 +183,7 @@ def test_a_deploy_under_load_loses_nothing(short_path: Path, path: str, workers:
             wait_for(lambda: len(children_of(process.pid)) == 1)
         finally:
             load.stop()
-        assert (load.faults, load.lost, load.goodbyes) == ([], 0, [])
+        assert (load.faults, load.lost, load.refused, load.goodbyes) == ([], 0, 0, [])
         assert load.accepts == 4
         process.send_signal(signal.SIGTERM)
         status, output = ended(process)
@@ -434,7 +434,7 @@ os.execv(sys.executable, [sys.executable, "-W", "error", *sys.argv[2:]])
                     wait_for(lambda version=version: load.accepts > version)  # type: ignore[misc]
             finally:
                 load.stop()
-            assert (load.faults, load.lost, load.goodbyes) == ([], 0, [])
+            assert (load.faults, load.lost, load.refused, load.goodbyes) == ([], 0, 0, [])
             process.send_signal(signal.SIGTERM)
             assert ended(process)[0] == 0
         assert os.stat(path).st_ino == inode
