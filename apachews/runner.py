@@ -68,14 +68,19 @@ class _Child:
     ) -> None:
         self._lifeline = lifeline
         self.deadline: float | None = None
-        self.process = subprocess.Popen(
-            [*_interpreter(), "-m", "apachews.program", instructions.encode(), *command],
-            env=env,
-            pass_fds=(*inherited_descriptors(), lifeline.reader_fd),
-            # Ctrl-C is for this process; the program gets it from here.
-            start_new_session=True,
-        )
-        lifeline.keep()
+        try:
+            self.process = subprocess.Popen(
+                [*_interpreter(), "-m", "apachews.program", instructions.encode(), *command],
+                env=env,
+                pass_fds=(*inherited_descriptors(), lifeline.reader_fd),
+                # Ctrl-C is for this process; the program gets it from here.
+                start_new_session=True,
+            )
+        except OSError:
+            lifeline.cut()
+            raise
+        finally:
+            lifeline.keep()
 
     @property
     def pid(self) -> int:
@@ -195,7 +200,11 @@ class Runner:
         _logger.info("starting the next %s", self._command[0])
         # The time is for systemd to know which reload it is the answer to.
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self._successor = self._start()
+        try:
+            self._successor = self._start()
+        except OSError as error:
+            self._give_up_successor(f"could not be started: {error}")
+            return
         self._successor.deadline = time.monotonic() + self._start_timeout_s
 
     def _change_over(self, successor: _Child, assignments: list[str]) -> None:

@@ -284,6 +284,32 @@ def test_systemd_hears_it_all_from_the_main_process(
         assert "MAINPID" not in "".join(said)
 
 
+def test_without_memory_for_a_new_process_the_old_one_goes_on(
+    short_path: Path, path: str, tmp_path: Path
+) -> None:
+    # (An interpreter that is gone is as bad as no memory, and easier to bring about.)
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(os.path.realpath(sys.executable))
+    text = f"""
+import sys
+from apachews.runner import main
+sys.executable = {str(interpreter)!r}
+main()
+"""
+    with running("-c", text, program(short_path, SEED), path) as process:
+        bridge = connected(path)
+        interpreter.unlink()
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout
+        assert "starting the next" in process.stdout.readline()
+        assert "could not be started" in process.stdout.readline()
+        bridge.send(wire.TEXT, b"still there")
+        assert wait_for(bridge.read_available) == ["still there"]
+        bridge.socket.close()
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+
+
 def test_two_deploys_at_once_are_two(short_path: Path, path: str) -> None:
     with running(*RUNNER, program(short_path, SEED), path) as process:
         connected(path).socket.close()
