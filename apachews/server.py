@@ -24,7 +24,6 @@ the way to it when the file went is let in and moved on like everybody else.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -37,6 +36,7 @@ from types import TracebackType
 from typing import Final, overload
 
 from . import wire
+from .acceptor import Acceptor
 from .client import Client, encode_message
 from .connection import RECEIVING, SENDING, Connection, State
 from .events import Event, EventType
@@ -60,11 +60,8 @@ FLUSH_TIMEOUT_S: Final = 1.0
 # How long drain() gives clients and program to move; as long as a bridge holds a
 # client that nobody serves (APACHEWS_HOLD).
 DRAIN_TIMEOUT_S: Final = 30.0
-# How long accepting rests when the process has no descriptor left.
-ACCEPT_REST_S: Final = 1.0
 
 _logger: Final = logging.getLogger("apachews")
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _READABLE: Final = select.EPOLLIN | _GONE
 
@@ -137,7 +134,6 @@ class Server:
         self._events: deque[Event] = deque()
         self._connections: dict[int, Connection] = {}
         self._leaving: deque[tuple[float, Connection]] = deque()  # deadlines, in order
-        self._accepting_again_at: float | None = None
         # What epoll found ready and no turn has looked at yet: descriptor, events.
         self._ready: deque[tuple[int, int]] = deque()
         self._closed = False
@@ -157,8 +153,7 @@ class Server:
         self._wake_writer.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
-        self._listen_fd = self._file.socket.fileno()
-        self._watch_listening(True)
+        self._acceptor = Acceptor(self._file, self._epoll)
         _open_servers[id(self)] = self
 
     @property
@@ -281,7 +276,7 @@ class Server:
         self._accept()
         if self._file.is_shared:
             # Others go on accepting; what comes from here on is theirs.
-            self._stop_accepting()
+            self._acceptor.stop()
         for connection in list(self._connections.values()):
             self._move(connection)
         self._notify_stopping()
@@ -300,7 +295,7 @@ class Server:
         if self._closed:
             return
         self._closed = True
-        self._stop_accepting()
+        self._acceptor.stop()
         self._notify_stopping()
         connections = list(self._connections.values())
         for connection in connections:
@@ -341,7 +336,7 @@ class Server:
             self._ready.extend(self._epoll.poll(wait_s))
         while self._ready:
             fd, ready = self._ready.popleft()
-            if fd == self._listen_fd:
+            if fd == self._acceptor.fd:
                 self._accept()
                 continue
             if fd == self._wake_reader.fileno():
@@ -375,35 +370,30 @@ class Server:
             due.append(self._heartbeat.next_at)
         if self._drain_deadline is not None and not self._closed:
             if self._drain_deadline <= now:
-                self._stop_accepting()
+                self._acceptor.stop()
                 self._leave(wire.SERVICE_RESTART, "left to another producer: it took too long")
             else:
                 due.append(self._drain_deadline)
-        if self._accepting_again_at is not None:
-            if self._accepting_again_at <= now:
-                self._accepting_again_at = None
-                self._watch_listening(True)
+        if self._acceptor.again_at is not None:
+            if self._acceptor.again_at <= now:
+                self._acceptor.end_rest()
             else:
-                due.append(self._accepting_again_at)
+                due.append(self._acceptor.again_at)
         return max(0.0, min(due) - now) if due else None
 
     def _accept(self) -> None:
         """Let in who waits: all of them, but one at a time of those that others let in too."""
-        while self._listen_fd != -1:
+        while True:
             try:
-                sock = self._file.socket.accept()[0]
-            except BlockingIOError:
-                return
+                sock = self._acceptor.accept_nowait()
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    self._rest_accepting()
-                    reason = f"cannot accept a client: {error.strerror}"
-                    self._events.append(Event(EventType.Error, None, "", 0, reason))
-                    return
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                raise
-            sock.setblocking(False)
+                if self._acceptor.again_at is None:
+                    raise
+                reason = f"cannot accept a client: {error.strerror}"
+                self._events.append(Event(EventType.Error, None, "", 0, reason))
+                return
+            if sock is None:
+                return
             connection = Connection(
                 sock, self._max_message_bytes, self._max_queue_bytes, self._update
             )
@@ -411,34 +401,8 @@ class Server:
             connection.watched = select.EPOLLIN
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             if self._file.is_shared and self._drain_deadline is None:
-                # The kernel wakes the first in its row who sleeps.  So go to its end,
-                # or one worker would have all the clients.
-                self._watch_listening(False)
-                self._watch_listening(True)
+                self._acceptor.let_others_go_first()
                 return
-
-    def _watch_listening(self, watching: bool) -> None:
-        if watching:
-            # Exclusive: a client that comes wakes one worker, and not all of them.
-            self._epoll.register(self._listen_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        else:
-            self._epoll.unregister(self._listen_fd)
-
-    def _rest_accepting(self) -> None:
-        # A listening socket that cannot be accepted from stays ready: watching
-        # it on would turn the loop into a spin.
-        if self._accepting_again_at is None:
-            self._watch_listening(False)
-        self._accepting_again_at = time.monotonic() + ACCEPT_REST_S
-
-    def _stop_accepting(self) -> None:
-        if self._listen_fd != -1:
-            if self._accepting_again_at is None:
-                # Closing would not do: other processes may hold the same socket.
-                self._watch_listening(False)
-            self._accepting_again_at = None
-            self._listen_fd = -1
-        self._file.close()
 
     def _receive(self, connection: Connection) -> None:
         data = connection.receive_nowait()
@@ -563,7 +527,7 @@ class Server:
     def _shut(self) -> None:
         """Give everything back; all events stay."""
         self._closed = True
-        self._stop_accepting()
+        self._acceptor.stop()
         _open_servers.pop(id(self), None)
         if self._heartbeat is not None:
             self._heartbeat.stop()

@@ -42,6 +42,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "transport": (
         {
+            "apachews.acceptor",
             "apachews.activation",
             "apachews.client",
             "apachews.connection",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import apachews.acceptor
 import apachews.server
 from apachews import (
     ApachewsError,
@@ -446,7 +447,7 @@ def test_iteration_gives_every_event(server: Server, connect: Connect) -> None:
 def test_without_descriptors_accepting_rests_and_goes_on(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apachews.server, "ACCEPT_REST_S", 0.05)
+    monkeypatch.setattr(apachews.acceptor, "ACCEPT_REST_S", 0.05)
 
     class Exhausted:
         def __init__(self, sock: socket.socket) -> None:
@@ -548,7 +549,7 @@ def test_close_with_a_client_that_no_turn_has_come_to(server: Server, connect: C
     client.send("x" * 3_000_000)  # so that close() has something to wait for
     late = Bridge(server.path)
     # As epoll would have named it in a turn that ended before it came so far.
-    server._ready.append((server._listen_fd, select.EPOLLIN))
+    server._ready.append((server._acceptor.fd, select.EPOLLIN))
     server.close()
     late.socket.close()
     assert next_event(server, Event.ConnectionClosed).code == 1001
