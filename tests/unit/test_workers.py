@@ -148,6 +148,8 @@ for event in servers[0]:
     with running(program(short_path, text), path) as process:
         two_workers(process, path)
         bridge = Bridge(path)
+        bridge.send(wire.TEXT, b"who")
+        wait_for(bridge.read_available)
         process.send_signal(number)
         assert ended(process) == (0, "")
         assert bridge.read_available() == [wire.Close(1001, "the server closes")]
