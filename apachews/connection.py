@@ -51,12 +51,13 @@ class State(enum.Enum):
     OPEN = "messages flow"
     MOVING = "messages flow; a MOVE is sent or queued, the bridge's is awaited"
     MOVED = "the bridge's MOVE is read and the last event is queued; the producer may still send"
+    PARTING = "the program has the last event in hand: it may still send, and not close any more"
     CLOSING = "a CLOSE is sent or queued, the answer is awaited; messages are ignored"
     CLOSED = "the last event is out; at most the queue is still being sent"
 
 
 # Where messages go to the client.
-SENDING: Final = frozenset({State.OPEN, State.MOVING, State.MOVED})
+SENDING: Final = frozenset({State.OPEN, State.MOVING, State.MOVED, State.PARTING})
 # Where messages come from it.
 RECEIVING: Final = frozenset({State.OPEN, State.MOVING})
 
@@ -183,7 +184,7 @@ class Connection:
             self.send_answer(Answer.reject(GOODBYE_STATUS, (), ""))
             return
         frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
-        if self.state in SENDING:
+        if self.state in SENDING and self.state is not State.PARTING:
             # The bridge says nothing behind its MOVE: there is no answer to await.
             self.state = State.CLOSED if self.has_moved else State.CLOSING
             self._write(frame)

@@ -166,7 +166,9 @@ class Server:
         return [
             connection.client
             for connection in self._connections.values()
-            if connection.client and connection.state in SENDING and connection is not self._parting
+            if connection.client
+            and connection.state in SENDING
+            and connection.state is not State.PARTING
         ]
 
     @overload
@@ -204,8 +206,12 @@ class Server:
             if not self._events and deadline is not None and time.monotonic() >= deadline:
                 return None
         event = self._events.popleft()
-        if self._moved:
-            self._parting = self._moved.pop(event, None)
+        if self._moved and (moved := self._moved.pop(event, None)) is not None:
+            # From here on closing it does nothing, as with any client that is gone: many
+            # a program does that at ConnectionClosed, and means no goodbye.
+            if moved.state is State.MOVED:
+                moved.state = State.PARTING
+            self._parting = moved
         return event
 
     def __iter__(self) -> Iterator[Event]:
@@ -466,7 +472,7 @@ class Server:
     def _part(self) -> None:
         """Let a client go that has moved: the program has had its say."""
         connection, self._parting = self._parting, None
-        if connection is not None and connection.state is State.MOVED:
+        if connection is not None and connection.state is State.PARTING:
             connection.state = State.CLOSED
             self._update(connection)
 
@@ -506,7 +512,7 @@ class Server:
     def _leave(self, code: int, reason: str) -> None:
         """End every connection that is left, without a word to it."""
         for connection in list(self._connections.values()):
-            if connection.client and connection.state is not State.MOVED:
+            if connection.client and connection.state not in (State.MOVED, State.PARTING):
                 self._end(connection, code, reason)
             self._forget(connection)
 

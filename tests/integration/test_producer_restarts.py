@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from apachews import wire
+from deploy import private_apache
 
 from ..conftest import wait_for
 from ..crowd import crowd
 from ..frames import masked
 from ..raw_client import RawClient, request
-from ..site import Site, running_site
+from ..site import ECHO, ROOT, Site, running_site
 from .test_producers import by_hand, hand_made
 
 
@@ -120,3 +126,100 @@ def test_a_producer_that_is_killed_again_and_again(mpm: str) -> None:
         clients.wait_for_everybody()
         assert (clients.report.faults, clients.report.closes) == ([], [])
         assert clients.open_count == 50
+
+
+@contextlib.contextmanager
+def running(site: Site, name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The seed's program in the runner, as Apache's user where that differs."""
+    path = site.docroot / name
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apachews.runner", *options, str(ECHO), str(path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        **private_apache.as_apache_user(),
+    )
+    try:
+        wait_for(path.exists, what=process.poll)
+        yield process
+    finally:
+        process.kill()
+        _, stderr = process.communicate()
+        path.unlink(missing_ok=True)
+    assert b"Traceback" not in stderr, stderr.decode()
+
+
+@pytest.mark.parametrize("mpm", ["event", "prefork"])
+def test_a_deploy_loses_nothing(mpm: str) -> None:
+    """SIGHUP to the runner: the next program takes over, and every client moves to it."""
+    with (
+        running_site(mpm) as site,
+        running(site, "rolling.ws") as runner,
+        crowd(site, 50, "/rolling.ws") as clients,
+    ):
+        before = children_of(runner.pid)
+        for _ in range(5):
+            clients.wait_for_echoes(500)
+            runner.send_signal(signal.SIGHUP)
+            wait_for(lambda: not set(before) & set(children_of(runner.pid)))  # noqa: B023
+            before = children_of(runner.pid)
+            clients.join(2)
+        clients.wait_for_echoes(500)
+        clients.fall_silent()
+        assert (clients.report.faults, clients.report.closes) == ([], [])
+        assert clients.open_count == 60
+        assert clients.report.longest_stall_s < 5
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def test_a_producer_that_is_told_to_end_says_goodbye_or_hands_on(event_site: Site) -> None:
+    with running(event_site, "ends.ws") as runner, crowd(event_site, 10, "/ends.ws") as clients:
+        clients.wait_for_echoes(20)
+        runner.terminate()
+        wait_for(lambda: len(clients.report.closes) == 10)
+        assert clients.report.closes == [wire.GOING_AWAY] * 10
+        assert runner.wait(10) == 0
+    with (
+        running(event_site, "holds.ws", "--hold") as runner,
+        crowd(event_site, 10, "/holds.ws") as clients,
+    ):
+        clients.wait_for_echoes(20)
+        runner.terminate()
+        assert runner.wait(10) == 0
+        with running(event_site, "holds.ws"):
+            clients.wait_for_echoes(20)
+            clients.fall_silent()
+            assert (clients.report.faults, clients.report.closes) == ([], [])
+
+
+WORKERS = """
+import sys
+from apachews import Event, Server
+for event in (server := Server(sys.argv[1], workers=3)):
+    if event.type() is Event.IO:
+        event.write(event.read())
+"""
+
+
+def test_several_processes_on_one_path(event_site: Site) -> None:
+    """One of them is killed: its clients go to the others, nobody is dropped."""
+    path = event_site.docroot / "several.ws"
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKERS, str(path)], cwd=ROOT, **private_apache.as_apache_user()
+    ) as supervisor:
+        try:
+            wait_for(path.exists, what=supervisor.poll)
+            with crowd(event_site, 30, "/several.ws", may_lose=True) as clients:
+                clients.wait_for_echoes(100)
+                workers = wait_for(lambda: children_of(supervisor.pid))
+                assert len(workers) == 3
+                os.kill(workers[0], signal.SIGKILL)
+                clients.wait_for_everybody()
+                wait_for(lambda: len(set(children_of(supervisor.pid)) - {workers[0]}) == 3)
+                assert (clients.report.faults, clients.report.closes) == ([], [])
+        finally:
+            supervisor.terminate()
+            supervisor.wait(20)

@@ -130,14 +130,28 @@ def test_a_bridge_that_dies_meanwhile_is_gone(server: Server) -> None:
 
 
 def test_the_program_closes_a_client_that_moves(server: Server) -> None:
-    bridge, client = connected(server)
+    bridge, _ = connected(server)
+    server.drain()
+    bridge.socket.sendall(wire.encode_frame(wire.TEXT, b"a") + wire.encode_frame(wire.MOVE, b""))
+    event = next_event(server, Event.IO)
+    event.close(4000, "enough")
+    assert next_event(server, Event.ConnectionClosed).code == 1012
+    assert_closed(server)
+    assert bridge.read_available() == [Moved(), wire.Close(4000, "enough")]
+    assert bridge.is_at_end
+    bridge.socket.close()
+
+
+def test_closing_at_the_last_event_is_no_goodbye(server: Server) -> None:
+    """As the seed's program does."""
+    bridge, _ = connected(server)
     server.drain()
     bridge.send(wire.MOVE)
     event = next_event(server, Event.ConnectionClosed)
-    client.close(4000, "enough")
-    assert not event.write("late")
+    event.close()
+    assert event.write("a last word")
     assert_closed(server)
-    assert bridge.read_available() == [Moved(), wire.Close(4000, "enough")]
+    assert bridge.read_available() == [Moved(), "a last word"]
     assert bridge.is_at_end
     bridge.socket.close()
 
@@ -232,7 +246,7 @@ def test_close_during_a_drain_says_goodbye_to_the_rest(server: Server) -> None:
     assert [event.code for event in server] == [1001]
     goodbye = wire.Close(1001, "the server closes")
     assert bridge.read_available() == [Moved(), goodbye]
-    assert moved.read_available() == [Moved(), goodbye]
+    assert moved.read_available() == [Moved()]  # the program knew that it had gone
     for end in (bridge, moved):
         end.socket.close()
 
