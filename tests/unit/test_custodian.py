@@ -1,0 +1,137 @@
+"""apachews_handler.custodian: what it lets go of, and when it is over.
+
+What it carries on, and what becomes of its clients, is in
+tests/integration/test_restarts.py, against real Apache.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apachews_handler.bridge import Bridge
+from apachews_handler.custodian import Custodian, entrust
+from apachews_handler.loop import Loop
+from apachews_handler.signals import signals_blocked
+
+from .test_bridge import Peers
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def apache() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the place of Apache's parent."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def custodian(apache: subprocess.Popen[bytes], short_path: Path) -> Iterator[Custodian]:
+    pid_file = short_path / "apache.pid"
+    pid_file.touch()
+    parent = os.pidfd_open(apache.pid)
+    loop = Loop()
+    yield Custodian(loop, apache.pid, parent, str(pid_file))
+    loop.close()
+    os.close(parent)
+
+
+def test_it_is_over_when_apache_has_gone(
+    custodian: Custodian, apache: subprocess.Popen[bytes]
+) -> None:
+    assert not custodian._is_over()
+    apache.kill()
+    apache.wait()
+    assert custodian._is_over()
+
+
+def test_it_is_over_when_the_pid_file_has_gone(custodian: Custodian, short_path: Path) -> None:
+    (short_path / "apache.pid").unlink()
+    assert custodian._is_over()
+
+
+def test_it_is_over_when_it_is_told_so(custodian: Custodian) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with signals_blocked():
+            assert not custodian._is_over()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert custodian._is_over()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_other_descriptors_are_given_dev_null_in_their_place() -> None:
+    program = """
+import os, socket
+from apachews_handler.custodian import give_up_descriptors
+kept = socket.create_server(("127.0.0.1", 0))
+port = socket.create_server(("127.0.0.1", 0))
+number = port.getsockname()[1]
+reader, writer = os.pipe()
+give_up_descriptors([kept.fileno(), 1])
+links = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in range(writer + 1)}
+assert links.pop(kept.fileno()).startswith("socket:")
+links.pop(1)
+assert set(links.values()) == {"/dev/null"}, links
+assert not any(os.get_inheritable(fd) for fd in links)
+os.write(writer, b"to nobody")
+address = ("127.0.0.1", number)
+socket.create_server(address)  # nobody has that port any more
+print("well")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("well\n", "")
+
+
+def test_a_bridge_that_was_frozen_is_thawed_with_everything_in_it() -> None:
+    bridge = Bridge()
+    bridge.start()
+    peers = Peers(bridge)
+    assert peers.next_item() is not None
+    assert bridge.freeze()
+    assert not bridge.is_running
+    peers.client.sendall(b"\x81\x82\0\0\0\0hi")
+    loop = bridge.thaw()
+    while not peers.messages and not loop.is_empty:
+        loop.turn(1)
+        peers.producer.setblocking(False)
+        try:
+            assert peers.next_item() == "hi"
+            break
+        except BlockingIOError:
+            continue
+    loop.close()
+    peers.close()
+
+
+def test_a_bridge_without_connections_is_not_worth_a_process() -> None:
+    bridge = Bridge()
+    bridge.start()
+    assert not bridge.freeze()
+    bridge.thaw().close()
+
+
+def test_there_is_no_custodian_without_an_apache() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    bridge = Bridge()
+    bridge.start()
+    bridge.freeze()
+    assert not entrust(bridge, ended.pid, None)
+    bridge.thaw().close()

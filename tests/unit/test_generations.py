@@ -1,0 +1,74 @@
+"""apachews_handler.generations: who came after whom, and is still there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apachews_handler import rundir
+from apachews_handler.generations import Generation
+
+APACHE = os.getpid()
+
+
+@pytest.fixture
+def temporary(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for temporary files, and none of ours in it yet."""
+    monkeypatch.setattr("tempfile.tempdir", str(short_path))
+    monkeypatch.setattr(rundir, "_directory_fd", -1)
+    yield short_path / f"apachews-{os.geteuid()}"
+    descriptor = rundir.descriptor()
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def test_each_counts_those_that_came_later(temporary: Path) -> None:
+    first, second, third = (Generation(APACHE) for _ in range(3))
+    other = Generation(os.getppid())
+    assert [g.younger() for g in (first, second, third, other)] == [2, 1, 0, 0]
+    second.close()
+    assert first.younger() == 1
+    for generation in (first, third, other):
+        generation.close()
+    assert list(temporary.iterdir()) == []
+
+
+def test_one_that_died_without_a_word_is_not_counted(temporary: Path) -> None:
+    first = Generation(APACHE)
+    program = (
+        "import os, tempfile\n"
+        f"tempfile.tempdir = {str(temporary.parent)!r}\n"
+        "from apachews_handler.generations import Generation\n"
+        f"g = Generation({APACHE})\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+    assert len(list(temporary.iterdir())) == 2
+    assert first.younger() == 0
+    first.close()
+    assert list(temporary.iterdir()) == []  # it was tidied up
+
+
+def test_a_directory_of_somebody_elses_is_refused(temporary: Path) -> None:
+    temporary.symlink_to(temporary.parent)
+    with pytest.raises(PermissionError):
+        Generation(APACHE)
+
+
+def test_files_of_apaches_that_have_gone_are_removed(temporary: Path) -> None:
+    temporary.mkdir(mode=0o700)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (temporary / f"{ended.pid}.00000000000000000001.5.custodian").touch()
+    (temporary / f"{os.getpid()}.places").touch()
+    (temporary / "something.else").touch()
+    Generation(APACHE).close()
+    assert {path.name for path in temporary.iterdir()} == {
+        f"{os.getpid()}.places",
+        "something.else",
+    }
