@@ -208,12 +208,14 @@ def producer_streams() -> Seeds:
         "frame-of-half": frame(wire.TEXT, b"a" * 100)[:40],
         "header-of-half": frame(wire.TEXT, b"a") + b"\x82\x7e\x01",
         "reserved": frame(wire.TEXT, b"a")
-        + frame(0x5, b"x" * 20)
+        + frame(0x6, b"x" * 20)
         + frame(0xF, b"")
         + frame(wire.TEXT, b"b"),
         "reserved-in-message": frame(wire.TEXT, b"a", fin=False)
         + frame(0x7, b"x" * 200)
         + frame(wire.CONTINUATION, b"b"),
+        "move": frame(wire.TEXT, b"a") + frame(wire.MOVE, b"") + frame(wire.TEXT, b"b"),
+        "bad-move-in-message": frame(wire.TEXT, b"a", fin=False) + frame(wire.MOVE, b""),
         "close": frame(wire.TEXT, b"a") + frame(wire.CLOSE, b"\x0b\xb8why"),
         "close-empty": frame(wire.CLOSE, b"") + frame(wire.TEXT, b"late"),
         "close-in-message": frame(wire.TEXT, b"a", fin=False) + frame(wire.CLOSE, b"\x03\xe8"),
@@ -348,6 +350,8 @@ def session() -> Seeds:
     text = wire.encode_frame(wire.TEXT, b"hi")
     long = wire.encode_frame(wire.BINARY, b"x" * 50)
     close = wire.encode_frame(wire.CLOSE, b"\x0b\xb8why")
+    move = wire.encode_frame(wire.MOVE, b"")
+    next_producer = bytes((targets.PRODUCER,))  # where there is none
     eofs = step(targets.CLIENT_EOF), step(targets.PRODUCER_EOF)
     end, ping = step(targets.END), step(targets.PING)
     bomb = masked(COMPRESSED, compress(b"x" * 900)[0], ZEROS)
@@ -379,7 +383,26 @@ def session() -> Seeds:
         "bridge-closes-inside-frame": producer(long[:9]) + end + ping + producer(long[9:]),
         "bridge-closes-and-producer-leaves": producer(long[:9]) + end + eofs[1] + eofs[0],
         "bridge-fails": producer(long[:9]) + step(targets.END, how=targets.FAIL) + producer(text),
-        "reserved": producer(wire.encode_frame(0x5, b"x" * 9)[:4]) + ping + end,
+        "reserved": producer(wire.encode_frame(0x6, b"x" * 9)[:4]) + ping + end,
+        "held-and-resumed": client(masked(TEXT, b"a") + masked(TEXT_BEGIN, b"half"))
+        + producer(text + text[:2])
+        + eofs[1]
+        + client(masked(CONT, b"lost") + masked(TEXT, b"waits") + masked(PING, b"p"))
+        + next_producer
+        + producer(text)
+        + client(masked(TEXT, b"b")),
+        "held-in-vain": eofs[1] + client(masked(TEXT, b"waits")) + eofs[1] + eofs[0],
+        "held-and-left": eofs[1]
+        + client(masked(TEXT, b"waits") + masked(CLOSE, b"\x03\xe8"))
+        + next_producer,
+        "moved": client(masked(TEXT_BEGIN, b"a"))
+        + producer(move)
+        + client(masked(CONT, b"b") + masked(TEXT, b"for the next"))
+        + producer(text)
+        + eofs[1]
+        + next_producer
+        + producer(move + close)
+        + client(masked(CLOSE, b"\x0b\xb8")),
     }
     seeds = {name: bytes((PLAIN, 2, 0, 0)) + data for name, data in steps.items()}
     for name in ("both-ways", "bridge-closes-inside-frame", "producer-leaves-inside-frame"):

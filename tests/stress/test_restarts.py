@@ -95,6 +95,7 @@ def test_graceful_restarts_of_apache(mpm: str) -> None:
             assert (report.faults, report.closes) == ([], [])
             assert clients.open_count == count + 4 * rounds
             assert max(answers) < 10
+            assert most <= before + 1
         wait_for(lambda: not site.custodians(), 30)
 
 

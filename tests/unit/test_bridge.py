@@ -614,6 +614,41 @@ def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
     wait_for(lambda: peers.log.lines)
 
 
+@pytest.mark.parametrize(
+    ("rate", "least_s", "most_s"), [(Rate(20, 20.0), 0.4, 2.0), (None, 0, 0.5)]
+)
+def test_goodbyes_are_spread(
+    bridge: Bridge,
+    connect: Callable[..., Peers],
+    rate: Rate | None,
+    least_s: float,
+    most_s: float,
+) -> None:
+    many = [connect(drain_rate=rate) for _ in range(10)]
+    begun_at = time.monotonic()
+    bridge.begin_stop()
+    told_at = []
+    for peers in many:
+        assert peers.client_reads(4)[2:] == b"\x03\xe9"
+        told_at.append(time.monotonic() - begun_at)
+        peers.client.close()
+    assert least_s < max(told_at) < most_s
+
+
+def test_all_goodbyes_are_said_in_time_however_slow_the_pace(
+    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpd does not wait for ever."""
+    monkeypatch.setattr("apachews_handler.bridge.STOP_SPREAD_S", 0.5)
+    many = [connect(drain_rate=Rate(1, 1.0)) for _ in range(10)]
+    begun_at = time.monotonic()
+    bridge.begin_stop()
+    for peers in many:
+        assert peers.client_reads(4)[2:] == b"\x03\xe9"
+        peers.client.close()
+    assert time.monotonic() - begun_at < 2
+
+
 def test_a_thread_that_cannot_start_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
