@@ -125,6 +125,11 @@ class Bridge:
         self._loop.renew()
         return self._loop
 
+    def abandon(self) -> None:
+        """Let go of all connections of a bridge that was frozen: another process has them."""
+        for connection in self._loop.connections():
+            connection.abandon()
+
     def _give_order(self, order: _Order) -> None:
         with self._lock:
             if self._order is not _Order.STOP:

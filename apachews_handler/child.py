@@ -40,6 +40,7 @@ class Child:
         # None: nobody tells, and so the end is taken for a stop.
         self._is_graceful: bool | None = None
         self._is_prefork = False
+        self._is_prepared = False
 
     def prepare(self) -> None:
         """Ask to be told of the child's end.
@@ -48,8 +49,9 @@ class Child:
         configuration lacks WSGIImportScript, a child that ends says goodbye to its
         clients, whatever the reason.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if self._is_prepared or threading.current_thread() is not threading.main_thread():
             return
+        self._is_prepared = True
         try:
             if is_threaded():
                 on_child_stopping(self._on_stopping)

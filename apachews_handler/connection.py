@@ -133,6 +133,11 @@ class Connection:
         if release:
             release()
 
+    def abandon(self) -> None:
+        """Close the descriptors, and nothing else: another process has the connection."""
+        self.transport.abandon()
+        self.producer.close()
+
     def log_close(self) -> None:
         """Write the one line about its end."""
         session = self.session

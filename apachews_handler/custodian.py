@@ -2,7 +2,7 @@
 
 Contract: ``entrust(bridge, apache, pid_file)`` in a child whose other threads have
 ended, from its main thread, with a bridge that was frozen.  It returns in the child,
-which must not touch the connections any more, and never in the custodian.
+which has no connection then, and never in the custodian.
 
 How this works: nothing is handed over.  The custodian is a fork of the child, and
 so has all of it: TLS sessions, compression, half-read frames, the producers'
@@ -96,6 +96,8 @@ def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
             pid = os.fork()
             if not pid:
                 _run(bridge, apache, parent, pid_file)
+        # However long the child takes to end: a descriptor it has is no end of file.
+        bridge.abandon()
         return True
     except OSError:
         return False  # no memory, or too many processes
@@ -108,6 +110,7 @@ def _run(bridge: Bridge, apache: int, parent: int, pid_file: str | None) -> NoRe
     logs: list[Log] = [Syslog()]
     try:
         os.setsid()
+        os.chdir("/")  # no file system is kept in use
         custodian = Custodian(bridge.thaw(), apache, parent, pid_file)
         logs = custodian.settle()
         custodian.run()

@@ -263,6 +263,11 @@ class TlsSession:
         if ssl:
             self._library.SSL_free(ssl)
 
+    def abandon(self) -> None:
+        """Close the socket, and leave the session as it is: another process has both."""
+        if self._socket is not None:
+            self._socket.close()
+
     def close(self) -> None:
         """End the session and close the socket; again does nothing."""
         if self._ssl:

@@ -53,6 +53,9 @@ class Transport(Protocol):
     def forget_cache(self) -> None:
         """Use nothing any more that was shared with Apache: this process was forked."""
 
+    def abandon(self) -> None:
+        """Close the descriptor, and say nothing: another process has the connection."""
+
     def close(self) -> None:
         """Close; again does nothing."""
 
@@ -98,6 +101,10 @@ class PlainTransport:
 
     def forget_cache(self) -> None:
         """See ``Transport``."""
+
+    def abandon(self) -> None:
+        """See ``Transport``."""
+        self._socket.close()
 
     def close(self) -> None:
         """See ``Transport``."""

@@ -259,7 +259,7 @@ def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> 
         produced = stack.enter_context(by_hand(site, "hand.ws"))
         asked = dial()
         asked.send(request("/hand.ws"))
-        answer = produced.accept()
+        answer = stack.enter_context(produced.accept())
         unfinished = dial()
         unfinished.send(request()[:40])
 
