@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -10,6 +11,8 @@ import pytest
 from ..site import Site, running_site
 
 MPMS = ["event", "worker", "prefork"]
+# What starts an Apache for itself takes seconds: behind all of them where tox.ini says so.
+RESTART_MPMS = MPMS if os.environ.get("APACHEWS_RESTARTS") == "all" else MPMS[:1]
 SCHEMES = ["ws", "wss1.2", "wss1.3"]
 
 

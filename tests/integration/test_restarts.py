@@ -23,7 +23,7 @@ from ..crowd import Crowd, crowd
 from ..frames import masked
 from ..raw_client import RawClient, request
 from ..site import Site, running_site
-from .conftest import MPMS
+from .conftest import RESTART_MPMS
 from .test_producers import by_hand
 
 # httpd kills a child so long after it told it to stop.
@@ -56,7 +56,7 @@ def plain_http(site: Site) -> Iterator[list[float]]:
     assert not failed, failed
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_200_sockets_and_5_graceful_restarts(mpm: str) -> None:
     with running_site(mpm, workers=20, threads=10) as site:
         most = 0
@@ -102,7 +102,7 @@ def goodbyes(clients: Crowd, count: int = 20) -> bool:
     return len(closes) == count
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_stop_tells_everybody_and_leaves_nothing(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
         begun_at = time.monotonic()
@@ -114,7 +114,7 @@ def test_a_stop_tells_everybody_and_leaves_nothing(mpm: str) -> None:
         wait_for(lambda: not site.custodians())
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_graceful_stop_tells_everybody_before_apache_has_gone(mpm: str) -> None:
     """systemd kills what is left of a service when its main process has ended."""
     with old_and_new(mpm) as (site, old, new):
@@ -125,7 +125,7 @@ def test_a_graceful_stop_tells_everybody_before_apache_has_gone(mpm: str) -> Non
         wait_for(lambda: not site.custodians())
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_hard_restart_tells_those_of_apaches_children(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
         os.kill(site.apache.pid, signal.SIGHUP)
@@ -156,7 +156,7 @@ def test_a_custodian_that_is_told_to_end_says_goodbye() -> None:
         new.wait_for_echoes(100)
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_child_that_is_killed_takes_only_its_own_clients(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
         site.expected_harm = "exit signal Killed"
@@ -175,7 +175,7 @@ def test_a_child_that_is_killed_takes_only_its_own_clients(mpm: str) -> None:
                 later.wait_for_echoes(50)
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_children_that_had_their_share_of_connections(mpm: str) -> None:
     """MaxConnectionsPerChild: many custodians, and nobody dropped."""
     with running_site(mpm, extra="MaxConnectionsPerChild 5") as site, crowd(site, 20) as clients:
@@ -239,7 +239,7 @@ def stuff(client: RawClient) -> int:
     return count
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> None:
     asking = "<Location /hand.ws>\nSetEnv APACHEWS_ACCEPT producer\n</Location>"
     with running_site(mpm, extra=asking) as site, contextlib.ExitStack() as stack:
@@ -290,7 +290,7 @@ def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> 
             assert frame == (0x82, count.to_bytes(4, "big") * 16384), count
 
 
-@pytest.mark.parametrize("mpm", MPMS)
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_custodian_has_nothing_of_apaches(mpm: str) -> None:
     """Its descriptors are its connections, its log and its files; loggers end."""
     directives = """
