@@ -132,8 +132,12 @@ class ClientReader:
 
     @property
     def has_begun_message(self) -> bool:
-        """True where a part of a message was put out, and not its end."""
-        return self._message_opcode != 0 and self._next_opcode == wire.CONTINUATION
+        """True where a part of a message was put out, and its end is still to be."""
+        return (
+            self._message_opcode != 0
+            and self._next_opcode == wire.CONTINUATION
+            and not self._discards
+        )
 
     def discard_message(self) -> None:
         """Put nothing more out of the message whose beginning was; it is checked to its end."""

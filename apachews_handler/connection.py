@@ -54,7 +54,6 @@ class Connection:
         "is_deaf",
         "is_shut_down",
         "log",
-        "lost_pid",
         "name",
         "opened_at",
         "path",
@@ -64,6 +63,7 @@ class Connection:
         "producer_queue",
         "producer_sent",
         "resumed_at",
+        "said_before",
         "scheduled_at",
         "session",
         "settings",
@@ -101,7 +101,7 @@ class Connection:
         self.producer_sent = 0  # bytes of these
         self.hold_ends_at = 0.0  # when the search for a producer is given up
         self.resumed_at = 0.0  # when it was found last
-        self.lost_pid = 0  # of the one that ended at once, the last time
+        self.said_before = 0  # ``producer_said``, then
         self.is_deaf = False  # nothing reaches the client any more
         self.is_shut_down = False  # nothing more will be sent to it
         self.opened_at = time.monotonic()

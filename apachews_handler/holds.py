@@ -15,7 +15,6 @@ from __future__ import annotations
 import enum
 import math
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -31,9 +30,6 @@ BATCH: Final = 100
 # A producer that keeps a client for as long works; one that ends sooner may have
 # ended because of it.
 SETTLED_S: Final = 0.5
-
-# struct ucred, unix(7): pid, uid, gid.
-_UCRED: Final = struct.Struct("3i")
 
 
 class _Found(enum.Enum):
@@ -75,16 +71,18 @@ class Holds:
         for path in self._paths.values():
             yield from path.connections
 
-    def add(self, connection: Connection, now: float) -> None:
-        """Have a connection wait for the producer of its path."""
+    def add(self, connection: Connection, probe_at: float) -> None:
+        """Have a connection wait for the producer of its path.
+
+        Args:
+            probe_at: when to look for one at the latest.
+        """
         path = self._paths.setdefault(connection.path, _Path())
-        # Where it ends as soon as it has a client, looking at once would go round fast.
-        probe_at = now + MAX_DELAY_S if connection.lost_pid else now
-        if not path.connections:
+        if path.connections:
+            path.probe_at = min(path.probe_at, probe_at)
+        else:
             path.delay_s = FIRST_DELAY_S
             path.probe_at = probe_at
-        else:
-            path.probe_at = min(path.probe_at, probe_at)
         if connection not in path.connections:
             path.connections[connection] = None
             self._count += 1
@@ -126,15 +124,6 @@ class Holds:
                 connection = next(iter(path.connections))
                 self.discard(connection)
                 yield connection, found
-
-
-def peer_pid(sock: socket.socket) -> int:
-    """Return the process that listened where a Unix socket is connected to, 0 if unknown."""
-    try:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    except OSError:
-        return 0
-    return int(_UCRED.unpack(credentials)[0])
 
 
 def _connect(path: str) -> socket.socket | _Found:

@@ -35,7 +35,7 @@ from typing import Final
 from .connection import Connection
 from .deadlines import Deadlines
 from .ends import End
-from .holds import SETTLED_S, Holds, peer_pid
+from .holds import MAX_DELAY_S, SETTLED_S, Holds
 from .session import Phase, Side
 from .transport import discard_unsent, limit_unsent, unsent_bytes
 from .watch import Due
@@ -262,10 +262,11 @@ class Loop:
             elif ready & _GONE:
                 # It is gone, and what it wrote before waits in the kernel for the
                 # client to read.  epoll would report it for ever: look away, and
-                # give the client as long as any other that is closing.
+                # give the client as long as if its end had been read.
                 self._epoll.unregister(connection.producer_fd)
                 connection.producer_mask = _NOT_WATCHED
-                self._limit_leaving(connection)
+                settings = connection.settings
+                self._limit_leaving(connection, max(settings.close_timeout, settings.hold))
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
@@ -331,18 +332,21 @@ class Loop:
     def _lose_producer(self, connection: Connection) -> None:
         """The producer has gone: wait for another one, or close."""
         session, watch = connection.session, connection.watch
+        has_moved = session.side is Side.MOVED
         session.receive_producer_eof(connection.producer_queue, connection.producer_sent)
-        if session.side is Side.AWAY:
-            connection.lost_pid = 0
-            if self._now - connection.resumed_at >= SETTLED_S:
-                connection.hold_ends_at = self._now + connection.settings.hold
-            else:
-                # Again, and at once.  Is this a program that ends on each client?
-                connection.lost_pid = peer_pid(connection.producer)
-            watch.held_until = connection.hold_ends_at
-            self._holds.add(connection, self._now)
-            self._schedule(connection)
         self._close_producer(connection)
+        if session.side is not Side.AWAY:
+            return
+        # One that ends at once, again, may end because of this client: it is not asked
+        # again at once, nor, where it has not said a word, for longer than at first.
+        is_short = not has_moved and self._now - connection.resumed_at < SETTLED_S
+        if not is_short or session.producer_said != connection.said_before:
+            connection.hold_ends_at = self._now + connection.settings.hold
+        watch.held_until = connection.hold_ends_at
+        if session.phase is Phase.OPEN:
+            watch.leaves_at = 0.0  # the client stays
+        self._holds.add(connection, self._now + (MAX_DELAY_S if is_short else 0.0))
+        self._schedule(connection)
 
     def _run_holds(self) -> None:
         for connection, producer in self._holds.take_resumable(self._now):
@@ -350,14 +354,11 @@ class Loop:
 
     def _resume(self, connection: Connection, producer: socket.socket) -> None:
         connection.watch.held_until = 0.0
-        if connection.lost_pid and peer_pid(producer) == connection.lost_pid:
-            producer.close()
-            connection.session.give_up_holding()
-        else:
-            connection.resumed_at = self._now
-            connection.take_producer(producer)
-            self._take_producer(connection)
-            connection.session.resume()
+        connection.resumed_at = self._now
+        connection.said_before = connection.session.producer_said
+        connection.take_producer(producer)
+        self._take_producer(connection)
+        connection.session.resume()
         self._flush(connection)
         if not connection.is_closed:
             self._schedule(connection)
@@ -383,7 +384,10 @@ class Loop:
                 self._pending[connection] = None
         if connection.producer_fd != -1:
             mask = _OUT if connection.producer_queue else 0
-            if not connection.client_queue and not session.client_finished:
+            if session.client_finished:
+                # Of one that moves, the end is still awaited: the next one waits for it.
+                mask |= _IN if session.side is Side.MOVED else 0
+            elif not connection.client_queue:
                 mask |= _IN
             if mask != connection.producer_mask:
                 if connection.producer_mask == _NOT_WATCHED:
@@ -421,6 +425,7 @@ class Loop:
             connection.client_fd = -1
             connection.client_queue = b""
             connection.is_deaf = True
+            connection.watch.has_client = False
             connection.transport.close()
 
     def _close_producer(self, connection: Connection) -> None:
@@ -448,10 +453,11 @@ class Loop:
         connection.close()
         connection.log_close()
 
-    def _limit_leaving(self, connection: Connection) -> None:
+    def _limit_leaving(self, connection: Connection, limit_s: float = 0.0) -> None:
         """Give a connection that is closing so much time and no more."""
         if not connection.watch.leaves_at:
-            connection.watch.leaves_at = self._now + connection.settings.close_timeout
+            limit_s = limit_s or connection.settings.close_timeout
+            connection.watch.leaves_at = self._now + limit_s
             self._schedule(connection)
 
     def _schedule(self, connection: Connection) -> None:
@@ -461,28 +467,29 @@ class Loop:
     def _on_due(self, connection: Connection) -> None:
         session, watch = connection.session, connection.watch
         due = watch.due(self._now)
-        if due is Due.OVERDUE and session.side is Side.AWAY:
-            # Only what it said before it left is still to be delivered.
-            watch.leaves_at = 0.0
-            session.receive_client_eof()
-        elif due is Due.OVERDUE:
-            # Who only waited for the other side to leave did not close.
+        if due is Due.OVERDUE:
+            if session.side is Side.MOVED and session.waiting_bytes:
+                self._lose_producer(connection)
             if connection.producer_mask == _NOT_WATCHED:
+                # Who only waited for the other side to leave did not close.
                 session.receive_producer_eof()
+                session.give_up_holding()
             session.receive_client_eof()
             if connection.client_fd != -1:
                 discard_unsent(connection.client_fd)
-            self._forget(connection)
-            return
+            if session.side is not Side.AWAY:
+                self._forget(connection)
+                return
+            # Only what it said before it left is still to be delivered.
+            watch.leaves_at = 0.0
         elif due is Due.NOBODY_CAME:
             watch.held_until = 0.0
             session.give_up_holding()
+            self._flush(connection)
         elif due is Due.GOODBYE:
             assert connection.goodbye, "its turn comes with a reason"
             watch.goodbye_at = 0.0
             session.close(connection.goodbye)
-        elif connection.client_fd == -1:
-            watch.postpone_ping(self._now)
         elif due is Due.PING:
             if not session.ping():
                 watch.postpone_ping(self._now)

@@ -125,6 +125,7 @@ class ProducerReader:
 
     def begin_again(self) -> None:
         """Read another producer from here on; only between messages."""
+        assert self.is_between_messages, "the client has half a message"
         self._rest = b""
         self._remaining = 0
         self._discards = self.wants_to_move = False

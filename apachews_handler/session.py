@@ -28,6 +28,24 @@ producer may take over from another.  Meanwhile the client's messages wait here,
 to one buffer and a read; a client that leaves before they could be delivered is
 outlived by them.
 
+    ===================  ==============  ==============  ===========  ===========
+    what happens         CONNECTED       LEAVING         MOVED        AWAY
+    ===================  ==============  ==============  ===========  ===========
+    producer's MOVE      LEAVING, or     (ignored)       (ignored)
+                         MOVED at once
+    end of a message     passes          MOVED           waits        waits
+    producer is deaf     MOVED           MOVED           (ignored)
+    producer's EOF       AWAY *          AWAY *          AWAY *
+    another producer                                                  CONNECTED;
+                                                                      LATE **
+    client's end         DONE            DONE            MOVED; ***   AWAY; ***
+    ===================  ==============  ==============  ===========  ===========
+
+    (*)   DONE where the client has a part of a message only, or is not to be held,
+          and nothing waits
+    (**)  where the client has left
+    (***) DONE where nothing waits
+
 A frame of the bridge's own waits for the end of the producer's frame that is
 half sent (see ``ProducerReader``); where the producer's end of file comes first,
 the client cannot be told and is dropped.  While the client does not take what is
@@ -74,6 +92,7 @@ class Side(enum.Enum):
     LEAVING = "it asked to move: it is sent the rest of the client's current message"
     MOVED = "it has all that was for it, or takes nothing more; its end of file is awaited"
     AWAY = "there is none; the client is held, its messages wait for the next one"
+    LATE = "it is told of a client that has left, and what that said; it has no say"
     DONE = "nothing more is sent to it: it was sent a CLOSE, or it is gone for good"
 
 
@@ -91,8 +110,6 @@ class Session:
         end: why it ends; None while it is open.
         close_code, close_reason: what it was closed with; the reason is for the
             log, and may say more than the client was told.
-        waiting_bytes: how many bytes wait for the next producer; the driver reads
-            the client only while that is less than a buffer.
         ignored: opcodes of the producer's reserved frames; the driver empties it.
     """
 
@@ -106,6 +123,7 @@ class Session:
         "_rated_at",
         "_reopen",
         "_waiting",
+        "_waiting_ends",
         "close_code",
         "close_reason",
         "end",
@@ -114,7 +132,6 @@ class Session:
         "side",
         "to_client",
         "to_producer",
-        "waiting_bytes",
     )
 
     def __init__(self, settings: Settings, deflate: Agreement | None = None) -> None:
@@ -133,8 +150,8 @@ class Session:
         self.side = Side.CONNECTED
         self._hold_s = settings.hold
         self._reopen = b""  # the OPEN for the next producer
-        self._waiting: list[bytes] = []  # frames for the next producer
-        self.waiting_bytes = 0
+        self._waiting = bytearray()  # frames for the next producer
+        self._waiting_ends = False  # the last of them is a CLOSE
         self.end: End | None = None
         self.close_code = 0
         self.close_reason = ""
@@ -154,7 +171,20 @@ class Session:
     @property
     def producer_finished(self) -> bool:
         """Nothing is added to ``to_producer``, or wanted of the producer, any more."""
-        return self.side is Side.DONE and self.client_finished
+        return self.side is Side.LATE or (self.side is Side.DONE and self.client_finished)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait for the next producer.
+
+        The driver reads the client only while that is less than a buffer.
+        """
+        return len(self._waiting)
+
+    @property
+    def producer_said(self) -> int:
+        """A number that grows with whatever messages producers send."""
+        return self._producer.messages + self._producer.payload_bytes
 
     def counts(self) -> str:
         """Return what passed, for the log: messages and bytes of payload, each way."""
@@ -204,6 +234,8 @@ class Session:
 
     def receive_producer(self, data: bytes) -> None:
         """Take bytes from the producer."""
+        if self.client_finished or self.side is Side.LATE:
+            return
         end = self._producer.receive(data)
         if end is not None and self.side is Side.MOVED:
             # It closes the client rather than leave it to the next one.
@@ -216,7 +248,7 @@ class Session:
             if self.phase is Phase.OPEN:
                 self._begin_close(End.PRODUCER_ERROR)
                 self.close_reason = end.reason  # the producer's fault is not the client's business
-        elif self._producer.wants_to_move and self.side is Side.CONNECTED:
+        elif self._producer.wants_to_move and self._reopen and self.side is Side.CONNECTED:
             self.side = Side.LEAVING
             if not self._client.has_begun_message:
                 self._send_move()
@@ -230,17 +262,18 @@ class Session:
             unsent: whole frames of which it was not sent everything, in order.
             sent: how many bytes of these it was sent.
         """
-        frames = unsent + b"".join(self.to_producer)
+        if self.side is Side.LATE:
+            self.to_producer.clear()
+            return
+        if self._reopen and self.side is not Side.DONE:
+            self._keep(unsent + b"".join(self.to_producer), sent)
         self.to_producer.clear()
-        is_held = self.phase is Phase.OPEN and self._producer.is_between_messages
-        if (is_held and self._reopen) or self._waiting:
-            if self.side is not Side.MOVED:
-                self._keep(frames, sent)
+        can_go_on = self._producer.is_between_messages
+        self.side = Side.AWAY if self._waiting else Side.DONE
+        if self.phase is Phase.OPEN and self._reopen and can_go_on:
             self.side = Side.AWAY
             self._producer.begin_again()
-            return
-        self.side = Side.DONE
-        if self._producer.is_between_frames:
+        elif self._producer.is_between_frames:
             self._begin_close(End.PRODUCER_LEFT)
         else:
             # Half a frame is out; whatever followed would be read as its rest.
@@ -253,18 +286,21 @@ class Session:
         Args:
             unsent, sent: as in ``receive_producer_eof``.
         """
-        if self.phase is Phase.OPEN and self._reopen and self.side is not Side.MOVED:
-            self.side = Side.MOVED
+        if (
+            self.phase is Phase.OPEN
+            and self._reopen
+            and self.side in (Side.CONNECTED, Side.LEAVING)
+        ):
             self._keep(unsent, sent)
+            self.side = Side.MOVED
 
     def resume(self) -> None:
         """There is another producer: tell it of the connection and what waited for it."""
         self.to_producer.append(self._reopen)
-        self.to_producer.extend(self._waiting)
-        self._waiting.clear()
-        self.waiting_bytes = 0
-        # A client that has left meanwhile is told of to its end.
-        self.side = Side.CONNECTED if self.phase is Phase.OPEN else Side.DONE
+        if self._waiting:
+            self.to_producer.append(bytes(self._waiting))
+        self._drop_waiting()
+        self.side = Side.CONNECTED if self.phase is Phase.OPEN else Side.LATE
 
     def give_up_holding(self) -> None:
         """There was no other producer in time."""
@@ -349,13 +385,14 @@ class Session:
         frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
         if self.side in (Side.CONNECTED, Side.LEAVING):
             self.to_producer.append(frame)
-        elif self._waiting and self._waiting[-1][0] != frame[0]:
-            self._waiting.append(frame)
+        elif self._waiting and not self._waiting_ends:
+            self._waiting += frame
+            self._waiting_ends = True
         self._finish_producer()
 
     def _finish_producer(self) -> None:
         """Nothing more will be put out for the producer; what waits is delivered first."""
-        if not self._waiting:
+        if not self._waiting and self.side is not Side.LATE:
             self.side = Side.DONE
 
     def _send_move(self) -> None:
@@ -377,19 +414,19 @@ class Session:
                 return
 
     def _keep(self, frames: bytes, sent: int) -> None:
-        """Have what the producer was not sent wait for the next one."""
-        kept, is_lost = rest_of_messages(frames, sent, self._client.has_begun_message)
+        """Have what the producer was not sent wait for the next one, before all else."""
+        has_begun = self._client.has_begun_message and self.side is not Side.MOVED
+        kept, is_lost = rest_of_messages(frames, sent, has_begun)
         if is_lost:
             self._client.discard_message()
-        self._wait(kept)
+        self._waiting[:0] = b"".join(kept)
 
     def _wait(self, frames: list[bytes]) -> None:
         for frame in frames:
             # A PONG answers a PING of the producer that is gone.
             if frame[0] & wire.OPCODE != wire.PONG:
-                self._waiting.append(frame)
-                self.waiting_bytes += len(frame)
+                self._waiting += frame
 
     def _drop_waiting(self) -> None:
-        self._waiting.clear()
-        self.waiting_bytes = 0
+        self._waiting = bytearray()
+        self._waiting_ends = False

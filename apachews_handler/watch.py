@@ -38,6 +38,8 @@ class Watch:
         now: the clock's reading.
 
     Attributes:
+        has_client: False once the client is gone, and only the producer is still to
+            be told: then ``held_until`` and ``leaves_at`` count alone.
         heard_at: when something last came from the client.  While it is not read,
             because its producer is slow, ``is_heard`` is False and nothing is
             made of its silence.
@@ -54,6 +56,7 @@ class Watch:
         "_asked_at",
         "_settings",
         "goodbye_at",
+        "has_client",
         "heard_at",
         "held_until",
         "is_heard",
@@ -65,6 +68,7 @@ class Watch:
     def __init__(self, settings: Settings, now: float) -> None:
         self._settings = settings
         self._asked_at = 0.0  # when the PING was due that is not answered; else 0.0
+        self.has_client = True
         self.heard_at = now
         self.is_heard = True
         self.passed_at = now
@@ -77,6 +81,8 @@ class Watch:
         """Return when ``due`` may have something to say; inf for never."""
         if self.leaves_at:
             return self.leaves_at
+        if not self.has_client:
+            return self.held_until or math.inf
         settings = self._settings
         times = [at for at in (self.held_until, self.goodbye_at) if at]
         if self.waiting_since:
@@ -96,10 +102,12 @@ class Watch:
         settings = self._settings
         if self.leaves_at:
             return Due.OVERDUE if now >= self.leaves_at else None
-        if self.goodbye_at and now >= self.goodbye_at:
-            return Due.GOODBYE
         if self.held_until and now >= self.held_until:
             return Due.NOBODY_CAME
+        if not self.has_client:
+            return None
+        if self.goodbye_at and now >= self.goodbye_at:
+            return Due.GOODBYE
         if self._lasts(self.waiting_since, settings.send_timeout, now):
             return Due.TOO_SLOW
         if not self.waiting_since and self._lasts(self.passed_at, settings.idle_timeout, now):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -191,15 +193,87 @@ def test_many_are_resumed_through_a_small_backlog(
         assert is_resumed(producer.accept().next_item())
 
 
-def test_a_producer_that_ends_with_each_client_is_not_asked_for_ever(
-    connect: Callable[..., Peers], listen: Callable[..., Producer]
+@pytest.mark.parametrize("says_something", [False, True])
+def test_a_producer_that_ends_with_each_client(
+    connect: Callable[..., Peers], listen: Callable[..., Producer], says_something: bool
 ) -> None:
-    """The same process, at once, again: it means it."""
-    peers = connect()
+    """It is asked again at a pace; where it never says a word, until the hold is over."""
+    peers = connect(hold=1.2)
     producer = listen()
     peers.producer.close()
-    producer.accept().socket.close()
-    assert peers.client_reads(4) == b"\x88\x16\x03\xf4"
+    asked = 0
+    end_at = time.monotonic() + 2.5
+    while time.monotonic() < end_at and not select.select([peers.client], [], [], 0)[0]:
+        if not select.select([producer.listener], [], [], 0.05)[0]:
+            continue
+        asked += 1
+        client = producer.accept()
+        if says_something:
+            client.socket.sendall(TEXT)
+            client.socket.close()
+            assert peers.client_reads(4) == TEXT
+        client.socket.close()
+    assert 2 <= asked <= 7
+    if not says_something:
+        assert time.monotonic() < end_at
+        assert peers.client_reads(4) == b"\x88\x16\x03\xf4"
+
+
+def test_a_slow_client_stays_when_it_has_taken_what_the_dead_one_said(
+    connect: Callable[..., Peers], listen: Callable[..., Producer]
+) -> None:
+    peers = connect(close_timeout=0.5)
+    message = wire.encode_frame(wire.BINARY, b"x" * 60_000)
+    for _ in range(200):  # far more than the kernel and the bridge hold
+        if not select.select([], [peers.producer], [], 0.2)[1]:
+            break
+        peers.producer.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            peers.producer.send(message)
+    peers.producer.close()
+    let_pass(0.2)
+    received = 0
+    while select.select([peers.client], [], [], 0.5)[0]:
+        received += len(peers.client.recv(1 << 20))
+    client = listen().accept()
+    assert is_resumed(client.next_item())
+    let_pass(1.0)  # longer than it would have had to go
+    client.socket.sendall(TEXT)
+    assert peers.client_reads(4) == TEXT
+    assert not peers.log.lines
+
+
+@pytest.mark.parametrize("is_polite", [True, False])
+def test_who_leaves_while_his_producer_moves_has_had_his_say(
+    connect: Callable[..., Peers], listen: Callable[..., Producer], is_polite: bool
+) -> None:
+    peers = connect()
+    peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
+    assert peers.next_item() == Moved()
+    peers.client.sendall(masked(0x81, b"last") + (masked(0x88, b"\x03\xe8") if is_polite else b""))
+    if is_polite:
+        assert peers.client_reads(4) == b"\x88\x02\x03\xe8"
+    peers.client.close()
+    wait_for(lambda: peers.connection.client_fd == -1)
+    peers.producer.sendall(TEXT)  # to nobody
+    peers.producer.close()
+    client = listen().accept()
+    assert is_resumed(client.next_item())
+    assert client.next_item() == "last"
+    assert client.next_item() == (wire.Close(1000, "") if is_polite else None)
+
+
+def test_waiting_for_the_next_producer_takes_no_processor(connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout=0.3, ping_interval=0.3, send_timeout=0.3, hold=2.0)
+    peers.producer.close()
+    peers.client.sendall(masked(0x81, b"last"))
+    wait_for(lambda: peers.connection.session.waiting_bytes)
+    peers.client.close()
+    wait_for(lambda: peers.connection.client_fd == -1)
+    used = sum(os.times()[:2])
+    let_pass(1.0)
+    assert sum(os.times()[:2]) - used < 0.3, "it spins"
+    wait_for(lambda: peers.log.lines)
 
 
 def test_a_producer_that_crashes_and_comes_again_is_waited_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -384,6 +385,47 @@ def test_a_client_that_closes_meanwhile() -> None:
     for session in (ends.session, moved.session):
         assert session.client_finished
         assert session.producer_finished
+
+
+def test_what_the_leaving_producer_was_not_sent_comes_first_at_the_next() -> None:
+    ends = Ends().from_producer(MOVE).from_client(masked(0x81, b"two"))
+    ends.next_producer(wire.encode_frame(wire.TEXT, b"one") + MOVE)
+    assert ends.producer == [RESUMED, "one", "two"]
+
+
+def test_a_move_is_answered_while_the_rest_of_a_lost_message_comes() -> None:
+    ends = Ends().from_client(masked(0x01, b"half"))
+    ends.next_producer().from_producer(MOVE)
+    assert ends.producer == [RESUMED, Moved()]
+    ends.from_client(masked(0x80, b"lost") + masked(0x81, b"next")).next_producer()
+    assert ends.producer == [RESUMED, "next"]
+
+
+@pytest.mark.parametrize("begun", [TEXT[:3], wire.encode_frame(wire.TEXT, b"a", fin=False)])
+def test_nobody_goes_on_with_half_a_message_whatever_waits(begun: bytes) -> None:
+    ends = Ends(max_buffer=3).from_producer(begun)
+    ends.session.receive_producer_deafness(wire.encode_frame(wire.TEXT, b"unsent"), 0)
+    ends.session.receive_producer_eof()
+    ends.drain()
+    told = ends.client
+    assert ends.session.phase in (Phase.CLOSING, Phase.GONE)
+    assert ends.session.side is Side.AWAY
+    ends.resume().from_producer(TEXT)
+    assert ends.producer == [RESUMED, "unsent"]
+    assert ends.client == told, "the next one has no say"
+    assert ends.session.producer_finished
+
+
+def test_many_small_messages_take_the_memory_of_their_bytes() -> None:
+    ends = Ends()
+    ends.session.receive_producer_eof()
+    tracemalloc.start()
+    for _ in range(1000):
+        ends.session.receive_client(masked(0x81, b"") * 30)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ends.session.waiting_bytes == 60_000
+    assert used < 2 * 60_000
 
 
 def test_a_producer_that_closes_after_all_means_it() -> None:
