@@ -80,7 +80,8 @@ class SocketFile:
                 "choose a shorter one",
             )
         self.path = path
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, int] | None = None  # while it is to be removed from here
+        self._bound: tuple[int, int] | None = None
         inherited = inherited_socket(path)
         self.is_shared = inherited is not None
         self.socket = inherited or socket.socket(
@@ -123,7 +124,7 @@ class SocketFile:
         except BaseException:
             os.unlink(beside)
             raise
-        self._identity = status.st_dev, status.st_ino
+        self._identity = self._bound = status.st_dev, status.st_ino
         if is_live:
             # A warning, because two producers started by mistake look the same.
             _logger.warning(
@@ -134,6 +135,16 @@ class SocketFile:
         """Leave the file to somebody else: another process listens on the same socket."""
         self.is_shared = True
         self._identity = None
+
+    def is_in_place(self) -> bool:
+        """Tell whether who looks for the path finds this socket; systemd's always is."""
+        if self._bound is None:
+            return True
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._bound
 
     def remove(self) -> None:
         """Remove the file if it is still this one; the socket listens on."""

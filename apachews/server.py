@@ -280,8 +280,9 @@ class Server:
         self._drain_deadline = time.monotonic() + timeout
         self._file.remove()
         self._accept()
-        if self._file.is_shared:
-            # Others go on accepting; what comes from here on is theirs.
+        if self._file.is_shared and self._file.is_in_place():
+            # Others go on accepting; what comes from here on is theirs.  (Not so where all
+            # workers end: the supervisor has removed the file then.)
             self._acceptor.stop()
         for connection in list(self._connections.values()):
             self._move(connection)
@@ -426,6 +427,8 @@ class Server:
                 connection.client = Client(connection, item)
                 connection.state = State.ASKED if item.answer_required else State.OPEN
                 self._events.append(Event(EventType.Accept, connection.client))
+                if self._closed:
+                    connection.send_close(wire.GOING_AWAY, "the server closes")
                 if self._drain_deadline is not None:
                     self._move(connection)
             elif isinstance(item, wire.Close):

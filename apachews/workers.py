@@ -8,10 +8,11 @@ What the supervisor does:
 
 - A worker that dies of a signal, or ends with another status than 0, is replaced:
   at once, or, the more of them fail soon after their start, the later.
-- SIGTERM and SIGINT are passed on, and no worker is replaced any more.  SIGHUP is
-  passed on.  What a worker does then is the program's business, whose handlers, or
-  the default ones, it has.
-- When all have ended the socket file goes.  The exit status is 0, or that of the
+- SIGTERM, SIGINT and SIGHUP are passed on, and no worker is replaced any more.
+  What a worker does then is the program's business, whose handlers, or the default
+  ones, it has.  The socket file goes before that: a client that a worker hands on
+  is not to come to another that ends as well.
+- When all have ended so does it, and the socket file goes, too.  The exit status is 0, or that of the
   last worker that failed and was not replaced: its own, or 128 and the number of the
   signal.
 - It alone speaks to systemd.  If workers did, one that is well would hide another
@@ -74,7 +75,7 @@ def fork_workers(count: int, file: SocketFile) -> None:
         SystemExit: in the supervisor, when all have ended.
         ValueError: not on the main thread.
     """
-    supervisor = _Supervisor(count)
+    supervisor = _Supervisor(count, file)
     if supervisor.run():
         file.share()
         return
@@ -83,7 +84,8 @@ def fork_workers(count: int, file: SocketFile) -> None:
 
 
 class _Supervisor:
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, file: SocketFile) -> None:
+        self._file = file
         self.status = 0
         self._is_ending = False
         self._workers = [_Worker() for _ in range(count)]
@@ -187,13 +189,13 @@ class _Supervisor:
         return worker.heard_at + timeout_s
 
     def _pass_on(self, number: int) -> None:
-        if number != signal.SIGHUP:
-            self._is_ending = True
+        # Who waits to be accepted is accepted, and handed on, by the last worker.
+        self._file.remove()
+        self._is_ending = True
         for worker in self._workers:
             if worker.pid:
                 os.kill(worker.pid, number)
-            if self._is_ending:
-                worker.start_at = None
+            worker.start_at = None
 
     def _reap(self) -> None:
         for worker in self._workers:

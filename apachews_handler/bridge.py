@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from .connection import Connection
@@ -30,6 +31,8 @@ STOP_SPREAD_S: Final = 5.0
 # Joining the thread takes these and a little; a thread that hangs is left behind.
 STOP_TIMEOUT_S: Final = STOP_SPREAD_S + STOP_GRACE_S + 1.5
 FREEZE_TIMEOUT_S: Final = 2.0
+# How often a child that leaves looks whether Apache ends as a whole.
+LOOK_S: Final = 0.25
 # Apache's response head, and no more: what a farewell is read in.
 FAREWELL_BYTES: Final = 16384
 
@@ -38,6 +41,7 @@ class _Order(enum.Enum):
     """What the thread is to do; a later one replaces an earlier one."""
 
     RUN = "carry messages"
+    LEAVE = "the same, and look whether Apache as a whole ends: then stop"
     FREEZE = "end, and leave everything as it is"
     STOP = "say goodbye, and end"
 
@@ -49,11 +53,12 @@ class Bridge:
         self._loop = Loop()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._loop.watch(self._wakeup, self._on_wakeup)
-        # Guards the three below, nothing else.  Reentrant, because prefork ends a
+        # Guards the four below, nothing else.  Reentrant, because prefork ends a
         # child from within a signal handler, whatever the main thread is at.
         self._lock = threading.RLock()
         self._adopted: collections.deque[tuple[Connection, socket.socket]] = collections.deque()
         self._order = _Order.RUN
+        self._is_apache_ending: Callable[[], bool] = bool
         self._has_ended = False
         # Below: for the thread alone.
         self._farewells: dict[int, socket.socket] = {}
@@ -75,7 +80,7 @@ class Bridge:
     @property
     def is_running(self) -> bool:
         """False once it was stopped; what is adopted then is closed at once."""
-        return self._order is _Order.RUN and not self._has_ended
+        return self._order in (_Order.RUN, _Order.LEAVE) and not self._has_ended
 
     def adopt(self, connection: Connection, farewell: socket.socket) -> None:
         """Take over a connection, from any thread.
@@ -90,6 +95,16 @@ class Bridge:
                 os.eventfd_write(self._wakeup, 1)
                 return
         _give_up(connection, farewell)
+
+    def begin_leaving(self, is_apache_ending: Callable[[], bool]) -> None:
+        """Have all connections closed with 1001 once a function says so; returns at once.
+
+        Args:
+            is_apache_ending: called several times a second by the bridge's thread.
+        """
+        with self._lock:
+            self._is_apache_ending = is_apache_ending
+        self._give_order(_Order.LEAVE)
 
     def begin_stop(self) -> None:
         """Have all connections closed with 1001; returns at once."""
@@ -140,7 +155,9 @@ class Bridge:
     def _run(self) -> None:
         try:
             while not self._is_done():
-                self._loop.turn(self._stop_at - time.monotonic() if self._stop_at else None)
+                self._loop.turn(self._max_wait_s())
+                if self._order is _Order.LEAVE and self._is_apache_ending():
+                    self.begin_stop()
         finally:
             with self._lock:
                 self._has_ended = True
@@ -150,6 +167,11 @@ class Bridge:
                 _give_up(connection, farewell)
             if not is_frozen:
                 self._close()
+
+    def _max_wait_s(self) -> float | None:
+        if self._stop_at:
+            return max(0.0, self._stop_at - time.monotonic())
+        return LOOK_S if self._order is _Order.LEAVE else None
 
     def _is_done(self) -> bool:
         if self._stop_at:
@@ -202,5 +224,9 @@ def _give_up(connection: Connection, farewell: socket.socket) -> None:
     """Close a connection that came too late."""
     farewell.close()
     connection.session.close(End.GOING_AWAY)
+    try:
+        connection.transport.send(b"".join(connection.session.to_client))
+    except OSError:
+        pass  # it has gone
     connection.close()
     connection.log_close()

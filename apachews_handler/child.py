@@ -79,7 +79,9 @@ class Child:
     def _on_stopping(self, is_graceful: bool) -> None:
         self._is_graceful = is_graceful
         # Now: a worker that is busy could keep the child from its end until it is killed.
-        if not is_graceful and self._bridge:
+        if self._bridge and is_graceful:
+            self._bridge.begin_leaving(self._is_apache_ending)
+        elif self._bridge:
             self._bridge.begin_stop()
 
     def _subscribe_end(self) -> None:
@@ -101,14 +103,22 @@ class Child:
 
     def _is_leaving(self) -> bool:
         """Tell whether others take this child's place."""
-        if os.getppid() != self._apache:
-            return False  # there is no Apache any more
-        if self._pid_file and not os.path.exists(self._pid_file):
-            return False  # a graceful stop: there will be none soon
+        if self._is_apache_ending():
+            return False
         if self._is_prefork:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
             return not mask & _STOP_SIGNALS
         return self._is_graceful is True
+
+    def _is_apache_ending(self) -> bool:
+        """Tell whether there is, or will soon be, no Apache any more.
+
+        To its children a graceful stop looks like a graceful restart; but then the pid
+        file goes first.
+        """
+        if os.getppid() != self._apache:
+            return True
+        return self._pid_file is not None and not os.path.exists(self._pid_file)
 
 
 _child = Child()

@@ -48,9 +48,11 @@ from .generations import Generation
 from .loop import Loop
 from .signals import signals_blocked
 
-# How often it looks whether it is still wanted.  Between the end of the pid file and
-# that of Apache's parent, after which systemd kills what is left, is a second.
+# How often it looks whether it is still wanted.
 CHECK_S: Final = 0.25
+# When Apache ends, systemd kills what is left as soon as its parent has gone, unless the
+# drop-in of deploy/systemd says otherwise: there is no time for a pace.
+HURRY_S: Final = 0.1
 # How often it looks for younger ones, which takes more.
 COUNT_S: Final = 1.0
 # A signal to a custodian, or the end of Apache: in both cases everybody goes.
@@ -96,13 +98,13 @@ def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
             pid = os.fork()
             if not pid:
                 _run(bridge, apache, parent, pid_file)
-        # However long the child takes to end: a descriptor it has is no end of file.
-        bridge.abandon()
-        return True
     except OSError:
         return False  # no memory, or too many processes
     finally:
         os.close(parent)
+    # However long the child takes to end: a descriptor it has is no end of file.
+    bridge.abandon()
+    return True
 
 
 def _run(bridge: Bridge, apache: int, parent: int, pid_file: str | None) -> NoReturn:
@@ -122,10 +124,14 @@ def _run(bridge: Bridge, apache: int, parent: int, pid_file: str | None) -> NoRe
         os._exit(status)
 
 
-def say_goodbye(loop: Loop) -> None:
-    """Close all connections with 1001, and wait some seconds at most until they are."""
+def say_goodbye(loop: Loop, within_s: float = STOP_SPREAD_S) -> None:
+    """Close all connections with 1001, and wait some seconds at most until they are.
+
+    Args:
+        within_s: all are told within so many seconds, whatever the pace.
+    """
     end_at = time.monotonic() + STOP_GRACE_S
-    end_at += loop.send_away(loop.connections(), End.GOING_AWAY, STOP_SPREAD_S)
+    end_at += loop.send_away(loop.connections(), End.GOING_AWAY, within_s)
     while not loop.is_empty and (rest_s := end_at - time.monotonic()) > 0:
         loop.turn(rest_s)
     loop.close()
@@ -148,6 +154,7 @@ class Custodian:
         self._born_at = time.monotonic()
         self._generation: Generation | None = None
         self._younger = 0
+        self._sent_for = 0  # how many younger ones clients were sent away for
         self._counted_at = 0.0
         connections = loop.connections()
         self._ages = sorted({c.settings.custodian_age for c in connections} - {0.0})
@@ -188,16 +195,20 @@ class Custodian:
             if now - checked_at < CHECK_S:
                 continue
             checked_at = now
-            if self._is_over():
+            if self._is_told():
                 say_goodbye(self._loop)
+                break
+            if self._is_apache_ending():
+                say_goodbye(self._loop, HURRY_S)
                 break
             self._drain(now)
         if self._generation:
             self._generation.close()
 
-    def _is_over(self) -> bool:
-        if signal.sigpending() & _ENDING_SIGNALS:
-            return True
+    def _is_told(self) -> bool:
+        return bool(signal.sigpending() & _ENDING_SIGNALS)
+
+    def _is_apache_ending(self) -> bool:
         poll = select.poll()
         poll.register(self._parent, select.POLLIN)
         if poll.poll(0):
@@ -214,8 +225,10 @@ class Custodian:
             )
         if self._generation and now - self._counted_at >= COUNT_S:
             self._counted_at = now
-            younger = self._generation.younger()
-            if younger > self._younger:
+            before, self._younger = self._younger, self._generation.younger()
+            younger = min(before, self._younger)  # twice: a file may be locked by who looks
+            if younger > self._sent_for:
+                self._sent_for = younger
                 self._loop.send_away(
                     [
                         c
@@ -224,7 +237,6 @@ class Custodian:
                     ],
                     End.DRAINED,
                 )
-            self._younger = younger
 
 
 def give_up_descriptors(keep: Iterable[int]) -> None:
@@ -244,5 +256,8 @@ def give_up_descriptors(keep: Iterable[int]) -> None:
 
 def _is_file(fd: int) -> bool:
     """Tell whether a log is anything but a pipe or a socket to a program."""
-    mode = os.fstat(fd).st_mode
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False  # it is closed
     return stat.S_ISREG(mode) or stat.S_ISCHR(mode)

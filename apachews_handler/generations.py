@@ -13,8 +13,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from typing import Final
 
 from . import rundir
+
+# How often the directory is looked through though no file came or went: for processes
+# that were killed.
+LOOK_S: Final = 10.0
 
 
 class Generation:
@@ -40,14 +45,24 @@ class Generation:
         )
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         os.rename(path + ".new", path)
+        self._younger = 0
+        self._changed_at = 0  # of the directory, when it was looked through
+        self._looked_at = 0.0
 
     def younger(self) -> int:
         """Return how many custodians of this Apache came later and are there."""
-        return sum(
-            self._is_locked(name)
-            for name in os.listdir(self._directory)
-            if name.startswith(self._prefix) and name.endswith(self._suffix) and name > self._name
-        )
+        changed_at = os.stat(self._directory).st_mtime_ns
+        now = time.monotonic()
+        if changed_at != self._changed_at or now - self._looked_at > LOOK_S:
+            self._changed_at, self._looked_at = changed_at, now
+            self._younger = sum(
+                self._is_locked(name)
+                for name in os.listdir(self._directory)
+                if name.startswith(self._prefix)
+                and name.endswith(self._suffix)
+                and name > self._name
+            )
+        return self._younger
 
     def close(self) -> None:
         """Give the place up."""

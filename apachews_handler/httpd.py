@@ -161,7 +161,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
         (c_char_p, c_int, c_int, c_int, c_int, c_void_p, c_char_p, c_char_p),
     ),
     "ap_mpm_query": (c_int, (c_int, POINTER(c_int))),
-    "ap_runtime_dir_relative": (c_char_p, (c_void_p, c_char_p)),
+    "ap_server_root_relative": (c_char_p, (c_void_p, c_char_p)),
     "apr_os_file_get": (c_int, (POINTER(c_int), c_void_p)),
     "apr_os_sock_get": (c_int, (POINTER(c_int), c_void_p)),
     "apr_brigade_create": (c_void_p, (c_void_p, c_void_p)),
@@ -376,7 +376,8 @@ class Request:
             name = c_char_p.in_dll(ctypes.CDLL(None), "ap_pid_fname").value
         except ValueError:
             return None
-        path = self._api.ap_runtime_dir_relative(self._rec.pool, name) if name else None
+        # As ap_log_pid does.
+        path = self._api.ap_server_root_relative(self._rec.pool, name) if name else None
         return os.fsdecode(path) if path else None
 
     def ssl_address(self) -> int:

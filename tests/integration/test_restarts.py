@@ -187,7 +187,8 @@ def test_children_that_had_their_share_of_connections(mpm: str) -> None:
         assert (clients.report.faults, clients.report.closes) == ([], [])
 
 
-def test_a_busy_worker_keeps_nobody_from_the_goodbye() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGWINCH])
+def test_a_busy_worker_keeps_nobody_from_the_goodbye(number: int) -> None:
     """httpd waits for its workers before it ends a child; clients do not."""
     settings = "SetEnv APACHEWS_ACCEPT producer\nSetEnv APACHEWS_CONNECT_TIMEOUT 6s"
     extra = f"<Location /busy.ws>\n{settings}\n</Location>"
@@ -203,7 +204,7 @@ def test_a_busy_worker_keeps_nobody_from_the_goodbye() -> None:
         assert came.wait(10)
         site.settle()
         begun_at = time.monotonic()
-        os.kill(site.apache.pid, signal.SIGTERM)
+        os.kill(site.apache.pid, number)
         wait_for(lambda: goodbyes(clients))
         assert time.monotonic() - begun_at < 3
 

@@ -565,7 +565,8 @@ def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., 
 def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
     bridge.stop()
     peers = Peers(bridge)
-    assert peers.client.recv(1) == b""
+    frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
+    assert peers.client_reads(100) == frame  # and the end
     assert peers.next_item() is None
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
     peers.close()

@@ -48,24 +48,24 @@ def custodian(apache: subprocess.Popen[bytes], short_path: Path) -> Iterator[Cus
 def test_it_is_over_when_apache_has_gone(
     custodian: Custodian, apache: subprocess.Popen[bytes]
 ) -> None:
-    assert not custodian._is_over()
+    assert not custodian._is_apache_ending()
     apache.kill()
     apache.wait()
-    assert custodian._is_over()
+    assert custodian._is_apache_ending()
 
 
 def test_it_is_over_when_the_pid_file_has_gone(custodian: Custodian, short_path: Path) -> None:
     (short_path / "apache.pid").unlink()
-    assert custodian._is_over()
+    assert custodian._is_apache_ending()
 
 
 def test_it_is_over_when_it_is_told_so(custodian: Custodian) -> None:
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with signals_blocked():
-            assert not custodian._is_over()
+            assert not custodian._is_told()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert custodian._is_over()
+            assert custodian._is_told()
     finally:
         signal.signal(signal.SIGTERM, before)
 

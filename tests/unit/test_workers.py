@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from apachews import Server, wire
+from apachews.messages import Moved
 from apachews.notify import NotifyReceiver
 
 from ..bridge_by_hand import Bridge
@@ -198,3 +199,49 @@ def test_what_cannot_be(path: str) -> None:
         Server(path, workers=-1)
     with Server(path), pytest.raises(ValueError, match="only one"):
         Server(path, workers=2)
+
+
+def test_workers_that_all_hand_their_clients_on_get_none_back(short_path: Path, path: str) -> None:
+    """Not by the path; and who waits to be accepted is not forgotten."""
+    text = """
+import os, signal, sys, time
+from apachews import Event, Server
+server = Server(sys.argv[1], workers=2)
+signal.signal(signal.SIGTERM, lambda *_: server.call_soon(server.drain))
+for event in server:
+    if event.type() is Event.IO:
+        event.write(str(os.getpid()) if event.read() == "who" else event.read())
+        if event.read() == "sleep":
+            time.sleep(1)
+"""
+    with running(program(short_path, text), path) as process:
+        two_workers(process, path)
+        clients: dict[str, Bridge] = {}
+        while len(clients) < 2:
+            bridge = Bridge(path)
+            bridge.send(wire.TEXT, b"who")
+            answer = str(wait_for(bridge.read_available)[0])
+            if answer in clients:
+                bridge.socket.close()
+            else:
+                clients[answer] = bridge
+        for bridge in clients.values():
+            bridge.send(wire.TEXT, b"sleep")
+            assert wait_for(bridge.read_available) == ["sleep"]
+        waiting = Bridge(path)  # nobody accepts it now
+        waiting.send(wire.TEXT, b"last words")
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not os.path.exists(path))
+        said: list[object] = []
+        for bridge in (*clients.values(), waiting):
+            answers: list[object] = []
+            while Moved() not in answers:
+                answers += wait_for(bridge.read_available)
+            said += answers
+            bridge.send(wire.MOVE)
+        assert ended(process)[0] == 0
+        said += waiting.read_available()
+        assert sorted(map(str, said)) == ["Moved()"] * 3 + ["last words"]
+        for bridge in (*clients.values(), waiting):
+            assert bridge.is_at_end
+            bridge.socket.close()
