@@ -12,9 +12,9 @@ What the supervisor does:
   What a worker does then is the program's business, whose handlers, or the default
   ones, it has.  The socket file goes before that: a client that a worker hands on
   is not to come to another that ends as well.
-- When all have ended so does it, and the socket file goes, too.  The exit status is 0, or that of the
-  last worker that failed and was not replaced: its own, or 128 and the number of the
-  signal.
+- When all have ended so does it, and the socket file goes in any case.  The exit
+  status is 0, or that of the last worker that failed and was not replaced: its own,
+  or 128 and the number of the signal.
 - It alone speaks to systemd.  If workers did, one that is well would hide another
   that hangs.  Their signs of life come here; one that gives none for
   ``WatchdogSec=`` is aborted, and so replaced, and the others' clients stay.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import requests
 
 from apachews import wire
 
@@ -340,3 +343,27 @@ def crowd(
         yield made
     finally:
         made.stop()
+
+
+@contextlib.contextmanager
+def plain_http(site: Site) -> Iterator[list[float]]:
+    """Ask for a page ten times a second; give how long each answer took, inf for none."""
+    took: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(0.1):
+            begun_at = time.monotonic()
+            try:
+                requests.get(site.http(), timeout=10).raise_for_status()
+                took.append(time.monotonic() - begun_at)
+            except requests.RequestException:
+                took.append(math.inf)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield took
+    finally:
+        ended.set()
+        thread.join()

@@ -19,7 +19,7 @@ from apachews.answer import Answer
 from deploy.private_apache import require_free_port
 
 from ..conftest import wait_for
-from ..crowd import Crowd, crowd
+from ..crowd import Crowd, crowd, plain_http
 from ..frames import masked
 from ..raw_client import RawClient, request
 from ..site import Site, running_site
@@ -28,32 +28,6 @@ from .test_producers import by_hand
 
 # httpd kills a child so long after it told it to stop.
 STOP_S = 9.0
-
-
-@contextlib.contextmanager
-def plain_http(site: Site) -> Iterator[list[float]]:
-    """Ask for a page all the time; give how long each answer took."""
-    took: list[float] = []
-    failed: list[BaseException] = []
-    ended = threading.Event()
-
-    def ask() -> None:
-        try:
-            while not ended.wait(0.02):
-                begun_at = time.monotonic()
-                assert requests.get(site.http(), timeout=10).status_code == 200
-                took.append(time.monotonic() - begun_at)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield took
-    finally:
-        ended.set()
-        thread.join()
-    assert not failed, failed
 
 
 @pytest.mark.parametrize("mpm", RESTART_MPMS)

@@ -11,45 +11,19 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
 from ..conftest import let_pass, wait_for
-from ..crowd import crowd
+from ..crowd import crowd, plain_http
 from ..raw_client import RawClient, request
 from ..site import Site, running_site
 from .conftest import scaled
 
 MIB = 1 << 20
-
-
-@contextlib.contextmanager
-def plain_http(site: Site) -> Iterator[list[float]]:
-    """Ask for a page ten times a second; give how long each answer took, inf for none."""
-    took: list[float] = []
-    ended = threading.Event()
-
-    def ask() -> None:
-        while not ended.wait(0.1):
-            begun_at = time.monotonic()
-            try:
-                assert requests.get(site.http(), timeout=10).status_code == 200
-                took.append(time.monotonic() - begun_at)
-            except (requests.RequestException, AssertionError):
-                took.append(float("inf"))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield took
-    finally:
-        ended.set()
-        thread.join()
 
 
 def memory(pid: int) -> tuple[float, float]:
