@@ -195,11 +195,16 @@ class Site:
             raise failed[0]
 
     @contextmanager
-    def echo_process(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the seed's program, as Apache's user where that differs."""
+    def echo_process(self, name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run the seed's program, as Apache's user where that differs.
+
+        Args:
+            name: of its socket file.
+            options: Python's own, such as those that run the program in the runner.
+        """
         path = self.docroot / name
         process = subprocess.Popen(
-            [sys.executable, str(ECHO), str(path)],
+            [sys.executable, *options, str(ECHO), str(path)],
             stderr=subprocess.PIPE,
             **private_apache.as_apache_user(),
         )

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from ..conftest import wait_for
 from ..crowd import crowd
 from ..frames import masked
 from ..raw_client import RawClient, request
-from ..site import ECHO, ROOT, Site, running_site
+from ..site import ROOT, Site, running_site
 from .test_producers import by_hand, hand_made
 
 
@@ -128,24 +127,7 @@ def test_a_producer_that_is_killed_again_and_again(mpm: str) -> None:
         assert clients.open_count == 50
 
 
-@contextlib.contextmanager
-def running(site: Site, name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The seed's program in the runner, as Apache's user where that differs."""
-    path = site.docroot / name
-    process = subprocess.Popen(
-        [sys.executable, "-m", "apachews.runner", *options, str(ECHO), str(path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        **private_apache.as_apache_user(),
-    )
-    try:
-        wait_for(path.exists, what=process.poll)
-        yield process
-    finally:
-        process.kill()
-        _, stderr = process.communicate()
-        path.unlink(missing_ok=True)
-    assert b"Traceback" not in stderr, stderr.decode()
+RUNNER = ("-m", "apachews.runner")
 
 
 @pytest.mark.parametrize("mpm", ["event", "prefork"])
@@ -153,7 +135,7 @@ def test_a_deploy_loses_nothing(mpm: str) -> None:
     """SIGHUP to the runner: the next program takes over, and every client moves to it."""
     with (
         running_site(mpm) as site,
-        running(site, "rolling.ws") as runner,
+        site.echo_process("rolling.ws", *RUNNER) as runner,
         crowd(site, 50, "/rolling.ws") as clients,
     ):
         before = children_of(runner.pid)
@@ -176,20 +158,23 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_a_producer_that_is_told_to_end_says_goodbye_or_hands_on(event_site: Site) -> None:
-    with running(event_site, "ends.ws") as runner, crowd(event_site, 10, "/ends.ws") as clients:
+    with (
+        event_site.echo_process("ends.ws", *RUNNER) as runner,
+        crowd(event_site, 10, "/ends.ws") as clients,
+    ):
         clients.wait_for_echoes(20)
         runner.terminate()
         wait_for(lambda: len(clients.report.closes) == 10)
         assert clients.report.closes == [wire.GOING_AWAY] * 10
         assert runner.wait(10) == 0
     with (
-        running(event_site, "holds.ws", "--hold") as runner,
+        event_site.echo_process("holds.ws", *RUNNER, "--hold") as runner,
         crowd(event_site, 10, "/holds.ws") as clients,
     ):
         clients.wait_for_echoes(20)
         runner.terminate()
         assert runner.wait(10) == 0
-        with running(event_site, "holds.ws"):
+        with event_site.echo_process("holds.ws", *RUNNER):
             clients.wait_for_echoes(20)
             clients.fall_silent()
             assert (clients.report.faults, clients.report.closes) == ([], [])

@@ -135,7 +135,7 @@ def test_a_child_that_is_killed_takes_only_its_own_clients(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
         site.expected_harm = "exit signal Killed"
         victims = site.apache.children()
-        with plain_http(site):
+        with plain_http(site) as answers:
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             wait_for(lambda: len(new.report.closes) == 20)
@@ -147,6 +147,7 @@ def test_a_child_that_is_killed_takes_only_its_own_clients(mpm: str) -> None:
             )
             with crowd(site, 5) as later:
                 later.wait_for_echoes(50)
+        assert min(answers) < 5
 
 
 @pytest.mark.parametrize("mpm", RESTART_MPMS)

@@ -42,6 +42,20 @@ def ask(path: str) -> str:
     return answers[0]
 
 
+def a_client_of_each(path: str) -> dict[str, Bridge]:
+    """Return two clients, by the process ids of the two workers that serve them."""
+    clients: dict[str, Bridge] = {}
+    while len(clients) < 2:
+        bridge = Bridge(path)
+        bridge.send(wire.TEXT, b"who")
+        answer = str(wait_for(bridge.read_available)[0])
+        if answer in clients:
+            bridge.socket.close()
+        else:
+            clients[answer] = bridge
+    return clients
+
+
 def test_clients_are_spread_over_the_workers(short_path: Path, path: str) -> None:
     with running(program(short_path), path, "3") as process:
         wait_for(lambda: len(children_of(process.pid)) == 3 and os.path.exists(path))
@@ -60,15 +74,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(
 ) -> None:
     with running(program(short_path), path, "2") as process:
         two_workers(process, path)
-        clients: dict[str, Bridge] = {}
-        while len(clients) < 2:
-            bridge = Bridge(path)
-            bridge.send(wire.TEXT, b"who")
-            answer = str(wait_for(bridge.read_available)[0])
-            if answer in clients:
-                bridge.socket.close()
-            else:
-                clients[answer] = bridge
+        clients = a_client_of_each(path)
         killed, other = clients
         os.kill(int(killed), signal.SIGKILL)
         wait_for(lambda: clients[killed].is_at_end)
@@ -216,15 +222,7 @@ for event in server:
 """
     with running(program(short_path, text), path) as process:
         two_workers(process, path)
-        clients: dict[str, Bridge] = {}
-        while len(clients) < 2:
-            bridge = Bridge(path)
-            bridge.send(wire.TEXT, b"who")
-            answer = str(wait_for(bridge.read_available)[0])
-            if answer in clients:
-                bridge.socket.close()
-            else:
-                clients[answer] = bridge
+        clients = a_client_of_each(path)
         for bridge in clients.values():
             bridge.send(wire.TEXT, b"sleep")
             assert wait_for(bridge.read_available) == ["sleep"]
