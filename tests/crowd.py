@@ -30,6 +30,8 @@ from .site import Site
 WINDOW = 3
 # A message without an answer for so long may be lost, where some may be.
 LOST_S = 0.5
+# Every so many messages are large.
+LARGE_EVERY = 40
 # How long Apache has to close what was closed.
 LEAVE_S = 2.0
 # Between two looks at who may send.
@@ -146,8 +148,11 @@ class _Client(asyncio.Protocol):
             window = len(self._expected) + 1  # those may be lost: what follows shows it
         while len(self._expected) < window:
             self._sent += 1
-            # Some are compressed by size alone, where that is negotiated; most are short.
             text = f"{self._name} {self._sent} ".encode() + b"x" * (self._sent % 7 * 40)
+            if self._sent % LARGE_EVERY == 0:
+                # Where a producer is killed, one that a buffer holds: Apache passes on what
+                # is larger as it comes, and a client that has a part cannot be kept.
+                text += b"x" * (30_000 if self._crowd.may_lose else 100_000)
             self._expected.append((text, time.monotonic()))
             frames.append(masked(wire.FIN | wire.TEXT, text))
         if frames:
