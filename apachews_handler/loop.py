@@ -332,14 +332,14 @@ class Loop:
     def _lose_producer(self, connection: Connection) -> None:
         """The producer has gone: wait for another one, or close."""
         session, watch = connection.session, connection.watch
-        has_moved = session.side is Side.MOVED
+        is_moving = session.is_moving
         session.receive_producer_eof(connection.producer_queue, connection.producer_sent)
         self._close_producer(connection)
         if session.side is not Side.AWAY:
             return
         # One that ends at once, again, may end because of this client: it is not asked
         # again at once, nor, where it has not said a word, for longer than at first.
-        is_short = not has_moved and self._now - connection.resumed_at < SETTLED_S
+        is_short = not is_moving and self._now - connection.resumed_at < SETTLED_S
         if not is_short or session.producer_said != connection.said_before:
             connection.hold_ends_at = self._now + connection.settings.hold
         watch.held_until = connection.hold_ends_at

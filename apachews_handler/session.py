@@ -182,6 +182,11 @@ class Session:
         return len(self._waiting)
 
     @property
+    def is_moving(self) -> bool:
+        """True where the producer asked for another one in its place."""
+        return self._producer.wants_to_move
+
+    @property
     def producer_said(self) -> int:
         """A number that grows with whatever messages producers send."""
         return self._producer.messages + self._producer.payload_bytes

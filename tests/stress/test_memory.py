@@ -35,7 +35,7 @@ CASES = [
     ("no-context", "ws", 15, "idle, `ws`"),
 ]
 # What a page here and there makes of a small figure.
-SLACK_KIB = 3
+SLACK_KIB = 4
 SETTINGS = """
 SetEnv APACHEWS_PING_INTERVAL off
 SetEnv APACHEWS_DEFLATE_MIN_SIZE 0

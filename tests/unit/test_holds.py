@@ -212,6 +212,7 @@ def test_a_producer_that_ends_with_each_client(
             client.socket.sendall(TEXT)
             client.socket.close()
             assert peers.client_reads(4) == TEXT
+        # (Also with OPEN still unread, which is a reset for the bridge.)
         client.socket.close()
     assert 2 <= asked <= 7
     if not says_something:
