@@ -50,18 +50,24 @@ class Generation:
         self._looked_at = 0.0
 
     def younger(self) -> int:
-        """Return how many custodians of this Apache came later and are there."""
-        changed_at = os.stat(self._directory).st_mtime_ns
+        """Return how many custodians of this Apache came later and are there.
+
+        Where somebody has removed the directory, as many as there were before.
+        """
         now = time.monotonic()
-        if changed_at != self._changed_at or now - self._looked_at > LOOK_S:
-            self._changed_at, self._looked_at = changed_at, now
-            self._younger = sum(
-                self._is_locked(name)
-                for name in os.listdir(self._directory)
-                if name.startswith(self._prefix)
-                and name.endswith(self._suffix)
-                and name > self._name
-            )
+        try:
+            changed_at = os.stat(self._directory).st_mtime_ns
+            if changed_at != self._changed_at or now - self._looked_at > LOOK_S:
+                self._changed_at, self._looked_at = changed_at, now
+                self._younger = sum(
+                    self._is_locked(name)
+                    for name in os.listdir(self._directory)
+                    if name.startswith(self._prefix)
+                    and name.endswith(self._suffix)
+                    and name > self._name
+                )
+        except OSError:
+            pass  # clients are not to be lost for a count
         return self._younger
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,15 @@ def test_one_that_died_without_a_word_is_not_counted(
     assert first.younger() == 0
     first.close()
     assert list(temporary.iterdir()) == []  # it was tidied up
+
+
+def test_a_directory_that_was_removed_is_no_reason_to_end(temporary: Path) -> None:
+    first, second = Generation(APACHE), Generation(APACHE)
+    assert first.younger() == 1
+    shutil.rmtree(temporary)
+    assert first.younger() == 1
+    for generation in (first, second):
+        generation.close()
 
 
 def test_a_directory_of_somebody_elses_is_refused(temporary: Path) -> None:
