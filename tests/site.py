@@ -11,6 +11,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -90,14 +91,24 @@ class Site:
                 found.append(int(entry.name))
         return [pid for pid in found if pid not in ours and pid not in self.apache.children()]
 
-    def renew(self, timeout_s: float = 20.0) -> float:
-        """Restart gracefully; return after how many seconds the old children had ended."""
+    def renew(self, number: int = signal.SIGUSR1, timeout_s: float = 20.0) -> float:
+        """Restart, gracefully by default; return after how many seconds the old children had ended.
+
+        httpd's own restart is over as well then: a signal that meets it in the middle
+        of one it forgets.
+        """
         old = set(self.apache.children())
         wait_for(lambda: self._youngest_child_s() > SETTLED_S)
+        begins = self._begins()
         begun_at = time.monotonic()
-        self.apache.graceful()
+        os.kill(self.apache.pid, number)
+        wait_for(lambda: self._begins() > begins, timeout_s)
         wait_for(lambda: not old & set(self.apache.children()), timeout_s)
         return time.monotonic() - begun_at
+
+    def _begins(self) -> int:
+        """Return how often httpd has begun its work."""
+        return self.apache.error_log.count("-- resuming normal operations")
 
     def settle(self) -> None:
         """Wait until a stop meets no child at a moment that httpd does not guard.
@@ -118,7 +129,7 @@ class Site:
 
     def _youngest_child_s(self) -> float:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        ages = [now]
+        ages = []
         for pid in self.apache.children():
             try:
                 stat = Path(f"/proc/{pid}/stat").read_text()
@@ -126,7 +137,7 @@ class Site:
                 continue  # it has ended meanwhile
             started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
             ages.append(now - started / os.sysconf("SC_CLK_TCK"))
-        return min(ages)
+        return min(ages, default=0.0)
 
     def descriptors(self) -> int:
         """Return how many descriptors the child with the most has open."""
