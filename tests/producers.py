@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .conftest import DEADLINE_S
 
@@ -25,6 +26,17 @@ for event in server:
         event.write(str(os.getpid()) if event.read() == "who" else event.read())
 """
 
+# Becomes a program as systemd would start it: its arguments are the descriptors, a
+# comma between them, and the program's.
+AS_SYSTEMD = """
+import fcntl, os, sys
+fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 100) for fd in sys.argv[1].split(",")]
+for number, fd in enumerate(fds):
+    os.dup2(fd, 3 + number, inheritable=True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)))
+os.execv(sys.executable, [sys.executable, "-W", "error", *sys.argv[2:]])
+"""
+
 
 def program(directory: Path, text: str = ECHO, name: str = "program.py") -> str:
     """Write a program; return its path."""
@@ -35,9 +47,19 @@ def program(directory: Path, text: str = ECHO, name: str = "program.py") -> str:
 
 @contextmanager
 def running(
-    *command: str, env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()
+    *command: str,
+    env: dict[str, str] | None = None,
+    pass_fds: tuple[int, ...] = (),
+    **account: Any,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run Python with these arguments; at the end it must be gone, or is killed."""
+    """Run Python with these arguments; at the end it must be gone, or is killed.
+
+    Args:
+        command: Python's arguments.
+        env: variables beside those of the tests.
+        pass_fds: descriptors that it inherits.
+        account: as what user, as ``subprocess.Popen`` has it.
+    """
     process = subprocess.Popen(
         [sys.executable, "-W", "error", *command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
@@ -46,6 +68,7 @@ def running(
         text=True,
         pass_fds=pass_fds,
         start_new_session=True,
+        **account,
     )
     try:
         yield process

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,8 +18,9 @@ from deploy import private_apache
 from ..conftest import wait_for
 from ..crowd import crowd
 from ..frames import masked
+from ..producers import AS_SYSTEMD, children_of, ended, program, running
 from ..raw_client import RawClient, request
-from ..site import ROOT, Site, running_site
+from ..site import Site, running_site
 from .test_producers import by_hand, hand_made
 
 
@@ -130,20 +131,59 @@ def test_a_producer_that_is_killed_again_and_again(mpm: str) -> None:
 RUNNER = ("-m", "apachews.runner")
 
 
-@pytest.mark.parametrize("mpm", ["event", "prefork"])
-def test_a_deploy_loses_nothing(mpm: str) -> None:
+def others(runner: subprocess.Popen[str], before: list[int]) -> list[int]:
+    """Return the runner's programs when none of those before is left."""
+    now = children_of(runner.pid)
+    return [] if set(now) & set(before) else now
+
+
+@contextlib.contextmanager
+def rolling(site: Site, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """Run an echo on ``/rolling.ws`` in the runner: as one process or more, on whose socket."""
+    path = site.docroot / "rolling.ws"
+    command = [*RUNNER, program(site.apache.root), str(path), "2" if "workers" in kind else "0"]
+    with contextlib.ExitStack() as stack:
+        pass_fds: tuple[int, ...] = ()
+        if "inherited" in kind:
+            listening = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listening.bind(str(path))
+            stack.callback(path.unlink)
+            path.chmod(0o666)
+            listening.listen(100)
+            pass_fds = (listening.fileno(),)
+            command = ["-c", AS_SYSTEMD, str(listening.fileno()), *command]
+        process = stack.enter_context(
+            running(*command, pass_fds=pass_fds, **private_apache.as_apache_user())
+        )
+        wait_for(path.exists, what=process.poll)
+        yield process
+        process.terminate()
+        status, output = ended(process)
+        assert (status, "Traceback" in output) == (0, False), output
+
+
+@pytest.mark.parametrize(
+    ("mpm", "kind"),
+    [
+        ("event", "one process"),
+        ("prefork", "one process"),
+        ("event", "workers"),
+        ("event", "inherited"),
+        ("event", "workers, inherited"),
+    ],
+)
+def test_a_deploy_loses_nothing(mpm: str, kind: str) -> None:
     """SIGHUP to the runner: the next program takes over, and every client moves to it."""
     with (
         running_site(mpm) as site,
-        site.echo_process("rolling.ws", *RUNNER) as runner,
+        rolling(site, kind) as runner,
         crowd(site, 50, "/rolling.ws") as clients,
     ):
         before = children_of(runner.pid)
         for _ in range(5):
             clients.wait_for_echoes(500)
             runner.send_signal(signal.SIGHUP)
-            wait_for(lambda: not set(before) & set(children_of(runner.pid)))  # noqa: B023
-            before = children_of(runner.pid)
+            before = wait_for(lambda: others(runner, before))  # noqa: B023
             clients.join(2)
         clients.wait_for_echoes(500)
         clients.fall_silent()
@@ -152,9 +192,23 @@ def test_a_deploy_loses_nothing(mpm: str) -> None:
         assert clients.report.longest_stall_s < 5
 
 
-def children_of(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
+def test_two_deploys_in_a_row(event_site: Site) -> None:
+    """The second is asked for while the first is under way."""
+    with (
+        rolling(event_site, "workers") as runner,
+        crowd(event_site, 30, "/rolling.ws") as clients,
+    ):
+        clients.wait_for_echoes(100)
+        runner.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(children_of(runner.pid)) == 2)
+        runner.send_signal(signal.SIGHUP)
+        assert runner.stdout
+        said = ""
+        while said.count("gets the clients") < 2:
+            said += runner.stdout.readline()
+        clients.wait_for_everybody()
+        clients.fall_silent()
+        assert (clients.report.faults, clients.report.closes) == ([], [])
 
 
 def test_a_producer_that_is_told_to_end_says_goodbye_or_hands_on(event_site: Site) -> None:
@@ -180,31 +234,19 @@ def test_a_producer_that_is_told_to_end_says_goodbye_or_hands_on(event_site: Sit
             assert (clients.report.faults, clients.report.closes) == ([], [])
 
 
-WORKERS = """
-import sys
-from apachews import Event, Server
-for event in (server := Server(sys.argv[1], workers=3)):
-    if event.type() is Event.IO:
-        event.write(event.read())
-"""
-
-
 def test_several_processes_on_one_path(event_site: Site) -> None:
     """One of them is killed: its clients go to the others, nobody is dropped."""
     path = event_site.docroot / "several.ws"
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKERS, str(path)], cwd=ROOT, **private_apache.as_apache_user()
-    ) as supervisor:
-        try:
-            wait_for(path.exists, what=supervisor.poll)
-            with crowd(event_site, 30, "/several.ws", may_lose=True) as clients:
-                clients.wait_for_echoes(100)
-                workers = wait_for(lambda: children_of(supervisor.pid))
-                assert len(workers) == 3
-                os.kill(workers[0], signal.SIGKILL)
-                clients.wait_for_everybody()
-                wait_for(lambda: len(set(children_of(supervisor.pid)) - {workers[0]}) == 3)
-                assert (clients.report.faults, clients.report.closes) == ([], [])
-        finally:
-            supervisor.terminate()
-            supervisor.wait(20)
+    command = (program(event_site.apache.root), str(path), "3")
+    with running(*command, **private_apache.as_apache_user()) as supervisor:
+        wait_for(path.exists, what=supervisor.poll)
+        with crowd(event_site, 30, "/several.ws", may_lose=True) as clients:
+            clients.wait_for_echoes(100)
+            workers = wait_for(lambda: children_of(supervisor.pid))
+            assert len(workers) == 3
+            os.kill(workers[0], signal.SIGKILL)
+            clients.wait_for_everybody()
+            wait_for(lambda: len(set(children_of(supervisor.pid)) - {workers[0]}) == 3)
+            assert (clients.report.faults, clients.report.closes) == ([], [])
+        supervisor.terminate()  # no runner here: the program does as Python does
+        assert ended(supervisor)[0] == 128 + signal.SIGTERM

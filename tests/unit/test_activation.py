@@ -17,18 +17,7 @@ from apachews.messages import Moved
 
 from ..bridge_by_hand import Bridge
 from ..conftest import wait_for
-from ..producers import ROOT, program
-
-# Becomes a program as systemd would start it: its arguments are the descriptors, a
-# comma between them, and the program's.
-START = """
-import fcntl, os, sys
-fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 100) for fd in sys.argv[1].split(",")]
-for number, fd in enumerate(fds):
-    os.dup2(fd, 3 + number, inheritable=True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)))
-os.execv(sys.executable, [sys.executable, "-W", "error", *sys.argv[2:]])
-"""
+from ..producers import AS_SYSTEMD, ROOT, program
 
 # Serves until somebody says so, twice.
 TWICE = """
@@ -57,7 +46,7 @@ def systemd(short_path: Path) -> Iterator[socket.socket]:
 
 def started(*arguments: str, fds: list[int]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", START, ",".join(map(str, fds)), *arguments],
+        [sys.executable, "-c", AS_SYSTEMD, ",".join(map(str, fds)), *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,

@@ -19,7 +19,7 @@ from apachews.notify import NotifyReceiver
 
 from ..bridge_by_hand import Bridge, Load
 from ..conftest import let_pass, wait_for
-from ..producers import ECHO, ROOT, children_of, ended, is_alive, program, running
+from ..producers import AS_SYSTEMD, ECHO, ROOT, children_of, ended, is_alive, program, running
 
 RUNNER = ("-m", "apachews.runner")
 GOODBYE = wire.Close(1001, "the server closes")
@@ -439,17 +439,11 @@ while True:
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_systemds_socket_is_kept_through_deploys(short_path: Path, path: str, workers: str) -> None:
-    start = """
-import fcntl, os, sys
-os.dup2(fcntl.fcntl(int(sys.argv[1]), fcntl.F_DUPFD_CLOEXEC, 100), 3, inheritable=True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
-os.execv(sys.executable, [sys.executable, "-W", "error", *sys.argv[2:]])
-"""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
         inode = os.stat(path).st_ino
-        command = ("-c", start, str(listening.fileno()), *RUNNER, program(short_path), path)
+        command = ("-c", AS_SYSTEMD, str(listening.fileno()), *RUNNER, program(short_path), path)
         with running(*command, workers, pass_fds=(listening.fileno(),)) as process:
             load = Load(path, 5)
             try:
