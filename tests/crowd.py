@@ -120,8 +120,7 @@ class _Client(asyncio.Protocol):
         if first == wire.FIN | wire.PING:
             self._transport.write(masked(wire.FIN | wire.PONG, payload))
         elif first == wire.FIN | wire.CLOSE:
-            self._transport.write(masked(wire.FIN | wire.CLOSE, payload[:2]))
-            self._transport.close()
+            self._close(payload[:2])
             self._end(int.from_bytes(payload[:2], "big") if payload else wire.NO_CODE)
         elif first != wire.FIN | wire.TEXT or not self._expected:
             self._fail(f"unexpected frame {first:#x} {payload!r:.60}")
@@ -166,7 +165,12 @@ class _Client(asyncio.Protocol):
         """Close, as one does."""
         if self.is_open and not self.has_ended:
             self.has_ended = True
-            self._transport.write(masked(wire.FIN | wire.CLOSE, b"\x03\xe8"))
+            self._close(b"\x03\xe8")
+
+    def _close(self, payload: bytes) -> None:
+        # (A TLS transport of asyncio's that is closed twice cannot be aborted any more.)
+        if not self._transport.is_closing():
+            self._transport.write(masked(wire.FIN | wire.CLOSE, payload))
             self._transport.close()
 
     def _end(self, code: int) -> None:

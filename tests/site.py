@@ -129,7 +129,7 @@ class Site:
 
     def _youngest_child_s(self) -> float:
         now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        ages = []
+        ages = [now]
         for pid in self.apache.children():
             try:
                 stat = Path(f"/proc/{pid}/stat").read_text()
@@ -137,7 +137,7 @@ class Site:
                 continue  # it has ended meanwhile
             started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
             ages.append(now - started / os.sysconf("SC_CLK_TCK"))
-        return min(ages, default=0.0)
+        return min(ages)
 
     def descriptors(self) -> int:
         """Return how many descriptors the child with the most has open."""
