@@ -47,9 +47,10 @@ def test_200_sockets_and_5_graceful_restarts(mpm: str) -> None:
             # Where they are: with custodians, and no child of Apache has more than its own.
             assert site.custodians()
             assert most <= 20
-        # httpd itself needs up to a second to have its new children ready.
-        assert len(answers) > 5
-        assert max(answers) < 5
+        # httpd itself needs up to a second to have its new children ready, more where the
+        # processor is busy.
+        assert answers
+        assert max(answers) < 10
         # With the last connection its process ends.
         wait_for(lambda: not site.custodians())
 
@@ -231,7 +232,7 @@ def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> 
         assert squeezed.echoes(text)
         stuffed = dial().upgrade()
         sent = stuff(stuffed)
-        print(f"{sent=}")
+        assert sent > 16  # MiB / 64 KiB
         produced = stack.enter_context(by_hand(site, "hand.ws"))
         asked = dial()
         asked.send(request("/hand.ws"))
