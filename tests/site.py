@@ -235,6 +235,13 @@ def _starts_with(process: Path, *names: bytes) -> bool:
     return program.rpartition(b"/")[2] in names
 
 
+def private_mib(pid: int) -> float:
+    """Return the memory that a process shares with nobody, MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+    return (kib["Private_Dirty"] + kib["Private_Clean"]) / 1024
+
+
 def echo(event: Event) -> None:
     """Send every message back, the empty ones as well."""
     if event.type() in (Event.IO, Event.NoData):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from apachews import wire
+from apachews import Event, wire
 from apachews.answer import Answer
 from deploy.private_apache import require_free_port
 
@@ -22,7 +22,7 @@ from ..conftest import wait_for
 from ..crowd import Crowd, crowd, plain_http
 from ..frames import masked
 from ..raw_client import RawClient, request
-from ..site import Site, running_site
+from ..site import Site, private_mib, running_site
 from .conftest import RESTART_MPMS
 from .test_producers import by_hand
 
@@ -163,6 +163,67 @@ def test_children_that_had_their_share_of_connections(mpm: str) -> None:
         assert (clients.report.faults, clients.report.closes) == ([], [])
 
 
+SPARE = {
+    "prefork": "StartServers 1\nMinSpareServers 1\nMaxSpareServers 2",
+    "threads": "StartServers 1\nMinSpareThreads 5\nMaxSpareThreads 15",
+}
+
+
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
+def test_spare_children(mpm: str) -> None:
+    """httpd ends children that it has too many of: nobody is dropped."""
+    asking = "<Location /busy.ws>\nSetEnv APACHEWS_ACCEPT producer\n</Location>"
+    extra = f"{SPARE.get(mpm, SPARE['threads'])}\n{asking}"
+    asked: list[Event] = []
+    answered = threading.Event()
+
+    def serve(event: Event) -> None:
+        if event.type() is Event.Accept:
+            asked.append(event)
+        if answered.is_set():
+            while asked:
+                asked.pop().accept()
+
+    with (
+        running_site(mpm, workers=40, threads=5, extra=extra) as site,
+        site.producer("busy.ws", serve),
+        contextlib.ExitStack() as stack,
+    ):
+        # Each of these keeps a worker, and so httpd starts children.
+        for _ in range(12):
+            stack.enter_context(RawClient(site.dial("ws"))).send(request("/busy.ws"))
+        wait_for(lambda: len(asked) == 12, 30)
+        wait_for(lambda: len(site.apache.children()) > 2, 30)
+        most = len(site.apache.children())
+        clients = stack.enter_context(crowd(site, 40))
+        clients.wait_for_echoes(40)
+        answered.set()
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade("/busy.ws")
+        wait_for(lambda: site.custodians() and len(site.apache.children()) < most, 60)
+        clients.wait_for_everybody()
+        clients.fall_silent()
+        assert (clients.report.faults, clients.report.closes) == ([], [])
+
+
+def test_goodbyes_of_a_stop_are_spread() -> None:
+    """As systemd stops Apache with the drop-in: SIGTERM to all of its processes."""
+    extra = "SetEnv APACHEWS_DRAIN_RATE 10/s"
+    with running_site("event", extra=extra) as site, crowd(site, 10) as old:
+        site.renew()
+        with crowd(site, 10) as new:
+            new.wait_for_echoes(10)
+            site.settle()
+            begun_at = time.monotonic()
+            for pid in (site.apache.pid, *site.apache.children(), *site.custodians()):
+                os.kill(pid, signal.SIGTERM)
+            assert site.apache.wait(STOP_S) == 0
+            for clients in (old, new):
+                wait_for(lambda: goodbyes(clients, 10))  # noqa: B023
+                closed_at = clients.report.closed_at
+                assert 0.5 < closed_at[-1] - closed_at[0] < 3, "ten a second"
+            assert time.monotonic() - begun_at < STOP_S
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGWINCH])
 def test_a_busy_worker_keeps_nobody_from_the_goodbye(number: int) -> None:
     """httpd waits for its workers before it ends a child; clients do not."""
@@ -301,6 +362,7 @@ def test_a_custodian_has_nothing_of_apaches(mpm: str) -> None:
                 and "/apachews-" not in link
             ]
             assert others == []
+            assert private_mib(pid) < 32
             # One for the client and one for the producer.
             assert sum(link.startswith("socket:") for link in links) <= 2 * 10
         clients.fall_silent()

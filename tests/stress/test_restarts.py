@@ -23,21 +23,8 @@ from ..conftest import let_pass, wait_for
 from ..crowd import crowd, plain_http
 from ..frames import masked
 from ..raw_client import RawClient, request
-from ..site import Site, running_site
+from ..site import Site, private_mib, running_site
 from .conftest import scaled
-
-MIB = 1 << 20
-
-
-def memory(pid: int) -> tuple[float, float]:
-    """Return a process's own memory, that it shares with nobody, and its share in all, MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
-    return (kib["Private_Dirty"] + kib["Private_Clean"]) / 1024, kib["Pss"] / 1024
-
-
-def count_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 @pytest.mark.timeout(1800)
@@ -59,7 +46,7 @@ def test_graceful_restarts_of_apache(mpm: str) -> None:
             clients.fall_silent(60)
             report = clients.report
             custodians = site.custodians()
-            own = sorted(memory(pid)[0] for pid in custodians)
+            own = sorted(private_mib(pid) for pid in custodians)
             print(
                 f"{mpm}: {count + 4 * rounds} clients, half of them wss, {rounds} graceful"
                 f" restarts: {report.echoes} echoes, {len(report.faults)} faults,"
