@@ -91,7 +91,7 @@ class Site:
                 found.append(int(entry.name))
         return [pid for pid in found if pid not in ours and pid not in self.apache.children()]
 
-    def renew(self, number: int = signal.SIGUSR1, timeout_s: float = 20.0) -> float:
+    def renew(self, timeout_s: float = 20.0, number: int = signal.SIGUSR1) -> float:
         """Restart, gracefully by default; return after how many seconds the old children had ended.
 
         httpd's own restart is over as well then: a signal that meets it in the middle

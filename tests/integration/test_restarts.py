@@ -103,7 +103,7 @@ def test_a_graceful_stop_tells_everybody_before_apache_has_gone(mpm: str) -> Non
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_hard_restart_tells_those_of_apaches_children(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
-        site.renew(signal.SIGHUP)
+        site.renew(number=signal.SIGHUP)
         wait_for(lambda: goodbyes(new))
         # Custodians are no children of Apache's.
         old.wait_for_echoes(100)
