@@ -30,6 +30,7 @@ process id at every deploy, and costs what this costs, a small process, anyway.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import select
@@ -88,6 +89,17 @@ class _Child:
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)  # nothing where it has ended
+
+    def kill_all(self) -> None:
+        """Kill it, and the workers it has: they may hang as well, and nobody else would."""
+        workers = []
+        children = f"/proc/{self.pid}/task/{self.pid}/children"
+        with contextlib.suppress(OSError), open(children) as file:  # unless it has ended
+            workers = [int(pid) for pid in file.read().split()]
+        self.send(signal.SIGKILL)  # first, or it would start others
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def has_ended(self) -> bool:
         if self.process.poll() is None:
@@ -253,7 +265,7 @@ class Runner:
             if child.deadline is None or child.deadline > now:
                 continue
             child.deadline = None
-            child.send(signal.SIGKILL)
+            child.kill_all()
             if child is self._successor and not self._told:
                 self._old.append(child)  # until it is gone
                 self._give_up_successor(f"did not listen within {self._start_timeout_s:g} s")

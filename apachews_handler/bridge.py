@@ -30,7 +30,8 @@ STOP_GRACE_S: Final = 1.0
 STOP_SPREAD_S: Final = 5.0
 # Joining the thread takes these and a little; a thread that hangs is left behind.
 STOP_TIMEOUT_S: Final = STOP_SPREAD_S + STOP_GRACE_S + 1.5
-FREEZE_TIMEOUT_S: Final = 2.0
+# A child that leaves has no such limit; a thread that hangs must not keep it for ever.
+FREEZE_TIMEOUT_S: Final = 20.0
 # How often a child that leaves looks whether Apache ends as a whole.
 LOOK_S: Final = 0.25
 # Apache's response head, and no more: what a farewell is read in.
@@ -124,9 +125,18 @@ class Bridge:
         """
         self._give_order(_Order.FREEZE)
         self._thread.join(FREEZE_TIMEOUT_S)
-        return (
-            self._order is _Order.FREEZE and not self._thread.is_alive() and not self._loop.is_empty
-        )
+        if self._thread.is_alive():
+            return False  # whatever it hangs in: nothing of it may be touched
+        return self._order is _Order.FREEZE and not self._loop.is_empty
+
+    def warn(self, problem: str) -> None:
+        """Log why clients get a goodbye though others take this child's place; once frozen."""
+        connections = self._loop.connections()
+        for connection in connections:
+            connection.log.write(
+                "warn", f"{len(connections)} WebSockets are closed with 1001: {problem}"
+            )
+            return
 
     def thaw(self) -> Loop:
         """Return the loop of a bridge that was frozen, for the calling thread to go on with.

@@ -91,15 +91,17 @@ def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
     """
     try:
         parent = os.pidfd_open(apache)
-    except OSError:
-        return False  # Apache has gone, or the kernel is older than 5.3
+    except OSError as error:  # Apache has gone, or the kernel is older than 5.3
+        bridge.warn(f"no custodian, because Apache's process {apache} cannot be watched: {error}")
+        return False
     try:
         with signals_blocked():  # for good, in the custodian
             pid = os.fork()
             if not pid:
                 _run(bridge, apache, parent, pid_file)
-    except OSError:
-        return False  # no memory, or too many processes
+    except OSError as error:  # no memory, or too many processes
+        bridge.warn(f"no custodian: {error}")
+        return False
     finally:
         os.close(parent)
     # However long the child takes to end: a descriptor it has is no end of file.

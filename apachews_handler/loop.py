@@ -261,12 +261,10 @@ class Loop:
                     self._lose_producer(connection)
             elif ready & _GONE:
                 # It is gone, and what it wrote before waits in the kernel for the
-                # client to read.  epoll would report it for ever: look away, and
-                # give the client as long as if its end had been read.
+                # client to read.  epoll would report it for ever: look away, for as
+                # long as the client takes something now and then (APACHEWS_SEND_TIMEOUT).
                 self._epoll.unregister(connection.producer_fd)
                 connection.producer_mask = _NOT_WATCHED
-                settings = connection.settings
-                self._limit_leaving(connection, max(settings.close_timeout, settings.hold))
         self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
@@ -432,7 +430,7 @@ class Loop:
         if connection.producer_fd != -1:
             self._unregister(connection.producer_fd)
             self._producers.pop(connection.producer_fd, None)
-            connection.producer_fd = -1
+            connection.producer_fd, connection.producer_mask = -1, 0
             connection.producer_queue, connection.producer_sent = b"", 0
             connection.producer.close()
 
@@ -453,11 +451,10 @@ class Loop:
         connection.close()
         connection.log_close()
 
-    def _limit_leaving(self, connection: Connection, limit_s: float = 0.0) -> None:
-        """Give a connection that is closing so much time and no more."""
+    def _limit_leaving(self, connection: Connection) -> None:
+        """Give a connection that is closing ``APACHEWS_CLOSE_TIMEOUT`` and no more."""
         if not connection.watch.leaves_at:
-            limit_s = limit_s or connection.settings.close_timeout
-            connection.watch.leaves_at = self._now + limit_s
+            connection.watch.leaves_at = self._now + connection.settings.close_timeout
             self._schedule(connection)
 
     def _schedule(self, connection: Connection) -> None:
@@ -468,12 +465,9 @@ class Loop:
         session, watch = connection.session, connection.watch
         due = watch.due(self._now)
         if due is Due.OVERDUE:
-            if session.side is Side.MOVED and session.waiting_bytes:
+            is_away = session.side is Side.MOVED and session.waiting_bytes
+            if is_away or connection.producer_mask == _NOT_WATCHED:
                 self._lose_producer(connection)
-            if connection.producer_mask == _NOT_WATCHED:
-                # Who only waited for the other side to leave did not close.
-                session.receive_producer_eof()
-                session.give_up_holding()
             session.receive_client_eof()
             if connection.client_fd != -1:
                 discard_unsent(connection.client_fd)

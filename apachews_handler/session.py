@@ -34,7 +34,7 @@ outlived by them.
     producer's MOVE      LEAVING, or     (ignored)       (ignored)
                          MOVED at once
     end of a message     passes          MOVED           waits        waits
-    producer is deaf     MOVED           MOVED           (ignored)
+    producer is deaf     MOVED           MOVED           MOVED
     producer's EOF       AWAY *          AWAY *          AWAY *
     another producer                                                  CONNECTED;
                                                                       LATE **
@@ -291,11 +291,8 @@ class Session:
         Args:
             unsent, sent: as in ``receive_producer_eof``.
         """
-        if (
-            self.phase is Phase.OPEN
-            and self._reopen
-            and self.side in (Side.CONNECTED, Side.LEAVING)
-        ):
+        is_open = self.phase is Phase.OPEN and self.side in (Side.CONNECTED, Side.LEAVING)
+        if self._reopen and (is_open or self.side is Side.MOVED):
             self._keep(unsent, sent)
             self.side = Side.MOVED
 

@@ -51,6 +51,7 @@ class Site:
         self.apache = apache
         self.docroot = apache.docroot
         self.expected_harm = ""  # a pattern that a test provokes
+        self.echo: subprocess.Popen[bytes]  # of /echo.ws
 
     def ws(self, path: str = "/echo.ws") -> str:
         return f"ws://127.0.0.1:{self.apache.port}{path}"
@@ -305,7 +306,7 @@ def running_site(
     site = Site(apache)
     try:
         apache.start()
-        with site.echo_process("echo.ws"):
+        with site.echo_process("echo.ws") as site.echo:
             yield site
             site.settle()
             children = apache.children()

@@ -276,7 +276,7 @@ def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> No
 def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(close_timeout=0.5)
+    peers = connect(send_timeout=1.0, close_timeout=0.5)
     peers.producer.setblocking(False)
     sent = stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.close()

@@ -132,6 +132,12 @@ def test_there_is_no_custodian_without_an_apache() -> None:
     ended.wait()
     bridge = Bridge()
     bridge.start()
-    bridge.freeze()
+    peers = Peers(bridge)
+    assert peers.next_item() is not None
+    assert bridge.freeze()
     assert not entrust(bridge, ended.pid, None)
+    ((level, line),) = peers.log.lines
+    assert (level, line.partition(":")[0]) == ("warn", "1 WebSockets are closed with 1001")
+    assert f"process {ended.pid} cannot be watched" in line
     bridge.thaw().close()
+    peers.close()

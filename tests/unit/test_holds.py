@@ -21,7 +21,7 @@ from apachews_handler.bridge import Bridge
 
 from ..conftest import let_pass, wait_for
 from ..frames import masked
-from .test_bridge import OPEN, Peers
+from .test_bridge import OPEN, Peers, stalled
 
 TEXT = wire.encode_frame(wire.TEXT, b"hi")
 
@@ -149,6 +149,39 @@ def test_what_is_sent_meanwhile_has_a_bound_and_is_all_delivered(
     assert is_resumed(client.next_item())
     for count in range(sent):
         assert client.next_item() == count.to_bytes(4, "big") * 1000
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_slow_client_gets_all_that_its_last_producer_said(
+    connect: Callable[..., Peers], listen: Callable[..., Producer], moves: bool
+) -> None:
+    """However long it reads: for longer than it is held, or has to leave."""
+    peers = connect(max_buffer=4096, hold=0.5, close_timeout=0.5)
+    frame = wire.encode_frame(wire.BINARY, b"x" * 1000)
+    if moves:
+        peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
+        assert peers.next_item() == Moved()
+        peers.client.sendall(masked(0x81, b"for the next"))
+    peers.producer.setblocking(False)
+    sent, begun = divmod(stalled(peers.producer, frame), len(frame))
+    assert not begun
+    peers.producer.close()
+    wait_for(lambda: peers.connection.producer_mask == -1)
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < 2:  # it goes on taking a little
+        assert peers.client_reads(len(frame)) == frame
+        sent -= 1
+        let_pass(0.05)
+    next_one = listen()
+    for _ in range(sent):
+        assert peers.client_reads(len(frame)) == frame
+    client = next_one.accept()
+    assert is_resumed(client.next_item())
+    if moves:
+        assert client.next_item() == "for the next"
+    client.socket.sendall(TEXT)
+    assert peers.client_reads(4) == TEXT
+    assert not peers.log.lines
 
 
 def test_nobody_comes(connect: Callable[..., Peers]) -> None:

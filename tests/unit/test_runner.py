@@ -357,6 +357,34 @@ def test_a_deploy_where_the_old_program_hangs(short_path: Path, path: str) -> No
         bridge.socket.close()
 
 
+IMPATIENT = """
+import sys
+from apachews import runner
+
+runner.END_GRACE_S = 0.2
+sys.exit(runner.main())
+"""
+
+
+def test_workers_that_hang_do_not_outlive_a_deploy(short_path: Path, path: str) -> None:
+    text = HANGING.replace("Server(sys.argv[1])", "Server(sys.argv[1], workers=2)")
+    assert text != HANGING
+    file = program(short_path, text)
+    with running("-c", IMPATIENT, "--drain-timeout", "0.2", file, path) as process:
+        bridge = connected(path)
+        bridge.send(wire.TEXT, b"hang")
+        wait_for(bridge.read_available)
+        (old,) = children_of(process.pid)
+        workers = children_of(old)
+        assert len(workers) == 2
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: not any(is_alive(pid) for pid in (old, *workers)))
+        assert is_answering(path)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+        bridge.socket.close()
+
+
 def is_answering(path: str) -> bool:
     """Return whether a new client is answered within some time."""
     bridge = Bridge(path)

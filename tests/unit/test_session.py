@@ -401,6 +401,18 @@ def test_a_move_is_answered_while_the_rest_of_a_lost_message_comes() -> None:
     assert ends.producer == [RESUMED, "next"]
 
 
+@pytest.mark.parametrize("sent", [0, 3])
+def test_what_a_producer_was_not_sent_before_it_moved_and_died_waits(sent: int) -> None:
+    """It is slow, asks to move, and takes nothing more."""
+    ends = Ends().from_producer(MOVE)
+    unsent = wire.encode_frame(wire.TEXT, b"begun") + wire.encode_frame(wire.TEXT, b"unsent")
+    ends.session.receive_producer_deafness(unsent + MOVE, sent)
+    ends.from_client(masked(0x81, b"later"))
+    ends.next_producer()
+    first = [] if sent else ["begun"]
+    assert ends.producer == [RESUMED, *first, "unsent", "later"]
+
+
 @pytest.mark.parametrize("begun", [TEXT[:3], wire.encode_frame(wire.TEXT, b"a", fin=False)])
 def test_nobody_goes_on_with_half_a_message_whatever_waits(begun: bytes) -> None:
     ends = Ends(max_buffer=3).from_producer(begun)
