@@ -273,7 +273,8 @@ class Server:
         Args:
             timeout: seconds after which who is still here is left without a word;
                 Apache hands these on as well, but what was on its way to this
-                producer is lost.
+                producer is lost, and so is what waited in ``max_queue_bytes`` for a
+                client that is slow.
         """
         if self._closed or self._drain_deadline is not None:
             return
