@@ -317,12 +317,11 @@ def test_everything_at_once() -> None:
                 " dropped"
             )
         wait_for(lambda: not site.custodians(), 60)
-        # Who was there all the time.
-        for name, pid in lasting.items():
-            after = held_by(pid)
-            print(f"{name}: descriptors, MiB of its own: {before[name]}, then {after}")
-            assert after[0] <= before[name][0] + 2
-            assert after[1] <= before[name][1] * 1.3 + 1
+        # Who was there all the time.  (What clients that never read had waiting in a
+        # program stays with its allocator, for the next ones: so it is asked twice.)
+        after = {name: held_by(pid) for name, pid in lasting.items()}
+        for name in lasting:
+            assert after[name][0] <= before[name][0] + 2
         wait_for(lambda: len(others_of(site)) <= processes, 60)
         # A child through all of it but reloads.
         site.renew(60)
@@ -337,6 +336,14 @@ def test_everything_at_once() -> None:
         wait_for(lambda: count_descriptors(child) <= held[0])
         print(f"a child, {seconds / 5:g} s with {counts}: {held}, then {held_by(child)}")
         assert held_by(child)[1] <= held[1] * 1.3 + 1
+        wait_for(lambda: not site.custodians(), 60)
+        for name, pid in lasting.items():
+            wait_for(lambda: count_descriptors(pid) <= before[name][0] + 2, 30)  # noqa: B023
+            at_last = held_by(pid)
+            print(
+                f"{name}, descriptors and MiB of its own: {before[name]}, {after[name]}, {at_last}"
+            )
+            assert at_last[1] <= after[name][1] * 1.2 + 2
 
 
 def count_descriptors(pid: int) -> int:
