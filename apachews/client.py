@@ -1,7 +1,7 @@
 """One connected client, as the producer sees it.
 
 Contract: made by ``Server``; every method returns at once, whatever the client
-does.  For the thread that runs ``dequeue()``.
+does.  For any thread.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client {self.request.id} {self.request.uri}>"
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits for the client to read; 0 for one that is gone.
+
+        Beside what the kernel has, some hundred KB, and Apache, ``APACHEWS_MAX_BUFFER``.
+        """
+        return self._connection.queued_bytes
 
     def guid(self) -> str:
         """Return the connection's id: unique, and safe as a dictionary key."""
@@ -63,7 +71,8 @@ class Client:
         if subprotocol is not None and subprotocol not in self.request.offered:
             offered = ", ".join(self.request.offered) or "none"
             raise ValueError(f"the client did not offer {subprotocol!r:.80}, but {offered}")
-        return self._connection.send_answer(answer)
+        with self._connection.lock:
+            return self._connection.send_answer(answer)
 
     def reject(
         self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
@@ -87,7 +96,8 @@ class Client:
         answer = Answer.reject(status, headers, body)
         if not self.request.answer_required:
             raise NotAsked("reject()")
-        return self._connection.send_answer(answer)
+        with self._connection.lock:
+            return self._connection.send_answer(answer)
 
     def send(self, data: str | bytes | bytearray | memoryview) -> bool:
         """Send a message: str as text, bytes and the like as binary.
@@ -102,7 +112,9 @@ class Client:
             TypeError: neither text nor bytes.
             UnicodeEncodeError: text with surrogates, which UTF-8 cannot carry.
         """
-        return self._connection.send_frame(encode_message(data))
+        frame = encode_message(data)
+        with self._connection.lock:
+            return self._connection.send_frame(frame)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
         """Say goodbye; a ConnectionClosed event follows.
@@ -118,7 +130,8 @@ class Client:
             ValueError: a code that may not be sent (use 1000-1003, 1007-1014 or
                 3000-4999), or a reason of more than 123 bytes in UTF-8.
         """
-        self._connection.send_close(code, reason)
+        with self._connection.lock:
+            self._connection.send_close(code, reason)
 
 
 def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:

@@ -1,7 +1,7 @@
 """The library's end of one Unix socket: state, reader, and the queue to it.
 
-Contract: for ``Server`` and ``Client`` only, on the thread that runs
-``dequeue()``.  Nothing blocks.  Owns the socket and closes it.
+Contract: for ``Loop`` and ``Client`` only, which hold its lock.  Nothing blocks.
+Owns the socket and closes it.
 
 How this works: what the kernel does not take at once waits in a queue with a
 bound.  A client that does not read fills it and is closed with 1013, alone.  A
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -67,6 +68,7 @@ class Connection:
 
     Args:
         sock: accepted, non-blocking; owned from here on.
+        lock: the server's; who calls anything here holds it.
         max_message_bytes: as ``Server``.
         max_queue_bytes: as ``Server``.
         changed: called when the queue filled or emptied, or the state changed.
@@ -76,6 +78,7 @@ class Connection:
             ``send_close`` too.
         was_rejected: the producer said no; the state is CLOSING.
         client: what the producer holds, once there was an OPEN.
+        queued_bytes: what waits for the bridge to take it.
         has_overflowed: the queue was full; the state is CLOSING.
         has_moved: the bridge's MOVE is read; nothing more comes from there.
         watched: the epoll mask in force.
@@ -87,13 +90,14 @@ class Connection:
         "_head_sent",
         "_max_queue_bytes",
         "_queue",
-        "_queued_bytes",
         "_reader",
         "_socket",
         "client",
         "deadline",
         "has_moved",
         "has_overflowed",
+        "lock",
+        "queued_bytes",
         "state",
         "was_rejected",
         "watched",
@@ -102,17 +106,19 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
+        lock: threading.RLock,
         max_message_bytes: int,
         max_queue_bytes: int,
         changed: Callable[[Connection], None],
     ) -> None:
         self._socket = sock
+        self.lock = lock
         self._reader = MessageReader(max_message_bytes)
         self._max_queue_bytes = max_queue_bytes
         self._changed = changed
         self._queue: deque[bytes | bytearray] = deque()  # frames, or runs of them
         self._head_sent = 0  # bytes of the first that are sent already
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self.state = State.CONNECTING
         self.client: Client | None = None
         self.has_overflowed = False
@@ -132,7 +138,7 @@ class Connection:
     @property
     def wants_reading(self) -> bool:
         """False while the client must first take what is queued for it, and once it has moved."""
-        return self._queued_bytes * 2 <= self._max_queue_bytes and not self.has_moved
+        return self.queued_bytes * 2 <= self._max_queue_bytes and not self.has_moved
 
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
@@ -151,7 +157,7 @@ class Connection:
         """Send or queue one whole data frame; False where it does not go out."""
         if self.state not in SENDING:
             return False
-        if self._queued_bytes > self._max_queue_bytes:
+        if self.queued_bytes > self._max_queue_bytes:
             self.has_overflowed = True
             self.drop_queue()
             self.send_close(wire.TRY_AGAIN_LATER, "too slow: the send queue is full")
@@ -204,7 +210,7 @@ class Connection:
                 sent = self._send_nowait(rest)
             if not self._queue:  # the bridge is gone
                 return
-            self._queued_bytes -= sent
+            self.queued_bytes -= sent
             if sent < size:
                 self._head_sent += sent
                 return
@@ -225,7 +231,7 @@ class Connection:
         if end > sent:
             self._queue.append(head[:end])
             self._head_sent = sent
-            self._queued_bytes = end - sent
+            self.queued_bytes = end - sent
 
     def close(self) -> None:
         """Close the socket and drop the queue; again does nothing."""
@@ -241,7 +247,7 @@ class Connection:
         if sent < len(frame):
             self._queue.append(frame)
             self._head_sent = sent
-            self._queued_bytes = len(frame) - sent
+            self.queued_bytes = len(frame) - sent
             self._changed(self)
 
     def _enqueue(self, frame: bytes) -> None:
@@ -253,13 +259,13 @@ class Connection:
             tail += frame
         else:
             self._queue.append(bytearray(frame))
-        self._queued_bytes += len(frame)
+        self.queued_bytes += len(frame)
         if could_read != self.wants_reading:
             self._changed(self)
 
     def _clear_queue(self) -> None:
         self._queue.clear()
-        self._head_sent = self._queued_bytes = 0
+        self._head_sent = self.queued_bytes = 0
 
     def _send_nowait(self, data: bytes | memoryview) -> int:
         try:

@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews.client",
             "apachews.connection",
             "apachews.listener",
+            "apachews.loop",
             "apachews.notify",
             "apachews.server",
             "apachews.signals",

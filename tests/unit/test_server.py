@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import apachews.acceptor
-import apachews.server
+import apachews.loop
 from apachews import (
     ApachewsError,
     Client,
@@ -180,7 +180,7 @@ def test_the_producer_closes(server: Server, connect: Connect) -> None:
 def test_a_close_that_is_not_answered_ends_all_the_same(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apachews.server, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews.loop, "CLOSE_TIMEOUT_S", 0.05)
     bridge, client = connect()
     client.close()
     started = time.monotonic()
@@ -425,7 +425,7 @@ def test_open_servers_are_known(short_path: Path) -> None:
 def test_close_does_not_wait_for_a_client_that_does_not_read(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apachews.server, "FLUSH_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews.loop, "FLUSH_TIMEOUT_S", 0.05)
     _, client = connect()
     client.send("x" * 3_000_000)
     started = time.monotonic()
@@ -515,7 +515,7 @@ def test_a_turn_ends_when_enough_events_wait(server: Server, connect: Connect) -
     for bridge in bridges:
         bridge.socket.sendall(wire.encode_frame(wire.TEXT, b"x") * 5_000)
     assert server.dequeue(5) is not None
-    assert len(server._events) < 5_000 * len(bridges)
+    assert len(server._loop.events) < 5_000 * len(bridges)
     for _ in range(5_000 * len(bridges) - 1):
         assert server.dequeue(5) is not None
 
@@ -532,7 +532,7 @@ def test_clients_that_flood_starve_nobody(server: Server, connect: Connect) -> N
     for _ in range(200_000):
         # Whatever is taken from a flooder is there again at once.
         for bridge in flooders:
-            if len(server._events) < 2:
+            if len(server._loop.events) < 2:
                 try:
                     bridge.socket.send(flood)
                 except BlockingIOError:
@@ -549,7 +549,7 @@ def test_close_with_a_client_that_no_turn_has_come_to(server: Server, connect: C
     client.send("x" * 3_000_000)  # so that close() has something to wait for
     late = Bridge(server.path)
     # As epoll would have named it in a turn that ended before it came so far.
-    server._ready.append((server._acceptor.fd, select.EPOLLIN))
+    server._loop._ready.append((server._loop._acceptor.fd, select.EPOLLIN))
     server.close()
     late.socket.close()
     assert next_event(server, Event.ConnectionClosed).code == 1001
