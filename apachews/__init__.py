@@ -15,9 +15,20 @@ to it.  Standard library only.  The echo program::
 from __future__ import annotations
 
 from .client import Client
-from .events import Event, EventType
+from .events import (
+    AcceptEvent,
+    CloseEvent,
+    ConnectionClosedEvent,
+    ErrorEvent,
+    Event,
+    EventType,
+    InvalidEvent,
+    MessageEvent,
+    PongEvent,
+)
 from .exceptions import (
     ApachewsError,
+    ConnectionClosed,
     NotAsked,
     NotASocket,
     ServerClosed,
@@ -25,15 +36,26 @@ from .exceptions import (
     SocketInUse,
     WireError,
 )
+from .groups import Delivery, Group
 from .server import Server
 
 __all__ = [
+    "AcceptEvent",
     "ApachewsError",
     "Client",
+    "CloseEvent",
+    "ConnectionClosed",
+    "ConnectionClosedEvent",
+    "Delivery",
+    "ErrorEvent",
     "Event",
     "EventType",
+    "Group",
+    "InvalidEvent",
+    "MessageEvent",
     "NotASocket",
     "NotAsked",
+    "PongEvent",
     "Server",
     "ServerClosed",
     "ServerError",

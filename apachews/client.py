@@ -6,12 +6,20 @@ does.  For any thread.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from . import wire
 from .answer import Answer
-from .connection import Connection
+from .connection import Connection, State
 from .exceptions import NotAsked
+
+if TYPE_CHECKING:
+    from .groups import Group
+
+_ENDED: Final = frozenset({State.PARTING, State.CLOSING, State.CLOSED})
 
 
 class Client:
@@ -20,13 +28,17 @@ class Client:
     Attributes:
         request: the client's request: ``uri``, ``headers``, ``header(name)``,
             ``remote``, ``user`` and more; see ``apachews.wire.Open``.
+        state: the program's own: whatever it wants to know of this client.
     """
 
-    __slots__ = ("__weakref__", "_connection", "request")
+    __slots__ = ("__weakref__", "_connection", "_groups", "_ping", "request", "state")
 
     def __init__(self, connection: Connection, request: wire.Open) -> None:
         self._connection = connection
+        self._groups: set[Group] | None = None
+        self._ping: tuple[bytes, float] | None = None  # the last: payload, when
         self.request = request
+        self.state: Any = None
 
     def __repr__(self) -> str:
         return f"<Client {self.request.id} {self.request.uri}>"
@@ -38,6 +50,16 @@ class Client:
         Beside what the kernel has, some hundred KB, and Apache, ``APACHEWS_MAX_BUFFER``.
         """
         return self._connection.queued_bytes
+
+    @property
+    def has_ended(self) -> bool:
+        """True once nothing can be sent any more: it is gone or being closed."""
+        return self._connection.state in _ENDED
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups it is in."""
+        return list(self._groups or ())
 
     def guid(self) -> str:
         """Return the connection's id: unique, and safe as a dictionary key."""
@@ -112,9 +134,49 @@ class Client:
             TypeError: neither text nor bytes.
             UnicodeEncodeError: text with surrogates, which UTF-8 cannot carry.
         """
-        frame = encode_message(data)
+        return self.send_frame(encode_message(data))
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Send what ``encode_message`` gave, as ``send`` does."""
         with self._connection.lock:
             return self._connection.send_frame(frame)
+
+    def ping(self) -> bool:
+        """Ask the client for a sign of life; a Pong event tells how long it took.
+
+        Browsers answer by themselves.  (Apache pings every client too, by itself, and
+        closes who does not answer: ``APACHEWS_PING_INTERVAL``.)
+
+        Returns:
+            False where the client is gone or being closed.
+        """
+        payload = os.urandom(8)
+        with self._connection.lock:
+            self._ping = payload, time.monotonic()
+            return self._connection.send_frame(wire.encode_frame(wire.PING, payload))
+
+    def receive_pong(self, payload: bytes) -> float | None:
+        """Return the seconds since the ping that this answers; None: it answers none."""
+        if self._ping is None or self._ping[0] != payload:
+            return None
+        latency_s, self._ping = time.monotonic() - self._ping[1], None
+        return latency_s
+
+    def joined(self, group: Group) -> None:
+        """Note that it is in a group."""
+        if self._groups is None:
+            self._groups = set()
+        self._groups.add(group)
+
+    def left(self, group: Group) -> None:
+        """Note that it is in a group no more."""
+        if self._groups is not None:
+            self._groups.discard(group)
+
+    def leave_groups(self) -> None:
+        """Leave all groups: the connection has ended."""
+        for group in self.groups:
+            group.discard(self)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
         """Say goodbye; a ConnectionClosed event follows.
@@ -146,3 +208,8 @@ def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:
     if isinstance(data, (bytes, bytearray, memoryview)):
         return wire.encode_frame(wire.BINARY, bytes(data))
     raise TypeError(f"a message is str or bytes, not {type(data).__name__}: {data!r:.80}")
+
+
+def connection_of(client: Client) -> Connection:
+    """Return what is behind a client; for the library's own forms of serving."""
+    return client._connection

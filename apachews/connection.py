@@ -80,6 +80,8 @@ class Connection:
         client: what the producer holds, once there was an OPEN.
         queued_bytes: what waits for the bridge to take it.
         has_overflowed: the queue was full; the state is CLOSING.
+        is_paused: nothing is read, because the program has not taken what was.
+        on_flushed: called when the queue has become shorter, and at the end.
         has_moved: the bridge's MOVE is read; nothing more comes from there.
         watched: the epoll mask in force.
         deadline: when it must be gone (``time.monotonic()``), once it leaves.
@@ -96,7 +98,9 @@ class Connection:
         "deadline",
         "has_moved",
         "has_overflowed",
+        "is_paused",
         "lock",
+        "on_flushed",
         "queued_bytes",
         "state",
         "was_rejected",
@@ -123,6 +127,8 @@ class Connection:
         self.client: Client | None = None
         self.has_overflowed = False
         self.has_moved = False
+        self.is_paused = False
+        self.on_flushed: Callable[[], object] | None = None
         self.was_rejected = False
         self.watched = 0
         self.deadline: float | None = None
@@ -137,8 +143,12 @@ class Connection:
 
     @property
     def wants_reading(self) -> bool:
-        """False while the client must first take what is queued for it, and once it has moved."""
-        return self.queued_bytes * 2 <= self._max_queue_bytes and not self.has_moved
+        """False while it is paused or must first take what is queued, and once it has moved."""
+        return (
+            self.queued_bytes * 2 <= self._max_queue_bytes
+            and not self.is_paused
+            and not self.has_moved
+        )
 
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
@@ -201,6 +211,18 @@ class Connection:
         if self.state is State.OPEN:
             self.state = State.MOVING
             self._write(_MOVE)
+
+    def part(self) -> None:
+        """Let a client go that has moved: the program has had its say."""
+        if self.state is State.PARTING:
+            self.state = State.CLOSED
+            self._changed(self)
+
+    def pause(self, is_paused: bool) -> None:
+        """Read nothing more for a while, or go on."""
+        if self.is_paused != is_paused:
+            self.is_paused = is_paused
+            self._changed(self)
 
     def flush_nowait(self) -> None:
         """Send what the kernel takes of the queue."""

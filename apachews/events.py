@@ -30,6 +30,7 @@ class EventType(enum.Enum):
     Close = "the other side sent a CLOSE; ConnectionClosed follows"
     ConnectionClosed = "the connection is gone"
     Error = "something went wrong; Event.reason says what"
+    Pong = "the client answered Client.ping(); its latency_s says how fast"
     Invalid = "somebody connected who does not speak the wire"
 
     def __repr__(self) -> str:
@@ -49,15 +50,20 @@ class Event:
     A client that a producer handed on (``Server.drain()``), or left behind when it
     died, is an ``Accept`` at the next one, with ``resumed`` True.
 
-    Attributes:
-        code: close code of a ``Close``, ``ConnectionClosed``, ``Error`` or
-            ``Invalid``; 1006 where the connection broke off, 1005 where the
-            client gave none, 1012 where it went to another producer
-            (``Server.drain()``), 0 for all other events.
-        reason: text that goes with the code, or "".
+    Each kind has a class of its own, for ``match``::
+
+        match server.dequeue():
+            case AcceptEvent(client):
+                client.send("welcome")
+            case MessageEvent(client, data):
+                client.send(data)
+            case ConnectionClosedEvent(client, code):
+                print(client, "left with", code)
+
+    An event never changes.
     """
 
-    __slots__ = ("_client", "_data", "_type", "code", "reason")
+    __slots__ = ("_client", "_code", "_data", "_reason")
 
     Accept: ClassVar = EventType.Accept
     IO: ClassVar = EventType.IO
@@ -65,26 +71,39 @@ class Event:
     Close: ClassVar = EventType.Close
     ConnectionClosed: ClassVar = EventType.ConnectionClosed
     Error: ClassVar = EventType.Error
+    Pong: ClassVar = EventType.Pong
     Invalid: ClassVar = EventType.Invalid
 
+    _type: ClassVar[EventType]
+    # What read() gives where there is no message.
+    _read: ClassVar[EventType]
+
     def __init__(
-        self,
-        type: EventType,
-        client: Client | None,
-        data: str | bytes = "",
-        code: int = 0,
-        reason: str = "",
+        self, client: Client | None, data: str | bytes = "", code: int = 0, reason: str = ""
     ) -> None:
-        self._type = type
         self._client = client
         self._data = data
-        self.code = code
-        self.reason = reason
+        self._code = code
+        self._reason = reason
 
     def __repr__(self) -> str:
         client = f" of {self._client.guid()}" if self._client else ""
         code = f" {self.code} {self.reason!r}" if self.code else ""
-        return f"<{self._type!r}{client}{code}>"
+        return f"<{self.type()!r}{client}{code}>"
+
+    @property
+    def code(self) -> int:
+        """Close code of a ``Close``, ``ConnectionClosed``, ``Error`` or ``Invalid``.
+
+        1006 where the connection broke off, 1005 where the client gave none, 1012
+        where it went to another producer (``Server.drain()``), 0 for all other events.
+        """
+        return self._code
+
+    @property
+    def reason(self) -> str:
+        """Text that goes with the code, or ""."""
+        return self._reason
 
     def type(self) -> EventType:
         """Return what happened, one of ``Event.Accept`` and so on."""
@@ -93,11 +112,7 @@ class Event:
     @property
     def resumed(self) -> bool:
         """True for the Accept of a client that another producer had before."""
-        return (
-            self._type is EventType.Accept
-            and self._client is not None
-            and self._client.request.resumed
-        )
+        return False
 
     def client(self) -> Client:
         """Return the client of the event.
@@ -107,7 +122,11 @@ class Event:
                 which have none.
         """
         if self._client is None:
-            raise ApachewsError(f"{self._type!r} ({self.reason}) has no client")
+            raise ApachewsError(f"{self.type()!r} ({self.reason}) has no client")
+        return self._client
+
+    def client_or_none(self) -> Client | None:
+        """Return the client of the event, None for one that has none."""
         return self._client
 
     def read(self) -> Any:
@@ -120,7 +139,7 @@ class Event:
         (Any, not a union, because only ``type()`` tells which it is, and what
         comes of an ``IO`` may go straight into ``write()``.)
         """
-        return _READS.get(self._type, self._data)
+        return self._read
 
     def write(self, data: str | bytes | bytearray | memoryview) -> bool:
         """Send a message to the client of the event; see ``Client.send``."""
@@ -145,10 +164,89 @@ class Event:
         self.client().close(code, reason)
 
 
-_READS: dict[EventType, EventType] = {
-    EventType.Accept: EventType.NoData,
-    EventType.Close: EventType.ConnectionClosed,
-    EventType.ConnectionClosed: EventType.ConnectionClosed,
-    EventType.Error: EventType.Error,
-    EventType.Invalid: EventType.Error,
-}
+class AcceptEvent(Event):
+    """A client connected, or asks to: ``AcceptEvent(client)``."""
+
+    __slots__ = ()
+    __match_args__ = ("_client",)
+    _type = EventType.Accept
+    _read = EventType.NoData
+
+    @property
+    def resumed(self) -> bool:
+        """True for a client that another producer had before."""
+        return self._client is not None and self._client.request.resumed
+
+
+class MessageEvent(Event):
+    """A message came: ``MessageEvent(client, data)``; an empty one is of type ``NoData``."""
+
+    __slots__ = ()
+    __match_args__ = ("_client", "data")
+
+    def type(self) -> EventType:
+        """Return ``Event.IO``, or ``Event.NoData`` for an empty message."""
+        return EventType.IO if self._data else EventType.NoData
+
+    @property
+    def data(self) -> str | bytes:
+        """The message: str for text, bytes for binary."""
+        return self._data
+
+    def read(self) -> Any:
+        """Return the message: str for text, bytes for binary."""
+        return self._data
+
+
+class PongEvent(Event):
+    """The client answered ``Client.ping()``: ``PongEvent(client, latency_s)``."""
+
+    __slots__ = ("_latency_s",)
+    __match_args__ = ("_client", "latency_s")
+    _type = EventType.Pong
+    _read = EventType.NoData
+
+    def __init__(self, client: Client, latency_s: float) -> None:
+        super().__init__(client)
+        self._latency_s = latency_s
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from the ping to its answer, both ways through Apache."""
+        return self._latency_s
+
+
+class CloseEvent(Event):
+    """The other side said goodbye: ``CloseEvent(client, code, reason)``."""
+
+    __slots__ = ()
+    __match_args__ = ("_client", "code", "reason")
+    _type = EventType.Close
+    _read = EventType.ConnectionClosed
+
+
+class ConnectionClosedEvent(Event):
+    """The connection is gone: ``ConnectionClosedEvent(client, code, reason)``."""
+
+    __slots__ = ()
+    __match_args__ = ("_client", "code", "reason")
+    _type = EventType.ConnectionClosed
+    _read = EventType.ConnectionClosed
+
+
+class ErrorEvent(Event):
+    """Something went wrong: ``ErrorEvent(client, code, reason)``; client None: the server."""
+
+    __slots__ = ()
+    __match_args__ = ("_client", "code", "reason")
+    _type = EventType.Error
+    _read = EventType.Error
+
+
+class InvalidEvent(Event):
+    """Somebody connected who does not speak the wire: ``InvalidEvent(code, reason)``."""
+
+    __slots__ = ()
+    __match_args__ = ("code", "reason")
+    _type = EventType.Invalid
+    _read = EventType.Error

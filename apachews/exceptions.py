@@ -7,6 +7,7 @@
      |    +-- SocketInUse   another producer listens there
      |    +-- NotASocket    the path holds something that is no socket
      +-- ServerClosed       dequeue() after close()
+     +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
      +-- WireError          bytes that break docs/wire.md: reason, close code
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 __all__ = [
     "ApachewsError",
+    "ConnectionClosed",
     "NotASocket",
     "NotAsked",
     "ServerClosed",
@@ -71,6 +73,22 @@ class ServerClosed(ApachewsError):
 
     def __str__(self) -> str:
         return "the server is closed and all its events were taken"
+
+
+class ConnectionClosed(ApachewsError):
+    """The client of a handler is gone or being closed.
+
+    Attributes:
+        code, reason: see ``Event.code``.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the connection is closed: {self.code} {self.reason}".rstrip()
 
 
 class NotAsked(ApachewsError):

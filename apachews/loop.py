@@ -40,7 +40,16 @@ from . import wire
 from .acceptor import Acceptor
 from .client import Client
 from .connection import RECEIVING, Connection, State
-from .events import Event, EventType
+from .events import (
+    AcceptEvent,
+    CloseEvent,
+    ConnectionClosedEvent,
+    ErrorEvent,
+    Event,
+    InvalidEvent,
+    MessageEvent,
+    PongEvent,
+)
 from .exceptions import ServerClosed
 from .listener import SocketFile
 from .messages import Moved, Violation
@@ -72,6 +81,9 @@ class Loop:
         events: what happened and nobody has taken yet.
         connections: by descriptor.
         is_closed: no event comes any more but those that wait.
+        parts_when_told: a client that has moved is let go by ``Connection.part()``, and not
+            when the program comes back for the next event.
+        is_released_later: the descriptors stay open until ``next_event`` has told the end.
         is_awaited: a thread waits in ``turn()``.
     """
 
@@ -86,6 +98,8 @@ class Loop:
         self.events: deque[Event] = deque()
         self.connections: dict[int, Connection] = {}
         self.is_closed = False
+        self.parts_when_told = False
+        self.is_released_later = False
         self._on_ending = on_ending
         self._file = file
         self._max_message_bytes = max_message_bytes
@@ -132,11 +146,13 @@ class Loop:
         if self._heartbeat is not None:
             self._heartbeat.beat()
         if self._parting is not None:
-            self._part()
+            self._parting.part()
+            self._parting = None
         if self._calls:
             self._run_calls()
         while not self.events:
             if self.is_closed or self._is_drained():
+                self.release()
                 raise ServerClosed
             wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             self.turn(wait_s)
@@ -150,7 +166,8 @@ class Loop:
             # a program does that at ConnectionClosed, and means no goodbye.
             if moved.state is State.MOVED:
                 moved.state = State.PARTING
-            self._parting = moved
+            if not self.parts_when_told:
+                self._parting = moved
         return event
 
     def call_soon(self, function: Callable[[], object]) -> None:
@@ -228,6 +245,8 @@ class Loop:
             if ready & select.EPOLLOUT:
                 connection.flush_nowait()
                 self._update(connection)
+                if connection.on_flushed is not None:
+                    connection.on_flushed()
             if ready & _READABLE and connection.fileno() == fd:
                 if not connection.has_moved:
                     self._receive(connection)
@@ -292,7 +311,7 @@ class Loop:
                 if self._acceptor.again_at is None:
                     raise
                 reason = f"cannot accept a client: {error.strerror}"
-                self.events.append(Event(EventType.Error, None, "", 0, reason))
+                self.events.append(ErrorEvent(None, reason=reason))
                 return
             if sock is None:
                 return
@@ -316,28 +335,28 @@ class Loop:
         for item in connection.reader.receive(data):
             if isinstance(item, (str, bytes)):
                 if connection.state in RECEIVING:
-                    kind = EventType.IO if item else EventType.NoData
-                    self.events.append(Event(kind, connection.client, item))
+                    self.events.append(MessageEvent(connection.client, item))
             elif isinstance(item, wire.Open):
                 connection.client = Client(connection, item)
                 connection.state = State.ASKED if item.answer_required else State.OPEN
-                self.events.append(Event(EventType.Accept, connection.client))
+                self.events.append(AcceptEvent(connection.client))
                 if self.is_closed:
                     connection.send_close(wire.GOING_AWAY, "the server closes")
                 if self._drain_deadline is not None:
                     self._move(connection)
             elif isinstance(item, wire.Close):
                 if connection.state is not State.CLOSED:
-                    self.events.append(
-                        Event(EventType.Close, connection.client, "", item.code, item.reason)
-                    )
+                    self.events.append(CloseEvent(connection.client, "", item.code, item.reason))
                 connection.drop_queue()
                 self._end(connection, item.code, item.reason)
             elif isinstance(item, Moved):
                 self._receive_move(connection)
             elif isinstance(item, Violation):
                 self._refuse(connection, item)
-            # A Pong answers a PING, which producers cannot send yet.
+            elif connection.client:
+                latency_s = connection.client.receive_pong(item.payload)
+                if latency_s is not None and connection.state in RECEIVING:
+                    self.events.append(PongEvent(connection.client, latency_s))
         if ignored := connection.reader.ignored:
             opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(ignored)))
             ignored.clear()
@@ -354,12 +373,8 @@ class Loop:
         connection.has_moved = True
         if connection.state in RECEIVING:
             connection.state = State.MOVED
-            event = Event(
-                EventType.ConnectionClosed,
-                connection.client,
-                "",
-                wire.SERVICE_RESTART,
-                "moved to another producer",
+            event = ConnectionClosedEvent(
+                connection.client, "", wire.SERVICE_RESTART, "moved to another producer"
             )
             self.events.append(event)
             self._moved[event] = connection
@@ -367,18 +382,9 @@ class Loop:
         elif connection.state is State.CLOSING:
             self._end(connection, wire.ABNORMAL, "the close came too late to be answered")
 
-    def _part(self) -> None:
-        """Let a client go that has moved: the program has had its say."""
-        connection, self._parting = self._parting, None
-        if connection is not None and connection.state is State.PARTING:
-            connection.state = State.CLOSED
-            self._update(connection)
-
     def _refuse(self, connection: Connection, violation: Violation) -> None:
         if connection.state in RECEIVING:
-            self.events.append(
-                Event(EventType.Error, connection.client, "", violation.code, violation.reason)
-            )
+            self.events.append(ErrorEvent(connection.client, "", violation.code, violation.reason))
             connection.drop_queue()
             connection.send_close(violation.code, wire.truncate_reason(violation.reason))
         self._end(connection, violation.code, violation.reason)
@@ -387,9 +393,11 @@ class Loop:
         """Queue the connection's last event, once; it stays only to send its queue."""
         if connection.state is not State.CLOSED:
             connection.state = State.CLOSED
-            kind = EventType.ConnectionClosed if connection.client else EventType.Invalid
-            self.events.append(Event(kind, connection.client, "", code, reason))
+            kind = ConnectionClosedEvent if connection.client else InvalidEvent
+            self.events.append(kind(connection.client, "", code, reason))
             self._tell()
+            if connection.client:
+                connection.client.leave_groups()
         self._update(connection)
 
     def _forget(self, connection: Connection) -> None:
@@ -399,6 +407,10 @@ class Loop:
             self._epoll.unregister(fd)
             connection.state = State.CLOSED
             connection.close()
+            if connection.client:
+                connection.client.leave_groups()
+            if self.is_draining and not self.connections:
+                self._tell()
 
     def _move(self, connection: Connection) -> None:
         """Send a client on, or refuse one that waits to be accepted."""
@@ -436,6 +448,13 @@ class Loop:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
+        if self.is_released_later:
+            self.wake()  # who watches the descriptor must see the end before it is closed
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Close the descriptors; again does nothing."""
         self._wake_reader.close()
         self._wake_writer.close()
         self._epoll.close()

@@ -19,6 +19,7 @@ from .client import Client, encode_message
 from .connection import SENDING, State
 from .events import Event
 from .exceptions import ServerClosed
+from .groups import Group
 from .languages import preferred_language
 from .listener import SocketFile
 from .loop import Loop
@@ -106,6 +107,8 @@ class Server:
         if workers:
             fork_workers(workers, self._file)
         self._loop = Loop(self._file, max_message_bytes, max_queue_bytes, _notify_stopping)
+        # A group lives as long as it has a member, or somebody has it in hand.
+        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
         _servers[id(self)] = self
 
     @property
@@ -146,6 +149,24 @@ class Server:
         with self._loop.lock:
             return self._loop.next_event(deadline)
 
+    def dequeue_nowait(self) -> Event | None:
+        """Return the next event, or None: ``dequeue(0)``."""
+        return self.dequeue(0)
+
+    def fileno(self) -> int:
+        """Return a descriptor for a loop of your own, select's or a toolkit's.
+
+        It is readable when ``dequeue_nowait()`` has something to do, which is not
+        always an event.  Call that until it gives None, also after at most
+        ``next_timer_s()`` seconds, and after whatever else the program did.
+        """
+        with self._loop.lock:
+            return self._loop.fileno()
+
+    def next_timer_s(self) -> float | None:
+        """Return after how many seconds ``dequeue_nowait()`` is due; None: when readable."""
+        return self._loop.next_timer_s()
+
     def __iter__(self) -> Iterator[Event]:
         """Give event after event until the server is closed."""
         try:
@@ -157,6 +178,8 @@ class Server:
     def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
         """Send a message to every client; return how many it was sent to or queued for.
 
+        It is encoded once.  For some of them, see ``group``.
+
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
         """
@@ -164,6 +187,14 @@ class Server:
         with self._loop.lock:
             connections = list(self._loop.connections.values())
             return sum(connection.send_frame(frame) for connection in connections)
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name; one that nobody has joined yet is empty."""
+        with self._loop.lock:
+            group = self._groups.get(name)
+            if group is None:
+                group = self._groups[name] = Group(name, self._loop.lock)
+            return group
 
     def language(self, client: Client) -> str | None:
         """Return the language the client's browser prefers, as ``en-GB``, or None.
@@ -244,3 +275,8 @@ def _notify_stopping() -> None:
     servers = [server for ref in _servers.valuerefs() if (server := ref()) is not None]
     if all(server._loop.is_ending for server in servers):
         notify("STOPPING=1")
+
+
+def loop_of(server: Server) -> Loop:
+    """Return what is behind a server; for the library's own forms of serving."""
+    return server._loop

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews import Client, Event, EventType, Server, ServerClosed, SocketInUse, wire
+from apachews import Client, ErrorEvent, Event, EventType, Server, ServerClosed, SocketInUse, wire
 from apachews.messages import Moved
 
 from ..bridge_by_hand import OPEN, Bridge, Item, Load
@@ -270,7 +270,7 @@ def test_an_accept_says_whether_another_producer_had_the_client(server: Server) 
     assert event.resumed
     again.send(wire.TEXT, b"x")
     assert not next_event(server, Event.IO).resumed
-    assert not Event(Event.Error, None).resumed
+    assert not ErrorEvent(None).resumed
     for bridge in (first, again):
         bridge.socket.close()
 

@@ -24,6 +24,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews.events",
             "apachews.exceptions",
             "apachews.languages",
+            "apachews.mailbox",
             "apachews_handler.client_reader",
             "apachews_handler.deadlines",
             "apachews_handler.deflate",
@@ -44,8 +45,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {
             "apachews.acceptor",
             "apachews.activation",
+            "apachews.aio",
             "apachews.client",
             "apachews.connection",
+            "apachews.groups",
             "apachews.listener",
             "apachews.loop",
             "apachews.notify",
@@ -64,7 +67,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.signals",
             "apachews_handler.transport",
         },
-        {"ctypes", "asyncio", "apachews_handler.httpd", "apachews_handler.tls"},
+        {"ctypes", "apachews_handler.httpd", "apachews_handler.tls"},
     ),
     "foreign C": (
         {"apachews_handler.httpd", "apachews_handler.tls"},

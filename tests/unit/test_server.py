@@ -19,11 +19,17 @@ import pytest
 import apachews.acceptor
 import apachews.loop
 from apachews import (
+    AcceptEvent,
     ApachewsError,
     Client,
+    CloseEvent,
+    ConnectionClosedEvent,
     Event,
     EventType,
+    InvalidEvent,
+    MessageEvent,
     NotAsked,
+    PongEvent,
     Server,
     ServerClosed,
     wire,
@@ -672,3 +678,87 @@ def test_frames_that_are_ignored_are_logged(
     bridge.send(wire.TEXT, b"hi")
     assert next_event(server, Event.IO).read() == "hi"
     assert "<Client id-1 /echo.ws>: ignored frames of opcodes 0x7 0xf" in caplog.text
+
+
+def test_events_can_be_matched_and_do_not_change(server: Server, connect: Connect) -> None:
+    def name(event: Event) -> object:
+        match event:
+            case AcceptEvent(client):
+                return ("accept", client)
+            case MessageEvent(client, data):
+                return ("message", client, data)
+            case CloseEvent(client, code, reason):
+                return ("close", client, code, reason)
+            case ConnectionClosedEvent(client, code):
+                return ("closed", client, code)
+            case InvalidEvent(code, reason):
+                return ("invalid", code, reason)
+        return None
+
+    bridge = Bridge(server.path)
+    accepted = next_event(server, Event.Accept)
+    client = accepted.client()
+    for text in ("hi", ""):
+        bridge.send(wire.TEXT, text.encode())
+    bridge.send(wire.CLOSE, wire.encode_close(1000, "bye"))
+    events = [accepted, *(server.dequeue() for _ in range(4))]
+    assert [name(event) for event in events] == [
+        ("accept", client),
+        ("message", client, "hi"),
+        ("message", client, ""),
+        ("close", client, 1000, "bye"),
+        ("closed", client, 1000),
+    ]
+    for attribute in ("code", "reason", "data"):
+        with pytest.raises(AttributeError):
+            setattr(events[1], attribute, 1)
+    bridge.socket.close()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(server.path)
+        stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert name(next_event(server, Event.Invalid)) is not None
+
+
+def test_a_ping_is_timed(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    bridge.send(wire.PONG, b"of its own accord")
+    assert client.ping()
+    assert client.ping()  # the last counts
+    pings = bridge.socket.recv(100)
+    assert (len(pings), pings[0]) == (20, wire.FIN | wire.PING)
+    for payload in (pings[2:10], pings[12:20], pings[12:20]):
+        bridge.send(wire.PONG, payload)
+    bridge.send(wire.TEXT, b"next")
+    event = next_event(server, Event.Pong)
+    assert isinstance(event, PongEvent)
+    assert 0 < event.latency_s < 5
+    assert event.read() is Event.NoData
+    assert next_event(server, Event.IO).read() == "next"
+    client.close()
+    assert not client.ping()
+
+
+def test_a_loop_of_ones_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for the descriptor and the timer, and for nothing else."""
+    monkeypatch.setattr(apachews.loop, "CLOSE_TIMEOUT_S", 0.05)
+    poll = select.poll()
+    poll.register(server.fileno(), select.POLLIN)
+    events: list[Event] = []
+
+    def run_until(count: int) -> None:
+        while len(events) < count:
+            timer_s = server.next_timer_s()
+            assert poll.poll(5000 if timer_s is None else timer_s * 1000) or timer_s is not None
+            while event := server.dequeue_nowait():
+                events.append(event)
+
+    bridge = Bridge(server.path)
+    run_until(1)
+    bridge.send(wire.TEXT, b"hi")
+    run_until(2)
+    events[0].client().close()  # the bridge does not answer: a timer
+    run_until(3)
+    server.call_soon(lambda: events.append(events[0]))
+    run_until(4)
+    assert [event.type().name for event in events] == ["Accept", "IO", "ConnectionClosed", "Accept"]
+    bridge.socket.close()

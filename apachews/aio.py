@@ -1,0 +1,355 @@
+"""The library for asyncio: the events in an ``async for``, or a coroutine a connection.
+
+    async def chat(connection):
+        async for message in connection:
+            await connection.send(message)
+
+    async def main():
+        async with apachews.aio.serve("/var/www/html/ws/chat.ws", chat) as server:
+            await server.wait_closed()
+
+Contract: everything here is for the one event loop in which ``serve`` was entered.  Inside
+is an ``apachews.Server``; what that promises holds here.
+
+How this works: asyncio watches the descriptor of the server's own epoll, and only while
+nothing is left to do; so what is not asked for is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from types import TracebackType
+from typing import Any, Final
+
+from . import wire
+from .client import Client, connection_of
+from .events import AcceptEvent, ConnectionClosedEvent, Event, MessageEvent, PongEvent
+from .exceptions import ConnectionClosed, ServerClosed
+from .groups import Group
+from .mailbox import Mailbox
+from .server import DRAIN_TIMEOUT_S, Server, loop_of
+
+Handler = Callable[["Connection"], Awaitable[object]]
+
+# What may wait for a client before send() waits for it: what the kernel takes at once.
+SEND_HIGH_BYTES: Final = 65536
+# Events after which the other tasks have their turn, however many wait.
+EVENTS_IN_A_ROW: Final = 100
+# How long handlers may take to end when the server has; then they are cancelled.
+HANDLER_END_S: Final = 10.0
+
+_logger: Final = logging.getLogger("apachews")
+
+
+class Connection:
+    """One WebSocket, for its handler.
+
+    Iterating over it gives its messages, str for text and bytes for binary, and ends
+    when it is closed, however that is.
+
+    Attributes:
+        client: what ``Server`` knows it as: for groups, and for sending without waiting.
+        server: the one it came to.
+        close_code, close_reason: how it ended, see ``Event.code``; None and "" before.
+    """
+
+    def __init__(self, client: Client, server: AsyncServer) -> None:
+        self.client = client
+        self.server = server
+        self._behind = connection_of(client)
+        self._behind.on_flushed = self._wake
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self._mailbox = Mailbox()
+        self._changed = asyncio.Event()
+        self._pongs: list[asyncio.Future[float]] = []
+
+    @property
+    def request(self) -> wire.Open:
+        """The client's request: ``uri``, ``headers``, ``user`` and more."""
+        return self.client.request
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        try:
+            return await self.receive()
+        except ConnectionClosed:
+            raise StopAsyncIteration from None
+
+    async def receive(self) -> str | bytes:
+        """Wait for the next message.
+
+        Raises:
+            ConnectionClosed: there is none any more.
+        """
+        while not self._mailbox:
+            if self.close_code is not None:
+                raise ConnectionClosed(self.close_code, self.close_reason)
+            await self._wait()
+        message = self._mailbox.take()
+        if not self._mailbox.is_full:
+            self._behind.pause(False)
+        return message
+
+    async def send(self, data: str | bytes | bytearray | memoryview) -> None:
+        """Send a message, and wait while the client has much still to read.
+
+        Raises:
+            ConnectionClosed: the client is gone or being closed.
+            TypeError, UnicodeEncodeError: as ``Client.send``.
+        """
+        if not self.client.send(data):
+            raise ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)
+        while self.client.queued_bytes > SEND_HIGH_BYTES:
+            await self._wait()
+
+    async def ping(self) -> float:
+        """Ask for a sign of life; return the seconds it took.
+
+        Raises:
+            ConnectionClosed: it is gone, or went before it answered.
+        """
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        if self.close_code is not None or not self.client.ping():
+            raise ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)
+        self._pongs.append(future)
+        return await future
+
+    def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
+        """Say goodbye; see ``Client.close``."""
+        self.client.close(code, reason)
+
+    def accept(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Let the client in, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``."""
+        return self.client.accept(subprotocol, headers)
+
+    def reject(
+        self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Refuse the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``."""
+        return self.client.reject(status, body, headers)
+
+    def finish(self, code: int) -> None:
+        """Close it, if it is not: nobody takes its messages any more."""
+        self.client.close(code)
+        self._behind.on_flushed = None
+        self._behind.pause(False)
+        self._behind.part()
+
+    async def _wait(self) -> None:
+        """Wait until something is different."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def take_in(self, event: Event) -> None:
+        """Take an event of this connection."""
+        if isinstance(event, MessageEvent):
+            self._mailbox.put(event.data)
+            if self._mailbox.is_full:
+                self._behind.pause(True)
+        elif isinstance(event, PongEvent):
+            while self._pongs:
+                _resolve(self._pongs.pop(), event.latency_s)
+        elif isinstance(event, ConnectionClosedEvent):
+            self.close_code, self.close_reason = event.code, event.reason
+            while self._pongs:
+                _resolve(self._pongs.pop(), ConnectionClosed(event.code, event.reason))
+        self._changed.set()
+
+
+def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
+    if future.done():
+        return  # who waited was cancelled
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+class AsyncServer:
+    """What ``serve`` gives: a server in the running event loop.
+
+    Without a handler, ``async for event in server`` gives the events that
+    ``apachews.Server`` would, and ends when it is closed or drained.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], handler: Handler | None, settings: dict[str, Any]
+    ) -> None:
+        if settings.get("workers"):
+            raise ValueError(
+                "workers cannot be forked from a running event loop: run several programs on"
+                " a socket of systemd's instead"
+            )
+        self._path = path
+        self._handler = handler
+        self._settings = settings
+        self._connections: dict[Client | None, Connection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._in_a_row = 0
+        self.server: Server
+
+    async def __aenter__(self) -> AsyncServer:
+        self.server = Server(self._path, **self._settings)
+        self._loop = asyncio.get_running_loop()
+        self._behind = loop_of(self.server)
+        self._behind.is_released_later = True
+        if self._handler is not None:
+            self._behind.parts_when_told = True
+            self._dispatcher = asyncio.create_task(self._dispatch(self._handler))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._handler is not None:
+            raise TypeError("this server has a handler, which gets what comes")
+        try:
+            return await self._next_event()
+        except ServerClosed:
+            raise StopAsyncIteration from None
+
+    @property
+    def path(self) -> str:
+        """The socket file."""
+        return self.server.path
+
+    def clients(self) -> list[Client]:
+        """Return the clients that are connected; see ``Server.clients``."""
+        return self.server.clients()
+
+    def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
+        """Send a message to every client, without waiting; see ``Server.broadcast``."""
+        return self.server.broadcast(data)
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name; see ``Server.group``."""
+        return self.server.group(name)
+
+    def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
+        """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
+
+        A handler goes on until it returns, and what it sends until then arrives.
+        """
+        self.server.drain(timeout)
+
+    async def wait_closed(self) -> None:
+        """Wait until the server was closed or drained, and all handlers have ended."""
+        if self._dispatcher is not None:
+            await asyncio.shield(self._dispatcher)
+
+    async def close(self, spread: float = 0.0) -> None:
+        """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
+
+        One that goes on for another ten seconds is cancelled.
+        """
+        clients = self.server.clients()
+        for client in clients if spread else ():
+            client.close(wire.GOING_AWAY, "the server closes")
+            await asyncio.sleep(spread / len(clients))
+        self.server.close()
+        if self._dispatcher is not None:
+            await self._dispatcher
+        else:
+            self._behind.release()
+
+    async def _next_event(self) -> Event:
+        self._in_a_row += 1
+        if self._in_a_row > EVENTS_IN_A_ROW:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+        while (event := self.server.dequeue_nowait()) is None:
+            self._in_a_row = 0
+            await self._wait_readable(self.server.next_timer_s())
+        return event
+
+    async def _wait_readable(self, timeout_s: float | None) -> None:
+        ready = self._loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        fd = self.server.fileno()
+        self._loop.add_reader(fd, wake)
+        timer = None if timeout_s is None else self._loop.call_later(timeout_s, wake)
+        try:
+            await ready
+        finally:
+            self._loop.remove_reader(fd)
+            if timer is not None:
+                timer.cancel()
+
+    async def _dispatch(self, handler: Handler) -> None:
+        try:
+            while True:
+                event = await self._next_event()
+                if isinstance(event, AcceptEvent):
+                    self._begin(event.client(), handler)
+                elif (connection := self._connections.get(event.client_or_none())) is not None:
+                    connection.take_in(event)
+        except ServerClosed:
+            pass
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=HANDLER_END_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _begin(self, client: Client, handler: Handler) -> None:
+        connection = self._connections[client] = Connection(client, self)
+        task = asyncio.create_task(self._handle(connection, handler))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, connection: Connection, handler: Handler) -> None:
+        client = connection.client
+        code = wire.NORMAL
+        try:
+            await handler(connection)
+        except ConnectionClosed:
+            pass  # it sent to a client that had gone: that is its end
+        except Exception:
+            code = wire.INTERNAL_ERROR
+            _logger.exception("%s: its handler failed", client)
+        finally:
+            del self._connections[client]
+            connection.finish(code)
+
+
+def serve(
+    path: str | os.PathLike[str], handler: Handler | None = None, **settings: Any
+) -> AsyncServer:
+    """Return a server for ``async with``.
+
+    Args:
+        path: the socket file.
+        handler: called with each ``Connection``, in a task of its own; when it returns,
+            the connection is closed with 1000; when it raises, that is logged, and the
+            connection is closed with 1011.  None: ``async for event in server``.
+        settings: as ``apachews.Server``, but ``workers``.
+
+    Raises:
+        What ``apachews.Server`` does, from the ``async with``.
+    """
+    return AsyncServer(path, handler, settings)
