@@ -20,57 +20,38 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
 from . import wire
-from .client import Client, connection_of
-from .events import AcceptEvent, ConnectionClosedEvent, Event, MessageEvent, PongEvent
+from .client import Client
+from .events import AcceptEvent, Event, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .groups import Group
-from .mailbox import Mailbox
+from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection
 from .server import DRAIN_TIMEOUT_S, Server, loop_of
 
 Handler = Callable[["Connection"], Awaitable[object]]
 
-# What may wait for a client before send() waits for it: what the kernel takes at once.
-SEND_HIGH_BYTES: Final = 65536
 # Events after which the other tasks have their turn, however many wait.
 EVENTS_IN_A_ROW: Final = 100
-# How long handlers may take to end when the server has; then they are cancelled.
-HANDLER_END_S: Final = 10.0
 
 _logger: Final = logging.getLogger("apachews")
 
 
-class Connection:
-    """One WebSocket, for its handler.
-
-    Iterating over it gives its messages, str for text and bytes for binary, and ends
-    when it is closed, however that is.
+class Connection(HandledConnection):
+    """One WebSocket, for its handler: ``async for message in connection``.
 
     Attributes:
-        client: what ``Server`` knows it as: for groups, and for sending without waiting.
         server: the one it came to.
-        close_code, close_reason: how it ended, see ``Event.code``; None and "" before.
     """
 
     def __init__(self, client: Client, server: AsyncServer) -> None:
-        self.client = client
+        super().__init__(client)
         self.server = server
-        self._behind = connection_of(client)
-        self._behind.on_flushed = self._wake
-        self.close_code: int | None = None
-        self.close_reason = ""
-        self._mailbox = Mailbox()
         self._changed = asyncio.Event()
         self._pongs: list[asyncio.Future[float]] = []
-
-    @property
-    def request(self) -> wire.Open:
-        """The client's request: ``uri``, ``headers``, ``user`` and more."""
-        return self.client.request
 
     def __aiter__(self) -> AsyncIterator[str | bytes]:
         return self
@@ -89,12 +70,9 @@ class Connection:
         """
         while not self._mailbox:
             if self.close_code is not None:
-                raise ConnectionClosed(self.close_code, self.close_reason)
+                raise self._ended()
             await self._wait()
-        message = self._mailbox.take()
-        if not self._mailbox.is_full:
-            self._behind.pause(False)
-        return message
+        return self._take()
 
     async def send(self, data: str | bytes | bytearray | memoryview) -> None:
         """Send a message, and wait while the client has much still to read.
@@ -104,7 +82,7 @@ class Connection:
             TypeError, UnicodeEncodeError: as ``Client.send``.
         """
         if not self.client.send(data):
-            raise ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)
+            raise self._ended()
         while self.client.queued_bytes > SEND_HIGH_BYTES:
             await self._wait()
 
@@ -114,57 +92,29 @@ class Connection:
         Raises:
             ConnectionClosed: it is gone, or went before it answered.
         """
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         if self.close_code is not None or not self.client.ping():
-            raise ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)
+            raise self._ended()
+        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._pongs.append(future)
         return await future
 
-    def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
-        """Say goodbye; see ``Client.close``."""
-        self.client.close(code, reason)
+    def take_in(self, event: Event) -> None:
+        """Take an event of this connection."""
+        super().take_in(event)
+        if isinstance(event, PongEvent):
+            while self._pongs:
+                _resolve(self._pongs.pop(), event.latency_s)
+        elif self.close_code is not None:
+            while self._pongs:
+                _resolve(self._pongs.pop(), self._ended())
 
-    def accept(
-        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
-    ) -> bool:
-        """Let the client in, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``."""
-        return self.client.accept(subprotocol, headers)
-
-    def reject(
-        self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
-    ) -> bool:
-        """Refuse the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``."""
-        return self.client.reject(status, body, headers)
-
-    def finish(self, code: int) -> None:
-        """Close it, if it is not: nobody takes its messages any more."""
-        self.client.close(code)
-        self._behind.on_flushed = None
-        self._behind.pause(False)
-        self._behind.part()
+    def _wake(self) -> None:
+        self._changed.set()
 
     async def _wait(self) -> None:
         """Wait until something is different."""
         self._changed.clear()
         await self._changed.wait()
-
-    def _wake(self) -> None:
-        self._changed.set()
-
-    def take_in(self, event: Event) -> None:
-        """Take an event of this connection."""
-        if isinstance(event, MessageEvent):
-            self._mailbox.put(event.data)
-            if self._mailbox.is_full:
-                self._behind.pause(True)
-        elif isinstance(event, PongEvent):
-            while self._pongs:
-                _resolve(self._pongs.pop(), event.latency_s)
-        elif isinstance(event, ConnectionClosedEvent):
-            self.close_code, self.close_reason = event.code, event.reason
-            while self._pongs:
-                _resolve(self._pongs.pop(), ConnectionClosed(event.code, event.reason))
-        self._changed.set()
 
 
 def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
@@ -254,7 +204,11 @@ class AsyncServer:
         self.server.drain(timeout)
 
     async def wait_closed(self) -> None:
-        """Wait until the server was closed or drained, and all handlers have ended."""
+        """Wait until the server was closed or drained, and all handlers have ended.
+
+        Raises:
+            Exception: what a function raised that ``call_soon()`` was given.
+        """
         if self._dispatcher is not None:
             await asyncio.shield(self._dispatcher)
 
@@ -302,6 +256,21 @@ class AsyncServer:
 
     async def _dispatch(self, handler: Handler) -> None:
         try:
+            await self._feed(handler)
+        except Exception:  # of a function that call_soon() was given, perhaps
+            self.server.close()
+            await self._feed(handler)
+            raise
+        finally:
+            if self._tasks:
+                _, late = await asyncio.wait(self._tasks, timeout=HANDLER_END_S)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+
+    async def _feed(self, handler: Handler) -> None:
+        """Give every event to its connection, until the server ends."""
+        try:
             while True:
                 event = await self._next_event()
                 if isinstance(event, AcceptEvent):
@@ -310,11 +279,6 @@ class AsyncServer:
                     connection.take_in(event)
         except ServerClosed:
             pass
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=HANDLER_END_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
 
     def _begin(self, client: Client, handler: Handler) -> None:
         connection = self._connections[client] = Connection(client, self)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from apachews import Event, PongEvent, aio
+from apachews import Event, PongEvent, aio, threads
 
 from ..conftest import wait_for
 from ..crowd import crowd
@@ -46,6 +46,19 @@ async def echo(connection: aio.Connection) -> None:
 def test_asyncio_under_load(event_site: Site) -> None:
     with asyncio_producer(event_site, "aio.ws", echo) as server:
         with crowd(event_site, 50, "/aio.ws") as clients:
+            clients.wait_for_echoes(5_000)
+            clients.fall_silent()
+            assert (clients.report.faults, clients.report.closes) == ([], [])
+        wait_for(lambda: not server.clients())
+
+
+def test_threads_under_load(event_site: Site) -> None:
+    def serve(connection: threads.Connection) -> None:
+        for message in connection:
+            connection.send(message)
+
+    with threads.serve(event_site.docroot / "threads.ws", serve, mode=0o666) as server:
+        with crowd(event_site, 50, "/threads.ws") as clients:
             clients.wait_for_echoes(5_000)
             clients.fall_silent()
             assert (clients.report.faults, clients.report.closes) == ([], [])

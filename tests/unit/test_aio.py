@@ -358,6 +358,22 @@ def test_another_thread_is_heard_at_once(short_path: Path) -> None:
     run(main())
 
 
+def test_what_a_call_raises_ends_the_server_and_its_handlers(short_path: Path) -> None:
+    def fail() -> None:
+        raise RuntimeError("as it was told")
+
+    async def main() -> None:
+        async with serving(short_path, echo) as (server, bridge):
+            await until(server.clients)
+            server.server.call_soon(fail)
+            with pytest.raises(RuntimeError, match="as it was told"):
+                await server.wait_closed()
+            assert bridge.read_available() == [wire.Close(1001, "the server closes")]
+
+    with pytest.raises(RuntimeError, match="as it was told"):  # close() has the same to say
+        run(main())
+
+
 def test_what_cannot_be(short_path: Path) -> None:
     with pytest.raises(ValueError, match="workers cannot be forked"):
         aio.serve(short_path / "a.ws", workers=2)

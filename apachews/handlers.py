@@ -1,0 +1,95 @@
+"""What the connection of a handler is made of, in asyncio and in a thread alike.
+
+Contract: a base for ``aio.Connection`` and ``threads.Connection``.  It waits for
+nothing; these know how.  Whoever calls ``take_in`` or ``finish`` sees to it that no
+other thread does at the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from . import wire
+from .client import Client, connection_of
+from .events import ConnectionClosedEvent, Event, MessageEvent
+from .exceptions import ConnectionClosed
+from .mailbox import Mailbox
+
+# What may wait for a client before send() waits for it: what the kernel takes at once.
+SEND_HIGH_BYTES: Final = 65536
+# How long handlers may take to end when their server has.
+HANDLER_END_S: Final = 10.0
+
+
+class HandledConnection:
+    """One WebSocket, for its handler.
+
+    Iterating over it gives its messages, str for text and bytes for binary, and ends
+    when it is closed, however that is.
+
+    Attributes:
+        client: what ``Server`` knows it as: for groups, and for sending without waiting.
+        close_code, close_reason: how it ended, see ``Event.code``; None and "" before.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self._mailbox = Mailbox()
+        self._behind = connection_of(client)
+        self._behind.on_flushed = self._wake
+
+    @property
+    def request(self) -> wire.Open:
+        """The client's request: ``uri``, ``headers``, ``user`` and more."""
+        return self.client.request
+
+    def accept(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Let the client in, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``."""
+        return self.client.accept(subprotocol, headers)
+
+    def reject(
+        self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
+    ) -> bool:
+        """Refuse the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``."""
+        return self.client.reject(status, body, headers)
+
+    def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
+        """Say goodbye; see ``Client.close``."""
+        self.client.close(code, reason)
+
+    def take_in(self, event: Event) -> None:
+        """Take an event of this connection."""
+        if isinstance(event, MessageEvent):
+            self._mailbox.put(event.data)
+            if self._mailbox.is_full:
+                self._behind.pause(True)
+        elif isinstance(event, ConnectionClosedEvent):
+            self.close_code, self.close_reason = event.code, event.reason
+        self._wake()
+
+    def finish(self, code: int) -> None:
+        """Close it, if it is not: nobody takes its messages any more."""
+        self.client.close(code)
+        self._behind.on_flushed = None
+        self._behind.pause(False)
+        self._behind.part()
+
+    def _wake(self) -> None:
+        """Have whoever waits look again."""
+        raise NotImplementedError
+
+    def _take(self) -> str | bytes:
+        """Return the oldest message; there must be one."""
+        message = self._mailbox.take()
+        if not self._mailbox.is_full:
+            self._behind.pause(False)
+        return message
+
+    def _ended(self) -> ConnectionClosed:
+        """Return what tells the handler that the client is gone."""
+        return ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)

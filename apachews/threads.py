@@ -1,0 +1,282 @@
+"""The library for threads: a function a connection, each call in a thread of a pool.
+
+    def chat(connection):
+        for message in connection:
+            connection.send(message)
+
+    with apachews.threads.serve("/var/www/html/ws/chat.ws", chat) as server:
+        server.wait_closed()
+
+Contract: ``serve`` from any thread; a handler's connection is for its thread, and its
+``client`` for any.  Inside is an ``apachews.Server``; what that promises holds here.
+
+How this works: one thread takes the events and puts messages where the handlers find
+them.  A handler that waits holds a thread of the pool; a connection that finds none free
+waits for one, and is not read beyond a bound meanwhile.  All wait under the server's one
+lock, so that nothing can change between a look and the wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from types import TracebackType
+from typing import Any, Final
+
+from . import wire
+from .client import Client, encode_message
+from .events import AcceptEvent, Event, PongEvent
+from .exceptions import ConnectionClosed, ServerClosed
+from .groups import Group
+from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection
+from .server import DRAIN_TIMEOUT_S, Server, loop_of
+
+Handler = Callable[["Connection"], object]
+
+# A thread takes some tens of KB while it waits; Linux gives a user some ten thousand.
+MAX_THREADS: Final = 100
+
+_logger: Final = logging.getLogger("apachews")
+
+
+class Connection(HandledConnection):
+    """One WebSocket, for its handler: ``for message in connection``.
+
+    Attributes:
+        server: the one it came to.
+    """
+
+    def __init__(self, client: Client, server: ThreadServer) -> None:
+        self._condition = threading.Condition(loop_of(server.server).lock)
+        super().__init__(client)
+        self.server = server
+        self._latency_s: float | None = None
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        try:
+            while True:
+                yield self.receive()
+        except ConnectionClosed:
+            return
+
+    def receive(self, timeout: float | None = None) -> str | bytes:
+        """Wait for the next message.
+
+        Args:
+            timeout: seconds to wait at most; None waits for ever.
+
+        Raises:
+            ConnectionClosed: there is none any more.
+            TimeoutError: none came in time.
+        """
+        with self._condition:
+            self._wait_until(lambda: bool(self._mailbox) or self.close_code is not None, timeout)
+            if not self._mailbox:
+                raise self._ended()
+            return self._take()
+
+    def send(
+        self, data: str | bytes | bytearray | memoryview, timeout: float | None = None
+    ) -> None:
+        """Send a message, and wait while the client has much still to read.
+
+        Args:
+            data: as ``Client.send``.
+            timeout: seconds to wait at most; the message is on its way even then.
+
+        Raises:
+            ConnectionClosed: the client is gone or being closed.
+            TimeoutError: the client is slow.
+            TypeError, UnicodeEncodeError: as ``Client.send``.
+        """
+        frame = encode_message(data)
+        with self._condition:
+            if not self.client.send_frame(frame):
+                raise self._ended()
+            self._wait_until(lambda: self.client.queued_bytes <= SEND_HIGH_BYTES, timeout)
+
+    def ping(self, timeout: float | None = None) -> float:
+        """Ask for a sign of life; return the seconds it took.
+
+        Raises:
+            ConnectionClosed: it is gone, or went before it answered.
+            TimeoutError: it did not answer in time.
+        """
+        with self._condition:
+            self._latency_s = None
+            if self.close_code is not None or not self.client.ping():
+                raise self._ended()
+            self._wait_until(
+                lambda: self._latency_s is not None or self.close_code is not None, timeout
+            )
+            if self._latency_s is None:
+                raise self._ended()
+            return self._latency_s
+
+    def take_in(self, event: Event) -> None:
+        """Take an event of this connection."""
+        with self._condition:
+            if isinstance(event, PongEvent):
+                self._latency_s = event.latency_s
+            super().take_in(event)
+
+    def finish(self, code: int) -> None:
+        """Close it, if it is not: nobody takes its messages any more."""
+        with self._condition:
+            super().finish(code)
+
+    def _wake(self) -> None:
+        self._condition.notify_all()
+
+    def _wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
+        if not self._condition.wait_for(condition, timeout_s):
+            raise TimeoutError(f"{self.client} had nothing to say within {timeout_s:g} s")
+
+
+class ThreadServer:
+    """What ``serve`` gives: a server with a thread of its own, and those of the handlers."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        handler: Handler,
+        max_threads: int,
+        settings: dict[str, Any],
+    ) -> None:
+        self.server = Server(path, **settings)
+        loop_of(self.server).parts_when_told = True
+        self._handler = handler
+        self._connections: dict[Client | None, Connection] = {}
+        self._pool = ThreadPoolExecutor(max_threads, "apachews-handler")
+        self._running: set[Future[None]] = set()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._dispatch, name="apachews-server")
+        self._thread.start()
+
+    def __enter__(self) -> ThreadServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> str:
+        """The socket file."""
+        return self.server.path
+
+    def clients(self) -> list[Client]:
+        """Return the clients that are connected; see ``Server.clients``."""
+        return self.server.clients()
+
+    def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
+        """Send a message to every client, without waiting; see ``Server.broadcast``."""
+        return self.server.broadcast(data)
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name; see ``Server.group``."""
+        return self.server.group(name)
+
+    def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
+        """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
+
+        A handler goes on until it returns, and what it sends until then arrives.
+        """
+        self.server.drain(timeout)
+
+    def wait_closed(self) -> None:
+        """Wait until the server was closed or drained, and all handlers have ended.
+
+        Raises:
+            Exception: what a function raised that ``call_soon()`` was given.
+        """
+        self._join()
+
+    def close(self, spread: float = 0.0) -> None:
+        """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
+
+        Ten seconds at most; what goes on after that is logged, and goes on.
+        """
+        clients = self.server.clients()
+        for client in clients if spread else ():
+            client.close(wire.GOING_AWAY, "the server closes")
+            time.sleep(spread / len(clients))
+        self.server.close()
+        self._join()
+
+    def _dispatch(self) -> None:
+        try:
+            self._feed()
+        except BaseException as error:  # of a function that call_soon() was given, perhaps
+            self._failure = error
+            self.server.close()
+            self._feed()
+        late = wait(self._running, HANDLER_END_S).not_done
+        if late:
+            _logger.error("%s: %d handlers go on though it has ended", self.path, len(late))
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _feed(self) -> None:
+        """Give every event to its connection, until the server ends."""
+        for event in self.server:
+            if isinstance(event, AcceptEvent):
+                self._begin(event.client())
+            elif (connection := self._connections.get(event.client_or_none())) is not None:
+                connection.take_in(event)
+
+    def _join(self) -> None:
+        self._thread.join()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _begin(self, client: Client) -> None:
+        connection = self._connections[client] = Connection(client, self)
+        future = self._pool.submit(self._handle, connection)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+
+    def _handle(self, connection: Connection) -> None:
+        client = connection.client
+        code = wire.NORMAL
+        try:
+            self._handler(connection)
+        except (ConnectionClosed, ServerClosed):
+            pass  # it sent to a client that had gone: that is its end
+        except Exception:
+            code = wire.INTERNAL_ERROR
+            _logger.exception("%s: its handler failed", client)
+        finally:
+            self._connections.pop(client, None)
+            connection.finish(code)
+
+
+def serve(
+    path: str | os.PathLike[str],
+    handler: Handler,
+    *,
+    max_threads: int = MAX_THREADS,
+    **settings: Any,
+) -> ThreadServer:
+    """Serve; the result is a context manager that closes the server.
+
+    Args:
+        path: the socket file.
+        handler: called with each ``Connection``, in a thread of a pool; when it returns,
+            the connection is closed with 1000; when it raises, that is logged, and the
+            connection is closed with 1011.
+        max_threads: handlers that run at the same time; other clients wait.
+        settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
+
+    Raises:
+        What ``apachews.Server`` does.
+    """
+    return ThreadServer(path, handler, max_threads, settings)
