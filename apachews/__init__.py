@@ -29,14 +29,17 @@ from .events import (
 from .exceptions import (
     ApachewsError,
     ConnectionClosed,
+    NobodyListens,
     NotAsked,
     NotASocket,
+    PublishError,
     ServerClosed,
     ServerError,
     SocketInUse,
     WireError,
 )
 from .groups import Delivery, Group
+from .publishing import publish
 from .server import Server
 
 __all__ = [
@@ -53,12 +56,15 @@ __all__ = [
     "Group",
     "InvalidEvent",
     "MessageEvent",
+    "NobodyListens",
     "NotASocket",
     "NotAsked",
     "PongEvent",
+    "PublishError",
     "Server",
     "ServerClosed",
     "ServerError",
     "SocketInUse",
     "WireError",
+    "publish",
 ]

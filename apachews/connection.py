@@ -48,6 +48,7 @@ class State(enum.Enum):
     """Where a connection is in its life; it only ever moves down this list."""
 
     CONNECTING = "no OPEN yet"
+    PUBLISHING = "it is no client: what it sends is for clients"
     ASKED = "the bridge waits for an ANSWER"
     OPEN = "messages flow"
     MOVING = "messages flow; a MOVE is sent or queued, the bridge's is awaited"
@@ -223,6 +224,11 @@ class Connection:
         if self.is_paused != is_paused:
             self.is_paused = is_paused
             self._changed(self)
+
+    def send_published(self, published: wire.Published) -> None:
+        """Answer a message that was published."""
+        if self.state is State.PUBLISHING:
+            self._write(published.encode())
 
     def flush_nowait(self) -> None:
         """Send what the kernel takes of the queue."""

@@ -6,6 +6,8 @@
      +-- ServerError        the socket file cannot be served: path, problem, mend
      |    +-- SocketInUse   another producer listens there
      |    +-- NotASocket    the path holds something that is no socket
+     |    +-- NobodyListens publish(): no producer listens there
+     |    +-- PublishError  publish(): the producer did not answer
      +-- ServerClosed       dequeue() after close()
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
@@ -20,8 +22,10 @@ from __future__ import annotations
 __all__ = [
     "ApachewsError",
     "ConnectionClosed",
+    "NobodyListens",
     "NotASocket",
     "NotAsked",
+    "PublishError",
     "ServerClosed",
     "ServerError",
     "SocketInUse",
@@ -65,6 +69,24 @@ class NotASocket(ServerError):
     def __init__(self, path: str) -> None:
         super().__init__(
             path, "there is a file here that is no socket", "move it away, or serve on another path"
+        )
+
+
+class NobodyListens(ServerError):
+    """No producer listens on the socket file, or there is none."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "no producer listens here", "start it, or look at the path")
+
+
+class PublishError(ServerError):
+    """The producer ended before it answered, or does not know PUBLISH."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path,
+            "the producer did not answer",
+            "it has just ended, or its library is older than publish(): look at its log",
         )
 
 

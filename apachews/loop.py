@@ -32,13 +32,14 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from . import wire
 from .acceptor import Acceptor
-from .client import Client
+from .client import Client, encode_message
 from .connection import RECEIVING, Connection, State
 from .events import (
     AcceptEvent,
@@ -51,9 +52,12 @@ from .events import (
     PongEvent,
 )
 from .exceptions import ServerClosed
+from .groups import Delivery, Group
 from .listener import SocketFile
 from .messages import Moved, Violation
 from .notify import start_heartbeat
+from .publications import Publications
+from .siblings import Siblings
 
 # Events after which a turn ends; one read of the smallest messages gives 32768.
 TURN_EVENTS: Final = 1000
@@ -75,6 +79,7 @@ class Loop:
         file: listens; closed here.
         max_message_bytes, max_queue_bytes: as ``Server``.
         on_ending: called once it closes or drains.
+        siblings: other workers of the same socket; closed here.
 
     Attributes:
         lock: held by whoever calls anything or looks at anything here.
@@ -93,6 +98,7 @@ class Loop:
         max_message_bytes: int,
         max_queue_bytes: int,
         on_ending: Callable[[], None],
+        siblings: Siblings | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self.events: deque[Event] = deque()
@@ -121,6 +127,9 @@ class Loop:
         self._epoll = select.epoll()
         self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
         self._acceptor = Acceptor(self._file, self._epoll)
+        # A group lives as long as it has a member, or somebody has it in hand.
+        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
+        self._publications = Publications(self._deliver, self._epoll, siblings)
 
     def fileno(self) -> int:
         """Return what becomes readable when ``turn(0)`` has something to do."""
@@ -170,6 +179,24 @@ class Loop:
                 self._parting = moved
         return event
 
+    def group(self, name: str) -> Group:
+        """Return the group of this name."""
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = Group(name, self.lock)
+        return group
+
+    def broadcast(self, frame: bytes) -> int:
+        """Send a frame to all clients; return how many it was sent to or queued for."""
+        return sum(connection.send_frame(frame) for connection in list(self.connections.values()))
+
+    def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
+        if group is not None:
+            return self.group(group).broadcast(message)
+        clients = sum(connection.client is not None for connection in self.connections.values())
+        reached = self.broadcast(encode_message(message))
+        return Delivery(reached, clients - reached)
+
     def call_soon(self, function: Callable[[], object]) -> None:
         """Have a function called between two events; from any thread, without the lock."""
         self._calls.append(function)
@@ -194,7 +221,10 @@ class Loop:
             # workers end: the supervisor has removed the file then.)
             self._acceptor.stop()
         for connection in list(self.connections.values()):
-            self._move(connection)
+            if connection.state is State.PUBLISHING:
+                self._forget(connection)  # it has to do with whoever listens next
+            else:
+                self._move(connection)
         self._on_ending()
         self._tell()
 
@@ -241,7 +271,8 @@ class Loop:
                 continue
             connection = self.connections.get(fd)
             if connection is None:
-                continue  # it went away meanwhile
+                self._publications.run(fd)
+                continue  # or it went away meanwhile
             if ready & select.EPOLLOUT:
                 connection.flush_nowait()
                 self._update(connection)
@@ -295,6 +326,8 @@ class Loop:
                 self._leave(wire.SERVICE_RESTART, "left to another producer: it took too long")
             else:
                 due.append(self._drain_deadline)
+        if (late_at := self._publications.run_timers(now)) is not None:
+            due.append(late_at)
         if self._acceptor.again_at is not None:
             if self._acceptor.again_at <= now:
                 self._acceptor.end_rest()
@@ -336,6 +369,11 @@ class Loop:
             if isinstance(item, (str, bytes)):
                 if connection.state in RECEIVING:
                     self.events.append(MessageEvent(connection.client, item))
+                elif connection.state is State.PUBLISHING:
+                    self._publications.receive(connection, item)
+            elif isinstance(item, wire.Publish):
+                connection.state = State.PUBLISHING
+                self._publications.begin(connection, item)
             elif isinstance(item, wire.Open):
                 connection.client = Client(connection, item)
                 connection.state = State.ASKED if item.answer_required else State.OPEN
@@ -363,7 +401,8 @@ class Loop:
             _logger.warning("%s: ignored frames of opcodes %s", connection.client, opcodes)
 
     def _receive_eof(self, connection: Connection) -> None:
-        if connection.state is not State.CONNECTING or not connection.reader.is_idle:
+        may_leave = connection.state in (State.CONNECTING, State.PUBLISHING)
+        if not may_leave or not connection.reader.is_idle:
             reason = "it was refused" if connection.was_rejected else "the connection broke off"
             self._end(connection, wire.ABNORMAL, reason)
         # Otherwise somebody looked whether a producer listens, and left.
@@ -409,6 +448,7 @@ class Loop:
             connection.close()
             if connection.client:
                 connection.client.leave_groups()
+            self._publications.end(connection)
             if self.is_draining and not self.connections:
                 self._tell()
 
@@ -455,6 +495,8 @@ class Loop:
 
     def release(self) -> None:
         """Close the descriptors; again does nothing."""
+        if not self._epoll.closed:
+            self._publications.close()
         self._wake_reader.close()
         self._wake_writer.close()
         self._epoll.close()

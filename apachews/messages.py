@@ -47,7 +47,7 @@ class Violation:
     reason: str
 
 
-Item: TypeAlias = "str | bytes | wire.Open | wire.Close | Pong | Moved | Violation"
+Item: TypeAlias = "str | bytes | wire.Open | wire.Publish | wire.Close | Pong | Moved | Violation"
 
 _TEXT_WHOLE: Final = wire.FIN | wire.TEXT
 
@@ -185,6 +185,9 @@ class MessageReader:
                 raise WireError("a second OPEN")
             self._opened = True
             items.append(wire.Open.decode(payload))
+        elif opcode == wire.PUBLISH and not self._opened:
+            self._opened = True
+            items.append(wire.Publish.decode(payload))
         elif not self._opened:
             raise WireError("the first frame is not OPEN")
         elif opcode == wire.CLOSE:

@@ -104,11 +104,10 @@ class Server:
             raise ValueError("a server with workers must be the only one of its program")
         self._file = SocketFile(os.fspath(path), mode, group, exclusive)
         notify_ready(f"listening on {self._file.path}")
-        if workers:
-            fork_workers(workers, self._file)
-        self._loop = Loop(self._file, max_message_bytes, max_queue_bytes, _notify_stopping)
-        # A group lives as long as it has a member, or somebody has it in hand.
-        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
+        siblings = fork_workers(workers, self._file) if workers else None
+        self._loop = Loop(
+            self._file, max_message_bytes, max_queue_bytes, _notify_stopping, siblings
+        )
         _servers[id(self)] = self
 
     @property
@@ -185,16 +184,12 @@ class Server:
         """
         frame = encode_message(data)
         with self._loop.lock:
-            connections = list(self._loop.connections.values())
-            return sum(connection.send_frame(frame) for connection in connections)
+            return self._loop.broadcast(frame)
 
     def group(self, name: str) -> Group:
         """Return the group of this name; one that nobody has joined yet is empty."""
         with self._loop.lock:
-            group = self._groups.get(name)
-            if group is None:
-                group = self._groups[name] = Group(name, self._loop.lock)
-            return group
+            return self._loop.group(name)
 
     def language(self, client: Client) -> str | None:
         """Return the language the client's browser prefers, as ``en-GB``, or None.

@@ -22,13 +22,15 @@ from .exceptions import WireError
 
 VERSION: Final = 1
 
-# Opcodes (RFC 6455 5.2), and OPEN, ANSWER and MOVE, which take numbers reserved there.
+# Opcodes (RFC 6455 5.2), and OPEN, ANSWER, MOVE and PUBLISH, which take numbers reserved
+# there.
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
 OPEN: Final = 0x3
 ANSWER: Final = 0x4
 MOVE: Final = 0x5
+PUBLISH: Final = 0x6
 CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA
@@ -255,12 +257,7 @@ class Open:
             WireError: no JSON object, another version, or a member that is
                 missing or of the wrong type.
         """
-        try:
-            document = json.loads(payload.decode())
-        except (ValueError, RecursionError) as error:
-            raise WireError("OPEN is not a JSON document in UTF-8") from error
-        if not isinstance(document, dict) or document.get("version") != VERSION:
-            raise WireError(f"OPEN is not of version {VERSION} of the wire")
+        document = _decode_json(payload, "OPEN")
         try:
             request, subprotocols = document["request"], document["subprotocols"]
             return cls(
@@ -288,6 +285,76 @@ class Open:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"OPEN lacks a member or has one of the wrong type: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """What a program that is no bridge says in its first frame: it has messages for clients.
+
+    Attributes:
+        group: for whom: a group's name; None for all clients.
+    """
+
+    group: str | None
+
+    def encode(self) -> bytes:
+        """Return the PUBLISH frame."""
+        document = {"version": VERSION, "group": self.group}
+        return encode_frame(PUBLISH, json.dumps(document, separators=(",", ":")).encode())
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Publish:
+        """Read the payload of a PUBLISH frame; members it does not know are ignored.
+
+        Raises:
+            WireError: no JSON object, another version, or no group.
+        """
+        document = _decode_json(payload, "PUBLISH")
+        group = document.get("group")
+        if group is not None and not isinstance(group, str):
+            raise WireError(f"the group of PUBLISH is neither text nor null: {group!r:.80}")
+        return cls(group)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the producer answers to each message that was published.
+
+    Attributes:
+        reached, skipped: clients that it was sent to or queued for, and that it was not.
+    """
+
+    reached: int
+    skipped: int
+
+    def encode(self) -> bytes:
+        """Return the PUBLISH frame."""
+        document = {"version": VERSION, "reached": self.reached, "skipped": self.skipped}
+        return encode_frame(PUBLISH, json.dumps(document, separators=(",", ":")).encode())
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Published:
+        """Read the payload of a PUBLISH frame.
+
+        Raises:
+            WireError: no JSON object, another version, or a member that is missing or no
+                number.
+        """
+        document = _decode_json(payload, "PUBLISH")
+        reached, skipped = document.get("reached"), document.get("skipped")
+        if not isinstance(reached, int) or not isinstance(skipped, int):
+            raise WireError("the answer to PUBLISH lacks its numbers")
+        return cls(reached, skipped)
+
+
+def _decode_json(payload: bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(payload.decode())
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"{name} is not a JSON document in UTF-8") from error
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        raise WireError(f"{name} is not of version {VERSION} of the wire")
+    return document
 
 
 def require_text(value: Any) -> str:

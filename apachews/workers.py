@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .notify import NotifyReceiver, notify, watchdog_timeout_s
+from .siblings import Siblings
 from .signals import Lifeline, Signals, signal_at_end_of
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class _Worker:
     start_at: float | None = 0.0  # None while it runs, and when it is done
 
 
-def fork_workers(count: int, file: SocketFile) -> None:
-    """Fork; return in the workers only.
+def fork_workers(count: int, file: SocketFile) -> Siblings:
+    """Fork; return in the workers only, what they hear each other through.
 
     Args:
         count: how many, 1 or more.
@@ -78,7 +79,7 @@ def fork_workers(count: int, file: SocketFile) -> None:
     supervisor = _Supervisor(count, file)
     if supervisor.run():
         file.share()
-        return
+        return supervisor.siblings
     file.close()
     raise SystemExit(supervisor.status)
 
@@ -93,6 +94,7 @@ class _Supervisor:
         self._next_sign_at = 0.0
         self._signals = Signals((*_PASSED_ON, signal.SIGCHLD))
         self._receiver = NotifyReceiver()
+        self.siblings = Siblings(count)
 
     def run(self) -> bool:
         """Return True in a worker, and False here when all is over."""
@@ -105,6 +107,7 @@ class _Supervisor:
                 return True
             if not any(worker.pid or worker.start_at is not None for worker in self._workers):
                 self._close()
+                self.siblings.close()
                 return False
             poll.poll(min(wait_s * 1000, 3_600_000))
             self._receive()
@@ -145,6 +148,7 @@ class _Supervisor:
             pid = os.fork()
             if not pid:
                 self._become_worker(lifeline)
+                self.siblings.become(self._workers.index(worker))
                 return True
         except OSError as error:
             lifeline.keep()

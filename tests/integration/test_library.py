@@ -8,11 +8,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from apachews import Event, PongEvent, aio, threads
+import pytest
+
+from apachews import Event, NobodyListens, PongEvent, aio, publish, threads
+from deploy import private_apache
 
 from ..conftest import wait_for
 from ..crowd import crowd
 from ..frames import masked
+from ..producers import ended, program, running
 from ..raw_client import RawClient
 from ..site import Site
 
@@ -134,3 +138,28 @@ def test_a_room(event_site: Site) -> None:
         for client in clients:
             client.socket.close()
         wait_for(lambda: not server.group("/rooms.ws?room=0"))
+
+
+@pytest.mark.parametrize("workers", ["0", "3"])
+def test_published_by_another_program(event_site: Site, workers: str) -> None:
+    path = event_site.docroot / "news.ws"
+    command = (program(event_site.apache.root), str(path), workers)
+    with running(*command, **private_apache.as_apache_user()) as producer:
+        wait_for(path.exists, what=producer.poll)
+        clients = [
+            RawClient(event_site.dial(scheme)).upgrade("/news.ws")
+            for scheme in ("ws", "wss1.2", "wss1.3") * 3
+        ]
+        # (A handshake is answered before its producer has looked.)
+        wait_for(lambda: publish(path, "hello") == (9, 0))
+        assert publish(path, "hello", group="room") == (0, 0)
+        assert publish(path, b"\x00last") == (9, 0)
+        for client in clients:
+            while (frame := client.read_data_frame()) != (0x82, b"\x00last"):
+                assert frame == (0x81, b"hello")
+            client.socket.close()
+        producer.terminate()
+        ended(producer)
+    with pytest.raises(NobodyListens):
+        publish(path, "hello")
+    path.unlink(missing_ok=True)

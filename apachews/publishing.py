@@ -1,0 +1,85 @@
+"""Messages for a producer's clients, from any other program on the machine.
+
+Contract: one call, which blocks; no thread, no state.  What is behind it is PUBLISH in
+docs/wire.md, a few lines in any language.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Final
+
+from . import wire
+from .client import encode_message
+from .exceptions import NobodyListens, PublishError
+from .groups import Delivery
+
+# Between two events a producer has; siblings of a worker are waited for for as long.
+TIMEOUT_S: Final = 10.0
+
+_NOBODY: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})
+
+
+def publish(
+    path: str | os.PathLike[str],
+    data: str | bytes | bytearray | memoryview,
+    group: str | None = None,
+    *,
+    timeout: float = TIMEOUT_S,
+) -> Delivery:
+    """Send a message to the clients of the producer that listens on a socket file.
+
+    From wherever: a cron job, another web application, a shell (``apachews publish``).
+    Who may is who may write to the file.
+
+    Args:
+        path: the socket file.
+        data: as ``Client.send``.
+        group: whose members get it (``Server.group``); None: every client.
+        timeout: seconds to wait at most, for the connection and for the answer.
+
+    Returns:
+        Whom it reached.  Nobody, where there is no client or no such group.
+
+    Raises:
+        NobodyListens: no producer listens there.
+        PublishError: the producer ended before it answered, or does not know PUBLISH.
+        TimeoutError: it is too busy; whether it goes out later is not known.
+        OSError: no permission, or a file that is no socket; the path is in it.
+        TypeError, UnicodeEncodeError: as ``Client.send``.
+    """
+    name = os.fspath(path)
+    frame = encode_message(data)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(name)
+        except OSError as error:
+            if error.errno in _NOBODY:
+                raise NobodyListens(name) from error
+            error.filename = name
+            raise
+        try:
+            sock.sendall(wire.Publish(group).encode() + frame)
+            return _receive_answer(sock, name)
+        except ConnectionError as error:
+            raise PublishError(name) from error
+
+
+def _receive_answer(sock: socket.socket, path: str) -> Delivery:
+    data = b""
+    while True:
+        more = sock.recv(4096)
+        if not more:
+            raise PublishError(path)
+        data += more
+        header = wire.decode_header(data, 0)
+        if header is not None:
+            first, length, start = header
+            if first != wire.FIN | wire.PUBLISH:
+                raise PublishError(path)
+            if len(data) >= start + length:
+                published = wire.Published.decode(data[start : start + length])
+                return Delivery(published.reached, published.skipped)
