@@ -11,7 +11,8 @@ What the supervisor does:
 - SIGTERM, SIGINT and SIGHUP are passed on, and no worker is replaced any more.
   What a worker does then is the program's business, whose handlers, or the default
   ones, it has.  The socket file goes before that: a client that a worker hands on
-  is not to come to another that ends as well.
+  is not to come to another that ends as well.  A signal that the program was started
+  to ignore is ignored.
 - When all have ended so does it, and the socket file goes in any case.  The exit
   status is 0, or that of the last worker that failed and was not replaced: its own,
   or 128 and the number of the signal.
@@ -92,7 +93,9 @@ class _Supervisor:
         self._workers = [_Worker() for _ in range(count)]
         self._timeout_s = watchdog_timeout_s()
         self._next_sign_at = 0.0
-        self._signals = Signals((*_PASSED_ON, signal.SIGCHLD))
+        # What is ignored (nohup; a shell's background job) is so by the workers as well.
+        heard = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
+        self._signals = Signals((*heard, signal.SIGCHLD))
         self._receiver = NotifyReceiver()
         self.siblings = Siblings(count)
 

@@ -16,7 +16,7 @@ from apachews.notify import NotifyReceiver
 
 from ..bridge_by_hand import Bridge
 from ..conftest import wait_for
-from ..producers import children_of, ended, is_alive, program, running
+from ..producers import ECHO, children_of, ended, is_alive, program, running
 
 
 @pytest.fixture
@@ -87,6 +87,17 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(
         status, output = ended(process)
     assert status == 128 + signal.SIGINT
     assert "a worker ended with status 137; another one starts in 0 s" in output
+
+
+def test_a_signal_that_is_ignored_is_ignored(short_path: Path, path: str) -> None:
+    """As with nohup, when the terminal is closed."""
+    text = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + ECHO
+    with running(program(short_path, text), path, "2") as process:
+        two_workers(process, path)
+        process.send_signal(signal.SIGHUP)
+        assert int(ask(path)) in two_workers(process, path)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 128 + signal.SIGTERM
 
 
 def test_workers_that_are_done_are_not_replaced(short_path: Path, path: str) -> None:
