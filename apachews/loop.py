@@ -382,6 +382,8 @@ class Loop:
                     connection.send_close(wire.GOING_AWAY, "the server closes")
                 if self._drain_deadline is not None:
                     self._move(connection)
+            elif isinstance(item, wire.Close) and connection.state is State.PUBLISHING:
+                self._forget(connection)
             elif isinstance(item, wire.Close):
                 if connection.state is not State.CLOSED:
                     self.events.append(CloseEvent(connection.client, "", item.code, item.reason))

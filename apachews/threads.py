@@ -41,6 +41,7 @@ Handler = Callable[["Connection"], object]
 MAX_THREADS: Final = 100
 
 _logger: Final = logging.getLogger("apachews")
+_here: Final = threading.local()  # ``server``: the one whose handlers run in this thread
 
 
 class Connection(HandledConnection):
@@ -203,14 +204,16 @@ class ThreadServer:
     def close(self, spread: float = 0.0) -> None:
         """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
 
-        Ten seconds at most; what goes on after that is logged, and goes on.
+        Ten seconds at most; what goes on after that is logged, and goes on.  Called by
+        one of them it does not wait.
         """
         clients = self.server.clients()
         for client in clients if spread else ():
             client.close(wire.GOING_AWAY, "the server closes")
             time.sleep(spread / len(clients))
         self.server.close()
-        self._join()
+        if getattr(_here, "server", None) is not self:
+            self._join()
 
     def _dispatch(self) -> None:
         try:
@@ -247,6 +250,7 @@ class ThreadServer:
     def _handle(self, connection: Connection) -> None:
         client = connection.client
         code = wire.NORMAL
+        _here.server = self
         try:
             self._handler(connection)
         except (ConnectionClosed, ServerClosed):

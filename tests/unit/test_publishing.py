@@ -101,6 +101,8 @@ def test_a_publisher_may_say_much_and_is_no_client(path: Path) -> None:
         while answers.count(b"reached") < 100:
             answers += publisher.recv(65536)
         assert answers == wire.Published(1, 0).encode() * 100
+        publisher.sendall(wire.encode_frame(wire.CLOSE, wire.encode_close(1000)))
+        assert publisher.recv(1) == b""
         assert len(server.clients()) == 1
         received: list[object] = []
         while len(received) < 100:

@@ -236,6 +236,21 @@ def test_a_handler_that_goes_on_is_left_behind(
     assert "1 handlers go on" in caplog.text
 
 
+def test_a_handler_may_close_the_server(short_path: Path) -> None:
+    def end(connection: threads.Connection) -> None:
+        connection.receive()
+        connection.server.close()
+
+    with serving(short_path, end) as (server, bridge):
+        bridge.send(wire.TEXT, b"end")
+        started_at = time.monotonic()
+        server.wait_closed()
+        assert time.monotonic() - started_at < 5
+        (goodbye,) = bridge.read_available()
+        assert isinstance(goodbye, wire.Close)
+        assert goodbye.code in (1000, 1001)  # its own end, or the server's
+
+
 def test_goodbyes_are_spread(short_path: Path) -> None:
     with serving(short_path, echo) as (server, bridge):
         other = Bridge(server.path)
