@@ -288,6 +288,9 @@ class Loop:
 
     def _poll(self, wait_s: float | None) -> list[tuple[int, int]]:
         """Wait, without the lock; a zero wait lets others have it as well."""
+        if self.is_closed:
+            # Nobody else is to find it half closed.
+            return self._epoll.poll(wait_s)
         self.is_awaited = True
         self.lock.release()
         try:

@@ -240,7 +240,8 @@ class Server:
 
         Waits for ``spread``, and at most a second for the last goodbyes to leave; where
         another thread waits in ``dequeue()``, that does this, and here it returns at
-        once.  Nothing more is read of the clients.  Each still gets its ConnectionClosed
+        once.  (Other threads wait meanwhile with whatever they want of the server.)
+        Nothing more is read of the clients.  Each still gets its ConnectionClosed
         event.  Closing again does nothing.
 
         Args:

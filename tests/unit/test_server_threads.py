@@ -150,3 +150,21 @@ def test_another_thread_hands_the_clients_on(server: Server, bridge: Bridge) -> 
         wait_for(bridge.read_available)
         bridge.send(wire.MOVE)
         wait_for(lambda: events[-1].code == 1012)
+
+
+def test_nobody_finds_a_server_half_closed(server: Server, bridge: Bridge) -> None:
+    """A thread that comes for events while another says its goodbyes to a slow client."""
+    accepted = server.dequeue(5)
+    assert accepted
+    flooded = accepted.client()
+    while flooded.queued_bytes == 0:
+        flooded.send(b"x" * 50_000)
+    closing = threading.Thread(target=server.close)
+    closing.start()
+    wait_for(lambda: server._loop.is_closed)
+    with pytest.raises(ServerClosed):
+        while True:
+            server.dequeue_nowait()
+    assert not flooded.queued_bytes, "it was given up"
+    closing.join(10)
+    assert not closing.is_alive()
