@@ -36,6 +36,7 @@ class HandMade:
         self.listener.settimeout(10)
         self.opened: wire.Open
         self.received: list[Item] = []  # what came together with it
+        self.ids: set[str] = set()  # of all that it accepted
 
     def accept(self) -> socket.socket:
         """Return the socket of the next client, whose OPEN is ``self.opened`` then."""
@@ -48,6 +49,7 @@ class HandMade:
             assert isinstance(items[0], wire.Open)
             self.opened, self.received = items[0], items[1:]
             if self.opened.id not in _over:
+                self.ids.add(self.opened.id)
                 return sock
             sock.close()
 
@@ -64,6 +66,7 @@ def by_hand(site: Site, name: str) -> Iterator[HandMade]:
         yield producer
     finally:
         producer.close()
+        _over.update(producer.ids)
 
 
 @contextmanager
@@ -75,7 +78,6 @@ def hand_made(site: Site, scheme: str) -> Iterator[tuple[RawClient, socket.socke
         producer.accept() as sock,
     ):
         yield client, sock
-        _over.add(producer.opened.id)
 
 
 @pytest.mark.parametrize(
