@@ -135,7 +135,7 @@ class Connection(HandledConnection):
 
     def _wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
         if not self._condition.wait_for(condition, timeout_s):
-            raise TimeoutError(f"{self.client} had nothing to say within {timeout_s:g} s")
+            raise TimeoutError(f"{self.client}: waited {timeout_s:g} s in vain")
 
 
 class ThreadServer:

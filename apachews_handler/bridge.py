@@ -131,12 +131,10 @@ class Bridge:
 
     def warn(self, problem: str) -> None:
         """Log why clients get a goodbye though others take this child's place; once frozen."""
-        connections = self._loop.connections()
-        for connection in connections:
-            connection.log.write(
-                "warn", f"{len(connections)} WebSockets are closed with 1001: {problem}"
-            )
-            return
+        connections = list(self._loop.connections())
+        connections[0].log.write(  # what is frozen has at least one
+            "warn", f"{len(connections)} WebSockets are closed with 1001: {problem}"
+        )
 
     def thaw(self) -> Loop:
         """Return the loop of a bridge that was frozen, for the calling thread to go on with.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import apachews.publications
 from apachews import (
     Delivery,
     Event,
@@ -248,7 +247,6 @@ def test_a_worker_that_hangs_keeps_a_publisher_waiting_for_some_time_only(
     short_path: Path, path: Path
 ) -> None:
     text = f"import apachews.publications as p\np.ANSWER_TIMEOUT_S = 0.3\n{WORKERS}"
-    assert apachews.publications.ANSWER_TIMEOUT_S > 1
     with running(program(short_path, text), str(path)) as supervisor:
         wait_for(path.exists, what=supervisor.poll)
         bridges = [Bridge(str(path)) for _ in range(9)]
