@@ -247,7 +247,10 @@ class Loop:
             if connection.producer_mask & _IN:
                 data: bytes | None
                 try:
-                    data = connection.producer.recv(connection.settings.max_buffer)
+                    # What is kept back is of the same buffer, and always less than one.
+                    data = connection.producer.recv(
+                        connection.settings.max_buffer - session.kept_bytes
+                    )
                 except BlockingIOError:
                     data = None
                 except OSError:

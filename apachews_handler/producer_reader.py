@@ -114,6 +114,11 @@ class ProducerReader:
         self._next_first = 0  # first byte of its next piece: RSV1 and opcode, then 0
 
     @property
+    def kept_bytes(self) -> int:
+        """How many bytes are kept back: of a header, or of a frame, that is not whole."""
+        return len(self._rest)
+
+    @property
     def is_between_frames(self) -> bool:
         """True where a frame of the bridge's may follow what is in ``client_out``."""
         return not self._remaining or self._discards or self._is_compressing

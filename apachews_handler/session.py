@@ -182,6 +182,14 @@ class Session:
         return len(self._waiting)
 
     @property
+    def kept_bytes(self) -> int:
+        """How many bytes of the producer's are kept back until their frame is whole.
+
+        The driver reads that much less of a buffer.
+        """
+        return self._producer.kept_bytes
+
+    @property
     def is_moving(self) -> bool:
         """True where the producer asked for another one in its place."""
         return self._producer.wants_to_move

@@ -189,6 +189,28 @@ def test_a_client_that_does_not_read_stops_its_producer_and_nobody_else(
     assert slow.client_reads(len(frame)) == frame
 
 
+class Gauge(PlainTransport):
+    """Notes the most that waited for the client."""
+
+    most_bytes = 0
+
+    def send(self, data: bytes | memoryview) -> int:
+        self.most_bytes = max(self.most_bytes, len(data))
+        return super().send(data)
+
+
+def test_what_is_kept_back_of_a_frame_counts_as_held(connect: Callable[..., Peers]) -> None:
+    peers = connect(transport=Gauge)
+    frame = wire.encode_frame(wire.BINARY, bytes(60_000))
+    writer = threading.Thread(target=peers.producer.sendall, args=(frame * 200,))
+    writer.start()
+    assert peers.client_reads(200 * len(frame)) == frame * 200
+    writer.join()
+    transport = peers.connection.transport
+    assert isinstance(transport, Gauge)
+    assert len(frame) <= transport.most_bytes <= MAX_BUFFER
+
+
 def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., Peers]) -> None:
     peers = connect()
     frame = masked(0x82, b"x" * 10_000)
