@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from . import wire
-from .client import Client
-from .events import AcceptEvent, Event, PongEvent
+from .client import Client, encode_json, encode_message
+from .events import AcceptEvent, Event, PongEvent, decode_json
 from .exceptions import ConnectionClosed, ServerClosed
 from .groups import Group
 from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection
@@ -81,7 +81,18 @@ class Connection(HandledConnection):
             ConnectionClosed: the client is gone or being closed.
             TypeError, UnicodeEncodeError: as ``Client.send``.
         """
-        if not self.client.send(data):
+        await self._send_frame(encode_message(data))
+
+    async def receive_json(self) -> Any:
+        """Wait for the next message; return its value, see ``Event.json``."""
+        return decode_json(await self.receive())
+
+    async def send_json(self, value: Any) -> None:
+        """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``."""
+        await self._send_frame(encode_json(value))
+
+    async def _send_frame(self, frame: bytes) -> None:
+        if not self.client.send_frame(frame):
             raise self._ended()
         while self.client.queued_bytes > SEND_HIGH_BYTES:
             await self._wait()

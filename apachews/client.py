@@ -6,6 +6,7 @@ does.  For any thread.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable
@@ -27,7 +28,8 @@ class Client:
 
     Attributes:
         request: the client's request: ``uri``, ``headers``, ``header(name)``,
-            ``remote``, ``user`` and more; see ``apachews.wire.Open``.
+            ``path``, ``query``, ``cookies``, ``remote``, ``user`` and more; see
+            ``apachews.wire.Open``.
         state: the program's own: whatever it wants to know of this client.
     """
 
@@ -136,6 +138,15 @@ class Client:
         """
         return self.send_frame(encode_message(data))
 
+    def send_json(self, value: Any) -> bool:
+        """Send a value as a JSON text; see ``send``.
+
+        Raises:
+            TypeError: something in it has no JSON.
+            ValueError: it refers to itself, or has a number that is not finite.
+        """
+        return self.send_frame(encode_json(value))
+
     def send_frame(self, frame: bytes) -> bool:
         """Send what ``encode_message`` gave, as ``send`` does."""
         with self._connection.lock:
@@ -208,6 +219,18 @@ def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:
     if isinstance(data, (bytes, bytearray, memoryview)):
         return wire.encode_frame(wire.BINARY, bytes(data))
     raise TypeError(f"a message is str or bytes, not {type(data).__name__}: {data!r:.80}")
+
+
+def encode_json(value: Any) -> bytes:
+    """Return the frame of one message with a JSON text.
+
+    Raises:
+        TypeError, ValueError: see ``Client.send_json``.
+    """
+    # Not finite numbers are no JSON (RFC 8259 6), though Python's module writes them.
+    return encode_message(
+        json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    )
 
 
 def connection_of(client: Client) -> Connection:

@@ -7,6 +7,7 @@ For the thread that runs ``dequeue()``.
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -141,6 +142,15 @@ class Event:
         """
         return self._read
 
+    def json(self) -> Any:
+        """Return the value of a message that is a JSON text.
+
+        Raises:
+            ValueError: it is not; json.JSONDecodeError says where.
+            ApachewsError: the event is no message.
+        """
+        raise ApachewsError(f"{self.type()!r} is no message")
+
     def write(self, data: str | bytes | bytearray | memoryview) -> bool:
         """Send a message to the client of the event; see ``Client.send``."""
         return self.client().send(data)
@@ -162,6 +172,19 @@ class Event:
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
         """Close the client of the event; see ``Client.close``."""
         self.client().close(code, reason)
+
+
+def decode_json(message: str | bytes) -> Any:
+    """Return the value of a JSON text, in UTF-8 where it is binary.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        # (json would take other encodings for bytes as well.)
+        return json.loads(message if isinstance(message, str) else message.decode())
+    except RecursionError as error:
+        raise ValueError("the JSON text is nested too deeply") from error
 
 
 class AcceptEvent(Event):
@@ -196,6 +219,10 @@ class MessageEvent(Event):
     def read(self) -> Any:
         """Return the message: str for text, bytes for binary."""
         return self._data
+
+    def json(self) -> Any:
+        """Return the value of a message that is a JSON text, see ``Event.json``."""
+        return decode_json(self._data)
 
 
 class PongEvent(Event):

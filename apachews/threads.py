@@ -28,8 +28,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from . import wire
-from .client import Client, encode_message
-from .events import AcceptEvent, Event, PongEvent
+from .client import Client, encode_json, encode_message
+from .events import AcceptEvent, Event, PongEvent, decode_json
 from .exceptions import ConnectionClosed, ServerClosed
 from .groups import Group
 from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection
@@ -94,7 +94,17 @@ class Connection(HandledConnection):
             TimeoutError: the client is slow.
             TypeError, UnicodeEncodeError: as ``Client.send``.
         """
-        frame = encode_message(data)
+        self._send_frame(encode_message(data), timeout)
+
+    def receive_json(self, timeout: float | None = None) -> Any:
+        """Wait for the next message; return its value, see ``receive`` and ``Event.json``."""
+        return decode_json(self.receive(timeout))
+
+    def send_json(self, value: Any, timeout: float | None = None) -> None:
+        """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``."""
+        self._send_frame(encode_json(value), timeout)
+
+    def _send_frame(self, frame: bytes, timeout: float | None) -> None:
         with self._condition:
             if not self.client.send_frame(frame):
                 raise self._ended()

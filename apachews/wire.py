@@ -17,6 +17,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import parse_qs, unquote
 
 from .exceptions import WireError
 
@@ -230,6 +231,29 @@ class Open:
             if key == name:
                 return value
         return None
+
+    @property
+    def path(self) -> str:
+        """The path of the URI, decoded: ``/chät.ws`` of ``/ch%C3%A4t.ws?room=1``."""
+        return unquote(self.uri.partition("?")[0])
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The variables of the URI's query, decoded; each may stand there several times."""
+        return parse_qs(self.uri.partition("?")[2], keep_blank_values=True)
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies, as they stand in the Cookie header (RFC 6265 5.4).
+
+        Of several of one name that is the first: the one of the longest path.
+        """
+        cookies: dict[str, str] = {}
+        for pair in (self.header("cookie") or "").split(";"):
+            name, found, value = pair.partition("=")
+            if found:
+                cookies.setdefault(name.strip(), value.strip().strip('"'))
+        return cookies
 
     def encode(self) -> bytes:
         """Return the OPEN frame."""

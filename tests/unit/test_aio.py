@@ -258,6 +258,18 @@ def test_ping(short_path: Path) -> None:
     assert 0 < took[0] < DEADLINE_S
 
 
+def test_json(short_path: Path) -> None:
+    async def handle(connection: aio.Connection) -> None:
+        await connection.send_json([await connection.receive_json()])
+
+    async def main() -> None:
+        async with serving(short_path, handle) as (_, bridge):
+            bridge.send(wire.TEXT, b'{"a": 1}')
+            assert (await until(bridge.read_available))[0] == '[{"a":1}]'
+
+    run(main())
+
+
 def test_groups_and_broadcasts(short_path: Path) -> None:
     async def join(connection: aio.Connection) -> None:
         connection.server.group("room").add(connection.client)

@@ -762,3 +762,31 @@ def test_a_loop_of_ones_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
     run_until(4)
     assert [event.type().name for event in events] == ["Accept", "IO", "ConnectionClosed", "Accept"]
     bridge.socket.close()
+
+
+@pytest.mark.parametrize("opcode", [wire.TEXT, wire.BINARY])
+def test_messages_that_are_json(server: Server, connect: Connect, opcode: int) -> None:
+    bridge, client = connect()
+    bridge.send(opcode, '{"grüße": [1, null]}'.encode())
+    value = next_event(server, Event.IO).json()
+    assert value == {"grüße": [1, None]}
+    assert client.send_json(value)
+    assert bridge.read_available() == ['{"grüße":[1,null]}']
+
+
+@pytest.mark.parametrize(
+    "payload", [b"{", b"\xff", "{}".encode("utf-16"), b"[" * 100_000], ids=repr
+)
+def test_messages_that_are_no_json(server: Server, connect: Connect, payload: bytes) -> None:
+    bridge, client = connect()
+    bridge.send(wire.BINARY, payload)
+    with pytest.raises(ValueError):
+        next_event(server, Event.IO).json()
+    with pytest.raises(ValueError):
+        client.send_json(float("nan"))
+    with pytest.raises(TypeError):
+        client.send_json({1, 2})
+    assert bridge.read_available() == []
+    bridge.socket.close()
+    with pytest.raises(ApachewsError):
+        next_event(server, Event.ConnectionClosed).json()

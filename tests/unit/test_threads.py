@@ -162,6 +162,15 @@ def test_a_client_is_not_read_while_its_handler_is_busy(short_path: Path) -> Non
         wait_for(lambda: len(received) == sent)
 
 
+def test_json(short_path: Path) -> None:
+    def handle(connection: threads.Connection) -> None:
+        connection.send_json([connection.receive_json()])
+
+    with serving(short_path, handle) as (_, bridge):
+        bridge.send(wire.TEXT, b'{"a": 1}')
+        assert items(bridge, 2)[0] == '[{"a":1}]'
+
+
 def test_waiting_has_a_limit(short_path: Path) -> None:
     late: list[str] = []
 

@@ -194,3 +194,31 @@ def test_the_documents_of_the_specification_are_read() -> None:
     sent = json.loads(open_.encode()[4:])
     assert json.loads(opens[0]).keys() == sent.keys()
     assert [Answer.decode(text.encode()).accepts for text in answers] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("uri", "path", "query"),
+    [
+        ("/a.ws", "/a.ws", {}),
+        ("/ch%C3%A4t.ws?a=1&b=&a=%262", "/chät.ws", {"a": ["1", "&2"], "b": [""]}),
+        ("/%FF.ws?%FF=%", "/\ufffd.ws", {"\ufffd": ["%"]}),
+        ("//a?b?c=d", "//a", {"b?c": ["d"]}),
+    ],
+)
+def test_what_a_uri_says(uri: str, path: str, query: dict[str, list[str]]) -> None:
+    open_ = wire.Open(id="x", uri=uri)
+    assert (open_.path, open_.query) == (path, query)
+
+
+@pytest.mark.parametrize(
+    ("header", "cookies"),
+    [
+        (None, {}),
+        ("", {}),
+        ("a=1; b=2", {"a": "1", "b": "2"}),
+        ('a="1";b=x=y; a=2; ; nonsense', {"a": "1", "b": "x=y"}),
+    ],
+)
+def test_cookies(header: str | None, cookies: dict[str, str]) -> None:
+    headers = () if header is None else (("cookie", header),)
+    assert wire.Open(id="x", uri="/", headers=headers).cookies == cookies
