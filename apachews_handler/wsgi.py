@@ -3,7 +3,7 @@
 ``handle_request`` is for ``WSGIHandlerScript websocket <this file>``, where
 ``AddHandler websocket .ws`` makes Apache find the socket file; ``application`` is
 for ``WSGIScriptAlias /ws <this file>``, where the rest of the path names it below
-``APACHEWS_ROOT``.  ``deploy/apache/apachews.conf`` has the directives.
+``APACHEWS_ROOT``.  ``apachews/apache/apachews.conf`` has the directives.
 
 Both answer a WebSocket request by taking its connection and giving it to the
 child's bridge, and anything else with plain HTTP.  Wiring only.

@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from deploy import private_apache
-from deploy.private_apache import ApacheError, PrivateApache
+from apachews.apache import private_apache
+from apachews.apache.private_apache import ApacheError, PrivateApache
 
 DEPLOY = Path(__file__).resolve().parent
 PRODUCERS = {"echo.ws": "echo.py", "chat.ws": "chat.py"}
@@ -138,9 +138,9 @@ def prepare(root: Path) -> Path:
 
 
 def handler_in(python_home: Path) -> Path:
-    """Return the handler's file in an environment like the running one."""
+    """Return the handler's directory in an environment like the running one."""
     packages = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-    return python_home / packages / "apachews_handler" / "wsgi.py"
+    return python_home / packages / "apachews_handler"
 
 
 def start_producer(root: Path, python_home: Path, name: str) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy import private_apache
+from apachews.apache import private_apache
 
 from .conftest import wait_for
 from .site import ROOT, Site, echo, running_site

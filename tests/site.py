@@ -1,6 +1,6 @@
 """A site to test against: a real Apache, its document root, and producers behind it.
 
-What runs is what ships: ``deploy/apache`` through ``deploy/private_apache.py``.
+What runs is what ships: ``apachews/apache``.
 Every site ends with the same questions: did a child die, was there a traceback, is
 a process or a descriptor left.
 """
@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from apachews import Event, Server
-from deploy import private_apache
-from deploy.private_apache import PrivateApache
+from apachews.apache import private_apache
+from apachews.apache.private_apache import PrivateApache
 
 from .conftest import wait_for
 
 ROOT = Path(__file__).parents[1]
 ECHO = ROOT / "deploy" / "producers" / "echo.py"
 # What is installed in this environment, not the checkout: Apache imports that.
-HANDLER = Path(sysconfig.get_path("purelib")) / "apachews_handler" / "wsgi.py"
+HANDLER = Path(sysconfig.get_path("purelib")) / "apachews_handler"
 IS_ROOT = os.geteuid() == 0
 # Age at which a child of httpd has all its threads and its signals in order, and time
 # after which a worker has put away the connection it had.

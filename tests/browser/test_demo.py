@@ -19,7 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from deploy import private_apache
+from apachews.apache import private_apache
 
 from ..conftest import wait_for
 from ..site import ROOT, make_readable

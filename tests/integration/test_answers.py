@@ -182,14 +182,15 @@ SETTINGS = """
 <Location /small.ws>
     SetEnv APACHEWS_MAX_MESSAGE 10
 </Location>
-WSGIScriptAlias /rootless "${APACHEWS_WSGI}" process-group=%{GLOBAL} application-group=%{GLOBAL}
+Define SCRIPT "${APACHEWS_HANDLER}/wsgi.py"
+WSGIScriptAlias /rootless "${SCRIPT}" process-group=%{GLOBAL} application-group=%{GLOBAL}
 <Location /rootless>
     Require all granted
 </Location>
-WSGIScriptAlias /sub "${APACHEWS_WSGI}" process-group=%{GLOBAL} application-group=other
+WSGIScriptAlias /sub "${SCRIPT}" process-group=%{GLOBAL} application-group=other
 WSGISocketPrefix "${ROOT}/wsgi"
 WSGIDaemonProcess daemon threads=2 python-home=${PYTHON_HOME}
-WSGIScriptAlias /daemon "${APACHEWS_WSGI}" process-group=daemon application-group=%{GLOBAL}
+WSGIScriptAlias /daemon "${SCRIPT}" process-group=daemon application-group=%{GLOBAL}
 <LocationMatch "^/(sub|daemon)">
     Require all granted
     SetEnv APACHEWS_ROOT "${DOCROOT}"

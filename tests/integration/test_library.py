@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from apachews import Event, NobodyListens, PongEvent, aio, publish, threads
-from deploy import private_apache
+from apachews.apache import private_apache
 
 from ..conftest import wait_for
 from ..crowd import crowd

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from apachews import wire
-from deploy import private_apache
+from apachews.apache import private_apache
 
 from ..conftest import wait_for
 from ..crowd import crowd

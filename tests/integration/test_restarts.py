@@ -16,7 +16,7 @@ import requests
 
 from apachews import Event, wire
 from apachews.answer import Answer
-from deploy.private_apache import require_free_port
+from apachews.apache.private_apache import require_free_port
 
 from ..conftest import wait_for
 from ..crowd import Crowd, crowd, plain_http

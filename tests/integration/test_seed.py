@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from deploy.private_apache import as_apache_user
+from apachews.apache.private_apache import as_apache_user
 
 from ..conftest import wait_for
 from ..frames import masked

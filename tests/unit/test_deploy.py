@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import private_apache
+from apachews.apache import private_apache
 
 from ..site import IS_ROOT, ROOT
 

@@ -81,6 +81,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "entry points": (
         {
             "apachews",
+            "apachews.__main__",
+            "apachews.apache",
+            "apachews.cli",
             "apachews.program",
             "apachews.runner",
             "apachews_handler",
@@ -92,6 +95,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 ORDER = ["core", "transport", "foreign C", "entry points"]
+# These stand in the table as a whole.
+PACKAGES = ("apachews.apache", "apachews.cli")
 
 
 def modules() -> dict[str, Path]:
@@ -101,6 +106,12 @@ def modules() -> dict[str, Path]:
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             found[name.removesuffix(".__init__")] = path
     return found
+
+
+def in_table(name: str) -> str:
+    """Return the name under which a module stands in the table."""
+    package = name.rpartition(".")[0]
+    return package if package in PACKAGES else name
 
 
 def imports(name: str, path: Path) -> set[str]:
@@ -125,7 +136,7 @@ LAYER_OF = {module: layer for layer, (members, _) in LAYERS.items() for module i
 
 
 def test_every_module_has_a_layer() -> None:
-    assert set(modules()) == set(LAYER_OF)
+    assert {in_table(name) for name in modules()} == set(LAYER_OF)
 
 
 def test_the_documented_table_is_this_one() -> None:
@@ -138,10 +149,10 @@ def test_the_documented_table_is_this_one() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(LAYER_OF))
+@pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_point_downwards(name: str) -> None:
-    layer = LAYER_OF[name]
-    imported = imports(name, modules()[name])
+    layer = LAYER_OF[in_table(name)]
+    imported = {in_table(other) for other in imports(name, modules()[name])}
     assert not imported & LAYERS[layer][1]
     for other in imported & set(LAYER_OF):
         if other in ("apachews", "apachews_handler"):
@@ -151,7 +162,7 @@ def test_imports_point_downwards(name: str) -> None:
         assert not any(other.startswith("apachews") for other in imported)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYER_OF if name.split(".")[0] == "apachews"])
+@pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] == "apachews"])
 def test_the_library_needs_the_standard_library_only(name: str) -> None:
     for imported in imports(name, modules()[name]):
         top = imported.split(".")[0]

@@ -1,7 +1,7 @@
-"""Running a private Apache: the demo's, and every one of the tests'.
+"""Running a private Apache: that of ``apachews run``, the demo's, every one of the tests'.
 
 Contract: ``PrivateApache(…)`` names what is to run, ``start`` runs httpd in the
-foreground with ``deploy/apache/private.conf`` and waits until it answers, ``stop``
+foreground with ``private.conf`` and waits until it answers, ``stop``
 ends it.  Nothing of the system's Apache is read, written or signalled.  Standard
 library only.
 
@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SHIPPED = Path(__file__).resolve().parent / "apache"
+SHIPPED = Path(__file__).resolve().parent
 DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
 DEBIAN_WSGI_MODULE = DEBIAN_MODULES / "mod_wsgi.so"
 # Whom httpd serves as when root starts it.
@@ -50,7 +50,7 @@ class PrivateApache:
         port, tls_port: where it listens, on 127.0.0.1.
         wsgi_module: mod_wsgi's file.
         python_home: prefix of the Python environment mod_wsgi uses.
-        handler: ``apachews_handler/wsgi.py`` in that environment.
+        handler: the directory ``apachews_handler`` in that environment.
         mpm: event, worker or prefork.
         workers: MaxRequestWorkers; ``threads`` of them a child.
         extra: further directives.
@@ -86,7 +86,7 @@ class PrivateApache:
             "THREADS": threads,
             "WSGI_MODULE": wsgi_module,
             "PYTHON_HOME": python_home,
-            "APACHEWS_WSGI": handler,
+            "APACHEWS_HANDLER": handler,
             "PORT": port,
             "TLS_PORT": tls_port,
             "DOCROOT": docroot,

@@ -1,0 +1,1 @@
+"""Apache httpd as a program: its configuration for apachews, and running one of our own."""
