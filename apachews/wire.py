@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
@@ -189,6 +189,24 @@ def truncate_reason(reason: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class TLS:
+    """How a connection is encrypted, between client and Apache.
+
+    Attributes:
+        version: as OpenSSL names it: ``TLSv1.3``.
+        cipher: as OpenSSL names it: ``TLS_AES_256_GCM_SHA384``.
+        server_name: the host that the client asked for (SNI), or None.
+        client_subject: subject of the certificate that the client has shown and Apache
+            has verified (``SSLVerifyClient``), or None.
+    """
+
+    version: str
+    cipher: str
+    server_name: str | None = None
+    client_subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Open:
     """What the bridge says of a connection in its first frame.
 
@@ -201,6 +219,7 @@ class Open:
             particular order; a value is text in ISO 8859-1.
         remote, local: address and port of the client and of Apache's socket.
         scheme: ``ws`` or ``wss``.
+        tls: how it is encrypted; None with ``ws``.
         user: ``REMOTE_USER`` as Apache authenticated it, or None.
         vhost: ``ServerName`` of the virtual host.
         offered, subprotocol: what the client offered, and what was chosen.
@@ -217,6 +236,7 @@ class Open:
     remote: tuple[str, int] = ("", 0)
     local: tuple[str, int] = ("", 0)
     scheme: str = "ws"
+    tls: TLS | None = None
     user: str | None = None
     vhost: str = ""
     offered: tuple[str, ...] = ()
@@ -265,6 +285,7 @@ class Open:
             "remote": self.remote,
             "local": self.local,
             "scheme": self.scheme,
+            "tls": self.tls and asdict(self.tls),
             "user": self.user,
             "vhost": self.vhost,
             "subprotocols": {"offered": self.offered, "chosen": self.subprotocol},
@@ -295,12 +316,11 @@ class Open:
                 remote=_address(document["remote"]),
                 local=_address(document["local"]),
                 scheme=require_text(document["scheme"]),
-                user=None if document["user"] is None else require_text(document["user"]),
+                tls=_tls(document["tls"]),
+                user=optional_text(document["user"]),
                 vhost=require_text(document["vhost"]),
                 offered=tuple(require_text(name) for name in subprotocols["offered"]),
-                subprotocol=(
-                    None if subprotocols["chosen"] is None else require_text(subprotocols["chosen"])
-                ),
+                subprotocol=optional_text(subprotocols["chosen"]),
                 env={
                     require_text(name): require_text(value)
                     for name, value in document["env"].items()
@@ -390,6 +410,26 @@ def require_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is not a string")
     return value
+
+
+def optional_text(value: Any) -> str | None:
+    """Return the value if it is text or None.
+
+    Raises:
+        TypeError
+    """
+    return None if value is None else require_text(value)
+
+
+def _tls(value: Any) -> TLS | None:
+    if value is None:
+        return None
+    return TLS(
+        require_text(value["version"]),
+        require_text(value["cipher"]),
+        optional_text(value["server_name"]),
+        optional_text(value["client_subject"]),
+    )
 
 
 def _address(value: Any) -> tuple[str, int]:

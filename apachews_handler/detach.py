@@ -26,12 +26,22 @@ import os
 import socket
 from dataclasses import dataclass
 
+from apachews import wire
+
 from . import httpd, tls
 from .endpoint import out_of_descriptors
 from .exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from .transport import PlainTransport, Transport
 
 _TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+# mod_ssl's names of what ``tls_facts`` returns.
+_TLS_VARIABLES = (
+    b"SSL_PROTOCOL",
+    b"SSL_CIPHER",
+    b"SSL_TLS_SNI",
+    b"SSL_CLIENT_VERIFY",
+    b"SSL_CLIENT_S_DN",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,23 @@ def local_address(request: httpd.Request) -> tuple[str, int]:
         raise Unavailable(out_of_descriptors(error)) from error
     # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
     return host.removeprefix("::ffff:"), port
+
+
+def tls_facts(request: httpd.Request) -> wire.TLS | None:
+    """Return how the request's connection is encrypted, None where it is not.
+
+    Raises:
+        CheckFailed: what mod_ssl has of it is not to be read.
+    """
+    try:
+        if not request.is_tls:
+            return None
+        version, cipher, server_name, verified, subject = map(request.ssl_variable, _TLS_VARIABLES)
+    except httpd.HttpdError as error:
+        raise CheckFailed(error.check, error.found) from error
+    return wire.TLS(
+        version or "", cipher or "", server_name, subject if verified == "SUCCESS" else None
+    )
 
 
 def detach(request: httpd.Request, head: bytes) -> Detached:

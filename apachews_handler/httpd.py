@@ -173,7 +173,11 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
 }
 # mpm_common.h: what ap_hook_child_stopping takes.
 _CHILD_STOPPING: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int)
-_SSL_IS_HTTPS: Final = ctypes.CFUNCTYPE(c_int, c_void_p)  # mod_ssl.h, an optional function
+# mod_ssl.h, two optional functions.
+_SSL_IS_HTTPS: Final = ctypes.CFUNCTYPE(c_int, c_void_p)
+_SSL_VAR_LOOKUP: Final = ctypes.CFUNCTYPE(
+    c_char_p, c_void_p, c_void_p, c_void_p, c_void_p, c_char_p
+)
 
 
 # Python's C API: prototypes of our own, so that nobody else's are changed.
@@ -365,6 +369,22 @@ class Request:
             return bool(self._api.conn_is_ssl(self.connection_address))
         function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
         return bool(function and _SSL_IS_HTTPS(function)(self.connection_address))
+
+    def ssl_variable(self, name: bytes) -> str | None:
+        """Return what mod_ssl says of the connection, None where it has nothing to say.
+
+        Args:
+            name: of one of mod_ssl's environment variables, as ``SSL_PROTOCOL``; whether
+                ``SSLOptions +StdEnvVars`` is set does not matter.
+        """
+        function = self._api.apr_dynamic_fn_retrieve(b"ssl_var_lookup")
+        if not function:
+            return None
+        rec = self._rec
+        value: bytes | None = _SSL_VAR_LOOKUP(function)(
+            rec.pool, rec.server, self.connection_address, ctypes.addressof(rec), name
+        )
+        return value.decode(errors="replace") if value else None
 
     def error_log(self) -> ErrorLog:
         """Return the error log of the request's virtual host."""

@@ -139,14 +139,14 @@ def describe(
     upgrade: Upgrade,
     connection_id: str,
     *,
-    is_tls: bool,
+    tls: wire.TLS | None,
     local: tuple[str, int],
 ) -> wire.Open:
     """Return what the producer is told of the connection.
 
     Args:
         connection_id: unique name of the connection.
-        is_tls: whether Apache has the connection encrypted.
+        tls: how Apache has the connection encrypted, None where it has not.
         local: address and port that the client is connected to.  (CGI's
             SERVER_PORT is what the Host header says.)
     """
@@ -157,7 +157,8 @@ def describe(
         headers=tuple(request_headers(environ)),
         remote=(environ.get("REMOTE_ADDR", ""), int(environ.get("REMOTE_PORT") or 0)),
         local=local,
-        scheme="wss" if is_tls else "ws",
+        scheme="wss" if tls else "ws",
+        tls=tls,
         user=environ.get("REMOTE_USER"),
         vhost=environ.get("SERVER_NAME", ""),
         offered=upgrade.offered,

@@ -20,7 +20,7 @@ from typing import Any
 from apachews.answer import Answer
 from apachews_handler import child, endpoint, limits
 from apachews_handler.connection import Connection
-from apachews_handler.detach import detach, local_address
+from apachews_handler.detach import detach, local_address, tls_facts
 from apachews_handler.exceptions import (
     CheckFailed,
     ClientGone,
@@ -85,7 +85,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         settings,
         upgrade,
         str(uuid.uuid4()),
-        is_tls=request.is_tls,
+        tls=tls_facts(request),
         local=local_address(request),
     )
     bridge = child.bridge(request.pid_file())

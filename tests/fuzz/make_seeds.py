@@ -288,6 +288,7 @@ def documents() -> Seeds:
         remote=("203.0.113.7", 51514),
         local=("192.0.2.1", 443),
         scheme="wss",
+        tls=wire.TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", "example.org", "CN=ann"),
         user="ann",
         vhost="example.org",
         offered=("chat", "superchat"),

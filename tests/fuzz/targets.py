@@ -632,7 +632,7 @@ def upgrade(data: bytes) -> None:
         return
     _check_origin(environ, chosen)
     local = ("192.0.2.1", 80)
-    open_ = describe(environ, chosen, found, "1", is_tls=False, local=local)
+    open_ = describe(environ, chosen, found, "1", tls=None, local=local)
     (item,) = MessageReader().receive(open_.encode())
     assert item == open_
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 import threading
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import requests
 
 from apachews import Event
-from apachews.wire import Open
+from apachews.wire import TLS, Open
 
 from ..conftest import wait_for
 from ..frames import masked
@@ -75,12 +77,44 @@ def test_the_producer_knows_the_request(site: Site, scheme: str) -> None:
         assert open_.uri == f"/{name}?a=%20b"
         assert open_.method == "GET"
         assert open_.scheme == ("ws" if scheme == "ws" else "wss")
+        assert open_.tls == tls_seen_by(client)
         assert open_.remote == near
         assert open_.local == client.socket.getpeername()
         assert open_.header("host") == "localhost"
         assert open_.header("x-test") == "é"
         assert open_.offered == ("chat", "x")
         assert re.fullmatch(r"[0-9a-f-]{36}", open_.id)
+
+
+def tls_seen_by(client: RawClient) -> TLS | None:
+    """Return what OPEN is to say of a client's encryption."""
+    if not isinstance(client.socket, ssl.SSLSocket):
+        return None
+    version, cipher = client.socket.version(), client.socket.cipher()
+    assert version and cipher
+    return TLS(version, cipher[0], "localhost", None)
+
+
+def test_the_producer_knows_whose_certificate_apache_has_verified() -> None:
+    seen: list[Open] = []
+
+    def serve(event: Event) -> None:
+        if event.type() is Event.Accept:
+            seen.append(event.client().request)
+
+    # The certificate is its own authority.
+    extra = 'SSLVerifyClient optional\nSSLCACertificateFile "${ROOT}/localhost.pem"\n'
+    with running_site("event", extra=extra) as site, site.producer("who.ws", serve):
+        for certificate, subject in [(None, None), (site.apache.certificate, "CN=localhost")]:
+            context = site.tls_context()
+            if certificate:
+                context.load_cert_chain(certificate)
+            plain = socket.create_connection(("127.0.0.1", site.apache.tls_port), 10)
+            with RawClient(context.wrap_socket(plain, server_hostname="localhost")) as client:
+                client.upgrade("/who.ws")
+                wait_for(lambda: seen)
+                tls = seen.pop().tls
+                assert tls and tls.client_subject == subject
 
 
 @pytest.mark.parametrize("size", [1, 125, 126, 65535, 65536, 1_000_000])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apachews import wire
 from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Refusal
 from apachews_handler.settings import Settings
@@ -58,7 +59,8 @@ def test_what_the_producer_is_told() -> None:
     settings = Settings(pass_env=("SSL_CLIENT_S_DN", "ABSENT"), subprotocols=("x", "superchat"))
     environ = {**GOOD, "REMOTE_USER": "ann", "SSL_CLIENT_S_DN": "CN=ann"}
     local = ("192.0.2.1", 443)
-    open_ = describe(environ, settings, negotiate(), "id-1", is_tls=True, local=local)
+    tls = wire.TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", "server.example.com")
+    open_ = describe(environ, settings, negotiate(), "id-1", tls=tls, local=local)
     assert open_.env == {"SSL_CLIENT_S_DN": "CN=ann"}
     assert open_.subprotocol == "superchat"
     assert open_.local == local
@@ -67,6 +69,7 @@ def test_what_the_producer_is_told() -> None:
     assert open_.uri == "/chat.ws?room=1"
     assert open_.remote == ("203.0.113.7", 51514)
     assert open_.scheme == "wss"
+    assert open_.tls is tls
     assert open_.user == "ann"
     assert open_.vhost == "server.example.com"
     assert open_.offered == ("chat", "superchat")
