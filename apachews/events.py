@@ -182,9 +182,15 @@ def decode_json(message: str | bytes) -> Any:
     """
     try:
         # (json would take other encodings for bytes as well.)
-        return json.loads(message if isinstance(message, str) else message.decode())
+        text = message if isinstance(message, str) else message.decode()
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("the JSON text is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python's module takes and RFC 8259 does not have."""
+    raise ValueError(f"{name} is no JSON")
 
 
 class AcceptEvent(Event):

@@ -775,7 +775,7 @@ def test_messages_that_are_json(server: Server, connect: Connect, opcode: int) -
 
 
 @pytest.mark.parametrize(
-    "payload", [b"{", b"\xff", "{}".encode("utf-16"), b"[" * 100_000], ids=repr
+    "payload", [b"{", b"\xff", "{}".encode("utf-16"), b"[-Infinity]", b"[" * 100_000], ids=repr
 )
 def test_messages_that_are_no_json(server: Server, connect: Connect, payload: bytes) -> None:
     bridge, client = connect()
