@@ -45,6 +45,13 @@ class Connection(HandledConnection):
 
     Attributes:
         server: the one it came to.
+
+    Example:
+        >>> async def chat(connection):
+        ...     async for message in connection:
+        ...         await connection.send(message)
+        >>> async with serve("/var/www/html/ws/news.ws", chat) as server:
+        ...     await server.wait_closed()
     """
 
     def __init__(self, client: Client, server: AsyncServer) -> None:
@@ -67,6 +74,10 @@ class Connection(HandledConnection):
 
         Raises:
             ConnectionClosed: there is none any more.
+
+        Example:
+            >>> await asyncio.wait_for(connection.receive(), timeout=5)
+            'hello'
         """
         while not self._mailbox:
             if self.close_code is not None:
@@ -80,15 +91,27 @@ class Connection(HandledConnection):
         Raises:
             ConnectionClosed: the client is gone or being closed.
             TypeError, UnicodeEncodeError: as ``Client.send``.
+
+        Example:
+            >>> await connection.send("hello to you, too")
         """
         await self._send_frame(encode_message(data))
 
     async def receive_json(self) -> Any:
-        """Wait for the next message; return its value, see ``Event.json``."""
+        """Wait for the next message; return its value, see ``Event.json``.
+
+        Example:
+            >>> await connection.receive_json()
+            {'x': 1}
+        """
         return decode_json(await self.receive())
 
     async def send_json(self, value: Any) -> None:
-        """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``."""
+        """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``.
+
+        Example:
+            >>> await connection.send_json({"count": 3})
+        """
         await self._send_frame(encode_json(value))
 
     async def _send_frame(self, frame: bytes) -> None:
@@ -102,6 +125,10 @@ class Connection(HandledConnection):
 
         Raises:
             ConnectionClosed: it is gone, or went before it answered.
+
+        Example:
+            >>> await connection.ping() < 10
+            True
         """
         if self.close_code is not None or not self.client.ping():
             raise self._ended()
@@ -110,7 +137,10 @@ class Connection(HandledConnection):
         return await future
 
     def take_in(self, event: Event) -> None:
-        """Take an event of this connection."""
+        """Take an event of this connection.
+
+        :meta private:
+        """
         super().take_in(event)
         if isinstance(event, PongEvent):
             while self._pongs:
@@ -142,6 +172,13 @@ class AsyncServer:
 
     Without a handler, ``async for event in server`` gives the events that
     ``apachews.Server`` would, and ends when it is closed or drained.
+
+    Example:
+        >>> async with serve("/var/www/html/ws/news.ws") as server:
+        ...     async for event in server:
+        ...         if event.type() is Event.IO:
+        ...             event.write(event.read())
+        True
     """
 
     def __init__(
@@ -192,25 +229,49 @@ class AsyncServer:
 
     @property
     def path(self) -> str:
-        """The socket file."""
+        """The socket file.
+
+        Example:
+            >>> server.path
+            '/var/www/html/ws/chat.ws'
+        """
         return self.server.path
 
     def clients(self) -> list[Client]:
-        """Return the clients that are connected; see ``Server.clients``."""
+        """Return the clients that are connected; see ``Server.clients``.
+
+        Example:
+            >>> [client.request.user for client in server.clients()]
+            ['ann']
+        """
         return self.server.clients()
 
     def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
-        """Send a message to every client, without waiting; see ``Server.broadcast``."""
+        """Send a message to every client, without waiting; see ``Server.broadcast``.
+
+        Example:
+            >>> server.broadcast("lunch is ready")
+            1
+        """
         return self.server.broadcast(data)
 
     def group(self, name: str) -> Group:
-        """Return the group of this name; see ``Server.group``."""
+        """Return the group of this name; see ``Server.group``.
+
+        Example:
+            >>> server.group("room").add(connection.client)
+            True
+        """
         return self.server.group(name)
 
     def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
         """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
 
         A handler goes on until it returns, and what it sends until then arrives.
+
+        Example:
+            >>> server.drain(timeout=10)
+            >>> await server.wait_closed()
         """
         self.server.drain(timeout)
 
@@ -219,6 +280,11 @@ class AsyncServer:
 
         Raises:
             Exception: what a function raised that ``call_soon()`` was given.
+
+        Example:
+            >>> asyncio.get_running_loop().call_later(0.1, server.drain) is None
+            False
+            >>> await server.wait_closed()
         """
         if self._dispatcher is not None:
             await asyncio.shield(self._dispatcher)
@@ -227,6 +293,11 @@ class AsyncServer:
         """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
 
         One that goes on for another ten seconds is cancelled.
+
+        Example:
+            >>> await server.close(spread=0.1)
+            >>> connection.close_code
+            1001
         """
         clients = self.server.clients()
         for client in clients if spread else ():
@@ -326,5 +397,12 @@ def serve(
 
     Raises:
         What ``apachews.Server`` does, from the ``async with``.
+
+    Example:
+        >>> async def shout(connection):
+        ...     async for message in connection:
+        ...         await connection.send(message.upper())
+        >>> async with serve("/var/www/html/ws/news.ws", shout, max_message_bytes=65536) as server:
+        ...     await server.wait_closed()
     """
     return AsyncServer(path, handler, settings)

@@ -31,6 +31,13 @@ class Client:
             ``path``, ``query``, ``cookies``, ``remote``, ``user`` and more; see
             ``apachews.wire.Open``.
         state: the program's own: whatever it wants to know of this client.
+
+    Example:
+        >>> client.state = {"name": "Ann"}
+        >>> client.request.path, client.request.query, client.request.user
+        ('/ws/chat.ws', {'room': ['1']}, 'ann')
+        >>> client.send(f"hello, {client.state['name']}")
+        True
     """
 
     __slots__ = ("__weakref__", "_connection", "_groups", "_ping", "request", "state")
@@ -50,21 +57,48 @@ class Client:
         """What waits for the client to read; 0 for one that is gone.
 
         Beside what the kernel has, some hundred KB, and Apache, ``APACHEWS_MAX_BUFFER``.
+
+        Example:
+            >>> client.send("hello")
+            True
+            >>> client.queued_bytes  # it reads as fast as the program writes
+            0
         """
         return self._connection.queued_bytes
 
     @property
     def has_ended(self) -> bool:
-        """True once nothing can be sent any more: it is gone or being closed."""
+        """True once nothing can be sent any more, because it is gone or being closed.
+
+        Example:
+            >>> client.has_ended
+            False
+            >>> client.close()
+            >>> client.has_ended
+            True
+        """
         return self._connection.state in _ENDED
 
     @property
     def groups(self) -> list[Group]:
-        """The groups it is in."""
+        """The groups it is in.
+
+        Example:
+            >>> server.group("room").add(client)
+            True
+            >>> client.groups
+            [<Group 'room' of 1>]
+        """
         return list(self._groups or ())
 
     def guid(self) -> str:
-        """Return the connection's id: unique, and safe as a dictionary key."""
+        """Return the connection's id: unique, and safe as a dictionary key.
+
+        Example:
+            >>> clients = {client.guid(): client}
+            >>> event.client().guid() in clients
+            True
+        """
         return self.request.id
 
     def accept(
@@ -88,6 +122,12 @@ class Client:
                 header that would be lost.
             ValueError: a subprotocol that was not offered, or a header that may
                 not be sent.
+
+        Example:
+            >>> client.request.offered
+            ('chat',)
+            >>> client.accept("chat", headers=[("Set-Cookie", "seen=1")])
+            True
         """
         answer = Answer.accept(subprotocol, headers)
         if not self.request.answer_required and (subprotocol is not None or answer.headers):
@@ -116,6 +156,10 @@ class Client:
         Raises:
             NotAsked: Apache accepts by itself; the client is in.
             ValueError: a status or a header that may not be sent, or too much.
+
+        Example:
+            >>> client.reject(404, "There is no such room.")
+            True
         """
         answer = Answer.reject(status, headers, body)
         if not self.request.answer_required:
@@ -124,7 +168,7 @@ class Client:
             return self._connection.send_answer(answer)
 
     def send(self, data: str | bytes | bytearray | memoryview) -> bool:
-        """Send a message: str as text, bytes and the like as binary.
+        r"""Send a message: str as text, bytes and the like as binary.
 
         Returns:
             True: sent, or queued for a client that is slow.  False: the client
@@ -135,6 +179,12 @@ class Client:
         Raises:
             TypeError: neither text nor bytes.
             UnicodeEncodeError: text with surrogates, which UTF-8 cannot carry.
+
+        Example:
+            >>> client.send("text")
+            True
+            >>> client.send(b"\x00\x01 binary")
+            True
         """
         return self.send_frame(encode_message(data))
 
@@ -144,11 +194,18 @@ class Client:
         Raises:
             TypeError: something in it has no JSON.
             ValueError: it refers to itself, or has a number that is not finite.
+
+        Example:
+            >>> client.send_json({"count": 3})
+            True
         """
         return self.send_frame(encode_json(value))
 
     def send_frame(self, frame: bytes) -> bool:
-        """Send what ``encode_message`` gave, as ``send`` does."""
+        """Send what ``encode_message`` gave, as ``send`` does.
+
+        :meta private:
+        """
         with self._connection.lock:
             return self._connection.send_frame(frame)
 
@@ -160,6 +217,12 @@ class Client:
 
         Returns:
             False where the client is gone or being closed.
+
+        Example:
+            >>> client.ping()
+            True
+            >>> server.dequeue().latency_s < 10
+            True
         """
         payload = os.urandom(8)
         with self._connection.lock:
@@ -167,25 +230,37 @@ class Client:
             return self._connection.send_frame(wire.encode_frame(wire.PING, payload))
 
     def receive_pong(self, payload: bytes) -> float | None:
-        """Return the seconds since the ping that this answers; None: it answers none."""
+        """Return the seconds since the ping that this answers; None: it answers none.
+
+        :meta private:
+        """
         if self._ping is None or self._ping[0] != payload:
             return None
         latency_s, self._ping = time.monotonic() - self._ping[1], None
         return latency_s
 
     def joined(self, group: Group) -> None:
-        """Note that it is in a group."""
+        """Note that it is in a group.
+
+        :meta private:
+        """
         if self._groups is None:
             self._groups = set()
         self._groups.add(group)
 
     def left(self, group: Group) -> None:
-        """Note that it is in a group no more."""
+        """Note that it is in a group no more.
+
+        :meta private:
+        """
         if self._groups is not None:
             self._groups.discard(group)
 
     def leave_groups(self) -> None:
-        """Leave all groups: the connection has ended."""
+        """Leave all groups: the connection has ended.
+
+        :meta private:
+        """
         for group in self.groups:
             group.discard(self)
 
@@ -202,6 +277,11 @@ class Client:
         Raises:
             ValueError: a code that may not be sent (use 1000-1003, 1007-1014 or
                 3000-4999), or a reason of more than 123 bytes in UTF-8.
+
+        Example:
+            >>> client.close(4000, "the room is closed")
+            >>> server.dequeue().code  # what the client answered
+            4000
         """
         with self._connection.lock:
             self._connection.send_close(code, reason)

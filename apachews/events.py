@@ -23,6 +23,10 @@ class EventType(enum.Enum):
 
     They are no strings and no numbers, so that nothing a client sends can equal
     one of them.
+
+    Example:
+        >>> event.type() is EventType.IO is Event.IO
+        True
     """
 
     Accept = "a client connected, or asks to (APACHEWS_ACCEPT producer)"
@@ -62,6 +66,16 @@ class Event:
                 print(client, "left with", code)
 
     An event never changes.
+
+    Example:
+        >>> match event:
+        ...     case AcceptEvent(client):
+        ...         client.send("welcome")
+        ...     case MessageEvent(client, data):
+        ...         client.send(data)
+        ...     case ConnectionClosedEvent(client, code):
+        ...         print(client, "left with", code)
+        True
     """
 
     __slots__ = ("_client", "_code", "_data", "_reason")
@@ -98,21 +112,42 @@ class Event:
 
         1006 where the connection broke off, 1005 where the client gave none, 1012
         where it went to another producer (``Server.drain()``), 0 for all other events.
+
+        Example:
+            >>> client.close(1000)
+            >>> server.dequeue().code
+            1000
         """
         return self._code
 
     @property
     def reason(self) -> str:
-        """Text that goes with the code, or ""."""
+        """Text that goes with the code, or "".
+
+        Example:
+            >>> client.close(4000, "the room is closed")
+            >>> server.dequeue().reason
+            'the room is closed'
+        """
         return self._reason
 
     def type(self) -> EventType:
-        """Return what happened, one of ``Event.Accept`` and so on."""
+        """Return what happened, one of ``Event.Accept`` and so on.
+
+        Example:
+            >>> event.type()
+            Event.IO
+        """
         return self._type
 
     @property
     def resumed(self) -> bool:
-        """True for the Accept of a client that another producer had before."""
+        """True for the Accept of a client that another producer had before.
+
+        Example:
+            >>> event.resumed
+            False
+        """
         return False
 
     def client(self) -> Client:
@@ -121,13 +156,22 @@ class Event:
         Raises:
             ApachewsError: an ``Invalid``, or an ``Error`` of the server itself,
                 which have none.
+
+        Example:
+            >>> event.client().request.user
+            'ann'
         """
         if self._client is None:
             raise ApachewsError(f"{self.type()!r} ({self.reason}) has no client")
         return self._client
 
     def client_or_none(self) -> Client | None:
-        """Return the client of the event, None for one that has none."""
+        """Return the client of the event, None for one that has none.
+
+        Example:
+            >>> event.client_or_none() is client
+            True
+        """
         return self._client
 
     def read(self) -> Any:
@@ -139,6 +183,10 @@ class Event:
 
         (Any, not a union, because only ``type()`` tells which it is, and what
         comes of an ``IO`` may go straight into ``write()``.)
+
+        Example:
+            >>> event.read()
+            'hello'
         """
         return self._read
 
@@ -148,11 +196,22 @@ class Event:
         Raises:
             ValueError: it is not; json.JSONDecodeError says where.
             ApachewsError: the event is no message.
+
+        Example:
+            >>> event.read()
+            '{"x": 1}'
+            >>> event.json()
+            {'x': 1}
         """
         raise ApachewsError(f"{self.type()!r} is no message")
 
     def write(self, data: str | bytes | bytearray | memoryview) -> bool:
-        """Send a message to the client of the event; see ``Client.send``."""
+        """Send a message to the client of the event; see ``Client.send``.
+
+        Example:
+            >>> event.write("hello to you, too")
+            True
+        """
         return self.client().send(data)
 
     respond = write
@@ -160,17 +219,31 @@ class Event:
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Let the client of the event in; see ``Client.accept``."""
+        """Let the client of the event in; see ``Client.accept``.
+
+        Example:
+            >>> event.accept(subprotocol="chat")
+            True
+        """
         return self.client().accept(subprotocol, headers)
 
     def reject(
         self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Refuse the client of the event; see ``Client.reject``."""
+        """Refuse the client of the event; see ``Client.reject``.
+
+        Example:
+            >>> event.reject(403, "Members only.")
+            True
+        """
         return self.client().reject(status, body, headers)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
-        """Close the client of the event; see ``Client.close``."""
+        """Close the client of the event; see ``Client.close``.
+
+        Example:
+            >>> event.close(1008, "not in this room")
+        """
         self.client().close(code, reason)
 
 
@@ -194,7 +267,14 @@ def _refuse_constant(name: str) -> None:
 
 
 class AcceptEvent(Event):
-    """A client connected, or asks to: ``AcceptEvent(client)``."""
+    """A client connected, or asks to: ``AcceptEvent(client)``.
+
+    Example:
+        >>> match event:
+        ...     case AcceptEvent(client):
+        ...         client.send(f"welcome, {client.request.user}")
+        True
+    """
 
     __slots__ = ()
     __match_args__ = ("_client",)
@@ -203,36 +283,75 @@ class AcceptEvent(Event):
 
     @property
     def resumed(self) -> bool:
-        """True for a client that another producer had before."""
+        """True for a client that another producer had before.
+
+        Example:
+            >>> if not event.resumed:
+            ...     event.write("welcome")
+            True
+        """
         return self._client is not None and self._client.request.resumed
 
 
 class MessageEvent(Event):
-    """A message came: ``MessageEvent(client, data)``; an empty one is of type ``NoData``."""
+    """A message came: ``MessageEvent(client, data)``; an empty one is of type ``NoData``.
+
+    Example:
+        >>> match event:
+        ...     case MessageEvent(client, data):
+        ...         client.send(data)
+        True
+    """
 
     __slots__ = ()
     __match_args__ = ("_client", "data")
 
     def type(self) -> EventType:
-        """Return ``Event.IO``, or ``Event.NoData`` for an empty message."""
+        """Return ``Event.IO``, or ``Event.NoData`` for an empty message.
+
+        Example:
+            >>> event.type() in (Event.IO, Event.NoData)
+            True
+        """
         return EventType.IO if self._data else EventType.NoData
 
     @property
     def data(self) -> str | bytes:
-        """The message: str for text, bytes for binary."""
+        """The message, str for text and bytes for binary.
+
+        Example:
+            >>> event.data
+            'hello'
+        """
         return self._data
 
     def read(self) -> Any:
-        """Return the message: str for text, bytes for binary."""
+        """Return the message: str for text, bytes for binary.
+
+        Example:
+            >>> event.read()
+            'hello'
+        """
         return self._data
 
     def json(self) -> Any:
-        """Return the value of a message that is a JSON text, see ``Event.json``."""
+        """Return the value of a message that is a JSON text, see ``Event.json``.
+
+        Example:
+            >>> event.json()["x"]
+            1
+        """
         return decode_json(self._data)
 
 
 class PongEvent(Event):
-    """The client answered ``Client.ping()``: ``PongEvent(client, latency_s)``."""
+    """The client answered ``Client.ping()``: ``PongEvent(client, latency_s)``.
+
+    Example:
+        >>> match event:
+        ...     case PongEvent(client, latency_s):
+        ...         client.state = latency_s
+    """
 
     __slots__ = ("_latency_s",)
     __match_args__ = ("_client", "latency_s")
@@ -245,12 +364,24 @@ class PongEvent(Event):
 
     @property
     def latency_s(self) -> float:
-        """Seconds from the ping to its answer, both ways through Apache."""
+        """Seconds from the ping to its answer, both ways through Apache.
+
+        Example:
+            >>> event.latency_s < 10
+            True
+        """
         return self._latency_s
 
 
 class CloseEvent(Event):
-    """The other side said goodbye: ``CloseEvent(client, code, reason)``."""
+    """The other side said goodbye: ``CloseEvent(client, code, reason)``.
+
+    Example:
+        >>> match event:
+        ...     case CloseEvent(client, code, reason):
+        ...         print(client.request.user, "said", code, reason)
+        ann said 1000 bye
+    """
 
     __slots__ = ()
     __match_args__ = ("_client", "code", "reason")
@@ -259,7 +390,14 @@ class CloseEvent(Event):
 
 
 class ConnectionClosedEvent(Event):
-    """The connection is gone: ``ConnectionClosedEvent(client, code, reason)``."""
+    """The connection is gone: ``ConnectionClosedEvent(client, code, reason)``.
+
+    Example:
+        >>> match event:
+        ...     case ConnectionClosedEvent(client, code, reason):
+        ...         print(client.request.user, "left with", code)
+        ann left with 1006
+    """
 
     __slots__ = ()
     __match_args__ = ("_client", "code", "reason")
@@ -268,7 +406,14 @@ class ConnectionClosedEvent(Event):
 
 
 class ErrorEvent(Event):
-    """Something went wrong: ``ErrorEvent(client, code, reason)``; client None: the server."""
+    """Something went wrong: ``ErrorEvent(client, code, reason)``; client None: the server.
+
+    Example:
+        >>> match event:
+        ...     case ErrorEvent(client, code, reason):
+        ...         print(code, reason)
+        1009 a message of more than 16777216 bytes
+    """
 
     __slots__ = ()
     __match_args__ = ("_client", "code", "reason")
@@ -277,7 +422,14 @@ class ErrorEvent(Event):
 
 
 class InvalidEvent(Event):
-    """Somebody connected who does not speak the wire: ``InvalidEvent(code, reason)``."""
+    """Somebody connected who does not speak the wire: ``InvalidEvent(code, reason)``.
+
+    Example:
+        >>> match event:
+        ...     case InvalidEvent(code, reason):
+        ...         print(code, reason)
+        1002 the first frame is not OPEN
+    """
 
     __slots__ = ()
     __match_args__ = ("code", "reason")

@@ -34,7 +34,15 @@ __all__ = [
 
 
 class ApachewsError(Exception):
-    """Base of everything the library raises of its own."""
+    """Base of everything the library raises of its own.
+
+    Example:
+        >>> try:
+        ...     client.accept("chat")
+        ... except ApachewsError as error:
+        ...     print(error)
+        accept() with a subprotocol or headers needs SetEnv APACHEWS_ACCEPT producer in ...
+    """
 
 
 class ServerError(ApachewsError):
@@ -44,6 +52,13 @@ class ServerError(ApachewsError):
         path: the socket file.
         problem: what is wrong with it.
         mend: what to do.
+
+    Example:
+        >>> try:
+        ...     Server("/var/www/html/ws/index.html")
+        ... except ServerError as error:
+        ...     print(error.problem, "-", error.mend)
+        there is a file here that is no socket - move it away, or serve on another path
     """
 
     def __init__(self, path: str, problem: str, mend: str) -> None:
@@ -57,14 +72,30 @@ class ServerError(ApachewsError):
 
 
 class SocketInUse(ServerError):
-    """Another producer listens on the socket file."""
+    """Another producer listens on the socket file.
+
+    Example:
+        >>> try:
+        ...     Server("/var/www/html/ws/chat.ws", exclusive=True)
+        ... except SocketInUse as error:
+        ...     print(error)
+        /var/www/html/ws/chat.ws: another producer listens here; end it, or serve on another path
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "another producer listens here", "end it, or serve on another path")
 
 
 class NotASocket(ServerError):
-    """The path holds something that is no socket; it is left alone."""
+    """The path holds something that is no socket; it is left alone.
+
+    Example:
+        >>> try:
+        ...     Server("/var/www/html/ws/index.html")
+        ... except NotASocket as error:
+        ...     print(error.path)
+        /var/www/html/ws/index.html
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(
@@ -73,14 +104,30 @@ class NotASocket(ServerError):
 
 
 class NobodyListens(ServerError):
-    """No producer listens on the socket file, or there is none."""
+    """No producer listens on the socket file, or there is none.
+
+    Example:
+        >>> try:
+        ...     publish("/var/www/html/ws/news.ws", "hello")
+        ... except NobodyListens:
+        ...     print("later, then")
+        later, then
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "no producer listens here", "start it, or look at the path")
 
 
 class PublishError(ServerError):
-    """The producer ended before it answered, or does not know PUBLISH."""
+    """The producer ended before it answered, or does not know PUBLISH.
+
+    Example:
+        >>> try:
+        ...     publish("/var/www/html/ws/old.ws", "hello")
+        ... except PublishError as error:
+        ...     print(error.problem)
+        the producer did not answer
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(
@@ -91,7 +138,17 @@ class PublishError(ServerError):
 
 
 class ServerClosed(ApachewsError):
-    """The server was closed, and there is no event left."""
+    """The server was closed, and there is no event left.
+
+    Example:
+        >>> server.close()
+        >>> try:
+        ...     while True:
+        ...         event = server.dequeue()
+        ... except ServerClosed as error:
+        ...     print(error)
+        the server is closed and all its events were taken
+    """
 
     def __str__(self) -> str:
         return "the server is closed and all its events were taken"
@@ -102,6 +159,14 @@ class ConnectionClosed(ApachewsError):
 
     Attributes:
         code, reason: see ``Event.code``.
+
+    Example:
+        >>> connection.close(1000)
+        >>> try:
+        ...     await connection.send("are you there?")
+        ... except ConnectionClosed as error:
+        ...     print("no")
+        no
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -118,6 +183,13 @@ class NotAsked(ApachewsError):
 
     Attributes:
         call: what was called.
+
+    Example:
+        >>> try:
+        ...     event.reject(403)
+        ... except NotAsked as error:
+        ...     print(error.call)
+        reject()
     """
 
     def __init__(self, call: str) -> None:
@@ -129,11 +201,19 @@ class NotAsked(ApachewsError):
 
 
 class WireError(ApachewsError):
-    """Bytes that break the specification of the wire, docs/wire.md.
+    r"""Bytes that break the specification of the wire, docs/wire.md.
 
     Attributes:
         reason: what was wrong.
         code: the close code that answers it.
+
+    Example:
+        >>> from apachews import wire
+        >>> try:
+        ...     wire.decode_close(b"\x03")
+        ... except WireError as error:
+        ...     print(error.code, error.reason)
+        1002 the payload of a CLOSE has one byte; it needs none or two and more
     """
 
     def __init__(self, reason: str, code: int = 1002) -> None:

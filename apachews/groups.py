@@ -20,6 +20,11 @@ class Delivery(NamedTuple):
         reached: clients that it was sent to or queued for.
         skipped: clients that it was not: gone, being closed, or closed just now with
             1013 because more than ``max_queue_bytes`` waited for them already.
+
+    Example:
+        >>> reached, skipped = server.group("room").broadcast("anybody here?")
+        >>> reached, skipped
+        (0, 0)
     """
 
     reached: int
@@ -31,6 +36,13 @@ class Group:
 
     Attributes:
         name: as it was asked for.
+
+    Example:
+        >>> room = server.group("room")
+        >>> room.add(client)
+        True
+        >>> len(room), client in room, [member.request.user for member in room]
+        (1, True, ['ann'])
     """
 
     __slots__ = ("__weakref__", "_lock", "_members", "name")
@@ -55,7 +67,12 @@ class Group:
             return iter(list(self._members))
 
     def add(self, client: Client) -> bool:
-        """Add a client, once; False where its connection has ended."""
+        """Add a client, once; False where its connection has ended.
+
+        Example:
+            >>> server.group(client.request.query["room"][0]).add(client)
+            True
+        """
         with self._lock:
             if client.has_ended:
                 return False
@@ -64,7 +81,14 @@ class Group:
             return True
 
     def discard(self, client: Client) -> None:
-        """Remove a client, if it is a member."""
+        """Remove a client, if it is a member.
+
+        Example:
+            >>> room = server.group("room")
+            >>> room.discard(client)
+            >>> client in room
+            False
+        """
         with self._lock:
             self._members.pop(client, None)
             client.left(self)
@@ -82,6 +106,13 @@ class Group:
 
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
+
+        Example:
+            >>> room = server.group("room")
+            >>> room.add(client)
+            True
+            >>> room.broadcast(event.read(), without=event.client())
+            Delivery(reached=0, skipped=0)
         """
         frame = encode_message(data)
         left_out = {without} if isinstance(without, Client) else set(without)

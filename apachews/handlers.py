@@ -43,27 +43,49 @@ class HandledConnection:
 
     @property
     def request(self) -> wire.Open:
-        """The client's request: ``uri``, ``headers``, ``user`` and more."""
+        """The client's request, with ``uri``, ``headers``, ``user`` and more.
+
+        Example:
+            >>> connection.request.user
+            'ann'
+        """
         return self.client.request
 
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Let the client in, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``."""
+        """Let the client in, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``.
+
+        Example:
+            >>> connection.accept("chat")
+            True
+        """
         return self.client.accept(subprotocol, headers)
 
     def reject(
         self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Refuse the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``."""
+        """Refuse the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``.
+
+        Example:
+            >>> connection.reject(404, "There is no such room.")
+            True
+        """
         return self.client.reject(status, body, headers)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
-        """Say goodbye; see ``Client.close``."""
+        """Say goodbye; see ``Client.close``.
+
+        Example:
+            >>> connection.close(4000, "the room is closed")
+        """
         self.client.close(code, reason)
 
     def take_in(self, event: Event) -> None:
-        """Take an event of this connection."""
+        """Take an event of this connection.
+
+        :meta private:
+        """
         if isinstance(event, MessageEvent):
             self._mailbox.put(event.data)
             if self._mailbox.is_full:
@@ -73,7 +95,10 @@ class HandledConnection:
         self._wake()
 
     def finish(self, code: int) -> None:
-        """Close it, if it is not: nobody takes its messages any more."""
+        """Close it, if it is not: nobody takes its messages any more.
+
+        :meta private:
+        """
         self.client.close(code)
         self._behind.on_flushed = None
         self._behind.pause(False)

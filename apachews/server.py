@@ -85,6 +85,13 @@ class Server:
         NotASocket: the path holds something else.
         ServerError: the path is longer than a socket's can be.
         OSError: the directory is missing or may not be written to.
+
+    Example:
+        >>> with Server("/var/www/html/ws/news.ws", max_message_bytes=65536) as server:
+        ...     for event in server:
+        ...         if event.type() is Event.IO:
+        ...             event.write(event.read())
+        True
     """
 
     def __init__(
@@ -112,11 +119,21 @@ class Server:
 
     @property
     def path(self) -> str:
-        """The socket file."""
+        """The socket file.
+
+        Example:
+            >>> server.path
+            '/var/www/html/ws/chat.ws'
+        """
         return self._file.path
 
     def clients(self) -> list[Client]:
-        """Return the clients that are connected, accepted and not being closed."""
+        """Return the clients that are connected, accepted and not being closed.
+
+        Example:
+            >>> [client.request.remote[0] for client in server.clients()]
+            ['203.0.113.7']
+        """
         with self._loop.lock:
             return [
                 connection.client
@@ -143,13 +160,26 @@ class Server:
         Raises:
             ServerClosed: after ``close()``, or when ``drain()`` is through, once
                 all events were taken.
+
+        Example:
+            >>> event = server.dequeue(timeout=5)
+            >>> event.type(), event.read()
+            (Event.IO, 'hello')
+            >>> server.dequeue(timeout=0) is None
+            True
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._loop.lock:
             return self._loop.next_event(deadline)
 
     def dequeue_nowait(self) -> Event | None:
-        """Return the next event, or None: ``dequeue(0)``."""
+        """Return the next event, or None: ``dequeue(0)``.
+
+        Example:
+            >>> while (event := server.dequeue_nowait()) is not None:
+            ...     print(event.read())
+            hello
+        """
         return self.dequeue(0)
 
     def fileno(self) -> int:
@@ -158,12 +188,26 @@ class Server:
         It is readable when ``dequeue_nowait()`` has something to do, which is not
         always an event.  Call that until it gives None, also after at most
         ``next_timer_s()`` seconds, and after whatever else the program did.
+
+        Example:
+            >>> import select
+            >>> readable, _, _ = select.select([server.fileno()], [], [], server.next_timer_s())
+            >>> server.dequeue_nowait().read()
+            'hello'
         """
         with self._loop.lock:
             return self._loop.fileno()
 
     def next_timer_s(self) -> float | None:
-        """Return after how many seconds ``dequeue_nowait()`` is due; None: when readable."""
+        """Return after how many seconds ``dequeue_nowait()`` is due; None: when readable.
+
+        Example:
+            >>> server.next_timer_s() is None
+            True
+            >>> client.close()  # its answer is waited for, but not for ever
+            >>> 0 < server.next_timer_s() <= 10
+            True
+        """
         return self._loop.next_timer_s()
 
     def __iter__(self) -> Iterator[Event]:
@@ -181,13 +225,24 @@ class Server:
 
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
+
+        Example:
+            >>> server.broadcast("lunch is ready")
+            1
         """
         frame = encode_message(data)
         with self._loop.lock:
             return self._loop.broadcast(frame)
 
     def group(self, name: str) -> Group:
-        """Return the group of this name; one that nobody has joined yet is empty."""
+        """Return the group of this name; one that nobody has joined yet is empty.
+
+        Example:
+            >>> server.group("room").add(client)
+            True
+            >>> server.group("room").broadcast("hello, room")
+            Delivery(reached=1, skipped=0)
+        """
         with self._loop.lock:
             return self._loop.group(name)
 
@@ -195,6 +250,12 @@ class Server:
         """Return the language the client's browser prefers, as ``en-GB``, or None.
 
         Source: its Accept-Language header (RFC 9110 12.5.4).
+
+        Example:
+            >>> client.request.header("Accept-Language")
+            'de;q=0.5,en-GB'
+            >>> server.language(client)
+            'en-GB'
         """
         return preferred_language(client.request.header("accept-language") or "")
 
@@ -208,6 +269,11 @@ class Server:
 
         What the function raises, ``dequeue()`` raises.  After ``close()`` it is not
         called any more.
+
+        Example:
+            >>> server.call_soon(lambda: print("called"))
+            >>> server.dequeue(timeout=0)
+            called
         """
         self._loop.call_soon(function)
 
@@ -231,6 +297,12 @@ class Server:
                 Apache hands these on as well, but what was on its way to this
                 producer is lost, and so is what waited in ``max_queue_bytes`` for a
                 client that is slow.
+
+        Example:
+            >>> server.drain(timeout=10)
+            >>> for event in server:
+            ...     print(repr(event.type()), event.code)
+            Event.ConnectionClosed 1012
         """
         with self._loop.lock:
             self._loop.drain(timeout)
@@ -247,6 +319,11 @@ class Server:
         Args:
             spread: seconds over which the goodbyes are spread evenly, so that many
                 clients do not all come back in the same second; 0 says them at once.
+
+        Example:
+            >>> server.close()
+            >>> [(event.type(), event.code) for event in server]
+            [(Event.ConnectionClosed, 1001)]
         """
         with self._loop.lock:
             if self._loop.is_awaited:

@@ -49,6 +49,13 @@ class Connection(HandledConnection):
 
     Attributes:
         server: the one it came to.
+
+    Example:
+        >>> def chat(connection):
+        ...     for message in connection:
+        ...         connection.send(message)
+        >>> with serve("/var/www/html/ws/news.ws", chat) as server:
+        ...     server.wait_closed()
     """
 
     def __init__(self, client: Client, server: ThreadServer) -> None:
@@ -73,6 +80,10 @@ class Connection(HandledConnection):
         Raises:
             ConnectionClosed: there is none any more.
             TimeoutError: none came in time.
+
+        Example:
+            >>> connection.receive(timeout=5)
+            'hello'
         """
         with self._condition:
             self._wait_until(lambda: bool(self._mailbox) or self.close_code is not None, timeout)
@@ -93,15 +104,27 @@ class Connection(HandledConnection):
             ConnectionClosed: the client is gone or being closed.
             TimeoutError: the client is slow.
             TypeError, UnicodeEncodeError: as ``Client.send``.
+
+        Example:
+            >>> connection.send("hello to you, too", timeout=5)
         """
         self._send_frame(encode_message(data), timeout)
 
     def receive_json(self, timeout: float | None = None) -> Any:
-        """Wait for the next message; return its value, see ``receive`` and ``Event.json``."""
+        """Wait for the next message; return its value, see ``receive`` and ``Event.json``.
+
+        Example:
+            >>> connection.receive_json()
+            {'x': 1}
+        """
         return decode_json(self.receive(timeout))
 
     def send_json(self, value: Any, timeout: float | None = None) -> None:
-        """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``."""
+        """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``.
+
+        Example:
+            >>> connection.send_json({"count": 3})
+        """
         self._send_frame(encode_json(value), timeout)
 
     def _send_frame(self, frame: bytes, timeout: float | None) -> None:
@@ -116,6 +139,10 @@ class Connection(HandledConnection):
         Raises:
             ConnectionClosed: it is gone, or went before it answered.
             TimeoutError: it did not answer in time.
+
+        Example:
+            >>> connection.ping(timeout=10) < 10
+            True
         """
         with self._condition:
             self._latency_s = None
@@ -129,14 +156,20 @@ class Connection(HandledConnection):
             return self._latency_s
 
     def take_in(self, event: Event) -> None:
-        """Take an event of this connection."""
+        """Take an event of this connection.
+
+        :meta private:
+        """
         with self._condition:
             if isinstance(event, PongEvent):
                 self._latency_s = event.latency_s
             super().take_in(event)
 
     def finish(self, code: int) -> None:
-        """Close it, if it is not: nobody takes its messages any more."""
+        """Close it, if it is not: nobody takes its messages any more.
+
+        :meta private:
+        """
         with self._condition:
             super().finish(code)
 
@@ -149,7 +182,14 @@ class Connection(HandledConnection):
 
 
 class ThreadServer:
-    """What ``serve`` gives: a server with a thread of its own, and those of the handlers."""
+    """What ``serve`` gives: a server with a thread of its own, and those of the handlers.
+
+    Example:
+        >>> def greet(connection):
+        ...     connection.send("hello")
+        >>> with serve("/var/www/html/ws/news.ws", greet) as server:
+        ...     server.wait_closed()
+    """
 
     def __init__(
         self,
@@ -181,25 +221,49 @@ class ThreadServer:
 
     @property
     def path(self) -> str:
-        """The socket file."""
+        """The socket file.
+
+        Example:
+            >>> server.path
+            '/var/www/html/ws/chat.ws'
+        """
         return self.server.path
 
     def clients(self) -> list[Client]:
-        """Return the clients that are connected; see ``Server.clients``."""
+        """Return the clients that are connected; see ``Server.clients``.
+
+        Example:
+            >>> [client.request.user for client in server.clients()]
+            ['ann']
+        """
         return self.server.clients()
 
     def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
-        """Send a message to every client, without waiting; see ``Server.broadcast``."""
+        """Send a message to every client, without waiting; see ``Server.broadcast``.
+
+        Example:
+            >>> server.broadcast("lunch is ready")
+            1
+        """
         return self.server.broadcast(data)
 
     def group(self, name: str) -> Group:
-        """Return the group of this name; see ``Server.group``."""
+        """Return the group of this name; see ``Server.group``.
+
+        Example:
+            >>> server.group("room").add(connection.client)
+            True
+        """
         return self.server.group(name)
 
     def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
         """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
 
         A handler goes on until it returns, and what it sends until then arrives.
+
+        Example:
+            >>> server.drain(timeout=10)
+            >>> server.wait_closed()
         """
         self.server.drain(timeout)
 
@@ -208,6 +272,10 @@ class ThreadServer:
 
         Raises:
             Exception: what a function raised that ``call_soon()`` was given.
+
+        Example:
+            >>> threading.Timer(0.1, server.drain).start()
+            >>> server.wait_closed()
         """
         self._join()
 
@@ -216,6 +284,11 @@ class ThreadServer:
 
         Ten seconds at most; what goes on after that is logged, and goes on.  Called by
         one of them it does not wait.
+
+        Example:
+            >>> server.close(spread=0.1)
+            >>> connection.close_code
+            1001
         """
         clients = self.server.clients()
         for client in clients if spread else ():
@@ -292,5 +365,12 @@ def serve(
 
     Raises:
         What ``apachews.Server`` does.
+
+    Example:
+        >>> def shout(connection):
+        ...     for message in connection:
+        ...         connection.send(message.upper())
+        >>> with serve("/var/www/html/ws/news.ws", shout, max_threads=200) as server:
+        ...     server.wait_closed()
     """
     return ThreadServer(path, handler, max_threads, settings)

@@ -226,6 +226,11 @@ class Open:
         env: variables that ``APACHEWS_PASS_ENV`` names.
         answer_required: True where the client has had no response yet and the
             producer decides on it (``APACHEWS_ACCEPT producer``).
+
+    Example:
+        >>> request = client.request
+        >>> request.scheme, request.vhost, request.remote
+        ('wss', 'example.org', ('203.0.113.7', 51514))
     """
 
     id: str
@@ -245,7 +250,12 @@ class Open:
     answer_required: bool = False
 
     def header(self, name: str) -> str | None:
-        """Return the value of a request header, by its name in any case, or None."""
+        """Return the value of a request header, by its name in any case, or None.
+
+        Example:
+            >>> client.request.header("Origin")
+            'https://example.org'
+        """
         name = name.lower()
         for key, value in self.headers:
             if key == name:
@@ -254,12 +264,22 @@ class Open:
 
     @property
     def path(self) -> str:
-        """The path of the URI, decoded: ``/chät.ws`` of ``/ch%C3%A4t.ws?room=1``."""
+        """The path of the URI, decoded; ``/chät.ws`` of ``/ch%C3%A4t.ws?room=1``.
+
+        Example:
+            >>> client.request.path
+            '/ws/chat.ws'
+        """
         return unquote(self.uri.partition("?")[0])
 
     @property
     def query(self) -> dict[str, list[str]]:
-        """The variables of the URI's query, decoded; each may stand there several times."""
+        """The variables of the URI's query, decoded; each may stand there several times.
+
+        Example:
+            >>> client.request.query.get("room", ["lobby"])[0]
+            '1'
+        """
         return parse_qs(self.uri.partition("?")[2], keep_blank_values=True)
 
     @property
@@ -267,6 +287,10 @@ class Open:
         """The cookies, as they stand in the Cookie header (RFC 6265 5.4).
 
         Of several of one name that is the first: the one of the longest path.
+
+        Example:
+            >>> client.request.cookies
+            {'session': 'f00'}
         """
         cookies: dict[str, str] = {}
         for pair in (self.header("cookie") or "").split(";"):
@@ -276,7 +300,10 @@ class Open:
         return cookies
 
     def encode(self) -> bytes:
-        """Return the OPEN frame."""
+        """Return the OPEN frame.
+
+        :meta private:
+        """
         document = {
             "version": VERSION,
             "id": self.id,
@@ -301,6 +328,8 @@ class Open:
         Raises:
             WireError: no JSON object, another version, or a member that is
                 missing or of the wrong type.
+
+        :meta private:
         """
         document = _decode_json(payload, "OPEN")
         try:

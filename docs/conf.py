@@ -1,0 +1,61 @@
+"""How Sphinx builds the documentation: ``tox -e docs``, into ``docs/_build/html``.
+
+The pages are Markdown that reads on a code host as well; the reference is made from the
+docstrings.  Nothing is fetched: no intersphinx, no fonts, no external links checked.
+"""
+
+from __future__ import annotations
+
+import configparser
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+_setup = configparser.ConfigParser()
+_setup.read(ROOT / "setup.cfg")
+
+project = "apachews"
+author = "the authors of apachews"
+project_copyright = author
+version = release = _setup["metadata"]["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "README.md", "requirements.txt"]
+# A reference to a page or a heading that is not there is an error (-n -W).
+nitpicky = True
+# Names of the standard library, which are not looked up over the network, and the
+# library's own modules behind its public names.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(asyncio|collections|enum|threading|types|typing|os)\..*"),
+    (r"py:.*", r"(apachews\.)?(wire|handlers|connection|loop)\..*"),
+    (r"py:exc", r".*[ ,].*|What"),  # several in one line, as "TypeError, ValueError: …"
+    (r"py:exc", r"[A-Z]\w*Error|Exception|json\..*"),
+    (r"py:class", r"(Enum|optional|NamedTuple|ClassVar|EventType|Handler)"),
+    (r"py:obj", r"typing\..*"),
+]
+
+# Headings down to the third level can be linked to, by the names that code hosts give them.
+myst_heading_anchors = 3
+# Pages that are not written yet, or not in this checkout, are no error in the contents.
+suppress_warnings = ["toc.empty_glob"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True}
+
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"apachews {version}"
+html_copy_source = False
+html_show_sphinx = False
+# The fonts of the reader's own system.
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#a3204a", "color-brand-content": "#a3204a"},
+    "dark_css_variables": {"color-brand-primary": "#e58aa8", "color-brand-content": "#e58aa8"},
+}
