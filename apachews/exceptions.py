@@ -12,6 +12,7 @@
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
      +-- WireError          bytes that break docs/wire.md: reason, close code
+     +-- StatusError        what should tell Apache's status does not: where, problem
 
 Operating-system errors of the socket file (permission, missing directory) stay
 what they are: OSError, with the path in them.
@@ -29,6 +30,7 @@ __all__ = [
     "ServerClosed",
     "ServerError",
     "SocketInUse",
+    "StatusError",
     "WireError",
 ]
 
@@ -223,3 +225,20 @@ class WireError(ApachewsError):
 
     def __str__(self) -> str:
         return f"{self.reason} (close code {self.code})"
+
+
+class StatusError(ApachewsError):
+    """What should be the status of a process, or a status page's, is none.
+
+    Attributes:
+        where: the name in it that is wrong.
+        problem: what is wrong there.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(where, problem)
+        self.where = where
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"this is no status of apachews: {self.where}: {self.problem}"

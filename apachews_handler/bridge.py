@@ -21,6 +21,7 @@ from typing import Final
 from .connection import Connection
 from .ends import End
 from .loop import Loop
+from .report import Reporter
 from .signals import signals_blocked
 
 # How long clients have to take the goodbye when the child stops.
@@ -61,10 +62,24 @@ class Bridge:
         self._order = _Order.RUN
         self._is_apache_ending: Callable[[], bool] = bool
         self._has_ended = False
+        self._reporter: Reporter | None = None
         # Below: for the thread alone.
         self._farewells: dict[int, socket.socket] = {}
         self._stop_at = 0.0
         self._thread = threading.Thread(target=self._run, name="apachews", daemon=True)
+
+    def answer_for(self, kind: str, apache: int) -> None:
+        """Answer who asks for the status of this process; before the start.
+
+        Args:
+            kind: of the process: ``child`` or ``custodian``.
+            apache: process id of Apache's parent.
+
+        Raises:
+            OSError: the run directory cannot be used.
+        """
+        with signals_blocked():
+            self._reporter = Reporter(self._loop, kind, apache)
 
     def start(self) -> None:
         """Start the thread."""
@@ -74,6 +89,8 @@ class Bridge:
             try:
                 self._thread.start()
             except BaseException:
+                if self._reporter:
+                    self._reporter.close()
                 os.close(self._wakeup)
                 self._loop.close()
                 raise
@@ -173,6 +190,8 @@ class Bridge:
                 is_frozen = self._order is _Order.FREEZE
             for connection, farewell in adopted:
                 _give_up(connection, farewell)
+            if self._reporter:
+                self._reporter.close()
             if not is_frozen:
                 self._close()
 

@@ -1,6 +1,6 @@
 """A child of Apache: its one bridge, and what becomes of that at the child's end.
 
-Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(pid_file)``
+Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(pid_file, log)``
 from any thread.
 
 How this works: a child that leaves because others take its place (a graceful
@@ -22,9 +22,13 @@ import os
 import signal
 import threading
 
+from apachews.snapshot import CHILD
+
 from . import custodian
 from .bridge import Bridge
+from .connection import Log
 from .httpd import HttpdError, is_threaded, on_child_stopping
+from .report import not_in_the_status
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
 
@@ -60,15 +64,20 @@ class Child:
         except HttpdError:
             pass  # no httpd, or one that does not tell
 
-    def bridge(self, pid_file: str | None) -> Bridge:
+    def bridge(self, pid_file: str | None, log: Log) -> Bridge:
         """Return the child's bridge, started.
 
         Args:
             pid_file: Apache's, if known.
+            log: for a warning where the child cannot be asked for its status.
         """
         with self._lock:
             if self._bridge is None:
                 made = Bridge()
+                try:
+                    made.answer_for(CHILD, self._apache)
+                except OSError as error:
+                    log.write("warn", not_in_the_status(error))
                 made.start()
                 self._bridge = made
                 # Where it is not to be seen there is nothing to be learnt of it.

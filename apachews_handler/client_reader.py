@@ -2,7 +2,7 @@
 
 Contract: ``ClientReader.receive(data)`` takes bytes as they came from the client,
 cut anywhere.  It appends what goes to the producer, as whole frames of the wire,
-to ``wire_out``, and returns the control frames that need an answer.  Everything
+to ``wire_out``, and returns the control frames that are for the bridge.  Everything
 is checked; the first thing wrong comes back as the last control.  Sans-I/O; one
 reader a connection.
 
@@ -53,7 +53,13 @@ class Ping:
     payload: bytes
 
 
-Control: TypeAlias = "Ping | wire.Close | Violation"
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """The client has answered a PING of the bridge's own."""
+
+
+_ALIVE: Final = Alive()
+Control: TypeAlias = "Ping | Alive | wire.Close | Violation"
 
 
 class ClientReader:
@@ -350,6 +356,7 @@ class ClientReader:
         """Take a whole control frame; return True where it is the last one."""
         if opcode == wire.PONG and payload == KEEPALIVE and self.expected_pongs:
             self.expected_pongs -= 1
+            controls.append(_ALIVE)
             return False
         if opcode != wire.CLOSE:
             self._count_control()

@@ -7,11 +7,12 @@ object, its session and watch, and two sockets.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import socket
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from .ends import End
 from .session import Session, Side
@@ -30,6 +31,30 @@ class Log(Protocol):
         """Return the descriptor that it writes to, None where there is none."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class About:
+    """What the status says of a connection besides what it has passed.
+
+    Attributes:
+        id: what its producer knows it by.
+        path: of the URI, without its query.
+        address, port: the client's.
+        user, subprotocol: "" for none.
+        scheme: ``ws`` or ``wss``.
+    """
+
+    id: str = ""
+    path: str = ""
+    address: str = ""
+    port: int = 0
+    user: str = ""
+    scheme: str = "ws"
+    subprotocol: str = ""
+
+
+_NOTHING: Final = About()
+
+
 class Connection:
     """One WebSocket.
 
@@ -42,10 +67,12 @@ class Connection:
         name: client, user and URI, for the log.
         log: where its lines go.
         release: called once when it is closed: its place is free.
+        about: for the status.
     """
 
     __slots__ = (
         "_release",
+        "about",
         "client_fd",
         "client_mask",
         "client_queue",
@@ -83,6 +110,7 @@ class Connection:
         name: str,
         log: Log,
         release: Callable[[], None] | None = None,
+        about: About = _NOTHING,
     ) -> None:
         self.transport = transport
         self.producer = producer
@@ -92,6 +120,7 @@ class Connection:
         self.name = name
         self.log = log
         self._release = release
+        self.about = about
         self.client_fd = transport.fileno()  # -1 once closed
         self.producer_fd = producer.fileno()  # -1 once closed
         self.client_mask = 0  # what epoll watches for

@@ -40,12 +40,15 @@ import traceback
 from collections.abc import Iterable
 from typing import Final, NoReturn
 
+from apachews.snapshot import CUSTODIAN
+
 from . import limits, rundir
 from .bridge import STOP_GRACE_S, STOP_SPREAD_S, Bridge
 from .connection import Log
 from .ends import End
 from .generations import Generation
 from .loop import Loop
+from .report import Reporter, not_in_the_status
 from .signals import signals_blocked
 
 # How often it looks whether it is still wanted.
@@ -155,6 +158,7 @@ class Custodian:
         self._pid_file = pid_file
         self._born_at = time.monotonic()
         self._generation: Generation | None = None
+        self._reporter: Reporter | None = None
         self._younger = 0
         self._sent_for = 0  # how many younger ones clients were sent away for
         self._counted_at = 0.0
@@ -186,6 +190,10 @@ class Custodian:
             logs[0].write(
                 "warn", f"custodians cannot be counted: {error.filename}: {error.strerror}"
             )
+        try:
+            self._reporter = Reporter(self._loop, CUSTODIAN, self._apache)
+        except OSError as error:
+            logs[0].write("warn", not_in_the_status(error))
         return logs
 
     def run(self) -> None:
@@ -204,8 +212,13 @@ class Custodian:
                 say_goodbye(self._loop, HURRY_S)
                 break
             self._drain(now)
+        self._close()
+
+    def _close(self) -> None:
         if self._generation:
             self._generation.close()
+        if self._reporter:
+            self._reporter.close()
 
     def _is_told(self) -> bool:
         return bool(signal.sigpending() & _ENDING_SIGNALS)

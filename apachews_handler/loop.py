@@ -29,6 +29,7 @@ import select
 import socket
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -37,6 +38,7 @@ from .deadlines import Deadlines
 from .ends import End
 from .holds import MAX_DELAY_S, SETTLED_S, Holds
 from .session import Phase, Side
+from .tally import Tally
 from .transport import discard_unsent, limit_unsent, unsent_bytes
 from .watch import Due
 
@@ -44,6 +46,9 @@ _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _NOT_WATCHED: Final = -1
+# A turn that takes longer is remembered, for so long.
+LONG_TURN_S: Final = 0.001
+LONG_TURNS_KEPT_S: Final = 60.0
 
 
 class Loop:
@@ -60,6 +65,9 @@ class Loop:
         # reader made a pause.  A dict for its order.
         self._pending: dict[Connection, None] = {}
         self._now = time.monotonic()
+        # When a turn began and how long it took: none before a longer one.
+        self._long_turns: deque[tuple[float, float]] = deque()
+        self.tally = Tally()
 
     def connections(self) -> set[Connection]:
         """Return those that are not closed."""
@@ -74,18 +82,22 @@ class Loop:
         """True where there is no connection."""
         return not (self._clients or self._producers or self._holds)
 
-    def watch(self, fd: int, on_readable: Callable[[], None]) -> None:
+    def watch(self, fd: int, on_ready: Callable[[], None], *, for_writing: bool = False) -> None:
         """Have a function called in every turn in which a descriptor is readable.
+
+        Args:
+            for_writing: in which it can be written to, instead.
 
         Raises:
             OSError: the kernel has no room.
         """
-        self._epoll.register(fd, _IN)
-        self._others[fd] = on_readable
+        self._epoll.register(fd, _OUT if for_writing else _IN)
+        self._others[fd] = on_ready
 
     def unwatch(self, fd: int) -> None:
         """Look after a descriptor no more; the caller closes it."""
-        self._unregister(fd)
+        if not self._epoll.closed:
+            self._unregister(fd)
         self._others.pop(fd, None)
 
     def add(self, connection: Connection) -> None:
@@ -194,10 +206,28 @@ class Loop:
         at = min(self._deadlines.next_at(), self._holds.next_at())
         if at == math.inf:
             return max_wait_s
-        wait_s = max(0.0, at - time.monotonic())
+        now = time.monotonic()
+        if now - self._now > LONG_TURN_S:
+            self._note_long_turn(now - self._now)
+        wait_s = max(0.0, at - now)
         return wait_s if max_wait_s is None else min(wait_s, max_wait_s)
 
+    def longest_turn_s(self) -> float:
+        """Return how long the longest turn of the last minute took; 0.0 where none took long."""
+        turns = self._long_turns
+        while turns and turns[0][0] < self._now - LONG_TURNS_KEPT_S:
+            turns.popleft()
+        return turns[0][1] if turns else 0.0
+
+    def _note_long_turn(self, took_s: float) -> None:
+        self.longest_turn_s()
+        while self._long_turns and self._long_turns[-1][1] <= took_s:
+            self._long_turns.pop()
+        self._long_turns.append((self._now, took_s))
+
     def _begin(self, connection: Connection) -> None:
+        self.tally.begin(connection.path)
+        connection.session.round_trips = self.tally.round_trips
         limit_unsent(connection.client_fd, connection.settings.max_buffer)
         self._clients[connection.client_fd] = connection
         self._epoll.register(connection.client_fd, 0)
@@ -452,6 +482,8 @@ class Loop:
     def _finish(self, connection: Connection) -> None:
         self._deadlines.drop(connection)
         connection.close()
+        session = connection.session
+        self.tally.end(connection.path, session.traffic(), session.close_code)
         connection.log_close()
 
     def _limit_leaving(self, connection: Connection) -> None:
@@ -488,7 +520,7 @@ class Loop:
             watch.goodbye_at = 0.0
             session.close(connection.goodbye)
         elif due is Due.PING:
-            if not session.ping():
+            if not session.ping(self._now):
                 watch.postpone_ping(self._now)
         elif due is Due.NO_PONG:
             # What it sent may wait: this loop was held up, or did not read it.

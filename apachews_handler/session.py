@@ -61,8 +61,9 @@ import dataclasses
 import enum
 
 from apachews import wire
+from apachews.snapshot import RoundTrips
 
-from .client_reader import KEEPALIVE, ClientReader, Control, Ping
+from .client_reader import KEEPALIVE, Alive, ClientReader, Ping
 from .deflate import Agreement
 from .ends import End
 from .exceptions import Violation
@@ -111,6 +112,9 @@ class Session:
         close_code, close_reason: what it was closed with; the reason is for the
             log, and may say more than the client was told.
         ignored: opcodes of the producer's reserved frames; the driver empties it.
+        round_trip_s: how long the client took to answer the last PING of ours; None
+            before it has.
+        round_trips: where that is counted too; None: nowhere.
     """
 
     __slots__ = (
@@ -118,6 +122,7 @@ class Session:
         "_held_pong",
         "_hold_s",
         "_is_congested",
+        "_pinged_at",
         "_producer",
         "_rate",
         "_rated_at",
@@ -129,6 +134,8 @@ class Session:
         "end",
         "ignored",
         "phase",
+        "round_trip_s",
+        "round_trips",
         "side",
         "to_client",
         "to_producer",
@@ -157,6 +164,9 @@ class Session:
         self.close_reason = ""
         self._is_congested = False
         self._held_pong: bytes | None = None
+        self._pinged_at = 0.0  # when the one PING was sent whose answer is awaited; else 0.0
+        self.round_trip_s: float | None = None
+        self.round_trips: RoundTrips | None = None
 
     @property
     def is_paused(self) -> bool:
@@ -199,13 +209,14 @@ class Session:
         """A number that grows with whatever messages producers send."""
         return self._producer.messages + self._producer.payload_bytes
 
-    def counts(self) -> str:
-        """Return what passed, for the log: messages and bytes of payload, each way."""
+    def traffic(self) -> tuple[int, int, int, int]:
+        """Return what passed: messages and bytes of payload from the client, and to it."""
         client, producer = self._client, self._producer
-        return (
-            f"messages_in={client.messages} bytes_in={client.payload_bytes}"
-            f" messages_out={producer.messages} bytes_out={producer.payload_bytes}"
-        )
+        return client.messages, client.payload_bytes, producer.messages, producer.payload_bytes
+
+    def counts(self) -> str:
+        """Return what passed, for the log."""
+        return "messages_in={} bytes_in={} messages_out={} bytes_out={}".format(*self.traffic())
 
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Tell the producer of the connection, first of all.
@@ -225,7 +236,7 @@ class Session:
 
         Args:
             data: as they came; b"" to go on after a pause.
-            now: a clock's reading, seconds; for the rate of messages.
+            now: a clock's reading, seconds; for the rate of messages and round trips.
         """
         if self.phase in (Phase.CLOSED, Phase.GONE):
             return
@@ -237,7 +248,10 @@ class Session:
         elif self.side is not Side.CONNECTED:
             self._divert()
         for control in controls:
-            self._receive_control(control)
+            if isinstance(control, Alive):
+                self._take_round_trip(now)
+            else:
+                self._receive_control(control)
 
     def receive_client_eof(self) -> None:
         """The client is gone: after its CLOSE, or without a word."""
@@ -325,11 +339,17 @@ class Session:
             pong, self._held_pong = self._held_pong, None
             self._producer.insert(pong)
 
-    def ping(self) -> bool:
-        """Send the client a PING; False where it would stand inside a frame."""
+    def ping(self, now: float = 0.0) -> bool:
+        """Send the client a PING; False where it would stand inside a frame.
+
+        Args:
+            now: a clock's reading, seconds; that of ``receive_client``.
+        """
         if not self._producer.is_between_frames:
             return False
         self._producer.insert(wire.encode_frame(wire.PING, KEEPALIVE))
+        # Where an earlier one is not answered, nobody can say which one the next PONG is for.
+        self._pinged_at = 0.0 if self._client.expected_pongs else now
         self._client.expected_pongs += 1
         return True
 
@@ -355,7 +375,14 @@ class Session:
         full = client.messages + client.controls + self._rate.burst
         client.max_frames = min(client.max_frames + more, full)
 
-    def _receive_control(self, control: Control) -> None:
+    def _take_round_trip(self, now: float) -> None:
+        if self._pinged_at:
+            self.round_trip_s = now - self._pinged_at
+            if self.round_trips:
+                self.round_trips.observe(self.round_trip_s)
+        self._pinged_at = 0.0
+
+    def _receive_control(self, control: Ping | wire.Close | Violation) -> None:
         if isinstance(control, Ping):
             frame = wire.encode_frame(wire.PONG, control.payload)
             if self._is_congested:

@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from apachews import wire
 from apachews.answer import Answer
 from apachews_handler import child, endpoint, limits
-from apachews_handler.connection import Connection
+from apachews_handler.connection import About, Connection
 from apachews_handler.detach import detach, local_address, tls_facts
 from apachews_handler.exceptions import (
     CheckFailed,
@@ -88,7 +89,8 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         tls=tls_facts(request),
         local=local_address(request),
     )
-    bridge = child.bridge(request.pid_file())
+    log = request.error_log()
+    bridge = child.bridge(request.pid_file(), log)
     if not bridge.is_running:
         raise Unavailable(
             "this child of Apache is ending, or its bridge has failed with a traceback in this log"
@@ -102,9 +104,10 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         undo.callback(producer.close)
         if settings.accept == "producer":
             answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
-            head = _accept(upgrade, settings, answer)
+            head, subprotocol = _accept(upgrade, settings, answer), answer.subprotocol
         else:
-            head, first_words = upgrade.accept(settings, open_.subprotocol), b""
+            subprotocol = open_.subprotocol
+            head, first_words = upgrade.accept(settings, subprotocol), b""
         session = Session(settings, upgrade.deflate)
         session.open(open_, is_told=settings.accept == "producer")
         session.receive_producer(first_words)
@@ -119,11 +122,25 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             path,
             f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
             f" {open_.uri[:200]}",
-            request.error_log(),
+            log,
             admission.release,
+            _about(open_, subprotocol),
         )
         bridge.adopt(connection, detached.farewell)
         undo.pop_all()
+
+
+def _about(open_: wire.Open, subprotocol: str | None) -> About:
+    """Return what the status may say of a connection: no query, which may have secrets."""
+    return About(
+        id=open_.id,
+        path=open_.uri.partition("?")[0][:200],
+        address=open_.remote[0],
+        port=open_.remote[1],
+        user=open_.user or "",
+        scheme=open_.scheme,
+        subprotocol=subprotocol or "",
+    )
 
 
 def _accept(upgrade: Upgrade, settings: Settings, answer: Answer) -> bytes:

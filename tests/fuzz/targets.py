@@ -30,7 +30,7 @@ from apachews.answer import Answer
 from apachews.exceptions import WireError
 from apachews.messages import Item, MessageReader, Moved, Pong
 from apachews.messages import Violation as WireViolation
-from apachews_handler.client_reader import ClientReader, Control, Ping
+from apachews_handler.client_reader import Alive, ClientReader, Control, Ping
 from apachews_handler.deflate import Agreement
 from apachews_handler.ends import End
 from apachews_handler.exceptions import BadSetting, Refusal, Violation
@@ -130,7 +130,7 @@ def _check_client(
     pings = [control.payload for control in controls if isinstance(control, Ping)]
     end = controls[-1] if len(pings) < len(controls) else None
     if end:
-        assert not isinstance(end, Ping) and len(pings) == len(controls) - 1
+        assert not isinstance(end, (Ping, Alive)) and len(pings) == len(controls) - 1
         wire.encode_close(end.code, end.reason)
         assert not reader.receive(b"\x81\x80\0\0\0\0" + stream)
         assert not reader.wire_out and not reader.is_paused, "something after the end"
@@ -205,7 +205,7 @@ def _ours(stream: bytes, sizes: Sequence[int]) -> Outcome:
         controls += reader.receive(piece)
     items = MessageReader(2**63).receive(HELLO + b"".join(reader.wire_out))[1:]
     code = 0
-    if controls and not isinstance(controls[-1], Ping):
+    if controls and not isinstance(controls[-1], (Ping, Alive)):
         code = controls[-1].code
     return (
         [item for item in items if isinstance(item, (str, bytes))],

@@ -12,13 +12,14 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apachews import wire
 from apachews.messages import Item, MessageReader
-from apachews_handler import child
+from apachews_handler import child, rundir
 from apachews_handler.bridge import Bridge
 from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.connection import Connection
@@ -683,8 +684,9 @@ def test_all_goodbyes_are_said_in_time_however_slow_the_pace(
 
 
 def test_a_thread_that_cannot_start_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, temporary: Path
 ) -> None:
+    rundir.open_directory(os.getpid())
     before = set(os.listdir("/proc/self/fd"))
 
     def fail(thread: threading.Thread) -> None:
@@ -693,5 +695,6 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(
     monkeypatch.setattr(threading.Thread, "start", fail)
     for _ in range(2):  # and it is tried again
         with pytest.raises(RuntimeError, match="new thread"):
-            child.bridge(None)
+            child.bridge(None, Lines())
     assert set(os.listdir("/proc/self/fd")) == before
+    assert list(temporary.iterdir()) == []

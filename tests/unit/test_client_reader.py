@@ -17,7 +17,7 @@ from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
 from apachews.messages import MessageReader, Pong
-from apachews_handler.client_reader import KEEPALIVE, ClientReader, Control, Ping
+from apachews_handler.client_reader import KEEPALIVE, Alive, ClientReader, Control, Ping
 from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Violation
 from apachews_handler.mask import unmask
@@ -190,7 +190,8 @@ def test_more_frames_than_allowed(frame: bytes) -> None:
 def test_answers_to_the_bridges_own_pings_are_neither_passed_on_nor_counted() -> None:
     reader = ClientReader(LIMIT)
     reader.expected_pongs = 2
-    reader.receive(masked(0x8A, KEEPALIVE) * 3 + masked(0x8A, b"other"))
+    controls = reader.receive(masked(0x8A, KEEPALIVE) * 3 + masked(0x8A, b"other"))
+    assert controls == [Alive()] * 2
     assert b"".join(reader.wire_out) == (
         wire.encode_frame(wire.PONG, KEEPALIVE) + wire.encode_frame(wire.PONG, b"other")
     )
@@ -393,7 +394,7 @@ def outcome_of_ours(chunks: list[bytes], *, deflate: bool) -> tuple[list[object]
             for control in controls:
                 if isinstance(control, Ping):
                     out.append(control)
-                else:
+                elif not isinstance(control, Alive):
                     return out, control.code
     return out, 0
 

@@ -6,26 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from apachews_handler import rundir
 from apachews_handler.generations import Generation
 
 APACHE = os.getpid()
-
-
-@pytest.fixture
-def temporary(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory for temporary files, and none of ours in it yet."""
-    monkeypatch.setattr("tempfile.tempdir", str(short_path))
-    monkeypatch.setattr(rundir, "_directory_fd", -1)
-    yield short_path / f"apachews-{os.geteuid()}"
-    descriptor = rundir.descriptor()
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 def test_each_counts_those_that_came_later(temporary: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
+from apachews.snapshot import RoundTrips
 from apachews.messages import Item, MessageReader, Moved
 from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.ends import End
@@ -252,6 +253,26 @@ def test_a_ping_of_the_bridges_own() -> None:
     assert ends.producer == []
     ends.from_producer(TEXT[:2])
     assert not ends.session.ping()
+
+
+def test_round_trips_are_measured_where_one_ping_is_under_way() -> None:
+    session = Session(Settings())
+    session.round_trips = RoundTrips()
+    pong = masked(0x8A, KEEPALIVE)
+    session.receive_client(pong, now=100.0)  # to none of ours
+    assert session.round_trip_s is None
+    session.ping(100.0)
+    session.receive_client(pong, now=100.5)
+    assert session.round_trip_s == 0.5
+    # Of two nobody can say which one is answered.
+    session.ping(120.0)
+    session.ping(140.0)
+    session.receive_client(pong * 2, now=141.0)
+    assert session.round_trip_s == 0.5
+    session.ping(160.0)
+    session.receive_client(pong, now=160.25)
+    assert session.round_trip_s == 0.25
+    assert (session.round_trips.count, session.round_trips.sum_s) == (2, 0.75)
 
 
 def test_a_fault_of_ours_is_an_end_as_well() -> None:
