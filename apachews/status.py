@@ -231,7 +231,7 @@ class RunningApache:
         pid: of its parent.
         inner_pid: the same, as it sees itself: another one in a container.
         directories: where its processes may have their run directory, as seen from
-            here; the first that is there is it.
+            here, the likeliest first.
     """
 
     pid: int
@@ -242,14 +242,22 @@ class RunningApache:
         """Ask its processes.
 
         Raises:
-            PermissionError: only root may, or the user whose processes they are.
+            OSError: a directory may not be read: only by root, or by the user whose
+                processes they are.
         """
+        refused: OSError | None = None
         for directory in self.directories:
             try:
-                os.stat(directory)
-            except FileNotFoundError:
+                status = collect(directory, self.inner_pid, timeout_s)
+            except NotADirectoryError:
                 continue
-            return collect(directory, self.inner_pid, timeout_s)
+            except OSError as error:
+                refused = refused or error
+                continue
+            if status.processes or status.silent:
+                return status
+        if refused:
+            raise refused
         return Status(self.inner_pid, time.time())
 
 

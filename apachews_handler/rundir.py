@@ -1,7 +1,8 @@
 """A directory of Apache's user's own, for what its processes must know of each other.
 
 Contract: ``open_directory(apache)`` makes it, removes what is left of Apaches that
-have gone, and returns its path.  ``descriptor()`` is what keeps it.  For any thread.
+have gone, and returns its path.  ``path()`` is where it would be.  ``descriptor()`` is
+what keeps it.  For any thread.
 
 How this works: it lies below the directory for temporary files, and its files are
 named ``<process id of Apache's parent>.<what>``.  It is kept open and locked, so
@@ -25,6 +26,11 @@ _lock = threading.Lock()
 _directory_fd = -1
 
 
+def path() -> str:
+    """Return the directory's path, whether it is there or not."""
+    return os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
+
+
 def open_directory(apache: int) -> str:
     """Return the path of the directory, made if it is not there.
 
@@ -36,18 +42,18 @@ def open_directory(apache: int) -> str:
     """
     global _directory_fd
     with _lock:
-        path = os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
+        directory = path()
         try:
-            os.mkdir(path, 0o700)
+            os.mkdir(directory, 0o700)
         except FileExistsError:
-            status = os.lstat(path)
+            status = os.lstat(directory)
             if status.st_uid != os.geteuid() or not stat.S_ISDIR(status.st_mode):
-                raise OSError(errno.EPERM, "it belongs to another user", path) from None
+                raise OSError(errno.EPERM, "it belongs to another user", directory) from None
         if _directory_fd == -1:
-            _directory_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(_directory_fd, fcntl.LOCK_SH)
-        _remove_old(path, apache)
-        return path
+        _remove_old(directory, apache)
+        return directory
 
 
 def descriptor() -> int | None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.snapshot import RoundTrips
 from apachews.messages import Item, MessageReader, Moved
+from apachews.snapshot import RoundTrips
 from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.ends import End
 from apachews_handler.session import Phase, Session, Side

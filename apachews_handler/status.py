@@ -1,0 +1,98 @@
+"""The status page: an entry point for mod_wsgi, beside Apache's own ``server-status``.
+
+``handle_request`` is for ``WSGIHandlerScript websocket-status <this file>`` and
+``SetHandler websocket-status``; ``application`` is the same for any other way to run
+WSGI, in a process of the same Apache and user.  ``apachews/apache/apachews.conf`` has the
+directive.  Who may see it is for Apache to say (``Require``).
+
+Without a query it answers with the page, which asks for the figures itself: the page's
+text never has anybody's data in it.  ``?json`` is an ``apachews.snapshot.Status``,
+``?metrics`` the same for Prometheus.  Wiring only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from apachews.snapshot import Status
+from apachews.status import collect
+from apachews_handler import metrics, rundir
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+# Connections that are described, of all processes together, where nothing else is asked for.
+LISTED: Final = 1000
+MAX_LISTED: Final = 10_000
+_QUERY: Final = re.compile(r"json(?:&connections=(\d{1,5}))?", re.ASCII)
+_PAGE: Final = Path(__file__).with_name("status.html").read_bytes()
+
+
+def _hash(tag: bytes) -> str:
+    """Return the source of CSP for what stands in the page between the tags."""
+    content = _PAGE.partition(b"<" + tag + b">")[2].partition(b"</" + tag + b">")[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
+
+
+# Nothing runs or is loaded but what is in the page itself.
+_POLICY: Final = (
+    f"default-src 'none'; style-src {_hash(b'style')}; script-src {_hash(b'script')};"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer with the page, or with its figures."""
+    headers = [
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+    ]
+    method = environ["REQUEST_METHOD"]
+    if method not in ("GET", "HEAD"):
+        status, kind = "405 Method Not Allowed", "text/plain; charset=utf-8"
+        body = b"GET and HEAD only.\n"
+        headers.append(("Allow", "GET, HEAD"))
+    else:
+        try:
+            status, kind, body = _answer(environ.get("QUERY_STRING", ""))
+        except Exception:
+            environ["wsgi.errors"].write(f"apachews: no status: {traceback.format_exc()}\n")
+            status, kind = "500 Internal Server Error", "text/plain; charset=utf-8"
+            body = b"The status cannot be collected; the error log says why.\n"
+    if kind.startswith("text/html"):
+        headers.append(("Content-Security-Policy", _POLICY))
+    headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
+    start_response(status, headers)
+    return [] if method == "HEAD" else [body]
+
+
+application = handle_request
+
+
+def _answer(query: str) -> tuple[str, str, bytes]:
+    """Return status, type and body."""
+    if not query:
+        return "200 OK", "text/html; charset=utf-8", _PAGE
+    if query == "metrics":
+        text = metrics.to_text(_collect())
+        return "200 OK", metrics.CONTENT_TYPE, text.encode()
+    if match := _QUERY.fullmatch(query):
+        listed = min(int(match[1]), MAX_LISTED) if match[1] else LISTED
+        return "200 OK", "application/json", _collect().limit_to(listed).encode()
+    body = (
+        "There is the page (no query), ?json, ?json&connections=NUMBER"
+        f" (at most {MAX_LISTED}; {LISTED} otherwise), and ?metrics.\n"
+    )
+    return "400 Bad Request", "text/plain; charset=utf-8", body.encode()
+
+
+def _collect() -> Status:
+    return collect(rundir.path(), os.getppid())
