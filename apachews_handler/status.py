@@ -63,10 +63,14 @@ def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[
     else:
         try:
             status, kind, body = _answer(environ.get("QUERY_STRING", ""))
+        except OSError as error:
+            status, kind, body = _failed(
+                environ,
+                f"{error.filename}: {error.strerror}; Apache's user must own that directory:"
+                " remove it if it is another's, or set TMPDIR for Apache",
+            )
         except Exception:
-            environ["wsgi.errors"].write(f"apachews: no status: {traceback.format_exc()}\n")
-            status, kind = "500 Internal Server Error", "text/plain; charset=utf-8"
-            body = b"The status cannot be collected; the error log says why.\n"
+            status, kind, body = _failed(environ, f"unexpected: {traceback.format_exc()}")
     if kind.startswith("text/html"):
         headers.append(("Content-Security-Policy", _POLICY))
     headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
@@ -75,6 +79,13 @@ def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[
 
 
 application = handle_request
+
+
+def _failed(environ: Environ, problem: str) -> tuple[str, str, bytes]:
+    """Log what is wrong; return status, type and body."""
+    environ["wsgi.errors"].write(f"apachews: no status: {problem}\n")
+    body = b"The status cannot be collected; the error log says why.\n"
+    return "500 Internal Server Error", "text/plain; charset=utf-8", body
 
 
 def _answer(query: str) -> tuple[str, str, bytes]:
