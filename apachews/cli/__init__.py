@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..exceptions import ApachewsError
-from . import publish
+from . import publish, status
 from .command import Command, CommandError
 
 COMMANDS: Final[dict[str, Command]] = {
     "publish": publish,
+    "status": status,
 }
 INTERRUPTED: Final = 130
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from ..conftest import wait_for
 from ..crowd import Crowd, crowd
 from ..frames import masked
 from ..raw_client import RawClient
-from ..site import Site, running_site
+from ..site import ROOT, Site, running_site
 from .conftest import MPMS
 
 PAGE = "/websocket-status"
@@ -170,6 +172,23 @@ def test_nobodys_messages_query_or_cookies_are_in_it(event: Site) -> None:
             text = requests.get(event.http(f"{PAGE}?{query}"), timeout=10).text
             for word in ("sesame", "session", "secret", "/?x"):
                 assert word not in text
+    wait_for(lambda: status_of(event).connections_count == 0)
+
+
+def test_the_command_line_asks_the_processes_or_the_page(event: Site) -> None:
+    with open_clients(event, 2):
+        when(event, lambda status: status.connections_count == 2)
+        for apache in (str(event.apache.pid), event.http(PAGE)):
+            command = [sys.executable, "-m", "apachews", "status", "--apache", apache]
+            done = subprocess.run(
+                [*command, "--json"], cwd=ROOT, capture_output=True, check=True, timeout=60
+            )
+            assert Status.decode(done.stdout).connections_count == 2
+            shown = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+            ).stdout
+            assert f"Apache {event.apache.pid}: 2 connections (2 open" in shown
+            assert shown.count("/echo.ws") == 3
     wait_for(lambda: status_of(event).connections_count == 0)
 
 

@@ -1,0 +1,73 @@
+"""Figures and tables as people read them in a terminal.
+
+Contract: pure; strings in, strings out.  What comes from elsewhere is made harmless: no
+text can move the cursor or colour the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+NONE: Final = "-"
+
+
+def printable(text: str) -> str:
+    """Return a text with a mark in the place of whatever is no visible character."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def count(number: float | None) -> str:
+    """Return a number; one decimal where it is small and has any."""
+    if number is None:
+        return NONE
+    if number < 10 and number != int(number):
+        return f"{number:.1f}"
+    return f"{number:.0f}"
+
+
+def size(number: float | None) -> str:
+    """Return a number of bytes."""
+    if number is None:
+        return NONE
+    unit = 0
+    while number >= 1000 and unit < len(_UNITS) - 1:
+        number, unit = number / 1024, unit + 1
+    return (
+        f"{number:.1f} {_UNITS[unit]}" if unit and number < 10 else f"{number:.0f} {_UNITS[unit]}"
+    )
+
+
+def span(seconds: float | None) -> str:
+    """Return a time."""
+    if seconds is None:
+        return NONE
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    return f"{seconds // 86_400:.0f} days"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, its heads first.
+
+    Args:
+        heads: one that begins with ``<`` is of a column whose texts stand at the left.
+        rows: as many texts in each.
+    """
+    titles = [head.removeprefix("<") for head in heads]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = []
+    for row in [titles, *rows]:
+        texts = [
+            text.ljust(width) if head.startswith("<") else text.rjust(width)
+            for head, text, width in zip(heads, row, widths, strict=True)
+        ]
+        lines.append("  ".join(texts).rstrip())
+    return lines
