@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from .closelog import CloseLine, Ending
 from .ends import End
+from .logfile import append
 from .session import Session, Side
 from .settings import Settings
 from .transport import Transport
@@ -68,6 +71,7 @@ class Connection:
         log: where its lines go.
         release: called once when it is closed: its place is free.
         about: for the status.
+        close_line: for the log of closes, as far as it is known; None: it has none.
     """
 
     __slots__ = (
@@ -76,6 +80,7 @@ class Connection:
         "client_fd",
         "client_mask",
         "client_queue",
+        "close_line",
         "goodbye",
         "hold_ends_at",
         "is_deaf",
@@ -111,6 +116,7 @@ class Connection:
         log: Log,
         release: Callable[[], None] | None = None,
         about: About = _NOTHING,
+        close_line: CloseLine | None = None,
     ) -> None:
         self.transport = transport
         self.producer = producer
@@ -121,6 +127,7 @@ class Connection:
         self.log = log
         self._release = release
         self.about = about
+        self.close_line = close_line
         self.client_fd = transport.fileno()  # -1 once closed
         self.producer_fd = producer.fileno()  # -1 once closed
         self.client_mask = 0  # what epoll watches for
@@ -168,13 +175,27 @@ class Connection:
         self.producer.close()
 
     def log_close(self) -> None:
-        """Write the one line about its end."""
+        """Write the one line about its end; one more where there is a log of closes."""
         session = self.session
         end = session.end
         assert end, "nothing is closed without an end"
+        after_s = time.monotonic() - self.opened_at
         self.log.write(
             end.level,
             f"{self.name} closed by {end.by} ({end.name})"
             f" code={session.close_code} reason={session.close_reason!r}"
-            f" after={time.monotonic() - self.opened_at:.3f}s {session.counts()}",
+            f" after={after_s:.3f}s {session.counts()}",
         )
+        if self.close_line:
+            ending = Ending(
+                session.close_code,
+                session.close_reason,
+                end.by,
+                end.name,
+                after_s,
+                time.time(),
+                session.traffic(),
+                session.round_trip_s,
+                os.getpid(),
+            )
+            append(self.settings.close_log, self.close_line.finish(ending), self.log)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from .closelog import DEFAULT_FORMAT, BadFormat, CloseFormat, parse_format
 from .exceptions import BadSetting
 from .origin import normalise_origin
 
@@ -205,6 +206,17 @@ def parse_directory(text: str) -> str:
     return text
 
 
+def parse_file(text: str) -> str:
+    """Return an absolute path that could be a file's, as it is.
+
+    Raises:
+        ValueError
+    """
+    if text.endswith("/"):
+        raise ValueError
+    return parse_directory(text)
+
+
 _SIZES: Final = "a number of bytes of at least 1, with K or M for 1024 or 1048576 times as many"
 _TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 5s"
 _OPTIONAL_TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 20s, or off"
@@ -256,6 +268,8 @@ class Settings:
         accept: who decides on a connection: ``bridge`` or ``producer``.
         pass_env: names of variables the producer is told.
         deflate: whether permessage-deflate is negotiated, and its options.
+        close_log: file that gets a line for each connection that has closed; "" for none.
+        close_log_format: of that line.
         root: where ``WSGIScriptAlias`` looks for sockets; "" for nowhere.
     """
 
@@ -339,6 +353,13 @@ class Settings:
     deflate_context_takeover: bool = _setting(
         True, parse_switch, _SWITCH, "bandwidth; off: memory of Apache"
     )
+    close_log: str = _setting("", parse_file, "the absolute path of a file", "nothing")
+    close_log_format: CloseFormat = _setting(  # noqa: RUF009  # a field, as the others are
+        CloseFormat(DEFAULT_FORMAT),
+        parse_format,
+        "text and directives as LogFormat's, those that docs/configuration.md lists",
+        "nothing",
+    )
     root: str = _setting("", parse_directory, "an absolute path", "files outside it")
 
 
@@ -362,5 +383,8 @@ def parse_settings(environ: Mapping[str, Any]) -> Settings:
         try:
             values[field.name] = field.metadata["parse"](value.strip())
         except ValueError as error:
-            raise BadSetting(name, value, field.metadata["allowed"]) from error
+            allowed = field.metadata["allowed"]
+            if isinstance(error, BadFormat):
+                allowed = f"{allowed}; {error}"
+            raise BadSetting(name, value, allowed) from error
     return Settings(**values)

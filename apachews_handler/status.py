@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import traceback
+import urllib.parse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,7 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 # Connections that are described, of all processes together, where nothing else is asked for.
 LISTED: Final = 1000
 MAX_LISTED: Final = 10_000
-_QUERY: Final = re.compile(r"json(?:&connections=(\d{1,5}))?", re.ASCII)
+_NUMBER: Final = re.compile(r"\d{1,5}", re.ASCII)
 _PAGE: Final = Path(__file__).with_name("status.html").read_bytes()
 
 
@@ -92,12 +93,14 @@ def _answer(query: str) -> tuple[str, str, bytes]:
     """Return status, type and body."""
     if not query:
         return "200 OK", "text/html; charset=utf-8", _PAGE
-    if query == "metrics":
+    wanted = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    if wanted == {"metrics": ""}:
         text = metrics.to_text(_collect())
         return "200 OK", metrics.CONTENT_TYPE, text.encode()
-    if match := _QUERY.fullmatch(query):
-        listed = min(int(match[1]), MAX_LISTED) if match[1] else LISTED
-        return "200 OK", "application/json", _collect().limit_to(listed).encode()
+    listed = wanted.pop("connections", str(LISTED))
+    if wanted == {"json": ""} and _NUMBER.fullmatch(listed):
+        status = _collect().limit_to(min(int(listed), MAX_LISTED))
+        return "200 OK", "application/json", status.encode()
     body = (
         "There is the page (no query), ?json, ?json&connections=NUMBER"
         f" (at most {MAX_LISTED}; {LISTED} otherwise), and ?metrics.\n"

@@ -12,6 +12,7 @@ child's bridge, and anything else with plain HTTP.  Wiring only.
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from typing import Any
 from apachews import wire
 from apachews.answer import Answer
 from apachews_handler import child, endpoint, limits
+from apachews_handler.closelog import CloseLine, Handshake
 from apachews_handler.connection import About, Connection
 from apachews_handler.detach import detach, local_address, tls_facts
 from apachews_handler.exceptions import (
@@ -125,6 +127,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             log,
             admission.release,
             _about(open_, subprotocol),
+            _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
         )
         bridge.adopt(connection, detached.farewell)
         undo.pop_all()
@@ -141,6 +144,11 @@ def _about(open_: wire.Open, subprotocol: str | None) -> About:
         scheme=open_.scheme,
         subprotocol=subprotocol or "",
     )
+
+
+def _close_line(settings: Settings, handshake: Handshake) -> CloseLine | None:
+    """Return the line for the log of closes, None where there is no such log."""
+    return settings.close_log_format.begin(handshake) if settings.close_log else None
 
 
 def _accept(upgrade: Upgrade, settings: Settings, answer: Answer) -> bytes:

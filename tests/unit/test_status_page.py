@@ -84,6 +84,8 @@ def test_the_figures(bridge: Bridge) -> None:
     )
     assert f'apachews_loop_cpu_seconds_total{{pid="{os.getpid()}"'.encode() in body
     assert Status.decode(ask("json&connections=99999")[2]).processes
+    # As Prometheus writes a parameter without a value.
+    assert ask("metrics=")[1]["Content-Type"] == headers["Content-Type"]
 
 
 @pytest.mark.parametrize("query", ["", "json", "metrics"])
@@ -99,7 +101,14 @@ def test_nothing_is_stored_and_head_has_no_body(query: str, bridge: Bridge) -> N
 def test_what_it_does_not_know_is_refused() -> None:
     code, headers, body = ask("", "POST")
     assert (code, headers["Allow"]) == ("405 Method Not Allowed", "GET, HEAD")
-    for query in ("jso", "json&connections=", "json&connections=-1", "json&x=1", "metrics&x"):
+    for query in (
+        "jso",
+        "json&connections=",
+        "json&connections=-1",
+        "json&x=1",
+        "json=1",
+        "metrics&x",
+    ):
         code, _, body = ask(query)
         assert code == "400 Bad Request"
         assert b"?metrics" in body
