@@ -246,18 +246,18 @@ def test_nobody_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not IS_ROOT or not shutil.which("logrotate"), reason="needs root, and apt-get install logrotate"
 )
-def test_logrotate_understands_its_file(tmp_path: Path) -> None:
-    logs = tmp_path / "logs"
+def test_logrotate_understands_its_file(short_path: Path) -> None:
+    logs = short_path / "logs"
     logs.mkdir(mode=0o750)
     shutil.chown(logs, "www-data", "adm")
-    tmp_path.chmod(0o755)
+    short_path.chmod(0o755)
     (logs / "websocket.log").write_text("a line\n")
     shutil.chown(logs / "websocket.log", "www-data", "adm")
     snippet = (ROOT / "deploy" / "logrotate" / "apachews").read_text()
-    configuration = tmp_path / "apachews"
+    configuration = short_path / "apachews"
     configuration.write_text(snippet.replace("/var/log/apachews", str(logs)))
     subprocess.run(
-        ["logrotate", "--force", "--state", str(tmp_path / "state"), str(configuration)],
+        ["logrotate", "--force", "--state", str(short_path / "state"), str(configuration)],
         check=True,
         capture_output=True,
     )
