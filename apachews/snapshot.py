@@ -14,12 +14,13 @@ compressed.
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import functools
 import json
-import math
+import operator
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .exceptions import StatusError
@@ -84,10 +85,12 @@ class ConnectionStatus:
 
     def encode(self) -> str:
         """Return it as JSON."""
-        return json.dumps({name: getattr(self, name) for name in _CONNECTION_FIELDS})
+        return _to_json(dict(zip(_CONNECTION_FIELDS, _values_of(self), strict=True)))
 
 
 _CONNECTION_FIELDS: Final = tuple(field.name for field in dataclasses.fields(ConnectionStatus))
+_values_of: Final = operator.attrgetter(*_CONNECTION_FIELDS)
+_to_json: Final = json.JSONEncoder().encode
 
 
 @dataclasses.dataclass(slots=True)
@@ -215,13 +218,16 @@ class ProcessStatus:
         return f'{text[:-1]}, "connections": [{", ".join(connections)}]}}'.encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> ProcessStatus:
+    def decode(cls, data: bytes, listed: int = MAX_LISTED) -> ProcessStatus:
         """Read what ``encode`` wrote.
+
+        Args:
+            listed: so many of the connections; the others are passed over.
 
         Raises:
             StatusError: it is something else.
         """
-        process = _decode(cls, data)
+        process = _decode(cls, data, listed)
         if len(process.round_trips.counts) != len(ROUND_TRIP_BOUNDS_S) + 1:
             raise StatusError("round_trips.counts", "another number of them than there are bounds")
         return process
@@ -288,16 +294,21 @@ class Status:
 
     def encode(self) -> bytes:
         """Return it as JSON."""
-        return json.dumps(dataclasses.asdict(self)).encode()
+        rest = {name: getattr(self, name) for name in ("version", "apache", "time", "silent")}
+        processes = b", ".join(process.encode() for process in self.processes)
+        return json.dumps(rest)[:-1].encode() + b', "processes": [' + processes + b"]}"
 
     @classmethod
-    def decode(cls, data: bytes) -> Status:
+    def decode(cls, data: bytes, listed: int = MAX_LISTED) -> Status:
         """Read what ``encode`` wrote.
+
+        Args:
+            listed: so many connections of each process; the others are passed over.
 
         Raises:
             StatusError: it is something else.
         """
-        status = _decode(cls, data)
+        status = _decode(cls, data, listed)
         for process in status.processes:
             if len(process.round_trips.counts) != len(ROUND_TRIP_BOUNDS_S) + 1:
                 raise StatusError("round_trips.counts", "another number than there are bounds")
@@ -311,7 +322,7 @@ def in_order(processes: Iterable[ProcessStatus]) -> tuple[ProcessStatus, ...]:
     )
 
 
-def _decode(kind: type[T], data: bytes) -> T:
+def _decode(kind: type[T], data: bytes, listed: int) -> T:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -319,53 +330,99 @@ def _decode(kind: type[T], data: bytes) -> T:
     if not isinstance(found, dict) or found.get("version") != VERSION:
         version = found.get("version") if isinstance(found, dict) else None
         raise StatusError("version", f"{version!r:.20}, not {VERSION}")
-    made: T = _check(kind, found, "it")
+    for process in (found, *_list_of(found, "processes")):
+        # Most of what there is; what nobody wants is not looked at.
+        if isinstance(process, dict) and "connections" in process:
+            process["connections"] = _list_of(process, "connections")[:listed]
+    made: T = _checker(kind)(found, "it")  # type: ignore[arg-type]
     return made
 
 
-def _check(kind: Any, value: object, where: str) -> Any:
-    """Return a value as what it must be; ``where`` names it."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise StatusError(where, "no object")
-        made = {}
-        for name, (kind_of_field, has_default) in _fields_of(kind).items():  # type: ignore[arg-type]
-            if name in value:
-                made[name] = _check(kind_of_field, value[name], name)
-            elif not has_default:
-                raise StatusError(name, "missing")
-        return kind(**made)  # type: ignore[operator]
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (tuple, list):
-        if not isinstance(value, list):
-            raise StatusError(where, "no list")
-        return origin(_check(arguments[0], item, where) for item in value)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise StatusError(where, "no object")
-        return {name: _check(arguments[1], item, where) for name, item in value.items()}
-    if origin in (Union, types.UnionType):
-        return None if value is None else _check(arguments[0], value, where)
-    if kind is str and isinstance(value, str):
-        return value
-    # Nothing that is counted or timed here is less than 0; a bool is an int to Python.
-    if not isinstance(value, bool) and isinstance(value, (int, float)):
-        if kind is int and isinstance(value, int) and value >= 0:
-            return value
-        if kind is float and 0 <= value <= 1e300 and math.isfinite(value):
-            return float(value)
-    raise StatusError(where, f"{value!r:.40}")
+def _list_of(found: dict[str, Any], name: str) -> list[Any]:
+    value = found.get(name, [])
+    if not isinstance(value, list):
+        raise StatusError(name, "no list")
+    return value
+
+
+# Returns a value as what it must be, or raises StatusError with the name it is given.
+_Checker = Callable[[Any, str], Any]
 
 
 @functools.cache
-def _fields_of(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the names of a dataclass's fields: the type, whether there is a default."""
+def _checker(kind: Any) -> _Checker:
+    """Return what checks a value that must be of a type; made once for each type."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_checker(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (tuple, list):
+        return _sequence_checker(origin, _checker(arguments[0]))
+    if origin is dict:
+        return _dict_checker(_checker(arguments[1]))
+    if origin in (Union, types.UnionType):
+        check = _checker(arguments[0])
+        return lambda value, where: None if value is None else check(value, where)
+    return {str: _check_text, int: _check_int, float: _check_float}[kind]
+
+
+def _dataclass_checker(kind: Any) -> _Checker:
     hints = get_type_hints(kind)
-    missing = dataclasses.MISSING
-    return {
-        field.name: (
-            hints[field.name],
-            field.default is not missing or field.default_factory is not missing,
-        )
-        for field in dataclasses.fields(kind)
-    }
+    fields = [(field.name, _checker(hints[field.name])) for field in dataclasses.fields(kind)]
+    defaults = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise StatusError(where, "no object")
+        made = []
+        for name, check_field in fields:
+            if name in value:
+                made.append(check_field(value[name], name))
+            elif name in defaults:
+                made.append(copy.copy(defaults[name]))
+            else:
+                raise StatusError(name, "missing")
+        return kind(*made)
+
+    return check
+
+
+def _sequence_checker(kind: Callable[[Iterable[Any]], Any], check_item: _Checker) -> _Checker:
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, list):
+            raise StatusError(where, "no list")
+        return kind([check_item(item, where) for item in value])
+
+    return check
+
+
+def _dict_checker(check_item: _Checker) -> _Checker:
+    def check(value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise StatusError(where, "no object")
+        return {name: check_item(item, where) for name, item in value.items()}
+
+    return check
+
+
+def _check_text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise StatusError(where, f"{value!r:.40}")
+    return value
+
+
+# Nothing that is counted or timed here is less than 0; and a bool is an int to Python.
+def _check_int(value: Any, where: str) -> int:
+    if type(value) is not int or value < 0:
+        raise StatusError(where, f"{value!r:.40}")
+    return value
+
+
+def _check_float(value: Any, where: str) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1e300:
+        raise StatusError(where, f"{value!r:.40}")
+    return float(value)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Final
 
 from .exceptions import StatusError
-from .snapshot import ProcessStatus, Status, in_order
+from .snapshot import MAX_LISTED, ProcessStatus, Status, in_order
 
 # A process answers between two turns of its loop; one that does not within this time
 # hangs, or has far more to do than it can.
@@ -71,7 +71,9 @@ def fitting_path(directory: str, name: str) -> Iterator[str]:
         os.close(fd)
 
 
-def collect(directory: str, apache: int, timeout_s: float = TIMEOUT_S) -> Status:
+def collect(
+    directory: str, apache: int, timeout_s: float = TIMEOUT_S, listed: int = MAX_LISTED
+) -> Status:
     """Ask all processes of an Apache.
 
     Args:
@@ -79,6 +81,7 @@ def collect(directory: str, apache: int, timeout_s: float = TIMEOUT_S) -> Status
             there was no WebSocket yet.
         apache: process id of its parent, as its processes see it.
         timeout_s: for all of them together.
+        listed: connections of each that are described, at most.
 
     Raises:
         OSError: the directory may not be read.
@@ -92,7 +95,7 @@ def collect(directory: str, apache: int, timeout_s: float = TIMEOUT_S) -> Status
     for name in names:
         match = _NAME.fullmatch(name)
         if match and int(match[1]) == apache:
-            asked.append(_Asked(directory, name, int(match[2])))
+            asked.append(_Asked(directory, name, int(match[2]), listed))
     try:
         _wait_for(asked, deadline)
     finally:
@@ -138,7 +141,8 @@ class _Asked:
         is_awaited: it may answer yet.
     """
 
-    def __init__(self, directory: str, name: str, pid: int) -> None:
+    def __init__(self, directory: str, name: str, pid: int, listed: int) -> None:
+        self._listed = listed
         self._directory = directory
         self._name = name
         self.pid = pid
@@ -186,7 +190,7 @@ class _Asked:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fd = _INT.unpack_from(content)[0]
                 try:
-                    status = ProcessStatus.decode(_read(fd))
+                    status = ProcessStatus.decode(_read(fd), self._listed)
                 except (OSError, StatusError):
                     continue  # it is another version's, or no process of ours: silent
                 finally:

@@ -44,7 +44,7 @@ from .session import Phase, Side
 from .tally import add_traffic
 
 # Connections that are looked at in a step: half a millisecond, about.
-STEP_CONNECTIONS: Final = 100
+STEP_CONNECTIONS: Final = 50
 # Those who may wait for an answer at a time; one more is sent away.
 MAX_READERS: Final = 32
 _BACKLOG: Final = 64

@@ -95,11 +95,12 @@ def _answer(query: str) -> tuple[str, str, bytes]:
         return "200 OK", "text/html; charset=utf-8", _PAGE
     wanted = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
     if wanted == {"metrics": ""}:
-        text = metrics.to_text(_collect())
+        text = metrics.to_text(_collect(0))
         return "200 OK", metrics.CONTENT_TYPE, text.encode()
     listed = wanted.pop("connections", str(LISTED))
     if wanted == {"json": ""} and _NUMBER.fullmatch(listed):
-        status = _collect().limit_to(min(int(listed), MAX_LISTED))
+        number = min(int(listed), MAX_LISTED)
+        status = _collect(number).limit_to(number)
         return "200 OK", "application/json", status.encode()
     body = (
         "There is the page (no query), ?json, ?json&connections=NUMBER"
@@ -108,5 +109,5 @@ def _answer(query: str) -> tuple[str, str, bytes]:
     return "400 Bad Request", "text/plain; charset=utf-8", body.encode()
 
 
-def _collect() -> Status:
-    return collect(rundir.path(), os.getppid())
+def _collect(listed: int) -> Status:
+    return collect(rundir.path(), os.getppid(), listed=listed)
