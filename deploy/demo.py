@@ -89,6 +89,8 @@ def run(arguments: argparse.Namespace, undo: contextlib.ExitStack) -> int:
     http://127.0.0.1:{arguments.port}/    WebSockets over ws://
     https://localhost:{arguments.tls_port}/   WebSockets over wss://
                               (the browser warns of its self-made certificate)
+    http://127.0.0.1:{arguments.port}/websocket-status
+                              what is connected, and how busy it is
 
 Logs are in {root}.  Ctrl-C stops everything.""",
         flush=True,
