@@ -18,7 +18,7 @@ import pytest
 
 from apachews import wire
 from apachews.snapshot import CHILD, CLOSING, HELD, MAX_LISTED, OPEN, Status
-from apachews.status import SEALS, collect, socket_name
+from apachews.status import SEALS, RunningApache, collect, socket_name
 from apachews_handler import report
 from apachews_handler.bridge import Bridge
 from apachews_handler.client_reader import KEEPALIVE
@@ -26,6 +26,7 @@ from apachews_handler.report import Reporter
 
 from ..conftest import wait_for
 from ..frames import masked
+from ..site import IS_ROOT, ROOT
 from .test_bridge import Peers
 
 APACHE = os.getpid()
@@ -346,3 +347,47 @@ def test_a_closed_reader_wakes_nobody(bridge: Bridge, temporary: Path) -> None:
         poll.register(caller, select.POLLIN)
         assert poll.poll(10_000)
     assert collect(str(temporary), APACHE).processes
+
+
+# As systemd does for a service with PrivateTmp.
+WITH_A_TMP_OF_ITS_OWN = """
+import ctypes, os, sys, tempfile
+from apachews_handler.bridge import Bridge
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
+if (
+    libc.unshare(CLONE_NEWNS)
+    or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    or libc.mount(b"none", b"/tmp", b"tmpfs", 0, None)
+):
+    sys.exit("no namespaces here")
+tempfile.tempdir = "/tmp"
+bridge = Bridge()
+bridge.answer_for("child", os.getpid())
+bridge.start()
+print("ready", flush=True)
+sys.stdin.read()
+bridge.stop()
+"""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: other users have no namespaces of their own")
+def test_processes_with_a_tmp_of_their_own_are_reached() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WITH_A_TMP_OF_ITS_OWN],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin and child.stdout
+        try:
+            if not child.stdout.readline():
+                pytest.skip("a container that may not mount")
+            name = f"apachews-{os.geteuid()}"
+            assert collect(f"/tmp/{name}", child.pid).processes == ()
+            described = RunningApache(child.pid, child.pid, (f"/proc/{child.pid}/root/tmp/{name}",))
+            (process,) = described.collect().processes
+            assert process.pid == child.pid
+        finally:
+            child.stdin.close()
