@@ -77,6 +77,13 @@ class Loop:
             *self._holds.connections(),
         }
 
+    def connections_by_age(self) -> list[Connection]:
+        """Return the same, the oldest first but for those whose client is gone."""
+        found = dict.fromkeys(self._clients.values())
+        found.update(dict.fromkeys(self._producers.values()))
+        found.update(dict.fromkeys(self._holds.connections()))
+        return list(found)
+
     @property
     def is_empty(self) -> bool:
         """True where there is no connection."""

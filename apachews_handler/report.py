@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 import time
@@ -77,16 +78,17 @@ class Walk:
         self._now = time.monotonic()
         self._endpoints = loop.tally.endpoints()
         self._round_trips = loop.tally.round_trips.copy()
-        # The oldest at the end, where they are taken.
-        self._left = sorted(loop.connections(), key=lambda c: c.opened_at, reverse=True)
-        self._count = len(self._left)
+        connections = loop.connections_by_age()
+        self._left = iter(connections)
+        self._count = self._unseen = len(connections)
         self._listed: list[str] = []
 
     def step(self) -> bool:
         """Look at some more; return True where there are none left."""
-        for _ in range(min(STEP_CONNECTIONS, len(self._left))):
-            self._look_at(self._left.pop())
-        return not self._left
+        for connection in itertools.islice(self._left, STEP_CONNECTIONS):
+            self._look_at(connection)
+            self._unseen -= 1
+        return not self._unseen
 
     def result(self) -> bytes:
         """Return the status, encoded."""
