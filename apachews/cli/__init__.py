@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..exceptions import ApachewsError
-from . import publish, status
+from . import connect, publish, status
 from .command import Command, CommandError
 
 COMMANDS: Final[dict[str, Command]] = {
+    "connect": connect,
     "publish": publish,
     "status": status,
 }
