@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..exceptions import ApachewsError
-from . import connect, publish, status
+from . import connect, listen, publish, status
 from .command import Command, CommandError
 
 COMMANDS: Final[dict[str, Command]] = {
     "connect": connect,
+    "listen": listen,
     "publish": publish,
     "status": status,
 }

@@ -16,6 +16,7 @@ import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
+from .close_codes import NORMAL_CODES, describe_close
 from .command import CommandError
 from .console import Console
 from .refusals import explain, phrase
@@ -32,25 +33,6 @@ PING_INTERVAL_S: Final = 1.0
 # Above that nothing more is read from standard input until the server has taken some.
 MAX_QUEUED_BYTES: Final = 1 << 20
 PASSWORD: Final = "APACHEWS_PASSWORD"
-
-# Close codes (RFC 6455 7.4.1, IANA) that a server sends.
-CODES: Final[dict[int, str]] = {
-    1000: "normal",
-    1001: "going away",
-    1002: "protocol error",
-    1003: "unsupported data",
-    1005: "no code",
-    1006: "broken off",
-    1007: "invalid data",
-    1008: "policy violation",
-    1009: "message too big",
-    1010: "extension missing",
-    1011: "internal error",
-    1012: "service restart",
-    1013: "try again later",
-    1014: "bad gateway",
-}
-NORMAL_CODES: Final = (1000, 1005)
 
 # RFC 9110 5.6.2, and 5.5: a header's name, and what its value may not have.
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -287,13 +269,11 @@ class _Session:
         waited_for = self._expected()
         if self._arguments.json:
             self._show_json("close", code=closed.code, reason=closed.reason)
-        name = CODES.get(closed.code)
-        code = f"{closed.code} ({name})" if name else str(closed.code)
-        reason = f": {printable(closed.reason)}" if closed.reason else ""
+        how = describe_close(closed.code, closed.reason)
         if self._was_closed_here and closed.code != 1006:
-            colour, text = GREEN, f"closed, {code}{reason}"
+            colour, text = GREEN, f"closed, {how}"
         else:
-            colour, text = YELLOW, f"the server has closed the connection, {code}{reason}"
+            colour, text = YELLOW, f"the server has closed the connection, {how}"
             if closed.code == 1006 and not closed.reason:
                 colour, text = RED, "the connection was broken off, without a goodbye"
             if closed.code not in NORMAL_CODES:

@@ -188,7 +188,8 @@ def test_the_library_imports_without_anything_installed() -> None:
             "-S",
             "-c",
             f"import sys; sys.path.insert(0, {str(ROOT)!r});"
-            "import apachews, apachews.cli; assert not any('handler' in name for name in sys.modules)",
+            "import apachews, apachews.cli;"
+            "assert not any('handler' in name for name in sys.modules)",
         ],
         check=True,
     )
