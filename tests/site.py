@@ -40,6 +40,16 @@ IS_ROOT = os.geteuid() == 0
 # after which a worker has put away the connection it had.
 SETTLED_S = 0.5
 
+# The other way to a producer: /ws/chat is the socket chat.ws in APACHEWS_ROOT.
+WS_ALIAS = """
+WSGIScriptAlias /ws "${APACHEWS_HANDLER}/wsgi.py" \\
+    process-group=%{GLOBAL} application-group=%{GLOBAL}
+<Location /ws>
+    Require all granted
+    SetEnv APACHEWS_ROOT "${DOCROOT}"
+</Location>
+"""
+
 # What a child that came to harm leaves in the error log.
 HARM = re.compile(r"exit signal|Traceback|Segmentation|AH00051|AH00052|double free|corrupt")
 
@@ -301,7 +311,7 @@ def running_site(
         mpm=mpm,
         workers=workers,
         threads=threads,
-        extra=extra,
+        extra=WS_ALIAS + extra,
     )
     site = Site(apache)
     try:

@@ -2,8 +2,9 @@
 
 Contract: ``PrivateApache(…)`` names what is to run, ``start`` runs httpd in the
 foreground with ``private.conf`` and waits until it answers, ``stop``
-ends it.  Nothing of the system's Apache is read, written or signalled.  Standard
-library only.
+ends it.  For a loop of one's own there are ``launch``, ``is_answering``,
+``terminate`` and ``poll``, which do not wait.  Nothing of the system's Apache is read,
+written or signalled.  Standard library only.
 
 As root, httpd's children serve as www-data, as on any site; what they must be able
 to read is for the caller to see to (``unreadable_parts``).
@@ -11,6 +12,7 @@ to read is for the caller to see to (``unreadable_parts``).
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -26,6 +28,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..exceptions import ApachewsError
+
 SHIPPED = Path(__file__).resolve().parent
 DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
 DEBIAN_WSGI_MODULE = DEBIAN_MODULES / "mod_wsgi.so"
@@ -37,7 +41,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
 
 
-class ApacheError(Exception):
+class ApacheError(ApachewsError):
     """httpd could not be started, or not be ended; the text says why."""
 
 
@@ -47,12 +51,14 @@ class PrivateApache:
     Args:
         root: its ServerRoot, an existing directory.
         docroot: its document root.
-        port, tls_port: where it listens, on 127.0.0.1.
+        port, tls_port: where it listens; no TLS where that is 0.
         wsgi_module: mod_wsgi's file.
         python_home: prefix of the Python environment mod_wsgi uses.
         handler: the directory ``apachews_handler`` in that environment.
         mpm: event, worker or prefork.
         workers: MaxRequestWorkers; ``threads`` of them a child.
+        address: where it listens, by number.
+        page: a directory whose ``index.html`` stands in for the document root's.
         extra: further directives.
     """
 
@@ -69,10 +75,13 @@ class PrivateApache:
         mpm: str = "event",
         workers: int = 50,
         threads: int = 25,
+        address: str = "127.0.0.1",
+        page: Path | None = None,
         extra: str = "",
     ) -> None:
         self.root = root
         self.docroot = docroot
+        self.address = address
         self.port = port
         self.tls_port = tls_port
         self.certificate = root / "localhost.pem"
@@ -87,11 +96,15 @@ class PrivateApache:
             "WSGI_MODULE": wsgi_module,
             "PYTHON_HOME": python_home,
             "APACHEWS_HANDLER": handler,
+            "ADDRESS": f"[{address}]" if ":" in address else address,
             "PORT": port,
-            "TLS_PORT": tls_port,
             "DOCROOT": docroot,
             "SHIPPED": SHIPPED,
         }
+        if tls_port:
+            self._defines["TLS_PORT"] = tls_port
+        if page is not None:
+            self._defines["PAGE"] = page
 
     @property
     def pid(self) -> int:
@@ -115,13 +128,28 @@ class PrivateApache:
         Raises:
             ApacheError: a port is taken, or httpd ends; with what it said.
         """
+        self.launch()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.is_answering(5):
+            if self.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise ApacheError(self.why_not_started())
+            time.sleep(0.02)
+
+    def launch(self) -> None:
+        """Start httpd, and do not wait.
+
+        Raises:
+            ApacheError: a port is taken, or there is no httpd.
+        """
         for port in (self.port, self.tls_port):
-            require_free_port(port)
-        create_certificate(self.certificate)
+            if port:
+                require_free_port(port, self.address)
+        if self.tls_port:
+            create_certificate(self.certificate)
         (self.root / "conf.d").mkdir(exist_ok=True)
         (self.root / "conf.d" / "extra.conf").write_text(self._extra)
-        output = self.root / "output.log"
-        with output.open("wb") as log:
+        with (self.root / "output.log").open("wb") as log:
             self._process = subprocess.Popen(
                 self.command("-D", "FOREGROUND"),
                 stdin=subprocess.DEVNULL,
@@ -131,14 +159,25 @@ class PrivateApache:
                 start_new_session=True,
                 env=_clean_environment(),
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _answers(self.port):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise ApacheError(
-                    f"Apache did not start.\n{_read(output)}{self.error_log}".rstrip()
-                )
-            time.sleep(0.02)
+
+    def is_answering(self, timeout_s: float) -> bool:
+        """Ask whether it answers; wait that long for it at most."""
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
+        try:
+            with socket.create_connection((address, self.port), timeout_s) as probe:
+                probe.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
+                return probe.recv(1) != b""
+        except OSError:
+            return False
+
+    def why_not_started(self) -> str:
+        """Return what httpd said, for an error's text."""
+        output = _read(self.root / "output.log")
+        return f"Apache did not start.\n{output}{self.error_log}".rstrip()
+
+    def poll(self) -> int | None:
+        """Return httpd's status where it has ended, else None."""
+        return None if self._process is None else self._process.poll()
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command line of httpd with this configuration."""
@@ -177,10 +216,15 @@ class PrivateApache:
         """
         if self._process is None or self._process.poll() is not None:
             return
-        self._process.terminate()
+        self.terminate()
         if self.wait(STOP_TIMEOUT_S) is None:
             self.kill()
             raise ApacheError(f"Apache did not end within {STOP_TIMEOUT_S:g} s.\n{self.error_log}")
+
+    def terminate(self) -> None:
+        """Tell httpd to end; every WebSocket gets a goodbye."""
+        if self._process is not None:
+            self._process.terminate()
 
     def kill(self) -> None:
         """End httpd and its children by force."""
@@ -212,12 +256,20 @@ def find_wsgi_module() -> Path:
     """Return mod_wsgi's file: the running environment's, else Debian's.
 
     Raises:
-        ApacheError: neither is there.
+        ApacheError: neither is there, or Debian's is for another Python.
     """
     for directory in map(Path, sys.path):
         for found in sorted((directory / "mod_wsgi" / "server").glob("mod_wsgi-py*.so")):
             return found
     if DEBIAN_WSGI_MODULE.exists():
+        # Debian has the version in the name of the file that the name leads to.
+        _, _, built_for = DEBIAN_WSGI_MODULE.resolve().name.rpartition("-")
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if built_for not in (running, DEBIAN_WSGI_MODULE.name):
+            raise ApacheError(
+                f"Debian's mod_wsgi is for Python {built_for}, and this is {running}:"
+                " pip install mod_wsgi (which needs apache2-dev), or use Debian's python3"
+            )
         return DEBIAN_WSGI_MODULE
     raise ApacheError(
         "mod_wsgi is not installed: on Debian, apt-get install libapache2-mod-wsgi-py3;"
@@ -225,21 +277,25 @@ def find_wsgi_module() -> Path:
     )
 
 
-def require_free_port(port: int) -> None:
-    """Check that nobody listens on a port of 127.0.0.1.
+def require_free_port(port: int, address: str = "127.0.0.1") -> None:
+    """Check that nobody listens on a port of an address, which is a number.
 
     Raises:
         ApacheError
     """
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError as error:
-            raise ApacheError(
-                f"port {port} cannot be used ({error.strerror}): end the program that listens"
-                " there, or choose another port"
-            ) from error
+            if error.errno == errno.EACCES:
+                advice = "choose one from 1024 on, or ask root"
+            elif error.errno == errno.EADDRINUSE:
+                advice = "end the program that listens there, or choose another port"
+            else:
+                advice = f"is {address} an address of this machine?"
+            raise ApacheError(f"port {port} cannot be used ({error.strerror}): {advice}") from error
 
 
 def free_port() -> int:
@@ -290,26 +346,37 @@ def unreadable_parts(paths: Iterable[Path], user: str = APACHE_USER) -> list[Pat
     Only meaningful as root; for anybody else httpd serves as the one who started
     it, and the list is empty.
     """
-    if os.geteuid() != 0:
-        return []
-    account = pwd.getpwnam(user)
-    groups = set(os.getgrouplist(user, account.pw_gid))
     blocking: list[Path] = []
     for path in paths:
         real = path.resolve()
         for directory in reversed([real, *real.parents]):
-            status = directory.stat()
-            if not stat.S_ISDIR(status.st_mode) or directory in blocking:
+            if directory in blocking or not directory.is_dir():
                 continue
-            if status.st_uid == account.pw_uid:
-                bit = stat.S_IXUSR
-            elif status.st_gid in groups:
-                bit = stat.S_IXGRP
-            else:
-                bit = stat.S_IXOTH
-            if not status.st_mode & bit:
+            if not is_permitted(directory, os.X_OK, user):
                 blocking.append(directory)
     return blocking
+
+
+def is_permitted(path: Path, wanted: int, user: str = APACHE_USER) -> bool:
+    """Tell whether a path's own mode lets a user do what is wanted.
+
+    As ``unreadable_parts``: for anybody but root always true.
+
+    Args:
+        path: an existing file or directory.
+        wanted: ``os.R_OK``, ``W_OK``, ``X_OK``, or several of them.
+        user: who.
+    """
+    if os.geteuid() != 0:
+        return True
+    account = pwd.getpwnam(user)
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid == account.pw_uid:
+        mode >>= 6
+    elif status.st_gid in os.getgrouplist(user, account.pw_gid):
+        mode >>= 3
+    return mode & wanted == wanted
 
 
 def as_apache_user() -> dict[str, Any]:
@@ -330,15 +397,6 @@ def _clean_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "VIRTUAL_ENV", "APACHE", "PYENV"))
     } | {"LC_ALL": "C.UTF-8"}
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), 5) as probe:
-            probe.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
-            return probe.recv(1) != b""
-    except OSError:
-        return False
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,77 @@
+"""The Python environment that a private Apache runs the handler in: the running one.
+
+Contract: ``python_home(…)`` returns the prefix of an environment that Apache's user can
+read, or says what is in the way.  As root, Apache serves as www-data, who may not be
+able to reach an environment in root's home: it then gets a copy, rather than root's
+home another mode.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from .private_apache import APACHE_USER, ApacheError, unreadable_parts
+
+
+def python_home(copy: Path) -> Path:
+    """Return the prefix of an environment with the handler that Apache's user can read.
+
+    Args:
+        copy: where to copy the running one to, if need be; does not exist.
+
+    Returns:
+        ``sys.prefix``, or ``copy``.
+
+    Raises:
+        ApacheError: the handler is not installed, or the interpreter itself is out of
+            reach.
+    """
+    home = Path(sys.prefix)
+    _require_handler(home)
+    if blocking := unreadable_parts([Path(sys.base_prefix)]):
+        raise ApacheError(
+            f"Apache's user {APACHE_USER} cannot read the Python in"
+            f" {sys.base_prefix}: chmod o+x {' '.join(map(str, blocking))}, or run this as a"
+            " user other than root"
+        )
+    if not unreadable_parts([home, handler_in(home)]):
+        return home
+    shutil.copytree(home, copy, symlinks=True)
+    return copy
+
+
+def handler_in(home: Path) -> Path:
+    """Return the handler's directory in an environment like the running one."""
+    packages = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    return home / packages / "apachews_handler"
+
+
+def interpreter_in(home: Path) -> Path:
+    """Return the interpreter of an environment that ``python_home`` gave."""
+    if home == Path(sys.prefix):
+        return Path(sys.executable)
+    return home / "bin" / "python3"
+
+
+def _require_handler(home: Path) -> None:
+    """Check that the environment has what Apache is to import."""
+    handler = handler_in(home)
+    if not handler.is_dir():
+        found = importlib.util.find_spec("apachews_handler")
+        where = (
+            f"; the one in {os.path.dirname(found.origin)} it cannot see"
+            if (found and found.origin)
+            else ""
+        )
+        raise ApacheError(
+            f"apachews_handler is not in {handler.parent}, where Apache looks for it{where}:"
+            " pip install 'apachews[bridge]' in a virtual environment, and run this with its"
+            " Python"
+        )
+    if importlib.util.find_spec("wsproto") is None:
+        raise ApacheError("wsproto is not installed: pip install 'apachews[bridge]'")
