@@ -23,13 +23,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..exceptions import ApachewsError
-from . import connect, listen, publish, status
+from . import connect, listen, publish, run, status
 from .command import Command, CommandError
 
 COMMANDS: Final[dict[str, Command]] = {
     "connect": connect,
     "listen": listen,
     "publish": publish,
+    "run": run,
     "status": status,
 }
 INTERRUPTED: Final = 130

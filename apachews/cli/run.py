@@ -1,0 +1,298 @@
+"""``apachews run``: a private Apache with producers behind it, for development."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from ..apache import private_apache
+from ..apache.private_apache import APACHE_USER, SHIPPED, PrivateApache
+from ..apache.python_home import handler_in, interpreter_in, python_home
+from .command import CommandError
+from .log_lines import LogPrinter
+from .supervisor import ACCESS, APACHE, Producer, Supervisor
+from .terminal import FAINT, paint, uses_colour
+
+SUMMARY: Final = "run producers behind a private Apache, to develop them"
+
+PORT: Final = 8080
+TLS_PORT: Final = 8443
+# httpd's own 75 are more than the 50 that there may be, of which it would complain.
+FEW_THREADS: Final = "MinSpareThreads 10"
+
+DESCRIPTION: Final = """\
+Run producers behind an Apache of their own, which has nothing to do with the
+system's: producer.py serves ws://127.0.0.1:8080/producer.ws.  Each program gets
+the path of its socket file as its argument.  What the programs and Apache's error
+log have to say is shown.  Ctrl-C ends everything, a second one at once."""
+
+EXAMPLES: Final = """\
+examples:
+  apachews run chat.py
+  apachews run --reload --docroot site chat.py echo.py
+  apachews run --tls --path /ws/chat.ws=chat.py
+
+With --reload, a program is started anew when its file, or a Python module in or
+below its directory, changes.  Its clients stay connected, and move to it; where
+the new version does not start, the old one goes on.  (A program that is to know
+who came before finds it by client.guid(); event.resumed tells.)
+
+exit status: 0 ended by Ctrl-C or SIGTERM; 1 it could not start, or Apache ended;
+2 arguments; 130 ended by force"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument("programs", metavar="PROGRAM", nargs="*", help="a producer, a Python file")
+    parser.add_argument(
+        "--path",
+        metavar="/X.ws=PROGRAM",
+        action="append",
+        default=[],
+        help="a producer with a path of its own; may be repeated",
+    )
+    parser.add_argument(
+        "--docroot",
+        metavar="DIR",
+        type=Path,
+        help="what Apache serves besides, and where the socket files are"
+        " (default: a temporary directory)",
+    )
+    parser.add_argument(
+        "--port", type=_port, default=PORT, help="default %(default)s; 0: any that is free"
+    )
+    parser.add_argument("--tls", action="store_true", help=f"https and wss on port {TLS_PORT}")
+    parser.add_argument("--tls-port", metavar="PORT", type=_port, help="the same on another port")
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        type=_address,
+        default="127.0.0.1",
+        help="default %(default)s; 0.0.0.0: whoever can reach this machine",
+    )
+    parser.add_argument(
+        "--mpm", choices=("event", "worker", "prefork"), default="event", help="httpd's MPM"
+    )
+    parser.add_argument("--reload", action="store_true", help="follow changes of the programs")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the access log, and all of the error log"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run everything until told to end."""
+    signal.signal(signal.SIGTERM, raise_exit)  # until there is more to end
+    with contextlib.ExitStack() as undo:
+        # (Its name is in the command line of Apache's processes.)
+        root = Path(tempfile.mkdtemp(prefix="apachews-run-"))
+        undo.callback(shutil.rmtree, root)
+        root.chmod(0o755)
+        docroot = _docroot(arguments.docroot, root)
+        producers = find_producers(arguments.programs, arguments.path, docroot)
+        for producer in producers:
+            undo.enter_context(_directory_for_socket(producer.socket.parent))
+        _require_readable(docroot, producers)
+        home = python_home(root / "python")
+        if home != Path(sys.prefix):
+            _say(f"{APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
+        port = arguments.port or private_apache.free_port()
+        tls_port = arguments.tls_port
+        if tls_port is None:
+            tls_port = TLS_PORT if arguments.tls else 0
+        elif tls_port == 0:
+            tls_port = private_apache.free_port()
+        paths = [f"/{producer.socket.relative_to(docroot)}" for producer in producers]
+        apache = PrivateApache(
+            root,
+            docroot,
+            port=port,
+            tls_port=tls_port,
+            wsgi_module=private_apache.find_wsgi_module(),
+            python_home=home,
+            handler=handler_in(home),
+            mpm=arguments.mpm,
+            address=arguments.listen,
+            page=None if (docroot / "index.html").exists() else make_page(root / "page", paths),
+            extra="" if arguments.mpm == "prefork" else FEW_THREADS,
+        )
+        names = [*(producer.name for producer in producers), APACHE]
+        if arguments.verbose:
+            names.append(ACCESS)
+        supervisor = Supervisor(
+            apache,
+            producers,
+            python=interpreter_in(home),
+            reload=arguments.reload,
+            verbose=arguments.verbose,
+            show=LogPrinter(sys.stdout, names).print,
+            say=_say,
+            on_ready=lambda: _announce(apache, paths),
+        )
+        return supervisor.run()
+
+
+def find_producers(
+    programs: Sequence[str], mappings: Sequence[str], docroot: Path
+) -> list[Producer]:
+    """Return the producers that the arguments name.
+
+    Args:
+        programs: files; each listens on its own name, with .ws, in the document root.
+        mappings: a path and a file each, ``/x.ws=file``.
+        docroot: the document root.
+
+    Raises:
+        CommandError: there is none, or one of them cannot be; or two have one path.
+    """
+    wanted = [(f"{Path(program).stem}.ws", program) for program in programs]
+    for mapping in mappings:
+        path, equals, program = mapping.partition("=")
+        if not equals or not program or not path.startswith("/") or not path.endswith(".ws"):
+            raise CommandError(
+                f"--path {mapping}: /x.ws=program.py, with .ws, on which Apache looks"
+            )
+        if ".." in Path(path).parts:
+            raise CommandError(f"--path {mapping}: leads out of the document root")
+        wanted.append((path.lstrip("/"), program))
+    if not wanted:
+        raise CommandError("which producers? apachews run PROGRAM …")
+    producers: dict[Path, Producer] = {}
+    for path, program in wanted:
+        file = Path(program).absolute()
+        try:
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise CommandError(f"{program}: {error.strerror}") from None
+        at = docroot / path
+        if at in producers:
+            raise CommandError(
+                f"/{path} is the path of {producers[at].program} and of {file}: use --path"
+            )
+        producers[at] = Producer(path.removesuffix(".ws"), file, at)
+    return list(producers.values())
+
+
+def make_page(directory: Path, paths: Sequence[str]) -> Path:
+    """Make the page for a document root that has none; return its directory."""
+    directory.mkdir()
+    # JSON in HTML: nothing may look like the end of the element.
+    sockets = json.dumps(list(paths)).replace("<", "\\u003c")
+    page = (SHIPPED / "page.html").read_text()
+    marker = '<script type="application/json" id="sockets">'
+    (directory / "index.html").write_text(page.replace(f"{marker}[]", marker + sockets))
+    return directory
+
+
+def _docroot(wanted: Path | None, root: Path) -> Path:
+    if wanted is None:
+        docroot = root / "htdocs"
+        docroot.mkdir()
+        give_to_apache(docroot)
+        return docroot
+    if not wanted.is_dir():
+        raise CommandError(f"--docroot {wanted}: there is no such directory")
+    return wanted.resolve()
+
+
+@contextlib.contextmanager
+def _directory_for_socket(directory: Path) -> Iterator[None]:
+    """Make a directory for socket files, and what is missing above it; remove these."""
+    missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+    for made in reversed(missing):
+        made.mkdir()
+        give_to_apache(made)
+    try:
+        if not private_apache.is_permitted(directory, os.W_OK | os.X_OK):
+            raise CommandError(
+                f"{APACHE_USER}, as whom root runs Apache and the producers, cannot make socket"
+                f" files in {directory}: install -d -o {APACHE_USER} {directory}/ws, and --path"
+                " /ws/x.ws=program.py; or run this as a user other than root"
+            )
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise CommandError(f"{directory} may not be written to: no socket file can be there")
+        yield
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):  # somebody has put something there
+                made.rmdir()
+
+
+def _require_readable(docroot: Path, producers: Sequence[Producer]) -> None:
+    """Check that Apache's user can read all that it must."""
+    programs = [producer.program for producer in producers]
+    blocking = private_apache.unreadable_parts([docroot, *programs])
+    advice = ""
+    if blocking:
+        advice = f"chmod o+x {' '.join(map(str, blocking))}"
+    else:
+        closed = [file for file in programs if not private_apache.is_permitted(file, os.R_OK)]
+        if not private_apache.is_permitted(docroot, os.R_OK):
+            closed.append(docroot)
+        if closed:
+            advice = f"chmod o+r {' '.join(map(str, closed))}"
+    if advice:
+        raise CommandError(
+            f"{APACHE_USER}, as whom root runs Apache and the producers, may not read everything:"
+            f" {advice}; or run this as a user other than root"
+        )
+
+
+def give_to_apache(directory: Path) -> None:
+    """Let the producers make their sockets in a directory, where they are another user."""
+    if account := private_apache.as_apache_user():
+        os.chown(directory, account["user"], account["group"])
+
+
+def raise_exit(number: int, frame: FrameType | None) -> None:
+    """End, and tidy up: the handler of a signal."""
+    raise SystemExit(128 + number)
+
+
+def _announce(apache: PrivateApache, paths: Sequence[str]) -> None:
+    """Print the URLs."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(apache.address, apache.address)
+    if ":" in host:
+        host = f"[{host}]"
+    lines = [f"  http://{host}:{apache.port}/"]
+    lines += [f"  ws://{host}:{apache.port}{path}" for path in paths]
+    if apache.tls_port:
+        # The name in the certificate.
+        if host in ("127.0.0.1", "[::1]"):
+            host = "localhost"
+        lines.append(f"  https://{host}:{apache.tls_port}/  (with a self-made certificate)")
+        lines += [f"  wss://{host}:{apache.tls_port}{path}" for path in paths]
+    print("\n".join(lines), flush=True)
+
+
+def _say(text: str) -> None:
+    line = f"apachews run: {text}"
+    print(paint(line, FAINT) if uses_colour(sys.stderr) else line, file=sys.stderr, flush=True)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(text)
+    return port
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
+
+
+# For argparse's "invalid … value".
+_port.__name__ = "port"
+_address.__name__ = "IP address"
