@@ -1,34 +1,28 @@
 """The demo: a private Apache, an echo and a chat producer, a page that uses them.
 
-``deploy/demo`` installs what is missing and runs this.  Everything it makes lies in
-one temporary directory, which goes when it ends; Ctrl-C or SIGTERM ends it.
+``deploy/demo`` installs what is missing and runs this.  It is ``apachews run`` with a
+site of its own, and without the logs.  Everything it makes lies in one temporary
+directory, which goes when it ends; Ctrl-C or SIGTERM ends it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import sysconfig
 import tempfile
-import time
 from pathlib import Path
 
 from apachews.apache import private_apache
 from apachews.apache.private_apache import ApacheError, PrivateApache
+from apachews.apache.python_home import handler_in, interpreter_in, python_home
+from apachews.cli.run import FEW_THREADS, give_to_apache, raise_exit
+from apachews.cli.supervisor import APACHE, Producer, Supervisor
 
 DEPLOY = Path(__file__).resolve().parent
-PRODUCERS = {"echo.ws": "echo.py", "chat.ws": "chat.py"}
-START_TIMEOUT_S = 10.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Stop(Exception):
-    """Somebody wants the demo to end."""
+PRODUCERS = ("echo", "chat")
 
 
 def main() -> int:
@@ -42,144 +36,79 @@ def main() -> int:
         "--mpm", choices=("event", "worker", "prefork"), default="event", help="httpd's MPM"
     )
     arguments = parser.parse_args()
-
-    def stop(number: int, frame: object) -> None:
-        raise Stop
-
-    for number in SIGNALS:
-        signal.signal(number, stop)
+    signal.signal(signal.SIGTERM, raise_exit)
     try:
         with contextlib.ExitStack() as undo:
-            return run(arguments, undo)
-    except Stop:
-        print("\ndemo: everything has ended", file=sys.stderr)
-        return 0
+            root = Path(tempfile.mkdtemp(prefix="apachews-demo-"))
+            undo.callback(shutil.rmtree, root)
+            status = run(arguments, root)
     except ApacheError as error:
-        print(f"demo: {error}", file=sys.stderr)
+        say(str(error))
         return 1
+    except KeyboardInterrupt:
+        return 130
+    if not status:
+        print("\ndemo: everything has ended", file=sys.stderr)
+    return status
 
 
-def run(arguments: argparse.Namespace, undo: contextlib.ExitStack) -> int:
-    """Start everything and wait; what ends it again goes on ``undo``."""
-    root = Path(tempfile.mkdtemp(prefix="apachews-demo-"))
-    undo.callback(shutil.rmtree, root)
-    python_home = prepare(root)
-    producers = []
-    for name in PRODUCERS:
-        producers.append(start_producer(root, python_home, name))
-        undo.callback(producers[-1].wait)
-        undo.callback(producers[-1].terminate)
-        wait_for_socket(root / "htdocs" / name, producers[-1])
+def run(arguments: argparse.Namespace, root: Path) -> int:
+    """Run everything until told to end; return the exit status."""
+    root.chmod(0o755)
+    docroot, programs = root / "htdocs", root / "producers"
+    shutil.copytree(DEPLOY / "site", docroot)
+    # Apache's user need not be able to read a checkout.
+    shutil.copytree(DEPLOY / "producers", programs)
+    give_to_apache(docroot)  # the producers' sockets
+    home = python_home(root / "python")
+    if home != Path(sys.prefix):
+        say(f"{private_apache.APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
     apache = PrivateApache(
         root,
-        root / "htdocs",
+        docroot,
         port=arguments.port,
         tls_port=arguments.tls_port,
         wsgi_module=private_apache.find_wsgi_module(),
-        python_home=python_home,
-        handler=handler_in(python_home),
+        python_home=home,
+        handler=handler_in(home),
         mpm=arguments.mpm,
+        extra="" if arguments.mpm == "prefork" else FEW_THREADS,
     )
-    undo.callback(apache.stop)
-    undo.callback(ignore_signals)  # ending is under way from here on
-    apache.start()
+    return Supervisor(
+        apache,
+        [Producer(name, programs / f"{name}.py", docroot / f"{name}.ws") for name in PRODUCERS],
+        python=interpreter_in(home),
+        show=show,
+        say=say,
+        on_ready=lambda: announce(apache),
+    ).run()
+
+
+def announce(apache: PrivateApache) -> None:
+    """Print where it is."""
     print(
         f"""apachews demo is running:
 
-    http://127.0.0.1:{arguments.port}/    WebSockets over ws://
-    https://localhost:{arguments.tls_port}/   WebSockets over wss://
+    http://127.0.0.1:{apache.port}/    WebSockets over ws://
+    https://localhost:{apache.tls_port}/   WebSockets over wss://
                               (the browser warns of its self-made certificate)
     http://127.0.0.1:{arguments.port}/websocket-status
                               what is connected, and how busy it is
 
-Logs are in {root}.  Ctrl-C stops everything.""",
+Logs are in {apache.root}.  Ctrl-C stops everything.""",
         flush=True,
     )
-    return watch(apache, producers)
 
 
-def ignore_signals() -> None:
-    """Let nothing interrupt the end."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def show(name: str, line: str, colour: str | None) -> None:
+    """Show what a producer writes: it has something to complain of."""
+    if name != APACHE:
+        say(f"{name}: {line}")
 
 
-def prepare(root: Path) -> Path:
-    """Make the document root; return a Python environment that Apache can read.
-
-    As root, Apache serves as www-data, who may not be able to reach a checkout in
-    root's home: it then gets a copy, rather than root's home another mode.
-
-    Raises:
-        ApacheError: it cannot read the interpreter itself either.
-    """
-    root.chmod(0o755)
-    docroot = root / "htdocs"
-    shutil.copytree(DEPLOY / "site", docroot)
-    programs = root / "producers"
-    shutil.copytree(DEPLOY / "producers", programs)
-    if os.geteuid() == 0:
-        account = private_apache.as_apache_user()
-        os.chown(docroot, account["user"], account["group"])  # the producers' sockets
-    if blocking := private_apache.unreadable_parts([Path(sys.base_prefix)]):
-        raise ApacheError(
-            f"Apache's user {private_apache.APACHE_USER} cannot read the Python in"
-            f" {sys.base_prefix}: chmod o+x {' '.join(map(str, blocking))}, or run this as a"
-            " user other than root"
-        )
-    home = Path(sys.prefix)
-    if not private_apache.unreadable_parts([handler_in(home)]):
-        return home
-    copy = root / "python"
-    print(
-        f"demo: {private_apache.APACHE_USER} cannot read {home}; Apache gets a copy",
-        file=sys.stderr,
-    )
-    shutil.copytree(home, copy, symlinks=True)
-    return copy
-
-
-def handler_in(python_home: Path) -> Path:
-    """Return the handler's directory in an environment like the running one."""
-    packages = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-    return python_home / packages / "apachews_handler"
-
-
-def start_producer(root: Path, python_home: Path, name: str) -> subprocess.Popen[bytes]:
-    """Start a producer, as Apache's user where that is another."""
-    program = root / "producers" / PRODUCERS[name]
-    return subprocess.Popen(
-        [str(python_home / "bin" / "python3"), str(program), str(root / "htdocs" / name)],
-        cwd="/",
-        # Ctrl-C is for the demo, which ends them in order.
-        start_new_session=True,
-        **private_apache.as_apache_user(),
-    )
-
-
-def wait_for_socket(path: Path, producer: subprocess.Popen[bytes]) -> None:
-    """Wait until a producer listens.
-
-    Raises:
-        ApacheError: it ended instead.
-    """
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not path.exists():
-        if producer.poll() is not None or time.monotonic() > deadline:
-            raise ApacheError(f"the producer of {path.name} did not start")
-        time.sleep(0.02)
-
-
-def watch(apache: PrivateApache, producers: list[subprocess.Popen[bytes]]) -> int:
-    """Wait until something ends that should not; return the exit status."""
-    while True:
-        if (status := apache.wait(1)) is not None:
-            print(f"demo: Apache ended with {status}\n{apache.error_log}", file=sys.stderr)
-            return 1
-        for producer, program in zip(producers, PRODUCERS.values(), strict=True):
-            if producer.poll() is not None:
-                print(f"demo: {program} ended with {producer.returncode}", file=sys.stderr)
-                return 1
+def say(text: str) -> None:
+    """Say something on standard error."""
+    print(f"demo: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
