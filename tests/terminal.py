@@ -14,6 +14,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .conftest import wait_for
 
@@ -65,8 +66,16 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     @property
-    def modes(self) -> list[object]:
+    def modes(self) -> list[Any]:
         return termios.tcgetattr(self._fd)
+
+    @modes.setter
+    def modes(self, modes: list[Any]) -> None:
+        termios.tcsetattr(self._fd, termios.TCSANOW, modes)
+
+    def resize(self, columns: int) -> None:
+        """Give the window another width; the program gets SIGWINCH."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
 
     def read(self) -> list[str]:
         """Return the rows, with what has been written by now."""

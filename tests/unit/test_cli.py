@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from apachews.cli import COMMANDS, main
 
 from ..bridge_by_hand import Bridge
 from ..conftest import wait_for
+from ..producers import ROOT
 from .test_publishing import serving
 
 
@@ -40,6 +42,17 @@ def test_every_command_says_what_it_is_for(name: str, capsys: pytest.CaptureFixt
     assert "examples:\n" in text
     assert "exit status:" in text
     assert "--help" in text
+
+
+@pytest.mark.parametrize("name", ["connect", "listen", "publish", "run"])
+def test_every_option_is_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    options = set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert len(options) > 2
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert {option for option in options if option not in section} == set()
 
 
 def test_without_a_command_there_is_the_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,6 +159,27 @@ def test_a_script_gets_json_and_echoes(path: str, client: Client) -> None:
     assert rest[3]["code"] in (1001, 1006)
 
 
+def test_the_row_for_typing_survives_the_window_and_the_shell(path: str) -> None:
+    with in_terminal("-c", "import termios; print(termios.tcgetattr(0)[3])") as terminal:
+        terminal.wait()
+        of_a_shell = terminal.modes
+    with listening(path) as terminal:
+        terminal.type("x" * 40)
+        terminal.wait_for_rows("> " + "x" * 40)
+        terminal.resize(30)
+        terminal.wait_for_row("^> x{10,27}$")
+        # Ctrl-Z, and fg: the shell has put its own modes back meanwhile.
+        own = terminal.modes
+        terminal.modes = of_a_shell
+        terminal.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: terminal.modes == own)
+        terminal.type("\x15/who\r")
+        terminal.wait_for_rows("> /who", "nobody is connected", ">")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+        assert terminal.modes == of_a_shell
+
+
 def test_who_asks_to_come_is_let_in(path: str, client: Client) -> None:
     with listening(path) as terminal:
         bridge = client(1, answer_required=True)  # APACHEWS_ACCEPT producer
