@@ -8,9 +8,7 @@ directory, which goes when it ends; Ctrl-C or SIGTERM ends it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +16,8 @@ from pathlib import Path
 from apachews.apache import private_apache
 from apachews.apache.private_apache import ApacheError, PrivateApache
 from apachews.apache.python_home import handler_in, interpreter_in, python_home
-from apachews.cli.run import FEW_THREADS, give_to_apache, raise_exit
+from apachews.cli.command import tidy_at_sigterm
+from apachews.cli.run import FEW_THREADS, give_to_apache
 from apachews.cli.supervisor import APACHE, Producer, Supervisor
 
 DEPLOY = Path(__file__).resolve().parent
@@ -36,12 +35,9 @@ def main() -> int:
         "--mpm", choices=("event", "worker", "prefork"), default="event", help="httpd's MPM"
     )
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, raise_exit)
     try:
-        with contextlib.ExitStack() as undo:
-            root = Path(tempfile.mkdtemp(prefix="apachews-demo-"))
-            undo.callback(shutil.rmtree, root)
-            status = run(arguments, root)
+        with tidy_at_sigterm(), tempfile.TemporaryDirectory(prefix="apachews-demo-") as root:
+            status = run(arguments, Path(root))
     except ApacheError as error:
         say(str(error))
         return 1

@@ -9,15 +9,13 @@ import json
 import os
 import re
 import select
-import signal
 import ssl
 import sys
 import time
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from .close_codes import NORMAL_CODES, describe_close
-from .command import CommandError
+from .command import CommandError, tidy_at_sigterm
 from .console import Console
 from .refusals import explain, phrase
 from .terminal import CYAN, GREEN, RED, YELLOW, describe_bytes, paint, printable
@@ -144,9 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
     except websocket_client.Refused as refused:
         return _report_refusal(refused, arguments)
     took_s = time.monotonic() - started_at
-    signal.signal(signal.SIGTERM, _end)
     try:
-        with Console() as console:
+        with tidy_at_sigterm(), Console() as console:
             session = _Session(client, console, arguments)
             session.begin(took_s)
             try:
@@ -156,11 +153,6 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
     finally:
         client.abort()
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """End, so that the terminal is put in order."""
-    raise SystemExit(128 + number)
 
 
 class _Session:

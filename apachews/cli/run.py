@@ -7,19 +7,16 @@ import contextlib
 import ipaddress
 import json
 import os
-import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from ..apache import private_apache
 from ..apache.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from ..apache.python_home import handler_in, interpreter_in, python_home
-from .command import CommandError
+from .command import CommandError, tidy_at_sigterm
 from .log_lines import LogPrinter
 from .supervisor import ACCESS, APACHE, Producer, Supervisor
 from .terminal import FAINT, paint, uses_colour
@@ -93,11 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run everything until told to end."""
-    signal.signal(signal.SIGTERM, raise_exit)  # until there is more to end
     with contextlib.ExitStack() as undo:
+        undo.enter_context(tidy_at_sigterm())
         # (Its name is in the command line of Apache's processes.)
-        root = Path(tempfile.mkdtemp(prefix="apachews-run-"))
-        undo.callback(shutil.rmtree, root)
+        root = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="apachews-run-")))
         root.chmod(0o755)
         docroot = _docroot(arguments.docroot, root)
         producers = find_producers(arguments.programs, arguments.path, docroot)
@@ -254,11 +250,6 @@ def give_to_apache(directory: Path) -> None:
     """Let the producers make their sockets in a directory, where they are another user."""
     if account := private_apache.as_apache_user():
         os.chown(directory, account["user"], account["group"])
-
-
-def raise_exit(number: int, frame: FrameType | None) -> None:
-    """End, and tidy up: the handler of a signal."""
-    raise SystemExit(128 + number)
 
 
 def _announce(apache: PrivateApache, paths: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from apachews.apache import private_apache, python_home
 from apachews.apache.private_apache import ApacheError
-from apachews.cli import main
+from apachews.cli import main, run
 from apachews.cli.command import CommandError
 from apachews.cli.log_lines import MAX_LINE_BYTES, FileFollower, LineSplitter, LogPrinter, brief
 from apachews.cli.run import find_producers, make_page
@@ -82,7 +82,7 @@ def test_what_is_missing_or_wrong_is_said(
     assert "there is no such directory" in capsys.readouterr().err
     monkeypatch.setattr(private_apache, "is_permitted", lambda *_: True)
     monkeypatch.setattr(private_apache, "unreadable_parts", lambda *_: [])
-    monkeypatch.setattr(python_home, "unreadable_parts", lambda *_: [])
+    monkeypatch.setattr(run, "python_home", lambda copy: Path(sys.prefix))
     monkeypatch.setattr(private_apache, "find_wsgi_module", fail)
     assert main(["run", str(chat)]) == 1
     assert capsys.readouterr().err == "apachews run: mod_wsgi is not installed\n"
