@@ -74,16 +74,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     request.add_argument(
         "--cookie",
         metavar="NAME=VALUE",
+        type=_value,
         action="append",
         default=[],
         help="a cookie; may be repeated",
     )
-    request.add_argument("--origin", help="the page that connects: https://example.org")
     request.add_argument(
-        "--subprotocol", metavar="NAME", action="append", default=[], help="offer a subprotocol"
+        "--origin", type=_value, help="the page that connects: https://example.org"
     )
     request.add_argument(
-        "--user", metavar="NAME", help=f"log in; asks for the password, or takes {PASSWORD}"
+        "--subprotocol",
+        metavar="NAME",
+        type=_token,
+        action="append",
+        default=[],
+        help="offer a subprotocol",
+    )
+    request.add_argument(
+        "--user",
+        metavar="NAME",
+        type=_user,
+        help=f"log in; asks for the password, or takes {PASSWORD}",
     )
     request.add_argument(
         "--no-compression",
@@ -98,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--message",
         metavar="TEXT",
+        type=_text,
         action="append",
         help="send this, and end with its answer; may be repeated",
     )
@@ -274,7 +286,7 @@ class _Session:
         if missing and not self._was_closed_here:
             self._status = 1
             text = f"{text}; {missing}"
-        if self._console.is_interactive or self._status:
+        if self._status or (self._console.is_interactive and not self._arguments.json):
             self._console.note(text, colour)
         self._show_stats()
         return self._status
@@ -424,9 +436,9 @@ def _report_refusal(refused: Refused, arguments: argparse.Namespace) -> int:
 def _headers(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     headers: list[tuple[str, str]] = list(arguments.header)
     if arguments.origin is not None:
-        headers.append(_header(f"Origin: {arguments.origin}"))
+        headers.append(("Origin", arguments.origin))
     if arguments.cookie:
-        headers.append(_header(f"Cookie: {'; '.join(arguments.cookie)}"))
+        headers.append(("Cookie", "; ".join(arguments.cookie)))
     if arguments.user is not None:
         login = f"{arguments.user}:{_password(arguments.user)}".encode()
         headers.append(("Authorization", f"Basic {base64.b64encode(login).decode()}"))
@@ -440,8 +452,6 @@ def _password(user: str) -> str:
     """
     if (password := os.environ.get(PASSWORD)) is not None:
         return password
-    if ":" in user:
-        raise CommandError("--user is the name only; it cannot have a colon (RFC 7617)")
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
@@ -469,7 +479,32 @@ def _header(text: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(f"{text!r} is no header: 'NAME: VALUE'")
     if name.lower() in _OWN_HEADERS or name.lower().startswith("sec-websocket-"):
         raise argparse.ArgumentTypeError(f"{name} is what the handshake itself sends")
-    return name, value
+    return name, _text(value)
+
+
+def _value(text: str) -> str:
+    return _header(f"X: {text}")[1]
+
+
+def _token(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} has characters that a subprotocol cannot have")
+    return text
+
+
+def _user(text: str) -> str:
+    if ":" in text:
+        raise argparse.ArgumentTypeError("a name cannot have a colon (RFC 7617), nor a password")
+    return _text(text)
+
+
+def _text(text: str) -> str:
+    """Check that an argument is text; what is not UTF-8 Python has as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
+    return text
 
 
 def _number(text: str) -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ from ..apache.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from ..apache.python_home import handler_in, interpreter_in, python_home
 from .command import CommandError, tidy_at_sigterm
 from .log_lines import LogPrinter
-from .supervisor import ACCESS, APACHE, Producer, Supervisor
+from .supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
 from .terminal import FAINT, paint, uses_colour
 
 SUMMARY: Final = "run producers behind a private Apache, to develop them"
@@ -92,13 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run everything until told to end."""
     with contextlib.ExitStack() as undo:
         undo.enter_context(tidy_at_sigterm())
-        # (Its name is in the command line of Apache's processes.)
         root = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="apachews-run-")))
         root.chmod(0o755)
         docroot = _docroot(arguments.docroot, root)
         producers = find_producers(arguments.programs, arguments.path, docroot)
         for producer in producers:
             undo.enter_context(_directory_for_socket(producer.socket.parent))
+            _require_free(producer.socket)
         _require_readable(docroot, producers)
         home = python_home(root / "python")
         if home != Path(sys.prefix):
@@ -109,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
             tls_port = TLS_PORT if arguments.tls else 0
         elif tls_port == 0:
             tls_port = private_apache.free_port()
-        paths = [f"/{producer.socket.relative_to(docroot)}" for producer in producers]
+        paths = [
+            urllib.parse.quote(f"/{producer.socket.relative_to(docroot)}") for producer in producers
+        ]
         apache = PrivateApache(
             root,
             docroot,
@@ -224,6 +227,13 @@ def _directory_for_socket(directory: Path) -> Iterator[None]:
         for made in missing:
             with contextlib.suppress(OSError):  # somebody has put something there
                 made.rmdir()
+
+
+def _require_free(path: Path) -> None:
+    """Check that a producer that runs already keeps its socket file."""
+    with contextlib.suppress(OSError):  # there is none, or no socket: the program will say so
+        if is_listened_on(path):
+            raise CommandError(f"{path}: another producer listens here; end it, or use --path")
 
 
 def _require_readable(docroot: Path, producers: Sequence[Producer]) -> None:

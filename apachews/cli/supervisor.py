@@ -389,17 +389,28 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
+def is_listened_on(path: Path) -> bool:
+    """Tell whether a producer listens on a socket file.
+
+    Raises:
+        OSError: there is no socket, or it may not be asked.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except (BlockingIOError, TimeoutError):
+            pass  # it is busy
+        return True
+
+
 def _remove_dead_socket(path: Path) -> None:
-    """Remove a socket file on which nobody listens: its producer was killed."""
+    """Remove the socket file of a producer that was killed."""
     with contextlib.suppress(OSError):
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            return
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1)
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
+        if stat.S_ISSOCK(path.stat().st_mode) and not is_listened_on(path):
+            path.unlink()
 
 
 def _signal_name(number: int) -> str:

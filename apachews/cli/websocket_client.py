@@ -337,6 +337,8 @@ class WebSocketClient:
         where = f"{address.host}, port {address.port}"
         try:
             plain = socket.create_connection((address.host, address.port), self._timeout_s)
+        except UnicodeError:
+            raise CommandError(f"there is no host {address.host!r}: no name of a host") from None
         except socket.gaierror as error:
             raise CommandError(f"there is no host {address.host!r}: {error.strerror}") from None
         except TimeoutError:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from apachews import Server
 from apachews.apache import private_apache
 
 from ..conftest import wait_for
@@ -205,7 +206,7 @@ def test_a_producer_that_ends_is_started_again(directory: Path) -> None:
             client.send("die")
             run.wait_for(rf"^apachews run: chat has ended with status 3; again in {delay} s$")
             assert ask(client) == ["1", name]
-        assert run.output.count("chat   | resumed\n") == 2
+        wait_for(lambda: run.output.count("chat   | resumed\n") == 2, what=lambda: run.output)
         assert run.end() == 0
 
 
@@ -273,6 +274,25 @@ def test_what_is_wrong_is_said_and_nothing_is_left(directory: Path) -> None:
     with running(directory, "none.py") as run:
         assert run.process.wait(30) == 1
         assert run.output == "apachews run: none.py: No such file or directory\n"
+
+
+def test_a_producer_that_runs_already_keeps_its_socket(directory: Path) -> None:
+    site = directory / "site"
+    site.mkdir()
+    if IS_ROOT:
+        os.chown(site, private_apache.as_apache_user()["user"], -1)
+    (directory / "my chat.py").write_text(PRODUCER)
+    options = ("--docroot", "site", "my chat.py")
+    with Server(site / "my chat.ws"):
+        with running(directory, *options) as run:
+            assert run.process.wait(30) == 1
+            assert "my chat.ws: another producer listens here; end it" in run.output
+        assert (site / "my chat.ws").exists()
+    with running(directory, *options) as run:
+        assert run.url.endswith("/my%20chat.ws")
+        with connect(run.url) as client:
+            assert ask(client)[0] == "1"
+        assert run.end() == 0
 
 
 def test_an_apache_that_ends_is_said(directory: Path) -> None:

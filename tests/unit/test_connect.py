@@ -412,6 +412,7 @@ def test_without_wsproto_it_says_what_to_install() -> None:
         ("ws://a:port/", "is no URL"),
         ("ws://ann:secret@a/", "use --user"),
         ("ws://a/#there", "has a fragment"),
+        ("ws://a:99999/", "is no URL"),
     ],
 )
 def test_what_is_no_websocket_url_is_refused(url: str, said: str) -> None:
@@ -440,6 +441,35 @@ def test_urls(url: str, address: Address, host: str) -> None:
 def test_headers_that_cannot_be_sent_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         connect._header(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--header", "no colon"),
+        ("--origin", "a\nb"),
+        ("--cookie", "a\0"),
+        ("--subprotocol", "two words"),
+        ("--user", "ann:secret"),
+        ("--message", "\udcff"),
+        ("--count", "-1"),
+        ("--timeout", "nan"),
+    ],
+)
+def test_what_cannot_be_sent_is_an_argument_that_makes_no_sense(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["connect", "ws://127.0.0.1:1/", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert option in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_host_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["connect", f"ws://{'a' * 70}/"]) == 1
+    assert capsys.readouterr().err == (
+        f"apachews connect: there is no host '{'a' * 70}': no name of a host\n"
+    )
 
 
 def test_every_answer_of_the_handler_has_a_hint() -> None:
