@@ -23,11 +23,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..exceptions import ApachewsError
-from . import connect, listen, publish, run, status
+from . import connect, doctor, listen, publish, run, status
 from .command import Command, CommandError
 
 COMMANDS: Final[dict[str, Command]] = {
     "connect": connect,
+    "doctor": doctor,
     "listen": listen,
     "publish": publish,
     "run": run,

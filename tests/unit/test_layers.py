@@ -120,8 +120,7 @@ def modules() -> dict[str, Path]:
 
 def in_table(name: str) -> str:
     """Return the name under which a module stands in the table."""
-    package = name.rpartition(".")[0]
-    return package if package in PACKAGES else name
+    return next((package for package in PACKAGES if name.startswith(f"{package}.")), name)
 
 
 def imports(name: str, path: Path) -> set[str]:

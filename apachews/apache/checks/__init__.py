@@ -1,0 +1,1 @@
+"""What ``apachews doctor`` looks at: checks that end in findings."""

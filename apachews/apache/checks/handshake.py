@@ -1,0 +1,465 @@
+"""A real handshake with a URL: what a browser would get, and why.
+
+Contract: ``check_url(target, …)`` connects, asks, and yields findings; blocks for at most
+the timeout at each step.  The client is a few lines of its own (RFC 6455 4.1, 5.1), so
+that ``doctor`` needs nothing but the standard library.
+
+How this works: the handler's own refusals are told from httpd's by their body, and what
+the error log says of this very connection, known by our port, is quoted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from ...exceptions import ApachewsError, WireError
+from ...wire import decode_header
+from .finding import Finding, Level, error, ok, warning
+
+# RFC 6455 1.3.
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_TLS: Final = {"wss": True, "https": True, "ws": False, "http": False}
+_TEXT, _CLOSE, _PING = 0x1, 0x8, 0x9
+_FIN, _MASKED = 0x80, 0x80
+MAX_HEAD_BYTES: Final = 65536
+# Of an answer's body; the handler's own are one line.
+MAX_BODY_BYTES: Final = 16384
+# The end of the error log that is looked at.
+LOG_TAIL_BYTES: Final = 256 * 1024
+ECHO: Final = "apachews doctor"
+
+# (status, a piece of the handler's own body, "" for httpd's or somebody else's) ->
+# what it means, what mends it.  Tried in this order.
+ANSWERS: Final[list[tuple[int, str, str, str]]] = [
+    (
+        200,
+        "",
+        "an ordinary page: the request has not come to the handler",
+        "AddHandler websocket .ws; and no rewriting of .ws paths (RewriteRule \\.ws$ - [END])",
+    ),
+    (
+        400,
+        "",
+        "something between here and Apache has changed the handshake",
+        "look for a proxy; the error log names the header",
+    ),
+    (
+        401,
+        "",
+        "Apache wants a login here; a page of the same site has its users' already",
+        "nothing, where that is meant; else Require all granted",
+    ),
+    (
+        403,
+        "This page's origin",
+        "the page's origin may not connect",
+        "SetEnv APACHEWS_ORIGINS with that origin; behind a proxy, SetEnv APACHEWS_FORWARDED",
+    ),
+    (
+        403,
+        "Only browsers",
+        "the site wants an Origin, as browsers send it",
+        "connect with one; or SetEnv APACHEWS_REQUIRE_ORIGIN off",
+    ),
+    (
+        403,
+        "There is no WebSocket",
+        "the path is a file, and no socket",
+        "start the producer on that path, once the file is removed",
+    ),
+    (
+        403,
+        "",
+        "Apache does not allow access: Options without FollowSymLinks (AH00038), or Require"
+        " (AH01630)",
+        "Options +FollowSymLinks and Require all granted, for the directory",
+    ),
+    (
+        404,
+        "There is no WebSocket",
+        "there is no such socket file",
+        "start the producer; look at the path",
+    ),
+    (
+        404,
+        "",
+        "no such file, and the request has not come to the handler",
+        "look at the path; AddHandler websocket .ws; is this the right virtual host?",
+    ),
+    (
+        426,
+        "",
+        "the request that came to Apache was no handshake: a proxy in front has taken the header"
+        " Upgrade away",
+        "have that proxy pass Upgrade and Connection on",
+    ),
+    (
+        429,
+        "",
+        "too many connections from this address",
+        "SetEnv APACHEWS_MAX_CONNECTIONS_PER_ADDRESS with a larger number",
+    ),
+    (
+        500,
+        "not set up correctly",
+        "the handler cannot work in this configuration",
+        "what the error log says: its line begins with apachews: 500",
+    ),
+    (
+        500,
+        "",
+        "mod_wsgi cannot run the handler",
+        "what the error log says; often packages that Apache's user cannot read",
+    ),
+    (
+        501,
+        "",
+        "the request came over HTTP/2, or from a proxy that does not do WebSockets",
+        "H2WebSockets off",
+    ),
+    (502, "", "a proxy answers here, and does not reach what is behind it", "ProxyPass … !"),
+    (
+        503,
+        "not available at the moment",
+        "nobody listens on the socket, its backlog is full, or too many are connected",
+        "start the producer; the error log says which",
+    ),
+    (
+        503,
+        "",
+        "a proxy, or an Apache without a free worker, answers",
+        "no ProxyPass for this path; MaxRequestWorkers",
+    ),
+    (504, "", "a proxy answers here, and has waited in vain", "no ProxyPass for this path"),
+]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A WebSocket's URL, taken apart.
+
+    Attributes:
+        url: as given.
+        is_tls: wss.
+        host, port: where to connect.
+        path: with the query.
+    """
+
+    url: str
+    is_tls: bool
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Target:
+        """Take a URL apart.
+
+        Raises:
+            ApachewsError: it is none of a WebSocket.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as bad:
+            raise ApachewsError(f"{url}: {bad}") from bad
+        if parts.scheme not in _TLS or not parts.hostname:
+            raise ApachewsError(f"{url!r} is no URL of a WebSocket, as wss://example.org/chat.ws")
+        is_tls = _TLS[parts.scheme]
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return cls(url, is_tls, parts.hostname, port or (443 if is_tls else 80), path)
+
+    @property
+    def authority(self) -> str:
+        """Host and port as browsers write them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """That of a page of the same site."""
+        return f"{'https' if self.is_tls else 'http'}://{self.authority}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: status, header (names in lower case), the beginning of the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+class _Channel:
+    """A connection that is read in pieces."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.buffer = b""
+
+    def fill(self) -> bool:
+        data = self.socket.recv(65536)
+        self.buffer += data
+        return bool(data)
+
+    def take(self, size: int) -> bytes:
+        while len(self.buffer) < size and self.fill():
+            pass
+        taken, self.buffer = self.buffer[:size], self.buffer[size:]
+        return taken
+
+
+def check_url(
+    target: Target,
+    *,
+    origin: str | None = None,
+    echoes: bool = False,
+    timeout_s: float = 10.0,
+    error_logs: tuple[str, ...] = (),
+    cafile: str | None = None,
+) -> Iterator[Finding]:
+    """Do a handshake, and say what came of it.
+
+    Args:
+        target: the URL.
+        origin: of the page that connects; None: one of the same site.
+        echoes: the producer sends back what it gets: try that as well.
+        timeout_s: for each step.
+        error_logs: of httpd, where it is on this machine.
+        cafile: certificates to trust instead of the system's.
+    """
+    try:
+        plain = socket.create_connection((target.host, target.port), timeout_s)
+    except OSError as failure:
+        yield error(
+            "connect",
+            f"{target.authority}: {failure.strerror or failure}",
+            breaks="nobody reaches the site",
+            mend="start Apache; Listen with that port; look at the firewall and at the name",
+        )
+        return
+    our_port = plain.getsockname()[1]
+    sock = plain
+    try:
+        if target.is_tls:
+            sock, finding = _start_tls(plain, target, timeout_s, cafile)
+            our_port = sock.getsockname()[1]
+            yield finding
+        channel = _Channel(sock)
+        key = base64.b64encode(os.urandom(16))
+        sock.sendall(_request(target, key.decode(), origin or target.origin))
+        answer = _read_answer(channel)
+    except (OSError, ValueError) as failure:
+        yield error(
+            "connect",
+            f"{target.url}: {getattr(failure, 'strerror', None) or failure}",
+            breaks="nobody gets a WebSocket there",
+            mend=f"is it {'wss' if not target.is_tls else 'ws'}:// on this port? The error log may"
+            " say more",
+        )
+        sock.close()
+        return
+    with sock:
+        if answer.status != 101:
+            yield explain(target, answer, origin, _logged(error_logs, our_port))
+            return
+        accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
+        if answer.headers.get("sec-websocket-accept") != accept:
+            yield error(
+                "handshake",
+                f"{target.url}: 101, with a Sec-WebSocket-Accept that does not answer the key",
+                breaks="browsers refuse it",
+                mend="something in between answers from a cache, or is no WebSocket server",
+            )
+            return
+        yield ok("handshake", f"{target.url}: 101 Switching Protocols")
+        if echoes:
+            yield from _check_echo(channel, target)
+        _send(sock, _CLOSE, b"\x03\xe8")
+
+
+def _start_tls(
+    plain: socket.socket, target: Target, timeout_s: float, cafile: str | None
+) -> tuple[socket.socket, Finding]:
+    """Return the encrypted connection, without a certificate that is good if need be.
+
+    Raises:
+        OSError: it is no TLS.
+    """
+    context = ssl.create_default_context(cafile=cafile)
+    try:
+        sock: socket.socket = context.wrap_socket(plain, server_hostname=target.host)
+        return sock, ok("certificate", f"the certificate is good for {target.host}")
+    except ssl.SSLCertVerificationError as bad:
+        plain.close()
+        finding = error(
+            "certificate",
+            f"{target.host}: {bad.verify_message}",
+            breaks="browsers refuse the WebSocket, without asking their user",
+            mend="SSLCertificateFile with a certificate for that name and the intermediate ones,"
+            " as certbot's fullchain.pem",
+        )
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    again = socket.create_connection((target.host, target.port), timeout_s)
+    return context.wrap_socket(again, server_hostname=target.host), finding
+
+
+def _request(target: Target, key: str, origin: str) -> bytes:
+    lines = [
+        f"GET {target.path} HTTP/1.1",
+        f"Host: {target.authority}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Version: 13",
+        f"Origin: {origin}",
+        "User-Agent: apachews-doctor",
+    ]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8")
+
+
+def _read_answer(channel: _Channel) -> Answer:
+    """Read the head, and a little of the body.
+
+    Raises:
+        OSError, ValueError: it breaks off, or it is no HTTP.
+    """
+    while b"\r\n\r\n" not in channel.buffer:
+        if len(channel.buffer) > MAX_HEAD_BYTES or not channel.fill():
+            raise ValueError(f"no HTTP response: {channel.buffer[:60]!r}")
+    head, _, channel.buffer = channel.buffer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    match = re.match(r"HTTP/1\.[01] (\d{3})", first)
+    if match is None:
+        raise ValueError(f"no HTTP response: {first[:60]!r}")
+    fields = (line.partition(":") for line in lines)
+    headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+    status = int(match[1])
+    if status == 101:
+        return Answer(status, headers, "")
+    try:
+        length = min(int(headers.get("content-length", MAX_BODY_BYTES)), MAX_BODY_BYTES)
+        body = channel.take(length).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        body = ""  # it does not matter so much
+    return Answer(status, headers, body)
+
+
+def explain(target: Target, answer: Answer, origin: str | None, logged: str = "") -> Finding:
+    """Return what an answer other than 101 means.
+
+    Args:
+        target: the URL.
+        answer: what came.
+        origin: the one that was asked for, or None.
+        logged: what the error log says, or "".
+    """
+    says = f"; the error log says: {logged}" if logged else ""
+    if 300 <= answer.status < 400:
+        location = answer.headers.get("location", "")
+        there = re.sub(r"^http", "ws", location)
+        return error(
+            "handshake",
+            f"{target.url}: {answer.status}, to {location or 'nowhere'}{says}",
+            breaks="browsers follow no redirect of a WebSocket",
+            mend=f"connect to {there}" if there else "connect to where it is to lead",
+        )
+    meaning, mend = next(
+        (
+            (meaning, mend)
+            for status, piece, meaning, mend in ANSWERS
+            if status == answer.status and piece in answer.body
+        ),
+        ("an answer that the handler never gives", "what the error log says"),
+    )
+    # A page of another origin that is refused is what was to be found out.
+    is_wanted = answer.status == 403 and origin is not None and "origin" in answer.body
+    return Finding(
+        "handshake",
+        Level.WARNING if is_wanted or answer.status == 401 else Level.ERROR,
+        f"{target.url}: {answer.status}: {meaning}{says}",
+        breaks="no WebSocket" + (f" for pages of {origin}" if is_wanted else ""),
+        mend=mend,
+    )
+
+
+def _check_echo(channel: _Channel, target: Target) -> Iterator[Finding]:
+    begun_at = time.monotonic()
+    try:
+        _send(channel.socket, _TEXT, ECHO.encode())
+        while frame := _read_frame(channel):
+            opcode, payload = frame
+            if opcode == _TEXT and payload == ECHO.encode():
+                elapsed_ms = (time.monotonic() - begun_at) * 1000
+                yield ok("echo", f"a message came back after {elapsed_ms:.1f} ms")
+                return
+            if opcode == _CLOSE:
+                code = int.from_bytes(payload[:2], "big") if payload else 1005
+                why = f"it was closed with {code} {payload[2:].decode('utf-8', 'replace')}".strip()
+                break
+            if opcode == _PING:
+                _send(channel.socket, 0xA, payload)
+        else:
+            why = "the connection broke off"
+    except TimeoutError:
+        why = "nothing came back in time"
+    except WireError as bad:
+        why = f"what came is no frame of a server's: {bad.reason}"
+    except OSError as failure:
+        why = failure.strerror or str(failure)
+    yield warning(
+        "echo",
+        f"{target.url}: {why}",
+        breaks="the producer does not send back what it gets",
+        mend="nothing, where it is no echo; else look at its log, and for CLOSE codes at"
+        " docs/close-codes.md",
+    )
+
+
+def _send(sock: socket.socket, opcode: int, payload: bytes) -> None:
+    """Send a frame of at most 125 bytes, masked (RFC 6455 5.3)."""
+    mask = os.urandom(4)
+    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    sock.sendall(bytes([_FIN | opcode, _MASKED | len(payload)]) + mask + masked)
+
+
+def _read_frame(channel: _Channel) -> tuple[int, bytes] | None:
+    """Return opcode and payload of the next frame, None at the end."""
+    while (header := decode_header(channel.buffer, 0)) is None:
+        if not channel.fill():
+            return None
+    first, length, start = header
+    channel.take(start)
+    payload = channel.take(min(length, MAX_BODY_BYTES))
+    return (first & 0x0F, payload) if len(payload) == length else None
+
+
+def _logged(error_logs: tuple[str, ...], our_port: int) -> str:
+    """Return what httpd's error log says of our connection, "" for nothing."""
+    for name in error_logs:
+        try:
+            with Path(name).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                lines = log.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            continue  # a pipe, syslog, or not for us to see
+        wanted = re.compile(rf"\[(?:client|remote) [^\]]*:{our_port}\] (.*)")
+        # Later lines are of this connection; earlier ones may be of another with its number.
+        found = [match[1] for line in lines[-200:] if (match := wanted.search(line))]
+        if found:
+            # mod_wsgi says more than once what it is about; the handler's line counts.
+            own = [text for text in found if "apachews:" in text or "AH0" in text]
+            return (own or found)[-1]
+    return ""

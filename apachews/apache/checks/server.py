@@ -1,0 +1,445 @@
+"""Checks of the server's configuration: mod_wsgi, the handler, Python, the MPM.
+
+Contract: ``check_server(configuration, account, version)`` yields findings.  Reads the
+files that the configuration names; runs the Python of the configuration once, as
+Apache's user where that can be, to see what it can import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ..configuration import Configuration, is_on
+from ..directives import Directive, find
+from ..mapping import SCRIPT
+from ..permissions import ENTER, READ, Account, obstacle
+from ..python_environment import Version, parse_version, python_of, version_in, version_text
+from .finding import Finding, Level, error, note, ok, warning
+
+GLOBAL: Final = "%{GLOBAL}"
+EVERY: Final = "every WebSocket is a 500"
+CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
+# A custodian has some 14 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
+FEW_CONNECTIONS: Final = 1000
+IMPORT_TIMEOUT_S: Final = 20.0
+# Run by the Python of the configuration; settings come in and their errors go out as JSON.
+_IMPORT: Final = """
+import json, sys
+settings, paths = json.load(sys.stdin)
+sys.path[:0] = paths
+import apachews.wire, apachews_handler.upgrade
+from apachews_handler.settings import BadSetting, parse_settings
+errors = []
+for name, value in settings:
+    try:
+        parse_settings({name: value})
+        errors.append("")
+    except BadSetting as error:
+        errors.append(error.allowed)
+print(json.dumps(errors))
+"""
+
+
+def check_server(
+    configuration: Configuration, account: Account, httpd_version: tuple[int, ...]
+) -> Iterator[Finding]:
+    """Yield what there is to say about the server's configuration."""
+    yield from _check_modules(configuration)
+    yield from _check_mpm(configuration)
+    yield from _check_restart_support(configuration, httpd_version)
+    if "wsgi_module" not in configuration.modules:
+        yield error(
+            "mod-wsgi",
+            "mod_wsgi is not loaded",
+            breaks="there are no WebSockets",
+            mend="apt-get install libapache2-mod-wsgi-py3 && a2enmod wsgi; elsewhere, pip install"
+            " mod_wsgi and the LoadModule line that apachews config prints",
+        )
+        return
+    module = configuration.loaded.get("wsgi_module", "")
+    yield ok("mod-wsgi", f"mod_wsgi is loaded{f': {module}' if module else ''}")
+    scripts = handler_scripts(configuration)
+    if not scripts:
+        yield error(
+            "handler-script",
+            "no WSGIHandlerScript websocket, and no WSGIScriptAlias to the handler",
+            breaks="there are no WebSockets: httpd knows no handler of that name",
+            mend=CONFIG,
+        )
+        return
+    script = Path(scripts[0].arguments[1])
+    if not script.exists() and not _is_hidden(script):
+        yield error(
+            "handler-script",
+            f"{script} does not exist",
+            breaks=EVERY,
+            mend="Define APACHEWS_HANDLER with the directory that this prints: python -c"
+            ' "import apachews_handler; print(apachews_handler.__path__[0])"',
+            where=scripts[0].where,
+        )
+        return
+    yield ok("handler-script", f"the handler is {script}", scripts[0].where)
+    yield from _check_mode(configuration, scripts)
+    yield from _check_import_script(configuration, script)
+    version = python_of(Path(module)) if module and Path(module).exists() else None
+    mismatch = list(_check_version(configuration, script, version))
+    yield from mismatch
+    blocked = list(_check_readable(configuration, account, script))
+    yield from blocked
+    if all(finding.level is Level.OK for finding in [*mismatch, *blocked]):
+        yield from _check_packages(configuration, account, script, version)
+
+
+def handler_scripts(configuration: Configuration) -> list[Directive]:
+    """Return the directives that make the handler known."""
+    return [
+        directive
+        for directive in find(configuration.directives, "WSGIHandlerScript", "WSGIScriptAlias")
+        if len(directive.arguments) > 1
+        and (
+            directive.arguments[0].lower() == "websocket"
+            if directive.is_named("WSGIHandlerScript")
+            else directive.arguments[1].endswith(SCRIPT)
+        )
+    ]
+
+
+def _check_modules(configuration: Configuration) -> Iterator[Finding]:
+    for name in ("gnutls_module", "tls_module"):
+        if name in configuration.modules:
+            yield warning(
+                "tls-module",
+                f"{name} is loaded",
+                breaks="a WebSocket over TLS of that module is a 500: only mod_ssl's can be"
+                " taken over",
+                mend="a2enmod ssl, and SSLEngine on in the virtual hosts with WebSockets",
+            )
+    switched_on = [one for one in find(configuration.directives, "H2WebSockets") if is_on(one)]
+    offered = [
+        one
+        for one in find(configuration.directives, "Protocols")
+        if {"h2", "h2c"} & {argument.lower() for argument in one.arguments}
+    ]
+    if switched_on and offered:
+        yield error(
+            "http2",
+            "H2WebSockets is on",
+            breaks="browsers that speak HTTP/2 with this server open WebSockets over it, and get"
+            " 501",
+            mend="H2WebSockets off",
+            where=switched_on[-1].where,
+        )
+    elif "http2_module" in configuration.modules:
+        yield ok("http2", "mod_http2 is loaded; browsers open WebSockets over HTTP/1.1 beside it")
+    if "reqtimeout_module" in configuration.modules:
+        yield note(
+            "reqtimeout",
+            "mod_reqtimeout is loaded: harmless, its limits end with the handshake",
+        )
+
+
+def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
+    mpm = configuration.mpm() or "another MPM than event, worker and prefork"
+    workers = _number(configuration, "MaxRequestWorkers", "MaxClients")
+    threads = _number(configuration, "ThreadsPerChild")
+    limits = [
+        f"{name} {value}"
+        for name, value in (("MaxRequestWorkers", workers), ("ThreadsPerChild", threads))
+        if value and not (name == "ThreadsPerChild" and mpm == "prefork")
+    ]
+    text = f"{mpm}{', ' if limits else ''}{', '.join(limits)}"
+    yield ok("mpm", f"{text}: for requests and handshakes; an open WebSocket holds no worker")
+    each = _number(configuration, "MaxConnectionsPerChild", "MaxRequestsPerChild")
+    directive = configuration.last("MaxConnectionsPerChild") or configuration.last(
+        "MaxRequestsPerChild"
+    )
+    if each and each < FEW_CONNECTIONS:
+        yield warning(
+            "max-connections-per-child",
+            f"MaxConnectionsPerChild {each}: a child is replaced after {each} connections",
+            breaks="each one that leaves with a WebSocket open stays as a custodian, with some"
+            " 14 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) the oldest sends its clients"
+            " away with 1012",
+            load=f"{256 * each} connections within the life of a WebSocket",
+            mend="MaxConnectionsPerChild 0",
+            where=directive.where if directive else "",
+        )
+    else:
+        yield ok(
+            "max-connections-per-child",
+            f"MaxConnectionsPerChild {each or 0}: WebSockets of children that leave live on",
+        )
+
+
+def _number(configuration: Configuration, *names: str) -> int:
+    for name in names:
+        directive = configuration.last(name)
+        if directive and directive.arguments and directive.arguments[0].isdigit():
+            return int(directive.arguments[0])
+    return 0
+
+
+def _check_restart_support(
+    configuration: Configuration, httpd_version: tuple[int, ...]
+) -> Iterator[Finding]:
+    kernel = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    lacks = []
+    if httpd_version and httpd_version < (2, 4, 49) and configuration.mpm() != "prefork":
+        lacks.append("httpd 2.4.49")
+    if kernel < (5, 3):
+        lacks.append("Linux 5.3")
+    if lacks:
+        yield warning(
+            "restart-support",
+            f"older than {' and '.join(lacks)}",
+            breaks="a reload of Apache closes all WebSockets with 1001",
+            mend=f"upgrade to {' and '.join(lacks)}",
+        )
+    else:
+        yield ok("restart-support", "httpd and the kernel can restart without dropping anybody")
+
+
+def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Iterator[Finding]:
+    problems = 0
+    for directive in find(configuration.directives, "WSGIRestrictEmbedded"):
+        if is_on(directive):
+            problems += 1
+            yield error(
+                "handler-mode",
+                "WSGIRestrictEmbedded is on: mod_wsgi runs nothing in Apache's children",
+                breaks=EVERY,
+                mend="WSGIRestrictEmbedded Off",
+                where=directive.where,
+            )
+    for script in scripts:
+        options = dict(argument.partition("=")[::2] for argument in script.arguments[2:])
+        groups = {
+            "process-group": _group(configuration, "WSGIProcessGroup", GLOBAL),
+            "application-group": _group(configuration, "WSGIApplicationGroup", "%{RESOURCE}"),
+        }
+        for option, default in groups.items():
+            value = options.get(option, default)
+            if value == GLOBAL:
+                continue
+            problems += 1
+            why = (
+                f"mod_wsgi runs the handler in the daemon process {value}, which has no connections"
+                if option == "process-group"
+                else "the handler runs in a sub-interpreter, where ctypes does not work"
+            )
+            yield error(
+                "handler-mode",
+                f"{script.name} {script.arguments[0]}: {why}",
+                breaks=EVERY,
+                mend=f"{script.name} {script.arguments[0]} {script.arguments[1]}"
+                f" process-group={GLOBAL} application-group={GLOBAL}",
+                where=script.where,
+            )
+    if not problems:
+        yield ok("handler-mode", "embedded, in Python's main interpreter")
+
+
+def _group(configuration: Configuration, name: str, default: str) -> str:
+    """Return the group that a script without one of its own gets, at worst."""
+    found = find(configuration.directives, name)
+    others = [one.arguments[0] for one in found if one.arguments[0] != GLOBAL]
+    if name == "WSGIProcessGroup":
+        return others[0] if others else default
+    return GLOBAL if found and not others else default
+
+
+def _check_import_script(configuration: Configuration, script: Path) -> Iterator[Finding]:
+    for directive in find(configuration.directives, "WSGIImportScript"):
+        options = dict(argument.partition("=")[::2] for argument in directive.arguments[1:])
+        if directive.arguments[0] == str(script) and options == {
+            "process-group": GLOBAL,
+            "application-group": GLOBAL,
+        }:
+            yield ok("import-script", "the handler is imported when a child starts")
+            return
+    yield warning(
+        "import-script",
+        "no WSGIImportScript for the handler",
+        breaks="a reload of Apache closes all WebSockets with 1001",
+        mend=f"WSGIImportScript {script} process-group={GLOBAL} application-group={GLOBAL}",
+    )
+
+
+def _check_version(
+    configuration: Configuration, script: Path, version: Version | None
+) -> Iterator[Finding]:
+    home = configuration.last("WSGIPythonHome")
+    installed = version_in(str(script)) or (
+        _version_of_home(Path(home.arguments[0])) if home else None
+    )
+    if version is None or installed is None:
+        return
+    if version != installed:
+        yield error(
+            "python-version",
+            f"mod_wsgi is built for Python {version_text(version)}, and the handler is installed"
+            f" for {version_text(installed)}",
+            breaks=EVERY + ", or Apache does not start at all",
+            mend=f"install apachews in an environment of Python {version_text(version)}"
+            f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in that of"
+            f" {version_text(installed)}, and then: apachews config",
+        )
+    else:
+        yield ok("python-version", f"Python {version_text(version)}, mod_wsgi's and the handler's")
+
+
+def _version_of_home(home: Path) -> Version | None:
+    for line in _read(home / "pyvenv.cfg").splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() in ("version", "version_info"):
+            return parse_version(value.strip())
+    return None
+
+
+def _check_readable(
+    configuration: Configuration, account: Account, script: Path
+) -> Iterator[Finding]:
+    wanted = [(path, READ) for path in [script, *sorted(script.parent.glob("*.py"))]]
+    wanted += [(script.parents[1], READ | ENTER)]
+    if home := configuration.last("WSGIPythonHome"):
+        prefix = Path(home.arguments[0])
+        if not prefix.exists() and not _is_hidden(prefix):
+            yield error(
+                "readable",
+                f"WSGIPythonHome {prefix} does not exist",
+                breaks="Python does not start in Apache's children: each ends at once, or every"
+                " WebSocket is a 500",
+                mend=CONFIG,
+                where=home.where,
+            )
+            return
+        wanted.append((prefix, READ | ENTER))
+        for line in _read(prefix / "pyvenv.cfg").splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "home":
+                wanted.append((Path(value.strip()).parent / "lib", READ | ENTER))
+    for path, right in wanted:
+        try:
+            found = obstacle(account, path, right)
+        except OSError:
+            continue  # it is not there, or not ours to see: another check says so
+        if found:
+            yield error(
+                "readable",
+                f"Apache's user {account.name} cannot read {path}:"
+                f" {found.path} has mode {found.mode}",
+                breaks=EVERY + " (WSGI0036, or ModuleNotFoundError in the error log)",
+                mend=f"{found.mend}  (or install apachews elsewhere, as in /opt/apachews)",
+            )
+            return
+    if _is_hidden(script):
+        yield warning(
+            "privileges",
+            f"{script} cannot be looked at",
+            breaks="nothing; what Apache's user may read is not known",
+            mend="sudo apachews doctor",
+        )
+        return
+    yield ok("readable", f"Apache's user {account.name} can read the interpreter and the packages")
+
+
+def _check_packages(
+    configuration: Configuration, account: Account, script: Path, version: Version | None
+) -> Iterator[Finding]:
+    """Import what the handler imports, in the Python that Apache will have."""
+    home = configuration.last("WSGIPythonHome")
+    name = f"python{version_text(version)}" if version else "python3"
+    prefix = Path(home.arguments[0]) if home else Path("/usr")
+    candidates = [prefix / "bin" / name, prefix / "bin" / "python3"]
+    python = next((path for path in candidates if path.exists()), None)
+    if python is None:
+        yield note("packages", f"no interpreter in {prefix}/bin to try the imports with")
+        return
+    path = configuration.last("WSGIPythonPath")
+    given = find(configuration.directives, "SetEnv")
+    settings = [
+        (one, one.arguments[0], one.arguments[1] if len(one.arguments) > 1 else "")
+        for one in given
+        if one.arguments and one.arguments[0].startswith("APACHEWS_")
+    ]
+    paths = path.arguments[0].split(":") if path else []
+    question = json.dumps([[[name, value] for _, name, value in settings], paths])
+    try:
+        done = _run_as(account, [str(python), "-B", "-E", "-s", "-c", _IMPORT], question)
+    except (OSError, subprocess.SubprocessError) as failure:
+        yield note("packages", f"{python} could not be run to try the imports: {failure}")
+        return
+    if done.returncode != 0:
+        last_line = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        yield error(
+            "packages",
+            f"the Python in {prefix} cannot import the handler: {last_line}",
+            breaks=EVERY,
+            mend=f"{prefix}/bin/pip install 'apachews[bridge]'"
+            if home
+            else f"WSGIPythonPath {script.parents[1]}, and wsproto installed there",
+            where=(home or path or Directive("", ())).where if home or path else "",
+        )
+        return
+    yield ok("packages", f"the Python in {prefix} imports the handler, as Apache will")
+    bad = 0
+    for (directive, setting, value), allowed in zip(settings, json.loads(done.stdout), strict=True):
+        if allowed:
+            bad += 1
+            yield error(
+                "settings",
+                f"SetEnv {setting} {value!r} is not allowed",
+                breaks=EVERY + " where it applies",
+                mend=f"SetEnv {setting} with {allowed}"
+                if not allowed.startswith("one of the names")
+                else f"remove it, or use {allowed}",
+                where=directive.where,
+            )
+    if settings and not bad:
+        names = ", ".join(dict.fromkeys(name for _, name, _ in settings))
+        yield ok("settings", f"allowed, all of them: {names}")
+
+
+def _run_as(
+    account: Account, command: list[str], question: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program with Apache's rights, where we may give ours up."""
+    is_root = os.geteuid() == 0
+    return subprocess.run(
+        command,
+        input=question,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=IMPORT_TIMEOUT_S,
+        cwd="/",
+        env={"LC_ALL": "C.UTF-8"},
+        user=account.uid if is_root else None,
+        group=next(iter(account.gids), None) if is_root and account.gids else None,
+        extra_groups=sorted(account.gids) if is_root else None,
+    )
+
+
+def _is_hidden(path: Path) -> bool:
+    """Tell whether it is not for us to see whether a path exists."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

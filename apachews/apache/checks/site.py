@@ -1,0 +1,243 @@
+"""Checks of a site: what applies to a WebSocket's request, and the socket file behind it.
+
+Contract: ``check_scope(scope)`` yields findings about the configuration,
+``check_socket(path, account)`` about the file; the latter connects once to a socket, and
+closes at once.  ``sockets_in(directory)`` looks for socket files, within a bound.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from ..configuration import Scope, is_on
+from ..directives import quote
+from ..diversion import diversion
+from ..mapping import SCRIPT, socket_of
+from ..permissions import WRITE, Account, obstacle
+from .finding import Finding, error, ok, warning
+
+# Files and directories of a document root that are looked at for sockets.
+MAX_LOOKED_AT: Final = 20_000
+CONNECT_TIMEOUT_S: Final = 2.0
+
+
+def check_scope(scope: Scope) -> Iterator[Finding]:
+    """Yield what there is to say about the configuration for a request."""
+    url_path = scope.url_path
+    if found := diversion(scope):
+        rule = found.directive
+        target = "a proxy" if found.is_proxy else f"{rule.arguments[1]}"
+        mend = (
+            f"in front of it: ProxyPass {quote(url_path)} !"
+            if rule.is_named("ProxyPass", "ProxyPassMatch")
+            else r"in front of it: RewriteRule \.ws$ - [END]"
+            if rule.is_named("RewriteRule")
+            else f"<Files *.ws> with SetHandler websocket, or a {rule.name} of narrower scope"
+        )
+        make = error if found.is_certain else warning
+        yield make(
+            "proxy",
+            f"{rule} takes {url_path} to {target}",
+            breaks="the handler never sees the request"
+            + ("" if found.is_certain else ", where its conditions hold")
+            + (
+                ": what the other server makes of it, with a worker held for each"
+                if found.is_proxy
+                else ": another page answers it"
+            ),
+            mend=mend,
+            where=rule.where,
+        )
+    else:
+        yield ok("proxy", f"no rule takes {url_path} elsewhere")
+    yield from _check_handler(scope)
+    yield from _check_pass_request(scope)
+    if denied := scope.denial():
+        yield error(
+            "access",
+            f"{url_path}: access is denied to everybody",
+            breaks="every WebSocket is a 403 (AH01630)",
+            mend=f"<Directory {quote(_directory(scope))}> with Require all granted, or whoever may",
+            where=denied.where,
+        )
+    else:
+        yield ok("access", f"{url_path} is open to clients, or to those who log in")
+    if not scope.file.endswith(SCRIPT):
+        yield from _check_links(scope)
+
+
+def _directory(scope: Scope) -> str:
+    return scope.file.rpartition("/")[0] or "/"
+
+
+def _check_handler(scope: Scope) -> Iterator[Finding]:
+    if scope.file.endswith(SCRIPT):
+        if socket_of(scope) is None:
+            yield error(
+                "add-handler",
+                f"{scope.url_path} falls under WSGIScriptAlias, and names no socket",
+                breaks="every WebSocket there is a 500 without APACHEWS_ROOT, a 404 without a name",
+                mend="SetEnv APACHEWS_ROOT with the directory of the sockets, in that <Location>",
+            )
+        else:
+            yield ok("add-handler", f"{scope.url_path} belongs to the handler, by WSGIScriptAlias")
+        return
+    handler = scope.handler()
+    if handler is None:
+        name = scope.file.rpartition("/")[2]
+        yield error(
+            "add-handler",
+            f"nothing gives {name} to the handler websocket",
+            breaks="httpd takes the socket for a file and answers 403 or 404",
+            mend="AddHandler websocket .ws"
+            if name.endswith(".ws")
+            else "AddHandler websocket .ws, and a name that ends in .ws",
+        )
+    elif handler.arguments[0].lower() != "websocket":
+        yield error(
+            "add-handler",
+            f"{handler} has {scope.url_path} instead of the handler websocket",
+            breaks="another handler answers every WebSocket",
+            mend='<Files "*.ws"> with SetHandler websocket, in the same section',
+            where=handler.where,
+        )
+    else:
+        yield ok("add-handler", f"{scope.url_path} belongs to the handler", handler.where)
+
+
+def _check_pass_request(scope: Scope) -> Iterator[Finding]:
+    directive = scope.last("WSGIPassApacheRequest")
+    if is_on(directive):
+        yield ok("pass-request", "mod_wsgi hands the handler httpd's request")
+        return
+    yield error(
+        "pass-request",
+        "WSGIPassApacheRequest is not on" if directive is None else "WSGIPassApacheRequest is off",
+        breaks="every WebSocket is a 500: the handler cannot take the connection over",
+        mend="WSGIPassApacheRequest On",
+        where=directive.where if directive else "",
+    )
+
+
+def _check_links(scope: Scope) -> Iterator[Finding]:
+    options, setter = scope.options()
+    directory = _directory(scope)
+    if "followsymlinks" in options:
+        yield ok("follow-symlinks", f"Options of {directory} have FollowSymLinks")
+        return
+    owner = " (SymLinksIfOwnerMatch does not do)" if "symlinksifownermatch" in options else ""
+    yield error(
+        "follow-symlinks",
+        f"Options of {directory} lack FollowSymLinks{owner}",
+        breaks="every WebSocket is a 403 (AH00038): httpd takes a socket for a link",
+        mend=f"<Directory {quote(directory)}> with Options +FollowSymLinks",
+        where=setter.where if setter else "",
+    )
+
+
+def check_socket(path: str, account: Account) -> Iterator[Finding]:
+    """Yield what there is to say about a socket file."""
+    try:
+        status = os.stat(path)
+    except PermissionError as failure:
+        yield warning(
+            "privileges",
+            f"{path} cannot be looked at: {failure.strerror}",
+            breaks="nothing; what is there is not known",
+            mend="sudo apachews doctor",
+        )
+        return
+    except OSError as failure:
+        yield error(
+            "socket",
+            f"{path}: {failure.strerror}",
+            breaks="every WebSocket of it is a 404",
+            mend=f"start the producer, with Server({path!r})",
+        )
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        yield error(
+            "socket",
+            f"{path} is no socket",
+            breaks="every WebSocket of it is a 403",
+            mend=f"rm {path}, and start the producer, with Server({path!r})",
+        )
+        return
+    yield ok("socket", f"{path} is a socket")
+    found = obstacle(account, Path(path), WRITE)
+    if found:
+        is_directory = found.path != Path(path).resolve()
+        yield error(
+            "socket-permission",
+            f"Apache's user {account.name} may not connect to {path}: {found.path} has mode"
+            f" {found.mode}",
+            breaks="every WebSocket of it is a 500",
+            mend=found.mend
+            if is_directory
+            else f"Server({path!r}, group=<a group of {account.name}>), or run the producer as"
+            f" {account.name}",
+        )
+    else:
+        yield ok("socket-permission", f"Apache's user {account.name} may connect to it")
+    yield from _check_producer(path)
+
+
+def _check_producer(path: str) -> Iterator[Finding]:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(path)
+        except OSError as failure:
+            if failure.errno in (errno.EACCES, errno.EPERM):
+                yield warning(
+                    "privileges",
+                    f"no permission to connect to {path}",
+                    breaks="nothing; whether somebody listens is not known",
+                    mend="sudo apachews doctor",
+                )
+            elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
+                yield error(
+                    "producer",
+                    f"the producer on {path} accepts nobody: its backlog is full",
+                    breaks="every new WebSocket of it is a 503",
+                    mend="have the program return to server.dequeue(), or restart it",
+                    load="as soon as its backlog is full",
+                )
+            else:
+                yield error(
+                    "producer",
+                    f"nobody listens on {path}: {failure.strerror}",
+                    breaks="every WebSocket of it is a 503",
+                    mend="start the producer",
+                )
+            return
+    yield ok("producer", f"somebody listens on {path}")
+
+
+def sockets_in(directory: str, limit: int = 20) -> list[str]:
+    """Return the socket files below a document root, at most ``limit`` of them."""
+    found: list[str] = []
+    looked_at = 0
+    for place, directories, files in os.walk(directory):
+        directories.sort()
+        looked_at += len(directories) + len(files)
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if name.endswith(".ws") and _is_socket(path):
+                found.append(path)
+        if len(found) >= limit or looked_at > MAX_LOOKED_AT:
+            break
+    return found[:limit]
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False

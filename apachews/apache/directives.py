@@ -1,0 +1,255 @@
+"""httpd's configuration as a tree of directives.
+
+Contract: ``parse_config_dump(text)`` reads what ``httpd -t -D DUMP_CONFIG`` prints:
+httpd's own view, in which conditions, macros, variables and included files are
+resolved.  ``parse_files(…)`` reads the files themselves, as ``-D DUMP_INCLUDES`` lists
+them, for an httpd without mod_info and for what httpd forgets (``LoadModule``).
+Names of directives are compared without regard to case.  Pure, but for ``parse_files``,
+which reads through the function that it is given.
+
+Sources: httpd's server/util.c (``ap_getword_conf``, ``ap_cfg_getline``),
+modules/generators/mod_info.c, server/config.c (``DUMP_INCLUDES``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+# A line of the dump that is none of the configuration's.
+_IN_FILE: Final = re.compile(r"# In file: (.*)")
+_LINE_NUMBER: Final = re.compile(r"#\s*(\d+):")
+_VARIABLE: Final = re.compile(r"\$\{([^}:]+)\}")
+_INCLUDED: Final = re.compile(r"(\s*)\((\*|\d+)\) (.*)")
+# Sections that say whether what they hold counts, and are none of the tree themselves.
+_CONDITIONS: Final = {"ifmodule", "ifdefine", "ifversion", "iffile", "ifdirective", "ifsection"}
+
+
+@dataclass
+class Directive:
+    """A directive, or a section with those that it holds.
+
+    Attributes:
+        name: as written.
+        arguments: without their quotes.
+        file, line: where it stands.
+        children: of a section; of another directive empty.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    file: str = ""
+    line: int = 0
+    is_section: bool = False
+    children: list[Directive] = field(default_factory=list)
+
+    @property
+    def where(self) -> str:
+        """The place, for somebody who is to change it."""
+        return f"{self.file}:{self.line}"
+
+    def __str__(self) -> str:
+        words = " ".join((self.name, *map(quote, self.arguments)))
+        return f"<{words}>" if self.is_section else words
+
+    def is_named(self, *names: str) -> bool:
+        """Tell whether it has one of the names."""
+        return self.name.lower() in {name.lower() for name in names}
+
+
+def walk(directives: Iterable[Directive]) -> Iterator[Directive]:
+    """Yield all directives, those of sections behind their section."""
+    for directive in directives:
+        yield directive
+        yield from walk(directive.children)
+
+
+def find(directives: Iterable[Directive], *names: str) -> list[Directive]:
+    """Return the directives of these names, in sections too."""
+    return [directive for directive in walk(directives) if directive.is_named(*names)]
+
+
+def quote(argument: str) -> str:
+    """Return an argument as it can be written."""
+    if argument and not re.search(r"[\s\"'\\]", argument):
+        return argument
+    escaped = argument.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def split_arguments(text: str) -> tuple[str, ...]:
+    """Return the arguments of a directive, as ``ap_getword_conf`` parts them."""
+    words = []
+    position, end = 0, len(text)
+    while position < end:
+        if text[position].isspace():
+            position += 1
+            continue
+        quotes = text[position] if text[position] in "\"'" else ""
+        position += len(quotes)
+        word = ""
+        while position < end:
+            character = text[position]
+            if character == "\\" and quotes and text[position + 1 : position + 2] in ("\\", quotes):
+                word += text[position + 1]
+                position += 2
+                continue
+            position += 1
+            if character == quotes or (not quotes and character.isspace()):
+                break
+            word += character
+        words.append(word)
+    return tuple(words)
+
+
+def parse_config_dump(text: str) -> list[Directive]:
+    """Return the tree that ``-D DUMP_CONFIG`` prints."""
+    file, line = "", 0
+    top: list[Directive] = []
+    open_sections: list[Directive] = []
+    for raw in text.splitlines():
+        stripped = raw.strip()
+        if match := _IN_FILE.fullmatch(stripped):
+            file = match[1]
+        elif match := _LINE_NUMBER.fullmatch(stripped):
+            line = int(match[1])
+        elif stripped:
+            _add(stripped, file, line, top, open_sections)
+    return top
+
+
+def _add(
+    stripped: str, file: str, line: int, top: list[Directive], open_sections: list[Directive]
+) -> None:
+    """Put what a line says into the tree."""
+    if stripped.startswith("</"):
+        if open_sections:
+            open_sections.pop()
+        return
+    is_section = stripped.startswith("<")
+    if is_section:
+        stripped = stripped[1:].removesuffix(">")
+    name, _, rest = stripped.partition(" ")
+    directive = Directive(name, split_arguments(rest), file, line, is_section)
+    (open_sections[-1].children if open_sections else top).append(directive)
+    if is_section:
+        open_sections.append(directive)
+
+
+@dataclass
+class IncludedFile:
+    """A file that httpd reads.
+
+    Attributes:
+        path: of the file.
+        line: the line of the file that includes it; 0 for the first one.
+        files: that it includes itself.
+    """
+
+    path: str
+    line: int
+    files: list[IncludedFile] = field(default_factory=list)
+
+
+def parse_includes(text: str) -> IncludedFile | None:
+    """Return what ``-D DUMP_INCLUDES`` lists, or None where it lists nothing."""
+    parents: list[tuple[int, IncludedFile]] = []
+    root = None
+    for raw in text.splitlines():
+        match = _INCLUDED.fullmatch(raw)
+        if match is None:
+            continue
+        depth = len(match[1])
+        file = IncludedFile(match[3], 0 if match[2] == "*" else int(match[2]))
+        while parents and parents[-1][0] >= depth:
+            parents.pop()
+        if parents:
+            parents[-1][1].files.append(file)
+        elif root is None:
+            root = file
+        parents.append((depth, file))
+    return root
+
+
+def parse_files(
+    root: IncludedFile,
+    read: Callable[[str], str],
+    modules: Iterable[str],
+    defines: Mapping[str, str],
+) -> list[Directive]:
+    """Return the tree of the files, conditions resolved as far as that can be told.
+
+    Args:
+        root: the first file, with those it includes.
+        read: returns the text of a file; what it raises is passed on.
+        modules: those loaded, as ``ssl_module``.
+        defines: those of ``Define`` and the environment.
+
+    Macros, and the conditions on versions, files, directives and sections, are not
+    resolved: what these conditions hold counts.
+    """
+    top: list[Directive] = []
+    open_sections: list[Directive] = []
+    _parse_file(root, read, {name.lower() for name in modules}, defines, top, open_sections)
+    return top
+
+
+def _parse_file(
+    file: IncludedFile,
+    read: Callable[[str], str],
+    modules: set[str],
+    defines: Mapping[str, str],
+    top: list[Directive],
+    open_sections: list[Directive],
+) -> None:
+    # For each condition that is open, whether what it holds counts.
+    counts: list[bool] = []
+    for number, text in _logical_lines(read(file.path)):
+        line = _VARIABLE.sub(lambda match: defines.get(match[1], match[0]), text)
+        name = re.split(r"[\s>]", line.lstrip("</"), maxsplit=1)[0].lower()
+        if name in _CONDITIONS and line.startswith("<"):
+            if line.startswith("</"):
+                counts[-1:] = []
+            else:
+                condition = "".join(split_arguments(line.strip("<>").partition(" ")[2])[:1])
+                counts.append(_holds(name, condition, modules, defines))
+        elif all(counts):
+            if name in ("include", "includeoptional"):
+                for included in file.files:
+                    if included.line == number:
+                        _parse_file(included, read, modules, defines, top, open_sections)
+            else:
+                _add(line, file.path, number, top, open_sections)
+
+
+def _holds(section: str, condition: str, modules: set[str], defines: Mapping[str, str]) -> bool:
+    wanted = condition.removeprefix("!")
+    if section == "ifmodule":
+        # By its name, or by that of its source file.
+        name = wanted.lower()
+        if name.endswith(".c"):
+            name = name.removesuffix(".c").removeprefix("mod_") + "_module"
+        holds = name in modules or f"mpm_{name}" in modules
+    elif section == "ifdefine":
+        holds = wanted in defines
+    else:
+        return True
+    return holds != condition.startswith("!")
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield each directive with the number of its last line, continuations joined.
+
+    That number is the one that httpd itself gives to a directive.
+    """
+    joined = ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        if raw.endswith("\\"):
+            joined += raw[:-1]
+            continue
+        line = (joined + raw).strip()
+        joined = ""
+        if line and not line.startswith("#"):
+            yield number, line

@@ -1,0 +1,335 @@
+"""``apachews doctor``: what is wrong with an Apache, for WebSockets, and what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from ..apache.checks.finding import Finding, Level, error, note, ok, warning
+from ..apache.checks.handshake import Target, check_url
+from ..apache.checks.machine import (
+    UNITS,
+    check_confinement,
+    check_logrotate,
+    check_process,
+    check_unit,
+    check_visible,
+    unit_properties,
+)
+from ..apache.checks.server import check_server, handler_scripts
+from ..apache.checks.site import check_scope, check_socket, sockets_in
+from ..apache.configuration import Configuration, Scope, VirtualHost
+from ..apache.control import Control, ControlError
+from ..apache.directives import find
+from ..apache.mapping import ANY_SOCKET, scope_of, socket_of
+from ..apache.permissions import Account
+from ..apache.private_apache import APACHE_USER
+from ..apache.process import Httpd, running
+
+SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
+
+DESCRIPTION: Final = """\
+Look at Apache's configuration, the running processes, and the socket files; with a URL,
+do a handshake as a browser would.  Each finding says what is wrong, what it breaks, from
+which load on, and the line or the command that mends it.  Nothing is changed.
+
+Without a URL, every socket file (*.ws) in the document roots is looked at."""
+
+EXAMPLES: Final = """\
+examples:
+  sudo apachews doctor
+  sudo apachews doctor wss://example.org/ws/chat.ws
+  apachews doctor ws://localhost/ws/echo.ws --echo --json
+  apachews doctor --apachectl /usr/sbin/httpd --httpd-arguments -f /srv/httpd.conf -D LOCAL
+
+exit status: 0 nothing is wrong, or there are warnings only; 1 something is wrong.
+docs/troubleshooting.md has what each finding means."""
+
+DEFAULT_WEBSOCKETS: Final = 1000
+COLOURS: Final = {
+    Level.OK: "32",
+    Level.NOTE: "36",
+    Level.WARNING: "33",
+    Level.ERROR: "31;1",
+}
+# What is bad stands last: nearest to the prompt.
+_ORDER: Final = [Level.OK, Level.NOTE, Level.WARNING, Level.ERROR]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument("url", metavar="URL", nargs="?", help="of a WebSocket: ws://… or wss://…")
+    parser.add_argument("--socket", metavar="PATH", help="the socket file, where the URL does not")
+    parser.add_argument(
+        "--echo", action="store_true", help="the producer echoes: send a message, and wait for it"
+    )
+    parser.add_argument("--origin", help="connect as a page of this origin, as https://example.com")
+    parser.add_argument(
+        "--ca", metavar="FILE", help="trust these certificates, instead of the system's"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for each step of the handshake (default 10)",
+    )
+    parser.add_argument(
+        "--websockets",
+        type=int,
+        default=DEFAULT_WEBSOCKETS,
+        metavar="N",
+        help=f"how many a child of Apache is to have room for (default {DEFAULT_WEBSOCKETS})",
+    )
+    parser.add_argument(
+        "--apachectl", metavar="PATH", help="the program to ask (default: whichever is found)"
+    )
+    parser.add_argument(
+        "--logrotate",
+        type=Path,
+        default=Path("/etc/logrotate.d"),
+        metavar="DIRECTORY",
+        help="logrotate's configuration (default /etc/logrotate.d)",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="also say what is harmless, or could not be seen"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--httpd-arguments",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="…",
+        help="stands last; all that follows goes to httpd, as -f FILE, to name its configuration",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look at everything; print what was found."""
+    target = Target.parse(arguments.url) if arguments.url else None
+    findings = list(_without_doubles(_examine(arguments, target)))
+    if not arguments.verbose:
+        findings = [finding for finding in findings if finding.level is not Level.NOTE]
+    findings.sort(key=lambda finding: _ORDER.index(finding.level))
+    is_wrong = any(finding.level is Level.ERROR for finding in findings)
+    if arguments.json:
+        found = [finding.as_dict() for finding in findings]
+        print(json.dumps({"healthy": not is_wrong, "findings": found}, indent=2))
+    else:
+        has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        width = min(_columns(), 120)
+        print(report(findings, width, has_colours))
+    return 1 if is_wrong else 0
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 100  # no terminal
+
+
+def _examine(arguments: argparse.Namespace, target: Target | None) -> Iterator[Finding]:
+    logs: tuple[str, ...] = ()
+    try:
+        control = Control(arguments.apachectl, arguments.httpd_arguments)
+        version = control.version()
+        if problem := control.syntax_error():
+            is_ours = os.geteuid() == 0
+            yield error(
+                "syntax",
+                problem,
+                breaks="Apache does not start, nor reload: it goes on with what it has",
+                mend=f"{control.command} -t, when that line is mended"
+                + ("" if is_ours else "; as root, for it may be a file that only root may read"),
+            )
+        else:
+            yield ok("httpd", f"{control.program}, httpd {'.'.join(map(str, version))}")
+            yield ok("syntax", "httpd understands its configuration")
+            configuration = control.read()
+            logs = _error_logs(configuration)
+            yield from _examine_apache(arguments, target, configuration, version)
+    except ControlError as failure:
+        make = error if target is None else warning
+        yield make(
+            "httpd",
+            str(failure),
+            breaks="only the URL can be looked at" if target else "nothing can be looked at",
+            mend="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
+            " apache2",
+        )
+    if target is not None:
+        yield from check_url(
+            target,
+            origin=arguments.origin,
+            echoes=arguments.echo,
+            timeout_s=arguments.timeout,
+            error_logs=logs,
+            cafile=arguments.ca,
+        )
+
+
+def _examine_apache(
+    arguments: argparse.Namespace,
+    target: Target | None,
+    configuration: Configuration,
+    version: tuple[int, ...],
+) -> Iterator[Finding]:
+    pid_file = configuration.run_config.pid_file
+    httpd = running(pid_file) if pid_file else None
+    account = _account(configuration, httpd)
+    if os.geteuid() != 0 and (httpd is None or httpd.uid != os.geteuid()):
+        yield note("privileges", "not as root: what only root may see is not looked at")
+    yield from check_server(configuration, account, version)
+    yield from check_process(httpd, pid_file, arguments.websockets)
+    properties = {}
+    unit = _unit(arguments, httpd)
+    if unit:
+        properties = unit_properties(unit)
+        if properties:
+            yield from check_unit(unit, properties, arguments.websockets)
+    yield from check_logrotate(arguments.logrotate, _logs(configuration))
+    yield from check_confinement(httpd)
+    if not handler_scripts(configuration):
+        return  # there is no site to look at
+    sockets = [arguments.socket] if arguments.socket else []
+    for scope, is_real in _scopes(configuration, target):
+        found = check_scope(scope)
+        yield from found if is_real else map(_supposed, found)
+        path = socket_of(scope)
+        if is_real and path and not arguments.socket:
+            sockets.append(path)
+    for path in dict.fromkeys(sockets):
+        yield from check_socket(path, account)
+        yield from check_visible(httpd, properties, path)
+
+
+def _account(configuration: Configuration, httpd: Httpd | None) -> Account:
+    """Return the user whom httpd's children serve as, or will."""
+    if httpd is not None:
+        return Account.of_uid(httpd.uid)
+    for name in (configuration.run_config.user, APACHE_USER):
+        try:
+            return Account.named(name)
+        except KeyError:
+            continue
+    return Account.of_uid(os.geteuid())
+
+
+def _unit(arguments: argparse.Namespace, httpd: Httpd | None) -> str:
+    """Return httpd's systemd unit, "" for none."""
+    if httpd is not None:
+        return httpd.unit if httpd.unit in UNITS else ""
+    if arguments.httpd_arguments or arguments.apachectl:
+        return ""  # another one than the system's
+    return next((unit for unit in UNITS if unit_properties(unit)), "")
+
+
+def _scopes(configuration: Configuration, target: Target | None) -> Iterator[tuple[Scope, bool]]:
+    """Yield what applies to the URL, or else to each socket file there is.
+
+    With each, whether somebody uses it: of a site that has no socket yet, a name is made
+    up, for what would apply to one.
+    """
+    if target is not None:
+        host = configuration.host_for(target.host, target.port, target.is_tls)
+        yield scope_of(configuration, host, unquote(urlsplit(target.path).path)), True
+        return
+    for host in configuration.virtual_hosts():
+        paths = _socket_urls(host)
+        for path in paths:
+            yield scope_of(configuration, host, path), True
+        if not paths:
+            yield scope_of(configuration, host, f"/{ANY_SOCKET}"), False
+
+
+def _socket_urls(host: VirtualHost) -> list[str]:
+    root = host.document_root
+    return [path[len(root.rstrip("/")) :] for path in sockets_in(root)] if root else []
+
+
+def _supposed(finding: Finding) -> Finding:
+    """Return what is to be said of a site where nobody has a WebSocket yet."""
+    if finding.level is Level.OK:
+        return finding
+    if finding.id == "proxy":
+        # A site of another kind, as it seems.
+        return note(finding.id, finding.text, finding.where)
+    return warning(
+        finding.id,
+        finding.text,
+        breaks=f"{finding.breaks}, once there is one in this site",
+        mend=finding.mend,
+        load=finding.load,
+        where=finding.where,
+    )
+
+
+def _error_logs(configuration: Configuration) -> tuple[str, ...]:
+    root = configuration.run_config.server_root
+    found = [one.arguments[0] for one in find(configuration.directives, "ErrorLog")]
+    names = [*found, configuration.run_config.error_log]
+    return tuple(dict.fromkeys(os.path.join(root, name) for name in names if name))
+
+
+def _logs(configuration: Configuration) -> list[str]:
+    root = configuration.run_config.server_root
+    names = find(configuration.directives, "CustomLog", "TransferLog")
+    own = [os.path.join(root, one.arguments[0]) for one in names if one.arguments]
+    return [*_error_logs(configuration), *own]
+
+
+def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Leave out what was said already: of several sites, much is the same."""
+    seen: set[tuple[str, str, str]] = set()
+    for finding in findings:
+        key = (finding.id, finding.text, finding.where)
+        if key not in seen:
+            seen.add(key)
+            yield finding
+
+
+def report(findings: list[Finding], width: int, has_colours: bool) -> str:
+    """Return the findings as a table, with a summary."""
+    lines = []
+    indent = " " * 9
+    names = max((len(finding.id) for finding in findings), default=0) + 2
+    for finding in findings:
+        label = finding.level.value.ljust(9)
+        if has_colours:
+            label = f"\033[{COLOURS[finding.level]}m{label}\033[0m"
+        begin = indent + " " * names
+        text = textwrap.fill(
+            finding.text,
+            max(width, 60),
+            initial_indent=begin,
+            subsequent_indent=begin,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines.append(label + finding.id.ljust(names) + text[len(begin) :])
+        for name, value in (
+            ("at", finding.where if finding.level is not Level.OK else ""),
+            ("breaks", finding.breaks),
+            ("load", finding.load),
+            ("mend", finding.mend),
+        ):
+            if value:
+                # A line that mends is there to be copied: it is not broken.
+                lines.append(f"{begin}{name + ':':8}{value}")
+    count = {level: sum(one.level is level for one in findings) for level in Level}
+    errors, warnings = count[Level.ERROR], count[Level.WARNING]
+    summary = (
+        "nothing is wrong"
+        if not errors + warnings
+        else f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    )
+    return "\n".join([*lines, f"{len(findings)} findings: {summary}"])

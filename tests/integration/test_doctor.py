@@ -1,0 +1,418 @@
+"""``apachews doctor`` against real Apaches, each with one thing wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from apachews.apache import private_apache
+from apachews.apache.private_apache import DEBIAN_MODULES, SHIPPED, PrivateApache
+from apachews.cli import main
+
+from ..site import HANDLER, IS_ROOT, Site, make_readable
+from .test_answers import listening
+
+PROXY = (
+    f"LoadModule proxy_module {DEBIAN_MODULES}/mod_proxy.so\n"
+    f"LoadModule proxy_http_module {DEBIAN_MODULES}/mod_proxy_http.so\n"
+)
+REWRITE = f"LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so\nRewriteEngine On\n"
+# Port 9 is that of "discard": nobody listens there.
+BACKEND = "http://127.0.0.1:9"
+IN_DOCROOT = '<Directory "${DOCROOT}">\n%s\n</Directory>\n'
+
+
+@dataclass
+class Seed:
+    """Something wrong.
+
+    Attributes:
+        id: of the check that is to find it.
+        level: of what it is to find.
+        mend: a piece of what it is to say that mends it.
+        status: HTTP status that clients get because of it; None where they get
+            their WebSocket all the same.
+        extra: directives that make it so.
+        replace: instead or besides, a piece of the configuration, and what
+            stands in its place.
+    """
+
+    id: str
+    level: str
+    mend: str
+    status: int | None
+    extra: str = ""
+    replace: tuple[str, str] = ("", "")
+
+
+SEEDS = {
+    "options-none": Seed(
+        "follow-symlinks", "error", "Options +FollowSymLinks", 403, IN_DOCROOT % "Options None"
+    ),
+    "owner-match": Seed(
+        "follow-symlinks",
+        "error",
+        "Options +FollowSymLinks",
+        403,
+        IN_DOCROOT % "Options SymLinksIfOwnerMatch",
+    ),
+    "no-request": Seed(
+        "pass-request",
+        "error",
+        "WSGIPassApacheRequest On",
+        500,
+        IN_DOCROOT % "WSGIPassApacheRequest Off",
+    ),
+    "no-import": Seed(
+        "import-script",
+        "warning",
+        "WSGIImportScript",
+        None,
+        replace=("\nWSGIImportScript", "\n#WSGIImportScript"),
+    ),
+    "embedded-restricted": Seed(
+        "handler-mode", "error", "WSGIRestrictEmbedded Off", 500, "WSGIRestrictEmbedded On\n"
+    ),
+    "daemon-mode": Seed(
+        "handler-mode",
+        "error",
+        "process-group=%{GLOBAL}",
+        500,
+        "WSGISocketPrefix ${ROOT}/wsgi\nWSGIDaemonProcess site threads=1\nWSGIProcessGroup site\n",
+        (
+            'WSGIHandlerScript websocket "${APACHEWS_HANDLER}/wsgi.py" process-group=%{GLOBAL}',
+            'WSGIHandlerScript websocket "${APACHEWS_HANDLER}/wsgi.py"',
+        ),
+    ),
+    "sub-interpreter": Seed(
+        "handler-mode",
+        "error",
+        "application-group=%{GLOBAL}",
+        500,
+        replace=(
+            'WSGIHandlerScript websocket "${APACHEWS_HANDLER}/wsgi.py" process-group=%{GLOBAL}'
+            " application-group=%{GLOBAL}",
+            'WSGIHandlerScript websocket "${APACHEWS_HANDLER}/wsgi.py" process-group=%{GLOBAL}',
+        ),
+    ),
+    "no-handler": Seed(
+        "add-handler",
+        "error",
+        "AddHandler websocket .ws",
+        403,
+        replace=("\nAddHandler websocket", "\n#AddHandler websocket"),
+    ),
+    "other-handler": Seed(
+        "add-handler",
+        "error",
+        "SetHandler websocket",
+        None,
+        f"LoadModule status_module {DEBIAN_MODULES}/mod_status.so\n"
+        "<Location /echo.ws>\nSetHandler server-status\n</Location>\n",
+    ),
+    "no-such-script": Seed(
+        "handler-script",
+        "error",
+        "Define APACHEWS_HANDLER",
+        500,
+        replace=('websocket "${APACHEWS_HANDLER}/wsgi.py"', 'websocket "${APACHEWS_HANDLER}/w.py"'),
+    ),
+    "proxy": Seed("proxy", "error", "ProxyPass /echo.ws !", 503, f"{PROXY}ProxyPass / {BACKEND}/"),
+    "proxy-by-rewriting": Seed(
+        "proxy",
+        "error",
+        "RewriteRule \\.ws$ - [END]",
+        503,
+        f"{PROXY}{REWRITE}RewriteCond %{{HTTP:Upgrade}} websocket [NC]\n"
+        f"RewriteRule ^/(.*) {BACKEND}/$1 [P,L]",
+    ),
+    "front-controller": Seed(
+        "proxy",
+        "error",
+        "RewriteRule \\.ws$ - [END]",
+        200,
+        REWRITE
+        + IN_DOCROOT
+        % (
+            "RewriteEngine On\nRewriteCond %{REQUEST_FILENAME} !-f\n"
+            "RewriteCond %{REQUEST_FILENAME} !-d\nRewriteRule . /front.php [L]"
+        ),
+    ),
+    "access-denied": Seed(
+        "access", "error", "Require all granted", 403, IN_DOCROOT % "Require all denied"
+    ),
+    "bad-setting": Seed(
+        "settings",
+        "error",
+        "SetEnv APACHEWS_MAX_MESSAGE",
+        500,
+        "SetEnv APACHEWS_MAX_MESSAGE lots",
+    ),
+    "unknown-setting": Seed(
+        "settings", "error", "APACHEWS_MAX_MESSAGE", 500, "SetEnv APACHEWS_MAX_MESSAGES 1M"
+    ),
+    "http-2": Seed(
+        "http2",
+        "error",
+        "H2WebSockets off",
+        None,
+        f"LoadModule http2_module {DEBIAN_MODULES}/mod_http2.so\n"
+        "Protocols h2 http/1.1\nH2WebSockets on",
+    ),
+    "without-packages": Seed(
+        "packages",
+        "error",
+        "WSGIPythonPath",
+        500,
+        replace=("\nWSGIPythonHome", "\n#WSGIPythonHome"),
+    ),
+    "children-leave": Seed(
+        "max-connections-per-child",
+        "warning",
+        "MaxConnectionsPerChild 0",
+        None,
+        "MaxConnectionsPerChild 10",
+    ),
+}
+
+
+class SeededApache(PrivateApache):
+    """A private Apache whose configuration is a copy, with a piece replaced."""
+
+    def replace(self, old: str, new: str) -> None:
+        configuration = self.root / "shipped"
+        configuration.mkdir()
+        texts = {path.name: path.read_text() for path in SHIPPED.glob("*.conf")}
+        assert old in "".join(texts.values())
+        for name, text in texts.items():
+            (configuration / name).write_text(text.replace(old, new) if old else text)
+
+    def command(self, *arguments: str) -> list[str]:
+        there = str(self.root / "shipped")
+        return [one.replace(str(SHIPPED), there) for one in super().command(*arguments)]
+
+
+@contextmanager
+def seeded_apache(root: Path, seed: Seed, handler: Path = HANDLER) -> Iterator[PrivateApache]:
+    """Run an Apache with something wrong, and a producer behind it."""
+    root.chmod(0o755)
+    docroot = root / "htdocs"
+    docroot.mkdir()
+    (docroot / "front.php").write_text("<!doctype html><title>the application</title>")
+    make_readable()
+    apache = SeededApache(
+        root,
+        docroot,
+        port=private_apache.free_port(),
+        tls_port=private_apache.free_port(),
+        wsgi_module=private_apache.find_wsgi_module(),
+        python_home=Path(sys.prefix),
+        handler=handler,
+        extra=seed.extra,
+    )
+    apache.replace(*seed.replace)
+    try:
+        apache.start()
+        with listening(docroot / "echo.ws"):
+            yield apache
+    finally:
+        apache.kill()
+
+
+def doctor(
+    capsys: pytest.CaptureFixture[str], apache: PrivateApache, *arguments: str
+) -> tuple[int, list[dict[str, str]]]:
+    """Return the exit status, and what is not as it should be."""
+    program, *rest = apache.command()
+    logs = str(apache.root / "logrotate.d")
+    status = main(
+        [
+            *("doctor", "--json", "--logrotate", logs, *arguments),
+            *("--apachectl", program, "--httpd-arguments", *rest),
+        ]
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told["healthy"] == (status == 0)
+    return status, [one for one in told["findings"] if one["level"] in ("warning", "error")]
+
+
+def url(apache: PrivateApache, path: str = "/echo.ws") -> str:
+    return f"ws://127.0.0.1:{apache.port}{path}"
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_seeded_misconfiguration_is_found_with_its_mend(
+    name: str, short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = SEEDS[name]
+    with seeded_apache(short_path, seed) as apache:
+        status, findings = doctor(capsys, apache, url(apache))
+        by_id = {finding["id"]: finding for finding in findings}
+        assert status == (1 if seed.level == "error" or seed.status else 0)
+        # It, what clients see of it, and nothing else.
+        handshake = by_id.pop("handshake", None)
+        assert list(by_id) == [seed.id], findings
+        found = by_id[seed.id]
+        assert found["level"] == seed.level
+        assert seed.mend in found["mend"]
+        assert found["breaks"]
+        if seed.status:
+            assert handshake is not None
+            assert f": {seed.status}: " in handshake["text"]
+        # Without a URL as well: there is a socket in the document root.
+        if name != "proxy-by-rewriting":
+            _, without_url = doctor(capsys, apache)
+            assert [one["id"] for one in without_url] == [seed.id], without_url
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_a_healthy_apache_has_no_finding(
+    event_site: Site, scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = event_site.ws() if scheme == "ws" else event_site.wss()
+    apache = event_site.apache
+    given = [target, "--echo", "--ca", str(apache.certificate)]
+    assert doctor(capsys, apache, *given) == (0, [])
+    assert doctor(capsys, apache) == (0, [])
+    given[0] = target.replace("/echo.ws", "/ws/echo")  # by WSGIScriptAlias
+    assert doctor(capsys, apache, *given) == (0, [])
+
+
+def test_a_mistake_in_the_configuration(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with seeded_apache(short_path, Seed("syntax", "error", "", None)) as apache:
+        (short_path / "conf.d" / "extra.conf").write_text("Listne 80\n")
+        status, findings = doctor(capsys, apache, url(apache))
+    assert (status, [one["id"] for one in findings]) == (1, ["syntax"])
+    assert "extra.conf" in findings[0]["text"]
+    assert "Listne" in findings[0]["text"]
+
+
+def test_the_limit_of_the_running_httpd(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # Apache has what we have
+    try:
+        seeded = seeded_apache(short_path, Seed("descriptors", "warning", "ulimit", None))
+        apache = seeded.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with contextlib.ExitStack() as undo:
+        undo.push(seeded)
+        status, (finding,) = doctor(capsys, apache, url(apache))
+        assert (status, finding["id"]) == (0, "descriptors")
+        assert finding["load"].startswith("480 WebSockets")
+        assert doctor(capsys, apache, url(apache), "--websockets", "480") == (0, [])
+
+
+def test_logs_whose_rotation_restarts(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with seeded_apache(short_path, Seed("logrotate", "warning", "", None)) as apache:
+        (short_path / "logrotate.d").mkdir()
+        file = short_path / "logrotate.d" / "apache2"
+        text = "%s/*.log {\n\tdaily\n\tpostrotate\n\t\tsystemctl %s apache2\n\tendscript\n}\n"
+        file.write_text(text % (short_path, "restart"))
+        status, (finding,) = doctor(capsys, apache, url(apache))
+        assert (status, finding["id"], finding["where"]) == (0, "logrotate", str(file))
+        assert "reload" in finding["mend"]
+        file.write_text(text % (short_path, "reload"))
+        assert doctor(capsys, apache, url(apache)) == (0, [])
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache is the user itself")
+def test_packages_that_apaches_user_cannot_read(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = short_path / "home"
+    shutil.copytree(HANDLER, closed / "apachews_handler")
+    closed.chmod(0o700)
+    seed = Seed("readable", "error", f"chmod o+x {closed}", 500)
+    with seeded_apache(short_path, seed, closed / "apachews_handler") as apache:
+        status, findings = doctor(capsys, apache, url(apache))
+    assert (status, [one["id"] for one in findings]) == (1, ["readable", "handshake"])
+    assert seed.mend in findings[0]["mend"]
+    assert "0700" in findings[0]["text"]
+
+
+def problems_of_socket(
+    capsys: pytest.CaptureFixture[str], site: Site, name: str
+) -> dict[str, dict[str, str]]:
+    _, findings = doctor(capsys, site.apache, site.ws(f"/{name}"))
+    return {finding["id"]: finding for finding in findings}
+
+
+def test_a_socket_that_is_not_there(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    found = problems_of_socket(capsys, event_site, "absent.ws")
+    assert list(found) == ["socket", "handshake"]
+    assert f"Server('{event_site.docroot}/absent.ws')" in found["socket"]["mend"]
+    assert ": 404: there is no such socket file" in found["handshake"]["text"]
+    assert "is the producer running?" in found["handshake"]["text"]  # the error log's own words
+
+
+def test_a_file_in_the_place_of_a_socket(
+    event_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = event_site.docroot / "doctored.ws"
+    file.write_text("text")
+    found = problems_of_socket(capsys, event_site, file.name)
+    file.unlink()
+    assert list(found) == ["socket", "handshake"]
+    assert f"rm {file}" in found["socket"]["mend"]
+
+
+def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    file = event_site.docroot / "left.ws"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(file))
+    file.chmod(0o666)
+    found = problems_of_socket(capsys, event_site, file.name)
+    file.unlink()
+    assert list(found) == ["producer", "handshake"]
+    assert found["producer"]["mend"] == "start the producer"
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache is the user itself")
+def test_a_socket_that_apaches_user_may_not_connect_to(
+    event_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = event_site.docroot / "private.ws"
+    with listening(file):
+        file.chmod(0o600)
+        found = problems_of_socket(capsys, event_site, file.name)
+    assert list(found) == ["socket-permission", "handshake"]
+    assert "group=" in found["socket-permission"]["mend"]
+
+
+def test_an_origin_that_may_not_connect(
+    event_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [event_site.ws(), "--origin", "https://elsewhere.example"]
+    status, (finding,) = doctor(capsys, event_site.apache, *given)
+    assert (status, finding["id"], finding["level"]) == (0, "handshake", "warning")
+    assert "APACHEWS_ORIGINS" in finding["mend"]
+
+
+def test_a_certificate_that_nobody_trusts(
+    event_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, (finding,) = doctor(capsys, event_site.apache, event_site.wss())
+    assert (status, finding["id"]) == (1, "certificate")
+    assert "SSLCertificateFile" in finding["mend"]
+
+
+def test_an_apache_that_does_not_run(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with seeded_apache(short_path, Seed("running", "warning", "", None)) as apache:
+        apache.kill()
+        status, findings = doctor(capsys, apache, url(apache))
+    assert (status, [one["id"] for one in findings]) == (1, ["running", "connect"])
