@@ -1,7 +1,7 @@
 """Whether another user may read a file, or enter a directory, told by the modes.
 
-Contract: ``Account`` is a user with his groups; ``obstacle(…)`` names the first path that
-is in his way, and what would let him pass.  Reads modes only: access control lists and
+Contract: ``Account`` is a user with his groups; ``obstacles(…)`` names the paths that
+are in his way, and what would let him pass.  Reads modes only: access control lists and
 SELinux are not looked at.
 """
 
@@ -69,7 +69,12 @@ class Obstacle:
 
 
 def obstacle(account: Account, path: Path, right: int = READ) -> Obstacle | None:
-    """Return what keeps an account from a file, the outermost first; None for nothing.
+    """Return the outermost of the ``obstacles``, or None."""
+    return next(iter(obstacles(account, path, right)), None)
+
+
+def obstacles(account: Account, path: Path, right: int = READ) -> list[Obstacle]:
+    """Return what keeps an account from a file, the outermost first.
 
     Args:
         account: whose rights.
@@ -80,19 +85,20 @@ def obstacle(account: Account, path: Path, right: int = READ) -> Obstacle | None
         OSError: the path does not exist, or who asks may not see it himself.
     """
     real = path.resolve(strict=True)
+    found = []
     for directory in reversed(real.parents):
         status = directory.stat()
         if not account.may(status, ENTER):
-            return Obstacle(directory, _mode(status), f"chmod o+x {directory}")
+            found.append(Obstacle(directory, _mode(status), f"chmod o+x {directory}"))
     status = real.stat()
-    if not account.may(status, right):
-        letters = "".join(
-            letter
-            for bit, letter in ((READ, "r"), (WRITE, "w"), (ENTER, "x"))
-            if right & bit and not account.may(status, bit)
-        )
-        return Obstacle(real, _mode(status), f"chmod o+{letters} {real}")
-    return None
+    letters = "".join(
+        letter
+        for bit, letter in ((READ, "r"), (WRITE, "w"), (ENTER, "x"))
+        if right & bit and not account.may(status, bit)
+    )
+    if letters:
+        found.append(Obstacle(real, _mode(status), f"chmod o+{letters} {real}"))
+    return found
 
 
 def _mode(status: os.stat_result) -> str:

@@ -12,9 +12,16 @@ import site
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from .private_apache import DEBIAN_WSGI_MODULE
 
+# Where distributions have theirs: Debian, Fedora and its kin.
+SYSTEM_WSGI_MODULES: Final = (
+    DEBIAN_WSGI_MODULE,
+    Path("/usr/lib64/httpd/modules/mod_wsgi_python3.so"),
+    Path("/usr/lib/httpd/modules/mod_wsgi_python3.so"),
+)
 # What a mod_wsgi that is linked to libpython names, and one that has it inside.
 _LINKED = re.compile(rb"libpython(3\.\d+)")
 _INSIDE = re.compile(rb"lib/python(3\.\d+)")
@@ -33,7 +40,7 @@ class PythonEnvironment:
         base_prefix: of the interpreter behind it.
         packages: the directory that has ``apachews`` and ``apachews_handler``.
         wsgi_module: of mod_wsgi from PyPI in this environment, or None.
-        debian_wsgi_module: of Debian's, or None.
+        system_wsgi_module: the distribution's, or None.
     """
 
     version: Version
@@ -41,7 +48,7 @@ class PythonEnvironment:
     base_prefix: Path
     packages: Path
     wsgi_module: Path | None = None
-    debian_wsgi_module: Path | None = None
+    system_wsgi_module: Path | None = None
 
     @classmethod
     def running(cls) -> PythonEnvironment:
@@ -59,7 +66,7 @@ class PythonEnvironment:
             Path(sys.base_prefix),
             packages,
             next(modules, None),
-            DEBIAN_WSGI_MODULE if DEBIAN_WSGI_MODULE.exists() else None,
+            next((path for path in SYSTEM_WSGI_MODULES if path.exists()), None),
         )
 
     @property

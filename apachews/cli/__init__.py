@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..exceptions import ApachewsError
-from . import connect, doctor, listen, publish, run, status
+from . import config, connect, doctor, listen, publish, run, status
 from .command import Command, CommandError
 
 COMMANDS: Final[dict[str, Command]] = {
+    "config": config,
     "connect": connect,
     "doctor": doctor,
     "listen": listen,
