@@ -116,6 +116,7 @@ class Configuration:
         loaded: ``LoadModule``: name -> file.
         modules: names of all modules, static ones too.
         run_config: what httpd says of itself.
+        files: paths of all files that it is read from.
         is_resolved: the tree is httpd's own; else its files', read by us.
     """
 
@@ -123,6 +124,7 @@ class Configuration:
     loaded: dict[str, str]
     modules: frozenset[str]
     run_config: RunConfig
+    files: tuple[str, ...] = ()
     is_resolved: bool = True
 
     @property

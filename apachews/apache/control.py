@@ -139,6 +139,7 @@ class Control:
             },
             modules=frozenset(modules),
             run_config=run_config,
+            files=tuple(included.paths()) if included else (),
             is_resolved=directives is not None,
         )
 

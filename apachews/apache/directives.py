@@ -152,6 +152,10 @@ class IncludedFile:
     line: int
     files: list[IncludedFile] = field(default_factory=list)
 
+    def paths(self) -> list[str]:
+        """Return the path of this one and of all that it leads to."""
+        return [self.path, *(path for file in self.files for path in file.paths())]
+
 
 def parse_includes(text: str) -> IncludedFile | None:
     """Return what ``-D DUMP_INCLUDES`` lists, or None where it lists nothing."""

@@ -21,6 +21,7 @@ from .python_environment import PythonEnvironment, python_of, version_text
 
 # Whom httpd serves as: Debian, Fedora and its kin, SUSE.
 USERS: Final = ("www-data", "apache", "wwwrun")
+SYSTEM_PREFIX: Final = Path("/usr")
 LETSENCRYPT: Final = Path("/etc/letsencrypt/live")
 _HOST_NAME: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 
@@ -58,7 +59,13 @@ def choose_wsgi_module(environment: PythonEnvironment, given: Path | None = None
     mine = version_text(environment.version)
     system = given or environment.system_wsgi_module
     systems = python_of(system) if system else None
-    if system and (systems == environment.version or (systems is None and given)):
+    # Of two that fit, the one that was built for this very interpreter.
+    is_own = environment.wsgi_module is not None and environment.base_prefix != SYSTEM_PREFIX
+    if (
+        system
+        and not (is_own and not given)
+        and (systems == environment.version or (systems is None and given))
+    ):
         return WsgiModule(system, True)
     if environment.wsgi_module and not given:
         built_for = python_of(environment.wsgi_module)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,8 @@ class Httpd:
         descriptor_limit: of a child, the soft one; None where it cannot be read.
         descriptors: how many the child with the most has open; None likewise.
         unit: of systemd, as ``apache2.service``; "" for none.
+        renewed_at: when the youngest of its processes was started, as ``time.time()``
+            has it; httpd has read its configuration before that.
     """
 
     pid: int
@@ -38,6 +41,7 @@ class Httpd:
     descriptor_limit: int | None
     descriptors: int | None
     unit: str
+    renewed_at: float
 
 
 def running(pid_file: str) -> Httpd | None:
@@ -60,6 +64,7 @@ def running(pid_file: str) -> Httpd | None:
         min(limits, default=None),
         max(counts, default=None),
         unit_in((PROC / str(pid) / "cgroup").read_text()),
+        max(map(_started_at, serving)),
     )
 
 
@@ -75,6 +80,15 @@ def limit_in(limits: str) -> int | None:
     if match is None:
         return None
     return 1 << 30 if match[1] == "unlimited" else int(match[1])
+
+
+def _started_at(pid: int) -> float:
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return 0.0  # it has just ended
+    started_s = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started_s
 
 
 def _children(pid: int) -> list[int]:

@@ -19,6 +19,7 @@ from ..apache.checks.machine import (
     check_confinement,
     check_logrotate,
     check_process,
+    check_reload,
     check_unit,
     check_visible,
     unit_properties,
@@ -53,6 +54,7 @@ exit status: 0 nothing is wrong, or there are warnings only; 1 something is wron
 docs/troubleshooting.md has what each finding means."""
 
 DEFAULT_WEBSOCKETS: Final = 1000
+LEVEL_COLUMNS: Final = 9
 COLOURS: Final = {
     Level.OK: "32",
     Level.NOTE: "36",
@@ -125,16 +127,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"healthy": not is_wrong, "findings": found}, indent=2))
     else:
         has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        width = min(_columns(), 120)
-        print(report(findings, width, has_colours))
+        print(report(findings, _columns(), has_colours))
     return 1 if is_wrong else 0
 
 
-def _columns() -> int:
+def _columns() -> int | None:
+    """Return where to break lines: nowhere, unless it is a terminal that shows them."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
+        return max(60, min(os.get_terminal_size(sys.stdout.fileno()).columns, 120))
     except (OSError, ValueError):
-        return 100  # no terminal
+        return None
 
 
 def _examine(arguments: argparse.Namespace, target: Target | None) -> Iterator[Finding]:
@@ -190,6 +192,7 @@ def _examine_apache(
         yield note("privileges", "not as root: what only root may see is not looked at")
     yield from check_server(configuration, account, version)
     yield from check_process(httpd, pid_file, arguments.websockets)
+    yield from check_reload(httpd, configuration.files)
     properties = {}
     unit = _unit(arguments, httpd)
     if unit:
@@ -297,25 +300,32 @@ def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
             yield finding
 
 
-def report(findings: list[Finding], width: int, has_colours: bool) -> str:
-    """Return the findings as a table, with a summary."""
+def report(findings: list[Finding], columns: int | None, has_colours: bool) -> str:
+    """Return the findings as a table, with a summary.
+
+    Args:
+        findings: in the order of their rows.
+        columns: where to break long texts; None: nowhere.
+        has_colours: the levels have colours.
+    """
     lines = []
-    indent = " " * 9
     names = max((len(finding.id) for finding in findings), default=0) + 2
+    margin = " " * (LEVEL_COLUMNS + names)
     for finding in findings:
-        label = finding.level.value.ljust(9)
+        label = finding.level.value.ljust(LEVEL_COLUMNS)
         if has_colours:
             label = f"\033[{COLOURS[finding.level]}m{label}\033[0m"
-        begin = indent + " " * names
-        text = textwrap.fill(
-            finding.text,
-            max(width, 60),
-            initial_indent=begin,
-            subsequent_indent=begin,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        lines.append(label + finding.id.ljust(names) + text[len(begin) :])
+        text = finding.text
+        if columns is not None:
+            text = textwrap.fill(
+                text,
+                columns,
+                initial_indent=margin,
+                subsequent_indent=margin,
+                break_long_words=False,
+                break_on_hyphens=False,
+            ).removeprefix(margin)
+        lines.append(label + finding.id.ljust(names) + text)
         for name, value in (
             ("at", finding.where if finding.level is not Level.OK else ""),
             ("breaks", finding.breaks),
@@ -324,12 +334,12 @@ def report(findings: list[Finding], width: int, has_colours: bool) -> str:
         ):
             if value:
                 # A line that mends is there to be copied: it is not broken.
-                lines.append(f"{begin}{name + ':':8}{value}")
-    count = {level: sum(one.level is level for one in findings) for level in Level}
-    errors, warnings = count[Level.ERROR], count[Level.WARNING]
+                lines.append(f"{margin}{name + ':':8}{value}")
+    errors = sum(finding.level is Level.ERROR for finding in findings)
+    warnings = sum(finding.level is Level.WARNING for finding in findings)
     summary = (
-        "nothing is wrong"
-        if not errors + warnings
-        else f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        if errors + warnings
+        else "nothing is wrong"
     )
     return "\n".join([*lines, f"{len(findings)} findings: {summary}"])

@@ -416,3 +416,14 @@ def test_an_apache_that_does_not_run(short_path: Path, capsys: pytest.CaptureFix
         apache.kill()
         status, findings = doctor(capsys, apache, url(apache))
     assert (status, [one["id"] for one in findings]) == (1, ["running", "connect"])
+
+
+def test_a_file_that_was_changed_and_not_read(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with seeded_apache(short_path, Seed("reload", "warning", "", None)) as apache:
+        (short_path / "conf.d" / "extra.conf").write_text(IN_DOCROOT % "Options None")
+        status, findings = doctor(capsys, apache, url(apache))
+        # The files are wrong already, and clients do not notice yet.
+        assert (status, [one["id"] for one in findings]) == (1, ["reload", "follow-symlinks"])
+        assert f"kill -USR1 {apache.pid}" in findings[0]["mend"]

@@ -98,8 +98,13 @@ def test_a_checkout_is_found_as_well(tmp_path: Path) -> None:
 def test_the_systems_mod_wsgi_is_used_where_it_fits(tmp_path: Path) -> None:
     system = module_for(tmp_path / "system" / "mod_wsgi.so", "3.11")
     own = module_for(tmp_path / "mod_wsgi-py311.so", "3.11")
-    place = PythonEnvironment((3, 11), tmp_path, tmp_path, tmp_path, own, system)
+    place = PythonEnvironment((3, 11), tmp_path, Path("/usr"), tmp_path, own, system)
     assert choose_wsgi_module(place) == WsgiModule(system, True)
+    # It fits another interpreter of that version too, but one's own fits better.
+    other = PythonEnvironment((3, 11), tmp_path, tmp_path, tmp_path, None, system)
+    assert choose_wsgi_module(other) == WsgiModule(system, True)
+    with_own = PythonEnvironment((3, 11), tmp_path, tmp_path, tmp_path, own, system)
+    assert choose_wsgi_module(with_own) == WsgiModule(own, False, conflicts=True)
 
 
 def test_that_of_pip_is_used_where_the_systems_does_not_fit(tmp_path: Path) -> None:

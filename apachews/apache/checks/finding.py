@@ -48,6 +48,7 @@ CHECKS: Final[dict[str, str]] = {
     "proxy": "no proxy takes the WebSockets away",
     "settings": "the settings are ones that exist",
     "running": "httpd runs",
+    "reload": "the running httpd has read the files as they are",
     "descriptors": "descriptors of the running httpd",
     "descriptors-unit": "descriptors that its systemd unit gives it",
     "systemd-drop-in": "goodbyes when systemd stops Apache",

@@ -27,6 +27,8 @@ DESCRIPTORS_BESIDES: Final = 64
 # What Debian's apachectl sets, whatever the unit says.
 APACHECTL_LIMIT: Final = 8192
 ENOUGH: Final = 65536
+# What the clocks of files and of processes may differ by.
+CLOCK_S: Final = 0.1
 UNITS: Final = ("apache2.service", "httpd.service")
 _PROPERTIES: Final = "LoadState,LimitNOFILESoft,KillMode,PrivateTmp,Environment,ExecStart"
 _SYSTEMD: Final = Path("/run/systemd/system")
@@ -76,6 +78,31 @@ def check_process(httpd: Httpd | None, pid_file: str, websockets: int) -> Iterat
         )
     else:
         yield ok("descriptors", text)
+
+
+def check_reload(httpd: Httpd | None, files: Iterable[str]) -> Iterator[Finding]:
+    """Yield whether files of the configuration are younger than what httpd has read.
+
+    A file that was changed before a child was started for another reason is missed.
+    """
+    if httpd is None:
+        return
+    for file in dict.fromkeys(files):
+        try:
+            changed_at = os.stat(file).st_mtime
+        except OSError:
+            continue  # not for us to see
+        if changed_at > httpd.renewed_at + CLOCK_S:
+            yield warning(
+                "reload",
+                f"{file} has been changed since httpd has read it",
+                breaks="the running Apache may do other than what is said here",
+                mend=f"systemctl reload {httpd.unit.removesuffix('.service')}"
+                if httpd.unit
+                else f"kill -USR1 {httpd.pid}  (apachectl graceful)",
+            )
+            return
+    yield ok("reload", "httpd has read the files as they are")
 
 
 def _drop_in(unit: str) -> str:

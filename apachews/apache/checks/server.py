@@ -58,8 +58,8 @@ def check_server(
             "mod-wsgi",
             "mod_wsgi is not loaded",
             breaks="there are no WebSockets",
-            mend="apt-get install libapache2-mod-wsgi-py3 && a2enmod wsgi; elsewhere, pip install"
-            " mod_wsgi and the LoadModule line that apachews config prints",
+            mend="on Debian: apt-get install libapache2-mod-wsgi-py3 && apachews config --debian,"
+            " and the two commands that it prints; elsewhere: the lines of apachews config",
         )
         return
     module = configuration.loaded.get("wsgi_module", "")

@@ -1,0 +1,558 @@
+"""``apachews doctor``: its checks, over texts and files; and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from apachews.apache.checks import machine
+from apachews.apache.checks.finding import CHECKS, Finding, Level, error, note, ok, warning
+from apachews.apache.checks.handshake import ANSWERS, Answer, Target, check_url, explain
+from apachews.apache.checks.machine import (
+    check_logrotate,
+    check_process,
+    check_reload,
+    check_unit,
+    check_visible,
+    parse_properties,
+    room,
+    rotations,
+)
+from apachews.apache.checks.server import check_server
+from apachews.apache.checks.site import check_socket, sockets_in
+from apachews.apache.configuration import Configuration, RunConfig
+from apachews.apache.control import Control, ControlError
+from apachews.apache.directives import IncludedFile, parse_files
+from apachews.apache.permissions import ENTER, READ, WRITE, Account, obstacles
+from apachews.apache.process import Httpd, limit_in, running, unit_in
+from apachews.cli import main
+from apachews.cli.doctor import report
+from apachews.exceptions import ApachewsError
+
+from ..conftest import DEADLINE_S
+
+TROUBLESHOOTING = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+SOMEBODY = Account("somebody", 40_000, frozenset({40_000, 40_001}))
+
+
+def levels(findings: Iterator[Finding] | list[Finding]) -> dict[str, str]:
+    return {finding.id: finding.level.value for finding in findings}
+
+
+def test_every_finding_is_documented() -> None:
+    headings = re.findall(r"^### `([a-z0-9-]+)`", TROUBLESHOOTING.read_text(), re.MULTILINE)
+    assert headings == list(CHECKS)
+
+
+# Permissions.
+
+
+def test_a_users_rights_are_those_of_the_first_class_he_is_in(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    own = os.stat(file)
+    for mode, may in ((0o400, READ), (0o040, 0), (0o200, WRITE), (0o007, 0)):
+        file.chmod(mode)
+        account = Account("me", own.st_uid or 1, frozenset({own.st_gid}))
+        status = os.stat_result((file.stat().st_mode, *own[1:4], account.uid, *own[5:10]))
+        assert sum(right for right in (READ, WRITE, ENTER) if account.may(status, right)) == may
+    assert Account("root", 0, frozenset()).may(own, WRITE)
+
+
+def test_all_that_is_in_the_way_is_named(short_path: Path) -> None:
+    short_path.chmod(0o755)
+    inner = short_path / "a" / "b"
+    inner.mkdir(parents=True)
+    file = inner / "c.ws"
+    file.touch()
+    inner.parent.chmod(0o700)
+    inner.chmod(0o710)
+    file.chmod(0o640)
+    found = obstacles(SOMEBODY, file, READ | WRITE)
+    assert [(str(one.path), one.mode, one.mend) for one in found] == [
+        (f"{short_path}/a", "0700", f"chmod o+x {short_path}/a"),
+        (f"{short_path}/a/b", "0710", f"chmod o+x {short_path}/a/b"),
+        (f"{short_path}/a/b/c.ws", "0640", f"chmod o+rw {short_path}/a/b/c.ws"),
+    ]
+
+
+# The server's configuration.
+
+
+def server(text: str, modules: str = "wsgi mpm_event", **loaded: str) -> dict[str, str]:
+    names = frozenset(f"{name}_module" for name in modules.split())
+    directives = parse_files(IncludedFile("/c", 0), lambda _: text, names, {})
+    read = Configuration(directives, loaded, names, RunConfig())
+    return levels(check_server(read, SOMEBODY, (2, 4, 62)))
+
+
+def test_without_mod_wsgi_nothing_else_is_asked() -> None:
+    found = server("", "mpm_event")
+    assert found["mod-wsgi"] == "error"
+    assert "handler-script" not in found
+
+
+def test_without_the_handler_nothing_else_is_asked() -> None:
+    found = server("")
+    assert (found["mod-wsgi"], found["handler-script"]) == ("ok", "error")
+    assert "import-script" not in found
+
+
+def test_a_handler_for_another_python(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.13" / "site-packages"
+    (packages / "apachews_handler").mkdir(parents=True)
+    script = packages / "apachews_handler" / "wsgi.py"
+    script.touch()
+    module = tmp_path / "mod_wsgi.so"
+    module.write_bytes(b"\0libpython3.11.so.1.0\0")
+    found = server(f"WSGIHandlerScript websocket {script}", wsgi_module=str(module))
+    assert found["python-version"] == "error"
+    assert "packages" not in found
+    module.write_bytes(b"\0libpython3.13.so.1.0\0")
+    found = server(f"WSGIHandlerScript websocket {script}", wsgi_module=str(module))
+    assert found["python-version"] == "ok"
+
+
+def test_an_environment_that_is_gone(tmp_path: Path) -> None:
+    script = tmp_path / "wsgi.py"
+    script.touch()
+    text = f"WSGIHandlerScript websocket {script}\nWSGIPythonHome {tmp_path}/gone"
+    assert server(text)["readable"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("text", "modules", "level"),
+    [
+        ("", "mpm_event", None),
+        ("", "mpm_event http2", "ok"),
+        ("Protocols h2 http/1.1", "mpm_event http2", "ok"),
+        ("H2WebSockets on", "mpm_event http2", "ok"),
+        ("Protocols h2 http/1.1\nH2WebSockets off", "mpm_event http2", "ok"),
+        ("Protocols h2 http/1.1\nH2WebSockets on", "mpm_event http2", "error"),
+    ],
+)
+def test_websockets_over_http_2(text: str, modules: str, level: str | None) -> None:
+    assert server(text, modules).get("http2") == level
+
+
+def test_old_httpds_and_other_tls() -> None:
+    read = Configuration([], {}, frozenset({"mpm_event_module", "gnutls_module"}), RunConfig())
+    found = levels(check_server(read, SOMEBODY, (2, 4, 48)))
+    assert (found["restart-support"], found["tls-module"]) == ("warning", "warning")
+    read = Configuration([], {}, frozenset({"mpm_prefork_module"}), RunConfig())
+    assert levels(check_server(read, SOMEBODY, (2, 4, 48)))["restart-support"] == "ok"
+
+
+# The machine.
+
+
+def httpd(**changes: object) -> Httpd:
+    values = {
+        "pid": os.getpid(),
+        "children": (1, 2),
+        "uid": 33,
+        "descriptor_limit": 8192,
+        "descriptors": 20,
+        "unit": "apache2.service",
+        "renewed_at": 0.0,
+    }
+    return Httpd(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_descriptors_are_two_for_each_websocket() -> None:
+    assert room(8192) == 4064
+    assert room(10) == 0
+    assert levels(check_process(httpd(), "", 4064))["descriptors"] == "ok"
+    (_, found) = check_process(httpd(), "", 4065)
+    assert found.level is Level.WARNING
+    assert found.load.startswith("4064 WebSockets")
+    assert "/etc/systemd/system/apache2.service.d/apachews.conf" in found.mend
+    (_, found) = check_process(httpd(unit="", descriptor_limit=1024), "", 1000)
+    assert "ulimit -n 65536" in found.mend
+    assert levels(check_process(httpd(descriptor_limit=None), "", 1))["descriptors"] == "note"
+    assert levels(check_process(None, "/run/a.pid", 1)) == {"running": "warning"}
+
+
+LIMITS = """\
+Limit                     Soft Limit           Hard Limit           Units
+Max processes             7823                 7823                 processes
+Max open files            %s                 524288               files
+"""
+
+
+def test_limits_are_read_from_proc() -> None:
+    assert limit_in(LIMITS % "1024") == 1024
+    assert limit_in(LIMITS % "unlimited") == 1 << 30
+    assert limit_in("") is None
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/apache2.service\n", "apache2.service"),
+        ("12:pids:/system.slice/httpd.service/x\n1:name=systemd:/x\n", "httpd.service"),
+        ("0::/user.slice/user-0.slice/session-1.scope\n", ""),
+        ("0::/\n", ""),
+    ],
+)
+def test_a_unit_is_read_from_its_cgroup(cgroup: str, unit: str) -> None:
+    assert unit_in(cgroup) == unit
+
+
+def test_a_pid_file_of_somebody_else_is_no_httpd(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    assert running(str(file)) is None
+    file.write_text("no number")
+    assert running(str(file)) is None
+    file.write_text(f"{os.getpid()}\n")
+    assert running(str(file)) is None
+
+
+DEBIANS_UNIT = """\
+LoadState=loaded
+KillMode=mixed
+PrivateTmp=yes
+LimitNOFILESoft=1024
+Environment=APACHE_STARTED_BY_SYSTEMD=true
+ExecStart={ path=/usr/sbin/apachectl ; argv[]=/usr/sbin/apachectl start ; status=0/0 }
+"""
+WITH_DROP_IN = DEBIANS_UNIT.replace("mixed", "control-group").replace(
+    "SYSTEMD=true", 'SYSTEMD=true "APACHE_ULIMIT_MAX_FILES=ulimit -n 65536"'
+)
+FEDORAS_UNIT = """\
+LoadState=loaded
+KillMode=mixed
+PrivateTmp=yes
+LimitNOFILESoft=1024
+Environment=LANG=C
+ExecStart={ path=/usr/sbin/httpd ; argv[]=/usr/sbin/httpd -DFOREGROUND ; status=0/0 }
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "goodbyes", "descriptors"),
+    [
+        (DEBIANS_UNIT, "warning", "ok"),  # apachectl sets 8192
+        (WITH_DROP_IN, "ok", "ok"),
+        (FEDORAS_UNIT, "warning", "warning"),
+    ],
+)
+def test_units(text: str, goodbyes: str, descriptors: str) -> None:
+    found = levels(check_unit("apache2.service", parse_properties(text), 1000))
+    assert found == {"systemd-drop-in": goodbyes, "descriptors-unit": descriptors}
+
+
+def test_the_drop_in_that_ships_is_enough() -> None:
+    shipped = Path(__file__).parents[2] / "deploy/systemd/apache2.service.d/apachews.conf"
+    properties = parse_properties(DEBIANS_UNIT)
+    for name, value in parse_properties(shipped.read_text()).items():
+        properties[name] = value
+    found = levels(check_unit("apache2.service", properties, 32_000))
+    assert set(found.values()) == {"ok"}
+
+
+def test_a_private_tmp_hides_sockets(tmp_path: Path) -> None:
+    private = {"PrivateTmp": "yes"}
+    assert levels(check_visible(None, private, "/tmp/a.ws")) == {"private-tmp": "error"}
+    assert levels(check_visible(None, {}, "/tmp/a.ws")) == {"private-tmp": "ok"}
+    assert levels(check_visible(None, private, "/run/apachews/a.ws")) == {"private-tmp": "ok"}
+    # Where it runs, its own view decides.
+    file = tmp_path / "a.ws"
+    file.touch()
+    assert levels(check_visible(httpd(), private, str(file))) == {"private-tmp": "ok"}
+
+
+def test_another_file_in_apaches_own_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.ws"
+    file.touch()
+    theirs = tmp_path / "proc" / "7" / "root" / str(file).lstrip("/")
+    theirs.parent.mkdir(parents=True)
+    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
+    assert levels(check_visible(httpd(pid=7), {}, str(file))) == {"private-tmp": "error"}
+    theirs.touch()
+    assert levels(check_visible(httpd(pid=7), {}, str(file))) == {"private-tmp": "error"}
+    theirs.unlink()
+    os.link(file, theirs)
+    assert levels(check_visible(httpd(pid=7), {}, str(file))) == {"private-tmp": "ok"}
+
+
+def test_files_that_httpd_has_not_read_yet(tmp_path: Path) -> None:
+    file = tmp_path / "a.conf"
+    file.touch()
+    os.utime(file, (1000.0, 1000.0))
+    assert levels(check_reload(httpd(renewed_at=1001.0), [str(file)])) == {"reload": "ok"}
+    (found,) = check_reload(httpd(renewed_at=999.0), ["/nonexistent", str(file)])
+    assert (found.level, found.mend) == (Level.WARNING, "systemctl reload apache2")
+    assert list(check_reload(None, [str(file)])) == []
+
+
+LOGROTATE = """\
+# see "man logrotate"
+weekly
+include /etc/logrotate.d
+"/var/log/apache2/*.log" /var/log/other.log {
+	daily
+	sharedscripts
+	prerotate
+		if [ -d /x ]; then
+			run-parts /x ${Y}
+		fi
+	endscript
+	postrotate
+		%s
+	endscript
+}
+/var/log/third.log
+{
+	missingok
+}
+"""
+
+
+def test_logrotates_blocks_are_parted() -> None:
+    first, second = rotations(LOGROTATE % "invoke-rc.d apache2 reload")
+    assert first[0] == ["/var/log/apache2/*.log", "/var/log/other.log"]
+    assert first[1].endswith("invoke-rc.d apache2 reload")
+    assert second == (["/var/log/third.log"], "")
+
+
+@pytest.mark.parametrize(
+    ("command", "level"),
+    [
+        ("invoke-rc.d apache2 reload 2>&1 | logger -t apache2.logrotate", "ok"),
+        ("/usr/sbin/apachectl graceful", "ok"),
+        ("kill -USR1 $(cat /run/apache2.pid)", "ok"),
+        ("/bin/systemctl reload httpd.service > /dev/null 2>/dev/null || true", "ok"),
+        ("systemctl restart apache2", "warning"),
+        ("/etc/init.d/apache2 restart > /dev/null", "warning"),
+        ("systemctl try-restart apache2", "warning"),
+        ("apachectl -k restart", "warning"),
+        ("kill -HUP `cat /run/apache2.pid`", "warning"),
+        ("kill -s HUP $pid", "warning"),
+    ],
+)
+def test_a_rotation_ends_in_a_reload(tmp_path: Path, command: str, level: str) -> None:
+    (tmp_path / "apache2").write_text(LOGROTATE % command)
+    assert levels(check_logrotate(tmp_path, ["/var/log/apache2/error.log"])) == {"logrotate": level}
+
+
+def test_logs_that_nothing_rotates(tmp_path: Path) -> None:
+    (tmp_path / "apache2").write_text(LOGROTATE % "systemctl restart apache2")
+    for logs in (["/srv/error.log"], ["|/usr/bin/rotatelogs x"], []):
+        assert levels(check_logrotate(tmp_path, logs)) == {"logrotate": "note"}
+    assert levels(check_logrotate(tmp_path / "none", ["/a"])) == {"logrotate": "note"}
+
+
+# Sockets.
+
+
+def test_sockets_are_found_below_a_directory(short_path: Path) -> None:
+    (short_path / "ws").mkdir()
+    (short_path / "file.ws").touch()
+    for name in ("b.ws", "ws/a.ws", "ws/c.sock"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(short_path / name))
+    (short_path / "link.ws").symlink_to("ws/c.sock")
+    names = [path.removeprefix(f"{short_path}/") for path in sockets_in(str(short_path))]
+    assert names == ["b.ws", "link.ws", "ws/a.ws"]
+    assert len(sockets_in(str(short_path), limit=1)) == 1
+    assert sockets_in(str(short_path / "absent")) == []
+
+
+def test_a_backlog_that_is_full(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apachews.apache.checks.site.CONNECT_TIMEOUT_S", 0.05)
+    short_path.chmod(0o755)
+    path = short_path / "a.ws"
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as first:
+        sock.bind(str(path))
+        path.chmod(0o666)
+        sock.listen(0)
+        first.connect(str(path))
+        found = levels(check_socket(str(path), SOMEBODY))
+    assert found == {"socket": "ok", "socket-permission": "ok", "producer": "error"}
+
+
+# The handshake.
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "path", "origin"),
+    [
+        ("ws://a.example/x.ws?y=1", "a.example", 80, "/x.ws?y=1", "http://a.example"),
+        ("wss://a.example/x.ws", "a.example", 443, "/x.ws", "https://a.example"),
+        ("https://a.example:8443", "a.example", 8443, "/", "https://a.example:8443"),
+        ("ws://[::1]:8080/a.ws", "::1", 8080, "/a.ws", "http://[::1]:8080"),
+    ],
+)
+def test_urls(url: str, host: str, port: int, path: str, origin: str) -> None:
+    target = Target.parse(url)
+    assert (target.host, target.port, target.path, target.origin) == (host, port, path, origin)
+
+
+@pytest.mark.parametrize("url", ["a.example/x.ws", "ftp://a/x", "ws://", "ws://a:port/", "/x.ws"])
+def test_what_is_no_url_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ApachewsError):
+        Target.parse(url)
+    assert main(["doctor", url]) == 1
+    assert url in capsys.readouterr().err
+
+
+TARGET = Target.parse("wss://a.example/x.ws")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says", "mend"),
+    [
+        (200, "<html>", "has not come to the handler", "AddHandler"),
+        (401, "", "login", "nothing"),
+        (403, "This page's origin may not connect here.\n", "origin may not", "APACHEWS_ORIGINS"),
+        (403, "<html>", "FollowSymLinks", "Options +FollowSymLinks"),
+        (404, "There is no WebSocket here.\n", "no such socket file", "start the producer"),
+        (404, "<html>", "not come to the handler", "right virtual host"),
+        (426, "", "taken the header Upgrade away", "pass Upgrade"),
+        (500, "The WebSocket is not set up correctly.\n", "configuration", "apachews: 500"),
+        (500, "<html>", "cannot run the handler", "cannot read"),
+        (501, "", "HTTP/2", "H2WebSockets off"),
+        (503, "The WebSocket is not available at the moment.\n", "nobody listens", "producer"),
+        (503, "<html>", "a proxy", "ProxyPass"),
+        (418, "", "never gives", "error log"),
+    ],
+)
+def test_answers_are_explained(status: int, body: str, says: str, mend: str) -> None:
+    found = explain(TARGET, Answer(status, {}, body), None, "AH0: why")
+    assert f": {status}: " in found.text
+    assert says in found.text
+    assert found.text.endswith("the error log says: AH0: why")
+    assert mend in found.mend
+
+
+def test_a_redirect_leads_to_a_url_for_websockets() -> None:
+    answer = Answer(301, {"location": "https://b.example/x.ws"}, "")
+    found = explain(TARGET, answer, None)
+    assert (found.level, found.mend) == (Level.ERROR, "connect to wss://b.example/x.ws")
+
+
+def test_all_answers_of_the_handler_are_documented() -> None:
+    text = TROUBLESHOOTING.read_text()
+    for status, piece, _, _ in ANSWERS:
+        assert f"| {status} |" in text
+        assert piece in text
+
+
+@contextmanager
+def answering(*pieces: bytes) -> Iterator[Target]:
+    """A server that reads a head and answers with the same bytes, whatever comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE_S)
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.settimeout(DEADLINE_S)
+                data = b""
+                while b"\r\n\r\n" not in data:
+                    data += client.recv(4096)
+                for piece in pieces:
+                    client.sendall(piece)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield Target.parse(f"ws://127.0.0.1:{server.getsockname()[1]}/a.ws")
+        thread.join(DEADLINE_S)
+
+
+@pytest.mark.parametrize(
+    ("answer", "id"),
+    [
+        (b"", "connect"),
+        (b"220 mail ready\r\n\r\n", "connect"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n", "handshake"),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: no\r\n\r\n", "handshake"),
+        (b"\x15\x03\x01\x00\x02\x02\x50" * 20, "connect"),
+    ],
+)
+def test_servers_that_are_none_of_a_websocket(answer: bytes, id: str) -> None:
+    with answering(answer) as target:
+        assert levels(check_url(target, timeout_s=DEADLINE_S)) == {id: "error"}
+
+
+def test_a_port_on_which_nobody_listens() -> None:
+    with socket.socket() as sock:  # bound, and never listening
+        sock.bind(("127.0.0.1", 0))
+        target = Target.parse(f"ws://127.0.0.1:{sock.getsockname()[1]}/a.ws")
+        assert levels(check_url(target, timeout_s=DEADLINE_S)) == {"connect": "error"}
+
+
+# The command.
+
+
+def test_without_httpd_it_says_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "--apachectl", "/nonexistent/apachectl"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (found["id"], found["level"]) == ("httpd", "error")
+    assert "--apachectl" in found["mend"]
+    with pytest.raises(ControlError, match="no program"):
+        Control("/nonexistent/apachectl")
+
+
+def test_without_httpd_a_url_is_still_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    with answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as target:
+        assert main(["doctor", target.url, "--apachectl", "/nonexistent/apachectl"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"^warning  httpd ", told, re.MULTILINE)
+    assert re.search(r"^error    handshake ", told, re.MULTILINE)
+    assert told.endswith("2 findings: 1 error, 1 warning\n")
+
+
+def test_an_httpd_that_never_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("apachews.apache.control.TIMEOUT_S", 0.05)
+    program = tmp_path / "apachectl"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    assert main(["doctor", "--apachectl", str(program)]) == 1
+    assert "has not ended within 0.05 s" in capsys.readouterr().out
+
+
+FINDINGS = [
+    ok("syntax", "it is good"),
+    note("reqtimeout", "harmless"),
+    warning("running", "it does not run", breaks="all", mend="start it"),
+    error("access", "denied " + "to everybody " * 8, breaks="b", load="l", mend="m", where="/c:1"),
+]
+
+
+def test_the_report_is_a_table() -> None:
+    lines = report(FINDINGS, None, False).splitlines()
+    assert lines[0] == "ok       syntax      it is good"
+    assert lines[2] == "warning  running     it does not run"
+    assert lines[3] == "                     breaks: all"
+    assert lines[6:10] == [
+        "                     at:     /c:1",
+        "                     breaks: b",
+        "                     load:   l",
+        "                     mend:   m",
+    ]
+    assert lines[-1] == "4 findings: 1 error, 1 warning"
+    assert report(FINDINGS[:2], None, False).endswith("2 findings: nothing is wrong")
+
+
+def test_the_report_fits_a_terminal() -> None:
+    lines = report(FINDINGS, 60, False).splitlines()
+    assert max(map(len, lines)) <= 60
+    text = " ".join(line.strip() for line in lines)
+    assert FINDINGS[3].text.strip() in text
+
+
+def test_the_report_has_colours_on_a_terminal_only() -> None:
+    assert "\033[31;1merror" in report(FINDINGS, 80, True)
+    assert "\033" not in report(FINDINGS, 80, False)
