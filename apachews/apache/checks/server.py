@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import pwd
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -411,6 +412,10 @@ def _run_as(
 ) -> subprocess.CompletedProcess[str]:
     """Run a program with Apache's rights, where we may give ours up."""
     is_root = os.geteuid() == 0
+    try:
+        group: int | None = pwd.getpwuid(account.uid).pw_gid
+    except KeyError:
+        group = None  # a number without a name
     return subprocess.run(
         command,
         input=question,
@@ -422,7 +427,7 @@ def _run_as(
         cwd="/",
         env={"LC_ALL": "C.UTF-8"},
         user=account.uid if is_root else None,
-        group=next(iter(account.gids), None) if is_root and account.gids else None,
+        group=group if is_root else None,
         extra_groups=sorted(account.gids) if is_root else None,
     )
 
