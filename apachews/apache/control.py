@@ -31,9 +31,9 @@ from .directives import (
     parse_includes,
 )
 
-# In this order: Debian's takes the variables from /etc/apache2/envvars; a bare httpd is
-# what containers have.
-PROGRAMS: Final = ("apache2ctl", "apachectl", "httpd", "apache2")
+# In this order: Debian's takes the variables from /etc/apache2/envvars; Fedora's apachectl
+# passes no arguments on, its httpd needs no variables; the last is a bare Debian one.
+PROGRAMS: Final = ("apache2ctl", "httpd", "apachectl", "apache2")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/usr/local/apache2/bin"
 # httpd itself takes some hundredths of a second; a server name that must be looked up,
 # and DNS that does not answer, can make it more.

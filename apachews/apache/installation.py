@@ -201,12 +201,12 @@ def server_directives(
 def load_module(module: WsgiModule) -> str:
     """Return the ``LoadModule`` of a mod_wsgi from PyPI, with its reason."""
     other = (
-        " The\n# distribution's is for another, and must not be loaded besides: a2dismod wsgi."
+        "# The distribution's is for another, and must not be loaded besides: a2dismod wsgi.\n"
         if module.conflicts
         else ""
     )
     return (
-        f"# mod_wsgi, installed with pip for this very Python.{other}\n"
+        f"# mod_wsgi, installed with pip for this very Python.\n{other}"
         f"LoadModule wsgi_module {quoted(module.path)}"
     )
 
