@@ -30,7 +30,7 @@ class Httpd:
         uid: of the user whom its children serve as.
         descriptor_limit: of a child, the soft one; None where it cannot be read.
         descriptors: how many the child with the most has open; None likewise.
-        unit: of systemd, as ``apache2.service``; "" for none.
+        unit: its own of systemd, as ``apache2.service``; "" for none.
         renewed_at: when the youngest of its processes was started, as ``time.time()``
             has it; httpd has read its configuration before that.
     """
@@ -69,8 +69,8 @@ def running(pid_file: str) -> Httpd | None:
 
 
 def unit_in(cgroup: str) -> str:
-    """Return the service that a process belongs to, from /proc/<pid>/cgroup; "" for none."""
-    match = re.search(r"/([^/\n]+\.service)(?:/|$)", cgroup, re.MULTILINE)
+    """Return httpd's service, from /proc/<pid>/cgroup; "" where it runs in none of its own."""
+    match = re.search(r"/((?:apache2|httpd)(?:@[^/\n]*)?\.service)(?:/|$)", cgroup, re.MULTILINE)
     return match[1] if match else ""
 
 

@@ -230,7 +230,7 @@ def _account(configuration: Configuration, httpd: Httpd | None) -> Account:
 def _unit(arguments: argparse.Namespace, httpd: Httpd | None) -> str:
     """Return httpd's systemd unit, "" for none."""
     if httpd is not None:
-        return httpd.unit if httpd.unit in UNITS else ""
+        return httpd.unit
     if arguments.httpd_arguments or arguments.apachectl:
         return ""  # another one than the system's
     return next((unit for unit in UNITS if unit_properties(unit)), "")

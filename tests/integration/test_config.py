@@ -102,6 +102,7 @@ def test_a_virtual_host_with_tls_serves_websockets(
         [
             *("doctor", f"wss://localhost:{configured.tls_port}/echo.ws", "--json"),
             *("--ca", str(configured.certificate), "--logrotate", str(configured.root)),
+            *("--websockets", "100"),  # a shell's own limit is often 1024
             *("--apachectl", program, "--httpd-arguments", *rest),
         ]
     )

@@ -235,6 +235,8 @@ def doctor(
     """Return the exit status, and what is not as it should be."""
     program, *rest = apache.command()
     logs = str(apache.root / "logrotate.d")
+    if "--websockets" not in arguments:
+        arguments += ("--websockets", "100")  # a shell's own limit is often 1024
     status = main(
         [
             *("doctor", "--json", "--logrotate", logs, *arguments),
@@ -275,17 +277,24 @@ def test_a_seeded_misconfiguration_is_found_with_its_mend(
             assert [one["id"] for one in without_url] == [seed.id], without_url
 
 
-@pytest.mark.parametrize("scheme", ["ws", "wss"])
+@pytest.mark.parametrize("is_tls", [False, True])
 def test_a_healthy_apache_has_no_finding(
-    event_site: Site, scheme: str, capsys: pytest.CaptureFixture[str]
+    site: Site, is_tls: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = event_site.ws() if scheme == "ws" else event_site.wss()
-    apache = event_site.apache
-    given = [target, "--echo", "--ca", str(apache.certificate)]
-    assert doctor(capsys, apache, *given) == (0, [])
-    assert doctor(capsys, apache) == (0, [])
-    given[0] = target.replace("/echo.ws", "/ws/echo")  # by WSGIScriptAlias
-    assert doctor(capsys, apache, *given) == (0, [])
+    given = [site.wss() if is_tls else site.ws(), "--echo", "--ca", str(site.apache.certificate)]
+    assert doctor(capsys, site.apache, *given) == (0, [])
+    given[0] = given[0].replace("/echo.ws", "/ws/echo")  # by WSGIScriptAlias
+    assert doctor(capsys, site.apache, *given) == (0, [])
+
+
+def test_without_a_url_a_healthy_apache_has_no_finding(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with seeded_apache(short_path, Seed("", "ok", "", None)) as apache:
+        assert doctor(capsys, apache) == (0, [])
+        assert doctor(capsys, apache, "--socket", str(apache.docroot / "echo.ws")) == (0, [])
+        absent = str(apache.docroot / "absent.ws")
+        assert doctor(capsys, apache, "--socket", absent)[1][0]["id"] == "socket"
 
 
 def test_a_mistake_in_the_configuration(
@@ -311,7 +320,7 @@ def test_the_limit_of_the_running_httpd(
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with contextlib.ExitStack() as undo:
         undo.push(seeded)
-        status, (finding,) = doctor(capsys, apache, url(apache))
+        status, (finding,) = doctor(capsys, apache, url(apache), "--websockets", "1000")
         assert (status, finding["id"]) == (0, "descriptors")
         assert finding["load"].startswith("480 WebSockets")
         assert doctor(capsys, apache, url(apache), "--websockets", "480") == (0, [])
@@ -345,6 +354,9 @@ def test_packages_that_apaches_user_cannot_read(
     assert "0700" in findings[0]["text"]
 
 
+# Names of this module's own: other tests share the site, and count the lines of its log.
+
+
 def problems_of_socket(
     capsys: pytest.CaptureFixture[str], site: Site, name: str
 ) -> dict[str, dict[str, str]]:
@@ -353,9 +365,9 @@ def problems_of_socket(
 
 
 def test_a_socket_that_is_not_there(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    found = problems_of_socket(capsys, event_site, "absent.ws")
+    found = problems_of_socket(capsys, event_site, "doctor-absent.ws")
     assert list(found) == ["socket", "handshake"]
-    assert f"Server('{event_site.docroot}/absent.ws')" in found["socket"]["mend"]
+    assert f"Server('{event_site.docroot}/doctor-absent.ws')" in found["socket"]["mend"]
     assert ": 404: there is no such socket file" in found["handshake"]["text"]
     assert "is the producer running?" in found["handshake"]["text"]  # the error log's own words
 
@@ -363,7 +375,7 @@ def test_a_socket_that_is_not_there(event_site: Site, capsys: pytest.CaptureFixt
 def test_a_file_in_the_place_of_a_socket(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = event_site.docroot / "doctored.ws"
+    file = event_site.docroot / "doctor-file.ws"
     file.write_text("text")
     found = problems_of_socket(capsys, event_site, file.name)
     file.unlink()
@@ -372,7 +384,7 @@ def test_a_file_in_the_place_of_a_socket(
 
 
 def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
-    file = event_site.docroot / "left.ws"
+    file = event_site.docroot / "doctor-left.ws"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(file))
     file.chmod(0o666)
@@ -386,7 +398,7 @@ def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixt
 def test_a_socket_that_apaches_user_may_not_connect_to(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = event_site.docroot / "private.ws"
+    file = event_site.docroot / "doctor-private.ws"
     with listening(file):
         file.chmod(0o600)
         found = problems_of_socket(capsys, event_site, file.name)
@@ -397,7 +409,7 @@ def test_a_socket_that_apaches_user_may_not_connect_to(
 def test_an_origin_that_may_not_connect(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [event_site.ws(), "--origin", "https://elsewhere.example"]
+    given = [event_site.ws("/echo.ws?doctor"), "--origin", "https://elsewhere.example"]
     status, (finding,) = doctor(capsys, event_site.apache, *given)
     assert (status, finding["id"], finding["level"]) == (0, "handshake", "warning")
     assert "APACHEWS_ORIGINS" in finding["mend"]

@@ -17,6 +17,7 @@ from apachews.apache.checks import machine
 from apachews.apache.checks.finding import CHECKS, Finding, Level, error, note, ok, warning
 from apachews.apache.checks.handshake import ANSWERS, Answer, Target, check_url, explain
 from apachews.apache.checks.machine import (
+    check_confinement,
     check_logrotate,
     check_process,
     check_reload,
@@ -199,6 +200,11 @@ def test_limits_are_read_from_proc() -> None:
     [
         ("0::/system.slice/apache2.service\n", "apache2.service"),
         ("12:pids:/system.slice/httpd.service/x\n1:name=systemd:/x\n", "httpd.service"),
+        (
+            "0::/system.slice/system-apache2.slice/apache2@intern.service\n",
+            "apache2@intern.service",
+        ),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope\n", ""),
         ("0::/user.slice/user-0.slice/session-1.scope\n", ""),
         ("0::/\n", ""),
     ],
@@ -349,6 +355,24 @@ def test_logs_that_nothing_rotates(tmp_path: Path) -> None:
     for logs in (["/srv/error.log"], ["|/usr/bin/rotatelogs x"], []):
         assert levels(check_logrotate(tmp_path, logs)) == {"logrotate": "note"}
     assert levels(check_logrotate(tmp_path / "none", ["/a"])) == {"logrotate": "note"}
+
+
+CONFINED = ("httpd-profile (enforce)", "unconfined"), ("docker (enforce)", "docker (enforce)")
+
+
+@pytest.mark.parametrize(("context", "ours"), [*CONFINED, ("httpd (complain)", "unconfined")])
+def test_a_profile_of_httpds_own(
+    context: str, ours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("7", context), ("self", ours)):
+        (tmp_path / name / "attr").mkdir(parents=True)
+        (tmp_path / name / "attr" / "current").write_text(f"{text}\n")
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    is_told = (context, ours) == CONFINED[0]
+    assert levels(check_confinement(httpd(pid=7))) == (
+        {"confinement": "warning"} if is_told else {}
+    )
+    assert list(check_confinement(httpd(pid=8))) == []
 
 
 # Sockets.
