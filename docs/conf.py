@@ -10,6 +10,8 @@ import configparser
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -38,8 +40,6 @@ nitpick_ignore_regex = [
 
 # Headings down to the third level can be linked to, by the names that code hosts give them.
 myst_heading_anchors = 3
-# Pages that are not written yet, or not in this checkout, are no error in the contents.
-suppress_warnings = ["toc.empty_glob"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -59,3 +59,19 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#a3204a", "color-brand-content": "#a3204a"},
     "dark_css_variables": {"color-brand-primary": "#e58aa8", "color-brand-content": "#e58aa8"},
 }
+
+# Pages of the contents that a checkout may lack.
+OPTIONAL = ("command-line", "troubleshooting", "examples/*")
+
+
+def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take out of the contents what there are no pages of."""
+    if name == "index":
+        for page in OPTIONAL:
+            if not list(Path(app.srcdir).glob(f"{page}.md")):
+                source[0] = source[0].replace(f"\n{page}\n", "\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Register what stands here."""
+    app.connect("source-read", leave_out_missing)

@@ -13,6 +13,7 @@ import contextlib
 import doctest
 import inspect
 import io
+import json
 import shutil
 import socket
 import sys
@@ -212,6 +213,7 @@ class Browser:
     def __init__(self, path: Path, open_: wire.Open = OPEN) -> None:
         self.bridge = Bridge(str(path), open_)
         self.received: list[str | bytes] = []
+        self.answer: dict[str, Any] | None = None  # to the handshake, where it is asked for
         self._has_moved = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -239,16 +241,22 @@ class Browser:
             self.bridge.send(wire.MOVE)
         elif opcode == wire.CLOSE and not self._has_moved:
             self.bridge.send(wire.CLOSE, payload)
+        elif opcode == wire.ANSWER:
+            self.answer = json.loads(payload)
         elif opcode == wire.TEXT:
             self.received.append(payload.decode())
         elif opcode == wire.BINARY:
             self.received.append(payload)
 
+    def wait_closed(self) -> None:
+        """Wait until the producer has closed the connection."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
     def leave(self) -> None:
         with contextlib.suppress(OSError):
             self.bridge.socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
+        self.wait_closed()
         self.bridge.socket.close()
 
 

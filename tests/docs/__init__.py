@@ -1,0 +1,1 @@
+"""The documentation, run: its snippets, its tutorial, its links."""

@@ -1,0 +1,163 @@
+"""What must be true after a step of a page, in the sandbox: what its reader would see."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
+
+from ..conftest import wait_for
+from .pages import Block
+
+TUTORIAL: Final = "docs/tutorial.md"
+TIMEOUT_S: Final = 10.0
+CONSOLE: Final = "console of "
+
+
+def answered(block: Block, output: str) -> None:
+    """Look at what a block's commands said."""
+    for (page, text), expected in ANSWERS.items():
+        if block.page == page and text in block.text:
+            assert expected in output, f"{block.name}: {expected!r} is not in {output!r}"
+
+
+ANSWERS: Final = {
+    ("docs/quickstart.md", "curl --include"): "HTTP/1.1 426 ",
+    ("docs/quickstart.md", "tail"): "426 Upgrade Required for /ws/echo.ws: not a WebSocket request",
+    ("docs/howto/publish.md", "-m 'The server"): "0 reached",
+    (TUTORIAL, "configtest"): "Syntax OK",
+    (TUTORIAL, "--head"): "HTTP/1.1 ",
+    (TUTORIAL, "curl --include"): "HTTP/1.1 426 ",
+    (TUTORIAL, "systemctl status"): "active (running)",
+    (TUTORIAL, "apachews publish"): "2 reached",
+    (TUTORIAL, "tail"): "closed by client (CLIENT_CLOSED) code=1000",
+}
+
+
+def after(block: Block) -> None:
+    """Look at what a step has brought about."""
+    if block.comment.startswith(CONSOLE):
+        url, expected = block.comment.removeprefix(CONSOLE).split(": ", 1)
+        say_in_console(block, url, expected)
+    for (page, text), check in CHECKS.items():
+        if block.page == page and text in (block.file or block.text):
+            check()
+
+
+class Person:
+    """Somebody in the tutorial's chat."""
+
+    def __init__(self, name: str, room: str) -> None:
+        self.socket: ClientConnection = connect(
+            f"wss://chat.example.org/chat.ws?room={room}&name={name}",
+            ssl=ssl.create_default_context(cafile="/etc/ssl/certs/chat.pem"),
+            origin=Origin("https://chat.example.org"),
+        )
+
+    def hear(self) -> Any:
+        return json.loads(self.socket.recv(TIMEOUT_S))
+
+
+people: dict[str, Person] = {}
+
+
+def people_talk() -> None:
+    ann = people["Ann"] = Person("Ann", "lobby")
+    assert ann.hear() == {"event": "came", "name": "Ann", "count": 1}
+    ben = people["Ben"] = Person("Ben", "lobby")
+    for person in (ann, ben):
+        assert person.hear() == {"event": "came", "name": "Ben", "count": 2}
+    eve = Person("Eve", "garden")
+    assert eve.hear() == {"event": "came", "name": "Eve", "count": 1}
+    eve.socket.close()
+    say(ann, "x" * 2001, hears="x" * 2000)
+
+
+def say(who: Person, text: str, hears: str) -> None:
+    who.socket.send(text)
+    for person in people.values():
+        assert person.hear() == {"event": "said", "name": "Ann", "text": hears}
+
+
+def nobody_left() -> None:
+    say(people["Ann"], "x" * 2001, hears="x" * 500)
+
+
+def the_house_was_heard() -> None:
+    for person in people.values():
+        assert person.hear()["name"] == "the house"
+        person.socket.close()
+
+
+def the_page_works() -> None:
+    """Talk in two windows of a browser, and then as people whose messages can be counted."""
+    the_page_works_in_a_browser()
+    people_talk()
+
+
+@contextmanager
+def browser() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    options.accept_insecure_certs = True
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as driver:
+        yield driver
+
+
+def there_is_a_browser(name: str) -> bool:
+    if shutil.which("chromedriver") and shutil.which("chromium"):
+        return True
+    print(f"{name}: not run: there is no browser: no chromium and chromedriver", flush=True)
+    return False
+
+
+def say_in_console(block: Block, url: str, expected: str) -> None:
+    """Do on a page what the block says, and see it in the console."""
+    if not there_is_a_browser(block.name):
+        return
+    with browser() as driver:
+        driver.get(url)
+        driver.execute_script(block.text)
+        said: list[str] = []
+
+        def is_there() -> bool:
+            said.extend(entry["message"] for entry in driver.get_log("browser"))
+            return any(expected in message for message in said)
+
+        wait_for(is_there, what=lambda: f"the console has {said}")
+
+
+def the_page_works_in_a_browser() -> None:
+    if not there_is_a_browser(TUTORIAL):
+        return
+    with browser() as driver:
+        windows = []
+        for name in ("Zoe", "Yan"):
+            driver.switch_to.new_window("tab")
+            windows.append(driver.current_window_handle)
+            driver.get("https://chat.example.org/")
+            driver.find_element(By.ID, "name").send_keys(name)
+            driver.find_element(By.CSS_SELECTOR, "#enter button").click()
+            wait_for(lambda: driver.find_element(By.ID, "state").text == "open")
+        driver.find_element(By.ID, "text").send_keys("<b>hello</b>\n")
+        for window in windows:
+            driver.switch_to.window(window)
+            wait_for(lambda: "Yan: <b>hello</b>" in driver.find_element(By.ID, "log").text)
+
+
+CHECKS: Final[dict[tuple[str, str], Callable[[], None]]] = {
+    (TUTORIAL, "/var/www/chat/chat.js"): the_page_works,
+    (TUTORIAL, "^MAX_TEXT"): nobody_left,
+    (TUTORIAL, "reload apache2"): nobody_left,
+    (TUTORIAL, "apachews publish"): the_house_was_heard,
+}

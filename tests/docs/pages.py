@@ -1,0 +1,89 @@
+"""The fenced blocks of the documentation, and what they say of themselves.
+
+A comment before a block, which no reader sees, can say how it is tested::
+
+    <!-- not run: why not -->        counted and printed
+    <!-- runs until Ctrl-C; makes /a/socket.ws -->  a command that stays in the foreground
+    <!-- console of http://localhost/: hello -->  for the console of a browser
+    <!-- talk: {"hear": ["hi"]} -->  what a client says and hears, see test_snippets.py
+
+A block under a line that ends in ```/a/path`:`` is the file of that path.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..site import ROOT
+
+FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}:-]*)\n", re.MULTILINE)
+COMMENT: Final = re.compile(r"<!-- (?P<text>(?:(?!-->).)*?) -->\s*\Z", re.DOTALL)
+FILE: Final = re.compile(r"^(?:\*\*.*)?`(?P<path>/[^`\s]+)`[^`\n]*:\s*\Z", re.MULTILINE)
+NOT_RUN: Final = "not run: "
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        page: relative to the checkout.
+        line: of its first line.
+        comment: what stands in the comment before it, or "".
+        file: whose content it is, or "".
+    """
+
+    page: str
+    line: int
+    language: str
+    text: str
+    comment: str
+    file: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def why_not_run(self) -> str:
+        return self.comment.removeprefix(NOT_RUN) if self.comment.startswith(NOT_RUN) else ""
+
+
+def pages() -> list[Path]:
+    built = ROOT / "docs" / "_build"
+    found = [path for path in (ROOT / "docs").rglob("*.md") if built not in path.parents]
+    return [ROOT / "README.md", *sorted(found)]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = []
+    position = 0
+    while opening := FENCE.search(text, position):
+        indent = opening["indent"]
+        end = re.compile(rf"^{indent}```[ ]*$", re.MULTILINE).search(text, opening.end())
+        assert end, f"{page}: a fence is not closed"
+        before = text[position : opening.start()]
+        comment = COMMENT.search(before)
+        if comment:
+            before = before[: comment.start()]
+        file = FILE.search(before)
+        found.append(
+            Block(
+                page=str(page.relative_to(ROOT)),
+                line=text.count("\n", 0, opening.end()) + 1,
+                language=opening["language"],
+                text=re.sub(rf"^{indent}", "", text[opening.end() : end.start()], flags=re.M),
+                comment=comment["text"].strip() if comment else "",
+                file=file["path"] if file else "",
+            )
+        )
+        position = end.end()
+    return found
+
+
+def all_blocks() -> list[Block]:
+    return [block for page in pages() for block in blocks_of(page)]

@@ -1,0 +1,181 @@
+"""Programs that a page's commands need and a sandbox has not: each does its like.
+
+    python stand_ins.py apt-get|sudo|systemctl ARG…
+
+Standard library only: they run as the commands of a page do, with Debian's Python.
+
+- ``apt-get``: unpacks Debian's ``apache2`` and enables what its postinst does; the rest
+  is installed already, or the test skipped.
+- ``sudo``: runs the command, for ``-u`` as that user; ``pip install`` copies what is
+  installed where the test runs, there being no network.
+- ``systemctl``: starts and signals Apache by ``apache2ctl`` as its unit does, and
+  producers as their units say; ``unit NAME`` is systemd for one of these.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+UNITS = Path("/etc/systemd/system")
+STATE = Path("/run/stand-ins")
+PID_FILE = Path("/run/apache2/apache2.pid")
+DEADLINE_S = 30.0
+MODULES = """authz_host auth_basic access_compat authn_file authz_user alias dir autoindex env
+    mime negotiation setenvif filter deflate status reqtimeout mpm_event"""
+CONFIGURATIONS = "charset localized-error-pages other-vhosts-access-log security serve-cgi-bin"
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            sys.exit(f"waited in vain for {what}")
+        time.sleep(0.02)
+
+
+def apt_get(arguments: Sequence[str]) -> None:
+    if "apache2" not in arguments or Path("/etc/apache2/apache2.conf").exists():
+        return
+    shutil.copytree(os.environ["STAND_IN_APACHE"], "/", symlinks=True, dirs_exist_ok=True)
+    for command, names in (("a2enmod", MODULES), ("a2enconf", CONFIGURATIONS)):
+        subprocess.run([command, "-q", *names.split()], check=True)
+    subprocess.run(["a2enmod", "-q", "wsgi"], check=True)
+    subprocess.run(["a2ensite", "-q", "000-default"], check=True)
+    Path("/var/www/html").mkdir(parents=True, exist_ok=True)
+    systemctl(["start", "apache2"])
+
+
+def sudo(arguments: Sequence[str]) -> None:
+    if arguments[0].endswith("/bin/pip"):
+        install(Path(arguments[0]).parents[1])
+        return
+    user = ["--reuid=0"]
+    if arguments[0] == "-u":
+        user = [f"--reuid={arguments[1]}", f"--regid={arguments[1]}", "--init-groups"]
+        arguments = arguments[2:]
+    os.execvp("setpriv", ["setpriv", *user, *arguments])
+
+
+def install(home: Path) -> None:
+    """Put into an environment what pip would."""
+    packages = next(home.glob("lib/python*/site-packages"))
+    for package in os.environ["STAND_IN_PACKAGES"].split(":"):
+        shutil.copytree(package, packages / Path(package).name, dirs_exist_ok=True)
+    program = home / "bin" / "apachews"
+    program.write_text(
+        f"#!{home}/bin/python\nimport sys\nfrom apachews.cli import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    units = home / "share" / "apachews" / "systemd"
+    shutil.copytree(os.environ["STAND_IN_SYSTEMD"], units, dirs_exist_ok=True)
+
+
+def systemctl(arguments: Sequence[str]) -> None:
+    words = [word for word in arguments if not word.startswith("-")]
+    command, units = words[0], words[1:]
+    if command == "enable" and "--now" in arguments:
+        command = "start"
+    if command == "daemon-reload":
+        return
+    for unit in units:
+        name = unit.removesuffix(".service")
+        (apache if name == "apache2" else producer)(command, name)
+
+
+def apache(command: str, name: str) -> None:
+    def control(word: str) -> None:
+        subprocess.run(["apache2ctl", word], check=True)
+
+    if command in ("stop", "restart"):
+        control("stop")
+        wait_for(lambda: not PID_FILE.exists(), "Apache to end")
+    if command in ("start", "restart"):
+        control("start")
+        wait_for(PID_FILE.exists, "Apache to start")
+    if command == "reload":
+        control("graceful")
+
+
+def producer(command: str, name: str) -> None:
+    STATE.mkdir(exist_ok=True)
+    ready = STATE / f"{name}.ready"  # a byte for each time it was ready
+    pid_file = STATE / f"{name}.pid"
+    if command in ("stop", "restart") and pid_file.exists():
+        os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        wait_for(lambda: not pid_file.exists(), f"{name} to end")
+    if command in ("start", "restart") and not pid_file.exists():
+        ready.write_bytes(b"")
+        with (STATE / f"{name}.log").open("wb") as journal:
+            subprocess.Popen(
+                [sys.executable, "-I", __file__, "unit", name],
+                stdin=subprocess.DEVNULL,
+                stdout=journal,
+                stderr=journal,
+                start_new_session=True,
+            )
+        wait_for(ready.read_bytes, f"{name} to be ready")
+    elif command == "reload":
+        before = len(ready.read_bytes())
+        os.kill(int(pid_file.read_text()), signal.SIGHUP)
+        wait_for(lambda: len(ready.read_bytes()) > before, f"{name} to be ready again")
+    elif command == "status":
+        os.kill(int(pid_file.read_text()), 0)
+        print(f"{name}: active (running)")
+
+
+def unit(name: str) -> None:
+    """Run a service of ``Type=notify`` until it ends."""
+    template, _, instance = name.partition("@")
+    section = configparser.ConfigParser(interpolation=None, strict=False)
+    section.optionxform = str  # type: ignore[assignment, method-assign]
+    section.read(UNITS / (f"{template}@.service" if instance else f"{name}.service"))
+    service = section["Service"]
+    account = pwd.getpwnam(service["User"])
+    address = f"{STATE}/{name}.notify"
+    Path(address).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(address)
+        os.chmod(address, 0o666)
+        process = subprocess.Popen(
+            shlex.split(service["ExecStart"].replace("%i", instance)),
+            env={**os.environ, "NOTIFY_SOCKET": address, "PYTHONUNBUFFERED": "1"},
+            cwd="/",
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=[],
+        )
+        pid_file = STATE / f"{name}.pid"
+        pid_file.write_text(str(process.pid))
+        receiver.settimeout(0.1)
+        while process.poll() is None:
+            try:
+                message = receiver.recv(4096)
+            except TimeoutError:
+                continue
+            if b"READY=1" in message.split(b"\n"):
+                with (STATE / f"{name}.ready").open("ab") as file:
+                    file.write(b".")
+        pid_file.unlink()
+
+
+def main() -> None:
+    name, arguments = sys.argv[1], sys.argv[2:]
+    if name == "unit":
+        unit(arguments[0])
+    else:
+        {"apt-get": apt_get, "sudo": sudo, "systemctl": systemctl}[name](arguments)
+
+
+if __name__ == "__main__":
+    main()

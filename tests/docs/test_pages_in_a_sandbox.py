@@ -1,0 +1,67 @@
+"""The pages that are to be followed from top to bottom: every command, every file.
+
+Each is tried as root on a copy of this machine (``sandbox.py``): Debian's own Apache on
+ports 80 and 443, Debian's Python, the units as they are shipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..site import IS_ROOT, ROOT
+
+NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
+PROGRAMS = ("unshare", "setpriv", "ip", "curl", "openssl", "apache2")
+# Pages that are read one after the other, on one machine.
+READINGS = [
+    ["README.md"],
+    [
+        "docs/quickstart.md",
+        "docs/tutorial.md",
+        "docs/howto/publish.md",
+        "docs/howto/deploy.md",
+        "docs/operations.md",
+    ],
+]
+
+
+def why_not() -> str:
+    """Return why there can be no sandbox here, or ""."""
+    if not IS_ROOT:
+        return "root only: it has file systems and ports 80 and 443 of its own"
+    for program in PROGRAMS:
+        if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
+            return f"{program} is not installed"
+    if not Path("/etc/apache2/apache2.conf").exists() and not os.environ.get(
+        "APACHEWS_DEBIAN_APACHE"
+    ):
+        return "Debian's package apache2 is not here: deploy/test unpacks it"
+    if not Path("/usr/lib/python3.11").exists():
+        return "the pages are about Debian 12, which has Python 3.11"
+    probe = subprocess.run(
+        [*NAMESPACES, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    )
+    return f"no namespaces here: {probe.stderr.decode().strip()}" if probe.returncode else ""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("pages", READINGS, ids=lambda pages: pages[0])
+def test_a_reader_gets_what_the_page_promises(pages: list[str]) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    result = subprocess.run(
+        [*NAMESPACES, sys.executable, "-m", "tests.docs.sandbox", *pages],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(result.stdout)
+    assert result.returncode == 0

@@ -1,0 +1,288 @@
+"""Every fenced block of README.md and docs/: Python runs, Apache reads, JSON parses.
+
+A Python block is a producer, which the runner runs and a client talks to; a program that
+publishes, to a producer that is there; or tests, for pytest.  The comment before it can
+say what the client does and what it must hear::
+
+    <!-- talk: {"uri": "/chat.ws?room=1", "say": ["hi"], "hear": ["hi"]} -->
+
+``hear`` stands for messages that come, among others, in this order; ``answer`` for what the
+handshake is answered with.  Of what the request has,
+``uri``, ``user``, ``offered``, ``asking`` and ``headers`` can be given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apachews import Server, wire
+from apachews.apache import private_apache
+from apachews.apache.private_apache import DEBIAN_MODULES, PrivateApache
+
+from ..conftest import wait_for
+from ..site import HANDLER, ROOT
+from ..unit.test_examples import OPEN, Browser, serving
+from .pages import Block, all_blocks
+from .test_pages_in_a_sandbox import READINGS
+
+BLOCKS = all_blocks()
+SOCKETS = re.compile(r"(/var/www/html/ws|/run/apachews)/(\w+\.ws)")
+TESTED_ELSEWHERE = {page for pages in READINGS for page in pages}
+LANGUAGES = {
+    "sh",
+    "python",
+    "apache",
+    "json",
+    "js",
+    "html",
+    "php",
+    "text",
+    "ini",
+    "c",
+    "",
+    "console",
+}
+# A fragment of a program that has these.
+PRELUDE = """\
+import sys
+from apachews import *
+rooms = {"room=1"}
+server = Server(sys.argv[1])
+"""
+# What Debian has on, or a block says to switch on, beside what private.conf loads.
+MODULES = (
+    "alias",
+    "auth_basic",
+    "authn_core",
+    "authn_file",
+    "authz_host",
+    "authz_user",
+    "headers",
+    "proxy",
+    "proxy_http",
+    "proxy_wstunnel",
+    "remoteip",
+    "rewrite",
+    "status",
+)
+
+
+def in_language(language: str) -> pytest.MarkDecorator:
+    blocks = [block for block in BLOCKS if block.language == language]
+    return pytest.mark.parametrize("block", blocks, ids=lambda block: block.name)
+
+
+def skip_if_marked(block: Block) -> None:
+    """Skip a block that cannot be run: pytest's summary counts and prints these."""
+    if block.why_not_run:
+        pytest.skip(f"{block.name}: {block.why_not_run}")
+
+
+def test_there_is_nothing_that_no_test_looks_at() -> None:
+    strange = [
+        block.name
+        for block in BLOCKS
+        if block.language not in LANGUAGES and not block.language.startswith("{")
+    ]
+    assert not strange
+
+
+@in_language("sh")
+def test_commands_are_run(block: Block) -> None:
+    """In the sandbox, that is: a command stands on a page that is read there."""
+    skip_if_marked(block)
+    assert block.page in TESTED_ELSEWHERE, f"{block.name} is on a page that nobody tries"
+
+
+@in_language("json")
+def test_json_parses(block: Block) -> None:
+    json.loads(block.text)
+
+
+@in_language("js")
+def test_javascript_is_understood(block: Block, tmp_path: Path) -> None:
+    skip_if_marked(block)
+    if not (node := shutil.which("node")):
+        pytest.skip("node is not installed")
+    (tmp_path / "snippet.js").write_text(block.text)
+    subprocess.run([node, "--check", "snippet.js"], cwd=tmp_path, check=True)
+
+
+@in_language("apache")
+def test_apache_reads_it(block: Block, short_path: Path) -> None:
+    skip_if_marked(block)
+    apache = make_apache(short_path)
+    loaded = "".join(
+        f"LoadModule {name}_module {DEBIAN_MODULES}/mod_{name}.so\n" for name in MODULES
+    )
+    text = re.sub(r"/\S+/apachews_handler\b", str(HANDLER), block.text)
+    text = re.sub(r"Include /\S+/apachews.conf", "", text)
+    text = re.sub(r"(WSGIPythonHome) \S+", rf"\1 {sys.prefix}", text)
+    text = re.sub(r"(?m)^(\s*SSLCertificate\w+) .*", rf"\1 {apache.certificate}", text)
+    if block.comment == "in a directory":
+        text = f"<Directory {short_path}>\n{text}</Directory>\n"
+    (short_path / "conf.d").mkdir()
+    (short_path / "conf.d" / "extra.conf").write_text(loaded + text)
+    result = subprocess.run(apache.command("-t"), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def make_apache(root: Path) -> PrivateApache:
+    docroot = root / "htdocs"
+    docroot.mkdir()
+    apache = PrivateApache(
+        root,
+        docroot,
+        port=private_apache.free_port(),
+        tls_port=private_apache.free_port(),
+        wsgi_module=private_apache.find_wsgi_module(),
+        python_home=Path(sys.prefix),
+        handler=HANDLER,
+    )
+    private_apache.create_certificate(apache.certificate)
+    return apache
+
+
+@in_language("php")
+def test_php_publishes(block: Block, short_path: Path) -> None:
+    skip_if_marked(block)
+    if not (php := shutil.which("php")):
+        pytest.skip("php is not installed")
+    publishes([php], block, short_path)
+
+
+@in_language("python")
+def test_python_runs(block: Block, short_path: Path) -> None:
+    skip_if_marked(block)
+    if "def test_" in block.text:
+        is_tests(block, short_path)
+    elif "publish(" in block.text and not re.search(r"\b([Ss]erve|Server)\(", block.text):
+        publishes([sys.executable], block, short_path)
+    else:
+        serves(block, short_path)
+
+
+def write(block: Block, directory: Path, prelude: str = "") -> Path:
+    program = directory / ("test_it.py" if "def test_" in block.text else "program")
+    program.write_text(prelude + SOCKETS.sub(rf"{directory}/\2", block.text))
+    return program
+
+
+def is_tests(block: Block, directory: Path) -> None:
+    for other in BLOCKS:  # of the module that it imports
+        if other.page == block.page and other.file and other is not block:
+            (directory / Path(other.file).name).write_text(other.text)
+    write(block, directory)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"],
+        cwd=directory,
+        env=environment() | {"PYTHONPATH": f"{ROOT}:{directory}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def environment() -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+
+
+def publishes(interpreter: list[str], block: Block, directory: Path) -> None:
+    found = SOCKETS.search(block.text)
+    assert found, f"{block.name} publishes nowhere"
+    group = re.search(r'"?group"?\s*(?:=|:|=>)\s*"(\w+)"', block.text)
+    with Server(directory / found[2]) as server:
+        browser = Browser(directory / found[2])
+        try:
+            event = server.dequeue(5)
+            assert event
+            if group:
+                server.group(group[1]).add(event.client())
+            with serving(server):
+                result = subprocess.run(
+                    [*interpreter, str(write(block, directory))],
+                    env=environment(),
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert result.returncode == 0, result.stderr
+                wait_for(lambda: browser.received)
+        finally:
+            browser.leave()
+
+
+def serves(block: Block, directory: Path) -> None:
+    talk = {"say": ["hello"], "hear": [], "answer": {}}
+    if block.comment.startswith("talk: "):
+        talk |= json.loads(block.comment.removeprefix("talk: "))
+    is_whole = "Server(" in block.text or "serve(" in block.text
+    program = write(block, directory, "" if is_whole else PRELUDE)
+    found = SOCKETS.search(block.text)
+    path = directory / (found[2] if found else "it.ws")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "apachews.runner", str(program), str(path)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for(lambda: path.exists() or process.poll() is not None)
+        assert path.exists(), process.communicate()[1]
+        converse(talk, path)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors, errors
+
+
+def converse(talk: dict[str, Any], path: Path) -> None:
+    headers = tuple((name, value) for name, value in talk.get("headers", {}).items())
+    browser = Browser(
+        path,
+        dataclasses.replace(
+            OPEN,
+            uri=talk.get("uri", OPEN.uri),
+            user=talk.get("user", OPEN.user),
+            offered=tuple(talk.get("offered", OPEN.offered)),
+            answer_required=talk.get("asking", False),
+            headers=OPEN.headers + headers,
+        ),
+    )
+    try:
+        for message in talk["say"] if not talk.get("asking") else ():
+            browser.say(message)
+        expected = talk["hear"]
+        wait_for(
+            lambda: all(message in browser.received for message in expected),
+            what=lambda: f"heard {browser.received} instead of {expected}",
+        )
+        order = [message for message in browser.received if message in expected]
+        assert order[: len(expected)] == expected
+        if talk["answer"]:
+            answer = wait_for(lambda: browser.answer) or {}
+            assert talk["answer"].items() <= answer.items(), answer
+        if not expected and not talk["answer"]:
+            # When it has closed its end, it has read what stood before that.
+            browser.bridge.send(wire.CLOSE, wire.encode_close(1000))
+            browser.wait_closed()
+    finally:
+        browser.leave()
