@@ -131,7 +131,8 @@ def say_in_console(block: Block, url: str, expected: str) -> None:
         said: list[str] = []
 
         def is_there() -> bool:
-            said.extend(entry["message"] for entry in driver.get_log("browser"))
+            log = driver.get_log("browser")  # type: ignore[no-untyped-call]
+            said.extend(entry["message"] for entry in log)
             return any(expected in message for message in said)
 
         wait_for(is_there, what=lambda: f"the console has {said}")
