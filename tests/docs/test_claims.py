@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -52,10 +53,10 @@ def site() -> Iterator[Site]:
         yield site
 
 
-def answer(site: Site, path: str, **options: object) -> int:
+def answer(site: Site, path: str, **options: Any) -> int:
     """Return the status that a handshake is answered with."""
     try:
-        with connect(site.ws(path), proxy=None, **options) as client:  # type: ignore[arg-type]
+        with connect(site.ws(path), proxy=None, **options) as client:
             client.send("hello")
             assert client.recv(5) == "hello"
             return 101
