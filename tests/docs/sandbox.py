@@ -90,7 +90,8 @@ class Reader:
         for block in blocks_of(page):
             if block.why_not_run:
                 print(f"{block.name}: not run: {block.why_not_run}", flush=True)
-            elif block.file:
+                continue
+            if block.file:
                 path = Path(block.file)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
