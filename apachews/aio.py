@@ -1,4 +1,4 @@
-"""The library for asyncio: the events in an ``async for``, or a coroutine a connection.
+"""The library for asyncio: the events in an ``async for``, or a coroutine a connection::
 
     async def chat(connection):
         async for message in connection:
@@ -396,7 +396,7 @@ def serve(
         settings: as ``apachews.Server``, but ``workers``.
 
     Raises:
-        What ``apachews.Server`` does, from the ``async with``.
+        ServerError, OSError: as ``apachews.Server``, from the ``async with``.
 
     Example:
         >>> async def shout(connection):

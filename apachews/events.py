@@ -55,17 +55,7 @@ class Event:
     A client that a producer handed on (``Server.drain()``), or left behind when it
     died, is an ``Accept`` at the next one, with ``resumed`` True.
 
-    Each kind has a class of its own, for ``match``::
-
-        match server.dequeue():
-            case AcceptEvent(client):
-                client.send("welcome")
-            case MessageEvent(client, data):
-                client.send(data)
-            case ConnectionClosedEvent(client, code):
-                print(client, "left with", code)
-
-    An event never changes.
+    Each kind has a class of its own, for ``match``.  An event never changes.
 
     Example:
         >>> match event:
@@ -122,7 +112,7 @@ class Event:
 
     @property
     def reason(self) -> str:
-        """Text that goes with the code, or "".
+        """Text that goes with the code, or ``""``.
 
         Example:
             >>> client.close(4000, "the room is closed")

@@ -67,9 +67,9 @@ class Server:
         mode: permissions of the file.  Apache's user needs the right to write.
         group: group of the file (name or number), ``www-data`` say, where the
             producer runs as another user than Apache; None leaves it.
-        max_message_bytes: the longest message taken; a client that sends more
+        max_message_bytes: the longest message taken (16 MiB); a client that sends more
             is closed with 1009.
-        max_queue_bytes: what may wait for a client that does not read; one for
+        max_queue_bytes: what may wait for a client that does not read (4 MiB); one for
             whom more waits when another message is sent is closed with 1013.
         exclusive: refuse to take a socket over.
         workers: processes to serve with.  With 0 this one does.  With more, that

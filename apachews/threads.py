@@ -1,4 +1,4 @@
-"""The library for threads: a function a connection, each call in a thread of a pool.
+"""The library for threads: a function a connection, each call in a thread of a pool::
 
     def chat(connection):
         for message in connection:
@@ -364,7 +364,7 @@ def serve(
         settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
 
     Raises:
-        What ``apachews.Server`` does.
+        ServerError, OSError: as ``apachews.Server``.
 
     Example:
         >>> def shout(connection):

@@ -42,6 +42,8 @@ nitpick_ignore_regex = [
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+# 0o660, not 432.
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True}
 

@@ -64,6 +64,8 @@ def sudo(arguments: Sequence[str]) -> None:
     if arguments[0] == "-u":
         user = [f"--reuid={arguments[1]}", f"--regid={arguments[1]}", "--init-groups"]
         arguments = arguments[2:]
+    if list(arguments[:3]) == ["python3", "-m", "venv"]:
+        arguments = [*arguments, "--without-pip"]  # which takes long, and is not run
     os.execvp("setpriv", ["setpriv", *user, *arguments])
 
 

@@ -1,0 +1,53 @@
+"""Links between pages lead somewhere, on a code host as in the built pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ..site import ROOT
+from .pages import pages
+
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
+FENCES = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+PAGES = [*pages(), ROOT / "CHANGELOG.md"]
+
+
+def headings(page: Path) -> set[str]:
+    """Return the names that code hosts give the headings of a page."""
+    found = set()
+    for title in re.findall(r"^#+ (.+)$", FENCES.sub("", page.read_text()), re.MULTILINE):
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title.strip()).lower()
+        found.add(re.sub(r"[^\w\- ]", "", text).replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = FENCES.sub("", page.read_text())
+    for link in LINK.findall(text):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: there is no such file"
+        assert ROOT in target.parents, f"{link}: leads out of the checkout"
+        if anchor:
+            assert anchor in headings(target), f"{link}: no such heading"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        for link in LINK.findall(FENCES.sub("", page.read_text())):
+            path = link.partition("#")[0]
+            if path:
+                waiting.append((page.parent / path).resolve())
+    # (The index and the pages of directives are for the built documentation.)
+    built = {page for page in pages() if page.parent.name == "reference"}
+    built.add(ROOT / "docs" / "index.md")
+    assert set(pages()) - reached <= built
