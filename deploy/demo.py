@@ -1,4 +1,4 @@
-"""The demo: a private Apache, an echo and a chat producer, a page that uses them.
+"""The demo: a private Apache with the examples, and a page that leads to each.
 
 ``deploy/demo`` installs what is missing and runs this.  It is ``apachews run`` with a
 site of its own, and without the logs.  Everything it makes lies in one temporary
@@ -17,17 +17,20 @@ from apachews.apache import private_apache
 from apachews.apache.private_apache import ApacheError, PrivateApache
 from apachews.apache.python_home import handler_in, interpreter_in, python_home
 from apachews.cli.command import tidy_at_sigterm
-from apachews.cli.run import FEW_THREADS, give_to_apache
-from apachews.cli.supervisor import APACHE, Producer, Supervisor
+from apachews.cli.run import FEW_THREADS
+from apachews.cli.supervisor import APACHE, Supervisor
+
+from .examples import Examples
 
 DEPLOY = Path(__file__).resolve().parent
-PRODUCERS = ("echo", "chat")
+# For what asks who one is.
+PASSWORDS = {"ann": "demo", "bob": "demo"}
 
 
 def main() -> int:
     """Run the demo; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="deploy/demo", description="Run a private Apache with an echo and a chat WebSocket."
+        prog="deploy/demo", description="Run a private Apache with the examples."
     )
     parser.add_argument("--port", type=int, default=8080, help="HTTP port (default 8080)")
     parser.add_argument("--tls-port", type=int, default=8443, help="HTTPS port (default 8443)")
@@ -51,14 +54,14 @@ def main() -> int:
 def run(arguments: argparse.Namespace, root: Path) -> int:
     """Run everything until told to end; return the exit status."""
     root.chmod(0o755)
-    docroot, programs = root / "htdocs", root / "producers"
+    docroot = root / "htdocs"
     shutil.copytree(DEPLOY / "site", docroot)
-    # Apache's user need not be able to read a checkout.
-    shutil.copytree(DEPLOY / "producers", programs)
-    give_to_apache(docroot)  # the producers' sockets
     home = python_home(root / "python")
     if home != Path(sys.prefix):
         say(f"{private_apache.APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
+    examples = Examples(
+        root, docroot, log=root / "access.log", python_home=home, passwords=PASSWORDS
+    )
     apache = PrivateApache(
         root,
         docroot,
@@ -68,11 +71,11 @@ def run(arguments: argparse.Namespace, root: Path) -> int:
         python_home=home,
         handler=handler_in(home),
         mpm=arguments.mpm,
-        extra="" if arguments.mpm == "prefork" else FEW_THREADS,
+        extra=examples.configuration() + ("" if arguments.mpm == "prefork" else FEW_THREADS),
     )
     return Supervisor(
         apache,
-        [Producer(name, programs / f"{name}.py", docroot / f"{name}.ws") for name in PRODUCERS],
+        examples.producers,
         python=interpreter_in(home),
         show=show,
         say=say,
@@ -88,9 +91,10 @@ def announce(apache: PrivateApache) -> None:
     http://127.0.0.1:{apache.port}/    WebSockets over ws://
     https://localhost:{apache.tls_port}/   WebSockets over wss://
                               (the browser warns of its self-made certificate)
-    http://127.0.0.1:{arguments.port}/websocket-status
+    http://127.0.0.1:{apache.port}/websocket-status
                               what is connected, and how busy it is
 
+Where it asks for a name: ann or bob, with the password demo.
 Logs are in {apache.root}.  Ctrl-C stops everything.""",
         flush=True,
     )

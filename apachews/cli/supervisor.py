@@ -62,11 +62,16 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Producer:
-    """A program and the socket file it is to listen on."""
+    """A program and the socket file it is to listen on.
+
+    Attributes:
+        arguments: more of the program's, after the socket file.
+    """
 
     name: str
     program: Path
     socket: Path
+    arguments: tuple[str, ...] = ()
 
 
 class _Phase(enum.Enum):
@@ -251,7 +256,8 @@ class Supervisor:
         for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"):
             env.pop(name, None)
         command = [str(self._python), "-m", "apachews.runner"]
-        fd = program.start([*command, str(producer.program), str(producer.socket)], env)
+        command += [str(producer.program), str(producer.socket), *producer.arguments]
+        fd = program.start(command, env)
         read = functools.partial(self._read_output, fd, producer.name, LineSplitter())
         self._selector.register(fd, selectors.EVENT_READ, read)
 

@@ -1,0 +1,144 @@
+"""The examples in a site: their pages, producers and configuration.
+
+Contract: for the demo and the tests, which have a private Apache.  ``Examples(…)`` copies
+what is needed, and says what is to be run and configured; it starts nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import secrets
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from apachews.cli.run import give_to_apache
+from apachews.cli.supervisor import Producer
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+# What a browser gets of an example's directory.
+PAGES: Final = ("*.html", "*.css", "*.js")
+# Debian loads these by itself.
+MODULES: Final = ("authn_core", "authn_file", "authz_user", "auth_basic")
+
+
+class Examples:
+    """The examples of a site.
+
+    Args:
+        state: a directory for what is no page; Apache's user must be able to read it.
+        docroot: the document root; each example becomes a directory in it.
+        log: the file that the live log follows.
+        python_home: the environment that runs the Flask application.
+        passwords: of the users, for both ways to log in.
+        is_embedded: the Flask application runs in Apache's children.
+
+    Attributes:
+        producers: what is to be run.
+        has_login: False where Flask is missing; that example is left out then.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        docroot: Path,
+        *,
+        log: Path,
+        python_home: Path,
+        passwords: Mapping[str, str],
+        is_embedded: bool = False,
+    ) -> None:
+        self._state = state
+        self._python_home = python_home
+        self._is_embedded = is_embedded
+        self.has_login = importlib.util.find_spec("flask") is not None
+        programs = state / "examples"
+        shutil.copytree(ROOT / "examples", programs, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "deploy" / "producers" / "echo.py", programs / "echo" / "producer.py")
+        self._copy_pages(programs, docroot)
+        _write_private(state / "examples.users", _htpasswd(passwords))
+        more: dict[str, list[Path]] = {
+            "echo/echo.ws": [],
+            "chat/chat.ws": [],
+            "logtail/logtail.ws": [log],
+            "dashboard/dashboard.ws": [],
+            "notify/notify.ws": [],
+        }
+        if self.has_login:
+            more |= {"login/basic.ws": [], "login/session.ws": [state / "login.secret"]}
+            _write_private(state / "login.secret", secrets.token_hex(32))
+            _write_private(state / "login.json", _hashes(passwords))
+        self.producers = [
+            Producer(
+                Path(name).stem,
+                programs / Path(name).parent / "producer.py",
+                docroot / name,
+                tuple(map(str, arguments)),
+            )
+            for name, arguments in more.items()
+        ]
+
+    def _copy_pages(self, programs: Path, docroot: Path) -> None:
+        for directory in programs.iterdir():
+            if not directory.is_dir():
+                continue
+            target = docroot / directory.name
+            target.mkdir()
+            for pattern in PAGES:
+                for page in directory.glob(pattern):
+                    shutil.copy(page, target)
+            give_to_apache(target)  # the producers' sockets
+
+    def configuration(self) -> str:
+        """Return the directives that the examples need."""
+        names = {
+            "EXAMPLES": self._state / "examples",
+            "EXAMPLES_USERS": self._state / "examples.users",
+            "LOGIN_PYTHON_HOME": self._python_home,
+            "LOGIN_SECRET": self._state / "login.secret",
+            "LOGIN_USERS": self._state / "login.json",
+        }
+        lines = [f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"' for name in MODULES]
+        # Where the processes of mod_wsgi's daemon mode listen; Debian's own place for that
+        # is there only while its own Apache runs.
+        lines.append('WSGISocketPrefix "${ROOT}/wsgi"')
+        lines += [f'Define {name} "{value}"' for name, value in names.items()]
+        if self._is_embedded:
+            lines.append("Define LOGIN_EMBEDDED")
+        for path in sorted((self._state / "examples").glob("*/apache.conf")):
+            if path.parent.name != "login" or self.has_login:
+                lines.append(f'Include "{path}"')
+        return "\n".join(lines) + "\n"
+
+
+def _htpasswd(passwords: Mapping[str, str]) -> str:
+    """Return what htpasswd(1), of Debian's apache2-utils, would write."""
+    lines = []
+    for name, password in passwords.items():
+        # (By standard input: a command line is for everybody to read.)
+        hashed = subprocess.run(
+            ["openssl", "passwd", "-apr1", "-stdin"],
+            input=password,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        lines.append(f"{name}:{hashed}\n")
+    return "".join(lines)
+
+
+def _hashes(passwords: Mapping[str, str]) -> str:
+    """Return the users of the Flask application."""
+    from werkzeug.security import generate_password_hash
+
+    return json.dumps({name: generate_password_hash(word) for name, word in passwords.items()})
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that Apache's user can read, and nobody else."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+    give_to_apache(path)
