@@ -50,8 +50,10 @@ function keepConnected(path, on) {
         /** Close for good. */
         close() {
             clearTimeout(timer);
-            socket.onclose = () => show('closed');
+            // What comes of it yet is not to be taken for the next one's.
+            socket.onopen = socket.onmessage = socket.onclose = null;
             socket.close();
+            show('closed');
         },
     };
 }

@@ -38,8 +38,9 @@ class Chart {
         const runs = this.runsOf(samples, span);
         const top = this.topOf(runs, samples);
         const steps = stepsTo(top, this.about.binary);
-        const label = Math.max(...steps.map((step) => context.measureText(this.about.format(step)).width));
-        const area = { left: Math.ceil(label) + 8, right: width - 1, top: 8, bottom: height - 20 };
+        // As wide in all charts, unless one needs more: so that their times are in line.
+        const label = Math.max(50, ...steps.map((step) => context.measureText(this.about.format(step)).width));
+        const area = { left: Math.ceil(label) + 8, right: width - 6, top: 8, bottom: height - 20 };
         this.x = (at) => area.left + ((at - span.from) / (span.to - span.from)) * (area.right - area.left);
         this.y = (value) => area.bottom - (value / top) * (area.bottom - area.top);
         this.at = (x) => span.from + ((x - area.left) / (area.right - area.left)) * (span.to - span.from);

@@ -29,7 +29,7 @@ def driver() -> Iterator[webdriver.Chrome]:
 def set_scheme(driver: webdriver.Chrome, scheme: str) -> None:
     """Have the browser prefer ``light`` or ``dark``."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})  # type: ignore[no-untyped-call]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def enter(driver: webdriver.Chrome, demo: Demo, room: str, name: str) -> None:
@@ -111,7 +111,7 @@ def values(driver: webdriver.Chrome, index: int) -> list[str]:
 def painted(driver: webdriver.Chrome, index: int) -> int:
     """Return how many pixels of a chart have the colour of one of its series."""
     return int(
-        driver.execute_script(  # type: ignore[no-untyped-call]
+        driver.execute_script(
             """
             const canvas = document.querySelectorAll('canvas')[arguments[0] - 1];
             const { width, height } = canvas;
@@ -150,7 +150,7 @@ def test_the_dashboard_plots(demo: Demo, driver: webdriver.Chrome) -> None:
     set_scheme(driver, "dark")
     canvas = driver.find_elements(By.TAG_NAME, "canvas")[1]
     ActionChains(driver).move_to_element_with_offset(
-        canvas, canvas.size["width"] // 2 - 4, 0
+        canvas, canvas.size["width"] // 2 - 40, 0
     ).perform()
     # All charts say what was at that time.
     times = driver.find_elements(By.CSS_SELECTOR, "h2 time")
