@@ -41,6 +41,8 @@ class Examples:
         has_login: False where Flask is missing; that example is left out then.
     """
 
+    has_login: Final = importlib.util.find_spec("flask") is not None
+
     def __init__(
         self,
         state: Path,
@@ -54,7 +56,6 @@ class Examples:
         self._state = state
         self._python_home = python_home
         self._is_embedded = is_embedded
-        self.has_login = importlib.util.find_spec("flask") is not None
         programs = state / "examples"
         shutil.copytree(ROOT / "examples", programs, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "deploy" / "producers" / "echo.py", programs / "echo" / "producer.py")

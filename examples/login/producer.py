@@ -25,7 +25,7 @@ from apachews import Event, Group, Server, wire
 
 # As in app.py: after that long a login is over, and its WebSockets with it.
 SESSION_S = 8 * 3600
-LOOK_EVERY_S = 30.0
+LOOK_EVERY_S = 5.0
 MAX_TEXT = 500  # characters
 
 # Returns who it is and until when (seconds since 1970), or None.

@@ -25,11 +25,15 @@ from typing import BinaryIO
 from apachews import Client, Event, Group, Server
 
 LOOK_EVERY_S = 0.25
+# Where there was more than READ_BYTES. So a burst is passed on at 5 MB a second, which no
+# person reads, but a page can.
+LOOK_AGAIN_S = 0.05
 FIRST_LINES = 200  # for whoever comes
 REMEMBERED_LINES = 5000  # among which these are looked for, with a filter
 MAX_FILTER = 200  # characters
-# Who has more to read than this gets no more lines until he has read it all.
-SLOW_BYTES = 64 * 1024
+# Who has more to read than this gets no more lines until he has read it all. (A client
+# for whom Server's max_queue_bytes wait, 4 MiB, would be closed.)
+SLOW_BYTES = 512 * 1024
 
 # What is read of a file at once, so that a burst holds nobody up.
 READ_BYTES = 256 * 1024
@@ -64,8 +68,9 @@ def main(socket_path: str, log_path: str) -> None:
             if event is not None:
                 take(event, viewers, remembered)
             if time.monotonic() >= look_at:
-                look_at = time.monotonic() + LOOK_EVERY_S
                 lines = tail.next_lines()
+                wait_s = LOOK_AGAIN_S if tail.is_behind else LOOK_EVERY_S
+                look_at = time.monotonic() + wait_s
                 remembered += lines
                 for client in viewers:
                     pass_on(client, lines)
@@ -144,6 +149,11 @@ class Tail:
             lines += newer.next_lines()
         return lines
 
+    @property
+    def is_behind(self) -> bool:
+        """True where there is more already."""
+        return self._file is not None and self._file.is_behind
+
     def close(self) -> None:
         """Close what is open."""
         for file, _ in self._rotated:
@@ -161,9 +171,14 @@ class Tail:
 
 
 class OpenFile:
-    """One file, whatever it is called by now."""
+    """One file, whatever it is called by now.
+
+    Attributes:
+        is_behind: the last read gave all that it may.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
+        self.is_behind = False
         self._file = file
         self._rest = b""  # the begin of a line whose end is not written yet
 
@@ -190,7 +205,9 @@ class OpenFile:
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
             self._file.seek(0)
             self._rest = b""
-        *lines, rest = (self._rest + self._file.read(READ_BYTES)).split(b"\n")
+        data = self._file.read(READ_BYTES)
+        self.is_behind = len(data) == READ_BYTES
+        *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[:MAX_LINE_BYTES]
         return [line[:MAX_LINE_BYTES].decode(errors="replace") for line in lines]
 
