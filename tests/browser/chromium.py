@@ -109,8 +109,17 @@ def chromium(*more: str) -> Iterator[webdriver.Chrome]:
 
 
 def text_of(driver: webdriver.Chrome, name: str) -> str:
-    """Return the visible text of an element."""
-    return driver.find_element(By.ID, name).text
+    """Return the visible text of an element; "" where there is none."""
+    # In one step: between two, the page could be another one.
+    return str(
+        driver.execute_script(
+            """
+            const element = document.getElementById(arguments[0]);
+            return element?.checkVisibility() ? element.innerText : '';
+            """,
+            name,
+        )
+    )
 
 
 def say(driver: webdriver.Chrome, name: str, text: str) -> None:

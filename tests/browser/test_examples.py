@@ -177,8 +177,8 @@ def test_logging_in_and_out(demo: Demo, scheme: str) -> None:
     pytest.importorskip("flask", reason="no Flask: pip install -r tests/requirements.txt")
     with chromium() as driver:
         driver.get(demo.url("login/", scheme))
+        wait_for(lambda: "Log in" in text_of(driver, "outside"))
         name, password = (driver.find_element(By.NAME, name) for name in ("name", "password"))
-        wait_for(name.is_displayed)
         name.send_keys("ann")
         password.send_keys("wrong\n")
         wait_for(lambda: "do not match" in text_of(driver, "problem"))
@@ -194,7 +194,7 @@ def test_logging_in_and_out(demo: Demo, scheme: str) -> None:
         driver.refresh()
         wait_for(lambda: text_of(driver, "you") == "ann" and is_open(driver))
         driver.find_element(By.ID, "logout").click()
-        wait_for(lambda: driver.find_element(By.NAME, "name").is_displayed())
+        wait_for(lambda: "Log in" in text_of(driver, "outside"))
         assert complaints(driver) == []
 
 

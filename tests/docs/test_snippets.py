@@ -31,7 +31,7 @@ from apachews.apache.private_apache import DEBIAN_MODULES, PrivateApache
 
 from ..conftest import wait_for
 from ..site import HANDLER, ROOT
-from ..unit.test_examples import OPEN, Browser, serving
+from ..unit.test_reference import OPEN, Browser, serving
 from .pages import Block, all_blocks
 from .test_pages_in_a_sandbox import READINGS
 

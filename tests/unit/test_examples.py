@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,26 @@ import pytest
 from examples.dashboard.producer import Sampler
 from examples.logtail import producer as logtail
 from examples.logtail.producer import Tail
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "examples"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_quotes_what_is_there(page: Path) -> None:
+    text = page.read_text()
+    linked = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)]
+    assert [str(path) for path in linked if not path.exists()] == []
+    sources = [path.read_text() for path in linked if path.suffix != ".md"]
+    for block in re.findall(r"^```(?:python|apache|php|js)\n(.*?)^```", text, re.M | re.S):
+        assert any(block in source for source in sources), block
+
+
+def test_every_example_has_a_page() -> None:
+    names = {path.name for path in (ROOT / "examples").iterdir() if (path / "index.html").exists()}
+    assert names == {page.stem for page in DOCS.glob("*.md")} - {"index"}
+    index = (DOCS / "index.md").read_text()
+    assert all(f"({name}.md)" in index for name in names)
 
 
 def write(path: Path, text: str) -> None:
