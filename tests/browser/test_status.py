@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 from ..conftest import wait_for
 from ..crowd import crowd
 from ..site import Site, running_site
-from .test_demo import ARTEFACTS, CHROMEDRIVER, CHROMIUM, chromium
+from .chromium import ARTEFACTS, CHROMEDRIVER, CHROMIUM, chromium
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM or not CHROMEDRIVER,

@@ -67,14 +67,15 @@ class Stage:
             at: another socket file, in the document root.
             arguments: others than the example has, behind the socket file.
         """
-        program, path, *more = self.examples.producers[name]
-        path = str(self.path(at)) if at else path
-        command = [*options, program, path, *(more if arguments is None else arguments)]
+        (producer,) = (p for p in self.examples.producers if p.socket == self.path(name))
+        path = self.path(at) if at else producer.socket
+        more = producer.arguments if arguments is None else arguments
+        command = [*options, str(producer.program), str(path), *more]
         with running(*command, **private_apache.as_apache_user()) as process:
-            wait_for(Path(path).exists, what=process.poll)
+            wait_for(path.exists, what=process.poll)
             yield process
             assert process.poll() is None, "it ended"
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def connect(self, path: str, user: str = "", cookie: str = "") -> ClientConnection:
         """Connect to ``/chat/chat.ws``, with a user's password or a cookie if wanted."""
