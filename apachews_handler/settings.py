@@ -206,13 +206,16 @@ def parse_directory(text: str) -> str:
     return text
 
 
-def parse_file(text: str) -> str:
-    """Return an absolute path that could be a file's, as it is.
+def parse_log(text: str) -> str:
+    """Return the absolute path of a log as it is.
+
+    SetEnv may be in an .htaccess file, written by somebody who could have Apache's user add
+    lines to whatever that may write, a program even: nothing runs a file with this name.
 
     Raises:
         ValueError
     """
-    if text.endswith("/"):
+    if not text.endswith(".log"):
         raise ValueError
     return parse_directory(text)
 
@@ -353,7 +356,9 @@ class Settings:
     deflate_context_takeover: bool = _setting(
         True, parse_switch, _SWITCH, "bandwidth; off: memory of Apache"
     )
-    close_log: str = _setting("", parse_file, "the absolute path of a file", "nothing")
+    close_log: str = _setting(
+        "", parse_log, "the absolute path of a file whose name ends in .log", "nothing"
+    )
     close_log_format: CloseFormat = _setting(  # noqa: RUF009  # a field, as the others are
         CloseFormat(DEFAULT_FORMAT),
         parse_format,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,8 +144,6 @@ def check_what_cannot_be_written(logs: Logs) -> None:
 
 def check_virtual_host(logs: Logs) -> None:
     """A line goes to the log of the virtual host, where LogLevel lets it."""
-    import socket
-
     quiet = logs.directory / "quiet.log"
     before = len(logs.site.log_lines("closed by"))
     for opcode in (0x88, 0x83):  # a CLOSE, and what there is not
