@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from .connection import Connection
+from .connection import Connection, Log
 from .ends import End
 from .loop import Loop
 from .report import Reporter
@@ -68,18 +68,19 @@ class Bridge:
         self._stop_at = 0.0
         self._thread = threading.Thread(target=self._run, name="apachews", daemon=True)
 
-    def answer_for(self, kind: str, apache: int) -> None:
+    def answer_for(self, kind: str, apache: int, log: Log) -> None:
         """Answer who asks for the status of this process; before the start.
 
         Args:
             kind: of the process: ``child`` or ``custodian``.
             apache: process id of Apache's parent.
+            log: for errors of ours.
 
         Raises:
             OSError: the run directory cannot be used.
         """
         with signals_blocked():
-            self._reporter = Reporter(self._loop, kind, apache)
+            self._reporter = Reporter(self._loop, kind, apache, log)
 
     def start(self) -> None:
         """Start the thread."""

@@ -69,13 +69,13 @@ class Child:
 
         Args:
             pid_file: Apache's, if known.
-            log: for a warning where the child cannot be asked for its status.
+            log: for what is wrong with the status of this child.
         """
         with self._lock:
             if self._bridge is None:
                 made = Bridge()
                 try:
-                    made.answer_for(CHILD, self._apache)
+                    made.answer_for(CHILD, self._apache, log)
                 except OSError as error:
                     log.write("warn", not_in_the_status(error))
                 made.start()

@@ -191,7 +191,7 @@ class Custodian:
                 "warn", f"custodians cannot be counted: {error.filename}: {error.strerror}"
             )
         try:
-            self._reporter = Reporter(self._loop, CUSTODIAN, self._apache)
+            self._reporter = Reporter(self._loop, CUSTODIAN, self._apache, logs[0])
         except OSError as error:
             logs[0].write("warn", not_in_the_status(error))
         return logs

@@ -25,6 +25,7 @@ import itertools
 import os
 import socket
 import time
+from traceback import format_exc
 from typing import Final
 
 from apachews.snapshot import (
@@ -39,7 +40,7 @@ from apachews.snapshot import (
 from apachews.status import SEALS, fitting_path, socket_name
 
 from . import rundir
-from .connection import Connection
+from .connection import Connection, Log
 from .loop import Loop
 from .session import Phase, Side
 from .tally import add_traffic
@@ -156,19 +157,22 @@ class Reporter:
         loop: the process's, which looks after the socket.
         kind: ``child`` or ``custodian``.
         apache: process id of Apache's parent.
+        log: for errors of ours.
 
     Raises:
-        OSError: the run directory cannot be used; ``filename`` may tell which.
+        OSError: the run directory cannot be used; ``filename`` tells which.
     """
 
-    def __init__(self, loop: Loop, kind: str, apache: int) -> None:
+    def __init__(self, loop: Loop, kind: str, apache: int, log: Log) -> None:
         self._loop = loop
+        self._log = log
         self._kind = kind
         self._apache = apache
         self._started = time.time()
         self._walk: Walk | None = None
         self._readers: dict[int, socket.socket] = {}
         self._spare = -1
+        self._has_failed = False
         directory = rundir.open_directory(apache)
         name = socket_name(apache, os.getpid())
         self._path = os.path.join(directory, name)
@@ -189,6 +193,9 @@ class Reporter:
         except OSError as error:
             self._socket.close()
             self._give_up_spare()
+            for left in (self._path + ".new", self._path):
+                with contextlib.suppress(OSError):
+                    os.unlink(left)
             if error.filename is None:
                 error.filename = directory
             raise
@@ -213,9 +220,11 @@ class Reporter:
             return  # it has gone
         except OSError:
             self._give_up_spare()
-            with contextlib.suppress(OSError):
+            try:
                 self._socket.accept()[0].close()
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                self.close()  # somebody else took it: better no status than a busy loop
             return
         fd = reader.fileno()
         if len(self._readers) >= MAX_READERS:
@@ -245,7 +254,10 @@ class Reporter:
                 self._answer(self._walk.result())
                 self._send_away()
         except Exception:
-            # Whatever is wrong here, no WebSocket is to end of it; who asked sees no answer.
+            # Whatever is wrong here, no WebSocket is to end of it; who asked has no answer.
+            if not self._has_failed:  # they ask again, and again
+                self._has_failed = True
+                self._log.write("error", f"no status of process {os.getpid()}: {format_exc()}")
             self._send_away()
 
     def _answer(self, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -22,21 +23,23 @@ from apachews.status import SEALS, RunningApache, collect, socket_name
 from apachews_handler import report
 from apachews_handler.bridge import Bridge
 from apachews_handler.client_reader import KEEPALIVE
+from apachews_handler.loop import Loop
 from apachews_handler.report import Reporter
 
 from ..conftest import wait_for
 from ..frames import masked
 from ..site import IS_ROOT, ROOT
-from .test_bridge import Peers
+from .test_bridge import Lines, Peers
 
 APACHE = os.getpid()
+LOG = Lines()
 
 
 @pytest.fixture
 def bridge(temporary: Path) -> Iterator[Bridge]:
     """A bridge that answers, and leaves nothing behind."""
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE)
+    bridge.answer_for(CHILD, APACHE, LOG)
     bridge.start()
     yield bridge
     bridge.stop()
@@ -193,6 +196,8 @@ def test_a_walk_that_fails_costs_no_websocket(
     with monkeypatch.context() as patched:
         patched.setattr(report.Walk, "step", fail)
         assert collect(str(temporary), APACHE, 0.2).silent == (os.getpid(),)
+    level, line = LOG.lines[-1]
+    assert (level, line.splitlines()[-1]) == ("error", "RuntimeError: a bug")
     peers.client.sendall(masked(0x81, b"still"))
     assert peers.next_item() == "still"
     assert collect(str(temporary), APACHE).processes
@@ -234,14 +239,14 @@ def test_a_process_without_descriptors_sends_callers_away(bridge: Bridge, tempor
 
 def test_a_frozen_bridge_answers_no_more(temporary: Path) -> None:
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE)
+    bridge.answer_for(CHILD, APACHE, LOG)
     bridge.start()
     peers = Peers(bridge)
     assert peers.next_item() is not None
     assert bridge.freeze()
     assert list(temporary.iterdir()) == []
     loop = bridge.thaw()
-    reporter = Reporter(loop, "custodian", APACHE)
+    reporter = Reporter(loop, "custodian", APACHE, LOG)
     taken: list[Status] = []
     asked = threading.Thread(target=lambda: taken.append(collect(str(temporary), APACHE)))
     asked.start()
@@ -259,7 +264,7 @@ def test_the_directory_of_somebody_else_is_an_error_with_its_name(temporary: Pat
     temporary.symlink_to(temporary.parent)
     bridge = Bridge()
     with pytest.raises(PermissionError) as refused:
-        bridge.answer_for(CHILD, APACHE)
+        bridge.answer_for(CHILD, APACHE, LOG)
     assert str(temporary) in report.not_in_the_status(refused.value)
     bridge.start()
     bridge.stop()
@@ -272,7 +277,7 @@ def test_paths_may_be_longer_than_an_address(
     deep.mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE)
+    bridge.answer_for(CHILD, APACHE, LOG)
     bridge.start()
     (process,) = collect(str(deep / temporary.name), APACHE).processes
     assert process.pid == os.getpid()
@@ -363,7 +368,7 @@ if (
     sys.exit("no namespaces here")
 tempfile.tempdir = "/tmp"
 bridge = Bridge()
-bridge.answer_for("child", os.getpid())
+bridge.answer_for("child", os.getpid(), None)
 bridge.start()
 print("ready", flush=True)
 sys.stdin.read()
@@ -391,3 +396,19 @@ def test_processes_with_a_tmp_of_their_own_are_reached() -> None:
             assert process.pid == child.pid
         finally:
             child.stdin.close()
+
+
+def test_one_that_cannot_be_watched_leaves_no_file(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    loop = Loop()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "watch", refuse)
+        with pytest.raises(OSError) as refused:
+            Reporter(loop, CHILD, APACHE, LOG)
+    assert refused.value.filename == str(temporary)
+    assert list(temporary.iterdir()) == []
+    loop.close()

@@ -17,6 +17,8 @@ from apachews.snapshot import CHILD, Status
 from apachews_handler import rundir, status
 from apachews_handler.bridge import Bridge
 
+from .test_bridge import Lines
+
 Answer = tuple[str, dict[str, str], bytes]
 
 
@@ -58,7 +60,7 @@ def ask(query: str = "", method: str = "GET") -> Answer:
 def bridge(temporary: Path) -> Iterator[Bridge]:
     bridge = Bridge()
     # The page is asked in a child of Apache: its parent is Apache.
-    bridge.answer_for(CHILD, os.getppid())
+    bridge.answer_for(CHILD, os.getppid(), Lines())
     bridge.start()
     yield bridge
     bridge.stop()
