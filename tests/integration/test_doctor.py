@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -434,7 +436,10 @@ def test_a_file_that_was_changed_and_not_read(
     short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with seeded_apache(short_path, Seed("reload", "warning", "", None)) as apache:
-        (short_path / "conf.d" / "extra.conf").write_text(IN_DOCROOT % "Options None")
+        file = short_path / "conf.d" / "extra.conf"
+        file.write_text(IN_DOCROOT % "Options None")
+        later = time.time() + 60  # than any child that httpd may start meanwhile
+        os.utime(file, (later, later))
         status, findings = doctor(capsys, apache, url(apache))
         # The files are wrong already, and clients do not notice yet.
         assert (status, [one["id"] for one in findings]) == (1, ["reload", "follow-symlinks"])

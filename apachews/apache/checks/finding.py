@@ -45,7 +45,7 @@ CHECKS: Final[dict[str, str]] = {
     "add-handler": ".ws files belong to the handler",
     "follow-symlinks": "httpd may serve a socket file",
     "access": "the directory is open to clients",
-    "proxy": "no proxy takes the WebSockets away",
+    "proxy": "no proxy and no rewriting takes the WebSockets elsewhere",
     "settings": "the settings are ones that exist",
     "running": "httpd runs",
     "reload": "the running httpd has read the files as they are",
@@ -91,8 +91,8 @@ class Finding:
         assert self.id in CHECKS, self.id
 
     def as_dict(self) -> dict[str, str]:
-        """Return it for ``--json``."""
-        return asdict(self) | {"level": self.level.value}
+        """Return it for ``--json``, with what its check is about."""
+        return asdict(self) | {"level": self.level.value, "about": CHECKS[self.id]}
 
 
 def ok(id: str, text: str, where: str = "") -> Finding:
