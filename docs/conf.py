@@ -7,6 +7,7 @@ docstrings.  Nothing is fetched: no intersphinx, no fonts, no external links che
 from __future__ import annotations
 
 import configparser
+import re
 import sys
 from pathlib import Path
 
@@ -58,8 +59,10 @@ html_theme_options = {
 OPTIONAL = ("command-line", "troubleshooting", "examples/*")
 
 
-def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
-    """Take out of the contents what there are no pages of."""
+def adapt(app: Sphinx, name: str, source: list[str]) -> None:
+    """Take out of the contents what there are no pages of; the README is the index here."""
+    index = "../" * name.count("/") + "index.md"
+    source[0] = re.sub(r"\]\((\.\./)+README\.md(#[^)]*)?\)", f"]({index})", source[0])
     if name == "index":
         for page in OPTIONAL:
             if not list(Path(app.srcdir).glob(f"{page}.md")):
@@ -68,4 +71,4 @@ def leave_out_missing(app: Sphinx, name: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Register what stands here."""
-    app.connect("source-read", leave_out_missing)
+    app.connect("source-read", adapt)
