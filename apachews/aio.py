@@ -28,9 +28,8 @@ from . import wire
 from .client import Client, encode_json, encode_message
 from .events import AcceptEvent, Event, PongEvent, decode_json
 from .exceptions import ConnectionClosed, ServerClosed
-from .groups import Group
-from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection
-from .server import DRAIN_TIMEOUT_S, Server, loop_of
+from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection, HandlingServer
+from .server import Server, loop_of
 
 Handler = Callable[["Connection"], Awaitable[object]]
 
@@ -167,7 +166,7 @@ def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
         future.set_result(result)
 
 
-class AsyncServer:
+class AsyncServer(HandlingServer):
     """What ``serve`` gives: a server in the running event loop.
 
     Without a handler, ``async for event in server`` gives the events that
@@ -196,7 +195,6 @@ class AsyncServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dispatcher: asyncio.Task[None] | None = None
         self._in_a_row = 0
-        self.server: Server
 
     async def __aenter__(self) -> AsyncServer:
         self.server = Server(self._path, **self._settings)
@@ -226,54 +224,6 @@ class AsyncServer:
             return await self._next_event()
         except ServerClosed:
             raise StopAsyncIteration from None
-
-    @property
-    def path(self) -> str:
-        """The socket file.
-
-        Example:
-            >>> server.path
-            '/var/www/html/ws/chat.ws'
-        """
-        return self.server.path
-
-    def clients(self) -> list[Client]:
-        """Return the clients that are connected; see ``Server.clients``.
-
-        Example:
-            >>> [client.request.user for client in server.clients()]
-            ['ann']
-        """
-        return self.server.clients()
-
-    def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
-        """Send a message to every client, without waiting; see ``Server.broadcast``.
-
-        Example:
-            >>> server.broadcast("lunch is ready")
-            1
-        """
-        return self.server.broadcast(data)
-
-    def group(self, name: str) -> Group:
-        """Return the group of this name; see ``Server.group``.
-
-        Example:
-            >>> server.group("room").add(connection.client)
-            True
-        """
-        return self.server.group(name)
-
-    def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
-        """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
-
-        A handler goes on until it returns, and what it sends until then arrives.
-
-        Example:
-            >>> server.drain(timeout=10)
-            >>> await server.wait_closed()
-        """
-        self.server.drain(timeout)
 
     async def wait_closed(self) -> None:
         """Wait until the server was closed or drained, and all handlers have ended.

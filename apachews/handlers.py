@@ -1,7 +1,7 @@
-"""What the connection of a handler is made of, in asyncio and in a thread alike.
+"""What handlers are served with, in asyncio and in threads alike.
 
-Contract: a base for ``aio.Connection`` and ``threads.Connection``.  It waits for
-nothing; these know how.  Whoever calls ``take_in`` or ``finish`` sees to it that no
+Contract: bases for ``Connection`` and the servers of ``aio`` and ``threads``.  They wait
+for nothing; these know how.  Whoever calls ``take_in`` or ``finish`` sees to it that no
 other thread does at the time.
 """
 
@@ -14,7 +14,9 @@ from . import wire
 from .client import Client, connection_of
 from .events import ConnectionClosedEvent, Event, MessageEvent
 from .exceptions import ConnectionClosed
+from .groups import Group
 from .mailbox import Mailbox
+from .server import DRAIN_TIMEOUT_S, Server
 
 # What may wait for a client before send() waits for it: what the kernel takes at once.
 SEND_HIGH_BYTES: Final = 65536
@@ -118,3 +120,60 @@ class HandledConnection:
     def _ended(self) -> ConnectionClosed:
         """Return what tells the handler that the client is gone."""
         return ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)
+
+
+class HandlingServer:
+    """What is common to servers that have a handler for each connection.
+
+    Attributes:
+        server: the ``apachews.Server`` behind it.
+    """
+
+    server: Server
+
+    @property
+    def path(self) -> str:
+        """The socket file.
+
+        Example:
+            >>> server.path
+            '/var/www/html/ws/chat.ws'
+        """
+        return self.server.path
+
+    def clients(self) -> list[Client]:
+        """Return the clients that are connected; see ``Server.clients``.
+
+        Example:
+            >>> [client.request.user for client in server.clients()]
+            ['ann']
+        """
+        return self.server.clients()
+
+    def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
+        """Send a message to every client, without waiting; see ``Server.broadcast``.
+
+        Example:
+            >>> server.broadcast("lunch is ready")
+            1
+        """
+        return self.server.broadcast(data)
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name; see ``Server.group``.
+
+        Example:
+            >>> server.group("room").add(connection.client)
+            True
+        """
+        return self.server.group(name)
+
+    def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
+        """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
+
+        A handler goes on until it returns, and what it sends until then arrives.
+
+        Example:
+            >>> server.drain(timeout=10)
+        """
+        self.server.drain(timeout)
