@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from ..apache.checks.finding import Finding, Level, error, note, ok, warning
+from ..apache.checks.finding import ALWAYS, Finding, Level, error, note, ok, warning
 from ..apache.checks.handshake import Target, check_url
 from ..apache.checks.machine import (
     UNITS,
@@ -269,9 +269,9 @@ def _supposed(finding: Finding) -> Finding:
     return warning(
         finding.id,
         finding.text,
-        breaks=f"{finding.breaks}, once there is one in this site",
+        breaks=finding.breaks,
         mend=finding.mend,
-        load=finding.load,
+        load="the first WebSocket of this site" if finding.load == ALWAYS else finding.load,
         where=finding.where,
     )
 

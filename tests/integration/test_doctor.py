@@ -161,7 +161,7 @@ SEEDS = {
         "SetEnv APACHEWS_MAX_MESSAGE lots",
     ),
     "unknown-setting": Seed(
-        "settings", "error", "APACHEWS_MAX_MESSAGE", 500, "SetEnv APACHEWS_MAX_MESSAGES 1M"
+        "settings", "error", "SetEnv APACHEWS_MAX_MESSAGE,", 500, "SetEnv APACHEWS_MAX_MESSAGES 1M"
     ),
     "http-2": Seed(
         "http2",
@@ -270,6 +270,7 @@ def test_a_seeded_misconfiguration_is_found_with_its_mend(
         assert found["level"] == seed.level
         assert seed.mend in found["mend"]
         assert found["breaks"]
+        assert found["load"]
         if seed.status:
             assert handshake is not None
             assert f": {seed.status}: " in handshake["text"]

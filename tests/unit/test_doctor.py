@@ -15,7 +15,7 @@ import pytest
 
 from apachews.apache.checks import machine
 from apachews.apache.checks.finding import CHECKS, Finding, Level, error, note, ok, warning
-from apachews.apache.checks.handshake import ANSWERS, Answer, Target, check_url, explain
+from apachews.apache.checks.handshake import ANSWERS, LOGGED, Answer, Target, check_url, explain
 from apachews.apache.checks.machine import (
     check_confinement,
     check_logrotate,
@@ -458,6 +458,16 @@ def test_answers_are_explained(status: int, body: str, says: str, mend: str) -> 
     assert mend in found.mend
 
 
+@pytest.mark.parametrize("logged", LOGGED)
+def test_what_was_logged_is_known_better_than_the_status(logged: str) -> None:
+    found = explain(TARGET, Answer(403, {}, "<html>"), None, f"{logged}: and more" + "x" * 400)
+    meaning, mend = LOGGED[logged]
+    assert meaning in found.text
+    assert found.text.endswith("x…")
+    assert found.mend == mend
+    assert logged in TROUBLESHOOTING.read_text()
+
+
 def test_a_redirect_leads_to_a_url_for_websockets() -> None:
     answer = Answer(301, {"location": "https://b.example/x.ws"}, "")
     found = explain(TARGET, answer, None)
@@ -560,7 +570,8 @@ def test_the_report_is_a_table() -> None:
     assert lines[0] == "ok       syntax      it is good"
     assert lines[2] == "warning  running     it does not run"
     assert lines[3] == "                     breaks: all"
-    assert lines[6:10] == [
+    assert lines[4] == "                     load:   always"
+    assert lines[7:11] == [
         "                     at:     /c:1",
         "                     breaks: b",
         "                     load:   l",

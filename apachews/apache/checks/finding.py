@@ -23,6 +23,8 @@ class Level(str, Enum):
     ERROR = "error"
 
 
+ALWAYS: Final = "always"
+
 # Name of a check -> what it is about.
 CHECKS: Final[dict[str, str]] = {
     "httpd": "httpd is there, and says what it is",
@@ -74,7 +76,7 @@ class Finding:
         level: how bad it is.
         text: what is wrong; or right.
         breaks: what does not work, because of it.
-        load: from which load on; "" for always.
+        load: from which load on, or at which moments; "" where nothing is wrong.
         mend: the line or the command that mends it.
         where: file and line; "" for nowhere.
     """
@@ -106,14 +108,14 @@ def note(id: str, text: str, where: str = "") -> Finding:
 
 
 def warning(
-    id: str, text: str, *, breaks: str, mend: str, load: str = "", where: str = ""
+    id: str, text: str, *, breaks: str, mend: str, load: str = ALWAYS, where: str = ""
 ) -> Finding:
     """Return a finding of something that works, but not as it should."""
     return Finding(id, Level.WARNING, text, breaks, load, mend, where)
 
 
 def error(
-    id: str, text: str, *, breaks: str, mend: str, load: str = "", where: str = ""
+    id: str, text: str, *, breaks: str, mend: str, load: str = ALWAYS, where: str = ""
 ) -> Finding:
     """Return a finding of something because of which WebSockets do not work."""
     return Finding(id, Level.ERROR, text, breaks, load, mend, where)

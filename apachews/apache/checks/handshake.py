@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from ...exceptions import ApachewsError, WireError
 from ...wire import decode_header
-from .finding import Finding, Level, error, ok, warning
+from .finding import ALWAYS, Finding, Level, error, ok, warning
 
 # RFC 6455 1.3.
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -37,6 +37,8 @@ MAX_HEAD_BYTES: Final = 65536
 MAX_BODY_BYTES: Final = 16384
 # The end of the error log that is looked at.
 LOG_TAIL_BYTES: Final = 256 * 1024
+# What is quoted of it, in characters.
+MAX_LOGGED: Final = 300
 ECHO: Final = "apachews doctor"
 
 # (status, a piece of the handler's own body, "" for httpd's or somebody else's) ->
@@ -143,6 +145,45 @@ ANSWERS: Final[list[tuple[int, str, str, str]]] = [
     ),
     (504, "", "a proxy answers here, and has waited in vain", "no ProxyPass for this path"),
 ]
+# What httpd and mod_wsgi log of a connection -> the same; better known than by a status.
+LOGGED: Final[dict[str, tuple[str, str]]] = {
+    "AH00038": (
+        "the directory's Options lack FollowSymLinks",
+        "Options +FollowSymLinks, for the directory",
+    ),
+    "AH00132": (
+        "httpd takes the socket for a file: nothing gives it to the handler",
+        "AddHandler websocket .ws",
+    ),
+    "AH00957": (
+        "a proxy answers here, and does not reach what is behind it",
+        "in front of its rule: ProxyPass with this path and !, or RewriteRule \\.ws$ - [END]",
+    ),
+    "AH01114": (
+        "a proxy answers here, and does not reach what is behind it",
+        "in front of its rule: ProxyPass with this path and !, or RewriteRule \\.ws$ - [END]",
+    ),
+    "AH01630": (
+        "Require keeps this client out",
+        "Require all granted, or whoever may, for the directory",
+    ),
+    "Embedded mode of mod_wsgi disabled": (
+        "mod_wsgi may run nothing in Apache's children",
+        "WSGIRestrictEmbedded Off",
+    ),
+    "ModuleNotFoundError": (
+        "the handler's packages are not where mod_wsgi's Python looks",
+        "WSGIPythonHome with the environment that has them; apachews config prints the line",
+    ),
+    "Target WSGI script not found": (
+        "the handler's file is not there, or Apache's user cannot read it",
+        "Define APACHEWS_HANDLER with its directory; apachews config prints the line",
+    ),
+    "Unable to connect to WSGI daemon": (
+        "mod_wsgi looks for a daemon process, and the handler works in none",
+        "process-group=%{GLOBAL} in WSGIHandlerScript",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -366,7 +407,8 @@ def explain(target: Target, answer: Answer, origin: str | None, logged: str = ""
         origin: the one that was asked for, or None.
         logged: what the error log says, or "".
     """
-    says = f"; the error log says: {logged}" if logged else ""
+    shown = logged if len(logged) <= MAX_LOGGED else f"{logged[:MAX_LOGGED]}…"
+    says = f"; the error log says: {shown}" if logged else ""
     if 300 <= answer.status < 400:
         location = answer.headers.get("location", "")
         there = re.sub(r"^http", "ws", location)
@@ -384,6 +426,9 @@ def explain(target: Target, answer: Answer, origin: str | None, logged: str = ""
         ),
         ("an answer that the handler never gives", "what the error log says"),
     )
+    meaning, mend = next(
+        (known for piece, known in LOGGED.items() if piece in logged), (meaning, mend)
+    )
     # A page of another origin that is refused is what was to be found out.
     is_wanted = answer.status == 403 and origin is not None and "origin" in answer.body
     return Finding(
@@ -391,6 +436,7 @@ def explain(target: Target, answer: Answer, origin: str | None, logged: str = ""
         Level.WARNING if is_wanted or answer.status == 401 else Level.ERROR,
         f"{target.url}: {answer.status}: {meaning}{says}",
         breaks="no WebSocket" + (f" for pages of {origin}" if is_wanted else ""),
+        load=ALWAYS,
         mend=mend,
     )
 

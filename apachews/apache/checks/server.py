@@ -7,10 +7,12 @@ Apache's user where that can be, to see what it can import.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
 import pwd
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,7 +201,8 @@ def _check_restart_support(
         yield warning(
             "restart-support",
             f"older than {' and '.join(lacks)}",
-            breaks="a reload of Apache closes all WebSockets with 1001",
+            breaks="all WebSockets are closed with 1001",
+            load="every reload of Apache; logrotate does one daily",
             mend=f"upgrade to {' and '.join(lacks)}",
         )
     else:
@@ -267,7 +270,8 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
     yield warning(
         "import-script",
         "no WSGIImportScript for the handler",
-        breaks="a reload of Apache closes all WebSockets with 1001",
+        breaks="all WebSockets are closed with 1001",
+        load="every reload of Apache; logrotate does one daily",
         mend=f"WSGIImportScript {script} process-group={GLOBAL} application-group={GLOBAL}",
     )
 
@@ -397,14 +401,21 @@ def _check_packages(
                 "settings",
                 f"SetEnv {setting} {value!r} is not allowed",
                 breaks=EVERY + " where it applies",
-                mend=f"SetEnv {setting} with {allowed}"
-                if not allowed.startswith("one of the names")
-                else f"remove it, or use {allowed}",
+                mend=_mend_setting(setting, allowed),
                 where=directive.where,
             )
     if settings and not bad:
         names = ", ".join(dict.fromkeys(name for _, name, _ in settings))
         yield ok("settings", f"allowed, all of them: {names}")
+
+
+def _mend_setting(name: str, allowed: str) -> str:
+    if not allowed.startswith("one of the names"):
+        return f"SetEnv {name} with {allowed}"
+    # The names that there are follow.
+    like = difflib.get_close_matches(name, re.findall(r"APACHEWS_\w+", allowed), 1)
+    meant = f"SetEnv {like[0]}, if that is meant; else " if like else ""
+    return f"{meant}remove it (docs/configuration.md has all names)"
 
 
 def _run_as(
