@@ -11,14 +11,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from apachews import Event, publish
+from apachews.apache import private_apache
 
 from ..conftest import wait_for
-from ..site import Site, echo, running_site
+from ..site import IS_ROOT, Site, echo, running_site
 from ..terminal import COLUMNS, in_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +194,26 @@ def test_a_login(site: Site) -> None:
             assert terminal.wait() == 0
             assert "s3cret" not in "".join(terminal.screen.rows)
     assert seen == ["ann", "ann"]
+
+
+def test_a_producer_and_a_client_in_two_terminals(site: Site) -> None:
+    path = str(site.docroot / "hand.ws")
+    access = ("--group", private_apache.APACHE_USER) if IS_ROOT else ("--mode", "660")
+    with in_terminal("-m", "apachews", "listen", path, *access) as producer, ExitStack() as stack:
+        producer.wait_for_row("^listening on")
+        client = stack.enter_context(in_terminal(*CONNECT, site.ws("/hand.ws?a=b")))
+        name = producer.wait_for_row(r"^\+ (\w{8})  127\.0\.0\.1:\d+  /hand\.ws\?a=b$")[1]
+        client.type("hello\r")
+        producer.wait_for_row(f"^< {name}  hello$")
+        producer.type(f"/to {name} hello yourself\r")
+        client.wait_for_row("^< hello yourself$")
+        producer.type(f"/ping {name}\r")
+        producer.wait_for_row(f"^~ {name}  answered after")
+        client.type("\x04")
+        assert client.wait() == 0
+        producer.wait_for_row(rf"^- {name}  1000 \(normal\)$")
+        producer.type("\x04")
+        assert producer.wait() == 0
 
 
 def test_refusals_say_what_to_look_at(site: Site) -> None:
