@@ -361,14 +361,17 @@ def test_all_see_the_same_samples(stage: Stage) -> None:
         ):
             for client in (one, other):
                 assert receive(client)["every_s"] == 1
-            samples = [receive(one) for _ in range(3)]
-            others = [receive(other) for _ in range(3)]
-            assert [sample for sample in samples if sample in others][-2:] == samples[-2:]
+            samples = [receive(other) for _ in range(3)]
+            # The one was there before, and has seen others perhaps; these as well.
+            seen = [receive(one)]
+            while seen[-1] != samples[-1]:
+                seen.append(receive(one))
+            assert seen[-3:] == samples
         with stage.connect("/dashboard/dashboard.ws") as later:
             history = receive(later)["samples"]
             assert [sample for sample in history if sample in samples] == samples
     for before, after in itertools.pairwise(samples):
-        assert 0.5 < after["at"] - before["at"] < 3
+        assert 0 < after["at"] - before["at"] < DEADLINE_S
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for sample in samples:
         assert all(0 <= share <= 100 for share in sample["cpu"].values())
@@ -591,7 +594,7 @@ def test_flasks_session_lets_in(is_embedded: bool) -> None:
 def test_a_login_ends_and_its_websocket_with_it(stage: Stage) -> None:
     from examples.login.producer import SESSION_S
 
-    cookie = signed(secret_of(stage), {"user": "ann"}, age_s=SESSION_S - 5)
+    cookie = signed(secret_of(stage), {"user": "ann"}, age_s=SESSION_S - 8)
     with (
         stage.producer("login/session.ws"),
         stage.connect("/login/session.ws", cookie=cookie) as ann,
