@@ -154,8 +154,9 @@ def test_echo(stage: Stage) -> None:
             assert client.recv(DEADLINE_S) == message
     for page in ("echo/", "echo/echo.js", "common/socket.js", "common/style.css"):
         assert requests.get(stage.site.http(f"/{page}"), timeout=5).ok
-    # Pages are for browsers; programs are not.
-    assert requests.get(stage.site.http("/chat/producer.py"), timeout=5).status_code == 404
+    # Pages are for browsers; programs and configuration are not.
+    files = {path.suffix for path in stage.site.docroot.rglob("*") if path.is_file()}
+    assert files == {".html", ".css", ".js"}
 
 
 # Chat.
