@@ -158,11 +158,13 @@ def run(arguments: argparse.Namespace) -> int:
         with tidy_at_sigterm(), Console() as console:
             session = _Session(client, console, arguments)
             session.begin(took_s)
-            try:
-                return session.run()
-            except KeyboardInterrupt:
-                session.break_off()
-                raise
+            return session.run()
+    except KeyboardInterrupt:
+        # Goodbye, without waiting for the answer.
+        client.close(1001)
+        for _ in client.progress_nowait():
+            pass
+        raise
     finally:
         client.abort()
 
@@ -228,12 +230,6 @@ class _Session:
                     self._end_input()
             if (status := self._watch_time()) is not None:
                 return status
-
-    def break_off(self) -> None:
-        """Say goodbye without waiting: the user is in a hurry."""
-        self._client.close(1001)
-        for _ in self._client.progress_nowait():
-            pass
 
     # What comes
 

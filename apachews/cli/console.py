@@ -70,12 +70,16 @@ class Console:
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Console:
-        if self.is_interactive:
-            self._modes = termios.tcgetattr(self.fileno())
-            for number in (signal.SIGCONT, signal.SIGWINCH):
-                self._handlers[number] = signal.signal(number, self._redraw)
-            self._enter_cbreak()
-            self._draw()
+        try:
+            if self.is_interactive:
+                self._modes = termios.tcgetattr(self.fileno())
+                for number in (signal.SIGCONT, signal.SIGWINCH):
+                    self._handlers[number] = signal.signal(number, self._redraw)
+                self._enter_cbreak()
+                self._draw()
+        except BaseException:  # Ctrl-C: there will be no __exit__
+            self._restore()
+            raise
         return self
 
     def __exit__(
@@ -84,6 +88,9 @@ class Console:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._modes is not None:

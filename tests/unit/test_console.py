@@ -1,0 +1,53 @@
+"""Standard input and output of a command; the rest is tried through the commands."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from apachews.cli.console import Console
+
+
+@contextmanager
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Have standard input and output be a terminal; give its descriptor.
+
+    No fixture: pytest changes both between a fixture and its test.
+    """
+    parent, child = pty.openpty()
+    with (
+        open(child, closefd=False) as stdin,
+        open(child, "w", closefd=False) as stdout,
+        monkeypatch.context() as patch,
+    ):
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stdin", stdin)
+        patch.setattr(sys, "stdout", stdout)
+        yield child
+    os.close(parent)
+    os.close(child)
+
+
+def test_ctrl_c_at_the_very_start_leaves_the_terminal_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with on_terminal(monkeypatch) as terminal:
+
+        def interrupt(console: Console) -> None:
+            assert termios.tcgetattr(terminal) != modes  # it has begun
+            raise KeyboardInterrupt
+
+        modes = termios.tcgetattr(terminal)
+        handler = signal.getsignal(signal.SIGWINCH)
+        monkeypatch.setattr(Console, "_draw", interrupt)
+        with pytest.raises(KeyboardInterrupt), Console():
+            raise AssertionError("not reached")
+        assert termios.tcgetattr(terminal) == modes
+        assert signal.getsignal(signal.SIGWINCH) == handler
