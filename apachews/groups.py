@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .client import Client, encode_message
+from .client import Client, encode_json, encode_message
 
 
 class Delivery(NamedTuple):
@@ -114,7 +114,24 @@ class Group:
             >>> room.broadcast(event.read(), without=event.client())
             Delivery(reached=0, skipped=0)
         """
-        frame = encode_message(data)
+        return self._broadcast_frame(encode_message(data), without)
+
+    def broadcast_json(self, value: Any, without: Client | Iterable[Client] = ()) -> Delivery:
+        """Send a value to every member as a JSON text; see ``broadcast``.
+
+        Raises:
+            TypeError, ValueError: as ``Client.send_json``.
+
+        Example:
+            >>> room = server.group("room")
+            >>> room.add(client)
+            True
+            >>> room.broadcast_json({"count": len(room)})
+            Delivery(reached=1, skipped=0)
+        """
+        return self._broadcast_frame(encode_json(value), without)
+
+    def _broadcast_frame(self, frame: bytes, without: Client | Iterable[Client]) -> Delivery:
         left_out = {without} if isinstance(without, Client) else set(without)
         with self._lock:
             members = [client for client in self._members if client not in left_out]

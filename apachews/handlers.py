@@ -8,7 +8,7 @@ other thread does at the time.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from . import wire
 from .client import Client, connection_of
@@ -158,6 +158,15 @@ class HandlingServer:
             1
         """
         return self.server.broadcast(data)
+
+    def broadcast_json(self, value: Any) -> int:
+        """Send a value to every client as a JSON text; see ``Server.broadcast_json``.
+
+        Example:
+            >>> server.broadcast_json({"menu": ["soup", "fish"]})
+            1
+        """
+        return self.server.broadcast_json(value)
 
     def group(self, name: str) -> Group:
         """Return the group of this name; see ``Server.group``.

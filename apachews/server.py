@@ -13,9 +13,9 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Final, overload
+from typing import Any, Final, overload
 
-from .client import Client, encode_message
+from .client import Client, encode_json, encode_message
 from .connection import SENDING, State
 from .events import Event
 from .exceptions import ServerClosed
@@ -130,6 +130,10 @@ class Server:
     def clients(self) -> list[Client]:
         """Return the clients that are connected, accepted and not being closed.
 
+        Also those whose Accept waits to be dequeued: a broadcast may reach them before
+        the program's greeting does, and their ``state`` is None.  Those whom the program
+        has met are what a group of its own is for.
+
         Example:
             >>> [client.request.remote[0] for client in server.clients()]
             ['203.0.113.7']
@@ -230,7 +234,21 @@ class Server:
             >>> server.broadcast("lunch is ready")
             1
         """
-        frame = encode_message(data)
+        return self._broadcast_frame(encode_message(data))
+
+    def broadcast_json(self, value: Any) -> int:
+        """Send a value to every client as a JSON text; see ``broadcast``.
+
+        Raises:
+            TypeError, ValueError: as ``Client.send_json``.
+
+        Example:
+            >>> server.broadcast_json({"menu": ["soup", "fish"]})
+            1
+        """
+        return self._broadcast_frame(encode_json(value))
+
+    def _broadcast_frame(self, frame: bytes) -> int:
         with self._loop.lock:
             return self._loop.broadcast(frame)
 

@@ -16,7 +16,8 @@ DESCRIPTION: Final = """\
 Send a message to the clients of the producer that listens on PATH.
 
 The producer needs no code for that: its library sends it on.  Who may is who may
-write to the socket file.  Without --message, standard input is the message."""
+write to the socket file.  Without --message, standard input is the message; where that
+is empty, nothing is sent."""
 
 EXAMPLES: Final = """\
 examples:
@@ -49,10 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Send the message; say whom it reached."""
+    message = _message(arguments)
+    if not message and arguments.message is None:
+        print("nothing to send: standard input is empty", file=sys.stderr)
+        return 0
     try:
-        delivery = publish(
-            arguments.path, _message(arguments), arguments.group, timeout=arguments.timeout
-        )
+        delivery = publish(arguments.path, message, arguments.group, timeout=arguments.timeout)
     except TimeoutError:
         raise CommandError(
             f"{arguments.path}: the producer has not answered within {arguments.timeout:g} s;"

@@ -15,7 +15,6 @@ is forgotten: keep it elsewhere to keep it.)
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
 import time
@@ -47,7 +46,7 @@ class Room:
 
     def tell(self, value: object) -> None:
         """Send a value to everybody in the room; waits for nobody."""
-        self.people.broadcast(json.dumps(value))
+        self.people.broadcast_json(value)
 
     def people_changed(self) -> None:
         """Tell everybody who is here, soon."""

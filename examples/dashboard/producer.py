@@ -11,7 +11,6 @@ All clients see the same samples: they are taken, and made text of, once, howeve
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import deque
@@ -44,7 +43,7 @@ def main(path: str) -> None:
             due_at = max(due_at + EVERY_S, time.monotonic())
             if sample := sampler.take():
                 history.append(sample)
-                watchers.broadcast(json.dumps(sample))
+                watchers.broadcast_json(sample)
 
 
 class Sampler:

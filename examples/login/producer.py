@@ -13,7 +13,6 @@ A client receives ``{"you": "ann", "here": ["ann", "bob"]}`` when somebody comes
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -94,7 +93,7 @@ def take(event: Event, members: Group, identify: Identify) -> None:
         tell_who_is_here(members)
     elif event.type() is Event.IO:
         said = {"from": client.state[0], "text": str(event.read())[:MAX_TEXT]}
-        members.broadcast(json.dumps(said))
+        members.broadcast_json(said)
 
 
 def tell_who_is_here(members: Group) -> None:

@@ -123,6 +123,14 @@ def test_publish_sends_standard_input(
         assert wait_for(bridge.read_available) == [message]
 
 
+def test_publish_sends_nothing_where_there_is_nothing(
+    type_in: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    type_in(b"")
+    assert main(["publish", "absent.ws"]) == 0
+    assert capsys.readouterr() == ("", "nothing to send: standard input is empty\n")
+
+
 def test_publish_tells_what_is_no_text(
     type_in: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

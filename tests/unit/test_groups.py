@@ -127,3 +127,19 @@ def test_a_client_that_has_moved_is_in_no_group(server: Server, connect: Connect
     assert room.broadcast("a last word") == (1, 0)
     assert list(server) == []
     assert len(room) == 0
+
+
+def test_values_are_sent_as_json(server: Server, connect: Connect) -> None:
+    bridge, client = connect()
+    room = server.group("room")
+    room.add(client)
+    assert room.broadcast_json({"grüße": 1}) == (1, 0)
+    assert room.broadcast_json([], without=client) == (0, 0)
+    assert server.broadcast_json(None) == 1
+    assert bridge.read_available() == ['{"grüße":1}', "null"]
+    for broadcast in (room.broadcast_json, server.broadcast_json):
+        with pytest.raises(TypeError):
+            broadcast({1, 2})
+        with pytest.raises(ValueError):
+            broadcast(float("inf"))
+    assert bridge.read_available() == []
