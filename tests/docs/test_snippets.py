@@ -54,6 +54,7 @@ LANGUAGES = {
     "c",
     "",
     "console",
+    "yaml",
 }
 # A fragment of a program that has these.
 PRELUDE = """\
@@ -108,6 +109,12 @@ def test_there_is_nothing_that_no_test_looks_at() -> None:
         if block.language not in LANGUAGES and not block.language.startswith("{")
     ]
     assert not strange
+
+
+@in_language("yaml")
+def test_yaml_is_for_other_programs(block: Block) -> None:
+    skip_if_marked(block)
+    pytest.fail(f"{block.name}: nothing here reads YAML; mark it, and say whom it is for")
 
 
 @in_language("sh")
