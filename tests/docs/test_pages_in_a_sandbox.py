@@ -44,9 +44,13 @@ def why_not() -> str:
         return "Debian's package apache2 is not here: deploy/test unpacks it"
     if not Path("/usr/lib/python3.11").exists():
         return "the pages are about Debian 12, which has Python 3.11"
-    probe = subprocess.run(
-        [*NAMESPACES, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    # As sandbox.py does: not every file system can lie below an overlay, nor on top of one.
+    overlay = "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work"
+    script = (
+        "mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work"
+        f" && mount -t overlay none -o {overlay} /etc"
     )
+    probe = subprocess.run([*NAMESPACES, "sh", "-c", script], capture_output=True, check=False)
     return f"no namespaces here: {probe.stderr.decode().strip()}" if probe.returncode else ""
 
 
