@@ -75,7 +75,7 @@ def prepare() -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         "STAND_IN_APACHE": os.environ.get("APACHEWS_DEBIAN_APACHE", ""),
         "STAND_IN_PACKAGES": ":".join(packages),
-        "STAND_IN_SYSTEMD": str(ROOT / "deploy" / "systemd"),
+        "STAND_IN_DEPLOY": str(ROOT / "deploy"),
     }
 
 

@@ -79,8 +79,9 @@ def install(home: Path) -> None:
         f"#!{home}/bin/python\nimport sys\nfrom apachews.cli import main\nsys.exit(main())\n"
     )
     program.chmod(0o755)
-    units = home / "share" / "apachews" / "systemd"
-    shutil.copytree(os.environ["STAND_IN_SYSTEMD"], units, dirs_exist_ok=True)
+    for name in ("systemd", "logrotate"):
+        source = Path(os.environ["STAND_IN_DEPLOY"], name)
+        shutil.copytree(source, home / "share" / "apachews" / name, dirs_exist_ok=True)
 
 
 def systemctl(arguments: Sequence[str]) -> None:
