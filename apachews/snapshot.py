@@ -169,6 +169,11 @@ class RoundTrips:
         return RoundTrips(list(self.counts), self.sum_s)
 
 
+def _fields(value: Any) -> dict[str, Any]:
+    """Return what is in one of these, as it is: ``dataclasses.asdict`` copies all of it."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProcessStatus:
     """One process.
@@ -214,7 +219,7 @@ class ProcessStatus:
             for field in dataclasses.fields(self)
             if field.name != "connections"
         }
-        text = json.dumps(rest, default=dataclasses.asdict)
+        text = json.dumps(rest, default=_fields)
         return f'{text[:-1]}, "connections": [{", ".join(connections)}]}}'.encode()
 
     @classmethod

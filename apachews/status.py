@@ -72,7 +72,11 @@ def fitting_path(directory: str, name: str) -> Iterator[str]:
 
 
 def collect(
-    directory: str, apache: int, timeout_s: float = TIMEOUT_S, listed: int = MAX_LISTED
+    directory: str,
+    apache: int,
+    timeout_s: float = TIMEOUT_S,
+    listed: int = MAX_LISTED,
+    owner: int | None = None,
 ) -> Status:
     """Ask all processes of an Apache.
 
@@ -82,22 +86,21 @@ def collect(
         apache: process id of its parent, as its processes see it.
         timeout_s: for all of them together.
         listed: connections of each that are described, at most.
+        owner: user id of that user; None: who asks.
 
     Raises:
-        OSError: the directory may not be read.
+        OSError: the directory may not be read, or is another user's.
     """
     deadline = time.monotonic() + timeout_s
+    _require_owner(directory, os.geteuid() if owner is None else owner)
+    asked: list[_Asked] = []
     try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        names = []
-    asked = []
-    for name in names:
-        match = _NAME.fullmatch(name)
-        if match and int(match[1]) == apache:
-            asked.append(_Asked(directory, name, int(match[2]), listed))
-    try:
-        _wait_for(asked, deadline)
+        while new := _not_asked(directory, apache, listed, asked):
+            asked += new
+            _wait_for(new, deadline)
+            # One that has just gone may have become a custodian, with a socket of its own.
+            if not any(one.is_gone for one in new):
+                break
     finally:
         for one in asked:
             one.close()
@@ -107,6 +110,34 @@ def collect(
         processes=in_order(one.status for one in asked if one.status),
         silent=tuple(sorted(one.pid for one in asked if not one.status and not one.is_gone)),
     )
+
+
+def _require_owner(directory: str, owner: int) -> None:
+    """Check whose the directory is: it lies where anybody could have made it.
+
+    Raises:
+        OSError: it is another user's, or something else.
+    """
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
+        return
+    if status.st_uid != owner or not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EPERM, "it belongs to another user", directory)
+
+
+def _not_asked(directory: str, apache: int, listed: int, asked: list[_Asked]) -> list[_Asked]:
+    """Return the processes that have a socket now, but for those that were asked."""
+    known = {one.pid for one in asked}
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return [
+        _Asked(directory, match[0], int(match[2]), listed)
+        for match in map(_NAME.fullmatch, names)
+        if match and int(match[1]) == apache and int(match[2]) not in known
+    ]
 
 
 def _wait_for(asked: list[_Asked], deadline: float) -> None:
@@ -235,12 +266,12 @@ class RunningApache:
         pid: of its parent.
         inner_pid: the same, as it sees itself: another one in a container.
         directories: where its processes may have their run directory, as seen from
-            here, the likeliest first.
+            here, the likeliest first; and the user whose it must be.
     """
 
     pid: int
     inner_pid: int
-    directories: tuple[str, ...]
+    directories: tuple[tuple[str, int], ...]
 
     def collect(self, timeout_s: float = TIMEOUT_S) -> Status:
         """Ask its processes.
@@ -250,9 +281,9 @@ class RunningApache:
                 processes they are.
         """
         refused: OSError | None = None
-        for directory in self.directories:
+        for directory, owner in self.directories:
             try:
-                status = collect(directory, self.inner_pid, timeout_s)
+                status = collect(directory, self.inner_pid, timeout_s, owner=owner)
             except NotADirectoryError:
                 continue
             except OSError as error:
@@ -293,7 +324,9 @@ def _describe(pid: int, fields: dict[str, str], children: list[dict[str, str]]) 
     # A service with PrivateTmp, or in a container, has another /tmp than we.
     for root in (f"/proc/{pid}/root", ""):
         for temporary in _temporary_directories(pid):
-            directories += [f"{root}{temporary}/apachews-{user}" for user in sorted(users)]
+            directories += [
+                (f"{root}{temporary}/apachews-{user}", int(user)) for user in sorted(users)
+            ]
     inner = fields.get("NSpid", str(pid)).split()[-1]
     return RunningApache(pid, int(inner), tuple(directories))
 

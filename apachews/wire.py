@@ -345,7 +345,7 @@ class Open:
                 remote=_address(document["remote"]),
                 local=_address(document["local"]),
                 scheme=require_text(document["scheme"]),
-                tls=_tls(document["tls"]),
+                tls=_tls(document.get("tls")),
                 user=optional_text(document["user"]),
                 vhost=require_text(document["vhost"]),
                 offered=tuple(require_text(name) for name in subprotocols["offered"]),

@@ -266,7 +266,7 @@ _PLAIN: Final[dict[str, _Early | _Late]] = {
 
 _EXTENSIONS: Final[dict[str, _Early | _Late]] = {
     "code": _PLAIN["s"],
-    # The only text here that is not bytes, one a character.
+    # Text here, and not bytes, one a character, as what WSGI has.
     "reason": _Late(lambda ending: ending.reason.encode().decode("latin-1")),
     "by": _Late(lambda ending: ending.by),
     "name": _Late(lambda ending: ending.name),
@@ -280,7 +280,9 @@ _EXTENSIONS: Final[dict[str, _Early | _Late]] = {
     "id": _Early(lambda handshake: handshake.open.id),
     "scheme": _Early(lambda handshake: handshake.open.scheme),
     "subprotocol": _Early(lambda handshake: handshake.subprotocol or ""),
-    "endpoint": _Early(lambda handshake: handshake.endpoint),
+    "endpoint": _Early(
+        lambda handshake: handshake.endpoint.encode(errors="surrogateescape").decode("latin-1")
+    ),
 }
 
 

@@ -84,6 +84,7 @@ class Connection:
         "goodbye",
         "hold_ends_at",
         "is_deaf",
+        "is_finished",
         "is_shut_down",
         "log",
         "name",
@@ -139,6 +140,7 @@ class Connection:
         self.resumed_at = 0.0  # when it was found last
         self.said_before = 0  # ``producer_said``, then
         self.is_deaf = False  # nothing reaches the client any more
+        self.is_finished = False  # it is closed, counted and logged
         self.is_shut_down = False  # nothing more will be sent to it
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)

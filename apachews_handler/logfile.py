@@ -14,11 +14,21 @@ Sources: open(2), O_APPEND and O_NONBLOCK; write(2).
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 from typing import Final, Protocol
 
-_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_FLAGS: Final = (
+    os.O_WRONLY
+    | os.O_APPEND
+    | os.O_CREAT
+    | os.O_CLOEXEC
+    | os.O_NOCTTY
+    | os.O_NONBLOCK
+    # What the setting allows is a name; a link would lead to any file.
+    | os.O_NOFOLLOW
+)
 _MODE: Final = 0o640
 # Files of which the error log has a line that they cannot be written; few, as they come
 # from Apache's configuration.
@@ -36,18 +46,20 @@ def append(path: str, line: bytes, log: Log) -> None:
     """Add a line to a file.
 
     Args:
-        path: absolute.
+        path: absolute; as WSGI has it, a character for each byte.
         line: with its newline.
         log: for what is wrong.
     """
     try:
-        fd = os.open(path, _FLAGS, _MODE)
+        fd = os.open(path.encode("latin-1"), _FLAGS, _MODE)
         try:
             written = os.write(fd, line)
         finally:
             os.close(fd)
     except OSError as error:
-        problem = error.strerror
+        problem = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+    except ValueError as error:  # no bytes, or a NUL among them
+        problem = str(error)
     else:
         problem = "the disk is full" if written < len(line) else ""
     if problem and path not in _broken:
@@ -56,7 +68,7 @@ def append(path: str, line: bytes, log: Log) -> None:
             "error",
             f"APACHEWS_CLOSE_LOG {path} cannot be written: {problem}; closes are missing there"
             f" until it can.  Its directory must be {_user()}'s:"
-            f" install -d -o {_user()} -m 750 {os.path.dirname(path)}",
+            f" install -d -o {_user()} -m 2750 {os.path.dirname(path)}",
         )
     elif not problem and path in _broken:
         _broken.discard(path)

@@ -208,14 +208,14 @@ class Loop:
             self._forget(connection)
 
     def _wait_s(self, max_wait_s: float | None) -> float | None:
+        now = time.monotonic()
+        if now - self._now > LONG_TURN_S:
+            self._note_long_turn(now - self._now)
         if self._pending:
             return 0
         at = min(self._deadlines.next_at(), self._holds.next_at())
         if at == math.inf:
             return max_wait_s
-        now = time.monotonic()
-        if now - self._now > LONG_TURN_S:
-            self._note_long_turn(now - self._now)
         wait_s = max(0.0, at - now)
         return wait_s if max_wait_s is None else min(wait_s, max_wait_s)
 
@@ -489,6 +489,9 @@ class Loop:
     def _finish(self, connection: Connection) -> None:
         self._deadlines.drop(connection)
         connection.close()
+        if connection.is_finished:
+            return  # what came after failed, and the guard tries again
+        connection.is_finished = True
         session = connection.session
         self.tally.end(connection.path, session.traffic(), session.close_code)
         connection.log_close()

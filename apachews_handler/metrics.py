@@ -26,6 +26,9 @@ from apachews.snapshot import (
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+# Those that a site is alerted of: a series that begins at 1 has not increased.
+_NONE_CLOSED: Final = dict.fromkeys(("1000", "1001", "1006", "1009", "1011", "1012", "1013"), 0)
+
 Labels = dict[str, str]
 Sample = tuple[Labels, float]
 
@@ -103,7 +106,7 @@ def _families(status: Status) -> Iterator[tuple[str, str, str, Iterable[Sample]]
         [
             ({**labels, "code": code}, count)
             for labels, endpoint in endpoints
-            for code, count in sorted(endpoint.closes.items())
+            for code, count in sorted({**_NONE_CLOSED, **endpoint.closes}.items())
         ],
     )
     for name, kind, help_, fields in (
@@ -162,6 +165,6 @@ def _labels(labels: Labels) -> str:
 
 
 def _escape(value: str) -> str:
-    # A name of a file may be any bytes; the format is UTF-8.
-    text = value.encode(errors="surrogateescape").decode(errors="replace")
+    # A name of a file may be any bytes; the format is UTF-8, and two files are two series.
+    text = value.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

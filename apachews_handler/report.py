@@ -55,7 +55,8 @@ _BACKLOG: Final = 64
 def not_in_the_status(error: OSError) -> str:
     """Return the line for the log where a ``Reporter`` cannot be made."""
     return (
-        f"process {os.getpid()} is not in the status: {error.filename}: {error.strerror};"
+        f"process {os.getpid()} is not in the status:"
+        f" {error.filename or rundir.NAME}: {error.strerror};"
         " Apache's user must own that directory and be able to write there: remove it if it is"
         " another's, or set TMPDIR for Apache.  WebSockets work without"
     )
@@ -224,7 +225,11 @@ class Reporter:
                 self._socket.accept()[0].close()
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                self.close()  # somebody else took it: better no status than a busy loop
+                # Somebody else took it: better no status than a busy loop.
+                self._log.write(
+                    "warn", f"process {os.getpid()} is not in the status: no descriptor is left"
+                )
+                self.close()
             return
         fd = reader.fileno()
         if len(self._readers) >= MAX_READERS:
@@ -255,16 +260,20 @@ class Reporter:
                 self._send_away()
         except Exception:
             # Whatever is wrong here, no WebSocket is to end of it; who asked has no answer.
-            if not self._has_failed:  # they ask again, and again
-                self._has_failed = True
-                self._log.write("error", f"no status of process {os.getpid()}: {format_exc()}")
+            self._complain(format_exc())
             self._send_away()
+
+    def _complain(self, problem: str) -> None:
+        if not self._has_failed:  # they ask again, and again
+            self._has_failed = True
+            self._log.write("error", f"no status of process {os.getpid()}: {problem}")
 
     def _answer(self, data: bytes) -> None:
         try:
             file = os.memfd_create("apachews-status", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError:
-            return  # no descriptor is left
+        except OSError as error:
+            self._complain(f"memfd_create: {error.strerror}")
+            return
         try:
             os.write(file, data)
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)

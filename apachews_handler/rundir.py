@@ -21,13 +21,19 @@ import tempfile
 import threading
 from typing import Final
 
+# What is said to be wrong where there is no path to say it of.
+NAME: Final = "the directory for temporary files"
 _FILE: Final = re.compile(r"(\d+)\.[a-z0-9.]+")
 _lock = threading.Lock()
 _directory_fd = -1
 
 
 def path() -> str:
-    """Return the directory's path, whether it is there or not."""
+    """Return the directory's path, whether it is there or not.
+
+    Raises:
+        OSError: no directory for temporary files can be used.
+    """
     return os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
 
 

@@ -67,8 +67,8 @@ def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[
         except OSError as error:
             status, kind, body = _failed(
                 environ,
-                f"{error.filename}: {error.strerror}; Apache's user must own that directory:"
-                " remove it if it is another's, or set TMPDIR for Apache",
+                f"{error.filename or rundir.NAME}: {error.strerror}; Apache's user must own that"
+                " directory: remove it if it is another's, or set TMPDIR for Apache",
             )
         except Exception:
             status, kind, body = _failed(environ, f"unexpected: {traceback.format_exc()}")

@@ -14,7 +14,9 @@ from apachews.snapshot import EndpointStatus, RoundTrips
 # Sites that make a socket for each room, or day, are counted together beyond these.
 MAX_ENDPOINTS: Final = 1000
 OTHERS: Final = "(others)"
-# Clients choose their codes, of a thousand and more.
+# Clients choose among the codes of applications, of which there are two thousand
+# (RFC 6455 7.4.2); of the others there are few.
+FIRST_APPLICATION_CODE: Final = 3000
 MAX_CODES: Final = 32
 OTHER_CODES: Final = "other"
 
@@ -47,7 +49,8 @@ class Tally:
         endpoint = self._endpoints[self.name_of(path)]
         add_traffic(endpoint, traffic)
         key = str(code)
-        if key not in endpoint.closes and len(endpoint.closes) >= MAX_CODES:
+        is_bounded = code >= FIRST_APPLICATION_CODE and key not in endpoint.closes
+        if is_bounded and len(endpoint.closes) >= MAX_CODES:
             key = OTHER_CODES
         endpoint.closes[key] = endpoint.closes.get(key, 0) + 1
 

@@ -15,7 +15,6 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from apachews.apache import private_apache
-from apachews.apache.private_apache import DEBIAN_MODULES
 from apachews.snapshot import CHILD, CUSTODIAN, Status
 from apachews.status import find_apaches
 
@@ -27,12 +26,8 @@ from ..site import ROOT, Site, running_site
 from .conftest import MPMS
 
 PAGE = "/websocket-status"
-EXTRA = f"""
-LoadModule authz_host_module {DEBIAN_MODULES}/mod_authz_host.so
-<Location {PAGE}>
-    SetHandler websocket-status
-    Require local
-</Location>
+# (private.conf has the page itself.)
+EXTRA = """
 <Location /private-status>
     SetHandler websocket-status
     Require all denied

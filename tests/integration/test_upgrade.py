@@ -86,6 +86,16 @@ def test_the_producer_knows_the_request(site: Site, scheme: str) -> None:
         assert re.fullmatch(r"[0-9a-f-]{36}", open_.id)
 
 
+@pytest.mark.parametrize("path", ["/gr%C3%BC%C3%9Fe.ws", "/ws/gr%C3%BC%C3%9Fe"])
+def test_a_file_may_have_any_name(event_site: Site, path: str) -> None:
+    with (
+        event_site.producer("grüße.ws", echo),
+        RawClient(event_site.dial("ws")).upgrade(path) as client,
+    ):
+        client.send(masked(0x81, b"hi"))
+        assert client.read_frame() == (0x81, b"hi")
+
+
 def tls_seen_by(client: RawClient) -> TLS | None:
     """Return what OPEN is to say of a client's encryption."""
     if not isinstance(client.socket, ssl.SSLSocket):

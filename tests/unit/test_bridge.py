@@ -569,6 +569,26 @@ def test_an_exception_ends_its_own_connection_only(
     assert good.next_item() == "hi"
 
 
+def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
+    connect: Callable[..., Peers], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = connect(), connect()
+    log_close = Connection.log_close
+
+    def fail(connection: Connection) -> None:
+        if connection is bad.connection:
+            raise RuntimeError("a fault of ours")
+        log_close(connection)
+
+    monkeypatch.setattr(Connection, "log_close", fail)
+    bad.client.sendall(masked(0x88, wire.encode_close(1000, "")))
+    wait_for(lambda: bad.log.lines)
+    assert "a fault of ours" in bad.log.lines[0][1]
+    good.client.sendall(masked(0x81, b"hi"))
+    assert good.next_item() == "hi"
+    assert bridge._loop.tally.endpoints()[""].closes == {"1000": 1}
+
+
 def test_apaches_dummy_is_held_until_apache_is_done(connect: Callable[..., Peers]) -> None:
     peers = connect()
     peers.apache.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")

@@ -119,7 +119,7 @@ def test_where_there_is_no_apache(
 def test_an_apache_without_websockets(
     apaches: list[RunningApache], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    apaches.append(RunningApache(7, 7, ("/nowhere",)))
+    apaches.append(RunningApache(7, 7, (("/nowhere", 33),)))
     assert main(["status"]) == 0
     assert "There was no WebSocket yet." in capsys.readouterr().out
     assert main(["status", "--json"]) == 0
@@ -134,8 +134,8 @@ def test_who_may_not_ask_is_told_who_may(
     def refuse(path: object) -> list[str]:
         raise PermissionError(13, os.strerror(13), path)
 
-    apaches.append(RunningApache(7, 7, ("/proc/7/root/tmp/apachews-33",)))
-    monkeypatch.setattr("apachews.status.os.listdir", refuse)
+    apaches.append(RunningApache(7, 7, (("/proc/7/root/tmp/apachews-33", 33),)))
+    monkeypatch.setattr("apachews.status.os.lstat", refuse)
     assert main(["status"]) == 1
     error = capsys.readouterr().err
     assert "Apache 7 may not be asked (/proc/7/root/tmp/apachews-33: Permission denied)" in error
@@ -147,7 +147,7 @@ def test_watching_goes_on_while_apache_is_away(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    apaches.append(RunningApache(7, 7, ("/nowhere",)))
+    apaches.append(RunningApache(7, 7, (("/nowhere", 33),)))
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:

@@ -121,6 +121,14 @@ def test_what_is_not_there_is_a_dash() -> None:
     assert line("%b %{round_trip}x", traffic=(0, 0, 0, 0), round_trip_s=None) == "- -"
 
 
+def test_a_socket_files_name_is_its_bytes() -> None:
+    begun = parse_format("%{endpoint}x").begin(
+        Handshake(ENVIRON, OPEN, None, os.fsdecode(b"/\xc3\xa9\xff.ws"), 0.0)
+    )
+    ending = Ending(1000, "", "client", "X", 0.0, 0.0, (0, 0, 0, 0), None, 1)
+    assert begun.finish(ending) == rb"/\xc3\xa9\xff.ws" + b"\n"
+
+
 def test_a_reason_is_utf_8() -> None:
     assert line("%{reason}x", reason='grün "\U0001f642"\n') == (
         r"gr\xc3\xbcn \"\xf0\x9f\x99\x82\"\n"
@@ -226,11 +234,29 @@ def test_what_is_wrong_is_said_once_with_its_mend(tmp_path: Path) -> None:
     ((level, text),) = log.lines
     assert level == "error"
     assert text.startswith(f"APACHEWS_CLOSE_LOG {path} cannot be written: No such file")
-    assert text.endswith(f" -m 750 {directory}")
+    assert text.endswith(f" -m 2750 {directory}")
     directory.mkdir()
     logfile.append(str(path), b"y\n", log)
     assert path.read_bytes() == b"y\n"
     assert [level for level, _ in log.lines] == ["error", "notice"]
+
+
+def test_a_name_is_bytes_whatever_the_locale(tmp_path: Path) -> None:
+    log = Lines()
+    logfile.append(str(tmp_path / "\xc3\xa9.log"), b"x\n", log)  # as WSGI has it
+    assert os.listdir(os.fsencode(tmp_path)) == ["é.log".encode()]
+    for name in ("\u20ac.log", "\0.log"):  # which it never has
+        logfile.append(str(tmp_path / name), b"x\n", log)
+    assert len(log.lines) == 2
+
+
+def test_a_link_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "app.php").touch()
+    (tmp_path / "x.log").symlink_to(tmp_path / "app.php")
+    log = Lines()
+    logfile.append(str(tmp_path / "x.log"), b"<?php\n", log)
+    assert (tmp_path / "app.php").read_bytes() == b""
+    assert "it is a symbolic link" in log.lines[0][1]
 
 
 def test_nobody_is_waited_for(tmp_path: Path) -> None:

@@ -54,3 +54,9 @@ def test_the_longest_turn_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) ->
     assert longest_after(40, 0.1) == pytest.approx(0.5)
     assert longest_after(30, 0.05) == pytest.approx(0.1)
     assert longest_after(61, 0.0) == 0.0
+    # Also where nothing is waited for, as there is more of a client's at hand.
+    loop._pending = {object(): None}  # type: ignore[dict-item]
+    epoll.works_s = 0.0
+    epoll.now += 0.3
+    assert loop._wait_s(None) == 0
+    assert loop.longest_turn_s() == pytest.approx(0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -43,9 +44,18 @@ def test_each_process_has_its_own_series() -> None:
     assert value(families["apachews_queued_bytes"], pid="101", direction="in") == 5
     assert value(families["apachews_connections"], pid="101", state="open") == 1
     assert value(families["apachews_connections_closed"], pid="101", code="1000") == 4
+    assert value(families["apachews_connections_closed"], pid="101", code="1011") == 0
     assert value(families["apachews_processes"], kind="custodian") == 1
     assert value(families["apachews_silent_processes"]) == 1
     assert value(families["apachews_loop_cpu_seconds"], pid="101") == 1.25
+
+
+def test_two_files_are_two_series() -> None:
+    """Though their names are no UTF-8, and differ in just that."""
+    paths = [os.fsdecode(name) for name in (b"/a\xff.ws", b"/a\xfe.ws")]
+    made = status(process(endpoints=tuple(EndpointStatus(path, total=1) for path in paths)))
+    opened = parse(made)["apachews_connections_opened"]
+    assert len({sample.labels["endpoint"] for sample in opened.samples}) == 2
 
 
 def test_the_histogram_is_cumulative_and_ends_with_all() -> None:
@@ -82,9 +92,9 @@ def test_any_path_is_a_label(path: str) -> None:
     assert (sample.labels["endpoint"], sample.value) == (path, 7)
 
 
-def test_a_path_that_is_not_utf_8_is_replaced() -> None:
+def test_a_path_that_is_not_utf_8_is_spelt_out() -> None:
     text = to_text(status(process(endpoints=(EndpointStatus("/\udcff.ws"),))))
-    assert 'endpoint="/�.ws"' in text
+    assert r'endpoint="/\\xff.ws"' in text
 
 
 def test_names_follow_the_conventions() -> None:

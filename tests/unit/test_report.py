@@ -20,13 +20,13 @@ import pytest
 from apachews import wire
 from apachews.snapshot import CHILD, CLOSING, HELD, MAX_LISTED, OPEN, Status
 from apachews.status import SEALS, RunningApache, collect, socket_name
-from apachews_handler import report
+from apachews_handler import report, rundir
 from apachews_handler.bridge import Bridge
 from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.loop import Loop
 from apachews_handler.report import Reporter
 
-from ..conftest import wait_for
+from ..conftest import DEADLINE_S, wait_for
 from ..frames import masked
 from ..site import IS_ROOT, ROOT
 from .test_bridge import Lines, Peers
@@ -158,22 +158,27 @@ def test_messages_pass_while_a_walk_goes_on(
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A walk is held up inside: it is the loop that goes on, not the walk."""
+    """One has no end until a message has passed that was sent when it had begun."""
     peers = connect(path="/a.ws")
-    steps: list[int] = []
+    has_begun, has_passed = threading.Event(), threading.Event()
     real = report.Walk.step
 
     def step(walk: report.Walk) -> bool:
-        steps.append(1)
-        return real(walk) and len(steps) > 50
+        has_begun.set()
+        return real(walk) and has_passed.is_set()
 
     monkeypatch.setattr(report.Walk, "step", step)
-    peers.client.sendall(masked(0x81, b"x") * 3)
-    asked = threading.Thread(target=collect, args=(str(temporary), APACHE))
+    found: list[Status] = []
+    asked = threading.Thread(
+        target=lambda: found.append(collect(str(temporary), APACHE, DEADLINE_S))
+    )
     asked.start()
-    assert [peers.next_item() for _ in range(3)] == ["x"] * 3
-    asked.join(10)
-    assert len(steps) > 50
+    assert has_begun.wait(DEADLINE_S)
+    peers.client.sendall(masked(0x81, b"x"))
+    assert peers.next_item() == "x"
+    has_passed.set()
+    asked.join()
+    assert found[0].processes
 
 
 def test_a_reader_that_does_not_read_is_not_waited_for(bridge: Bridge, temporary: Path) -> None:
@@ -201,6 +206,40 @@ def test_a_walk_that_fails_costs_no_websocket(
     peers.client.sendall(masked(0x81, b"still"))
     assert peers.next_item() == "still"
     assert collect(str(temporary), APACHE).processes
+
+
+def test_a_directory_of_another_users_is_not_believed(bridge: Bridge, temporary: Path) -> None:
+    for path in (temporary, temporary / "link"):
+        if path != temporary:
+            path.symlink_to(temporary)
+        with pytest.raises(OSError, match="another user") as caught:
+            owner = os.geteuid() + (path == temporary)
+            collect(str(path), APACHE, owner=owner)
+        assert caught.value.filename == str(path)
+    (temporary / "link").unlink()
+
+
+def test_a_child_that_becomes_a_custodian_meanwhile_is_not_missed(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its socket is listed, and gone when it is asked."""
+    rundir.open_directory(APACHE)
+    listed = os.listdir
+    custodian = Bridge()
+
+    def list_too_early(path: str) -> list[str]:
+        names = listed(path)
+        monkeypatch.setattr("apachews.status.os.listdir", listed)
+        custodian.answer_for("custodian", APACHE, LOG)
+        custodian.start()
+        return [*names, socket_name(APACHE, 999_999_999)]
+
+    monkeypatch.setattr("apachews.status.os.listdir", list_too_early)
+    try:
+        (process,) = collect(str(temporary), APACHE).processes
+        assert process.kind == "custodian"
+    finally:
+        custodian.stop()
 
 
 def test_nothing_is_left_open(bridge: Bridge, temporary: Path) -> None:
@@ -391,7 +430,8 @@ def test_processes_with_a_tmp_of_their_own_are_reached() -> None:
                 pytest.skip("a container that may not mount")
             name = f"apachews-{os.geteuid()}"
             assert collect(f"/tmp/{name}", child.pid).processes == ()
-            described = RunningApache(child.pid, child.pid, (f"/proc/{child.pid}/root/tmp/{name}",))
+            directory = f"/proc/{child.pid}/root/tmp/{name}"
+            described = RunningApache(child.pid, child.pid, ((directory, os.geteuid()),))
             (process,) = described.collect().processes
             assert process.pid == child.pid
         finally:

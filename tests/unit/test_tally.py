@@ -34,12 +34,13 @@ def test_sockets_without_end_are_counted_together() -> None:
     assert endpoints["/0"].total == 2
 
 
-def test_codes_without_end_are_counted_together() -> None:
+def test_codes_without_end_are_counted_together_and_hide_no_fault() -> None:
     tally = Tally()
-    for code in range(3000, 3100):
+    for code in (*range(3000, 3100), 1011):
         tally.begin("/a")
         tally.end("/a", (0, 0, 0, 0), code)
     closes = tally.endpoints()["/a"].closes
-    assert len(closes) == MAX_CODES + 1
-    assert sum(closes.values()) == 100
+    assert len(closes) == MAX_CODES + 2
+    assert sum(closes.values()) == 101
     assert closes[OTHER_CODES] == 100 - MAX_CODES
+    assert closes["1011"] == 1
