@@ -43,6 +43,17 @@ install_packages() {
         die "apt-get could not install ${missing[*]}; its message stands above"
 }
 
+# require_own_leftovers: that pip can build in this checkout.
+require_own_leftovers() {
+    local left
+    for left in build apachews.egg-info; do
+        if [ -e "$left" ] && [ ! -w "$left" ]; then
+            die "$left is another user's, of a pip install with sudo:" \
+                "sudo rm -rf build apachews.egg-info"
+        fi
+    done
+}
+
 # make_venv DIRECTORY PYTHON: makes a virtual environment unless it is there and works.
 make_venv() {
     if ! "$1/bin/python" -c '' 2>/dev/null; then

@@ -17,6 +17,7 @@ to say about it to standard error.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="WebSockets served by Apache httpd itself.",
         epilog="apachews COMMAND --help says more, with examples.",
     )
+    parser.add_argument("--version", action="version", version=f"apachews {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         command.add_arguments(
@@ -81,6 +83,13 @@ def make_parser() -> argparse.ArgumentParser:
             )
         )
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("apachews")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _fail(command: str, problem: str) -> int:

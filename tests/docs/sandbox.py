@@ -70,7 +70,7 @@ def prepare() -> dict[str, str]:
         if (spec := importlib.util.find_spec(name)) and spec.origin
     ]
     return {
-        "PATH": f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
         "STAND_IN_APACHE": os.environ.get("APACHEWS_DEBIAN_APACHE", ""),
@@ -93,7 +93,6 @@ class Reader:
                 continue
             if block.file:
                 path = Path(block.file)
-                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block.text)
             elif block.language == "sh":
                 self._do(block)

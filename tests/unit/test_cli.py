@@ -62,6 +62,13 @@ def test_without_a_command_there_is_the_usage(capsys: pytest.CaptureFixture[str]
     assert "usage: apachews" in capsys.readouterr().err
 
 
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"apachews (\d+\.\d+\.\d+|\(not installed\))\n", capsys.readouterr().out)
+
+
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "apachews", "--help"], capture_output=True, text=True, check=True

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,28 @@ def test_without_sudo_it_says_what_root_is_to_do(tmp_path: Path) -> None:
     result = run("install_packages there absent", tmp_path)
     assert result.returncode == 1
     assert "as root: apt-get install absent" in result.stderr
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: it becomes another user")
+def test_what_an_install_with_sudo_has_left_is_named(short_path: Path) -> None:
+    short_path.chmod(0o755)
+    (short_path / "build").mkdir()
+
+    def require(**account: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/bash", "-c", f"{library}\nrequire_own_leftovers", "deploy/demo"],
+            cwd=short_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            **account,
+        )
+
+    library = (ROOT / "deploy" / "lib.sh").read_text()
+    assert require().returncode == 0
+    result = require(**private_apache.as_apache_user())
+    assert result.returncode == 1
+    assert "sudo rm -rf build apachews.egg-info" in result.stderr
 
 
 def test_a_taken_port_is_named() -> None:
