@@ -198,6 +198,10 @@ class TLS:
         server_name: the host that the client asked for (SNI), or None.
         client_subject: subject of the certificate that the client has shown and Apache
             has verified (``SSLVerifyClient``), or None.
+
+    Example:
+        >>> client.request.tls.version, client.request.tls.server_name
+        ('TLSv1.3', 'example.org')
     """
 
     version: str

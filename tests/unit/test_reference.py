@@ -46,6 +46,7 @@ OPEN = wire.Open(
     remote=("203.0.113.7", 51514),
     local=("192.0.2.1", 443),
     scheme="wss",
+    tls=wire.TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", "example.org"),
     user="ann",
     vhost="example.org",
     offered=("chat",),
@@ -81,7 +82,7 @@ JSON = '{"x": 1}'
 def public_names() -> dict[str, Any]:
     """Return what the reference has, by the name under which it is documented."""
     found: dict[str, Any] = {name: getattr(apachews, name) for name in apachews.__all__}
-    found["wire.Open"] = wire.Open
+    found |= {"wire.Open": wire.Open, "wire.TLS": wire.TLS}
     for module in (apachews.aio, apachews.threads):
         place = module.__name__.partition(".")[2]
         for name, value in vars(module).items():
