@@ -18,6 +18,7 @@ from typing import Final
 from ..exceptions import ApachewsError
 from .permissions import ENTER, READ, Account, obstacles
 from .python_environment import PythonEnvironment, python_of, version_text
+from .shell import word
 
 # Whom httpd serves as: Debian, Fedora and its kin, SUSE.
 USERS: Final = ("www-data", "apache", "wwwrun")
@@ -73,21 +74,25 @@ def choose_wsgi_module(environment: PythonEnvironment, given: Path | None = None
             return WsgiModule(environment.wsgi_module, False, system is not None)
         raise SetUpError(
             f"{environment.wsgi_module} is built for Python {version_text(built_for)}, and this is"
-            f" {mine}: {environment.prefix}/bin/pip install --force-reinstall mod_wsgi"
+            f" {mine}: {_pip(environment)} install --force-reinstall mod_wsgi"
         )
     if system is None:
         raise SetUpError(
             "mod_wsgi is not installed: on Debian, for the system's own Python, apt-get install"
-            f" libapache2-mod-wsgi-py3; for any other, {environment.prefix}/bin/pip install"
+            f" libapache2-mod-wsgi-py3; for any other, {_pip(environment)} install"
             " mod_wsgi (which needs apache2-dev)"
         )
     other = version_text(systems) if systems else "another"
     raise SetUpError(
         f"{system} is built for Python {other}, and this is Python {mine}: install apachews in an"
         f" environment of that Python (/usr/bin/python{other} -m venv /opt/apachews), or have a"
-        f" mod_wsgi for this one: {environment.prefix}/bin/pip install mod_wsgi (which needs"
+        f" mod_wsgi for this one: {_pip(environment)} install mod_wsgi (which needs"
         " apache2-dev)"
     )
+
+
+def _pip(environment: PythonEnvironment) -> str:
+    return word(environment.prefix / "bin" / "pip")
 
 
 def apache_account(names: Iterable[str] = USERS) -> Account | None:
@@ -117,7 +122,7 @@ def require_packages(environment: PythonEnvironment) -> None:
     if missing:
         raise SetUpError(
             f"{' and '.join(missing)} not installed in {environment.prefix}:"
-            f" {environment.prefix}/bin/pip install 'apachews[bridge]'"
+            f" {_pip(environment)} install 'apachews[bridge]'"
         )
 
 
@@ -238,7 +243,7 @@ def tls_virtual_host(
 # without --tls-vhost.
 #
 # Producers make their sockets in the document root, or below; for those that run as
-# Apache's user:  install -d -o www-data {document_root}/ws
+# Apache's user:  install -d -o www-data {word(document_root / "ws")}
 
 <VirtualHost *:80>
     ServerName {name}

@@ -13,6 +13,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from .shell import word
+
 READ, WRITE, ENTER = 4, 2, 1
 
 
@@ -89,7 +91,7 @@ def obstacles(account: Account, path: Path, right: int = READ) -> list[Obstacle]
     for directory in reversed(real.parents):
         status = directory.stat()
         if not account.may(status, ENTER):
-            found.append(Obstacle(directory, _mode(status), f"chmod o+x {directory}"))
+            found.append(Obstacle(directory, _mode(status), f"chmod o+x {word(directory)}"))
     status = real.stat()
     letters = "".join(
         letter
@@ -97,7 +99,7 @@ def obstacles(account: Account, path: Path, right: int = READ) -> list[Obstacle]
         if right & bit and not account.may(status, bit)
     )
     if letters:
-        found.append(Obstacle(real, _mode(status), f"chmod o+{letters} {real}"))
+        found.append(Obstacle(real, _mode(status), f"chmod o+{letters} {word(real)}"))
     return found
 
 

@@ -33,6 +33,7 @@ from ..apache.mapping import ANY_SOCKET, scope_of, socket_of
 from ..apache.permissions import Account
 from ..apache.private_apache import APACHE_USER
 from ..apache.process import Httpd, running
+from ..apache.shell import word
 
 SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
 
@@ -150,7 +151,7 @@ def _examine(arguments: argparse.Namespace, target: Target | None) -> Iterator[F
                 "syntax",
                 problem,
                 breaks="Apache does not start, nor reload: it goes on with what it has",
-                mend=f"{control.command} -t, when that line is mended"
+                mend=f"{word(control.command)} -t, when that line is mended"
                 + ("" if is_ours else "; as root, for it may be a file that only root may read"),
             )
         else:

@@ -383,7 +383,7 @@ def test_a_file_in_the_place_of_a_socket(
     found = problems_of_socket(capsys, event_site, file.name)
     file.unlink()
     assert list(found) == ["socket", "handshake"]
-    assert f"rm {file}" in found["socket"]["mend"]
+    assert f"move the file {file} away" in found["socket"]["mend"]
 
 
 def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,9 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ from apachews.apache.control import Control, ControlError
 from apachews.apache.directives import IncludedFile, parse_files
 from apachews.apache.permissions import ENTER, READ, WRITE, Account, obstacles
 from apachews.apache.process import Httpd, limit_in, running, unit_in
+from apachews.apache.shell import shipped, this_program, word
 from apachews.cli import main
 from apachews.cli.doctor import report
 from apachews.exceptions import ApachewsError
@@ -83,6 +87,66 @@ def test_all_that_is_in_the_way_is_named(short_path: Path) -> None:
         (f"{short_path}/a/b", "0710", f"chmod o+x {short_path}/a/b"),
         (f"{short_path}/a/b/c.ws", "0640", f"chmod o+rw {short_path}/a/b/c.ws"),
     ]
+
+
+# Commands to paste.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain.ws",
+        "a b",
+        "$(id)",
+        "a;reboot",
+        "it's",
+        "a\x1b[2J",
+        "a\nb",
+        "\\\t'",
+        "é\u202e",
+        "\udcff",
+    ],
+)
+def test_a_name_is_one_word_to_the_shell(name: str, tmp_path: Path) -> None:
+    written = word(tmp_path / name)
+    assert written.isprintable()
+    done = subprocess.run(["bash", "-c", f"printf %s {written}"], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(tmp_path / name)
+
+
+def test_a_chmod_is_of_this_file_only(short_path: Path) -> None:
+    directory = short_path / "a;reboot"
+    directory.mkdir(mode=0o700)
+    short_path.chmod(0o755)
+    (directory / "$(id).ws").touch(mode=0o600)
+    first, second = obstacles(SOMEBODY, directory / "$(id).ws", WRITE)
+    assert first.mend == f"chmod o+x '{directory}'"
+    assert second.mend == f"chmod o+w '{directory}/$(id).ws'"
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        ("/opt/my env/bin/apachews", "'/opt/my env/bin/apachews'"),
+        ("/opt/lib/apachews/__main__.py", f"{sys.executable} -m apachews"),
+        ("apachews", "apachews"),
+    ],
+)
+def test_sudo_is_told_where_the_program_is(
+    argv: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [argv])
+    assert this_program() == command
+
+
+def test_a_file_to_copy_is_named_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", {"data": str(tmp_path)}.get)
+    assert shipped("systemd/a.conf") == "deploy/systemd/a.conf"
+    (tmp_path / "share" / "apachews" / "systemd").mkdir(parents=True)
+    (tmp_path / "share" / "apachews" / "systemd" / "a.conf").touch()
+    assert shipped("systemd/a.conf") == f"{tmp_path}/share/apachews/systemd/a.conf"
 
 
 # The server's configuration.
@@ -402,6 +466,23 @@ def test_a_backlog_that_is_full(short_path: Path, monkeypatch: pytest.MonkeyPatc
         first.connect(str(path))
         found = levels(check_socket(str(path), SOMEBODY))
     assert found == {"socket": "ok", "socket-permission": "ok", "producer": "error"}
+
+
+@pytest.mark.parametrize("name", ["index.html", "passwd", ".", "directory.ws"])
+def test_nothing_that_a_url_leads_to_is_to_be_removed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "directory.ws").mkdir()
+    for file in ("index.html", "passwd"):
+        (tmp_path / file).touch()
+    (found,) = check_socket(str(tmp_path / name), SOMEBODY)
+    assert (found.id, found.level) == ("socket", Level.ERROR)
+    assert found.mend == "look at the path: a socket's name ends in .ws"
+
+
+def test_a_file_in_the_way_of_a_socket_is_to_be_moved(tmp_path: Path) -> None:
+    path = tmp_path / "$(reboot).ws"
+    path.touch()
+    (found,) = check_socket(str(path), SOMEBODY)
+    assert found.mend.startswith(f"move the file '{path}' away, and start the producer")
 
 
 # The handshake.

@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from ..process import PROC, Httpd
+from ..shell import shipped, word
 from .finding import Finding, error, note, ok, warning
 
 # One to the client, one to the producer.
@@ -97,7 +97,7 @@ def check_reload(httpd: Httpd | None, files: Iterable[str]) -> Iterator[Finding]
                 "reload",
                 f"{file} has been changed since httpd has read it",
                 breaks="the running Apache may do other than what is said here",
-                mend=f"systemctl reload {httpd.unit.removesuffix('.service')}"
+                mend=f"systemctl reload {word(httpd.unit.removesuffix('.service'))}"
                 if httpd.unit
                 else f"kill -USR1 {httpd.pid}  (apachectl graceful)",
             )
@@ -106,11 +106,11 @@ def check_reload(httpd: Httpd | None, files: Iterable[str]) -> Iterator[Finding]
 
 
 def _drop_in(unit: str) -> str:
-    installed = Path(sys.prefix) / "share/apachews/systemd/apache2.service.d/apachews.conf"
-    source = installed if installed.exists() else "deploy/systemd/apache2.service.d/apachews.conf"
+    source = shipped("systemd/apache2.service.d/apachews.conf")
+    place = word(f"/etc/systemd/system/{unit}.d/apachews.conf")
     return (
-        f"install -D -m 644 {source} /etc/systemd/system/{unit}.d/apachews.conf &&"
-        f" systemctl daemon-reload && systemctl restart {unit.removesuffix('.service')}"
+        f"install -D -m 644 {source} {place} &&"
+        f" systemctl daemon-reload && systemctl restart {word(unit.removesuffix('.service'))}"
     )
 
 
@@ -199,7 +199,7 @@ def check_visible(
             " of its own" + (" (PrivateTmp)" if is_temporary else ""),
             breaks="every WebSocket of it is a 404",
             mend="have the producer make its socket in the document root, or in /run/apachews"
-            " (deploy/systemd/apachews.tmpfiles.conf)",
+            f" ({shipped('systemd/apachews.tmpfiles.conf')})",
         )
     else:
         yield ok("private-tmp", f"Apache sees {path}")

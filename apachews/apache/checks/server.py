@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from ..configuration import Configuration, is_on
-from ..directives import Directive, find
+from ..directives import Directive, find, quote
 from ..mapping import SCRIPT
 from ..permissions import ENTER, READ, Account, obstacle
 from ..python_environment import Version, parse_version, python_of, version_in, version_text
+from ..shell import this_program, word
 from .finding import Finding, Level, error, note, ok, warning
 
 GLOBAL: Final = "%{GLOBAL}"
@@ -241,7 +242,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 "handler-mode",
                 f"{script.name} {script.arguments[0]}: {why}",
                 breaks=EVERY,
-                mend=f"{script.name} {script.arguments[0]} {script.arguments[1]}"
+                mend=f"{script.name} {quote(script.arguments[0])} {quote(script.arguments[1])}"
                 f" process-group={GLOBAL} application-group={GLOBAL}",
                 where=script.where,
             )
@@ -272,7 +273,8 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
         "no WSGIImportScript for the handler",
         breaks="all WebSockets are closed with 1001",
         load="every reload of Apache; logrotate does one daily",
-        mend=f"WSGIImportScript {script} process-group={GLOBAL} application-group={GLOBAL}",
+        mend=f"WSGIImportScript {quote(str(script))} process-group={GLOBAL}"
+        f" application-group={GLOBAL}",
     )
 
 
@@ -348,7 +350,7 @@ def _check_readable(
             "privileges",
             f"{script} cannot be looked at",
             breaks="nothing; what Apache's user may read is not known",
-            mend="sudo apachews doctor",
+            mend=f"sudo {this_program()} doctor",
         )
         return
     yield ok("readable", f"Apache's user {account.name} can read the interpreter and the packages")
@@ -386,9 +388,9 @@ def _check_packages(
             "packages",
             f"the Python in {prefix} cannot import the handler: {last_line}",
             breaks=EVERY,
-            mend=f"{prefix}/bin/pip install 'apachews[bridge]'"
+            mend=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
             if home
-            else f"WSGIPythonPath {script.parents[1]}, and wsproto installed there",
+            else f"WSGIPythonPath {quote(str(script.parents[1]))}, and wsproto installed there",
             where=(home or path or Directive("", ())).where if home or path else "",
         )
         return

@@ -20,6 +20,7 @@ from ..directives import quote
 from ..diversion import diversion
 from ..mapping import SCRIPT, socket_of
 from ..permissions import WRITE, Account, obstacle
+from ..shell import this_program, word
 from .finding import Finding, error, ok, warning
 
 # Files and directories of a document root that are looked at for sockets.
@@ -150,7 +151,7 @@ def check_socket(path: str, account: Account) -> Iterator[Finding]:
             "privileges",
             f"{path} cannot be looked at: {failure.strerror}",
             breaks="nothing; what is there is not known",
-            mend="sudo apachews doctor",
+            mend=f"sudo {this_program()} doctor",
         )
         return
     except OSError as failure:
@@ -166,7 +167,10 @@ def check_socket(path: str, account: Account) -> Iterator[Finding]:
             "socket",
             f"{path} is no socket",
             breaks="every WebSocket of it is a 403",
-            mend=f"rm {path}, and start the producer, with Server({path!r})",
+            # Never to remove it: the URL was the client's to choose, and the path is root's.
+            mend=f"move the file {word(path)} away, and start the producer, with Server({path!r})"
+            if stat.S_ISREG(status.st_mode) and path.endswith(".ws")
+            else "look at the path: a socket's name ends in .ws",
         )
         return
     yield ok("socket", f"{path} is a socket")
@@ -199,7 +203,7 @@ def _check_producer(path: str) -> Iterator[Finding]:
                     "privileges",
                     f"no permission to connect to {path}",
                     breaks="nothing; whether somebody listens is not known",
-                    mend="sudo apachews doctor",
+                    mend=f"sudo {this_program()} doctor",
                 )
             elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
                 yield error(
