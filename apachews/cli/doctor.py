@@ -34,6 +34,7 @@ from ..apache.permissions import Account
 from ..apache.private_apache import APACHE_USER
 from ..apache.process import Httpd, running
 from ..apache.shell import word
+from .terminal import CYAN, GREEN, RED, YELLOW, paint, printable, uses_colour
 
 SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
 
@@ -57,10 +58,10 @@ docs/troubleshooting.md has what each finding means."""
 DEFAULT_WEBSOCKETS: Final = 1000
 LEVEL_COLUMNS: Final = 9
 COLOURS: Final = {
-    Level.OK: "32",
-    Level.NOTE: "36",
-    Level.WARNING: "33",
-    Level.ERROR: "31;1",
+    Level.OK: GREEN,
+    Level.NOTE: CYAN,
+    Level.WARNING: YELLOW,
+    Level.ERROR: RED,
 }
 # What is bad stands last: nearest to the prompt.
 _ORDER: Final = [Level.OK, Level.NOTE, Level.WARNING, Level.ERROR]
@@ -125,10 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
     is_wrong = any(finding.level is Level.ERROR for finding in findings)
     if arguments.json:
         found = [finding.as_dict() for finding in findings]
-        print(json.dumps({"healthy": not is_wrong, "findings": found}, indent=2))
+        print(json.dumps({"healthy": not is_wrong, "findings": found}))
     else:
-        has_colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(report(findings, _columns(), has_colours))
+        print(report(findings, _columns(), uses_colour(sys.stdout)))
     return 1 if is_wrong else 0
 
 
@@ -301,6 +301,11 @@ def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
             yield finding
 
 
+def _one_line(text: str) -> str:
+    """Return text as the report has it: servers and file names have their say in it."""
+    return printable(text).replace("\n", "\\n")
+
+
 def report(findings: list[Finding], columns: int | None, has_colours: bool) -> str:
     """Return the findings as a table, with a summary.
 
@@ -315,8 +320,8 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
     for finding in findings:
         label = finding.level.value.ljust(LEVEL_COLUMNS)
         if has_colours:
-            label = f"\033[{COLOURS[finding.level]}m{label}\033[0m"
-        text = finding.text
+            label = paint(label, COLOURS[finding.level])
+        text = _one_line(finding.text)
         if columns is not None:
             text = textwrap.fill(
                 text,
@@ -335,7 +340,7 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
         ):
             if value:
                 # A line that mends is there to be copied: it is not broken.
-                lines.append(f"{margin}{name + ':':8}{value}")
+                lines.append(f"{margin}{name + ':':8}{_one_line(value)}")
     errors = sum(finding.level is Level.ERROR for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)
     summary = (

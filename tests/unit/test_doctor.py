@@ -670,5 +670,41 @@ def test_the_report_fits_a_terminal() -> None:
 
 
 def test_the_report_has_colours_on_a_terminal_only() -> None:
-    assert "\033[31;1merror" in report(FINDINGS, 80, True)
+    assert "\033[31merror" in report(FINDINGS, 80, True)
     assert "\033" not in report(FINDINGS, 80, False)
+
+
+def test_what_others_have_said_does_not_steer_the_terminal() -> None:
+    rude = "a\033]0;title\007b\nok       fine\u202e"
+    told = report(
+        [warning("running", rude, breaks=rude, mend=rude, load=rude, where=rude)], 80, False
+    )
+    assert told.count("\n") == 5
+    assert all(line.isprintable() for line in told.splitlines())
+    answer = Answer(301, {"location": "http://b/\033[2J"}, "")
+    assert "\033" not in report([explain(TARGET, answer, None)], None, False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_colours"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_those_of_all_commands(
+    variables: dict[str, str],
+    has_colours: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    main(["doctor", "--apachectl", "/nonexistent/apachectl"])
+    assert ("\033[" in capsys.readouterr().out) is has_colours
+
+
+def test_json_is_one_object_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json", "--apachectl", "/nonexistent/apachectl"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["healthy"] is False
