@@ -10,10 +10,11 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from ..apache.address import Address
 from ..apache.checks.finding import ALWAYS, Finding, Level, error, note, ok, warning
-from ..apache.checks.handshake import Target, check_url
+from ..apache.checks.handshake import check_url
 from ..apache.checks.machine import (
     UNITS,
     check_confinement,
@@ -118,8 +119,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look at everything; print what was found."""
-    target = Target.parse(arguments.url) if arguments.url else None
-    findings = list(_without_doubles(_examine(arguments, target)))
+    address = Address.parse(arguments.url) if arguments.url else None
+    findings = list(_without_doubles(_examine(arguments, address)))
     if not arguments.verbose:
         findings = [finding for finding in findings if finding.level is not Level.NOTE]
     findings.sort(key=lambda finding: _ORDER.index(finding.level))
@@ -140,7 +141,7 @@ def _columns() -> int | None:
         return None
 
 
-def _examine(arguments: argparse.Namespace, target: Target | None) -> Iterator[Finding]:
+def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator[Finding]:
     logs: tuple[str, ...] = ()
     try:
         control = Control(arguments.apachectl, arguments.httpd_arguments)
@@ -159,19 +160,19 @@ def _examine(arguments: argparse.Namespace, target: Target | None) -> Iterator[F
             yield ok("syntax", "httpd understands its configuration")
             configuration = control.read()
             logs = _error_logs(configuration)
-            yield from _examine_apache(arguments, target, configuration, version)
+            yield from _examine_apache(arguments, address, configuration, version)
     except ControlError as failure:
-        make = error if target is None else warning
+        make = error if address is None else warning
         yield make(
             "httpd",
             str(failure),
-            breaks="only the URL can be looked at" if target else "nothing can be looked at",
+            breaks="only the URL can be looked at" if address else "nothing can be looked at",
             mend="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
             " apache2",
         )
-    if target is not None:
+    if address is not None:
         yield from check_url(
-            target,
+            address,
             origin=arguments.origin,
             echoes=arguments.echo,
             timeout_s=arguments.timeout,
@@ -182,7 +183,7 @@ def _examine(arguments: argparse.Namespace, target: Target | None) -> Iterator[F
 
 def _examine_apache(
     arguments: argparse.Namespace,
-    target: Target | None,
+    address: Address | None,
     configuration: Configuration,
     version: tuple[int, ...],
 ) -> Iterator[Finding]:
@@ -205,7 +206,7 @@ def _examine_apache(
     if not handler_scripts(configuration):
         return  # there is no site to look at
     sockets = [arguments.socket] if arguments.socket else []
-    for scope, is_real in _scopes(configuration, target):
+    for scope, is_real in _scopes(configuration, address):
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)
         path = socket_of(scope)
@@ -237,15 +238,15 @@ def _unit(arguments: argparse.Namespace, httpd: Httpd | None) -> str:
     return next((unit for unit in UNITS if unit_properties(unit)), "")
 
 
-def _scopes(configuration: Configuration, target: Target | None) -> Iterator[tuple[Scope, bool]]:
+def _scopes(configuration: Configuration, address: Address | None) -> Iterator[tuple[Scope, bool]]:
     """Yield what applies to the URL, or else to each socket file there is.
 
     With each, whether somebody uses it: of a site that has no socket yet, a name is made
     up, for what would apply to one.
     """
-    if target is not None:
-        host = configuration.host_for(target.host, target.port, target.is_tls)
-        yield scope_of(configuration, host, unquote(urlsplit(target.path).path)), True
+    if address is not None:
+        host = configuration.host_for(address.host, address.port, address.is_secure)
+        yield scope_of(configuration, host, unquote(address.target.partition("?")[0])), True
         return
     for host in configuration.virtual_hosts():
         paths = _socket_urls(host)

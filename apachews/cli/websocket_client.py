@@ -7,7 +7,7 @@ while ``queued_bytes``), then ``progress_nowait()`` returns what came.  One thre
 The protocol is wsproto's, which is in ``apachews[bridge]``: import this module where
 it is needed only.  So the client that tries a bridge out shares no code with it.
 
-Sources: RFC 6455 3 (URIs), 4.1 (the client's handshake), 7.1.1 (who closes).
+Sources: RFC 6455 4.1 (the client's handshake), 7.1.1 (who closes).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import socket
 import ssl
 import time
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -39,6 +38,7 @@ from wsproto.events import (
 from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
+from ..apache.address import Address as Address
 from .command import CommandError
 
 # Held in memory until it is whole.
@@ -48,57 +48,6 @@ MAX_BODY_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 65536
 # After which others have their turn, however much comes.
 READS_IN_A_ROW: Final = 16
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
-    """Where a WebSocket URL leads: ``Address.parse(url)``."""
-
-    is_secure: bool
-    host: str
-    port: int
-    target: str
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Read a URL.
-
-        Raises:
-            CommandError: it is none for a WebSocket; says how one looks.
-        """
-        try:
-            parts = urllib.parse.urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise CommandError(f"{url!r} is no URL: {error}") from None
-        scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-        if scheme not in ("ws", "wss"):
-            raise CommandError(f"{url!r} does not begin with ws:// or wss://")
-        if not parts.hostname:
-            raise CommandError(f"{url!r} names no host: ws://HOST/PATH")
-        if parts.username is not None:
-            raise CommandError(
-                "a URL with a name or password shows in the list of processes: use --user"
-            )
-        if parts.fragment:
-            raise CommandError(f"{url!r} has a fragment (#…), which no WebSocket URL may have")
-        target = parts.path or "/"
-        if parts.query:
-            target += f"?{parts.query}"
-        secure = scheme == "wss"
-        return cls(
-            secure,
-            parts.hostname,
-            port or (443 if secure else 80),
-            # As browsers do it; what is encoded already stays.
-            urllib.parse.quote(target, safe="%/:?=&!$'()*+,;@~-._[]"),
-        )
-
-    @property
-    def host_header(self) -> str:
-        """The Host header: the port where it is not the scheme's own."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.is_secure else 80) else f"{host}:{self.port}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,11 +18,10 @@ from contextlib import contextmanager
 import pytest
 
 from apachews import wire
+from apachews.apache.address import Address, AddressError
 from apachews.cli import connect, main
-from apachews.cli.command import CommandError
 from apachews.cli.refusals import HINTS, explain, phrase
 from apachews.cli.terminal import describe_bytes, printable
-from apachews.cli.websocket_client import Address
 
 from ..producers import ROOT, ended, running
 
@@ -413,10 +412,12 @@ def test_without_wsproto_it_says_what_to_install() -> None:
         ("ws://ann:secret@a/", "use --user"),
         ("ws://a/#there", "has a fragment"),
         ("ws://a:99999/", "is no URL"),
+        ("ws://a:0/", "port 0"),
+        ("ws://a..b/", "no name of a host"),
     ],
 )
 def test_what_is_no_websocket_url_is_refused(url: str, said: str) -> None:
-    with pytest.raises(CommandError, match=said):
+    with pytest.raises(AddressError, match=said):
         Address.parse(url)
 
 

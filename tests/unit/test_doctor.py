@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from apachews.apache.address import Address, AddressError
 from apachews.apache.checks import machine
 from apachews.apache.checks.finding import CHECKS, Finding, Level, error, note, ok, warning
-from apachews.apache.checks.handshake import ANSWERS, LOGGED, Answer, Target, check_url, explain
+from apachews.apache.checks.handshake import ANSWERS, LOGGED, Answer, check_url, explain
 from apachews.apache.checks.machine import (
     check_confinement,
     check_logrotate,
@@ -40,7 +41,6 @@ from apachews.apache.process import Httpd, limit_in, running, unit_in
 from apachews.apache.shell import shipped, this_program, word
 from apachews.cli import main
 from apachews.cli.doctor import report
-from apachews.exceptions import ApachewsError
 
 from ..conftest import DEADLINE_S
 
@@ -495,22 +495,50 @@ def test_a_file_in_the_way_of_a_socket_is_to_be_moved(tmp_path: Path) -> None:
         ("wss://a.example/x.ws", "a.example", 443, "/x.ws", "https://a.example"),
         ("https://a.example:8443", "a.example", 8443, "/", "https://a.example:8443"),
         ("ws://[::1]:8080/a.ws", "::1", 8080, "/a.ws", "http://[::1]:8080"),
+        ("ws://a/b c%20d.ws", "a", 80, "/b%20c%20d.ws", "http://a"),
+        ("ws://a/\r\nX: y", "a", 80, "/X:%20y", "http://a"),
+        (
+            "ws://b\u00fccher.example/é",
+            "xn--bcher-kva.example",
+            80,
+            "/%C3%A9",
+            "http://xn--bcher-kva.example",
+        ),
     ],
 )
 def test_urls(url: str, host: str, port: int, path: str, origin: str) -> None:
-    target = Target.parse(url)
-    assert (target.host, target.port, target.path, target.origin) == (host, port, path, origin)
+    address = Address.parse(url)
+    assert (address.host, address.port, address.target, address.origin) == (
+        host,
+        port,
+        path,
+        origin,
+    )
 
 
-@pytest.mark.parametrize("url", ["a.example/x.ws", "ftp://a/x", "ws://", "ws://a:port/", "/x.ws"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("a.example/x.ws", "ftp://a/x", "ws://", "ws://a:port/", "/x.ws", "ws://a:0/x.ws"),
+        *("ws://a/x.ws#there", "ws://a..b/", f"ws://{'a' * 64}.example/"),
+    ],
+)
 def test_what_is_no_url_is_refused(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ApachewsError):
-        Target.parse(url)
+    with pytest.raises(AddressError):
+        Address.parse(url)
     assert main(["doctor", url]) == 1
-    assert url in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert url in told or "no name of a host" in told
 
 
-TARGET = Target.parse("wss://a.example/x.ws")
+def test_a_password_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "ws://ann:secret@a/x.ws"]) == 1
+    told = capsys.readouterr().err
+    assert "list of processes" in told
+    assert "secret" not in told
+
+
+ADDRESS = Address.parse("wss://a.example/x.ws")
 
 
 @pytest.mark.parametrize(
@@ -532,7 +560,7 @@ TARGET = Target.parse("wss://a.example/x.ws")
     ],
 )
 def test_answers_are_explained(status: int, body: str, says: str, mend: str) -> None:
-    found = explain(TARGET, Answer(status, {}, body), None, "AH0: why")
+    found = explain(ADDRESS, Answer(status, {}, body), None, "AH0: why")
     assert f": {status}: " in found.text
     assert says in found.text
     assert found.text.endswith("the error log says: AH0: why")
@@ -541,7 +569,7 @@ def test_answers_are_explained(status: int, body: str, says: str, mend: str) -> 
 
 @pytest.mark.parametrize("logged", LOGGED)
 def test_what_was_logged_is_known_better_than_the_status(logged: str) -> None:
-    found = explain(TARGET, Answer(403, {}, "<html>"), None, f"{logged}: and more" + "x" * 400)
+    found = explain(ADDRESS, Answer(403, {}, "<html>"), None, f"{logged}: and more" + "x" * 400)
     meaning, mend = LOGGED[logged]
     assert meaning in found.text
     assert found.text.endswith("x…")
@@ -551,7 +579,7 @@ def test_what_was_logged_is_known_better_than_the_status(logged: str) -> None:
 
 def test_a_redirect_leads_to_a_url_for_websockets() -> None:
     answer = Answer(301, {"location": "https://b.example/x.ws"}, "")
-    found = explain(TARGET, answer, None)
+    found = explain(ADDRESS, answer, None)
     assert (found.level, found.mend) == (Level.ERROR, "connect to wss://b.example/x.ws")
 
 
@@ -563,7 +591,7 @@ def test_all_answers_of_the_handler_are_documented() -> None:
 
 
 @contextmanager
-def answering(*pieces: bytes) -> Iterator[Target]:
+def answering(*pieces: bytes) -> Iterator[Address]:
     """A server that reads a head and answers with the same bytes, whatever comes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(DEADLINE_S)
@@ -580,7 +608,7 @@ def answering(*pieces: bytes) -> Iterator[Target]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield Target.parse(f"ws://127.0.0.1:{server.getsockname()[1]}/a.ws")
+        yield Address.parse(f"ws://127.0.0.1:{server.getsockname()[1]}/a.ws")
         thread.join(DEADLINE_S)
 
 
@@ -595,15 +623,15 @@ def answering(*pieces: bytes) -> Iterator[Target]:
     ],
 )
 def test_servers_that_are_none_of_a_websocket(answer: bytes, id: str) -> None:
-    with answering(answer) as target:
-        assert levels(check_url(target, timeout_s=DEADLINE_S)) == {id: "error"}
+    with answering(answer) as address:
+        assert levels(check_url(address, timeout_s=DEADLINE_S)) == {id: "error"}
 
 
 def test_a_port_on_which_nobody_listens() -> None:
     with socket.socket() as sock:  # bound, and never listening
         sock.bind(("127.0.0.1", 0))
-        target = Target.parse(f"ws://127.0.0.1:{sock.getsockname()[1]}/a.ws")
-        assert levels(check_url(target, timeout_s=DEADLINE_S)) == {"connect": "error"}
+        address = Address.parse(f"ws://127.0.0.1:{sock.getsockname()[1]}/a.ws")
+        assert levels(check_url(address, timeout_s=DEADLINE_S)) == {"connect": "error"}
 
 
 # The command.
@@ -619,8 +647,8 @@ def test_without_httpd_it_says_where_to_look(capsys: pytest.CaptureFixture[str])
 
 
 def test_without_httpd_a_url_is_still_tried(capsys: pytest.CaptureFixture[str]) -> None:
-    with answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as target:
-        assert main(["doctor", target.url, "--apachectl", "/nonexistent/apachectl"]) == 1
+    with answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n") as address:
+        assert main(["doctor", address.url, "--apachectl", "/nonexistent/apachectl"]) == 1
     told = capsys.readouterr().out
     assert re.search(r"^warning  httpd ", told, re.MULTILINE)
     assert re.search(r"^error    handshake ", told, re.MULTILINE)
@@ -682,7 +710,7 @@ def test_what_others_have_said_does_not_steer_the_terminal() -> None:
     assert told.count("\n") == 5
     assert all(line.isprintable() for line in told.splitlines())
     answer = Answer(301, {"location": "http://b/\033[2J"}, "")
-    assert "\033" not in report([explain(TARGET, answer, None)], None, False)
+    assert "\033" not in report([explain(ADDRESS, answer, None)], None, False)
 
 
 @pytest.mark.parametrize(

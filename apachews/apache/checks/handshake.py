@@ -1,6 +1,6 @@
 """A real handshake with a URL: what a browser would get, and why.
 
-Contract: ``check_url(target, …)`` connects, asks, and yields findings; blocks for at most
+Contract: ``check_url(address, …)`` connects, asks, and yields findings; blocks for at most
 the timeout at each step.  The client is a few lines of its own (RFC 6455 4.1, 5.1), so
 that ``doctor`` needs nothing but the standard library.
 
@@ -21,15 +21,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
-from ...exceptions import ApachewsError, WireError
+from ...exceptions import WireError
 from ...wire import decode_header
+from ..address import Address
 from .finding import ALWAYS, Finding, Level, error, ok, warning
 
 # RFC 6455 1.3.
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_TLS: Final = {"wss": True, "https": True, "ws": False, "http": False}
 _TEXT, _CLOSE, _PING = 0x1, 0x8, 0x9
 _FIN, _MASKED = 0x80, 0x80
 MAX_HEAD_BYTES: Final = 65536
@@ -187,53 +186,6 @@ LOGGED: Final[dict[str, tuple[str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Target:
-    """A WebSocket's URL, taken apart.
-
-    Attributes:
-        url: as given.
-        is_tls: wss.
-        host, port: where to connect.
-        path: with the query.
-    """
-
-    url: str
-    is_tls: bool
-    host: str
-    port: int
-    path: str
-
-    @classmethod
-    def parse(cls, url: str) -> Target:
-        """Take a URL apart.
-
-        Raises:
-            ApachewsError: it is none of a WebSocket.
-        """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as bad:
-            raise ApachewsError(f"{url}: {bad}") from bad
-        if parts.scheme not in _TLS or not parts.hostname:
-            raise ApachewsError(f"{url!r} is no URL of a WebSocket, as wss://example.org/chat.ws")
-        is_tls = _TLS[parts.scheme]
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(url, is_tls, parts.hostname, port or (443 if is_tls else 80), path)
-
-    @property
-    def authority(self) -> str:
-        """Host and port as browsers write them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
-
-    @property
-    def origin(self) -> str:
-        """That of a page of the same site."""
-        return f"{'https' if self.is_tls else 'http'}://{self.authority}"
-
-
-@dataclass(frozen=True)
 class Answer:
     """What came back: status, header (names in lower case), the beginning of the body."""
 
@@ -262,7 +214,7 @@ class _Channel:
 
 
 def check_url(
-    target: Target,
+    address: Address,
     *,
     origin: str | None = None,
     echoes: bool = False,
@@ -273,7 +225,7 @@ def check_url(
     """Do a handshake, and say what came of it.
 
     Args:
-        target: the URL.
+        address: of the URL.
         origin: of the page that connects; None: one of the same site.
         echoes: the producer sends back what it gets: try that as well.
         timeout_s: for each step.
@@ -281,11 +233,11 @@ def check_url(
         cafile: certificates to trust instead of the system's.
     """
     try:
-        plain = socket.create_connection((target.host, target.port), timeout_s)
+        plain = socket.create_connection((address.host, address.port), timeout_s)
     except OSError as failure:
         yield error(
             "connect",
-            f"{target.authority}: {failure.strerror or failure}",
+            f"{address.host_header}: {failure.strerror or failure}",
             breaks="nobody reaches the site",
             mend="start Apache; Listen with that port; look at the firewall and at the name",
         )
@@ -293,45 +245,45 @@ def check_url(
     our_port = plain.getsockname()[1]
     sock = plain
     try:
-        if target.is_tls:
-            sock, finding = _start_tls(plain, target, timeout_s, cafile)
+        if address.is_secure:
+            sock, finding = _start_tls(plain, address, timeout_s, cafile)
             our_port = sock.getsockname()[1]
             yield finding
         channel = _Channel(sock)
         key = base64.b64encode(os.urandom(16))
-        sock.sendall(_request(target, key.decode(), origin or target.origin))
+        sock.sendall(_request(address, key.decode(), origin or address.origin))
         answer = _read_answer(channel)
     except (OSError, ValueError) as failure:
         yield error(
             "connect",
-            f"{target.url}: {getattr(failure, 'strerror', None) or failure}",
+            f"{address.url}: {getattr(failure, 'strerror', None) or failure}",
             breaks="nobody gets a WebSocket there",
-            mend=f"is it {'wss' if not target.is_tls else 'ws'}:// on this port? The error log may"
-            " say more",
+            mend=f"is it {'wss' if not address.is_secure else 'ws'}:// on this port? The error log"
+            " may say more",
         )
         sock.close()
         return
     with sock:
         if answer.status != 101:
-            yield explain(target, answer, origin, _logged(error_logs, our_port))
+            yield explain(address, answer, origin, _logged(error_logs, our_port))
             return
         accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
         if answer.headers.get("sec-websocket-accept") != accept:
             yield error(
                 "handshake",
-                f"{target.url}: 101, with a Sec-WebSocket-Accept that does not answer the key",
+                f"{address.url}: 101, with a Sec-WebSocket-Accept that does not answer the key",
                 breaks="browsers refuse it",
                 mend="something in between answers from a cache, or is no WebSocket server",
             )
             return
-        yield ok("handshake", f"{target.url}: 101 Switching Protocols")
+        yield ok("handshake", f"{address.url}: 101 Switching Protocols")
         if echoes:
-            yield from _check_echo(channel, target)
+            yield from _check_echo(channel, address)
         _send(sock, _CLOSE, b"\x03\xe8")
 
 
 def _start_tls(
-    plain: socket.socket, target: Target, timeout_s: float, cafile: str | None
+    plain: socket.socket, address: Address, timeout_s: float, cafile: str | None
 ) -> tuple[socket.socket, Finding]:
     """Return the encrypted connection, without a certificate that is good if need be.
 
@@ -340,27 +292,27 @@ def _start_tls(
     """
     context = ssl.create_default_context(cafile=cafile)
     try:
-        sock: socket.socket = context.wrap_socket(plain, server_hostname=target.host)
-        return sock, ok("certificate", f"the certificate is good for {target.host}")
+        sock: socket.socket = context.wrap_socket(plain, server_hostname=address.host)
+        return sock, ok("certificate", f"the certificate is good for {address.host}")
     except ssl.SSLCertVerificationError as bad:
         plain.close()
         finding = error(
             "certificate",
-            f"{target.host}: {bad.verify_message}",
+            f"{address.host}: {bad.verify_message}",
             breaks="browsers refuse the WebSocket, without asking their user",
             mend="SSLCertificateFile with a certificate for that name and the intermediate ones,"
             " as certbot's fullchain.pem",
         )
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    again = socket.create_connection((target.host, target.port), timeout_s)
-    return context.wrap_socket(again, server_hostname=target.host), finding
+    again = socket.create_connection((address.host, address.port), timeout_s)
+    return context.wrap_socket(again, server_hostname=address.host), finding
 
 
-def _request(target: Target, key: str, origin: str) -> bytes:
+def _request(address: Address, key: str, origin: str) -> bytes:
     lines = [
-        f"GET {target.path} HTTP/1.1",
-        f"Host: {target.authority}",
+        f"GET {address.target} HTTP/1.1",
+        f"Host: {address.host_header}",
         "Upgrade: websocket",
         "Connection: Upgrade",
         f"Sec-WebSocket-Key: {key}",
@@ -398,11 +350,11 @@ def _read_answer(channel: _Channel) -> Answer:
     return Answer(status, headers, body)
 
 
-def explain(target: Target, answer: Answer, origin: str | None, logged: str = "") -> Finding:
+def explain(address: Address, answer: Answer, origin: str | None, logged: str = "") -> Finding:
     """Return what an answer other than 101 means.
 
     Args:
-        target: the URL.
+        address: of the URL.
         answer: what came.
         origin: the one that was asked for, or None.
         logged: what the error log says, or "".
@@ -414,7 +366,7 @@ def explain(target: Target, answer: Answer, origin: str | None, logged: str = ""
         there = re.sub(r"^http", "ws", location)
         return error(
             "handshake",
-            f"{target.url}: {answer.status}, to {location or 'nowhere'}{says}",
+            f"{address.url}: {answer.status}, to {location or 'nowhere'}{says}",
             breaks="browsers follow no redirect of a WebSocket",
             mend=f"connect to {there}" if there else "connect to where it is to lead",
         )
@@ -434,14 +386,14 @@ def explain(target: Target, answer: Answer, origin: str | None, logged: str = ""
     return Finding(
         "handshake",
         Level.WARNING if is_wanted or answer.status == 401 else Level.ERROR,
-        f"{target.url}: {answer.status}: {meaning}{says}",
+        f"{address.url}: {answer.status}: {meaning}{says}",
         breaks="no WebSocket" + (f" for pages of {origin}" if is_wanted else ""),
         load=ALWAYS,
         mend=mend,
     )
 
 
-def _check_echo(channel: _Channel, target: Target) -> Iterator[Finding]:
+def _check_echo(channel: _Channel, address: Address) -> Iterator[Finding]:
     begun_at = time.monotonic()
     try:
         _send(channel.socket, _TEXT, ECHO.encode())
@@ -467,7 +419,7 @@ def _check_echo(channel: _Channel, target: Target) -> Iterator[Finding]:
         why = failure.strerror or str(failure)
     yield warning(
         "echo",
-        f"{target.url}: {why}",
+        f"{address.url}: {why}",
         breaks="the producer does not send back what it gets",
         mend="nothing, where it is no echo; else look at its log, and for CLOSE codes at"
         " docs/close-codes.md",
