@@ -138,13 +138,25 @@ class DebianModule:
     def _disable(self) -> list[Path]:
         """Take the module out of those enabled; return the links that were removed."""
         links = [self._enabled / f"{NAME}{suffix}" for suffix in (".conf", ".load")]
-        links = [link for link in links if link.is_symlink()]
-        if links and self.directory == DIRECTORY and (program := shutil.which("a2dismod")):
-            # It keeps a record of who has enabled what, besides the links.
+        links, others = self._parted([link for link in links if link.is_symlink()])
+        is_all = links and not others
+        if is_all and self.directory == DIRECTORY and (program := shutil.which("a2dismod")):
+            # It keeps a record of who has enabled what, besides the links; and asks not
+            # where they lead.
             subprocess.run([program, "-q", "-f", NAME], check=False, capture_output=True)
         for link in links:
             link.unlink(missing_ok=True)
         return links
+
+    def _parted(self, links: list[Path]) -> tuple[list[Path], list[Path]]:
+        """Return which of the links lead to ours, and which elsewhere."""
+        available = self._available.resolve()
+        own = [
+            link
+            for link in links
+            if (link.parent / os.readlink(link)).parent.resolve() == available
+        ]
+        return own, [link for link in links if link not in own]
 
 
 def sealed(text: str) -> str:

@@ -258,6 +258,26 @@ def test_undo_disables_and_removes(debian: DebianModule) -> None:
     assert debian.undo() == []
 
 
+def test_undo_leaves_links_that_lead_elsewhere(debian: DebianModule) -> None:
+    debian.write(TEXTS)
+    enable(debian)
+    elsewhere = debian.directory / "elsewhere.conf"
+    elsewhere.touch()
+    other = debian.directory / "mods-enabled" / "apachews.conf"
+    other.unlink()
+    other.symlink_to(elsewhere)
+    assert [path.name for path in debian.undo()] == [
+        "apachews.load",  # the link
+        "apachews.conf",
+        "apachews.load",
+    ]
+    assert other.resolve() == elsewhere
+    # An absolute link is one of ours too.
+    other.unlink()
+    other.symlink_to(debian.directory / "mods-available" / "apachews.conf")
+    assert debian.undo() == [other]
+
+
 def test_undo_leaves_an_edited_file_enabled(debian: DebianModule) -> None:
     debian.write(TEXTS)
     enable(debian)
