@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from ..apache.installation import (
     server_directives,
     tls_virtual_host,
 )
+from ..apache.ownership import read_as_root, weakness
 from ..apache.python_environment import PythonEnvironment
 from .command import CommandError
 
@@ -32,7 +34,8 @@ With --debian they become a module that a2enmod enables and a2dismod disables. W
 written once is not written again, and what somebody has edited is left alone.
 
 Refused is what cannot work: a Python that mod_wsgi is not built for, or an installation
-that Apache's user cannot read."""
+that Apache's user cannot read. With --debian, root is refused also an installation that
+others can change: Apache reads some of it as root."""
 
 EXAMPLES: Final = """\
 examples:
@@ -61,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--undo", action="store_true", help="with --debian: disable the module, remove its files"
     )
     parser.add_argument(
-        "--force", action="store_true", help="with --debian: also where a file was edited"
+        "--force",
+        action="store_true",
+        help="with --debian: also where a file was edited, or where others than root can write",
     )
     parser.add_argument(
         "--directory",
@@ -147,6 +152,8 @@ def _checked(arguments: argparse.Namespace, environment: PythonEnvironment) -> W
 def _install(
     arguments: argparse.Namespace, environment: PythonEnvironment, module: WsgiModule
 ) -> None:
+    if os.geteuid() == 0 and not arguments.force:
+        _require_ownership(environment, module)
     place = DebianModule(arguments.directory)
     fates = place.write(
         {
@@ -168,6 +175,22 @@ def _install(
     if commands or set(fates.values()) != {"unchanged"}:
         commands.append("systemctl restart apache2")
         print("\nrun next, as root:\n  " + "\n  ".join(commands))
+
+
+def _require_ownership(environment: PythonEnvironment, module: WsgiModule) -> None:
+    """Refuse to have root's Apache read what somebody else can change.
+
+    Raises:
+        CommandError: somebody can.
+    """
+    for file in read_as_root(environment, module.path):
+        if found := weakness(file):
+            raise CommandError(
+                f"Apache reads {file} as root, and {found}: whoever can write there would be"
+                " root. Install apachews where only root writes (sudo python3 -m venv"
+                " /opt/apachews && sudo /opt/apachews/bin/pip install 'apachews[bridge]'), and run"
+                " config --debian from there; --force does it all the same"
+            )
 
 
 def _load_file(module: WsgiModule) -> str:

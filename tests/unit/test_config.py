@@ -18,6 +18,7 @@ from apachews.apache.installation import (
     server_directives,
     tls_virtual_host,
 )
+from apachews.apache.ownership import weakness
 from apachews.apache.permissions import Account
 from apachews.apache.python_environment import PythonEnvironment, python_of, version_in
 from apachews.cli import main
@@ -162,6 +163,90 @@ def test_a_file_that_only_its_owner_may_read_is_named(short_path: Path) -> None:
     (place.handler / "wsgi.py").chmod(0o600)
     with pytest.raises(SetUpError, match=rf"chmod o\+r {place.handler}/wsgi\.py"):
         require_readable(place, NOBODY)
+
+
+ME = frozenset({0, os.geteuid()})
+
+
+@pytest.fixture
+def owned(short_path: Path) -> Path:
+    """A file that only root, and who runs this, can change."""
+    short_path.chmod(0o755)
+    file = short_path / "env" / "lib" / "a.conf"
+    file.parent.mkdir(parents=True)
+    for path in (file.parent.parent, file.parent):
+        path.chmod(0o755)
+    file.touch(0o644)
+    os.chown(file, -1, os.getegid())
+    return file
+
+
+def test_what_only_root_can_write_is_no_weakness(owned: Path) -> None:
+    # The temporary directory above is everybody's, with the sticky bit.
+    assert weakness(owned, ME) is None
+
+
+@pytest.mark.parametrize("mode", [0o757, 0o777])
+@pytest.mark.parametrize("name", ["env/lib/a.conf", "env/lib", "env"])
+def test_what_others_can_write_is_a_weakness(owned: Path, name: str, mode: int) -> None:
+    path = owned.parents[2] / name
+    path.chmod(mode)
+    assert str(weakness(owned, ME)) == f"{path} has mode {mode:04o}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_what_is_anothers_or_a_groups_is_a_weakness(owned: Path) -> None:
+    for path in (owned, owned.parent):
+        os.chown(path, 65534, -1)
+        assert str(weakness(owned)) == f"{path} belongs to nobody"
+        os.chown(path, 0, 0)
+        path.chmod(0o775)
+        assert weakness(owned) is None  # root's own group
+        os.chown(path, -1, 65534)
+        assert str(weakness(owned)) == f"{path} has mode 0775"
+        path.chmod(0o755)
+    # The sticky bit keeps only what is root's.
+    owned.parent.chmod(0o1777)
+    assert weakness(owned) is None
+    os.chown(owned, 65534, -1)
+    assert str(weakness(owned)) == f"{owned} belongs to nobody"
+
+
+def test_links_on_the_way_are_looked_at_and_followed(owned: Path) -> None:
+    root = owned.parents[2]
+    shared = root / "shared"
+    shared.mkdir()
+    (root / "straight").symlink_to(owned)
+    (root / "by-shared").symlink_to("shared/../env/lib")
+    (shared / "inside").symlink_to(root / "env")
+    (root / "by-inside").symlink_to("shared/inside/lib")
+    shared.chmod(0o777)
+    assert weakness(root / "straight", ME) is None
+    for path in (root / "by-shared" / "a.conf", root / "by-inside" / "a.conf"):
+        found = weakness(path, ME)
+        assert found is not None
+        assert found.path == shared
+    with pytest.raises(OSError, match="No such file"):
+        weakness(root / "absent", ME)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.parametrize("name", ["apachews/apache/apachews.conf", "apachews", "mod_wsgi.so"])
+def test_root_is_refused_what_somebody_else_can_change(
+    here: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["config", "--debian", "--directory", str(here / "etc")]
+    (path,) = here.rglob(name)
+    os.chown(path, 65534, -1)
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    assert f"{path} belongs to nobody" in said
+    assert "sudo python3 -m venv /opt/apachews" in said
+    assert not any((here / "etc" / "mods-available").iterdir())
+    # To print it is for whoever pastes it.
+    assert main(["config"]) == 0
+    assert main([*given, "--force"]) == 0
+    assert main([*given, "--undo"]) == 0
 
 
 def test_a_virtual_host_has_all_it_needs() -> None:
