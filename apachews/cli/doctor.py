@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import ssl
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -35,6 +37,7 @@ from ..apache.permissions import Account
 from ..apache.private_apache import APACHE_USER
 from ..apache.process import Httpd, running
 from ..apache.shell import word
+from .command import CommandError
 from .terminal import CYAN, GREEN, RED, YELLOW, paint, printable, uses_colour
 
 SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
@@ -57,6 +60,7 @@ exit status: 0 nothing is wrong, or there are warnings only; 1 something is wron
 docs/troubleshooting.md has what each finding means."""
 
 DEFAULT_WEBSOCKETS: Final = 1000
+MAX_TIMEOUT_S: Final = 3600
 LEVEL_COLUMNS: Final = 9
 COLOURS: Final = {
     Level.OK: GREEN,
@@ -82,10 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for each step of the handshake (default 10)",
+        help="for all of the handshake (default 10)",
     )
     parser.add_argument(
         "--websockets",
@@ -117,9 +121,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of seconds above 0, at most {MAX_TIMEOUT_S}"
+        )
+    return number
+
+
+def _require_certificates(file: str) -> None:
+    """Refuse what ``--ca`` cannot name, before all of it looks like the server's fault.
+
+    Raises:
+        CommandError: there is no such file, or it has no certificate.
+    """
+    try:
+        ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise CommandError(f"--ca {file}: it has no certificate in PEM form") from None
+    except OSError as error:
+        raise CommandError(f"--ca {file}: {error.strerror}") from None
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Look at everything; print what was found."""
     address = Address.parse(arguments.url) if arguments.url else None
+    if arguments.ca is not None:
+        _require_certificates(arguments.ca)
     findings = list(_without_doubles(_examine(arguments, address)))
     if not arguments.verbose:
         findings = [finding for finding in findings if finding.level is not Level.NOTE]

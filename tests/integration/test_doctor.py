@@ -418,6 +418,15 @@ def test_an_origin_that_may_not_connect(
     assert "APACHEWS_ORIGINS" in finding["mend"]
 
 
+def test_a_port_that_is_for_tls(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    given = event_site.wss().replace("wss:", "ws:")
+    status, findings = doctor(capsys, event_site.apache, given)
+    assert status == 1
+    assert findings[-1]["id"] == "handshake"
+    assert ": 400: this port is for TLS" in findings[-1]["text"]
+    assert findings[-1]["mend"] == "connect with wss://"
+
+
 def test_a_certificate_that_nobody_trusts(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import hashlib
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -545,6 +550,8 @@ ADDRESS = Address.parse("wss://a.example/x.ws")
     ("status", "body", "says", "mend"),
     [
         (200, "<html>", "has not come to the handler", "AddHandler"),
+        (400, "You're speaking plain HTTP to an SSL-enabled server port.", "for TLS", "wss://"),
+        (400, "Bad Request", "changed the handshake", "proxy"),
         (401, "", "login", "nothing"),
         (403, "This page's origin may not connect here.\n", "origin may not", "APACHEWS_ORIGINS"),
         (403, "<html>", "FollowSymLinks", "Options +FollowSymLinks"),
@@ -591,25 +598,36 @@ def test_all_answers_of_the_handler_are_documented() -> None:
 
 
 @contextmanager
-def answering(*pieces: bytes) -> Iterator[Address]:
-    """A server that reads a head and answers with the same bytes, whatever comes."""
+def serving(serve: Callable[[socket.socket, bytes], None]) -> Iterator[Address]:
+    """A server that reads one head, and does as it is told."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(DEADLINE_S)
 
-        def serve() -> None:
+        def accept() -> None:
             client, _ = server.accept()
             with client:
                 client.settimeout(DEADLINE_S)
-                data = b""
-                while b"\r\n\r\n" not in data:
-                    data += client.recv(4096)
-                for piece in pieces:
-                    client.sendall(piece)
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += client.recv(4096)
+                serve(client, head)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=accept)
         thread.start()
         yield Address.parse(f"ws://127.0.0.1:{server.getsockname()[1]}/a.ws")
         thread.join(DEADLINE_S)
+
+
+@contextmanager
+def answering(*pieces: bytes) -> Iterator[Address]:
+    """A server that answers with the same bytes, whatever comes."""
+
+    def answer(client: socket.socket, head: bytes) -> None:
+        for piece in pieces:
+            client.sendall(piece)
+
+    with serving(answer) as address:
+        yield address
 
 
 @pytest.mark.parametrize(
@@ -634,7 +652,73 @@ def test_a_port_on_which_nobody_listens() -> None:
         assert levels(check_url(address, timeout_s=DEADLINE_S)) == {"connect": "error"}
 
 
+def switching(head: bytes) -> bytes:
+    """Return the answer that a handshake wants."""
+    match = re.search(rb"Sec-WebSocket-Key: (\S+)", head)
+    assert match is not None
+    accept = hashlib.sha1(match[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: "
+        + base64.b64encode(accept)
+        + b"\r\n\r\n"
+    )
+
+
+def test_a_server_that_hangs_up_after_its_answer() -> None:
+    is_gone = threading.Event()
+
+    def reset(client: socket.socket, head: bytes) -> None:
+        client.sendall(switching(head))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        is_gone.set()
+
+    with serving(reset) as address:
+        findings = check_url(address, timeout_s=DEADLINE_S)
+        assert next(findings).id == "handshake"
+        assert is_gone.wait(DEADLINE_S)
+        assert list(findings) == []
+
+
+def test_a_server_that_trickles_has_the_timeout_in_all() -> None:
+    is_enough = threading.Event()
+
+    def trickle(client: socket.socket, head: bytes) -> None:
+        until = time.monotonic() + DEADLINE_S
+        with contextlib.suppress(OSError):
+            while not is_enough.wait(0.02) and time.monotonic() < until:
+                client.sendall(b"x")
+
+    with serving(trickle) as address:
+        begun_at = time.monotonic()
+        (found,) = check_url(address, timeout_s=0.3)
+        is_enough.set()
+        assert time.monotonic() - begun_at < DEADLINE_S
+    assert (found.id, found.text) == ("connect", f"{address.url}: timed out")
+
+
 # The command.
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "nan", "inf", "1e9", "soon"])
+def test_what_is_no_timeout_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "ws://localhost/a.ws", f"--timeout={text}"])
+    assert ended.value.code == 2
+    assert f"{text!r} is no number of seconds" in capsys.readouterr().err
+
+
+def test_certificates_to_trust_that_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["doctor", "wss://localhost/a.ws", "--ca"]
+    assert main([*given, "/nonexistent"]) == 1
+    assert capsys.readouterr().err == (
+        "apachews doctor: --ca /nonexistent: No such file or directory\n"
+    )
+    (tmp_path / "empty").touch()
+    assert main([*given, str(tmp_path / "empty")]) == 1
+    assert "no certificate in PEM form" in capsys.readouterr().err
 
 
 def test_without_httpd_it_says_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:

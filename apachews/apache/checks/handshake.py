@@ -1,8 +1,8 @@
 """A real handshake with a URL: what a browser would get, and why.
 
-Contract: ``check_url(address, …)`` connects, asks, and yields findings; blocks for at most
-the timeout at each step.  The client is a few lines of its own (RFC 6455 4.1, 5.1), so
-that ``doctor`` needs nothing but the standard library.
+Contract: ``check_url(address, …)`` connects, asks, and yields findings; blocks for at
+most the timeout, and as long again where it tries the echo.  The client is a few lines
+of its own (RFC 6455 4.1, 5.1), so that ``doctor`` needs nothing but the standard library.
 
 How this works: the handler's own refusals are told from httpd's by their body, and what
 the error log says of this very connection, known by our port, is quoted.
@@ -11,6 +11,7 @@ the error log says of this very connection, known by our port, is quoted.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -48,6 +49,12 @@ ANSWERS: Final[list[tuple[int, str, str, str]]] = [
         "",
         "an ordinary page: the request has not come to the handler",
         "AddHandler websocket .ws; and no rewriting of .ws paths (RewriteRule \\.ws$ - [END])",
+    ),
+    (
+        400,
+        "speaking plain HTTP to an SSL-enabled server port",
+        "this port is for TLS",
+        "connect with wss://",
     ),
     (
         400,
@@ -195,13 +202,20 @@ class Answer:
 
 
 class _Channel:
-    """A connection that is read in pieces."""
+    """A connection that is read in pieces, until a deadline."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
         self.socket = sock
         self.buffer = b""
+        self._deadline = deadline
+
+    def allow(self, timeout_s: float) -> None:
+        """Begin anew: all that follows may take so long together."""
+        self._deadline = time.monotonic() + timeout_s
+        self.socket.settimeout(timeout_s)
 
     def fill(self) -> bool:
+        self.socket.settimeout(_left_s(self._deadline))
         data = self.socket.recv(65536)
         self.buffer += data
         return bool(data)
@@ -211,6 +225,42 @@ class _Channel:
             pass
         taken, self.buffer = self.buffer[:size], self.buffer[size:]
         return taken
+
+
+def _left_s(deadline: float) -> float:
+    """Return the time until a deadline, for a socket's timeout.
+
+    Raises:
+        TimeoutError: it has passed.
+    """
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    return left_s
+
+
+def _dial(address: Address, deadline: float) -> socket.socket:
+    """Connect to the first of a host's addresses that answers.
+
+    Raises:
+        OSError: none does.
+    """
+    failure: OSError = OSError("it has no address")
+    for family, kind, number, _, place in socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    ):
+        sock = None
+        try:
+            sock = socket.socket(family, kind, number)
+            sock.settimeout(_left_s(deadline))
+            sock.connect(place)
+        except OSError as error:
+            failure = error
+            if sock is not None:
+                sock.close()
+        else:
+            return sock
+    raise failure
 
 
 def check_url(
@@ -228,12 +278,13 @@ def check_url(
         address: of the URL.
         origin: of the page that connects; None: one of the same site.
         echoes: the producer sends back what it gets: try that as well.
-        timeout_s: for each step.
+        timeout_s: for all of the handshake, and again for the echo.
         error_logs: of httpd, where it is on this machine.
         cafile: certificates to trust instead of the system's.
     """
+    deadline = time.monotonic() + timeout_s
     try:
-        plain = socket.create_connection((address.host, address.port), timeout_s)
+        plain = _dial(address, deadline)
     except OSError as failure:
         yield error(
             "connect",
@@ -246,10 +297,10 @@ def check_url(
     sock = plain
     try:
         if address.is_secure:
-            sock, finding = _start_tls(plain, address, timeout_s, cafile)
+            sock, finding = _start_tls(plain, address, deadline, cafile)
             our_port = sock.getsockname()[1]
             yield finding
-        channel = _Channel(sock)
+        channel = _Channel(sock, deadline)
         key = base64.b64encode(os.urandom(16))
         sock.sendall(_request(address, key.decode(), origin or address.origin))
         answer = _read_answer(channel)
@@ -278,12 +329,15 @@ def check_url(
             return
         yield ok("handshake", f"{address.url}: 101 Switching Protocols")
         if echoes:
+            channel.allow(timeout_s)
             yield from _check_echo(channel, address)
-        _send(sock, _CLOSE, b"\x03\xe8")
+        with contextlib.suppress(OSError):  # it has hung up first
+            channel.allow(timeout_s)
+            _send(sock, _CLOSE, b"\x03\xe8")
 
 
 def _start_tls(
-    plain: socket.socket, address: Address, timeout_s: float, cafile: str | None
+    plain: socket.socket, address: Address, deadline: float, cafile: str | None
 ) -> tuple[socket.socket, Finding]:
     """Return the encrypted connection, without a certificate that is good if need be.
 
@@ -291,6 +345,7 @@ def _start_tls(
         OSError: it is no TLS.
     """
     context = ssl.create_default_context(cafile=cafile)
+    plain.settimeout(_left_s(deadline))
     try:
         sock: socket.socket = context.wrap_socket(plain, server_hostname=address.host)
         return sock, ok("certificate", f"the certificate is good for {address.host}")
@@ -305,7 +360,8 @@ def _start_tls(
         )
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    again = socket.create_connection((address.host, address.port), timeout_s)
+    again = _dial(address, deadline)
+    again.settimeout(_left_s(deadline))
     return context.wrap_socket(again, server_hostname=address.host), finding
 
 
