@@ -251,6 +251,42 @@ def test_descriptors_are_two_for_each_websocket() -> None:
     assert levels(check_process(None, "/run/a.pid", 1)) == {"running": "warning"}
 
 
+def test_whether_httpd_runs_may_not_be_for_us_to_see(short_path: Path) -> None:
+    (short_path / "pid").touch(0o600)
+    short_path.chmod(0o700)
+    path = str(short_path / "pid")
+    with nobodys_rights(short_path):
+        found = levels(check_process(None, path, 1))
+    assert found == {"privileges": "note"}
+    assert levels(check_process(None, path, 1)) == {"running": "warning"}
+
+
+@contextmanager
+def nobodys_rights(directory: Path) -> Iterator[None]:
+    """Take away what this process may do in a directory."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    else:
+        directory.chmod(0o000)
+        try:
+            yield
+        finally:
+            directory.chmod(0o700)
+
+
+def test_the_service_to_start_is_the_distributions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, name in ((tmp_path, "apache2"), (tmp_path / "none", "httpd")):
+        monkeypatch.setattr(machine, "ETC_APACHE2", place)
+        (found,) = check_process(None, "", 1)
+        assert found.mend == f"systemctl start {name}"
+
+
 LIMITS = """\
 Limit                     Soft Limit           Hard Limit           Units
 Max processes             7823                 7823                 processes
@@ -412,6 +448,14 @@ def test_logrotates_blocks_are_parted() -> None:
         ("apachectl -k restart", "warning"),
         ("kill -HUP `cat /run/apache2.pid`", "warning"),
         ("kill -s HUP $pid", "warning"),
+        ("systemctl \\\n    restart apache2", "warning"),
+        ("# systemctl restart apache2 would drop all\n\t\tsystemctl reload apache2", "ok"),
+        ("apachectl graceful # no restart of apache2", "ok"),
+        ("service rsyslog restart", "ok"),
+        ("kill -HUP `cat /run/rsyslogd.pid`", "ok"),
+        ("systemctl kill -s HUP rsyslog.service", "ok"),
+        ("pkill -HUP rsyslogd", "ok"),
+        ("service rsyslog restart\n\t\tservice httpd restart", "warning"),
     ],
 )
 def test_a_rotation_ends_in_a_reload(tmp_path: Path, command: str, level: str) -> None:

@@ -29,6 +29,8 @@ APACHECTL_LIMIT: Final = 8192
 ENOUGH: Final = 65536
 # What the clocks of files and of processes may differ by.
 CLOCK_S: Final = 0.1
+# Debian, SUSE and their kin; it is /etc/httpd elsewhere.
+ETC_APACHE2: Final = Path("/etc/apache2")
 UNITS: Final = ("apache2.service", "httpd.service")
 _PROPERTIES: Final = "LoadState,LimitNOFILESoft,KillMode,PrivateTmp,Environment,ExecStart"
 _SYSTEMD: Final = Path("/run/systemd/system")
@@ -36,6 +38,11 @@ _SYSTEMD: Final = Path("/run/systemd/system")
 _RESTARTS: Final = re.compile(
     r"\b(?:try-|cond)?restart\b|\bstop\b|(?:-|-s\s*|--signal[ =])(?:SIG)?HUP\b"
 )
+
+_COMMENT: Final = re.compile(r"(?:^|(?<=\s))#.*")
+_OURS: Final = re.compile(r"apache|httpd")
+# What names whom it signals.
+_OTHERS: Final = re.compile(r"\.pid\b|\bpkill\b|\bkillall\b|systemctl|service")
 
 
 def room(limit: int) -> int:
@@ -51,12 +58,17 @@ def check_process(httpd: Httpd | None, pid_file: str, websockets: int) -> Iterat
         pid_file: where its number was looked for.
         websockets: how many a child is to have room for.
     """
+    if httpd is None and pid_file and _is_hidden(pid_file):
+        yield note(
+            "privileges", f"{pid_file} is not for us to see, nor whether httpd runs: use sudo"
+        )
+        return
     if httpd is None:
         yield warning(
             "running",
             f"httpd does not run (by {pid_file or 'its pid file'})",
             breaks="everything",
-            mend="systemctl start apache2",
+            mend=f"systemctl start {service()}",
         )
         return
     yield ok("running", f"httpd runs: process {httpd.pid}, {len(httpd.children)} children")
@@ -78,6 +90,21 @@ def check_process(httpd: Httpd | None, pid_file: str, websockets: int) -> Iterat
         )
     else:
         yield ok("descriptors", text)
+
+
+def _is_hidden(path: str) -> bool:
+    try:
+        Path(path).read_bytes()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def service() -> str:
+    """Return what the distribution calls httpd's service: by where it configures it."""
+    return "apache2" if ETC_APACHE2.is_dir() else "httpd"
 
 
 def check_reload(httpd: Httpd | None, files: Iterable[str]) -> Iterator[Finding]:
@@ -221,19 +248,31 @@ def check_logrotate(directory: Path, logs: Iterable[str]) -> Iterator[Finding]:
         for patterns, script in rotations(text):
             if not any(fnmatch.fnmatch(log, one) for log in paths for one in patterns):
                 continue
-            if match := _RESTARTS.search(script):
+            if found := restart_in(script):
                 yield warning(
                     "logrotate",
-                    f"{file} has Apache restarted after a rotation ({match[0].strip()})",
+                    f"{file} has Apache restarted after a rotation ({found})",
                     breaks="all clients get 1001",
                     load="every rotation: daily, on Debian",
-                    mend="in its postrotate: invoke-rc.d apache2 reload, or apachectl graceful",
+                    mend=f"in its postrotate: systemctl reload {service()}, or apachectl graceful",
                     where=str(file),
                 )
             else:
                 yield ok("logrotate", f"{file} reloads Apache, and drops nobody", str(file))
             return
     yield note("logrotate", f"nothing in {directory} rotates these logs")
+
+
+def restart_in(script: str) -> str:
+    """Return what in a script of logrotate's restarts Apache, "" for nothing."""
+    for line in script.replace("\\\n", " ").splitlines():
+        command = _COMMENT.sub("", line)
+        for match in _RESTARTS.finditer(command):
+            # A signal goes to a number, of which the script may not say whose it is.
+            is_anybodys = match[0].endswith("HUP") and not _OTHERS.search(command)
+            if is_anybodys or _OURS.search(command):
+                return match[0].strip()
+    return ""
 
 
 def rotations(text: str) -> Iterator[tuple[list[str], str]]:
