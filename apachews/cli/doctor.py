@@ -27,7 +27,7 @@ from ..apache.checks.machine import (
     check_visible,
     unit_properties,
 )
-from ..apache.checks.server import check_server, handler_scripts
+from ..apache.checks.server import check_ownership, check_server, handler_scripts
 from ..apache.checks.site import check_scope, check_socket, sockets_in
 from ..apache.configuration import Configuration, Scope, VirtualHost
 from ..apache.control import Control, ControlError
@@ -225,6 +225,8 @@ def _examine_apache(
     if os.geteuid() != 0 and (httpd is None or httpd.uid != os.geteuid()):
         yield note("privileges", "not as root: what only root may see is not looked at")
     yield from check_server(configuration, account, version)
+    if os.geteuid() == 0:
+        yield from check_ownership(configuration)
     yield from check_process(httpd, pid_file, arguments.websockets)
     yield from check_reload(httpd, configuration.files)
     properties = {}

@@ -108,7 +108,9 @@ def test_a_virtual_host_with_tls_serves_websockets(
     )
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert status == 0, findings
-    assert {"ok"} == {one["level"] for one in findings}, findings
+    # Whose the checkout is, in which these tests run, is not for them to say.
+    found = [one for one in findings if one["id"] != "ownership"]
+    assert {"ok"} == {one["level"] for one in found}, findings
     assert "handshake" in {one["id"] for one in findings}
     # From http everything goes to https, but for what certbot puts there.
     status, headers = get(configured, "/chat.html?room=1")

@@ -247,7 +247,12 @@ def doctor(
     )
     told = json.loads(capsys.readouterr().out)
     assert told["healthy"] == (status == 0)
-    return status, [one for one in told["findings"] if one["level"] in ("warning", "error")]
+    return status, [
+        one
+        for one in told["findings"]
+        # Whose the checkout is, in which these tests run, is not for them to say.
+        if one["level"] in ("warning", "error") and one["id"] != "ownership"
+    ]
 
 
 def url(apache: PrivateApache, path: str = "/echo.ws") -> str:

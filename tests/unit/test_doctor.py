@@ -36,7 +36,7 @@ from apachews.apache.checks.machine import (
     room,
     rotations,
 )
-from apachews.apache.checks.server import check_server
+from apachews.apache.checks.server import check_ownership, check_server
 from apachews.apache.checks.site import check_socket, sockets_in
 from apachews.apache.configuration import Configuration, RunConfig
 from apachews.apache.control import Control, ControlError
@@ -219,6 +219,23 @@ def test_old_httpds_and_other_tls() -> None:
     assert (found["restart-support"], found["tls-module"]) == ("warning", "warning")
     read = Configuration([], {}, frozenset({"mpm_prefork_module"}), RunConfig())
     assert levels(check_server(read, SOMEBODY, (2, 4, 48)))["restart-support"] == "ok"
+
+
+def test_what_apache_reads_as_root_is_roots(short_path: Path) -> None:
+    short_path.chmod(0o755)
+    file, module = short_path / "apachews.conf", short_path / "mod_wsgi.so"
+    for path in (file, module):
+        path.touch(0o644)
+    files = (str(short_path / "another.conf"), str(file))
+    read = Configuration([], {"wsgi_module": str(module)}, frozenset(), RunConfig(), files=files)
+    trusted = frozenset({0, os.geteuid()})
+    assert levels(check_ownership(read, trusted)) == {"ownership": "ok"}
+    for path in (file, module):
+        path.chmod(0o666)
+        (found,) = check_ownership(read, trusted)
+        assert (found.level, found.id) == (Level.WARNING, "ownership")
+        assert found.text == f"Apache reads {path} as root, and {path} has mode 0666"
+        path.chmod(0o644)
 
 
 # The machine.

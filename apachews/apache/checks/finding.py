@@ -38,6 +38,7 @@ CHECKS: Final[dict[str, str]] = {
     "import-script": "the handler is imported when a child starts",
     "packages": "Python finds the handler's packages",
     "readable": "Apache's user can read the interpreter and the packages",
+    "ownership": "only root can change what Apache reads as root",
     "tls-module": "TLS is mod_ssl's",
     "http2": "WebSockets do not come over HTTP/2",
     "mpm": "which MPM, and what its limits mean",

@@ -84,7 +84,7 @@ ANSWERS: Final[list[tuple[int, str, str, str]]] = [
         403,
         "There is no WebSocket",
         "the path is a file, and no socket",
-        "start the producer on that path, once the file is removed",
+        "start the producer on that path, once the file is moved away",
     ),
     (
         403,

@@ -21,6 +21,7 @@ from typing import Final
 from ..configuration import Configuration, is_on
 from ..directives import Directive, find, quote
 from ..mapping import SCRIPT
+from ..ownership import weakness
 from ..permissions import ENTER, READ, Account, obstacle
 from ..python_environment import Version, parse_version, python_of, version_in, version_text
 from ..shell import this_program, word
@@ -98,6 +99,36 @@ def check_server(
     yield from blocked
     if all(finding.level is Level.OK for finding in [*mismatch, *blocked]):
         yield from _check_packages(configuration, account, script, version)
+
+
+def check_ownership(
+    configuration: Configuration, trusted: frozenset[int] = frozenset({0})
+) -> Iterator[Finding]:
+    """Yield whether somebody else than root can change what httpd reads as root, for us.
+
+    Args:
+        configuration: of an httpd that root starts.
+        trusted: numbers of the users who may.
+    """
+    ours = [Path(file) for file in configuration.files if Path(file).name == "apachews.conf"]
+    if module := configuration.loaded.get("wsgi_module"):
+        ours.append(Path(module))
+    for file in ours:
+        try:
+            found = weakness(file.absolute(), trusted)
+        except OSError:
+            continue  # it is gone: httpd says so
+        if found:
+            yield warning(
+                "ownership",
+                f"Apache reads {file} as root, and {found}",
+                breaks="nothing; but whoever can write there can become root",
+                mend="install apachews where only root writes (sudo python3 -m venv /opt/apachews),"
+                " and have the lines of apachews config from there",
+            )
+            return
+    if ours:
+        yield ok("ownership", "only root can change what Apache reads as root")
 
 
 def handler_scripts(configuration: Configuration) -> list[Directive]:
