@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import getpass
-import json
 import os
 import re
 import select
@@ -18,7 +17,7 @@ from .close_codes import NORMAL_CODES, describe_close
 from .command import CommandError, tidy_at_sigterm
 from .console import Console
 from .refusals import explain, phrase
-from .terminal import CYAN, GREEN, RED, YELLOW, describe_bytes, paint, printable
+from .terminal import CYAN, GREEN, RED, YELLOW, describe_bytes, json_line, paint, printable
 
 if TYPE_CHECKING:
     from .websocket_client import Answered, Closed, Message, Refused, WebSocketClient
@@ -255,8 +254,12 @@ class _Session:
                 self._show_json("message", text=data)
             else:
                 self._show_json("message", bytes=size, base64=base64.b64encode(data).decode())
-        elif not self._console.is_interactive:
+        elif not self._console.is_shown:
             self._console.show(data if isinstance(data, str) else describe_bytes(data, None))
+        elif not self._console.is_interactive:
+            self._console.show(
+                printable(data) if isinstance(data, str) else describe_bytes(data, None)
+            )
         else:
             text = printable(data) if isinstance(data, str) else describe_bytes(data)
             mark = paint("<", GREEN if isinstance(data, str) else CYAN)
@@ -319,7 +322,7 @@ class _Session:
         )
 
     def _show_json(self, event: str, **members: Any) -> None:
-        self._console.show(json.dumps({"event": event, **members}, ensure_ascii=False))
+        self._console.show_json({"event": event, **members})
 
     # What goes
 
@@ -411,7 +414,7 @@ def _report_refusal(refused: Refused, arguments: argparse.Namespace) -> int:
             "headers": refused.headers,
             "body": refused.body,
         }
-        print(json.dumps(document, ensure_ascii=False), flush=True)
+        print(json_line(document, sys.stdout), flush=True)
     lines = [f"apachews connect: the server answers {phrase(refused.status)}"]
     # An error page of Apache's own is HTML, and says no more than the status.
     if refused.body.strip() and not refused.body.lstrip().startswith("<"):

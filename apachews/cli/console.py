@@ -25,7 +25,7 @@ from typing import Any, Final, TextIO
 
 from .command import CommandError
 from .editor import EndOfInput, LineEditor
-from .terminal import FAINT, paint, uses_colour
+from .terminal import FAINT, json_line, paint, uses_colour
 
 PROMPT: Final = "> "
 # A line of standard input is a message; no server takes more than some MiB.
@@ -42,6 +42,7 @@ class Console:
 
     Attributes:
         is_interactive: whether there is a row for typing.
+        is_shown: whether ``show`` goes to a terminal, which text of a stranger could steer.
         has_ended: whether standard input has.
         colours: whether ``show`` goes to a terminal that has them.
     """
@@ -51,10 +52,11 @@ class Console:
         self._input: TextIO | None = sys.stdin
         self._output: TextIO = sys.stdout
         self.has_ended = self._input is None
+        self.is_shown = self._output.isatty()
         self.is_interactive = (
             self._input is not None
             and self._input.isatty()
-            and self._output.isatty()
+            and self.is_shown
             and os.environ.get("TERM") not in (None, "dumb")
         )
         self.colours = uses_colour(self._output)
@@ -126,6 +128,10 @@ class Console:
     def show(self, text: str) -> None:
         """Write lines to standard output."""
         self._write(self._output, text)
+
+    def show_json(self, document: dict[str, Any]) -> None:
+        """Write an object to standard output, in a line."""
+        self.show(json_line(document, self._output))
 
     def note(self, text: str, colour: str = FAINT) -> None:
         """Write lines to standard error, in a colour where it is a terminal."""

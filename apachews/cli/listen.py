@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import json
 import select
 import signal
 from collections.abc import Callable
@@ -175,7 +174,7 @@ class _Session:
         self._console.show(f"{mark}{who}  {text.replace(chr(10), margin)}")
 
     def _show_json(self, event: str, **members: Any) -> None:
-        self._console.show(json.dumps({"event": event, **members}, ensure_ascii=False))
+        self._console.show_json({"event": event, **members})
 
     # What is typed
 

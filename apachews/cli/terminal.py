@@ -1,10 +1,11 @@
 """What a terminal is shown: colours where they are wanted, and nothing that steers it.
 
-Contract: pure functions of text, and one question to a stream.
+Contract: pure functions of text, and questions to a stream.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from typing import Final, TextIO
@@ -50,6 +51,15 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def json_line(document: object, stream: TextIO) -> str:
+    """Return a value as JSON, in a line of what goes to the stream.
+
+    JSON itself spells out no control character above ASCII, and U+009B begins an escape
+    sequence as well as ESC [ does.
+    """
+    return json.dumps(document, ensure_ascii=stream.isatty())
 
 
 def _spelt_out(character: str) -> str:

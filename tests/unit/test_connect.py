@@ -24,6 +24,7 @@ from apachews.cli.refusals import HINTS, explain, phrase
 from apachews.cli.terminal import describe_bytes, printable
 
 from ..producers import ROOT, ended, running
+from ..terminal import in_terminal
 
 Script = Callable[[socket.socket, str], None]
 
@@ -493,3 +494,46 @@ def test_nothing_that_is_shown_can_steer_the_terminal() -> None:
     assert describe_bytes(b"\0\x1b") == "[2 bytes] 00 1b"
     assert describe_bytes(b"x" * 100, 2) == "[100 bytes] 78 78 …"
     assert describe_bytes(b"") == "[0 bytes]"
+
+
+# Standard input is no terminal, as in a pipeline.
+WITHOUT_TYPING = """
+import os, sys
+os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+from apachews.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+AS_IT_IS = ("-m", "apachews")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize(
+    ("command", "term"),
+    [(("-c", WITHOUT_TYPING), "xterm"), (AS_IT_IS, "dumb"), (AS_IT_IS, "xterm")],
+    ids=["pipe", "dumb", "row"],
+)
+def test_a_message_cannot_steer_the_terminal(
+    command: tuple[str, ...], term: str, options: list[str]
+) -> None:
+    message = wire.encode_frame(wire.TEXT, "\x1b]0;x\x07\x9b2J\x7fend".encode())
+    arguments = ("connect", "--count", "1", *options)
+    with (
+        scripted(answers(message)) as (url, _),
+        in_terminal(*command, *arguments, url, env={"TERM": term, "NO_COLOR": "1"}) as terminal,
+    ):
+        assert terminal.wait() == 0
+        shown = "".join(terminal.screen.rows)
+    assert "end" in shown
+    assert shown.isprintable(), shown
+    spelt_out = r"\u001b]0;x\u0007\u009b2J\u007fend" if options else r"\x1b]0;x\x07\x9b2J\x7fend"
+    assert spelt_out in shown
+
+
+def test_into_a_pipe_messages_go_as_they_are() -> None:
+    text = "\x1b[31m\x9bé"
+    frame = wire.encode_frame(wire.TEXT, text.encode())
+    with scripted(answers(frame)) as (url, _):
+        assert run_connect(url, "--count", "1", stdin=b"") == (0, f"{text}\n", "")
+    with scripted(answers(frame)) as (url, _):
+        _, output, _ = run_connect(url, "--count", "1", "--json", stdin=b"")
+        assert "\x9bé" in output

@@ -180,6 +180,13 @@ def test_the_row_for_typing_survives_the_window_and_the_shell(path: str) -> None
         assert terminal.modes == of_a_shell
 
 
+def test_json_cannot_steer_the_terminal(path: str, client: Client) -> None:
+    with in_terminal(*LISTEN, path, "--json", env={"TERM": "dumb"}) as terminal:
+        terminal.wait_for_row("listening")
+        client(1).send(wire.TEXT, "\x9b2Jend".encode())
+        terminal.wait_for_row(r"\\u009b2Jend")
+
+
 def test_who_asks_to_come_is_let_in(path: str, client: Client) -> None:
     with listening(path) as terminal:
         bridge = client(1, answer_required=True)  # APACHEWS_ACCEPT producer
