@@ -2,7 +2,7 @@
 
 ``deploy/demo`` installs what is missing and runs this.  It is ``apachews run`` with a
 site of its own, and without the logs.  Everything it makes lies in one temporary
-directory, which goes when it ends; Ctrl-C or SIGTERM ends it.
+directory, which goes when it ends; Ctrl-C, SIGTERM or SIGHUP ends it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from apachews.apache import private_apache
 from apachews.apache.private_apache import ApacheError, PrivateApache
 from apachews.apache.python_home import handler_in, interpreter_in, python_home
-from apachews.cli.command import tidy_at_sigterm
+from apachews.cli.command import temporary_directory
 from apachews.cli.run import FEW_THREADS
 from apachews.cli.supervisor import APACHE, Supervisor
 
@@ -39,8 +38,8 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        with tidy_at_sigterm(), tempfile.TemporaryDirectory(prefix="apachews-demo-") as root:
-            status = run(arguments, Path(root))
+        with temporary_directory("apachews-demo-") as root:
+            status = run(arguments, root)
     except ApacheError as error:
         say(str(error))
         return 1

@@ -39,6 +39,8 @@ APACHE_USER = "www-data"
 START_TIMEOUT_S = 30.0
 # httpd gives its children 9 s from its first SIGTERM to SIGKILL.
 STOP_TIMEOUT_S = 20.0
+# Of root's environment, to another user; and the locale.
+_PASSED = ("PATH", "LANG", "TZ", "TMPDIR")
 
 
 class ApacheError(ApachewsError):
@@ -390,11 +392,28 @@ def as_apache_user() -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
+def environment() -> dict[str, str]:
+    """Return the environment for what runs as ``as_apache_user`` has it: this one.
+
+    Not as root, whose environment may have what is nobody else's, passwords and tokens
+    say.  Then it is what any program needs, with the user's HOME.
+    (PYTHONPATH is not among it: both run in an environment where apachews is installed.)
+    """
+    if not as_apache_user():
+        return dict(os.environ)
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED or name.startswith("LC_")
+    }
+    return passed | {"HOME": pwd.getpwnam(APACHE_USER).pw_dir}
+
+
 def _clean_environment() -> dict[str, str]:
     """Return an environment without anything that would lead the embedded Python astray."""
     return {
         name: value
-        for name, value in os.environ.items()
+        for name, value in environment().items()
         if not name.startswith(("PYTHON", "VIRTUAL_ENV", "APACHE", "PYENV"))
     } | {"LC_ALL": "C.UTF-8"}
 

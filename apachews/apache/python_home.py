@@ -42,6 +42,17 @@ def python_home(copy: Path) -> Path:
     if not unreadable_parts([home, handler_in(home)]):
         return home
     shutil.copytree(home, copy, symlinks=True)
+    copy.chmod(0o755)  # or it has the mode of what nobody may read
+    if blocking := unreadable_parts([copy, handler_in(copy)]):
+        real = copy.resolve()
+        parts = " ".join(
+            str(home / part.relative_to(real) if part.is_relative_to(real) else part)
+            for part in blocking
+        )
+        raise ApacheError(
+            f"Apache's user {APACHE_USER} cannot read all of {home}, nor of a copy:"
+            f" chmod o+x {parts}, or run this as a user other than root"
+        )
     return copy
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..exceptions import ApachewsError
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Command(Protocol):
@@ -29,14 +34,55 @@ class CommandError(ApachewsError):
 
 
 @contextmanager
-def tidy_at_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise SystemExit meanwhile, so that what was begun is tidied up."""
-    before = signal.signal(signal.SIGTERM, _raise_exit)
+def tidy_at_signals() -> Iterator[None]:
+    """Have signals that end a program raise an exception, so that what was begun is tidied up.
+
+    The first of them does: ``SystemExit``, Ctrl-C ``KeyboardInterrupt``.  Those after it
+    are ignored until this ends, or they would break the tidying off.
+    A signal that was ignored before stays so, as with nohup(1).
+    """
+    before = {
+        number: handler
+        for number in _ENDING
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
     try:
+        for number in before:
+            signal.signal(number, _raise_exit)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            # None: it was set by C code, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def temporary_directory(prefix: str) -> Iterator[Path]:
+    """Make a directory, and remove it with all that is in it, whichever signal may come."""
+    with tidy_at_signals():
+        path: str | None = None
+        try:
+            try:
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+                try:
+                    path = tempfile.mkdtemp(prefix=prefix)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                yield Path(path)
+            finally:
+                _ignore_signals()
+        finally:  # (a signal that came just before they were ignored has ended the other one)
+            if path is not None:
+                shutil.rmtree(path)
 
 
 def _raise_exit(number: int, frame: FrameType | None) -> None:
+    _ignore_signals()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + number)
+
+
+def _ignore_signals() -> None:
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)

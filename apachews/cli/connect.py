@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from .close_codes import NORMAL_CODES, describe_close
-from .command import CommandError, tidy_at_sigterm
+from .command import CommandError, tidy_at_signals
 from .console import Console
 from .refusals import explain, phrase
 from .terminal import CYAN, GREEN, RED, YELLOW, describe_bytes, json_line, paint, printable
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _report_refusal(refused, arguments)
     took_s = time.monotonic() - started_at
     try:
-        with tidy_at_sigterm(), Console() as console:
+        with tidy_at_signals(), Console() as console:
             session = _Session(client, console, arguments)
             session.begin(took_s)
             return session.run()

@@ -8,7 +8,6 @@ import ipaddress
 import json
 import os
 import sys
-import tempfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Final
 from ..apache import private_apache
 from ..apache.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from ..apache.python_home import handler_in, interpreter_in, python_home
-from .command import CommandError, tidy_at_sigterm
+from .command import CommandError, temporary_directory
 from .log_lines import LogPrinter
 from .supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
 from .terminal import FAINT, paint, uses_colour
@@ -92,8 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run everything until told to end."""
     with contextlib.ExitStack() as undo:
-        undo.enter_context(tidy_at_sigterm())
-        root = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="apachews-run-")))
+        root = undo.enter_context(temporary_directory("apachews-run-"))
         root.chmod(0o755)
         docroot = _docroot(arguments.docroot, root)
         producers = find_producers(arguments.programs, arguments.path, docroot)
@@ -259,7 +257,8 @@ def _require_readable(docroot: Path, producers: Sequence[Producer]) -> None:
 def give_to_apache(directory: Path) -> None:
     """Let the producers make their sockets in a directory, where they are another user."""
     if account := private_apache.as_apache_user():
-        os.chown(directory, account["user"], account["group"])
+        # (Where others may write, somebody could put a link to another file in its place.)
+        os.chown(directory, account["user"], account["group"], follow_symlinks=False)
 
 
 def _announce(apache: PrivateApache, paths: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ from ..apache.private_apache import (
     ApacheError,
     PrivateApache,
     as_apache_user,
+    environment,
 )
 from ..notify import NotifyReceiver
 from ..signals import Signals
@@ -251,7 +252,7 @@ class Supervisor:
 
     def _start(self, program: _Program) -> None:
         producer = program.producer
-        env = dict(os.environ, NOTIFY_SOCKET=self._receiver.address, PYTHONUNBUFFERED="1")
+        env = dict(environment(), NOTIFY_SOCKET=self._receiver.address, PYTHONUNBUFFERED="1")
         # Meant for whoever started this, by whoever did.
         for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"):
             env.pop(name, None)

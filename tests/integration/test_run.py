@@ -23,7 +23,8 @@ from websockets.sync.client import ClientConnection, connect
 from apachews import Server
 from apachews.apache import private_apache
 
-from ..conftest import wait_for
+from ..conftest import DEADLINE_S, wait_for
+from ..producers import children_of
 from ..site import IS_ROOT, make_readable
 from ..terminal import in_terminal
 
@@ -236,9 +237,20 @@ def test_a_second_ctrl_c_ends_it_at_once(directory: Path) -> None:
         run.process.send_signal(signal.SIGINT)
         run.wait_for(r"^chat +\| hanging$")
         run.process.send_signal(signal.SIGINT)
-        assert run.process.wait(5) == 130
+        assert run.process.wait(DEADLINE_S) == 130
         run.wait_for("^apachews run: ending at once$")
     assert not list(socket_file.rglob("*.ws"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_ends_before_it_has_started_leaves_nothing(
+    directory: Path, number: signal.Signals
+) -> None:
+    with running(directory, "chat.py") as run:
+        wait_for(lambda: list((directory / "tmp").iterdir()))
+        for _ in range(2):
+            run.process.send_signal(number)
+        assert run.process.wait(30) == 128 + number
 
 
 def test_a_site_of_ones_own(directory: Path) -> None:
@@ -345,11 +357,31 @@ def test_what_apaches_user_cannot_reach_is_said(directory: Path) -> None:
         assert f"chmod o+x {closed}" in run.output
 
 
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise there is no other user")
+def test_roots_environment_stays_roots(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPLOY_TOKEN", "hunter2")
+    with running(directory, "chat.py") as run:
+        assert run.url
+        children = children_of(run.process.pid)
+        family = children + [pid for child in children for pid in children_of(child)]
+        assert len(family) >= 4, family  # httpd and the runner, and theirs
+        for pid in family:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"PATH=" in environ
+            assert b"hunter2" not in environ
+        assert run.end() == 0
+
+
 @pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache is the user itself")
-def test_an_environment_that_apaches_user_cannot_read_is_copied(directory: Path) -> None:
+@pytest.mark.parametrize("is_own_mode", [False, True])
+def test_an_environment_that_apaches_user_cannot_read_is_copied(
+    directory: Path, is_own_mode: bool
+) -> None:
     closed = directory / "closed"
-    closed.mkdir(0o700)
+    closed.mkdir(0o755 if is_own_mode else 0o700)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", closed / "venv"], check=True)
+    if is_own_mode:
+        (closed / "venv").chmod(0o700)
     (packages,) = (closed / "venv").glob("lib/python*/site-packages")
     for name in ("apachews", "apachews_handler", "wsproto", "h11"):
         (packages / name).symlink_to(Path(sysconfig.get_path("purelib")) / name)

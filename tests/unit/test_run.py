@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import pwd
 import re
+import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +122,106 @@ def test_an_environment_without_the_handler_is_named(
     monkeypatch.setattr(python_home, "handler_in", lambda home: tmp_path / "apachews_handler")
     with pytest.raises(ApacheError, match=rf"not in {tmp_path}, .*pip install"):
         python_home.python_home(tmp_path / "copy")
+
+
+# Root, and whom it runs programs as
+
+
+def test_nothing_of_roots_environment_goes_to_another_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"TOKEN": "secret", "LC_TIME": "C", "TZ": "UTC", "HOME": "/x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(private_apache, "as_apache_user", dict)
+    assert private_apache.environment() == dict(os.environ)
+    monkeypatch.setattr(private_apache, "as_apache_user", lambda: {"user": 33})
+    passed = private_apache.environment()
+    assert passed["LC_TIME"] == "C"
+    assert passed["PATH"] == os.environ["PATH"]
+    assert passed["HOME"] == pwd.getpwnam(private_apache.APACHE_USER).pw_dir
+    allowed = {"PATH", "LANG", "TZ", "TMPDIR", "HOME"}
+    for names in (passed, private_apache._clean_environment()):
+        assert {name for name in names if not name.startswith("LC_")} <= allowed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root only: nobody else can give a file away")
+def test_a_link_does_not_lead_to_whose_file_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    (tmp_path / "link").symlink_to("mine")
+    run.give_to_apache(tmp_path / "link")
+    assert (tmp_path / "mine").stat().st_uid == 0
+    assert (tmp_path / "link").lstat().st_uid == private_apache.as_apache_user()["user"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root only: otherwise Apache is the user itself")
+def test_the_copy_of_an_environment_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    handler = python_home.handler_in(home)
+    handler.mkdir(parents=True)
+    home.chmod(0o700)
+    monkeypatch.setattr(sys, "prefix", str(home))
+    monkeypatch.setattr(
+        python_home, "handler_in", lambda home: home / handler.relative_to(sys.prefix)
+    )
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+        copy = python_home.python_home(Path(root) / "copy")
+        assert private_apache.unreadable_parts([copy, copy / handler.relative_to(home)]) == []
+        handler.chmod(0o700)
+        with pytest.raises(ApacheError, match=f"nor of a copy: chmod o\\+x {handler}, or"):
+            python_home.python_home(Path(root) / "other")
+
+
+# Signals
+
+REMOVING = """
+import os, shutil, signal, sys
+from apachews.cli.command import temporary_directory
+first, second = map(int, sys.argv[1:])
+remove = shutil.rmtree
+
+def interrupted(path):
+    for _ in range(2):
+        os.kill(os.getpid(), second)
+    remove(path)
+
+shutil.rmtree = interrupted
+with temporary_directory("x-") as path:
+    (path / "file").touch()
+    if first:
+        os.kill(os.getpid(), first)
+    print("ended")
+"""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("second", ENDING)
+@pytest.mark.parametrize("first", [0, *ENDING])
+def test_no_signal_leaves_a_directory_behind(tmp_path: Path, first: int, second: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REMOVING, str(int(first)), str(int(second))],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert list(tmp_path.iterdir()) == []
+    status = -first if first == signal.SIGINT else first and 128 + first
+    assert (done.returncode, done.stdout) == (status, "" if first else "ended\n"), done.stderr
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c", REMOVING, str(int(signal.SIGHUP)), "0"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Sources
