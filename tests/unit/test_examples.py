@@ -203,3 +203,10 @@ def test_a_counter_that_begins_anew_is_no_negative_rate(machine: Path) -> None:
     assert sample["network"] == {"in": 0, "out": 0}
     assert sample["disk"] == {"read": 0, "written": 0}
     assert set(sample["cpu"].values()) == {0.0}
+
+
+def test_a_secret_is_never_in_a_directory_that_others_read() -> None:
+    for path in ("examples/login/apache.conf", "docs/examples/login.md"):
+        before, written, _ = (ROOT / path).read_text().partition("token_hex(32)")
+        assert written
+        assert "install -d -m 750 -g www-data /etc/apachews\n" in before, path
