@@ -52,7 +52,9 @@ class Demo:
 def running_demo() -> Iterator[Demo]:
     """Run ``python -m deploy.demo``; at its end its ports must be free."""
     make_readable()
-    port, tls_port = private_apache.free_port(), private_apache.free_port()
+    port = private_apache.free_port()
+    while (tls_port := private_apache.free_port()) == port:
+        pass
     process = subprocess.Popen(
         [
             sys.executable,
@@ -63,15 +65,21 @@ def running_demo() -> Iterator[Demo]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout
-    assert "running" in process.stdout.readline()
-    for line in process.stdout:
-        if line.startswith("Logs are in "):
-            break
-    yield Demo(port, tls_port, Path(line.split()[3].rstrip(".")))
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    process.stdout.close()
+    try:
+        assert process.stdout
+        assert "running" in process.stdout.readline()
+        for line in process.stdout:
+            if line.startswith("Logs are in "):
+                break
+        yield Demo(port, tls_port, Path(line.split()[3].rstrip(".")))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        # Twice: by force, and httpd and the programs with it.
+        for _ in range(2):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
     for taken in (port, tls_port):
         private_apache.require_free_port(taken)
 

@@ -11,6 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
+from ..conftest import DEADLINE_S
 from ..site import HANDLER, Site, running_site
 from .test_snippets import BLOCKS
 
@@ -58,7 +59,7 @@ def answer(site: Site, path: str, **options: Any) -> int:
     try:
         with connect(site.ws(path), proxy=None, **options) as client:
             client.send("hello")
-            assert client.recv(5) == "hello"
+            assert client.recv(DEADLINE_S) == "hello"
             return 101
     except InvalidStatus as error:
         return error.response.status_code
@@ -98,7 +99,7 @@ def test_apaches_logins_guard_it(site: Site) -> None:
 
 
 def test_what_is_no_websocket_is_told_so(site: Site) -> None:
-    assert requests.get(site.http("/echo.ws"), timeout=5).status_code == 426
+    assert requests.get(site.http("/echo.ws"), timeout=DEADLINE_S).status_code == 426
     assert answer(site, "/absent.ws") == 404
     (site.docroot / "plain.ws").write_text("print('hello')")
     assert answer(site, "/plain.ws") == 403

@@ -31,7 +31,7 @@ from apachews.apache import private_apache
 from apachews.apache.private_apache import DEBIAN_MODULES, PrivateApache
 from apachews.cli import make_parser
 
-from ..conftest import wait_for
+from ..conftest import DEADLINE_S, wait_for
 from ..site import HANDLER, ROOT
 from ..unit.test_reference import OPEN, Browser, serving
 from .pages import Block, all_blocks
@@ -252,7 +252,7 @@ def publishes(interpreter: list[str], block: Block, directory: Path) -> None:
     with Server(directory / found[2]) as server:
         browser = Browser(directory / found[2])
         try:
-            event = server.dequeue(5)
+            event = server.dequeue(DEADLINE_S)
             assert event
             if group:
                 server.group(group[1]).add(event.client())
