@@ -63,8 +63,10 @@ def publish(
         except OSError as error:
             if error.errno in _NOBODY:
                 raise NobodyListens(name) from error
+            if error.errno is None:  # Python's own check
+                error = OSError(errno.ENAMETOOLONG, str(error))
             error.filename = name
-            raise
+            raise error
         try:
             sock.sendall(wire.Publish(group).encode() + frame)
             return _receive_answer(sock, name)

@@ -1,4 +1,4 @@
-"""What a command of the command line is, and how it fails."""
+"""What a command of the command line is, what several read and tidy up, and how it fails."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Final, Protocol
 
 from ..exceptions import ApachewsError
 
+# A day.
+MAX_SECONDS: Final = 86_400
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,6 +33,39 @@ class Command(Protocol):
 
 class CommandError(ApachewsError):
     """A command cannot do what it was asked to; the text says why, and what to do."""
+
+
+def utf8_text(argument: str) -> str:
+    """Check that an argument is text; what is not UTF-8 Python has as surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8") from None
+    return argument
+
+
+def number(argument: str) -> int:
+    """Read a number of things: 0 or more."""
+    try:
+        value = int(argument)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{argument!r} is no number of 0 or more")
+    return value
+
+
+def seconds(argument: str) -> float:
+    """Read a time, which select(2) can wait for too."""
+    try:
+        value = float(argument)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{argument!r}: how many seconds? More than 0, {MAX_SECONDS} at most"
+        )
+    return value
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from .close_codes import NORMAL_CODES, describe_close
-from .command import CommandError, tidy_at_signals
+from .command import CommandError, number, seconds, tidy_at_signals, utf8_text
 from .console import Console
 from .refusals import explain, phrase
 from .terminal import CYAN, GREEN, RED, YELLOW, describe_bytes, json_line, paint, printable
@@ -60,7 +60,7 @@ that was waited for has come; 1 anything else; 2 arguments; 130 Ctrl-C"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
-    parser.add_argument("url", metavar="URL", help="ws://… or wss://…")
+    parser.add_argument("url", metavar="URL", type=utf8_text, help="ws://… or wss://…")
     request = parser.add_argument_group("the request")
     request.add_argument(
         "--header",
@@ -108,15 +108,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-m",
         "--message",
         metavar="TEXT",
-        type=_text,
+        type=utf8_text,
         action="append",
         help="send this, and end with its answer; may be repeated",
     )
     parser.add_argument("--binary", action="store_true", help="send binary messages")
-    parser.add_argument("--count", type=_number, metavar="N", help="end when N messages have come")
+    parser.add_argument("--count", type=number, metavar="N", help="end when N messages have come")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="for connecting, for the goodbye, and for each message that is waited for"
         f" (default {TIMEOUT_S:g}; with --count none for messages)",
@@ -439,7 +439,10 @@ def _headers(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     if arguments.cookie:
         headers.append(("Cookie", "; ".join(arguments.cookie)))
     if arguments.user is not None:
-        login = f"{arguments.user}:{_password(arguments.user)}".encode()
+        try:
+            login = f"{arguments.user}:{_password(arguments.user)}".encode()
+        except UnicodeEncodeError:
+            raise CommandError("the password is not UTF-8") from None
         headers.append(("Authorization", f"Basic {base64.b64encode(login).decode()}"))
     return headers
 
@@ -455,7 +458,10 @@ def _password(user: str) -> str:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
         raise CommandError(f"there is no terminal to ask for a password: set {PASSWORD}") from None
-    return getpass.getpass(f"Password of {user}: ")
+    try:
+        return getpass.getpass(f"Password of {user}: ")
+    except EOFError:
+        raise CommandError(f"no password was given; type one, or set {PASSWORD}") from None
 
 
 def _tls_context(arguments: argparse.Namespace) -> ssl.SSLContext:
@@ -478,7 +484,7 @@ def _header(text: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(f"{text!r} is no header: 'NAME: VALUE'")
     if name.lower() in _OWN_HEADERS or name.lower().startswith("sec-websocket-"):
         raise argparse.ArgumentTypeError(f"{name} is what the handshake itself sends")
-    return name, _text(value)
+    return name, utf8_text(value)
 
 
 def _value(text: str) -> str:
@@ -494,32 +500,4 @@ def _token(text: str) -> str:
 def _user(text: str) -> str:
     if ":" in text:
         raise argparse.ArgumentTypeError("a name cannot have a colon (RFC 7617), nor a password")
-    return _text(text)
-
-
-def _text(text: str) -> str:
-    """Check that an argument is text; what is not UTF-8 Python has as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8") from None
-    return text
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError(text)
-    return seconds
-
-
-# For argparse's "invalid … value".
-_number.__name__ = "number of messages"
-_seconds.__name__ = "number of seconds"
+    return utf8_text(text)

@@ -25,7 +25,7 @@ from typing import Any, Final, TextIO
 
 from .command import CommandError
 from .editor import EndOfInput, LineEditor
-from .terminal import FAINT, json_line, paint, uses_colour
+from .terminal import FAINT, has_cursor, json_line, paint, uses_colour
 
 PROMPT: Final = "> "
 # A line of standard input is a message; no server takes more than some MiB.
@@ -54,10 +54,7 @@ class Console:
         self.has_ended = self._input is None
         self.is_shown = self._output.isatty()
         self.is_interactive = (
-            self._input is not None
-            and self._input.isatty()
-            and self.is_shown
-            and os.environ.get("TERM") not in (None, "dumb")
+            self._input is not None and self._input.isatty() and has_cursor(self._output)
         )
         self.colours = uses_colour(self._output)
         self._editor = LineEditor()

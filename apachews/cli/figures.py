@@ -1,7 +1,7 @@
 """Figures and tables as people read them in a terminal.
 
-Contract: pure; strings in, strings out.  What comes from elsewhere is made harmless: no
-text can move the cursor or colour the rest.
+Contract: pure; strings in, strings out.  What comes from elsewhere is to be made harmless
+before (``printable_line`` of ``terminal.py``): no text may move the cursor or break a row.
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from typing import Final
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 NONE: Final = "-"
-
-
-def printable(text: str) -> str:
-    """Return a text with a mark in the place of whatever is no visible character."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def count(number: float | None) -> str:

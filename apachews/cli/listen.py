@@ -77,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Listen until told to end."""
+    if not arguments.path:
+        raise CommandError("which socket file? apachews listen PATH")
     try:
         server = Server(
             arguments.path,

@@ -8,7 +8,7 @@ import sys
 from typing import Final
 
 from ..publishing import TIMEOUT_S, publish
-from .command import CommandError
+from .command import CommandError, seconds, utf8_text
 
 SUMMARY: Final = "send a message to the clients of a running producer"
 
@@ -32,15 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument("path", metavar="PATH", help="the socket file")
     parser.add_argument(
-        "group", metavar="GROUP", nargs="?", help="only to the members of server.group(GROUP)"
+        "group",
+        metavar="GROUP",
+        nargs="?",
+        type=utf8_text,
+        help="only to the members of server.group(GROUP)",
     )
-    parser.add_argument("-m", "--message", help="the message, instead of standard input's")
+    parser.add_argument(
+        "-m", "--message", type=utf8_text, help="the message, instead of standard input's"
+    )
     parser.add_argument(
         "--binary", action="store_true", help="a binary message: standard input's bytes"
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=TIMEOUT_S,
         metavar="SECONDS",
         help=f"wait so long for the producer (default {TIMEOUT_S:g})",
@@ -71,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _message(arguments: argparse.Namespace) -> str | bytes:
     if arguments.message is not None:
-        text: str = arguments.message
-        return text.encode() if arguments.binary else text
+        message: str = arguments.message
+        return message.encode() if arguments.binary else message
     data = sys.stdin.buffer.read()
     if arguments.binary:
         return data

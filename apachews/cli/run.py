@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import sys
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from typing import Final
 from ..apache import private_apache
 from ..apache.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from ..apache.python_home import handler_in, interpreter_in, python_home
-from .command import CommandError, temporary_directory
+from ..listener import MAX_PATH_BYTES
+from .command import CommandError, temporary_directory, utf8_text
 from .log_lines import LogPrinter
 from .supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
 from .terminal import FAINT, paint, uses_colour
@@ -27,6 +29,8 @@ PORT: Final = 8080
 TLS_PORT: Final = 8443
 # httpd's own 75 are more than the 50 that there may be, of which it would complain.
 FEW_THREADS: Final = "MinSpareThreads 10"
+# In a quoted argument of a directive.
+_NOT_IN_DIRECTIVE: Final = re.compile(r'["\\\0-\x1f\x7f]|\$\{')
 
 DESCRIPTION: Final = """\
 Run producers behind an Apache of their own, which has nothing to do with the
@@ -52,10 +56,13 @@ exit status: 0 ended by Ctrl-C or SIGTERM; 1 it could not start, or Apache ended
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
-    parser.add_argument("programs", metavar="PROGRAM", nargs="*", help="a producer, a Python file")
+    parser.add_argument(
+        "programs", metavar="PROGRAM", nargs="*", type=utf8_text, help="a producer, a Python file"
+    )
     parser.add_argument(
         "--path",
         metavar="/X.ws=PROGRAM",
+        type=utf8_text,
         action="append",
         default=[],
         help="a producer with a path of its own; may be repeated",
@@ -63,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--docroot",
         metavar="DIR",
-        type=Path,
+        type=_directory,
         help="what Apache serves besides, and where the socket files are"
         " (default: a temporary directory)",
     )
@@ -107,7 +114,10 @@ def run(arguments: argparse.Namespace) -> int:
         if tls_port is None:
             tls_port = TLS_PORT if arguments.tls else 0
         elif tls_port == 0:
-            tls_port = private_apache.free_port()
+            while (tls_port := private_apache.free_port()) == port:
+                pass
+        if tls_port == port:
+            raise CommandError(f"http and https cannot both have port {port}: use --tls-port")
         paths = [
             urllib.parse.quote(f"/{producer.socket.relative_to(docroot)}") for producer in producers
         ]
@@ -174,6 +184,11 @@ def find_producers(
         except OSError as error:
             raise CommandError(f"{program}: {error.strerror}") from None
         at = docroot / path
+        if len(os.fsencode(at)) > MAX_PATH_BYTES:
+            raise CommandError(
+                f"{at}: a socket file's path has {MAX_PATH_BYTES} bytes at most; use --path, or"
+                " a --docroot with a shorter one"
+            )
         if at in producers:
             raise CommandError(
                 f"/{path} is the path of {producers[at].program} and of {file}: use --path"
@@ -201,7 +216,13 @@ def _docroot(wanted: Path | None, root: Path) -> Path:
         return docroot
     if not wanted.is_dir():
         raise CommandError(f"--docroot {wanted}: there is no such directory")
-    return wanted.resolve()
+    docroot = wanted.resolve()
+    if _NOT_IN_DIRECTIVE.search(str(docroot)):
+        raise CommandError(
+            f"--docroot {str(docroot)!r}: a quotation mark, a backslash, a control character or"
+            " ${…} would mean something else in Apache's configuration; rename the directory"
+        )
+    return docroot
 
 
 @contextlib.contextmanager
@@ -282,15 +303,19 @@ def _say(text: str) -> None:
     print(paint(line, FAINT) if uses_colour(sys.stderr) else line, file=sys.stderr, flush=True)
 
 
-def _port(text: str) -> int:
-    port = int(text)
+def _port(argument: str) -> int:
+    port = int(argument)
     if not 0 <= port <= 65535:
-        raise ValueError(text)
+        raise ValueError(argument)
     return port
 
 
-def _address(text: str) -> str:
-    return str(ipaddress.ip_address(text))
+def _address(argument: str) -> str:
+    return str(ipaddress.ip_address(argument))
+
+
+def _directory(argument: str) -> Path:
+    return Path(utf8_text(argument))
 
 
 # For argparse's "invalid … value".

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import os
+import queue
 import shutil
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -17,8 +18,9 @@ from typing import Final
 from ..exceptions import StatusError
 from ..snapshot import CUSTODIAN, HELD, ConnectionStatus, EndpointStatus, ProcessStatus, Status
 from ..status import MAX_STATUS_BYTES, RunningApache, find_apaches
-from .command import CommandError
-from .figures import count, printable, size, span, table
+from .command import CommandError, number, seconds
+from .figures import count, size, span, table
+from .terminal import has_cursor, printable_line, uses_colour
 
 SUMMARY: Final = "show the WebSockets that Apache has"
 
@@ -41,6 +43,7 @@ examples:
 exit status: 0 there is a status; 1 there is none to be had"""
 
 INTERVAL_S: Final = 2.0
+MIN_INTERVAL_S: Final = 0.1
 CONNECTIONS: Final = 20
 # Of a status page.
 TIMEOUT_S: Final = 10.0
@@ -67,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--connections",
-        type=_number,
+        type=number,
         default=CONNECTIONS,
         metavar="N",
         help=f"list so many, those with the most traffic (default {CONNECTIONS}; 0: none)",
@@ -106,8 +109,8 @@ class Screen:
     """A terminal, or what stands in its place."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
-        self._has_colours = self._is_terminal and not os.environ.get("NO_COLOR")
+        self._is_terminal = has_cursor(sys.stdout)
+        self._has_colours = uses_colour(sys.stdout)
 
     def bold(self, text: str) -> str:
         """Return a text that stands out, where it can."""
@@ -205,7 +208,7 @@ def _processes(status: Status, rates: Rates) -> list[str]:
         rows.append(
             [
                 str(process.pid),
-                printable(process.kind),
+                printable_line(process.kind),
                 span(max(0.0, status.time - process.started)),
                 str(process.connections_count),
                 *map(count, grown),
@@ -234,7 +237,7 @@ def _endpoints(status: Status, rates: Rates) -> list[str]:
             grown[endpoint.path] = [_add(a, b) for a, b in zip(before, more, strict=True)]
     rows = [
         [
-            printable(endpoint.path),
+            printable_line(endpoint.path),
             *(count(n) for n in (endpoint.open, endpoint.held, endpoint.closing, endpoint.total)),
             *map(count, grown[endpoint.path]),
             size(endpoint.bytes_in),
@@ -256,7 +259,7 @@ def _add(first: float | None, second: float | None) -> float | None:
 
 
 def _closes(endpoint: EndpointStatus) -> str:
-    return ", ".join(f"{printable(code)}: {n}" for code, n in sorted(endpoint.closes.items()))
+    return ", ".join(f"{printable_line(code)}: {n}" for code, n in sorted(endpoint.closes.items()))
 
 
 def _connections(status: Status, listed: int) -> list[str]:
@@ -268,11 +271,11 @@ def _connections(status: Status, listed: int) -> list[str]:
     found = sorted(status.connections(), key=weight, reverse=True)[:listed]
     rows = [
         [
-            printable(_address(connection)),
-            printable(connection.user) or "-",
-            printable(connection.path),
-            printable(connection.scheme),
-            printable(connection.state),
+            printable_line(_address(connection)),
+            printable_line(connection.user) or "-",
+            printable_line(connection.path),
+            printable_line(connection.scheme),
+            printable_line(connection.state),
             span(connection.age_s),
             count(connection.messages_in),
             count(connection.messages_out),
@@ -333,13 +336,37 @@ def fetch(url: str) -> Status:
     """Return the status that a status page shows.
 
     Raises:
-        CommandError: there is none.
+        CommandError: there is none, or not within ``TIMEOUT_S``.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise CommandError(f"{url} is neither a process id nor an http or https URL")
-    target = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path or "/", "json", ""))
+    # On a thread of its own, that of a server that sends a byte now and then is left to
+    # itself: timeouts of sockets begin anew with every byte.
+    answers: queue.SimpleQueue[Status | CommandError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_fetch(url))
+        except CommandError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
     try:
+        answer = answers.get(timeout=TIMEOUT_S)
+    except queue.Empty:
+        raise CommandError(f"{url}: no whole answer within {TIMEOUT_S:g} s") from None
+    if isinstance(answer, CommandError):
+        raise answer
+    return answer
+
+
+def _fetch(url: str) -> Status:
+    target = url
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise CommandError(f"{url} is neither a process id nor an http or https URL")
+        target = urllib.parse.urlunsplit(
+            (parts.scheme, parts.netloc, parts.path or "/", "json", "")
+        )
         with urllib.request.urlopen(target, timeout=TIMEOUT_S) as answer:
             return Status.decode(answer.read(MAX_STATUS_BYTES))
     except urllib.error.HTTPError as error:
@@ -353,19 +380,14 @@ def fetch(url: str) -> Status:
     except StatusError as error:
         raise CommandError(f"{target}: {error}; is it the status page of apachews?") from error
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        reason = printable_line(str(getattr(error, "reason", error)))
         raise CommandError(f"{target} cannot be read: {reason}") from error
+    except ValueError as error:
+        raise CommandError(f"{target} is no URL: {error}") from error
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text}: from 0.1 to 86400 seconds")
-    return seconds
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: 0 or more")
-    return number
+    interval_s = seconds(text)
+    if interval_s < MIN_INTERVAL_S:
+        raise argparse.ArgumentTypeError(f"{text}: {MIN_INTERVAL_S:g} seconds at least")
+    return interval_s

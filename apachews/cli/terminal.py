@@ -33,6 +33,11 @@ def uses_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def has_cursor(stream: TextIO) -> bool:
+    """Tell whether the stream goes to a terminal on which a row can be written anew."""
+    return stream.isatty() and os.environ.get("TERM") not in (None, "dumb")
+
+
 def paint(text: str, colour: str) -> str:
     """Return the text in a colour."""
     return f"\x1b[{colour}m{text}\x1b[0m"
@@ -50,6 +55,13 @@ def printable(text: str) -> str:
         or (character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs"))
         else character
         for character in text
+    )
+
+
+def printable_line(text: str) -> str:
+    """Return text of a stranger for a row of a table: what is not visible is spelt out too."""
+    return "".join(
+        character if character.isprintable() else _spelt_out(character) for character in text
     )
 
 

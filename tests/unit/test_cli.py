@@ -159,3 +159,28 @@ def test_publish_says_why_it_could_not(
         assert "has not answered within 0.2 s" in capsys.readouterr().err
     assert main(["publish", str(short_path), "-m", "x"]) == 1
     assert str(short_path) in capsys.readouterr().err
+    long = "x" * 200
+    assert main(["publish", long, "-m", "x"]) == 1
+    assert capsys.readouterr().err == f"apachews publish: {long}: AF_UNIX path too long\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--timeout", "-1"],
+        ["--timeout", "nan"],
+        ["--timeout", "inf"],
+        ["--timeout", "86401"],
+        ["--timeout", "soon"],
+        ["--message", "\udcff"],
+    ],
+)
+def test_publish_refuses_arguments_that_make_no_sense(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["publish", "a.ws", *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert arguments[0] in said
+    assert repr(arguments[1]) in said

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -171,6 +172,7 @@ def test_a_terminal_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("COLUMNS", "10")
     monkeypatch.setenv("LINES", "3")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
@@ -182,6 +184,11 @@ def test_a_terminal_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.getvalue().endswith("\033[J\033[1m" + "b" * 10 + "\033[0m\n")
     monkeypatch.setenv("NO_COLOR", "1")
     assert command.Screen().bold("x") == "x"
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    screen = command.Screen()
+    screen.show(screen.bold("ccc"), is_redrawn=True)
+    assert terminal.getvalue().endswith("\033[0m\nccc\n")
 
 
 @contextmanager
@@ -243,15 +250,79 @@ def test_what_is_no_url(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "neither a process id nor an http or https URL" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://127.0.0.1/ä", "http://a..b/"])
+def test_what_cannot_be_asked_for(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", f"--apache={url}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"apachews status: {url}")
+    assert "is no URL" in said
+
+
+def test_a_server_that_never_comes_to_an_end_is_given_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over = threading.Event()
+
+    def trickle() -> None:
+        sock, _ = listener.accept()
+        with sock, suppress(OSError):
+            sock.sendall(b"HTTP/1.0 200 OK\r\nX: ")
+            while not is_over.wait(0.01):
+                sock.sendall(b"x")
+
+    monkeypatch.setattr(command, "TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            assert main(["status", "--apache", url]) == 1
+        finally:
+            is_over.set()
+            thread.join()
+    assert capsys.readouterr().err == f"apachews status: {url}: no whole answer within 0.5 s\n"
+
+
+def test_what_is_no_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(b"\x1b[2Jnonsense\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert main(["status", "--apache", f"http://127.0.0.1:{listener.getsockname()[1]}/"]) == 1
+        thread.join()
+    said = capsys.readouterr().err
+    assert "nonsense" in said
+    assert "\x1b" not in said
+
+
 def test_nobody_answers_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--apache", "http://127.0.0.1:9/"]) == 1
     assert "cannot be read: [Errno 111] Connection refused" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--watch", "0"], ["--watch", "x"], ["--connections", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--watch", "0"],
+        ["--watch", "0.01"],
+        ["--watch", "x"],
+        ["--connections", "-1"],
+        ["--connections", "x"],
+    ],
+)
 def test_arguments_that_make_no_sense(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["status", *arguments])
     assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"apachews status: error: argument {arguments[0]}: ")
+    assert arguments[1] in said
+    assert "_" not in said

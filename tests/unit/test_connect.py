@@ -391,6 +391,21 @@ def test_without_a_terminal_there_is_nobody_to_ask_for_a_password() -> None:
     assert "set APACHEWS_PASSWORD" in output
 
 
+def test_a_password_that_is_not_given_or_no_text_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_as_ann = ["connect", "ws://127.0.0.1:1/", "--user", "ann"]
+    monkeypatch.setenv("APACHEWS_PASSWORD", "\udcff")
+    assert main(connect_as_ann) == 1
+    assert capsys.readouterr().err == "apachews connect: the password is not UTF-8\n"
+    monkeypatch.delenv("APACHEWS_PASSWORD")
+    with in_terminal("-m", "apachews", *connect_as_ann) as terminal:
+        terminal.wait_for_row("^Password of ann:")
+        terminal.type("\x04")
+        assert terminal.wait() == 1
+        terminal.wait_for_row("no password was given")
+
+
 def test_without_wsproto_it_says_what_to_install() -> None:
     script = (
         "import sys; sys.modules['wsproto'] = None;"
@@ -456,6 +471,7 @@ def test_headers_that_cannot_be_sent_are_refused(text: str) -> None:
         ("--message", "\udcff"),
         ("--count", "-1"),
         ("--timeout", "nan"),
+        ("--timeout", "1e10"),
     ],
 )
 def test_what_cannot_be_sent_is_an_argument_that_makes_no_sense(
@@ -465,6 +481,15 @@ def test_what_cannot_be_sent_is_an_argument_that_makes_no_sense(
         main(["connect", "ws://127.0.0.1:1/", f"{option}={value}"])
     assert ended.value.code == 2
     assert option in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_url_that_is_no_text_is_an_argument_that_makes_no_sense(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["connect", "ws://127.0.0.1:1/\udcff"])
+    assert ended.value.code == 2
+    assert r"'ws://127.0.0.1:1/\udcff' is not UTF-8" in capsys.readouterr().err
 
 
 def test_a_host_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:

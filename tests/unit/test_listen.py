@@ -226,3 +226,8 @@ def test_what_cannot_be_served_is_said(
     with pytest.raises(SystemExit):
         main(["listen", path, "--mode", "999"])
     assert "invalid mode" in capsys.readouterr().err
+
+
+def test_without_a_path_it_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["listen", ""]) == 1
+    assert capsys.readouterr().err == ("apachews listen: which socket file? apachews listen PATH\n")

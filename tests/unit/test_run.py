@@ -54,6 +54,7 @@ def test_programs_and_paths_become_producers(chat: Path) -> None:
         ([], ["x.ws=CHAT"], "/x.ws=program.py"),
         ([], ["/x.ws="], "/x.ws=program.py"),
         ([], ["/../x.ws=CHAT"], "leads out"),
+        ([], [f"/{'é' * 50}.ws=CHAT"], "has 107 bytes at most"),
     ],
 )
 def test_what_cannot_be_a_producer_is_named(
@@ -90,11 +91,24 @@ def test_what_is_missing_or_wrong_is_said(
     monkeypatch.setattr(private_apache, "find_wsgi_module", fail)
     assert main(["run", str(chat)]) == 1
     assert capsys.readouterr().err == "apachews run: mod_wsgi is not installed\n"
-    for option in (["--port", "70000"], ["--listen", "localhost"]):
+    for ports in (["--port", "9", "--tls-port", "9"], ["--port", "8443", "--tls"]):
+        assert main(["run", str(chat), *ports]) == 1
+        assert f"cannot both have port {ports[1]}: use --tls-port" in capsys.readouterr().err
+    for name in ('a"b', "${PORT}", "a\\b", "a\nb"):
+        (tmp_path / name).mkdir()
+        assert main(["run", str(chat), "--docroot", str(tmp_path / name)]) == 1
+        assert "would mean something else" in capsys.readouterr().err
+    for option, said in (
+        (["--port", "70000"], "argument --port: invalid"),
+        (["--listen", "localhost"], "argument --listen: invalid"),
+        (["--docroot", "\udcff"], r"argument --docroot: '\udcff' is not UTF-8"),
+        (["\udcff.py"], r"'\udcff.py' is not UTF-8"),
+        (["--path", "/x.ws=\udcff.py"], "is not UTF-8"),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(["run", str(chat), *option])
         assert ended.value.code == 2
-        assert f"argument {option[0]}: invalid" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
 
 
 def test_missing_programs_of_apache_are_named_with_their_package(
