@@ -105,19 +105,20 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
                     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 yield Path(path)
             finally:
-                _ignore_signals()
+                ignore_signals()
         finally:  # (a signal that came just before they were ignored has ended the other one)
             if path is not None:
                 shutil.rmtree(path)
 
 
 def _raise_exit(number: int, frame: FrameType | None) -> None:
-    _ignore_signals()
+    ignore_signals()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
 
-def _ignore_signals() -> None:
+def ignore_signals() -> None:
+    """Within ``tidy_at_signals``, when tidying up begins: from here on nothing breaks it off."""
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)

@@ -18,7 +18,7 @@ from ..apache import private_apache
 from ..apache.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from ..apache.python_home import handler_in, interpreter_in, python_home
 from ..listener import MAX_PATH_BYTES
-from .command import CommandError, temporary_directory, utf8_text
+from .command import CommandError, ignore_signals, temporary_directory, utf8_text
 from .log_lines import LogPrinter
 from .supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
 from .terminal import FAINT, paint, uses_colour
@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         for producer in producers:
             undo.enter_context(_directory_for_socket(producer.socket.parent))
             _require_free(producer.socket)
+        undo.callback(ignore_signals)
         _require_readable(docroot, producers)
         home = python_home(root / "python")
         if home != Path(sys.prefix):
