@@ -16,7 +16,7 @@ from ..exceptions import ServerClosed
 from ..server import Server
 from ..signals import Signals
 from .close_codes import describe_close
-from .command import CommandError
+from .command import CommandError, utf8_text
 from .console import Console
 from .terminal import CYAN, FAINT, GREEN, RED, YELLOW, describe_bytes, paint, printable
 
@@ -58,7 +58,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
-    parser.add_argument("path", metavar="PATH", help="the socket file to make")
+    parser.add_argument("path", metavar="PATH", type=utf8_text, help="the socket file to make")
     parser.add_argument("--echo", action="store_true", help="send every message back")
     parser.add_argument(
         "--mode",

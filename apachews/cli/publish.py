@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Send the message; say whom it reached."""
+    if not arguments.path:
+        raise CommandError("which socket file? apachews publish PATH [GROUP]")
     message = _message(arguments)
     if not message and arguments.message is None:
         print("nothing to send: standard input is empty", file=sys.stderr)

@@ -364,9 +364,9 @@ def _fetch(url: str) -> Status:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise CommandError(f"{url} is neither a process id nor an http or https URL")
-        target = urllib.parse.urlunsplit(
-            (parts.scheme, parts.netloc, parts.path or "/", "json", "")
-        )
+        # As browsers do it; what is encoded already stays.
+        path = urllib.parse.quote(parts.path or "/", safe="%/:=&!$'()*+,;@~-._")
+        target = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, "json", ""))
         with urllib.request.urlopen(target, timeout=TIMEOUT_S) as answer:
             return Status.decode(answer.read(MAX_STATUS_BYTES))
     except urllib.error.HTTPError as error:

@@ -159,6 +159,8 @@ def test_publish_says_why_it_could_not(
         assert "has not answered within 0.2 s" in capsys.readouterr().err
     assert main(["publish", str(short_path), "-m", "x"]) == 1
     assert str(short_path) in capsys.readouterr().err
+    assert main(["publish", "", "-m", "x"]) == 1
+    assert "which socket file?" in capsys.readouterr().err
     long = "x" * 200
     assert main(["publish", long, "-m", "x"]) == 1
     assert capsys.readouterr().err == f"apachews publish: {long}: AF_UNIX path too long\n"

@@ -228,6 +228,13 @@ def test_what_cannot_be_served_is_said(
     assert "invalid mode" in capsys.readouterr().err
 
 
+def test_a_path_that_json_cannot_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["listen", "\udcff.ws"])
+    assert ended.value.code == 2
+    assert "is not UTF-8" in capsys.readouterr().err
+
+
 def test_without_a_path_it_asks_for_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["listen", ""]) == 1
     assert capsys.readouterr().err == ("apachews listen: which socket file? apachews listen PATH\n")
