@@ -279,7 +279,16 @@ class Supervisor:
         for pid, assignments in self._receiver.receive_nowait():
             for program in self._programs:
                 if program.process and program.process.pid == pid and "READY=1" in assignments:
-                    program.is_ready = True
+                    self._take_ready(program)
+
+    def _take_ready(self, program: _Program) -> None:
+        producer = program.producer
+        program.is_ready = True
+        if not producer.socket.exists():
+            self._say(
+                f"{producer.name} listens, but not on {producer.socket}: have it take the path"
+                " from its argument, as Server(sys.argv[1])"
+            )
 
     def _read_output(self, fd: int, name: str, splitter: LineSplitter) -> None:
         try:

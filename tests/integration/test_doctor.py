@@ -224,7 +224,10 @@ def seeded_apache(root: Path, seed: Seed, handler: Path = HANDLER) -> Iterator[P
     )
     apache.replace(*seed.replace)
     try:
-        apache.start()
+        with pytest.MonkeyPatch.context() as patch:
+            # By this Python would find the environment of the tests, whatever is configured.
+            patch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            apache.start()
         with listening(docroot / "echo.ws"):
             yield apache
     finally:

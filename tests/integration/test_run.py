@@ -227,6 +227,14 @@ def test_a_producer_that_cannot_start_is_said_and_tried_again(directory: Path) -
         (directory / "output.txt").write_text("")  # whose traceback was wanted
 
 
+def test_a_program_that_listens_elsewhere_is_told(directory: Path) -> None:
+    elsewhere = directory / "tmp" / "elsewhere.ws"
+    (directory / "chat.py").write_text(PRODUCER.replace("sys.argv[1]", repr(str(elsewhere))))
+    with running(directory, "chat.py", **private_apache.as_apache_user()) as run:
+        run.wait_for(r"chat listens, but not on \S+/chat\.ws: have it take the path from its")
+        assert run.end() == 0
+
+
 def test_a_second_ctrl_c_ends_it_at_once(directory: Path) -> None:
     (directory / "chat.py").write_text(
         PRODUCER + "import os, time\nprint('hanging')\nos.fork()\nwhile True: time.sleep(60)\n"
@@ -387,8 +395,10 @@ def test_an_environment_that_apaches_user_cannot_read_is_copied(
     if is_own_mode:
         (closed / "venv").chmod(0o700)
     (packages,) = (closed / "venv").glob("lib/python*/site-packages")
-    for name in ("apachews", "apachews_handler", "wsproto", "h11"):
-        (packages / name).symlink_to(Path(sysconfig.get_path("purelib")) / name)
+    for name in ("apachews", "apachews_handler", "wsproto", "h11", "mod_wsgi"):
+        package = Path(sysconfig.get_path("purelib")) / name
+        if package.exists():  # (where it is Debian's mod_wsgi, there is none)
+            (packages / name).symlink_to(package)
     with running(directory, "chat.py", python=str(closed / "venv/bin/python")) as run:
         run.wait_for(rf"^apachews run: www-data cannot read {closed / 'venv'}; Apache gets a copy")
         with connect(run.url) as client:
