@@ -67,6 +67,7 @@ class _Manners:
         self._close = functools.partial(Server.close, spread=instructions.spread_s)
         self._hold = instructions.hold
         self.must_say_goodbye = False
+        self.has_ended = False  # the program has; what is left is Python's own end
         self._has_been_told = False
 
     def install(self) -> None:
@@ -90,7 +91,7 @@ class _Manners:
         servers = open_servers()
         for server in servers:
             server.call_soon(functools.partial(call, server))
-        if not servers:
+        if not servers and not self.has_ended:
             raise SystemExit(0)
 
 
@@ -110,6 +111,8 @@ def main() -> None:
         _run(sys.argv[0])
     except ServerClosed:
         pass
+    finally:
+        manners.has_ended = True
     if manners.must_say_goodbye:
         _close_what_is_left()
 

@@ -414,6 +414,31 @@ def test_the_programs_end_is_the_runners(short_path: Path, text: str, status: in
         assert ended(process) == (status, "")
 
 
+def test_a_program_that_has_ended_may_take_its_time(short_path: Path) -> None:
+    """A signal comes while Python waits for the last thread: that is no error."""
+    text = """
+import os, sys, threading, time
+
+def wait():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    print("the program has ended", flush=True)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+    print("so has its thread", flush=True)
+
+threading.Thread(target=wait).start()
+"""
+    go_on = short_path / "go-on"
+    with running(*RUNNER, program(short_path, text), str(go_on)) as runner:
+        assert runner.stdout
+        assert runner.stdout.readline() == "the program has ended\n"
+        runner.send_signal(signal.SIGTERM)
+        let_pass(0.2)
+        go_on.touch()
+        assert ended(runner) == (0, "so has its thread\n")
+
+
 def test_a_program_that_is_still_starting_just_ends(short_path: Path) -> None:
     text = "import time; print('starting', flush=True)\nwhile True: time.sleep(0.1)"
     with running(*RUNNER, program(short_path, text)) as process:
