@@ -18,6 +18,7 @@ from ..apache.address import Address
 from ..apache.checks.finding import ALWAYS, Finding, Level, error, note, ok, warning
 from ..apache.checks.handshake import check_url
 from ..apache.checks.machine import (
+    ETC_APACHE2,
     UNITS,
     check_confinement,
     check_logrotate,
@@ -29,6 +30,7 @@ from ..apache.checks.machine import (
 )
 from ..apache.checks.server import check_ownership, check_server, handler_scripts
 from ..apache.checks.site import check_scope, check_socket, sockets_in
+from ..apache.checks.syntax import check_syntax
 from ..apache.configuration import Configuration, Scope, VirtualHost
 from ..apache.control import Control, ControlError
 from ..apache.directives import find
@@ -179,13 +181,8 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
         control = Control(arguments.apachectl, arguments.httpd_arguments)
         version = control.version()
         if problem := control.syntax_error():
-            is_ours = os.geteuid() == 0
-            yield error(
-                "syntax",
-                problem,
-                breaks="Apache does not start, nor reload: it goes on with what it has",
-                mend=f"{word(control.command)} -t, when that line is mended"
-                + ("" if is_ours else "; as root, for it may be a file that only root may read"),
+            yield from check_syntax(
+                problem, word(control.command), os.geteuid() == 0, _debians_modules(arguments)
             )
         else:
             yield ok("httpd", f"{control.program}, httpd {'.'.join(map(str, version))}")
@@ -211,6 +208,13 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             error_logs=logs,
             cafile=arguments.ca,
         )
+
+
+def _debians_modules(arguments: argparse.Namespace) -> Path | None:
+    """Return where Debian's modules lie, None where it is not Debian's configuration."""
+    modules = ETC_APACHE2 / "mods-available"
+    is_another = arguments.httpd_arguments or not modules.is_dir()
+    return None if is_another else modules
 
 
 def _examine_apache(

@@ -38,6 +38,7 @@ from apachews.apache.checks.machine import (
 )
 from apachews.apache.checks.server import check_ownership, check_server
 from apachews.apache.checks.site import check_socket, sockets_in
+from apachews.apache.checks.syntax import check_syntax
 from apachews.apache.configuration import Configuration, RunConfig
 from apachews.apache.control import Control, ControlError
 from apachews.apache.directives import IncludedFile, parse_files
@@ -152,6 +153,79 @@ def test_a_file_to_copy_is_named_where_it_is_installed(
     (tmp_path / "share" / "apachews" / "systemd").mkdir(parents=True)
     (tmp_path / "share" / "apachews" / "systemd" / "a.conf").touch()
     assert shipped("systemd/a.conf") == f"{tmp_path}/share/apachews/systemd/a.conf"
+
+
+# What httpd refuses.
+
+UNKNOWN = "Invalid command '%s', perhaps misspelled or defined by a module not included"
+GONE = "Could not open configuration file /opt/e/python3.11/%s: No such file or directory"
+NOT_LOADED = "Cannot load /opt/e/mod_wsgi-py311.so into server: x.so: cannot open: No such file"
+
+
+@pytest.mark.parametrize(
+    ("problem", "on_debian", "elsewhere"),
+    [
+        (UNKNOWN % "WSGIPythonHome", "sudo a2enmod wsgi", "LoadModule wsgi_module"),
+        (UNKNOWN % "wsgipythonhome", "sudo a2enmod wsgi", "LoadModule wsgi_module"),
+        (UNKNOWN % "SSLEngine", "sudo a2enmod ssl", "LoadModule ssl_module"),
+        (UNKNOWN % "Header", "sudo a2enmod headers", "LoadModule headers_module"),
+        (UNKNOWN % "RewriteEngine", "sudo a2enmod rewrite", "LoadModule rewrite_module"),
+        (UNKNOWN % "ProxyPass", "sudo a2enmod proxy_http", "LoadModule proxy_http_module"),
+        (UNKNOWN % "RemoteIPHeadr", "httpd -t, when that line is mended", "LoadModule remoteip"),
+        (UNKNOWN % "Listne", "httpd -t, when that line is mended", "httpd -t, when that line"),
+        (GONE % "apachews.conf", "config --debian", "those of apachews config"),
+        (GONE % "else.conf", "httpd -t, when that line is mended", "httpd -t, when that line"),
+        (NOT_LOADED, "config --debian", "those of apachews config"),
+    ],
+)
+def test_what_mends_a_line_that_httpd_refuses(
+    problem: str,
+    on_debian: str,
+    elsewhere: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["apachews"])
+    modules = tmp_path / "mods-available"
+    for directory, name in ((modules, "wsgi"), (tmp_path / "mods-enabled", "remoteip")):
+        directory.mkdir()
+        (directory / f"{name}.load").touch()
+    text = f"Syntax error on line 3 of {tmp_path}/mods-enabled/apachews.conf: {problem}"
+    (found,) = check_syntax(text, "httpd", True, modules)
+    assert (found.id, found.level, found.text) == ("syntax", Level.ERROR, text)
+    assert on_debian in found.mend
+    (found,) = check_syntax(text, "httpd", True, None)
+    assert elsewhere in found.mend
+
+
+def test_a_module_that_debian_has_not_installed(tmp_path: Path) -> None:
+    (found,) = check_syntax(UNKNOWN % "WSGIPythonHome", "httpd", True, tmp_path / "mods-available")
+    assert found.mend.startswith("sudo apt-get install libapache2-mod-wsgi-py3 && sudo a2enmod")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        "SSLCertificateKeyFile: file '%s' does not exist or is empty",
+        "Could not open configuration file %s: Permission denied",
+    ],
+)
+def test_a_file_that_is_not_for_us_to_read_is_no_mistake(says: str, short_path: Path) -> None:
+    short_path.chmod(0o700)
+    file = short_path / "chat.key"
+    file.touch(0o600)
+    text = says % file
+    with nobodys_rights(short_path):
+        (found,) = check_syntax(text, "httpd", False)
+    assert (found.id, found.level) == ("privileges", Level.WARNING)
+    assert found.text.startswith(f"{file} is not for us to read")
+    assert found.mend.startswith("sudo ")
+    assert found.mend.endswith(" doctor")
+    (found,) = check_syntax(text, "httpd", True)
+    assert found.id == "syntax"
+    file.unlink()
+    (found,) = check_syntax(text, "httpd", False)
+    assert found.id == "syntax"
 
 
 # The server's configuration.
