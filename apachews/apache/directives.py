@@ -71,6 +71,20 @@ def find(directives: Iterable[Directive], *names: str) -> list[Directive]:
     return [directive for directive in walk(directives) if directive.is_named(*names)]
 
 
+def section_of(directives: Iterable[Directive], wanted: Directive) -> Directive | None:
+    """Return the innermost section of httpd's that holds a directive, None for none.
+
+    Sections of ``Require`` (``<RequireAll>``) are no places of their own.
+    """
+    for directive in directives:
+        for child in directive.children:
+            if child is wanted:
+                return directive
+        if found := section_of(directive.children, wanted):
+            return directive if found.name.lower().startswith("require") else found
+    return None
+
+
 def quote(argument: str) -> str:
     """Return an argument as it can be written."""
     if argument and not re.search(r"[\s\"'\\]", argument):

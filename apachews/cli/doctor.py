@@ -177,6 +177,7 @@ def _columns() -> int | None:
 
 def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator[Finding]:
     logs: tuple[str, ...] = ()
+    errors: list[Finding] = []
     try:
         control = Control(arguments.apachectl, arguments.httpd_arguments)
         version = control.version()
@@ -189,7 +190,10 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             yield ok("syntax", "httpd understands its configuration")
             configuration = control.read()
             logs = _error_logs(configuration)
-            yield from _examine_apache(arguments, address, configuration, version)
+            for finding in _examine_apache(arguments, address, configuration, version):
+                if finding.level is Level.ERROR:
+                    errors.append(finding)
+                yield finding
     except ControlError as failure:
         make = error if address is None else warning
         yield make(
@@ -207,6 +211,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             timeout_s=arguments.timeout,
             error_logs=logs,
             cafile=arguments.ca,
+            errors=errors,
         )
 
 
@@ -243,15 +248,16 @@ def _examine_apache(
     yield from check_confinement(httpd)
     if not handler_scripts(configuration):
         return  # there is no site to look at
-    sockets = [arguments.socket] if arguments.socket else []
+    # Path -> whether httpd itself looks for it.
+    sockets = {arguments.socket: True} if arguments.socket else {}
     for scope, is_real in _scopes(configuration, address):
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)
         path = socket_of(scope)
         if is_real and path and not arguments.socket:
-            sockets.append(path)
-    for path in dict.fromkeys(sockets):
-        yield from check_socket(path, account)
+            sockets[path] = path == scope.file
+    for path, is_mapped in sockets.items():
+        yield from check_socket(path, account, is_mapped)
         yield from check_visible(httpd, properties, path)
 
 

@@ -153,6 +153,20 @@ SEEDS = {
     "access-denied": Seed(
         "access", "error", "Require all granted", 403, IN_DOCROOT % "Require all denied"
     ),
+    "files-denied": Seed(
+        "access",
+        "error",
+        "in place of Require all denied at {extra}:2: Require all granted",
+        403,
+        '<Files "*.ws">\nRequire all denied\n</Files>',
+    ),
+    "location-denied": Seed(
+        "access",
+        "error",
+        "in place of Require all denied at {extra}:2: Require all granted",
+        403,
+        "<Location />\nRequire all denied\n</Location>",
+    ),
     "bad-setting": Seed(
         "settings",
         "error",
@@ -276,7 +290,7 @@ def test_a_seeded_misconfiguration_is_found_with_its_mend(
         assert list(by_id) == [seed.id], findings
         found = by_id[seed.id]
         assert found["level"] == seed.level
-        assert seed.mend in found["mend"]
+        assert seed.mend.replace("{extra}", f"{short_path}/conf.d/extra.conf") in found["mend"]
         assert found["breaks"]
         assert found["load"]
         if seed.status:
@@ -415,6 +429,45 @@ def test_a_socket_that_apaches_user_may_not_connect_to(
         found = problems_of_socket(capsys, event_site, file.name)
     assert list(found) == ["socket-permission", "handshake"]
     assert "group=" in found["socket-permission"]["mend"]
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache is the user itself")
+@pytest.mark.parametrize(
+    ("override", "logged"), [("AllowOverride None", "AH00035"), ("AllowOverride All", "AH00529")]
+)
+def test_a_directory_that_apaches_user_may_not_enter(
+    override: str, logged: str, short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = Seed("socket-permission", "error", "", 403, IN_DOCROOT % override)
+    with seeded_apache(short_path, seed) as apache:
+        directory = apache.docroot / "closed"
+        directory.mkdir()
+        with listening(directory / "a.ws"):
+            directory.chmod(0o700)
+            _, (found, handshake) = doctor(capsys, apache, url(apache, "/closed/a.ws"))
+            assert (found["id"], handshake["id"]) == ("socket-permission", "handshake")
+            assert logged in found["breaks"]
+            assert ": 403: Apache's user may not enter a directory" in handshake["text"]
+            assert logged in handshake["text"]
+            assert handshake["mend"] == f"chmod o+x {directory} (socket-permission, above)"
+            directory.chmod(0o701)
+            assert doctor(capsys, apache, url(apache, "/closed/a.ws")) == (0, [])
+
+
+def test_options_of_an_htaccess(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = Seed("follow-symlinks", "error", "", 403, IN_DOCROOT % "AllowOverride All")
+    with seeded_apache(short_path, seed) as apache:
+        file = apache.docroot / ".htaccess"
+        file.write_text("# none\nOptions None\n")
+        _, (found, handshake) = doctor(capsys, apache, url(apache))
+        assert (found["id"], handshake["id"]) == ("follow-symlinks", "handshake")
+        assert found["mend"] == (
+            f"behind Options None at {file}:2, a line of its own: Options +FollowSymLinks"
+        )
+        assert found["mend"] in handshake["mend"]
+        # To the letter, it mends.
+        file.write_text("# none\nOptions None\nOptions +FollowSymLinks\n")
+        assert doctor(capsys, apache, url(apache)) == (0, [])
 
 
 def test_an_origin_that_may_not_connect(

@@ -719,6 +719,25 @@ def test_what_was_logged_is_known_better_than_the_status(logged: str) -> None:
     assert logged in TROUBLESHOOTING.read_text()
 
 
+def test_a_finding_that_is_the_reason_has_the_mend() -> None:
+    denied = error("access", "denied", breaks="b", mend="line 3")
+    closed = error("socket-permission", "closed", breaks="b", mend="chmod o+x /a")
+    refused = Answer(403, {}, "<html>")
+    found = explain(ADDRESS, refused, None, "AH00035: access denied", [denied, closed])
+    assert "may not enter a directory" in found.text
+    assert found.mend == "chmod o+x /a (socket-permission, above)"
+    found = explain(ADDRESS, refused, None, "", [closed])
+    assert (found.text, found.mend) == (
+        f"{ADDRESS.url}: 403: closed",
+        "chmod o+x /a (socket-permission, above)",
+    )
+    # The handler's own words are better known.
+    found = explain(ADDRESS, Answer(403, {}, "This page's origin"), None, "", [denied])
+    assert "APACHEWS_ORIGINS" in found.mend
+    found = explain(ADDRESS, refused, None, "AH00038: no link", [denied])
+    assert found.mend == LOGGED["AH00038"][1]
+
+
 def test_a_redirect_leads_to_a_url_for_websockets() -> None:
     answer = Answer(301, {"location": "https://b.example/x.ws"}, "")
     found = explain(ADDRESS, answer, None)

@@ -18,7 +18,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -153,6 +153,14 @@ ANSWERS: Final[list[tuple[int, str, str, str]]] = [
 ]
 # What httpd and mod_wsgi log of a connection -> the same; better known than by a status.
 LOGGED: Final[dict[str, tuple[str, str]]] = {
+    "AH00035": (
+        "Apache's user may not enter a directory on the way to the socket",
+        "chmod o+x for the directory that the error log names, or a socket elsewhere",
+    ),
+    "AH00037": (
+        "a symbolic link that httpd may not follow, or that leads where Apache's user may not go",
+        "Options +FollowSymLinks; chmod o+x for the directories that it leads to",
+    ),
     "AH00038": (
         "the directory's Options lack FollowSymLinks",
         "Options +FollowSymLinks, for the directory",
@@ -173,6 +181,12 @@ LOGGED: Final[dict[str, tuple[str, str]]] = {
         "Require keeps this client out",
         "Require all granted, or whoever may, for the directory",
     ),
+    # With an AllowOverride, httpd looks for an .htaccess before it looks for the socket.
+    "AH00529": (
+        "Apache's user may not enter a directory on the way to the socket, or not read its"
+        " .htaccess",
+        "chmod o+x for the directory that the error log names, or a socket elsewhere",
+    ),
     "Embedded mode of mod_wsgi disabled": (
         "mod_wsgi may run nothing in Apache's children",
         "WSGIRestrictEmbedded Off",
@@ -189,6 +203,20 @@ LOGGED: Final[dict[str, tuple[str, str]]] = {
         "mod_wsgi looks for a daemon process, and the handler works in none",
         "process-group=%{GLOBAL} in WSGIHandlerScript",
     ),
+}
+
+# What is logged, or a status and "" -> the checks whose findings are the reason, and
+# know the very line that mends it.
+REASONS: Final[dict[tuple[int, str], tuple[str, ...]]] = {
+    (403, "AH00035"): ("socket-permission",),
+    (403, "AH00037"): ("socket-permission", "follow-symlinks"),
+    (403, "AH00529"): ("socket-permission",),
+    (403, "AH00038"): ("follow-symlinks",),
+    (403, "AH00132"): ("add-handler",),
+    (403, "AH01630"): ("access",),
+    (403, ""): ("access", "follow-symlinks", "socket-permission", "add-handler", "socket"),
+    (404, ""): ("add-handler", "socket"),
+    (500, "no permission to connect"): ("socket-permission",),
 }
 
 
@@ -271,6 +299,7 @@ def check_url(
     timeout_s: float = 10.0,
     error_logs: tuple[str, ...] = (),
     cafile: str | None = None,
+    errors: Sequence[Finding] = (),
 ) -> Iterator[Finding]:
     """Do a handshake, and say what came of it.
 
@@ -281,6 +310,7 @@ def check_url(
         timeout_s: for all of the handshake, and again for the echo.
         error_logs: of httpd, where it is on this machine.
         cafile: certificates to trust instead of the system's.
+        errors: what other checks have found of this URL.
     """
     deadline = time.monotonic() + timeout_s
     try:
@@ -316,7 +346,7 @@ def check_url(
         return
     with sock:
         if answer.status != 101:
-            yield explain(address, answer, origin, _logged(error_logs, our_port))
+            yield explain(address, answer, origin, _logged(error_logs, our_port), errors)
             return
         accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
         if answer.headers.get("sec-websocket-accept") != accept:
@@ -406,7 +436,13 @@ def _read_answer(channel: _Channel) -> Answer:
     return Answer(status, headers, body)
 
 
-def explain(address: Address, answer: Answer, origin: str | None, logged: str = "") -> Finding:
+def explain(
+    address: Address,
+    answer: Answer,
+    origin: str | None,
+    logged: str = "",
+    errors: Sequence[Finding] = (),
+) -> Finding:
     """Return what an answer other than 101 means.
 
     Args:
@@ -414,6 +450,7 @@ def explain(address: Address, answer: Answer, origin: str | None, logged: str = 
         answer: what came.
         origin: the one that was asked for, or None.
         logged: what the error log says, or "".
+        errors: what other checks have found: one that is the reason has the better mend.
     """
     shown = logged if len(logged) <= MAX_LOGGED else f"{logged[:MAX_LOGGED]}…"
     says = f"; the error log says: {shown}" if logged else ""
@@ -437,6 +474,10 @@ def explain(address: Address, answer: Answer, origin: str | None, logged: str = 
     meaning, mend = next(
         (known for piece, known in LOGGED.items() if piece in logged), (meaning, mend)
     )
+    if reason := _reason(answer, logged, errors):
+        mend = f"{reason.mend} ({reason.id}, above)"
+        if not logged:
+            meaning = reason.text
     # A page of another origin that is refused is what was to be found out.
     is_wanted = answer.status == 403 and origin is not None and "origin" in answer.body
     return Finding(
@@ -447,6 +488,19 @@ def explain(address: Address, answer: Answer, origin: str | None, logged: str = 
         load=ALWAYS,
         mend=mend,
     )
+
+
+def _reason(answer: Answer, logged: str, errors: Sequence[Finding]) -> Finding | None:
+    """Return which of the errors is why the answer is what it is, None for none."""
+    if "origin" in answer.body or "Only browsers" in answer.body:
+        return None  # the handler has had the request, and says why
+    known = [
+        ids
+        for (status, piece), ids in REASONS.items()
+        if status == answer.status and piece in logged
+    ]
+    by_id = {error.id: error for error in errors}
+    return next((by_id[id] for ids in known[:1] for id in ids if id in by_id), None)
 
 
 def _check_echo(channel: _Channel, address: Address) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..configuration import Scope, is_on
-from ..directives import quote
+from ..directives import Directive, quote, section_of
 from ..diversion import diversion
 from ..mapping import SCRIPT, socket_of
 from ..permissions import WRITE, Account, obstacle
@@ -62,9 +62,11 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
     if denied := scope.denial():
         yield error(
             "access",
-            f"{url_path}: access is denied to everybody",
+            f"{url_path}: access is denied to everybody{_place(scope, denied)}",
             breaks="every WebSocket is a 403 (AH01630)",
-            mend=f"<Directory {quote(_directory(scope))}> with Require all granted, or whoever may",
+            mend=f"<Directory {quote(_directory(scope))}> with Require all granted, or whoever may"
+            if _is_above(scope, denied)
+            else f"in place of {denied} at {denied.where}: Require all granted, or whoever may",
             where=denied.where,
         )
     else:
@@ -75,6 +77,33 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
 
 def _directory(scope: Scope) -> str:
     return scope.file.rpartition("/")[0] or "/"
+
+
+def _section(scope: Scope, directive: Directive) -> Directive | None:
+    configuration = scope.configuration
+    return section_of(configuration.directives, directive)
+
+
+def _place(scope: Scope, directive: Directive | None) -> str:
+    """Return where a directive stands, to be read behind what it does."""
+    section = _section(scope, directive) if directive else None
+    if section:
+        return f", in {section}"
+    if directive and directive.file.endswith("/.htaccess"):
+        return f", in {directive.file}"
+    return ""
+
+
+def _is_above(scope: Scope, directive: Directive) -> bool:
+    """Tell whether a ``<Directory>`` of the request's own directory overrides a directive."""
+    section = _section(scope, directive)
+    if section is None:
+        return not directive.file.endswith("/.htaccess")
+    return (
+        section.is_named("Directory", "VirtualHost")
+        and section.arguments[:1] != ("~",)
+        and section.arguments[0].rstrip("/") != _directory(scope).rstrip("/")
+    )
 
 
 def _check_handler(scope: Scope) -> Iterator[Finding]:
@@ -135,15 +164,24 @@ def _check_links(scope: Scope) -> Iterator[Finding]:
     owner = " (SymLinksIfOwnerMatch does not do)" if "symlinksifownermatch" in options else ""
     yield error(
         "follow-symlinks",
-        f"Options of {directory} lack FollowSymLinks{owner}",
+        f"Options of {directory} lack FollowSymLinks{owner}{_place(scope, setter)}",
         breaks="every WebSocket is a 403 (AH00038): httpd takes a socket for a link",
-        mend=f"<Directory {quote(directory)}> with Options +FollowSymLinks",
+        mend=f"<Directory {quote(directory)}> with Options +FollowSymLinks"
+        if setter is None or _is_above(scope, setter)
+        else f"behind {setter} at {setter.where}, a line of its own: Options +FollowSymLinks",
         where=setter.where if setter else "",
     )
 
 
-def check_socket(path: str, account: Account) -> Iterator[Finding]:
-    """Yield what there is to say about a socket file."""
+def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterator[Finding]:
+    """Yield what there is to say about a socket file.
+
+    Args:
+        path: of the file.
+        account: of httpd's children.
+        is_mapped: httpd itself looks for the file, and not only the handler, as with
+            ``WSGIScriptAlias``.
+    """
     try:
         status = os.stat(path)
     except PermissionError as failure:
@@ -177,11 +215,17 @@ def check_socket(path: str, account: Account) -> Iterator[Finding]:
     found = obstacle(account, Path(path), WRITE)
     if found:
         is_directory = found.path != Path(path).resolve()
+        is_lexical = found.path in Path(os.path.abspath(path)).parents
+        status_of = (
+            f"403 ({'AH00035, AH00529' if is_lexical else 'AH00037'})"
+            if is_directory and is_mapped
+            else "500"
+        )
         yield error(
             "socket-permission",
             f"Apache's user {account.name} may not connect to {path}: {found.path} has mode"
             f" {found.mode}",
-            breaks="every WebSocket of it is a 500",
+            breaks=f"every WebSocket of it is a {status_of}",
             mend=found.mend
             if is_directory
             else f"Server({path!r}, group=<a group of {account.name}>), or run the producer as"
