@@ -26,6 +26,7 @@ from ..apache.checks.machine import (
     check_reload,
     check_unit,
     check_visible,
+    has_private_tmp,
     unit_properties,
 )
 from ..apache.checks.server import check_ownership, check_server, handler_scripts
@@ -258,7 +259,7 @@ def _examine_apache(
             sockets[path] = path == scope.file
     for path, is_mapped in sockets.items():
         yield from check_socket(path, account, is_mapped)
-        yield from check_visible(httpd, properties, path)
+        yield from check_visible(httpd, properties, path, _private_unit(arguments))
 
 
 def _account(configuration: Configuration, httpd: Httpd | None) -> Account:
@@ -280,6 +281,13 @@ def _unit(arguments: argparse.Namespace, httpd: Httpd | None) -> str:
     if arguments.httpd_arguments or arguments.apachectl:
         return ""  # another one than the system's
     return next((unit for unit in UNITS if unit_properties(unit)), "")
+
+
+def _private_unit(arguments: argparse.Namespace) -> str:
+    """Return the unit with a /tmp of its own that starts this httpd, "" for none."""
+    if arguments.httpd_arguments or arguments.apachectl:
+        return ""  # another one than the system's
+    return next((unit for unit in UNITS if has_private_tmp(unit)), "")
 
 
 def _scopes(configuration: Configuration, address: Address | None) -> Iterator[tuple[Scope, bool]]:

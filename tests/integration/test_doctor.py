@@ -397,6 +397,16 @@ def test_a_socket_that_is_not_there(event_site: Site, capsys: pytest.CaptureFixt
     assert "is the producer running?" in found["handshake"]["text"]  # the error log's own words
 
 
+@pytest.mark.parametrize("name", ["doctor-beside", "doctor-besids.ws"])
+def test_a_url_that_misses_its_socket(
+    name: str, event_site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listening(event_site.docroot / "doctor-beside.ws"):
+        found = problems_of_socket(capsys, event_site, name)
+    assert "doctor-beside.ws lies beside it" in found["socket"]["mend"]
+    assert "doctor-beside.ws lies beside it" in found["handshake"]["mend"]
+
+
 def test_a_file_in_the_place_of_a_socket(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ from apachews.apache.checks.machine import (
     check_reload,
     check_unit,
     check_visible,
+    has_private_tmp,
     parse_properties,
     room,
     rotations,
@@ -472,6 +473,48 @@ def test_a_private_tmp_hides_sockets(tmp_path: Path) -> None:
     assert levels(check_visible(httpd(), private, str(file))) == {"private-tmp": "ok"}
 
 
+def test_a_link_into_a_private_tmp(
+    short_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "a.ws"
+    link.symlink_to("/tmp/apachews-test-absent.ws")
+    unit = "apache2.service"
+    (found,) = check_visible(None, {"PrivateTmp": "yes"}, str(link))
+    assert found.level is Level.ERROR
+    assert f"{link}, a link to /tmp/apachews-test-absent.ws" in found.text
+    (found,) = check_visible(None, {}, str(link), unit)
+    assert (found.id, found.level) == ("private-tmp", Level.WARNING)
+    assert f"{link}, a link to /tmp/apachews-test-absent.ws" in found.text
+    assert levels(check_visible(None, {}, "/srv/a.ws", unit)) == {"private-tmp": "ok"}
+    # Not for us to see whether the running one does: what its unit says counts.
+    link.unlink()
+    link.symlink_to(short_path / "b.ws")
+    (short_path / "b.ws").touch()
+    theirs = tmp_path / "proc" / "7" / "root"
+    theirs.mkdir(parents=True)
+    theirs.chmod(0o700)
+    monkeypatch.setattr(machine, "PROC", tmp_path / "proc")
+    assert levels(check_visible(httpd(pid=7), {}, str(link))) == {"private-tmp": "error"}
+
+
+def test_units_with_a_private_tmp_are_told_from_their_files(tmp_path: Path) -> None:
+    unit = "apache2.service"
+    etc, lib = tmp_path / "etc", tmp_path / "lib"
+    for directory in (etc, lib):
+        (directory / f"{unit}.d").mkdir(parents=True)
+    places = (etc, lib)
+    assert not has_private_tmp(unit, places)
+    (lib / unit).write_text("[Service]\nPrivateTmp=true\n")
+    assert has_private_tmp(unit, places)
+    drop_in = etc / f"{unit}.d" / "a.conf"
+    drop_in.write_text("[Service]\nPrivateTmp=no\n")
+    assert not has_private_tmp(unit, places)
+    drop_in.write_text("[Service]\n# PrivateTmp=no\n")
+    assert has_private_tmp(unit, places)
+    (etc / unit).write_text("[Service]\nRestart=always\n")
+    assert not has_private_tmp(unit, places)
+
+
 def test_another_file_in_apaches_own_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.ws"
     file.touch()
@@ -606,6 +649,37 @@ def test_a_backlog_that_is_full(short_path: Path, monkeypatch: pytest.MonkeyPatc
         first.connect(str(path))
         found = levels(check_socket(str(path), SOMEBODY))
     assert found == {"socket": "ok", "socket-permission": "ok", "producer": "error"}
+
+
+def test_a_socket_that_lies_beside_is_named(short_path: Path) -> None:
+    (short_path / "other.ws").touch()
+    for name in ("echo.ws", "numbers.ws"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(short_path / name))
+    for name, near in (
+        ("echo", "echo.ws"),
+        ("ecko.ws", "echo.ws"),
+        ("numbrs.ws", "numbers.ws"),
+        ("othr.ws", ""),
+        ("x.ws", ""),
+    ):
+        (found,) = check_socket(str(short_path / name), SOMEBODY)
+        assert found.id == "socket"
+        assert (f"{near} lies beside it" in found.mend) is bool(near)
+        assert "start the producer" in found.mend
+
+
+def test_a_directory_for_sockets_is_to_be_made(short_path: Path) -> None:
+    me = Account("me", os.geteuid() or 40_000, frozenset())
+    short_path.chmod(0o755)
+    (found,) = check_socket(str(short_path / "a.ws"), SOMEBODY)
+    own = f"{short_path}/ws"
+    assert f"install -d -o somebody {own}, and Server('{own}/a.ws')" in found.mend
+    (found,) = check_socket(str(short_path / "b" / "a.ws"), SOMEBODY)
+    assert found.mend.startswith(f"install -d -o somebody {short_path}/b, and start the producer")
+    short_path.chmod(0o777)
+    (found,) = check_socket(str(short_path / "a.ws"), me)
+    assert found.mend == f"start the producer, with Server('{short_path}/a.ws')"
 
 
 @pytest.mark.parametrize("name", ["index.html", "passwd", ".", "directory.ws"])

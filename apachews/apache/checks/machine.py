@@ -32,6 +32,19 @@ CLOCK_S: Final = 0.1
 # Debian, SUSE and their kin; it is /etc/httpd elsewhere.
 ETC_APACHE2: Final = Path("/etc/apache2")
 UNITS: Final = ("apache2.service", "httpd.service")
+# Of units, in systemd's order of precedence.
+UNIT_DIRECTORIES: Final = tuple(
+    map(
+        Path,
+        (
+            "/etc/systemd/system",
+            "/run/systemd/system",
+            "/usr/local/lib/systemd/system",
+            "/usr/lib/systemd/system",
+            "/lib/systemd/system",
+        ),
+    )
+)
 _PROPERTIES: Final = "LoadState,LimitNOFILESoft,KillMode,PrivateTmp,Environment,ExecStart"
 _SYSTEMD: Final = Path("/run/systemd/system")
 # A restart, and signals and commands that amount to one.
@@ -160,6 +173,23 @@ def unit_properties(unit: str) -> dict[str, str]:
     return found if found.get("LoadState") == "loaded" else {}
 
 
+def has_private_tmp(unit: str, directories: Iterable[Path] = UNIT_DIRECTORIES) -> bool:
+    """Tell whether a unit's files say PrivateTmp, where no systemd runs to be asked."""
+    found = ""
+    # The last one read counts: that of /etc, and the drop-ins behind the unit itself.
+    places = [directory / unit for directory in directories]
+    files = next(([place] for place in places if place.is_file()), [])
+    for place in reversed(places):
+        files += sorted(place.with_name(f"{unit}.d").glob("*.conf"))
+    for file in files:
+        try:
+            text = file.read_text(errors="replace")
+        except OSError:
+            continue  # not for us to see
+        found = (re.findall(r"^PrivateTmp\s*=\s*(\S*)", text, re.MULTILINE) or [found])[-1]
+    return found.lower() not in ("", "no", "false", "off", "0")
+
+
 def parse_properties(text: str) -> dict[str, str]:
     """Return what ``systemctl show`` has printed."""
     lines = (line.partition("=") for line in text.splitlines() if "=" in line)
@@ -199,34 +229,57 @@ def check_unit(unit: str, properties: Mapping[str, str], websockets: int) -> Ite
 
 
 def check_visible(
-    httpd: Httpd | None, properties: Mapping[str, str], path: str
+    httpd: Httpd | None, properties: Mapping[str, str], path: str, private_unit: str = ""
 ) -> Iterator[Finding]:
-    """Yield whether Apache sees the same file at a path as we do."""
+    """Yield whether Apache sees the same file at a path as we do.
+
+    Args:
+        httpd: the one that runs, or None.
+        properties: of its unit.
+        path: of the socket file; where it is a link, what it leads to counts.
+        private_unit: a unit that has a /tmp of its own and would start this httpd; "" for
+            none.
+    """
     real = os.path.realpath(path)
     is_temporary = real.startswith(("/tmp/", "/var/tmp/"))
+    shown = path if real == os.path.abspath(path) else f"{path}, a link to {real}"
+    mend = (
+        "have the producer make its socket in the document root, or in /run/apachews"
+        f" ({shipped('systemd/apachews.tmpfiles.conf')})"
+    )
     is_hidden = properties.get("PrivateTmp") == "yes" and is_temporary
     if httpd is not None:
+        theirs = ours = None
         try:
-            theirs: os.stat_result | None = os.stat(f"{PROC}/{httpd.pid}/root{real}")
+            ours = os.stat(real)
+            theirs = os.stat(f"{PROC}/{httpd.pid}/root{real}")
         except FileNotFoundError:
-            theirs = None
+            if ours is None:
+                return  # another check says so
         except OSError:
-            return  # not for us to see
-        try:
-            ours: os.stat_result | None = os.stat(real)
-        except OSError:
-            return  # another check says so
-        is_hidden = ours is not None and (
-            theirs is None or (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino)
+            if not is_hidden:
+                return  # not for us to see
+        else:
+            is_hidden = False
+        is_hidden = is_hidden or (
+            ours is not None
+            and (theirs is None or (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino))
         )
     if is_hidden:
         yield error(
             "private-tmp",
-            f"Apache does not see {path}: it has a {'/tmp' if is_temporary else 'file system'}"
+            f"Apache does not see {shown}: it has a {'/tmp' if is_temporary else 'file system'}"
             " of its own" + (" (PrivateTmp)" if is_temporary else ""),
             breaks="every WebSocket of it is a 404",
-            mend="have the producer make its socket in the document root, or in /run/apachews"
-            f" ({shipped('systemd/apachews.tmpfiles.conf')})",
+            mend=mend,
+        )
+    elif is_temporary and private_unit:
+        yield warning(
+            "private-tmp",
+            f"{private_unit} has PrivateTmp, a /tmp of its own, without {shown}",
+            breaks="every WebSocket of it is a 404",
+            load="Apache that systemd has started",
+            mend=mend,
         )
     else:
         yield ok("private-tmp", f"Apache sees {path}")

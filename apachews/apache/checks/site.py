@@ -7,7 +7,9 @@ closes at once.  ``sockets_in(directory)`` looks for socket files, within a boun
 
 from __future__ import annotations
 
+import difflib
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -121,12 +123,15 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
     handler = scope.handler()
     if handler is None:
         name = scope.file.rpartition("/")[2]
+        near = socket_beside(scope.file)
         yield error(
             "add-handler",
             f"nothing gives {name} to the handler websocket",
             breaks="httpd takes the socket for a file and answers 403 or 404",
             mend="AddHandler websocket .ws"
             if name.endswith(".ws")
+            else f"{near} lies beside it: connect to {scope.url_path.rpartition('/')[0]}/{near}"
+            if near
             else "AddHandler websocket .ws, and a name that ends in .ws",
         )
     elif handler.arguments[0].lower() != "websocket":
@@ -197,7 +202,7 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
             "socket",
             f"{path}: {failure.strerror}",
             breaks="every WebSocket of it is a 404",
-            mend=f"start the producer, with Server({path!r})",
+            mend=_mend_absent(path, account),
         )
         return
     if not stat.S_ISSOCK(status.st_mode):
@@ -234,6 +239,48 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
     else:
         yield ok("socket-permission", f"Apache's user {account.name} may connect to it")
     yield from _check_producer(path)
+
+
+def _mend_absent(path: str, account: Account) -> str:
+    """Return what to do about a socket file that is not there."""
+    near = socket_beside(path)
+    meant = f"{near} lies beside it, if that is meant; else " if near else ""
+    place, _, name = path.rpartition("/")
+    directory = Path(place or "/")
+    start = f"start the producer, with Server({path!r})"
+    try:
+        may_write = account.may(directory.stat(), WRITE)
+    except OSError:
+        return f"{meant}install -d -o {word(account.name)} {word(directory)}, and {start}"
+    if may_write:
+        return f"{meant}{start}"
+    own = directory / "ws"
+    return (
+        f"{meant}{start}, as a user who may write to {word(directory)}, which {account.name} may"
+        f" not; or in a directory for sockets: install -d -o {word(account.name)} {word(own)}, and"
+        f" Server({str(own / name)!r})"
+    )
+
+
+def socket_beside(path: str) -> str:
+    """Return the name of the socket file that somebody may mean instead, "" for none.
+
+    One that ends in .ws, or has a name much like it.
+    """
+    place, _, name = path.rpartition("/")
+    try:
+        with os.scandir(place or "/") as entries:
+            names = [
+                entry.name
+                for entry in itertools.islice(entries, MAX_LOOKED_AT)
+                if entry.name.endswith(".ws") and entry.name != name and _is_socket(entry.path)
+            ]
+    except OSError:
+        return ""  # there is no such directory, or it is not for us to see
+    wanted = name.removesuffix(".ws") + ".ws"
+    if wanted in names:
+        return wanted
+    return next(iter(difflib.get_close_matches(wanted, names, 1)), "")
 
 
 def _check_producer(path: str) -> Iterator[Finding]:
