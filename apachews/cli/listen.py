@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import os
 import select
 import signal
+import stat
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..apache.private_apache import APACHE_USER
 from ..client import Client
 from ..events import Event, PongEvent
 from ..exceptions import ServerClosed
@@ -88,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except LookupError:
         raise CommandError(f"there is no group {arguments.group!r}") from None
+    if arguments.group is None and (advice := _advice(server.path)):
+        print(f"apachews listen: {advice}", file=sys.stderr, flush=True)
     signals = Signals(_ENDING)
     try:
         with Console() as console:
@@ -96,6 +102,24 @@ def run(arguments: argparse.Namespace) -> int:
         server.close()
         signals.close()
     return 0
+
+
+def _advice(path: str) -> str:
+    """Return what to say of a socket file that is for a group, and for root's; "" for nothing.
+
+    Apache's children are not in it.  Another mode was asked for by whoever knows why.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""  # somebody has moved it
+    is_groups = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP
+    if status.st_uid or status.st_gid or not is_groups:
+        return ""
+    return (
+        f"{printable(path)} is root:root, mode {stat.S_IMODE(status.st_mode):04o}: Apache's user"
+        f" cannot connect; with --group {APACHE_USER} he can"
+    )
 
 
 class _Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import grp
 import json
 import os
 import re
@@ -214,6 +215,48 @@ def test_a_running_producer_keeps_its_socket(
             terminal.wait_for_row(r"^\+ 00000001")
             bridge.socket.close()
             assert not server.clients()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root only: others' sockets have their group")
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ((), True),
+        (("--mode", "600"), False),
+        (("--mode", "666"), False),
+        (("--mode", "620"), True),
+        (("--group", "www-data"), False),
+        (("--group", "root"), False),
+    ],
+)
+def test_root_is_told_of_a_socket_that_apache_cannot_connect_to(
+    path: str, options: tuple[str, ...], is_told: bool
+) -> None:
+    if options[1:] == ("www-data",):
+        try:
+            grp.getgrnam("www-data")
+        except KeyError:
+            pytest.skip("no such group")
+    with in_terminal(*LISTEN, path, *options) as terminal:
+        terminal.wait_for_row(rf"^listening on {path}; Ctrl-D ends, /help$")
+        shown = "".join(terminal.read())  # a long line takes two rows
+    advice = f"apachews listen: {path} is root:root, mode 06"
+    assert (advice in shown) is is_told
+    assert ("--group www-data" in shown) is is_told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root only: others' sockets have their group")
+def test_the_advice_to_root_is_no_json(path: str, client: Client) -> None:
+    with running(*LISTEN, path, "--json", "--echo") as process:
+        wait_for(lambda: os.path.exists(path))
+        bridge = client(1)
+        bridge.send(wire.TEXT, b"a")
+        assert read(bridge, 1) == ["a"]  # it serves, and so takes its signals
+        process.send_signal(signal.SIGTERM)
+        _, output = ended(process)  # of both
+    advice, opened, *_ = output.splitlines()
+    assert advice.startswith("apachews listen: ")
+    assert json.loads(opened)["event"] == "listening"
 
 
 def test_what_cannot_be_served_is_said(
