@@ -29,7 +29,7 @@ from ..apache.checks.machine import (
     has_private_tmp,
     unit_properties,
 )
-from ..apache.checks.server import check_ownership, check_server, handler_scripts
+from ..apache.checks.server import check_ownership, check_server, handler_scripts, listens_on
 from ..apache.checks.site import check_scope, check_socket, sockets_in
 from ..apache.checks.syntax import check_syntax
 from ..apache.configuration import Configuration, Scope, VirtualHost
@@ -71,6 +71,13 @@ COLOURS: Final = {
     Level.WARNING: YELLOW,
     Level.ERROR: RED,
 }
+# Checks of one site and its socket, and not of the server.
+OF_SITE: Final = frozenset(
+    {
+        *("add-handler", "follow-symlinks", "access", "proxy", "pass-request"),
+        *("socket", "socket-permission", "producer", "private-tmp"),
+    }
+)
 # What is bad stands last: nearest to the prompt.
 _ORDER: Final = [Level.OK, Level.NOTE, Level.WARNING, Level.ERROR]
 
@@ -85,7 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--origin", help="connect as a page of this origin, as https://example.com")
     parser.add_argument(
-        "--ca", metavar="FILE", help="trust these certificates, instead of the system's"
+        "--ca",
+        "--cafile",
+        metavar="FILE",
+        help="trust these certificates, instead of the system's",
     )
     parser.add_argument(
         "--timeout",
@@ -178,7 +188,8 @@ def _columns() -> int | None:
 
 def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator[Finding]:
     logs: tuple[str, ...] = ()
-    errors: list[Finding] = []
+    findings: list[Finding] = []
+    is_another = False
     try:
         control = Control(arguments.apachectl, arguments.httpd_arguments)
         version = control.version()
@@ -191,10 +202,8 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             yield ok("syntax", "httpd understands its configuration")
             configuration = control.read()
             logs = _error_logs(configuration)
-            for finding in _examine_apache(arguments, address, configuration, version):
-                if finding.level is Level.ERROR:
-                    errors.append(finding)
-                yield finding
+            findings += _examine_apache(arguments, address, configuration, version)
+            is_another = address is not None and not listens_on(configuration, address.port)
     except ControlError as failure:
         make = error if address is None else warning
         yield make(
@@ -204,16 +213,35 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             mend="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
             " apache2",
         )
-    if address is not None:
-        yield from check_url(
+    if address is None:
+        yield from findings
+        return
+    tried = list(
+        check_url(
             address,
             origin=arguments.origin,
             echoes=arguments.echo,
             timeout_s=arguments.timeout,
             error_logs=logs,
             cafile=arguments.ca,
-            errors=errors,
+            errors=()
+            if is_another
+            else [finding for finding in findings if finding.level is Level.ERROR],
         )
+    )
+    if is_another:
+        yield warning(
+            "other-apache",
+            f"nothing in the configuration that is looked at listens on port {address.port}",
+            breaks="nothing; but another Apache may answer at the URL than the one looked at",
+            mend="--httpd-arguments -f FILE, with that one's configuration; nothing, where a"
+            " container or a firewall maps the port",
+        )
+        if any(one.id == "handshake" and one.level is Level.OK for one in tried):
+            # They are about a socket that this handshake did not come to.
+            findings = [one for one in findings if one.id not in OF_SITE or one.level is Level.OK]
+    yield from findings
+    yield from tried
 
 
 def _debians_modules(arguments: argparse.Namespace) -> Path | None:
@@ -401,4 +429,5 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
         if errors + warnings
         else "nothing is wrong"
     )
-    return "\n".join([*lines, f"{len(findings)} findings: {summary}"])
+    count = f"{len(findings)} check{'s' * (len(findings) != 1)}"
+    return "\n".join([*lines, f"{count}: {summary}"])

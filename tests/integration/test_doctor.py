@@ -504,6 +504,25 @@ def test_a_certificate_that_nobody_trusts(
     status, (finding,) = doctor(capsys, event_site.apache, event_site.wss())
     assert (status, finding["id"]) == (1, "certificate")
     assert "SSLCertificateFile" in finding["mend"]
+    assert finding["mend"].endswith("--cafile FILE")
+
+
+def test_a_url_of_another_apache(
+    event_site: Site, short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The one that is looked at has no such socket, and lets nobody see it.
+    seed = Seed("other-apache", "warning", "--httpd-arguments", None, IN_DOCROOT % "Options None")
+    file = event_site.docroot / "doctor-another.ws"
+    with seeded_apache(short_path, seed) as apache, listening(file):
+        status, (found,) = doctor(capsys, apache, event_site.ws(f"/{file.name}"))
+        assert (status, found["id"], found["level"]) == (0, seed.id, seed.level)
+        assert seed.mend in found["mend"]
+        # What fails is explained by what is known of that one only.
+        status, findings = doctor(capsys, apache, event_site.ws("/doctor-absent.ws"))
+        assert status == 1
+        assert "other-apache" in [one["id"] for one in findings]
+        assert findings[-1]["id"] == "handshake"
+        assert "above" not in findings[-1]["mend"]
 
 
 def test_an_apache_that_does_not_run(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ from apachews.apache.checks.machine import (
     room,
     rotations,
 )
-from apachews.apache.checks.server import check_ownership, check_server
+from apachews.apache.checks.server import check_ownership, check_server, listens_on
 from apachews.apache.checks.site import check_socket, sockets_in
 from apachews.apache.checks.syntax import check_syntax
 from apachews.apache.configuration import Configuration, RunConfig
@@ -264,6 +264,44 @@ def test_a_handler_for_another_python(tmp_path: Path) -> None:
     module.write_bytes(b"\0libpython3.13.so.1.0\0")
     found = server(f"WSGIHandlerScript websocket {script}", wsgi_module=str(module))
     assert found["python-version"] == "ok"
+
+
+def test_where_to_install_is_not_said_of_what_is_there(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_path.chmod(0o755)
+    home = short_path / "apachews"
+    (home / "apachews_handler").mkdir(parents=True)
+    script = home / "apachews_handler" / "wsgi.py"
+    script.touch()
+    home.chmod(0o700)
+    text = f"WSGIHandlerScript websocket {script}"
+    directives = parse_files(IncludedFile("/c", 0), lambda _: text, (), {})
+    names = frozenset({"wsgi_module"})
+    for opt, has_advice in ((home, False), (short_path / "opt", True)):
+        monkeypatch.setattr("apachews.apache.checks.server.OPT", opt)
+        found = check_server(Configuration(directives, {}, names, RunConfig()), SOMEBODY, ())
+        (mend,) = [one.mend for one in found if one.id == "readable"]
+        assert mend.startswith(f"chmod o+x {home}")
+        assert ("elsewhere" in mend) is has_advice
+
+
+@pytest.mark.parametrize(
+    ("text", "listens"),
+    [
+        ("Listen 8080", True),
+        ("Listen 127.0.0.1:8080 http", True),
+        ("Listen [::]:8080", True),
+        ("Listen 80\n<VirtualHost *:8080>\n</VirtualHost>", True),
+        ("Listen 80\nListen 443 https", False),
+        ("Listen 80\nListen 127.0.0.1:18080", False),
+        ("Listen ${PORT}", True),  # it cannot be told
+        ("", True),
+    ],
+)
+def test_ports_of_a_configuration(text: str, listens: bool) -> None:
+    directives = parse_files(IncludedFile("/c", 0), lambda _: text, (), {})
+    assert listens_on(Configuration(directives, {}, frozenset(), RunConfig()), 8080) is listens
 
 
 def test_an_environment_that_is_gone(tmp_path: Path) -> None:
@@ -936,10 +974,11 @@ def test_what_is_no_timeout_is_refused(text: str, capsys: pytest.CaptureFixture[
     assert f"{text!r} is no number of seconds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--ca", "--cafile"])
 def test_certificates_to_trust_that_are_not_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["doctor", "wss://localhost/a.ws", "--ca"]
+    given = ["doctor", "wss://localhost/a.ws", option]
     assert main([*given, "/nonexistent"]) == 1
     assert capsys.readouterr().err == (
         "apachews doctor: --ca /nonexistent: No such file or directory\n"
@@ -964,7 +1003,7 @@ def test_without_httpd_a_url_is_still_tried(capsys: pytest.CaptureFixture[str]) 
     told = capsys.readouterr().out
     assert re.search(r"^warning  httpd ", told, re.MULTILINE)
     assert re.search(r"^error    handshake ", told, re.MULTILINE)
-    assert told.endswith("2 findings: 1 error, 1 warning\n")
+    assert told.endswith("2 checks: 1 error, 1 warning\n")
 
 
 def test_an_httpd_that_never_answers(
@@ -998,8 +1037,9 @@ def test_the_report_is_a_table() -> None:
         "                     load:   l",
         "                     mend:   m",
     ]
-    assert lines[-1] == "4 findings: 1 error, 1 warning"
-    assert report(FINDINGS[:2], None, False).endswith("2 findings: nothing is wrong")
+    assert lines[-1] == "4 checks: 1 error, 1 warning"
+    assert report(FINDINGS[:2], None, False).endswith("\n2 checks: nothing is wrong")
+    assert report(FINDINGS[:1], None, False).endswith("\n1 check: nothing is wrong")
 
 
 def test_the_report_fits_a_terminal() -> None:

@@ -61,6 +61,7 @@ CHECKS: Final[dict[str, str]] = {
     "socket": "the socket file exists",
     "socket-permission": "Apache's user may connect to it",
     "producer": "somebody listens on it",
+    "other-apache": "the Apache that answers is the one looked at",
     "connect": "httpd answers at the URL",
     "certificate": "the certificate is one that browsers accept",
     "handshake": "the handshake ends in 101",

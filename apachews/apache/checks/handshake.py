@@ -32,6 +32,8 @@ from .finding import ALWAYS, Finding, Level, error, ok, warning
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TEXT, _CLOSE, _PING = 0x1, 0x8, 0x9
 _FIN, _MASKED = 0x80, 0x80
+# X509_V_ERR_…: self-signed, itself or in its chain; an issuer that is not known.
+_OWN: Final = frozenset({18, 19, 20, 21})
 MAX_HEAD_BYTES: Final = 65536
 # Of an answer's body; the handler's own are one line.
 MAX_BODY_BYTES: Final = 16384
@@ -386,7 +388,8 @@ def _start_tls(
             f"{address.host}: {bad.verify_message}",
             breaks="browsers refuse the WebSocket, without asking their user",
             mend="SSLCertificateFile with a certificate for that name and the intermediate ones,"
-            " as certbot's fullchain.pem",
+            " as certbot's fullchain.pem"
+            + ("; for one of your own making: --cafile FILE" if bad.verify_code in _OWN else ""),
         )
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -27,6 +27,8 @@ from ..python_environment import Version, parse_version, python_of, version_in, 
 from ..shell import this_program, word
 from .finding import Finding, Level, error, note, ok, warning
 
+# Where the documentation installs to.
+OPT: Final = Path("/opt/apachews")
 GLOBAL: Final = "%{GLOBAL}"
 EVERY: Final = "every WebSocket is a 500"
 CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
@@ -143,6 +145,21 @@ def handler_scripts(configuration: Configuration) -> list[Directive]:
             else directive.arguments[1].endswith(SCRIPT)
         )
     ]
+
+
+def listens_on(configuration: Configuration, port: int) -> bool:
+    """Tell whether the configuration has a Listen or a virtual host of a port.
+
+    Yes as well, where its ports cannot be told.
+    """
+    listens = [
+        one.arguments[0] for one in find(configuration.directives, "Listen") if one.arguments
+    ]
+    hosts = [address for host in configuration.virtual_hosts() for address in host.addresses]
+    ports = [address.rpartition(":")[2] for address in listens]
+    if not ports or not all(one.isdecimal() for one in ports):
+        return True
+    return str(port) in {*ports, *(address.rpartition(":")[2] for address in hosts)}
 
 
 def _check_modules(configuration: Configuration) -> Iterator[Finding]:
@@ -373,7 +390,12 @@ def _check_readable(
                 f"Apache's user {account.name} cannot read {path}:"
                 f" {found.path} has mode {found.mode}",
                 breaks=EVERY + " (WSGI0036, or ModuleNotFoundError in the error log)",
-                mend=f"{found.mend}  (or install apachews elsewhere, as in /opt/apachews)",
+                mend=found.mend
+                + (
+                    ""
+                    if OPT in (found.path, *found.path.parents) or found.path in OPT.parents
+                    else f"  (or install apachews elsewhere, as in {OPT})"
+                ),
             )
             return
     if _is_hidden(script):
