@@ -38,11 +38,12 @@ from apachews.apache.checks.machine import (
     rotations,
 )
 from apachews.apache.checks.server import check_ownership, check_server, listens_on
-from apachews.apache.checks.site import check_socket, sockets_in
+from apachews.apache.checks.site import check_scope, check_socket, sockets_in
 from apachews.apache.checks.syntax import check_syntax
 from apachews.apache.configuration import Configuration, RunConfig
 from apachews.apache.control import Control, ControlError
 from apachews.apache.directives import IncludedFile, parse_files
+from apachews.apache.mapping import scope_of
 from apachews.apache.permissions import ENTER, READ, WRITE, Account, obstacles
 from apachews.apache.process import Httpd, limit_in, running, unit_in
 from apachews.apache.shell import shipped, this_program, word
@@ -332,6 +333,33 @@ def test_old_httpds_and_other_tls() -> None:
     assert (found["restart-support"], found["tls-module"]) == ("warning", "warning")
     read = Configuration([], {}, frozenset({"mpm_prefork_module"}), RunConfig())
     assert levels(check_server(read, SOMEBODY, (2, 4, 48)))["restart-support"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("section", "mend"),
+    [
+        ("<Directory />", "<Directory /srv/ws> with Require all granted"),
+        ("<Directory /srv>", "<Directory /srv/ws> with Require all granted"),
+        ("<Directory /srv/ws>", "in place of Require all denied at /c:3"),
+        ("<Directory /srv/*>", "in place of Require all denied at /c:3"),
+        ("<Directory ~ ws>", "in place of Require all denied at /c:3"),
+        ("<DirectoryMatch ws>", "in place of Require all denied at /c:3"),
+        ("<Files *.ws>", "in place of Require all denied at /c:3"),
+        ("<LocationMatch ws>", "in place of Require all denied at /c:3"),
+    ],
+)
+@pytest.mark.parametrize("around", ["", "RequireAll"])
+def test_a_line_is_overridden_where_it_can_be(section: str, mend: str, around: str) -> None:
+    rule = "Require all denied"
+    lines = [section, f"<{around}>" if around else "#", rule, f"</{around}>" if around else "#"]
+    text = "\n".join([*lines, f"</{section[1:].split()[0].rstrip('>')}>"])
+    directives = parse_files(IncludedFile("/c", 0), lambda _: text, (), {})
+    read = Configuration(directives, {}, frozenset(), RunConfig(document_root="/srv"))
+    found = {
+        one.id: one for one in check_scope(scope_of(read, read.virtual_hosts()[0], "/ws/a.ws"))
+    }
+    assert found["access"].mend.startswith(mend)
+    assert section in found["access"].text
 
 
 def test_what_apache_reads_as_root_is_roots(short_path: Path) -> None:

@@ -249,22 +249,19 @@ def check_visible(
     )
     is_hidden = properties.get("PrivateTmp") == "yes" and is_temporary
     if httpd is not None:
-        theirs = ours = None
         try:
             ours = os.stat(real)
+        except OSError:
+            return  # another check says so
+        try:
             theirs = os.stat(f"{PROC}/{httpd.pid}/root{real}")
         except FileNotFoundError:
-            if ours is None:
-                return  # another check says so
+            is_hidden = True
         except OSError:
             if not is_hidden:
                 return  # not for us to see
         else:
-            is_hidden = False
-        is_hidden = is_hidden or (
-            ours is not None
-            and (theirs is None or (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino))
-        )
+            is_hidden = (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino)
     if is_hidden:
         yield error(
             "private-tmp",

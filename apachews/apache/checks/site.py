@@ -101,9 +101,12 @@ def _is_above(scope: Scope, directive: Directive) -> bool:
     section = _section(scope, directive)
     if section is None:
         return not directive.file.endswith("/.htaccess")
+    if section.is_named("VirtualHost"):
+        return True
     return (
-        section.is_named("Directory", "VirtualHost")
-        and section.arguments[:1] != ("~",)
+        section.is_named("Directory")
+        # A pattern may be of the same depth, and stand behind.
+        and not set("~*?[") & set(section.arguments[0])
         and section.arguments[0].rstrip("/") != _directory(scope).rstrip("/")
     )
 
