@@ -300,18 +300,24 @@ def require_free_port(port: int, address: str = "127.0.0.1") -> None:
             raise ApacheError(f"port {port} cannot be used ({error.strerror}): {advice}") from error
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
     """Return a port of 127.0.0.1 on which nobody listens.
 
     Below those that Linux gives to outgoing connections (32768 and up): one of
-    these could take it before it is listened on.
+    these could take it before it is listened on.  Never the same one twice.
     """
     while True:
         port = random.randrange(20_000, 32_000)
+        if port in _given_ports:
+            continue
         try:
             require_free_port(port)
         except ApacheError:
             continue
+        _given_ports.add(port)
         return port
 
 

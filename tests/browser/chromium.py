@@ -52,9 +52,7 @@ class Demo:
 def running_demo() -> Iterator[Demo]:
     """Run ``python -m deploy.demo``; at its end its ports must be free."""
     make_readable()
-    port = private_apache.free_port()
-    while (tls_port := private_apache.free_port()) == port:
-        pass
+    port, tls_port = private_apache.free_port(), private_apache.free_port()
     process = subprocess.Popen(
         [
             sys.executable,

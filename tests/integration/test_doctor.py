@@ -226,9 +226,7 @@ def seeded_apache(root: Path, seed: Seed, handler: Path = HANDLER) -> Iterator[P
     docroot.mkdir()
     (docroot / "front.php").write_text("<!doctype html><title>the application</title>")
     make_readable()
-    port = tls_port = private_apache.free_port()
-    while tls_port == port:  # a port that is free twice is the same one, now and then
-        tls_port = private_apache.free_port()
+    port, tls_port = private_apache.free_port(), private_apache.free_port()
     apache = SeededApache(
         root,
         docroot,

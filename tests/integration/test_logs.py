@@ -134,7 +134,7 @@ def check_what_cannot_be_written(logs: Logs) -> None:
     assert len({pid[1] for pid in pids if pid}) == len(found), "more than one of a process"
     user = pwd.getpwuid(os.geteuid()).pw_name
     user = private_apache.APACHE_USER if IS_ROOT else user
-    assert f"install -d -o {user} -m 750 {logs.directory}/none" in found[0]
+    assert f"install -d -o {user} -m 2750 {logs.directory}/none" in found[0]
     with RawClient(logs.site.dial("ws")) as client:
         client.send(request("/ws/bad"))
         assert client.read_response()[0] == 500
