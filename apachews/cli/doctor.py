@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import ssl
 import sys
@@ -40,7 +39,7 @@ from ..apache.permissions import Account
 from ..apache.private_apache import APACHE_USER
 from ..apache.process import Httpd, running
 from ..apache.shell import word
-from .command import CommandError
+from .command import CommandError, seconds
 from .terminal import CYAN, GREEN, RED, YELLOW, paint, printable, uses_colour
 
 SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
@@ -63,7 +62,6 @@ exit status: 0 nothing is wrong, or there are warnings only; 1 something is wron
 docs/troubleshooting.md has what each finding means."""
 
 DEFAULT_WEBSOCKETS: Final = 1000
-MAX_TIMEOUT_S: Final = 3600
 LEVEL_COLUMNS: Final = 9
 COLOURS: Final = {
     Level.OK: GREEN,
@@ -99,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=10.0,
         metavar="SECONDS",
         help="for all of the handshake (default 10)",
@@ -132,18 +130,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="…",
         help="stands last; all that follows goes to httpd, as -f FILE, to name its configuration",
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number <= MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of seconds above 0, at most {MAX_TIMEOUT_S}"
-        )
-    return number
 
 
 def _require_certificates(file: str) -> None:

@@ -999,7 +999,7 @@ def test_what_is_no_timeout_is_refused(text: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "ws://localhost/a.ws", f"--timeout={text}"])
     assert ended.value.code == 2
-    assert f"{text!r} is no number of seconds" in capsys.readouterr().err
+    assert f"{text!r}: how many seconds?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--ca", "--cafile"])
