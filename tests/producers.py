@@ -60,9 +60,6 @@ def running(
         pass_fds: descriptors that it inherits.
         account: as what user, as ``subprocess.Popen`` has it.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        # A shell has its background jobs, and so their children, ignore it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-W", "error", *command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
