@@ -135,11 +135,11 @@ def test_who_may_not_ask_is_told_who_may(
     def refuse(path: object) -> list[str]:
         raise PermissionError(13, os.strerror(13), path)
 
-    apaches.append(RunningApache(7, 7, (("/proc/7/root/tmp/apachews-33", 33),)))
+    apaches.append(RunningApache(7, 7, (("/var/tmp/apachews-33", 33),)))
     monkeypatch.setattr("apachews.status.os.lstat", refuse)
     assert main(["status"]) == 1
     error = capsys.readouterr().err
-    assert "Apache 7 may not be asked (/proc/7/root/tmp/apachews-33: Permission denied)" in error
+    assert "Apache 7 may not be asked (/var/tmp/apachews-33: Permission denied)" in error
     assert "run this as root" in error
 
 

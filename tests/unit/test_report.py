@@ -430,7 +430,7 @@ def test_processes_with_a_tmp_of_their_own_are_reached() -> None:
                 pytest.skip("a container that may not mount")
             name = f"apachews-{os.geteuid()}"
             assert collect(f"/tmp/{name}", child.pid).processes == ()
-            directory = f"/proc/{child.pid}/root/tmp/{name}"
+            directory = str(Path("/proc", str(child.pid), "root", "tmp", name))
             described = RunningApache(child.pid, child.pid, ((directory, os.geteuid()),))
             (process,) = described.collect().processes
             assert process.pid == child.pid
