@@ -1,6 +1,7 @@
 """From a request to the producer's socket.
 
-Contract: ``locate(root, path_info)`` names a socket file inside a directory;
+Contract: ``script_filename(environ)`` names the file that httpd found itself;
+``locate(root, path_info)`` names a socket file inside a directory;
 ``connect(path, timeout_s)`` yields a connected, non-blocking socket, which the
 caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
 All raise ``Refusal`` with the HTTP answer.  The last two may block for the timeout;
@@ -15,7 +16,8 @@ import socket
 import stat
 import struct
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from apachews import wire
 from apachews.answer import MAX_ANSWER_BYTES, Answer
@@ -26,6 +28,19 @@ from .exceptions import NotSetUp, Refusal, Unavailable
 NOT_FOUND: Final = "404 Not Found"
 # An answer is mostly one read; what follows it in the same is messages.
 ANSWER_READ_BYTES: Final = 16384
+
+
+def script_filename(environ: Mapping[str, Any]) -> str:
+    """Return the path of the file that httpd found.
+
+    Args:
+        environ: of the request, as mod_wsgi makes it: up to 5 it has the bytes of this
+            variable as ISO 8859-1, as of all others; from 6 on as Python has file names.
+    """
+    path: str = environ["SCRIPT_FILENAME"]
+    if environ["mod_wsgi.version"] >= (6,):
+        return path
+    return os.fsdecode(path.encode("latin-1"))
 
 
 def locate(root: str, path_info: str) -> str:

@@ -12,7 +12,6 @@ child's bridge, and anything else with plain HTTP.  Wiring only.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import traceback
 import uuid
@@ -46,9 +45,7 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """Serve a socket file that Apache found itself."""
-    # WSGI gives bytes as ISO 8859-1; file names are bytes.
-    path = os.fsdecode(environ["SCRIPT_FILENAME"].encode("latin-1"))
-    return _serve(environ, start_response, lambda settings: path)
+    return _serve(environ, start_response, lambda settings: endpoint.script_filename(environ))
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

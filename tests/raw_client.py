@@ -68,10 +68,14 @@ class RawClient:
         return status, headers, self.read(int(headers.get("content-length", 0))).decode()
 
     def upgrade(self, path: str = "/echo.ws", **changes: str) -> RawClient:
-        """Send a request and expect the 101."""
-        self.send(request(path, None, **changes))
-        status, _ = self.read_head()
-        assert status == 101, status
+        """Send a request and expect the 101; closes the connection for any other answer."""
+        try:
+            self.send(request(path, None, **changes))
+            status, _ = self.read_head()
+            assert status == 101, status
+        except BaseException:
+            self.socket.close()
+            raise
         return self
 
     def read_frame(self) -> tuple[int, bytes] | None:

@@ -526,6 +526,7 @@ def test_a_url_of_another_apache(
         assert "above" not in findings[-1]["mend"]
 
 
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache was the user itself")
 def test_an_apache_that_does_not_run(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with seeded_apache(short_path, Seed("running", "warning", "", None)) as apache:
         apache.kill()

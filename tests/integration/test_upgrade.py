@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
 import threading
+import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -86,10 +88,12 @@ def test_the_producer_knows_the_request(site: Site, scheme: str) -> None:
         assert re.fullmatch(r"[0-9a-f-]{36}", open_.id)
 
 
-@pytest.mark.parametrize("path", ["/gr%C3%BC%C3%9Fe.ws", "/ws/gr%C3%BC%C3%9Fe"])
-def test_a_file_may_have_any_name(event_site: Site, path: str) -> None:
+@pytest.mark.parametrize("name", ["grüße", "чат", "gr\udcfc\udcdfe"], ids=ascii)
+@pytest.mark.parametrize("form", ["/{}.ws", "/ws/{}"])
+def test_a_file_may_have_any_name(event_site: Site, form: str, name: str) -> None:
+    path = form.format(urllib.parse.quote_from_bytes(os.fsencode(name)))
     with (
-        event_site.producer("grüße.ws", echo),
+        event_site.producer(f"{name}.ws", echo),
         RawClient(event_site.dial("ws")).upgrade(path) as client,
     ):
         client.send(masked(0x81, b"hi"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews_handler.endpoint import connect, locate
+from apachews_handler.endpoint import connect, locate, script_filename
 from apachews_handler.exceptions import Refusal
 
 
@@ -102,6 +102,15 @@ def test_a_root_is_bytes_as_httpd_gives_it(short_path: Path) -> None:
     as_wsgi_gives_it = os.fsencode(root).decode("latin-1")
     assert Path(locate(as_wsgi_gives_it, "/chat")) == root / "chat.ws"
     assert locate("/", "/chat") == "/chat.ws"
+
+
+@pytest.mark.parametrize("name", ["chat", "grüße", "чат", "gr\udcfc\udcdfe"])
+def test_the_file_that_httpd_found_has_its_name_behind_each_line_of_mod_wsgi(name: str) -> None:
+    path = f"/srv/{name}.ws"
+    as_bytes = os.fsencode(path).decode("latin-1")
+    for version, variable in (((4, 9, 4), as_bytes), ((5, 0, 2), as_bytes), ((6, 0, 0), path)):
+        environ = {"SCRIPT_FILENAME": variable, "mod_wsgi.version": version}
+        assert script_filename(environ) == path, version
 
 
 def test_without_descriptors_it_is_unavailable(
