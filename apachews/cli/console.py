@@ -65,6 +65,7 @@ class Console:
         self._lines_read = 0
         self._is_drawn = False
         self._is_writing = False
+        self._is_stale = False  # a signal has come that wants the row drawn anew
         self._modes: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -75,7 +76,8 @@ class Console:
                 for number in (signal.SIGCONT, signal.SIGWINCH):
                     self._handlers[number] = signal.signal(number, self._redraw)
                 self._enter_cbreak()
-                self._draw()
+                with self._writing():
+                    self._draw()
         except BaseException:  # Ctrl-C: there will be no __exit__
             self._restore()
             raise
@@ -192,12 +194,22 @@ class Console:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Keep a signal's handler from writing into what is being written."""
+        """Keep a signal's handler from writing into what is being written.
+
+        What it would have drawn is drawn at the end, for the row may have been drawn in
+        the window's old size already.
+        """
         self._is_writing = True
         try:
             yield
         finally:
             self._is_writing = False
+        while self._is_stale:
+            self._is_writing, self._is_stale = True, False
+            try:
+                self._draw()
+            finally:
+                self._is_writing = False
 
     def _enter_cbreak(self) -> None:
         assert self._modes is not None
@@ -210,5 +222,7 @@ class Console:
         """After Ctrl-Z and ``fg``, and when the window has another size."""
         if number == signal.SIGCONT:
             self._enter_cbreak()
-        if not self._is_writing:  # which ends by drawing it
-            self._draw()
+        self._is_stale = True
+        if not self._is_writing:
+            with self._writing():
+                pass  # its end draws

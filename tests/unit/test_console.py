@@ -51,3 +51,26 @@ def test_ctrl_c_at_the_very_start_leaves_the_terminal_as_it_was(
             raise AssertionError("not reached")
         assert termios.tcgetattr(terminal) == modes
         assert signal.getsignal(signal.SIGWINCH) == handler
+
+
+def test_a_window_that_changes_while_the_row_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes when the old size is known already, and the row is not out yet."""
+    sizes = [60, 30]
+    asked = []
+
+    def size(fd: int) -> os.terminal_size:
+        asked.append(sizes.pop(0))
+        if sizes:
+            signal.raise_signal(signal.SIGWINCH)
+        return os.terminal_size((asked[-1], 24))
+
+    with on_terminal(monkeypatch):
+        monkeypatch.setattr(os, "get_terminal_size", size)
+        with Console() as console:
+            assert asked == [60, 30]
+            sizes += [50, 20, 10]
+            console.show("a line")
+            assert asked == [60, 30, 50, 20, 10]
+            sizes += [40, 25]
+            signal.raise_signal(signal.SIGWINCH)
+            assert asked == [60, 30, 50, 20, 10, 40, 25]
