@@ -4,8 +4,8 @@ Contract: ``script_filename(environ)`` names the file that httpd found itself;
 ``locate(root, path_info)`` names a socket file inside a directory;
 ``connect(path, timeout_s)`` yields a connected, non-blocking socket, which the
 caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
-All raise ``Refusal`` with the HTTP answer.  The last two may block for the timeout;
-called on Apache's worker threads.
+All but the first raise ``Refusal`` with the HTTP answer.  The last two may block for
+the timeout; called on Apache's worker threads.
 """
 
 from __future__ import annotations
