@@ -30,6 +30,7 @@ class End(enum.Enum):
     CLIENT_LEFT = ("client", wire.ABNORMAL, "info", "the connection broke off")
     PRODUCER_CLOSED = ("producer", 0, "info", "")
     PRODUCER_LEFT = ("producer", wire.SERVICE_RESTART, "info", "the producer is gone")
+    PRODUCER_ENDED = ("producer", wire.NORMAL, "info", "")
     PRODUCER_CUT_OFF = ("producer", wire.ABNORMAL, "warn", "the producer died inside a frame")
     PRODUCER_ERROR = ("bridge", wire.INTERNAL_ERROR, "warn", "")
     GOING_AWAY = ("bridge", wire.GOING_AWAY, "info", "the server goes away")

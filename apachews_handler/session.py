@@ -150,9 +150,8 @@ class Session:
         self._rated_at = 0.0
         if self._rate:
             self._client.max_frames = self._rate.burst
-        self.to_client = self._producer.client_out
+        self._use_reader(self._producer)
         self.to_producer = self._client.wire_out
-        self.ignored = self._producer.ignored
         self.phase = Phase.OPEN
         self.side = Side.CONNECTED
         self._hold_s = settings.hold
@@ -167,6 +166,11 @@ class Session:
         self._pinged_at = 0.0  # when the one PING was sent whose answer is awaited; else 0.0
         self.round_trip_s: float | None = None
         self.round_trips: RoundTrips | None = None
+
+    def _use_reader(self, producer: ProducerReader) -> None:
+        self._producer = producer
+        self.to_client = producer.client_out
+        self.ignored = producer.ignored
 
     @property
     def is_paused(self) -> bool:

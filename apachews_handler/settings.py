@@ -22,6 +22,13 @@ from .origin import normalise_origin
 PREFIX: Final = "APACHEWS_"
 
 OFF: Final = "off"
+# Words of APACHEWS_WIRE, APACHEWS_RAW_DELIMITER and APACHEWS_RAW_TYPE.
+FRAMED: Final = "framed"
+RAW: Final = "raw"
+NEWLINE: Final = "newline"
+AUTO: Final = "auto"
+TEXT: Final = "text"
+BINARY: Final = "binary"
 _SIZE = re.compile(r"(\d{1,15})([KM]?)", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s)", re.ASCII | re.IGNORECASE)
 _RATE = re.compile(r"(\d{1,9})/([sm])", re.ASCII | re.IGNORECASE)
@@ -270,6 +277,10 @@ class Settings:
         subprotocols: those that may be chosen, best first.
         accept: who decides on a connection: ``bridge`` or ``producer``.
         pass_env: names of variables the producer is told.
+        wire: what crosses the socket: ``framed`` (docs/wire.md) or ``raw``.
+        raw_delimiter: with ``raw``, what ends a message: ``off`` (a read) or ``newline``.
+        raw_type: with ``raw``, of the producer's messages: ``auto`` (text where it is
+            UTF-8), ``text`` or ``binary``.
         deflate: whether permessage-deflate is negotiated, and its options.
         close_log: file that gets a line for each connection that has closed; "" for none.
         close_log_format: of that line.
@@ -345,6 +356,9 @@ class Settings:
     pass_env: tuple[str, ...] = _setting(
         (), parse_variables, "a list of names of variables parted by blanks", "nothing"
     )
+    wire: str = _setting(FRAMED, one_of(FRAMED, RAW), "framed or raw", "nothing")
+    raw_delimiter: str = _setting(OFF, one_of(OFF, NEWLINE), "off or newline", "nothing")
+    raw_type: str = _setting(AUTO, one_of(AUTO, TEXT, BINARY), "auto, text or binary", "nothing")
     deflate: bool = _setting(True, parse_switch, _SWITCH, "bandwidth, for processor and memory")
     deflate_min_size: int = _setting(
         256, parse_min_size, "0 or " + _SIZES, "processor, from messages that do not shrink"
@@ -376,7 +390,8 @@ def parse_settings(environ: Mapping[str, Any]) -> Settings:
     """Return the settings in a request's variables.
 
     Raises:
-        BadSetting: a value that is not allowed, or a name that is no setting.
+        BadSetting: a value that is not allowed, alone or with the others, or a name that
+            is no setting.
     """
     values = {}
     for name, value in environ.items():
@@ -392,4 +407,8 @@ def parse_settings(environ: Mapping[str, Any]) -> Settings:
             if isinstance(error, BadFormat):
                 allowed = f"{allowed}; {error}"
             raise BadSetting(name, value, allowed) from error
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.wire == RAW and settings.accept == "producer":
+        allowed = "bridge, where APACHEWS_WIRE is raw: such a producer cannot answer"
+        raise BadSetting(f"{PREFIX}ACCEPT", settings.accept, allowed)
+    return settings

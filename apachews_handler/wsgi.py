@@ -33,7 +33,7 @@ from apachews_handler.exceptions import (
     Unavailable,
 )
 from apachews_handler.httpd import HttpdError, Request
-from apachews_handler.session import Session
+from apachews_handler.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
 from apachews_handler.upgrade import Upgrade, describe
 
@@ -110,7 +110,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         else:
             subprotocol = open_.subprotocol
             head, first_words = upgrade.accept(settings, subprotocol), b""
-        session = Session(settings, upgrade.deflate)
+        session = new_session(settings, upgrade.deflate)
         session.open(open_, is_told=settings.accept == "producer")
         session.receive_producer(first_words)
         detached = detach(request, head)

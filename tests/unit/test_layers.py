@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.origin",
             "apachews_handler.watch",
             "apachews_handler.producer_reader",
+            "apachews_handler.raw",
             "apachews_handler.session",
             "apachews_handler.mask",
             "apachews_handler.metrics",
