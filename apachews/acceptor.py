@@ -2,21 +2,35 @@
 
 Contract: for ``Server``, on the thread that runs ``dequeue()``.  Nothing blocks.  The
 listening socket stays ``SocketFile``'s, and is closed with it by ``stop``.
+
+How this works with a loopback socket: who connects is let in once it has proved that
+it knows the token; until then it waits here, with a deadline, and there is room for
+a few only, because any program on the machine can connect.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import select
 import socket
 import time
+from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
-from .listener import SocketFile
+from . import loopback
+from .listener import LoopbackFile, SocketFile
 
 # How long accepting rests when the process has no descriptor left.
 ACCEPT_REST_S: Final = 1.0
 
+# How long who connects to a loopback socket has to prove itself, and how many may be
+# at it: of more, the one that has taken longest is let go.
+PROOF_TIMEOUT_S: Final = 5.0
+MAX_UNPROVEN: Final = 1024
+
+_logger: Final = logging.getLogger("apachews")
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -57,6 +71,14 @@ class Acceptor:
             return sock
         return None
 
+    def receive(self, fd: int) -> bool:
+        """Look at a descriptor that epoll named; True where ``accept_nowait`` has a client."""
+        return False
+
+    def expire(self, now: float) -> float | None:
+        """Let go of whom it is time to; return when (``time.monotonic()``) to look again."""
+        return None
+
     def let_others_go_first(self) -> None:
         """Go to the end of the row of processes that accept from the same socket.
 
@@ -92,3 +114,91 @@ class Acceptor:
         if self.again_at is None:
             self._epoll.unregister(self.fd)
         self.again_at = time.monotonic() + ACCEPT_REST_S
+
+
+@dataclass(slots=True)
+class _Unproven:
+    sock: socket.socket
+    answerer: loopback.Answerer
+    deadline: float
+
+
+class LoopbackAcceptor(Acceptor):
+    """Accepts from a loopback socket: those that know the token."""
+
+    def __init__(self, file: LoopbackFile, epoll: select.epoll) -> None:
+        super().__init__(file, epoll)
+        self._token = file.token
+        self._unproven: dict[int, _Unproven] = {}  # the oldest first
+        self._proven: deque[socket.socket] = deque()
+
+    def accept_nowait(self) -> socket.socket | None:
+        while not self._proven:
+            sock = super().accept_nowait()
+            if sock is None:
+                return None
+            loopback.send_at_once(sock)
+            if len(self._unproven) >= MAX_UNPROVEN:
+                self._drop(next(iter(self._unproven)), "too many connect and prove nothing")
+            self._unproven[sock.fileno()] = _Unproven(
+                sock, loopback.Answerer(self._token), time.monotonic() + PROOF_TIMEOUT_S
+            )
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return self._proven.popleft()
+
+    def receive(self, fd: int) -> bool:
+        one = self._unproven.get(fd)
+        if one is None:
+            return False
+        try:
+            data = one.sock.recv(one.answerer.wanted)
+            if not data:
+                raise loopback.NotProven("it closed the connection")
+            answer = one.answerer.receive(data)
+            # (A hundred bytes always find room in a socket that nothing was written to.)
+            if answer and one.sock.send(answer) < len(answer):
+                raise loopback.NotProven("it reads nothing")
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._drop(fd, error.strerror or str(error))
+            return False
+        except loopback.NotProven as error:
+            self._drop(fd, str(error))
+            return False
+        if one.answerer.wanted:
+            return False
+        del self._unproven[fd]
+        self._epoll.unregister(fd)
+        self._proven.append(one.sock)
+        return True
+
+    def expire(self, now: float) -> float | None:
+        while self._unproven:
+            fd = next(iter(self._unproven))
+            if self._unproven[fd].deadline > now:
+                return self._unproven[fd].deadline
+            self._drop(fd, "it has proved nothing in time")
+        return None
+
+    def stop(self) -> None:
+        for fd in list(self._unproven):
+            self._close(fd)
+        while self._proven:
+            self._proven.popleft().close()
+        super().stop()
+
+    def _drop(self, fd: int, why: str) -> None:
+        self._close(fd)
+        _logger.warning("a connection to the loopback port was refused: %s", why)
+
+    def _close(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        self._unproven.pop(fd).sock.close()
+
+
+def new_acceptor(file: SocketFile, epoll: select.epoll) -> Acceptor:
+    """Return what accepts from a file's socket."""
+    if isinstance(file, LoopbackFile):
+        return LoopbackAcceptor(file, epoll)
+    return Acceptor(file, epoll)

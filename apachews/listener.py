@@ -16,6 +16,9 @@ start at once come one after the other, and nobody removes what a successor has 
 put in the place of his file.  What lies beside the path while the lock is free was
 left by a start that died, and is cleared away.
 
+A ``LoopbackFile`` does the same with a regular file, which says where a loopback
+socket listens (``loopback.py``).
+
 Where systemd made the socket (``activation.py``), that one is used, and its file is
 left as it is.
 """
@@ -34,6 +37,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from . import loopback
 from .activation import inherited_socket
 from .exceptions import NotASocket, ServerError, SocketInUse
 
@@ -42,6 +46,9 @@ MAX_PATH_BYTES: Final = 107
 # Clients that may wait for accept(); the kernel cuts it to net.core.somaxconn,
 # 4096 on Linux since 5.4.
 BACKLOG: Final = 4096
+
+# How long a producer that is asked whether it listens may take.
+PROBE_TIMEOUT_S: Final = 1.0
 
 # A name beside the path.  It does not end in .ws: Apache would take it for one.
 _BESIDE: Final = re.compile(r"\.apachews-[0-9a-f]{8}")
@@ -73,21 +80,12 @@ class SocketFile:
     def __init__(
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
-        if len(os.fsencode(path)) > MAX_PATH_BYTES:
-            raise ServerError(
-                path,
-                f"the path is longer than the {MAX_PATH_BYTES} bytes that a Unix socket can have",
-                "choose a shorter one",
-            )
         self.path = path
         self._identity: tuple[int, int] | None = None  # while it is to be removed from here
         self._bound: tuple[int, int] | None = None
-        inherited = inherited_socket(path)
-        self.is_shared = inherited is not None
-        self.socket = inherited or socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-        )
-        if inherited:
+        self.is_shared = False
+        self.socket = self._new_socket()
+        if self.is_shared:
             return
         try:
             with _locked_directory(path) as directory_fd:
@@ -95,6 +93,17 @@ class SocketFile:
         except BaseException:
             self.socket.close()
             raise
+
+    def _new_socket(self) -> socket.socket:
+        if len(os.fsencode(self.path)) > MAX_PATH_BYTES:
+            raise ServerError(
+                self.path,
+                f"the path is longer than the {MAX_PATH_BYTES} bytes that a Unix socket can have",
+                'choose a shorter one, or transport="loopback"',
+            )
+        inherited = inherited_socket(self.path)
+        self.is_shared = inherited is not None
+        return inherited or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
     def _listen(
         self, directory_fd: int, mode: int, group: str | int | None, exclusive: bool
@@ -108,9 +117,8 @@ class SocketFile:
         beside = os.path.join(os.path.dirname(self.path), name)
         if len(os.fsencode(beside)) > MAX_PATH_BYTES:
             beside = f"/proc/self/fd/{directory_fd}/{name}"
-        os.fchmod(self.socket.fileno(), mode)
         try:
-            self.socket.bind(beside)
+            self._make(beside, mode)
         except OSError as error:
             error.filename = self.path
             raise
@@ -130,6 +138,11 @@ class SocketFile:
             _logger.warning(
                 "%s: taken over from another producer, which keeps the clients it has", self.path
             )
+
+    def _make(self, beside: str, mode: int) -> None:
+        """Bind the socket, and make its file."""
+        os.fchmod(self.socket.fileno(), mode)
+        self.socket.bind(beside)
 
     def share(self) -> None:
         """Leave the file to somebody else: another process listens on the same socket."""
@@ -165,6 +178,40 @@ class SocketFile:
         self.socket.close()
 
 
+class LoopbackFile(SocketFile):
+    """A listening loopback socket, and the file that says where; otherwise a ``SocketFile``.
+
+    Args:
+        mode: as ``SocketFile``; connecting takes the right to read.
+
+    Attributes:
+        token: what who connects must know.
+
+    Raises:
+        ValueError: the mode would show the token to everybody.
+    """
+
+    def __init__(
+        self, path: str, mode: int, group: str | int | None, exclusive: bool = False
+    ) -> None:
+        if mode & 0o007:
+            raise ValueError(f"mode={mode:#o}: everybody could read the token; use {mode & ~7:#o}")
+        self.token = loopback.new_token()
+        super().__init__(path, mode, group, exclusive)
+
+    def _new_socket(self) -> socket.socket:
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+    def _make(self, beside: str, mode: int) -> None:
+        self.socket.bind((loopback.HOST, 0))
+        address = loopback.Address(self.socket.getsockname()[1], self.token)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            os.write(fd, address.encode())
+        finally:
+            os.close(fd)
+
+
 @contextmanager
 def _locked_directory(path: str) -> Iterator[int]:
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
@@ -191,10 +238,13 @@ def _is_live(path: str) -> bool:
         NotASocket, OSError
     """
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise NotASocket(path)
+        mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return False
+    if stat.S_ISREG(mode):
+        return _is_live_port(path)
+    if not stat.S_ISSOCK(mode):
+        raise NotASocket(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
@@ -205,4 +255,18 @@ def _is_live(path: str) -> bool:
         except OSError as error:
             error.filename = path
             raise
+    return True
+
+
+def _is_live_port(path: str) -> bool:
+    try:
+        address = loopback.Address.read(path)
+    except loopback.NotAnAddress as error:
+        raise NotASocket(path) from error
+    try:
+        loopback.connect(address, PROBE_TIMEOUT_S).close()
+    except TimeoutError:
+        return True  # somebody with much to do
+    except (OSError, loopback.NotProven):
+        return False
     return True

@@ -38,7 +38,7 @@ from collections.abc import Callable
 from typing import Final
 
 from . import wire
-from .acceptor import Acceptor
+from .acceptor import new_acceptor
 from .client import Client, encode_message
 from .connection import RECEIVING, Connection, State
 from .events import (
@@ -126,7 +126,7 @@ class Loop:
         self._wake_writer.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
-        self._acceptor = Acceptor(self._file, self._epoll)
+        self._acceptor = new_acceptor(self._file, self._epoll)
         # A group lives as long as it has a member, or somebody has it in hand.
         self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
         self._publications = Publications(self._deliver, self._epoll, siblings)
@@ -271,7 +271,10 @@ class Loop:
                 continue
             connection = self.connections.get(fd)
             if connection is None:
-                self._publications.run(fd)
+                if self._acceptor.receive(fd):
+                    self._accept()
+                else:
+                    self._publications.run(fd)
                 continue  # or it went away meanwhile
             if ready & select.EPOLLOUT:
                 connection.flush_nowait()
@@ -331,6 +334,8 @@ class Loop:
                 due.append(self._drain_deadline)
         if (late_at := self._publications.run_timers(now)) is not None:
             due.append(late_at)
+        if (unproven_at := self._acceptor.expire(now)) is not None:
+            due.append(unproven_at)
         if self._acceptor.again_at is not None:
             if self._acceptor.again_at <= now:
                 self._acceptor.end_rest()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from typing import Final
 
-from . import wire
+from . import loopback, wire
 from .client import encode_message
-from .exceptions import NobodyListens, PublishError
+from .exceptions import NobodyListens, NotASocket, PublishError
 from .groups import Delivery
 
 # Between two events a producer has; siblings of a worker are waited for for as long.
@@ -35,7 +36,7 @@ def publish(
     Who may is who may write to the file.
 
     Args:
-        path: the socket file.
+        path: the socket file, or a loopback socket's.
         data: as ``Client.send``.
         group: whose members get it (``Server.group``); None: every client.
         timeout: seconds to wait at most, for the connection and for the answer.
@@ -47,7 +48,8 @@ def publish(
         NobodyListens: no producer listens there.
         PublishError: the producer ended before it answered, or does not know PUBLISH.
         TimeoutError: it is too busy; whether it goes out later is not known.
-        OSError: no permission, or a file that is no socket; the path is in it.
+        NotASocket: it is no socket, nor a loopback socket's file.
+        OSError: no permission; the path is in it.
         TypeError, UnicodeEncodeError: as ``Client.send``.
 
     Example:
@@ -56,22 +58,39 @@ def publish(
     """
     name = os.fspath(path)
     frame = encode_message(data)
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(timeout)
-        try:
-            sock.connect(name)
-        except OSError as error:
-            if error.errno in _NOBODY:
-                raise NobodyListens(name) from error
-            if error.errno is None:  # Python's own check
-                error = OSError(errno.ENAMETOOLONG, str(error))
-            error.filename = name
-            raise error
+    with _connect(name, timeout) as sock:
         try:
             sock.sendall(wire.Publish(group).encode() + frame)
             return _receive_answer(sock, name)
         except ConnectionError as error:
             raise PublishError(name) from error
+
+
+def _connect(path: str, timeout_s: float) -> socket.socket:
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            sock = loopback.connect(loopback.Address.read(path), timeout_s)
+        else:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.settimeout(timeout_s)
+            try:
+                sock.connect(path)
+            except BaseException:
+                sock.close()
+                raise
+    except loopback.NotAnAddress as error:
+        raise NotASocket(path) from error
+    except loopback.NotProven as error:
+        raise NobodyListens(path) from error
+    except OSError as error:
+        if error.errno in _NOBODY:
+            raise NobodyListens(path) from error
+        if error.errno is None and not isinstance(error, TimeoutError):  # Python's own check
+            error = OSError(errno.ENAMETOOLONG, str(error))
+        error.filename = path
+        raise error
+    sock.settimeout(timeout_s)
+    return sock
 
 
 def _receive_answer(sock: socket.socket, path: str) -> Delivery:

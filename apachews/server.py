@@ -21,7 +21,7 @@ from .events import Event
 from .exceptions import ServerClosed
 from .groups import Group
 from .languages import preferred_language
-from .listener import SocketFile
+from .listener import LoopbackFile, SocketFile
 from .loop import Loop
 from .messages import DEFAULT_MAX_MESSAGE_BYTES
 from .notify import notify, notify_ready
@@ -33,6 +33,9 @@ DEFAULT_MAX_QUEUE_BYTES: Final = 4 * 1024 * 1024
 # How long drain() gives clients and program to move; as long as a bridge holds a
 # client that nobody serves (APACHEWS_HOLD).
 DRAIN_TIMEOUT_S: Final = 30.0
+
+# What listens, by the transport's name.
+_FILES: Final = {"unix": SocketFile, "loopback": LoopbackFile}
 
 # The servers of this process.
 _servers: Final[weakref.WeakValueDictionary[int, Server]] = weakref.WeakValueDictionary()
@@ -79,6 +82,10 @@ class Server:
             nothing else: ``clients()``, ``broadcast()``, ``close()`` and ``drain()``
             are about the clients of one.  From the main thread, and before the
             program starts another.
+        transport: ``unix``; or ``loopback``, where the file system, or the host, knows no
+            Unix sockets: the file is a regular one then, which says how to reach a
+            port of 127.0.0.1; Apache's user needs the right to read.  systemd's sockets
+            are not looked at.
 
     Raises:
         SocketInUse: with ``exclusive``, another producer listens there.
@@ -104,12 +111,15 @@ class Server:
         max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
         exclusive: bool = False,
         workers: int = 0,
+        transport: str = "unix",
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: there can be 0 or more")
         if workers and open_servers():
             raise ValueError("a server with workers must be the only one of its program")
-        self._file = SocketFile(os.fspath(path), mode, group, exclusive)
+        if transport not in _FILES:
+            raise ValueError(f"transport={transport!r}: use one of {', '.join(_FILES)}")
+        self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
         notify_ready(f"listening on {self._file.path}")
         siblings = fork_workers(workers, self._file) if workers else None
         self._loop = Loop(

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from apachews import wire
+from apachews import loopback, wire
 from apachews.answer import MAX_ANSWER_BYTES, Answer
 from apachews.exceptions import WireError
 
@@ -80,7 +80,10 @@ def connect(path: str, timeout_s: float) -> socket.socket:
             backlog stays full or no descriptor is left, 500 no permission.
     """
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return _connect_loopback(path, timeout_s)
+        if not stat.S_ISSOCK(mode):
             raise Refusal(
                 "403 Forbidden",
                 "There is no WebSocket here.",
@@ -111,6 +114,33 @@ def connect(path: str, timeout_s: float) -> socket.socket:
     except OSError as error:
         producer.close()
         raise _refusal(path, timeout_s, error) from error
+    return producer
+
+
+def _connect_loopback(path: str, timeout_s: float) -> socket.socket:
+    """Connect to a producer whose file is no socket, but says where it listens.
+
+    Raises:
+        Refusal, OSError
+    """
+    try:
+        producer = loopback.connect(loopback.Address.read(path), timeout_s)
+    except loopback.NotAnAddress as error:
+        raise Refusal(
+            "403 Forbidden",
+            "There is no WebSocket here.",
+            f"{path!r} is no socket, which a producer must create: {error}",
+        ) from error
+    except loopback.NotProven as error:
+        raise Unavailable(
+            f"whoever listens on the port that {path!r} names is not its producer ({error}):"
+            " start that again"
+        ) from error
+    except TimeoutError as error:
+        raise Unavailable(
+            f"the producer of {path!r} did not answer within {timeout_s:g} s"
+        ) from error
+    producer.setblocking(False)
     return producer
 
 

@@ -8,15 +8,23 @@ How this works: all the clients of a path wait together, and one of them tries t
 path for all: at once, then after 20 ms, twice that, up to half a second.  When
 somebody listens again the others follow, so many in a turn; where the backlog is
 full they go on a moment later.
+
+Where the file is a loopback socket's, who listens must prove himself first, and so
+must we: such attempts wait here, and are looked at again every millisecond.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
 import math
+import os
 import socket
+import stat
 from collections.abc import Iterator
 from typing import Final
+
+from apachews import loopback
 
 from .connection import Connection
 
@@ -27,6 +35,9 @@ MAX_DELAY_S: Final = 0.5
 BACKLOG_DELAY_S: Final = 0.005
 # Connections made in one turn, so that the other clients are served meanwhile.
 BATCH: Final = 100
+# How often an attempt on a loopback port is looked at, and how long it may take.
+ATTEMPT_DELAY_S: Final = 0.001
+ATTEMPT_TIMEOUT_S: Final = 1.0
 # A producer that keeps a client for as long works; one that ends sooner may have
 # ended because of it.
 SETTLED_S: Final = 0.5
@@ -35,23 +46,108 @@ SETTLED_S: Final = 0.5
 class _Found(enum.Enum):
     NOBODY = "nobody listens"
     BUSY = "the backlog is full, or there is no descriptor left"
+    UNDER_WAY = "somebody may listen on a loopback port"
+
+
+class _Attempt:
+    """On the way to a producer on a loopback port: connecting, or proving."""
+
+    __slots__ = ("_caller", "_hello", "_sock", "ends_at")
+
+    def __init__(self, address: loopback.Address, now: float) -> None:
+        self.ends_at = now + ATTEMPT_TIMEOUT_S
+        self._caller = loopback.Caller(address.token)
+        self._hello = self._caller.hello
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            loopback.send_at_once(self._sock)
+            result = self._sock.connect_ex((loopback.HOST, address.port))
+            if result not in (0, errno.EINPROGRESS):
+                raise OSError(result, os.strerror(result))
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def go_on(self) -> socket.socket | None:
+        """Return the socket once both are proven, None where that takes longer.
+
+        Raises:
+            OSError, NotProven: nobody listens, or somebody else.
+        """
+        try:
+            if self._hello:
+                # (Not connected yet: ENOTCONN or EAGAIN; what is sent fits at once.)
+                self._sock.send(self._hello)
+                self._hello = b""
+            data = self._sock.recv(self._caller.wanted)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                return None
+            raise
+        if not data:
+            raise loopback.NotProven("it closed the connection")
+        if proof := self._caller.receive(data):
+            self._sock.send(proof)
+            return self._sock
+        return None
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 class _Path:
     """The clients that wait for one path.
 
     Attributes:
+        attempts: those under way, where the path is a loopback socket's.
         connections: a dict for its order.
         probe_at: when to look again.
         delay_s: how long to wait after the next look in vain.
     """
 
-    __slots__ = ("connections", "delay_s", "probe_at")
+    __slots__ = ("attempts", "connections", "delay_s", "probe_at")
 
     def __init__(self) -> None:
+        self.attempts: list[_Attempt] = []  # no more than there are connections
         self.connections: dict[Connection, None] = {}
         self.probe_at = 0.0
         self.delay_s = FIRST_DELAY_S
+
+    def connect(self, name: str, now: float) -> socket.socket | _Found:
+        """Try the path once; return a socket to whoever listens there, or why there is none."""
+        if not self.attempts:
+            found = _connect(name)
+            if not isinstance(found, loopback.Address):
+                return found
+            try:
+                for _ in range(min(BATCH, len(self.connections))):
+                    self.attempts.append(_Attempt(found, now))
+            except OSError as error:
+                if not self.attempts:
+                    is_refused = error.errno == errno.ECONNREFUSED
+                    return _Found.NOBODY if is_refused else _Found.BUSY
+        for attempt in list(self.attempts):
+            try:
+                sock = attempt.go_on()
+            except (OSError, loopback.NotProven):
+                self._break_off(attempt)
+                continue
+            if sock is not None:
+                self.attempts.remove(attempt)
+                return sock
+            if attempt.ends_at <= now:
+                self._break_off(attempt)
+        return _Found.UNDER_WAY if self.attempts else _Found.NOBODY
+
+    def give_up(self) -> None:
+        for attempt in list(self.attempts):
+            self._break_off(attempt)
+
+    def _break_off(self, attempt: _Attempt) -> None:
+        self.attempts.remove(attempt)
+        attempt.close()
 
 
 class Holds:
@@ -93,6 +189,13 @@ class Holds:
         if path is not None and connection in path.connections:
             del path.connections[connection]
             self._count -= 1
+            if not path.connections:
+                path.give_up()
+
+    def give_up(self) -> None:
+        """Break off the attempts that are under way; they are made again."""
+        for path in self._paths.values():
+            path.give_up()
 
     def next_at(self) -> float:
         """Return when ``take_resumable`` has something to do; inf for never."""
@@ -111,13 +214,16 @@ class Holds:
             for _ in range(BATCH):
                 if not path.connections:
                     break
-                found = _connect(name)
+                found = path.connect(name, now)
                 if found is _Found.NOBODY:
                     path.probe_at = now + path.delay_s
                     path.delay_s = min(2 * path.delay_s, MAX_DELAY_S)
                     break
                 if found is _Found.BUSY:
                     path.probe_at = now + BACKLOG_DELAY_S
+                    break
+                if found is _Found.UNDER_WAY:
+                    path.probe_at = now + ATTEMPT_DELAY_S
                     break
                 assert isinstance(found, socket.socket)
                 path.delay_s = FIRST_DELAY_S
@@ -126,7 +232,7 @@ class Holds:
                 yield connection, found
 
 
-def _connect(path: str) -> socket.socket | _Found:
+def _connect(path: str) -> socket.socket | loopback.Address | _Found:
     try:
         producer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError:
@@ -139,5 +245,14 @@ def _connect(path: str) -> socket.socket | _Found:
     except OSError:
         # Not there, nobody listens, or no permission yet: its mode is set later.
         producer.close()
-        return _Found.NOBODY
+        return _loopback_address(path)
     return producer
+
+
+def _loopback_address(path: str) -> loopback.Address | _Found:
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return loopback.Address.read(path)
+    except (OSError, loopback.NotAnAddress):
+        pass
+    return _Found.NOBODY

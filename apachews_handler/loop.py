@@ -145,6 +145,7 @@ class Loop:
         """
         self._epoll.close()
         self._others.clear()
+        self._holds.give_up()
         self._epoll = select.epoll()
         for fd, connection in self._clients.items():
             self._epoll.register(fd, connection.client_mask)

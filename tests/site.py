@@ -192,7 +192,7 @@ class Site:
         """Run a producer in a thread of the test; ``serve`` gets every event."""
         path = self.docroot / name
         # Apache's children run as another user where root starts them.
-        server = Server(path, mode=0o666, **settings)
+        server = Server(path, **({"mode": 0o666} | settings))
         failed: list[BaseException] = []
         ended = threading.Event()
 

@@ -57,6 +57,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews.handlers",
             "apachews.listener",
             "apachews.loop",
+            "apachews.loopback",
             "apachews.notify",
             "apachews.publications",
             "apachews.publishing",

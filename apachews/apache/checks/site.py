@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from apachews import loopback
+
 from ..configuration import Scope, is_on
 from ..directives import Directive, quote, section_of
 from ..diversion import diversion
 from ..mapping import SCRIPT, socket_of
-from ..permissions import WRITE, Account, obstacle
+from ..permissions import READ, WRITE, Account, obstacle
 from ..shell import this_program, word
 from .finding import Finding, error, ok, warning
 
@@ -208,7 +210,8 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
             mend=_mend_absent(path, account),
         )
         return
-    if not stat.S_ISSOCK(status.st_mode):
+    is_loopback = _is_loopback(path)
+    if not stat.S_ISSOCK(status.st_mode) and not is_loopback:
         yield error(
             "socket",
             f"{path} is no socket",
@@ -219,8 +222,8 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
             else "look at the path: a socket's name ends in .ws",
         )
         return
-    yield ok("socket", f"{path} is a socket")
-    found = obstacle(account, Path(path), WRITE)
+    yield ok("socket", f"{path} is a {'loopback ' if is_loopback else ''}socket")
+    found = obstacle(account, Path(path), READ if is_loopback else WRITE)
     if found:
         is_directory = found.path != Path(path).resolve()
         is_lexical = found.path in Path(os.path.abspath(path)).parents
@@ -286,35 +289,50 @@ def socket_beside(path: str) -> str:
     return next(iter(difflib.get_close_matches(wanted, names, 1)), "")
 
 
-def _check_producer(path: str) -> Iterator[Finding]:
+def _connect(path: str) -> None:
+    """Connect to a producer, and leave.
+
+    Raises:
+        OSError
+    """
+    if _is_loopback(path):
+        try:
+            loopback.connect(loopback.Address.read(path), CONNECT_TIMEOUT_S).close()
+        except loopback.NotProven as failure:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, str(failure)) from failure
+        return
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
-        try:
-            probe.connect(path)
-        except OSError as failure:
-            if failure.errno in (errno.EACCES, errno.EPERM):
-                yield warning(
-                    "privileges",
-                    f"no permission to connect to {path}",
-                    breaks="nothing; whether somebody listens is not known",
-                    mend=f"sudo {this_program()} doctor",
-                )
-            elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
-                yield error(
-                    "producer",
-                    f"the producer on {path} accepts nobody: its backlog is full",
-                    breaks="every new WebSocket of it is a 503",
-                    mend="have the program return to server.dequeue(), or restart it",
-                    load="as soon as its backlog is full",
-                )
-            else:
-                yield error(
-                    "producer",
-                    f"nobody listens on {path}: {failure.strerror}",
-                    breaks="every WebSocket of it is a 503",
-                    mend="start the producer",
-                )
-            return
+        probe.connect(path)
+
+
+def _check_producer(path: str) -> Iterator[Finding]:
+    try:
+        _connect(path)
+    except OSError as failure:
+        if failure.errno in (errno.EACCES, errno.EPERM):
+            yield warning(
+                "privileges",
+                f"no permission to connect to {path}",
+                breaks="nothing; whether somebody listens is not known",
+                mend=f"sudo {this_program()} doctor",
+            )
+        elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
+            yield error(
+                "producer",
+                f"the producer on {path} accepts nobody: its backlog is full",
+                breaks="every new WebSocket of it is a 503",
+                mend="have the program return to server.dequeue(), or restart it",
+                load="as soon as its backlog is full",
+            )
+        else:
+            yield error(
+                "producer",
+                f"nobody listens on {path}: {failure.strerror}",
+                breaks="every WebSocket of it is a 503",
+                mend="start the producer",
+            )
+        return
     yield ok("producer", f"somebody listens on {path}")
 
 
@@ -336,6 +354,17 @@ def sockets_in(directory: str, limit: int = 20) -> list[str]:
 
 def _is_socket(path: str) -> bool:
     try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
+        return stat.S_ISSOCK(os.stat(path).st_mode) or _is_loopback(path)
     except OSError:
         return False
+
+
+def _is_loopback(path: str) -> bool:
+    """Tell whether a file says where a loopback socket listens, as far as it may be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        loopback.Address.read(path)
+    except (OSError, loopback.NotAnAddress):
+        return False
+    return True

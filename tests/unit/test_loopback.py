@@ -1,0 +1,367 @@
+"""apachews.loopback, and what listens and connects by it."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews import (
+    Event,
+    NobodyListens,
+    NotASocket,
+    Server,
+    SocketInUse,
+    acceptor,
+    loopback,
+    publish,
+    wire,
+)
+from apachews.loopback import Address, Answerer, Caller, NotAnAddress, NotProven
+from apachews_handler import endpoint
+from apachews_handler.exceptions import Refusal
+
+from ..bridge_by_hand import OPEN
+from ..conftest import DEADLINE_S, wait_for
+
+Result = TypeVar("Result")
+TOKEN = bytes(range(32))
+OTHER = bytes(32)
+
+
+def converse(caller: Caller, answerer: Answerer, size: int = 1000) -> None:
+    """Pass bytes between the two until both want no more, so many at once."""
+    to_answerer, to_caller = caller.hello, b""
+    while to_answerer or to_caller:
+        taken = min(size, answerer.wanted)
+        if to_answerer and taken:
+            to_caller += answerer.receive(to_answerer[:taken])
+            to_answerer = to_answerer[taken:]
+        taken = min(size, caller.wanted)
+        if to_caller and taken:
+            to_answerer += caller.receive(to_caller[:taken])
+            to_caller = to_caller[taken:]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_both_are_proven(size: int) -> None:
+    caller, answerer = Caller(TOKEN), Answerer(TOKEN)
+    converse(caller, answerer, size)
+    assert (caller.wanted, answerer.wanted) == (0, 0)
+
+
+def test_another_token_proves_nothing() -> None:
+    caller, answerer = Caller(TOKEN), Answerer(OTHER)
+    with pytest.raises(NotProven, match="does not know the token"):
+        converse(caller, answerer)
+    assert answerer.wanted
+
+
+def test_a_caller_that_does_not_know_the_token() -> None:
+    answerer = Answerer(TOKEN)
+    answerer.receive(Caller(OTHER).hello)
+    with pytest.raises(NotProven, match="does not know the token"):
+        answerer.receive(b"0" * 64 + b"\n")
+    assert Answerer(TOKEN).wanted == len(Caller(TOKEN).hello)
+
+
+def test_nobody_proves_himself_with_what_others_have_said() -> None:
+    """Neither the producer's proof sent back, nor an earlier conversation again."""
+    answerer = Answerer(TOKEN)
+    answer = answerer.receive(Caller(TOKEN).hello)
+    with pytest.raises(NotProven):
+        answerer.receive(answer[33:])
+
+    caller, answerer = Caller(TOKEN), Answerer(TOKEN)
+    answer = answerer.receive(caller.hello)
+    proof = caller.receive(answer)
+    again = Answerer(TOKEN)
+    again.receive(caller.hello)
+    with pytest.raises(NotProven):
+        again.receive(proof)
+    with pytest.raises(NotProven):
+        Caller(TOKEN).receive(answer)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_said_neither_is_proven(data: bytes) -> None:
+    for end in (Caller(TOKEN), Answerer(TOKEN)):
+        rest = data
+        try:
+            while end.wanted and rest:
+                taken, rest = rest[: end.wanted], rest[end.wanted :]
+                end.receive(taken)
+        except NotProven:
+            continue
+        assert end.wanted, data
+
+
+def test_the_file() -> None:
+    data = Address(40123, TOKEN).encode()
+    assert data == b"apachews-loopback 1 40123 " + TOKEN.hex().encode() + b"\n"
+    assert Address.decode(data) == Address(40123, TOKEN)
+
+
+GOOD = Address(40123, TOKEN).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        GOOD[:-1],
+        GOOD + b"\n",
+        GOOD.replace(b" 1 ", b" 2 "),
+        GOOD.replace(b"40123", b"0"),
+        GOOD.replace(b"40123", b"65536"),
+        GOOD.replace(b"40123", b"040123"),
+        GOOD.replace(b"40123", b"-1"),
+        GOOD.upper(),
+        b"\xff" * len(GOOD),
+        GOOD * 2,
+    ],
+)
+def test_what_is_no_address(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(NotAnAddress):
+        Address.decode(data)
+    (tmp_path / "a.ws").write_bytes(data)
+    (tmp_path / "a.ws").chmod(0o640)
+    with pytest.raises(NotAnAddress):
+        Address.read(str(tmp_path / "a.ws"))
+
+
+def test_a_file_that_everybody_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.ws"
+    path.write_bytes(GOOD)
+    for mode in (0o644, 0o642, 0o641):
+        path.chmod(mode)
+        with pytest.raises(NotAnAddress, match="chmod o= it"):
+            Address.read(str(path))
+    path.chmod(0o640)
+    assert Address.read(str(path)).port == 40123
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[Server]:
+    with Server(path, transport="loopback") as server:
+        yield server
+
+
+def call(server: Server, function: Callable[[], Result]) -> Result:
+    """Call a function on another thread, while this one serves."""
+    found: list[Result] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(function())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_for(lambda: server.dequeue(0.01) is None and (found or failed))
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def test_a_server_and_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.ws"
+    with serving(path) as server:
+        status = path.stat()
+        assert stat.S_ISREG(status.st_mode)
+        assert stat.S_IMODE(status.st_mode) == 0o660
+        address = Address.read(str(path))
+        with call(server, lambda: loopback.connect(address, DEADLINE_S)) as sock:
+            sock.sendall(OPEN.encode() + wire.encode_frame(wire.TEXT, b"hi"))
+            accepted, message = server.dequeue(DEADLINE_S), server.dequeue(DEADLINE_S)
+            assert accepted and accepted.type() is Event.Accept
+            assert message
+            message.write(message.read())
+            assert sock.recv(100) == wire.encode_frame(wire.TEXT, b"hi")
+    assert not path.exists()
+
+
+def test_a_mode_that_shows_the_token(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use 0o660"):
+        Server(tmp_path / "a.ws", mode=0o664, transport="loopback")
+    with pytest.raises(ValueError, match="use one of unix, loopback"):
+        Server(tmp_path / "a.ws", transport="tcp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_be_long(tmp_path: Path) -> None:
+    directory = tmp_path / ("d" * 200)
+    directory.mkdir()
+    with serving(directory / "a.ws"):
+        assert (directory / "a.ws").exists()
+
+
+def test_the_next_server_takes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.ws"
+    path.write_bytes(GOOD)  # of one that is gone
+    path.chmod(0o600)
+    with serving(path) as first:
+        assert "taken over" not in caplog.text
+        with pytest.raises(SocketInUse):
+            call(first, lambda: Server(path, transport="loopback", exclusive=True))
+        second = call(first, lambda: Server(path, transport="loopback"))
+        with second:
+            assert "taken over" in caplog.text
+            assert not first.dequeue(0.01)
+        assert not path.exists()
+
+
+def test_either_transport_takes_over_from_the_other(short_path: Path) -> None:
+    path = short_path / "a.ws"
+    with Server(path), serving(path):
+        assert stat.S_ISREG(path.stat().st_mode)
+    assert not path.exists()
+
+
+def test_a_file_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.ws"
+    path.write_text("my notes")
+    with pytest.raises(NotASocket):
+        Server(path, transport="loopback")
+    with pytest.raises(NotASocket):
+        publish(path, "hi")
+    assert path.read_text() == "my notes"
+
+
+def test_strangers_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "PROOF_TIMEOUT_S", 0.05)
+    path = tmp_path / "a.ws"
+    with serving(path) as server:
+        port = Address.read(str(path)).port
+        address = (loopback.HOST, port)
+        with (
+            closing(socket.create_connection(address)) as silent,
+            closing(socket.create_connection(address)) as http,
+            closing(socket.create_connection(address)) as guesses,
+        ):
+            http.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"x" * 100)
+            guesses.sendall(Caller(OTHER).hello + b"0" * 64 + b"\n" + OPEN.encode())
+            for sock in (silent, http, guesses):
+                sock.settimeout(DEADLINE_S)
+            assert wait_for(
+                lambda: server.dequeue(0.01) is None and caplog.text.count("refused") > 2
+            )
+            for sock in (silent, http, guesses):
+                assert is_over(sock)
+        assert "proved nothing in time" in caplog.text
+        assert not server.clients()
+
+
+def is_over(sock: socket.socket) -> bool:
+    """Read to the end; a reset is one."""
+    try:
+        while sock.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_there_is_room_for_a_few_strangers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "MAX_UNPROVEN", 3)
+    path = tmp_path / "a.ws"
+    with serving(path) as server:
+        address = Address.read(str(path))
+        strangers = [socket.create_connection((loopback.HOST, address.port)) for _ in range(5)]
+        assert wait_for(lambda: server.dequeue(0.01) is None and caplog.text.count("refused") == 2)
+        with call(server, lambda: loopback.connect(address, DEADLINE_S)):
+            pass
+        for sock in strangers:
+            sock.close()
+
+
+def test_publish(tmp_path: Path) -> None:
+    path = tmp_path / "a.ws"
+    with serving(path) as server:
+        assert call(server, lambda: publish(path, "hi")).reached == 0
+
+
+@contextmanager
+def squatter(path: Path, says: bytes) -> Iterator[None]:
+    """Listen on the port of a producer that is gone."""
+    with socket.create_server((loopback.HOST, 0)) as listener:
+        path.write_bytes(Address(listener.getsockname()[1], TOKEN).encode())
+        path.chmod(0o660)
+        heard = bytearray()
+
+        def serve() -> None:
+            with listener.accept()[0] as sock:
+                sock.settimeout(DEADLINE_S)
+                sock.sendall(says)
+                while data := sock.recv(1000):
+                    heard.extend(data)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+        # It is told a random number, and nothing of a client.
+        assert len(heard) == len(Caller(TOKEN).hello)
+        assert TOKEN.hex().encode() not in heard
+
+
+@pytest.mark.parametrize("says", [b"", b"x" * 98, b"0" * 32 + b" " + b"0" * 64 + b"\n"])
+def test_who_listens_on_the_port_of_a_producer_that_is_gone(tmp_path: Path, says: bytes) -> None:
+    path = tmp_path / "a.ws"
+    with squatter(path, says), pytest.raises(Refusal) as caught:
+        endpoint.connect(str(path), 0.3)
+    assert caught.value.status.startswith("503")
+    if says:
+        with squatter(path, says), pytest.raises(NobodyListens):
+            publish(path, "hi", timeout=0.3)
+
+
+def test_the_handler_connects_and_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "a.ws"
+    with serving(path) as server:
+        with call(server, lambda: endpoint.connect(str(path), DEADLINE_S)) as sock:
+            assert not sock.getblocking()
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        path.chmod(0o664)
+        with pytest.raises(Refusal, match="chmod o= it"):
+            endpoint.connect(str(path), 1)
+    path.write_bytes(GOOD)
+    path.chmod(0o660)
+    with closing(socket.socket()) as unused:
+        unused.bind((loopback.HOST, 0))
+        path.write_bytes(Address(unused.getsockname()[1], TOKEN).encode())
+        with pytest.raises(Refusal, match="nobody listens") as caught:
+            endpoint.connect(str(path), 1)
+        with pytest.raises(NobodyListens):
+            publish(path, "hi")
+    assert caught.value.status.startswith("503")
+    path.write_text("my notes")
+    with pytest.raises(Refusal) as caught:
+        endpoint.connect(str(path), 1)
+    assert caught.value.status.startswith("403")
+
+
+def test_a_drained_server_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "a.ws"
+    with serving(path) as server:
+        address = Address.read(str(path))
+        server.drain()
+        assert list(server) == []
+        with pytest.raises(OSError):
+            loopback.connect(address, 1)
+    assert not list(tmp_path.iterdir())
