@@ -1,7 +1,7 @@
 """A child of Apache: its one bridge, and what becomes of that at the child's end.
 
 Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(pid_file, log)``
-from any thread.
+from any thread.  ``end()`` is for a host that calls back when the child ends, by itself.
 
 How this works: a child that leaves because others take its place (a graceful
 restart, MaxConnectionsPerChild, too many spare ones) entrusts its WebSockets to a
@@ -12,7 +12,8 @@ custodian; one that is stopped says goodbye to them.  Which of the two it is:
 - with prefork, a stop ends the child inside the handler of its signal, which is
   blocked meanwhile.  Otherwise it leaves on its own.
 
-Python hears of the end from mod_wsgi, on the main thread, when no worker is left.
+Python hears of the end from mod_wsgi, or mod_python, on the main thread, when no worker
+is left.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Child:
         self._is_graceful: bool | None = None
         self._is_prefork = False
         self._is_prepared = False
+        self._is_told = False
 
     def prepare(self) -> None:
         """Ask to be told of the child's end.
@@ -93,18 +95,30 @@ class Child:
         elif self._bridge:
             self._bridge.begin_stop()
 
+    def is_prepared(self) -> bool:
+        """Tell whether ``prepare`` was called in time."""
+        return self._is_prepared
+
+    def expect_end(self) -> None:
+        """Leave it to the caller to call ``end``."""
+        self._is_told = True
+
     def _subscribe_end(self) -> None:
+        if self._is_told:
+            return
         try:
             # On the main thread, before Python's own end (mod_wsgi 4.9 and later).
             from mod_wsgi import subscribe_shutdown
         except ImportError:
-            atexit.register(self._end)
+            atexit.register(self.end)
         else:
-            subscribe_shutdown(self._end)
+            subscribe_shutdown(self.end)
 
-    def _end(self, *_: object, **__: object) -> None:
+    def end(self, *_: object, **__: object) -> None:
+        """Entrust the WebSockets to a custodian, or say goodbye to them."""
         bridge = self._bridge
-        assert bridge, "this was subscribed to with a bridge"
+        if bridge is None:
+            return
         if not self._is_leaving() or not bridge.freeze():
             bridge.stop()
         elif not custodian.entrust(bridge, self._apache, self._pid_file):
@@ -133,3 +147,6 @@ class Child:
 _child = Child()
 prepare = _child.prepare
 bridge = _child.bridge
+is_prepared = _child.is_prepared
+expect_end = _child.expect_end
+end = _child.end

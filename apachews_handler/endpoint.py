@@ -34,11 +34,11 @@ def script_filename(environ: Mapping[str, Any]) -> str:
     """Return the path of the file that httpd found.
 
     Args:
-        environ: of the request, as mod_wsgi makes it: up to 5 it has the bytes of this
-            variable as ISO 8859-1, as of all others; from 6 on as Python has file names.
+        environ: of the request.  It has the bytes of this variable as ISO 8859-1, as of
+            all others; but mod_wsgi from 6 on decodes it as Python does file names.
     """
     path: str = environ["SCRIPT_FILENAME"]
-    if environ["mod_wsgi.version"] >= (6,):
+    if environ.get("mod_wsgi.version", (0,)) >= (6,):
         return path
     return os.fsdecode(path.encode("latin-1"))
 

@@ -17,8 +17,9 @@ the installed headers and compares.
 
 The calls let go of the GIL: a write may wait for the client.
 
-Sources: httpd.h, http_config.h, http_core.h, http_connection.h, util_filter.h,
-http_log.h, ap_mpm.h, mpm_common.h; apr_portable.h, apr_buckets.h, apr_optional.h.
+Sources: httpd.h, http_config.h, http_core.h, http_connection.h, http_protocol.h,
+util_filter.h, util_script.h, http_log.h, ap_mpm.h, mpm_common.h; apr_portable.h,
+apr_buckets.h, apr_optional.h, apr_tables.h.
 """
 
 from __future__ import annotations
@@ -27,7 +28,18 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_char_p,
+    c_int,
+    c_int64,
+    c_long,
+    c_size_t,
+    c_ulong,
+    c_void_p,
+)
 from typing import Any, Final
 
 # ap_mmn.h: MODULE_MAGIC_NUMBER_MAJOR of all of httpd 2.4, and http_config.h's
@@ -107,9 +119,48 @@ class _ConnRec(Structure):
 
 
 class _RequestRec(Structure):
-    """httpd.h, struct request_rec, its first three fields."""
+    """httpd.h, struct request_rec, up to subprocess_env."""
 
-    _fields_ = (("pool", c_void_p), ("connection", POINTER(_ConnRec)), ("server", c_void_p))
+    _fields_ = (
+        ("pool", c_void_p),
+        ("connection", POINTER(_ConnRec)),
+        ("server", c_void_p),
+        ("next", c_void_p),
+        ("prev", c_void_p),
+        ("main", c_void_p),
+        ("the_request", c_void_p),
+        ("assbackwards", c_int),
+        ("proxyreq", c_int),
+        ("header_only", c_int),
+        ("proto_num", c_int),
+        ("protocol", c_void_p),
+        ("hostname", c_void_p),
+        ("request_time", c_int64),
+        ("status_line", c_void_p),
+        ("status", c_int),
+        ("method_number", c_int),
+        ("method", c_void_p),
+        ("allowed", c_int64),
+        ("allowed_xmethods", c_void_p),
+        ("allowed_methods", c_void_p),
+        ("sent_bodyct", c_int64),
+        ("bytes_sent", c_int64),
+        ("mtime", c_int64),
+        ("range", c_void_p),
+        ("clength", c_int64),
+        ("chunked", c_int),
+        ("read_body", c_int),
+        ("read_chunked", c_int),
+        ("expecting_100", ctypes.c_uint),
+        ("kept_body", c_void_p),
+        ("body_table", c_void_p),
+        ("remaining", c_int64),
+        ("read_length", c_int64),
+        ("headers_in", c_void_p),
+        ("headers_out", c_void_p),
+        ("err_headers_out", c_void_p),
+        ("subprocess_env", c_void_p),
+    )
 
 
 class _ServerRec(Structure):
@@ -148,6 +199,8 @@ class _DlInfo(Structure):
     )
 
 
+# apr_tables.h: what apr_table_do calls; 0 ends it.
+_TABLE_DO: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p)
 _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ap_get_server_description": (c_char_p, ()),
     "ap_find_linked_module": (POINTER(_Module), (c_char_p,)),
@@ -156,6 +209,9 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ap_get_brigade": (c_int, (c_void_p, c_void_p, c_int, c_int, c_long)),
     "ap_fflush": (c_int, (c_void_p, c_void_p)),
     "ap_flush_conn": (None, (c_void_p,)),
+    "ap_add_cgi_vars": (None, (c_void_p,)),
+    "ap_add_common_vars": (None, (c_void_p,)),
+    "ap_set_content_type": (None, (c_void_p, c_void_p)),
     "ap_log_error_": (
         None,
         (c_char_p, c_int, c_int, c_int, c_int, c_void_p, c_char_p, c_char_p),
@@ -169,6 +225,9 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_brigade_write": (c_int, (c_void_p, c_void_p, c_void_p, c_char_p, c_size_t)),
     "apr_brigade_destroy": (c_int, (c_void_p,)),
     "apr_dynamic_fn_retrieve": (c_void_p, (c_char_p,)),
+    "apr_pstrdup": (c_void_p, (c_void_p, c_char_p)),
+    "apr_table_add": (None, (c_void_p, c_char_p, c_char_p)),
+    "apr_table_do": (c_int, (_TABLE_DO, c_void_p, c_void_p, c_void_p)),
     "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
 }
 # mpm_common.h: what ap_hook_child_stopping takes.
@@ -214,8 +273,8 @@ class _Api:
             self.conn_is_ssl.restype, self.conn_is_ssl.argtypes = c_int, (c_void_p,)
         # A filter function, whose address is handed to apr_brigade_write.
         self.ap_filter_flush = ctypes.cast(process.ap_filter_flush, c_void_p)
-        wsgi = self.find_module(b"mod_wsgi.c")
-        self.log_index = core.module_index if wsgi is None else wsgi.module_index
+        host = self.find_module(b"mod_wsgi.c") or self.find_module(b"mod_python.c") or core
+        self.log_index = host.module_index
 
     def find_module(self, name: bytes) -> Any:
         """Return a module's record, None where it is not loaded."""
@@ -328,13 +387,13 @@ class Request:
 
     @classmethod
     def from_capsule(cls, capsule: object) -> Request:
-        """Wrap what mod_wsgi gives as ``environ['apache.request_rec']``.
+        """Wrap what mod_wsgi, or mod_python, gives as the ``request_rec``.
 
         Raises:
             HttpdError: httpd is not 2.4, or a field that must be set is not.
         """
         if not _capsule_is_valid(capsule, None):
-            raise HttpdError("apache.request_rec is a nameless capsule", repr(type(capsule)))
+            raise HttpdError("the request_rec is a nameless capsule", repr(type(capsule)))
         _api()  # before a pointer is followed: is this httpd 2.4?
         rec = _RequestRec.from_address(_capsule_pointer(capsule, None))
         for name in ("pool", "connection", "server"):
@@ -385,6 +444,46 @@ class Request:
             rec.pool, rec.server, self.connection_address, ctypes.addressof(rec), name
         )
         return value.decode(errors="replace") if value else None
+
+    def variables(self) -> dict[str, str]:
+        """Return the variables of the request that a CGI program gets, SetEnv's among them.
+
+        Values are bytes as ISO 8859-1 text, as in WSGI.
+
+        Raises:
+            HttpdError: a table that must be there is not.
+        """
+        rec = self._rec
+        if not rec.headers_in or not rec.subprocess_env:
+            raise HttpdError("the tables of request_rec are set", "NULL")
+        address = ctypes.addressof(rec)
+        self._api.ap_add_common_vars(address)
+        self._api.ap_add_cgi_vars(address)
+        found: dict[str, str] = {}
+
+        def take(_: object, name: bytes | None, value: bytes | None) -> int:
+            if name is not None and value is not None:
+                found[name.decode("latin-1")] = value.decode("latin-1")
+            return 1
+
+        self._api.apr_table_do(_TABLE_DO(take), None, rec.subprocess_env, None)
+        return found
+
+    def add_response_header(self, name: str, value: str) -> None:
+        """Add a header to the response; ISO 8859-1.
+
+        Raises:
+            HttpdError: there is no table for it.
+        """
+        rec = self._rec
+        data = value.encode("latin-1")
+        if name.title() == "Content-Type":
+            text = self._api.apr_pstrdup(rec.pool, data)
+            self._api.ap_set_content_type(ctypes.addressof(rec), text)
+            return
+        if not rec.headers_out:
+            raise HttpdError("request_rec.headers_out is set", "NULL")
+        self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
 
     def error_log(self) -> ErrorLog:
         """Return the error log of the request's virtual host."""

@@ -36,6 +36,12 @@ ECHO = ROOT / "deploy" / "producers" / "echo.py"
 # What is installed in this environment, not the checkout: Apache imports that.
 HANDLER = Path(sysconfig.get_path("purelib")) / "apachews_handler"
 IS_ROOT = os.geteuid() == 0
+# Where the suite is tried in mod_python instead: its module.
+MOD_PYTHON = (
+    Path("/usr/lib/apache2/modules/mod_python.so")
+    if os.environ.get("APACHEWS_HOST") == "mod_python"
+    else None
+)
 # Age at which a child of httpd has all its threads and its signals in order, and time
 # after which a worker has put away the connection it had.
 SETTLED_S = 0.5
@@ -45,6 +51,16 @@ WS_ALIAS = """
 WSGIScriptAlias /ws "${APACHEWS_HANDLER}/wsgi.py" \\
     process-group=%{GLOBAL} application-group=%{GLOBAL}
 <Location /ws>
+    Require all granted
+    SetEnv APACHEWS_ROOT "${DOCROOT}"
+</Location>
+"""
+
+MOD_PYTHON_ALIAS = """
+<Location /ws>
+    SetHandler mod_python
+    PythonHandler apachews_handler.modpython::application
+    PythonOption apachews.prefix /ws
     Require all granted
     SetEnv APACHEWS_ROOT "${DOCROOT}"
 </Location>
@@ -183,6 +199,8 @@ class Site:
         return max(sizes)
 
     def log_lines(self, pattern: str) -> list[str]:
+        if MOD_PYTHON:  # httpd names the module that hosts us
+            pattern = pattern.replace("wsgi:", "python:")
         return [line for line in self.apache.error_log.splitlines() if re.search(pattern, line)]
 
     @contextmanager
@@ -305,13 +323,14 @@ def running_site(
         docroot,
         port=private_apache.free_port(),
         tls_port=private_apache.free_port(),
-        wsgi_module=private_apache.find_wsgi_module(),
+        wsgi_module=None if MOD_PYTHON else private_apache.find_wsgi_module(),
+        python_module=MOD_PYTHON,
         python_home=Path(sys.prefix),
         handler=HANDLER,
         mpm=mpm,
         workers=workers,
         threads=threads,
-        extra=WS_ALIAS + extra,
+        extra=(MOD_PYTHON_ALIAS if MOD_PYTHON else WS_ALIAS) + extra,
     )
     site = Site(apache)
     try:

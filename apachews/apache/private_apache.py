@@ -33,6 +33,8 @@ from ..exceptions import ApachewsError
 SHIPPED = Path(__file__).resolve().parent
 DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
 DEBIAN_WSGI_MODULE = DEBIAN_MODULES / "mod_wsgi.so"
+# mod_python takes the Python that PATH names: the system's, which it was built for.
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # Whom httpd serves as when root starts it.
 APACHE_USER = "www-data"
 # A first start creates a certificate and imports Python in every child.
@@ -62,6 +64,7 @@ class PrivateApache:
         address: where it listens, by number.
         page: a directory whose ``index.html`` stands in for the document root's.
         extra: further directives.
+        python_module: mod_python's file, in the place of mod_wsgi.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class PrivateApache:
         *,
         port: int,
         tls_port: int,
-        wsgi_module: Path,
+        wsgi_module: Path | None,
         python_home: Path,
         handler: Path,
         mpm: str = "event",
@@ -80,6 +83,7 @@ class PrivateApache:
         address: str = "127.0.0.1",
         page: Path | None = None,
         extra: str = "",
+        python_module: Path | None = None,
     ) -> None:
         self.root = root
         self.docroot = docroot
@@ -95,7 +99,8 @@ class PrivateApache:
             "MPM": mpm,
             "WORKERS": workers,
             "THREADS": threads,
-            "WSGI_MODULE": wsgi_module,
+            **({"WSGI_MODULE": wsgi_module} if wsgi_module else {}),
+            **({"PYTHON_MODULE": python_module} if python_module else {}),
             "PYTHON_HOME": python_home,
             "APACHEWS_HANDLER": handler,
             "ADDRESS": f"[{address}]" if ":" in address else address,
@@ -159,8 +164,12 @@ class PrivateApache:
                 stderr=log,
                 # httpd ends its group when it ends; ours is not to be among it.
                 start_new_session=True,
-                env=_clean_environment(),
+                env=_clean_environment() | self._python_path(),
             )
+
+    def _python_path(self) -> dict[str, str]:
+        """Return where Python is to be found by a module that is told in no other way."""
+        return {"PATH": SYSTEM_PATH} if "PYTHON_MODULE" in self._defines else {}
 
     def is_answering(self, timeout_s: float) -> bool:
         """Ask whether it answers; wait that long for it at most."""

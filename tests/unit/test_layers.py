@@ -98,6 +98,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler",
             "apachews_handler.child",
             "apachews_handler.detach",
+            "apachews_handler.modpython",
             "apachews_handler.status",
             "apachews_handler.wsgi",
         },

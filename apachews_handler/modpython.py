@@ -1,0 +1,133 @@
+"""The handler in mod_python: another host for the same program.
+
+``handler`` is for ``AddHandler mod_python .ws`` and ``PythonHandler
+apachews_handler.modpython``, ``application`` for a ``<Location>`` below whose URL the names
+of the sockets of ``APACHEWS_ROOT`` stand, ``status`` for the page beside ``server-status``;
+``apachews/apache/modpython.conf`` has the directives.
+
+How this works: mod_python hands over its own request, which has httpd's ``request_rec`` in a
+capsule.  The variables of the request, and the headers of the response, go through httpd's
+own tables, not through mod_python's: these end the process where a client sends bytes that
+are not UTF-8.  What is made of them is the environment that mod_wsgi gives, and the rest is
+``wsgi.py``.  Wiring only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol
+
+from mod_python import apache
+
+from . import child, wsgi
+from . import status as status_page
+from .httpd import ErrorLog, Request
+
+MAIN_INTERPRETER: Final = "main_interpreter"
+
+_Application = Callable[[wsgi.Environ, wsgi.StartResponse], Iterable[bytes]]
+
+
+class _ModPythonRequest(Protocol):
+    """What is used of mod_python's request."""
+
+    _request_rec: object
+    interpreter: str
+    status: int
+
+    def get_options(self) -> Mapping[str, str]: ...
+
+    def log_error(self, message: str, level: int) -> None: ...
+
+    def write(self, data: bytes) -> None: ...
+
+
+def handler(req: _ModPythonRequest) -> int:
+    """Serve a socket file that Apache found itself."""
+    return _run(req, wsgi.handle_request)
+
+
+def application(req: _ModPythonRequest) -> int:
+    """Serve the socket file that the path below ``PythonOption apachews.prefix`` names."""
+
+    def serve(environ: wsgi.Environ, start_response: wsgi.StartResponse) -> Iterable[bytes]:
+        options = req.get_options()
+        prefix = options["apachews.prefix"].rstrip("/") if "apachews.prefix" in options else ""
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        if path.startswith(f"{prefix}/"):
+            environ["PATH_INFO"] = path[len(prefix) :]
+        return wsgi.application(environ, start_response)
+
+    return _run(req, serve)
+
+
+def status(req: _ModPythonRequest) -> int:
+    """Answer with the status page."""
+    return _run(req, status_page.handle_request)
+
+
+class _Errors:
+    """``wsgi.errors``: lines for the error log, with the client's address."""
+
+    def __init__(self, log: ErrorLog, client: str) -> None:
+        self._log = log
+        self._client = client
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines():
+            self._log.write("error", f"[client {self._client}] {line}")
+
+
+def _run(req: _ModPythonRequest, application: _Application) -> int:
+    if req.interpreter != MAIN_INTERPRETER:
+        # (Nothing else was touched yet: ctypes works nowhere else.)
+        req.log_error(
+            f"apachews: 500: mod_python runs this in the interpreter {req.interpreter!r}: add"
+            " PythonInterpreter main_interpreter",
+            apache.APLOG_ERR,
+        )
+        return int(apache.HTTP_INTERNAL_SERVER_ERROR)
+    request = Request.from_capsule(req._request_rec)
+    variables = request.variables()
+    client = f"{variables.get('REMOTE_ADDR', '-')}:{variables.get('REMOTE_PORT', '0')}"
+    environ: wsgi.Environ = {
+        **variables,
+        "wsgi.url_scheme": "https" if request.is_tls else "http",
+        "wsgi.errors": _Errors(request.error_log(), client),
+        "apache.request_rec": req._request_rec,
+    }
+
+    def start_response(line: str, headers: list[tuple[str, str]]) -> None:
+        req.status = int(line.split()[0])
+        for name, value in headers:
+            request.add_response_header(name, value)
+
+    _warn_once(request)
+    for piece in application(environ, start_response):
+        req.write(piece)
+    return int(apache.OK)
+
+
+def _prepare() -> None:
+    """Be told of the child's end, where this is imported before its workers begin."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    # (wsgi has called prepare().)
+    child.expect_end()
+    apache.register_cleanup(child.end)
+
+
+def _warn_once(request: Request) -> None:
+    global _has_warned
+    if not child.is_prepared() and not _has_warned:
+        _has_warned = True
+        request.error_log().write(
+            "warn",
+            "a reload of Apache will drop the WebSockets of this child: add"
+            " PythonImport apachews_handler.modpython main_interpreter",
+        )
+
+
+_has_warned = False
+_prepare()
