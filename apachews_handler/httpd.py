@@ -37,6 +37,7 @@ from ctypes import (
     c_int64,
     c_long,
     c_size_t,
+    c_uint32,
     c_ulong,
     c_void_p,
 )
@@ -174,6 +175,24 @@ class _ServerRec(Structure):
     )
 
 
+class _ArrayHeader(Structure):
+    """apr_tables.h, struct apr_array_header_t."""
+
+    _fields_ = (
+        ("pool", c_void_p),
+        ("elt_size", c_int),
+        ("nelts", c_int),
+        ("nalloc", c_int),
+        ("elts", c_void_p),
+    )
+
+
+class _TableEntry(Structure):
+    """apr_tables.h, struct apr_table_entry_t."""
+
+    _fields_ = (("key", c_char_p), ("val", c_char_p), ("key_checksum", c_uint32))
+
+
 class _Module(Structure):
     """http_config.h, struct module_struct, up to the magic cookie."""
 
@@ -199,8 +218,6 @@ class _DlInfo(Structure):
     )
 
 
-# apr_tables.h: what apr_table_do calls; 0 ends it.
-_TABLE_DO: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p)
 _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ap_get_server_description": (c_char_p, ()),
     "ap_find_linked_module": (POINTER(_Module), (c_char_p,)),
@@ -227,7 +244,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_dynamic_fn_retrieve": (c_void_p, (c_char_p,)),
     "apr_pstrdup": (c_void_p, (c_void_p, c_char_p)),
     "apr_table_add": (None, (c_void_p, c_char_p, c_char_p)),
-    "apr_table_do": (c_int, (_TABLE_DO, c_void_p, c_void_p, c_void_p)),
+    "apr_table_elts": (POINTER(_ArrayHeader), (c_void_p,)),
     "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
 }
 # mpm_common.h: what ap_hook_child_stopping takes.
@@ -459,15 +476,21 @@ class Request:
         address = ctypes.addressof(rec)
         self._api.ap_add_common_vars(address)
         self._api.ap_add_cgi_vars(address)
-        found: dict[str, str] = {}
-
-        def take(_: object, name: bytes | None, value: bytes | None) -> int:
-            if name is not None and value is not None:
-                found[name.decode("latin-1")] = value.decode("latin-1")
-            return 1
-
-        self._api.apr_table_do(_TABLE_DO(take), None, rec.subprocess_env, None)
-        return found
+        # (Not apr_table_do: mod_python's threads have thread states that ctypes' callbacks,
+        # by PyGILState_Ensure, know nothing of; the process ends of it.)
+        array = self._api.apr_table_elts(rec.subprocess_env).contents
+        if array.elt_size != ctypes.sizeof(_TableEntry):
+            raise HttpdError(
+                f"an entry of a table has {ctypes.sizeof(_TableEntry)} bytes", str(array.elt_size)
+            )
+        if not array.nelts:
+            return {}
+        entries = (_TableEntry * array.nelts).from_address(array.elts)
+        return {
+            entry.key.decode("latin-1"): entry.val.decode("latin-1")
+            for entry in entries
+            if entry.key is not None and entry.val is not None
+        }
 
     def add_response_header(self, name: str, value: str) -> None:
         """Add a header to the response; ISO 8859-1.

@@ -20,6 +20,8 @@ STRUCTURES = {
     "server_rec": httpd._ServerRec,
     "module": httpd._Module,
     "Dl_info": httpd._DlInfo,
+    "apr_array_header_t": httpd._ArrayHeader,
+    "apr_table_entry_t": httpd._TableEntry,
 }
 CONSTANTS = {
     "MODULE_MAGIC_NUMBER_MAJOR": httpd.MODULE_MAGIC_NUMBER_MAJOR,
@@ -37,6 +39,7 @@ CONSTANTS = {
     "APLOG_INFO": httpd.LOG_LEVELS["info"],
     "APLOG_DEBUG": httpd.LOG_LEVELS["debug"],
     "sizeof(apr_off_t)": ctypes.sizeof(ctypes.c_long),
+    "sizeof(apr_table_entry_t)": ctypes.sizeof(httpd._TableEntry),
 }
 TLS_CONSTANTS = {name: getattr(tls, name) for name in dir(tls) if name.startswith("SSL_")}
 
