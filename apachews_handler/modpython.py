@@ -22,6 +22,7 @@ from mod_python import apache
 
 from . import child, wsgi
 from . import status as status_page
+from .exceptions import NotSetUp
 from .httpd import ErrorLog, Request
 
 MAIN_INTERPRETER: Final = "main_interpreter"
@@ -33,10 +34,14 @@ class _ModPythonRequest(Protocol):
     """What is used of mod_python's request."""
 
     _request_rec: object
+    content_type: str
     interpreter: str
     status: int
+    unparsed_uri: str
 
     def get_options(self) -> Mapping[str, str]: ...
+
+    def set_content_length(self, length: int) -> None: ...
 
     def log_error(self, message: str, level: int) -> None: ...
 
@@ -81,13 +86,20 @@ class _Errors:
 
 def _run(req: _ModPythonRequest, application: _Application) -> int:
     if req.interpreter != MAIN_INTERPRETER:
-        # (Nothing else was touched yet: ctypes works nowhere else.)
+        # (Nothing of httpd's was touched yet: ctypes works nowhere else.)
+        refusal = NotSetUp(
+            f"mod_python runs this in the interpreter {req.interpreter!r}:"
+            " add PythonInterpreter main_interpreter"
+        )
         req.log_error(
-            f"apachews: 500: mod_python runs this in the interpreter {req.interpreter!r}: add"
-            " PythonInterpreter main_interpreter",
+            f"apachews: {refusal.status} for {req.unparsed_uri[:200]}: {refusal.logged}",
             apache.APLOG_ERR,
         )
-        return int(apache.HTTP_INTERNAL_SERVER_ERROR)
+        req.status = int(refusal.status.split()[0])
+        req.content_type = "text/plain; charset=utf-8"
+        req.set_content_length(len(refusal.body()))
+        req.write(refusal.body())
+        return int(apache.OK)
     request = Request.from_capsule(req._request_rec)
     variables = request.variables()
     client = f"{variables.get('REMOTE_ADDR', '-')}:{variables.get('REMOTE_PORT', '0')}"
@@ -105,7 +117,10 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
 
     _warn_once(request)
     for piece in application(environ, start_response):
-        req.write(piece)
+        try:
+            req.write(piece)
+        except OSError:
+            pass  # the client has gone; the access log has its line
     return int(apache.OK)
 
 

@@ -57,6 +57,11 @@ WSGIScriptAlias /ws "${APACHEWS_HANDLER}/wsgi.py" \\
 """
 
 MOD_PYTHON_ALIAS = """
+# A child takes longer to begin; one of the last generation that begins during a restart
+# would have clients of its own.
+<IfModule !mpm_prefork_module>
+    MinSpareThreads 1
+</IfModule>
 <Location /ws>
     SetHandler mod_python
     PythonHandler apachews_handler.modpython::application

@@ -15,7 +15,7 @@ from apachews import Event
 from ..conftest import wait_for
 from ..frames import masked
 from ..raw_client import RawClient, request
-from ..site import IS_ROOT, Site, running_site
+from ..site import IS_ROOT, MOD_PYTHON, Site, running_site
 
 
 def answer(site: Site, data: bytes, with_tls: bool = False) -> tuple[int, dict[str, str], str]:
@@ -182,6 +182,15 @@ SETTINGS = """
 <Location /small.ws>
     SetEnv APACHEWS_MAX_MESSAGE 10
 </Location>
+<Location /forbidden.ws>
+    Require all denied
+</Location>
+<Directory "${DOCROOT}/strict">
+    Options None
+</Directory>
+"""
+# What is set up wrongly, by host; with what the log says of it.
+IN_MOD_WSGI = """
 Define SCRIPT "${APACHEWS_HANDLER}/wsgi.py"
 WSGIScriptAlias /rootless "${SCRIPT}" process-group=%{GLOBAL} application-group=%{GLOBAL}
 <Location /rootless>
@@ -198,18 +207,35 @@ WSGIScriptAlias /daemon "${SCRIPT}" process-group=daemon application-group=%{GLO
 <Location /nopass.ws>
     WSGIPassApacheRequest Off
 </Location>
-<Location /forbidden.ws>
-    Require all denied
-</Location>
-<Directory "${DOCROOT}/strict">
-    Options None
-</Directory>
 """
+IN_MOD_PYTHON = """
+<LocationMatch "^/(rootless|sub)">
+    SetHandler mod_python
+    PythonHandler apachews_handler.modpython::application
+    Require all granted
+</LocationMatch>
+<Location /sub>
+    PythonInterpreter other
+</Location>
+"""
+WRONG = [
+    ("/bad.ws", "SetEnv APACHEWS_MAX_MESSAGE '1G' is not allowed: use a number of bytes"),
+    ("/unknown.ws", "SetEnv APACHEWS_MAX_MESAGE '1M' is not allowed: use one of the names"),
+    ("/rootless/echo", "needs SetEnv APACHEWS_ROOT"),
+]
+if MOD_PYTHON:
+    WRONG += [("/sub/echo", "the interpreter 'other': add PythonInterpreter main_interpreter")]
+else:
+    WRONG += [
+        ("/sub/echo", "sub-interpreter: add application-group=%{GLOBAL}"),
+        ("/daemon/echo", "daemon process 'daemon', which has no connections"),
+        ("/nopass.ws", "add WSGIPassApacheRequest On"),
+    ]
 
 
 @pytest.fixture(scope="module")
 def configured() -> Iterator[Site]:
-    with running_site(extra=SETTINGS) as site:
+    with running_site(extra=SETTINGS + (IN_MOD_PYTHON if MOD_PYTHON else IN_MOD_WSGI)) as site:
         yield site
 
 
@@ -227,17 +253,7 @@ def test_a_full_backlog_is_waited_for_and_refused(configured: Site) -> None:
     assert_logged(configured, 503, "/full.ws", "backlog stayed full for 0.1 s")
 
 
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ("/bad.ws", "SetEnv APACHEWS_MAX_MESSAGE '1G' is not allowed: use a number of bytes"),
-        ("/unknown.ws", "SetEnv APACHEWS_MAX_MESAGE '1M' is not allowed: use one of the names"),
-        ("/rootless/echo", "needs SetEnv APACHEWS_ROOT"),
-        ("/sub/echo", "sub-interpreter: add application-group=%{GLOBAL}"),
-        ("/daemon/echo", "daemon process 'daemon', which has no connections"),
-        ("/nopass.ws", "add WSGIPassApacheRequest On"),
-    ],
-)
+@pytest.mark.parametrize(("path", "text"), WRONG)
 def test_what_is_not_set_up_correctly(configured: Site, path: str, text: str) -> None:
     status, _, body = answer(configured, request(path))
     assert status == 500

@@ -17,7 +17,7 @@ from apachews.apache import private_apache
 from ..conftest import wait_for
 from ..frames import masked
 from ..raw_client import RawClient, request
-from ..site import IS_ROOT, Site, running_site
+from ..site import IS_ROOT, MOD_PYTHON, Site, running_site
 from .conftest import RESTART_MPMS
 
 FORMAT = r"%h %u \"%r\" %>s \"%{reason}x\" \"%{X-Name}i\" %I %O %{name}x %P"
@@ -28,7 +28,7 @@ def directives(directory: Path, port: int) -> str:
 Listen 127.0.0.1:{port}
 <VirtualHost 127.0.0.1:{port}>
     ErrorLog "{directory}/quiet.log"
-    LogLevel warn wsgi:warn
+    LogLevel warn {"python" if MOD_PYTHON else "wsgi"}:warn
 </VirtualHost>
 <Location /echo.ws>
     SetEnv APACHEWS_CLOSE_LOG "{directory}/logs/close.log"

@@ -156,7 +156,7 @@ def test_every_close_is_logged(event_site: Site) -> None:
         assert client.read_close() == 4000
     (line,) = wait_for(lambda: event_site.log_lines("close-line"))
     assert re.search(
-        r"wsgi:info.*\[client 127\.0\.0\.1:\d+\] user=- /echo\.ws\?close-line"
+        r"(wsgi|python):info.*\[client 127\.0\.0\.1:\d+\] user=- /echo\.ws\?close-line"
         r" closed by client \(CLIENT_CLOSED\) code=4000 reason='bye' after=0\.\d+s"
         r" messages_in=1 bytes_in=2 messages_out=1 bytes_out=2",
         line,
