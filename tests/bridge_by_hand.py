@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import select
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
 
-from apachews import wire
+from apachews import loopback, wire
 from apachews.messages import Moved
 
 from .conftest import DEADLINE_S
@@ -18,13 +20,25 @@ OPEN = wire.Open(id="id-1", uri="/echo.ws", headers=(("accept-language", "de;q=0
 Item = str | bytes | wire.Close | Moved
 
 
+def connect(path: str) -> socket.socket:
+    """Connect to a socket file, or by a loopback socket's."""
+    if stat.S_ISREG(os.stat(path).st_mode):
+        return loopback.connect(loopback.Address.read(str(path)), DEADLINE_S)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Bridge:
     """The bridge's end of one connection."""
 
     def __init__(self, path: str, open_: wire.Open | None = OPEN) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket = connect(path)
         try:
-            self.socket.connect(path)
             self._data = b""
             if open_:
                 self.socket.sendall(open_.encode())

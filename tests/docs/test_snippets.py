@@ -48,6 +48,7 @@ LANGUAGES = {
     "json",
     "js",
     "html",
+    "perl",
     "php",
     "text",
     "ini",
@@ -194,6 +195,14 @@ def make_apache(root: Path) -> PrivateApache:
     )
     private_apache.create_certificate(apache.certificate)
     return apache
+
+
+@in_language("perl")
+def test_perl_is_understood(block: Block) -> None:
+    """What it does is tried in tests/integration/test_raw.py."""
+    if not (perl := shutil.which("perl")):
+        pytest.skip("perl is not installed")
+    subprocess.run([perl, "-c"], input=block.text.encode(), check=True)
 
 
 @in_language("php")
