@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 from typing import Final
 
 from . import loopback, wire
@@ -68,7 +67,7 @@ def publish(
 
 def _connect(path: str, timeout_s: float) -> socket.socket:
     try:
-        if stat.S_ISREG(os.stat(path).st_mode):
+        if os.path.isfile(path):
             sock = loopback.connect(loopback.Address.read(path), timeout_s)
         else:
             sock = socket.socket(socket.AF_UNIX)

@@ -20,7 +20,6 @@ import errno
 import math
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -251,7 +250,7 @@ def _connect(path: str) -> socket.socket | loopback.Address | _Found:
 
 def _loopback_address(path: str) -> loopback.Address | _Found:
     try:
-        if stat.S_ISREG(os.stat(path).st_mode):
+        if os.path.isfile(path):
             return loopback.Address.read(path)
     except (OSError, loopback.NotAnAddress):
         pass

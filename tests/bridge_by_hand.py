@@ -6,7 +6,6 @@ import dataclasses
 import os
 import select
 import socket
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ Item = str | bytes | wire.Close | Moved
 
 def connect(path: str) -> socket.socket:
     """Connect to a socket file, or by a loopback socket's."""
-    if stat.S_ISREG(os.stat(path).st_mode):
+    if os.path.isfile(path):
         return loopback.connect(loopback.Address.read(str(path)), DEADLINE_S)
     sock = socket.socket(socket.AF_UNIX)
     try:
