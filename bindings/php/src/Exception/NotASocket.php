@@ -1,0 +1,20 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Exception;
+
+/**
+ * The path holds something that is no socket; it is left alone.
+ */
+final class NotASocket extends ServerException
+{
+    public function __construct(string $path)
+    {
+        parent::__construct(
+            $path,
+            'there is a file here that is no socket',
+            'move it away, or serve on another path'
+        );
+    }
+}

@@ -1,0 +1,20 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Exception;
+
+/**
+ * Bytes that break the specification of the wire, docs/wire.md.
+ */
+final class WireError extends \RuntimeException implements ApachewsException
+{
+    /**
+     * @param string $reason    what was wrong
+     * @param int    $closeCode the close code that answers it
+     */
+    public function __construct(public readonly string $reason, public readonly int $closeCode = 1002)
+    {
+        parent::__construct("$reason (close code $closeCode)");
+    }
+}

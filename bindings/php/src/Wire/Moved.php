@@ -1,0 +1,12 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Wire;
+
+/**
+ * The bridge's MOVE: the client goes to another producer; nothing follows.
+ */
+final class Moved
+{
+}

@@ -1,0 +1,15 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Wire;
+
+/**
+ * The client's answer to a PING that the producer sent.
+ */
+final class Pong
+{
+    public function __construct(public readonly string $payload)
+    {
+    }
+}

@@ -1,0 +1,44 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Wire;
+
+use apachews\Exception\WireError;
+
+/**
+ * What the producer answers to each message that was published.
+ */
+final class Published
+{
+    public function __construct(public readonly int $reached, public readonly int $skipped)
+    {
+    }
+
+    /**
+     * Returns the PUBLISH frame.
+     */
+    public function encode(): string
+    {
+        return Frame::encode(
+            Frame::PUBLISH,
+            sprintf(
+                '{"version":%d,"reached":%d,"skipped":%d}',
+                Frame::VERSION,
+                $this->reached,
+                $this->skipped
+            )
+        );
+    }
+
+    /**
+     * Reads the payload of a PUBLISH frame.
+     *
+     * @throws WireError no JSON object, another version, or numbers that are missing
+     */
+    public static function decode(string $payload): self
+    {
+        $document = Document::decode($payload, 'PUBLISH');
+        return new self($document->number('reached'), $document->number('skipped'));
+    }
+}

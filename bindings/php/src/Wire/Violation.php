@@ -1,0 +1,15 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Wire;
+
+/**
+ * The bytes break the wire's rules or the size limit; nothing follows.
+ */
+final class Violation
+{
+    public function __construct(public readonly int $code, public readonly string $reason)
+    {
+    }
+}

@@ -1,0 +1,283 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Tests;
+
+use apachews\Exception\InvalidArgument;
+use apachews\Exception\WireError;
+use apachews\Request;
+use apachews\Wire\Answer;
+use apachews\Wire\Close;
+use apachews\Wire\Frame;
+use apachews\Wire\Message;
+use apachews\Wire\MessageReader;
+use apachews\Wire\Moved;
+use apachews\Wire\Pong;
+use apachews\Wire\Publish;
+use apachews\Wire\Violation;
+use PHPUnit\Framework\TestCase;
+
+/**
+ * The sans-I/O core against docs/wire-vectors.json, which is the wire's and not ours.
+ */
+final class WireVectorsTest extends TestCase
+{
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function frames(): array
+    {
+        return Vectors::of('frames');
+    }
+
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function headers(): array
+    {
+        return Vectors::of('headers');
+    }
+
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function closes(): array
+    {
+        return Vectors::of('closes');
+    }
+
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function opens(): array
+    {
+        return Vectors::of('opens');
+    }
+
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function answers(): array
+    {
+        return Vectors::of('answers');
+    }
+
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function streams(): array
+    {
+        return Vectors::of('to_producer');
+    }
+
+    /**
+     * @dataProvider frames
+     *
+     * @param array<string, mixed> $case
+     */
+    public function testFrameIsEncoded(array $case): void
+    {
+        $payload = (string) hex2bin($case['payload']);
+        self::assertSame($case['hex'], bin2hex(Frame::encode($case['opcode'], $payload, $case['fin'])));
+    }
+
+    /**
+     * @dataProvider headers
+     *
+     * @param array<string, mixed> $case
+     */
+    public function testHeaderIsEncodedAndDecoded(array $case): void
+    {
+        self::assertSame($case['hex'], bin2hex(Frame::encodeHeader($case['first'], $case['length'])));
+        $header = (string) hex2bin($case['hex']);
+        self::assertSame([$case['first'], $case['length'], strlen($header)], Frame::decodeHeader($header, 0));
+        for ($size = 0; $size < strlen($header); $size++) {
+            self::assertNull(Frame::decodeHeader(substr($header, 0, $size), 0));
+        }
+    }
+
+    /**
+     * @dataProvider closes
+     *
+     * @param array<string, mixed> $case
+     */
+    public function testCloseIsDecodedAndEncoded(array $case): void
+    {
+        $payload = (string) hex2bin($case['payload']);
+        if (isset($case['error'])) {
+            try {
+                Close::decode($payload);
+                self::fail('it was taken');
+            } catch (WireError $error) {
+                self::assertSame($case['error'], $error->closeCode);
+            }
+            return;
+        }
+        $close = Close::decode($payload);
+        self::assertSame([$case['code'], $case['reason']], [$close->code, $close->reason]);
+        self::assertSame(Frame::encode(Frame::CLOSE, $payload), $close->encode());
+    }
+
+    /**
+     * @dataProvider opens
+     *
+     * @param array<string, mixed> $case
+     */
+    public function testOpenIsRead(array $case): void
+    {
+        $items = (new MessageReader())->receive((string) hex2bin($case['hex']));
+        self::assertCount(1, $items);
+        $item = $items[0];
+        if (isset($case['error'])) {
+            self::assertInstanceOf(Violation::class, $item);
+            self::assertSame($case['error'], $item->code);
+            return;
+        }
+        self::assertInstanceOf(Request::class, $item);
+        $tls = $item->tls;
+        $found = [
+            'id' => $item->id,
+            'resumed' => $item->resumed,
+            'method' => $item->method,
+            'uri' => $item->uri,
+            'headers' => $item->headers,
+            'remote' => $item->remote,
+            'local' => $item->local,
+            'scheme' => $item->scheme,
+            'tls' => $tls === null ? null : [
+                'version' => $tls->version,
+                'cipher' => $tls->cipher,
+                'server_name' => $tls->serverName,
+                'client_subject' => $tls->clientSubject,
+            ],
+            'user' => $item->user,
+            'vhost' => $item->vhost,
+            'offered' => $item->offered,
+            'subprotocol' => $item->subprotocol,
+            'env' => $item->env,
+            'answer_required' => $item->answerRequired,
+        ];
+        foreach ($case['request'] as $name => $value) {
+            self::assertArrayHasKey($name, $found);
+            self::assertEquals($value, $found[$name], $name);
+        }
+    }
+
+    /**
+     * @dataProvider answers
+     *
+     * @param array<string, mixed> $case
+     */
+    public function testAnswerIsEncoded(array $case): void
+    {
+        $answer = $case['answer'];
+        $headers = array_column($answer['headers'], 1, 0);
+        $frame = $answer['accept']
+            ? Answer::accept($answer['subprotocol'], $headers)->encode()
+            : Answer::reject($answer['status'], $answer['body'], $headers)->encode();
+        $expected = (string) hex2bin($case['hex']);
+        self::assertSame(self::document($expected), self::document($frame));
+        self::assertSame($expected[0], $frame[0]);
+    }
+
+    /**
+     * Whole, byte by byte, and in two pieces, at every place where it can be cut.
+     *
+     * @dataProvider streams
+     *
+     * @param array<string, mixed> $case
+     */
+    public function testStreamGivesItsItemsHoweverItIsCut(array $case): void
+    {
+        $open = $case['open'] ? Vectors::open() : '';
+        $bytes = (string) hex2bin($case['hex']);
+        $expected = $case['items'];
+        $limit = $case['max_message'] ?? MessageReader::DEFAULT_MAX_MESSAGE_BYTES;
+        self::assertSame($expected, self::read($limit, [$open . $bytes], $case['open']), 'whole');
+        self::assertSame($expected, self::read($limit, str_split($open . $bytes), $case['open']), 'bytes');
+        for ($cut = 0; $cut <= strlen($bytes); $cut++) {
+            $pieces = [$open . substr($bytes, 0, $cut), substr($bytes, $cut)];
+            self::assertSame($expected, self::read($limit, $pieces, $case['open']), "cut at $cut");
+        }
+    }
+
+    public function testWhatFollowsTheEndIsIgnored(): void
+    {
+        foreach (["\x88\x00", "\x85\x00", "\x81\x01\xff"] as $end) {
+            $reader = new MessageReader();
+            $reader->receive(Vectors::open());
+            self::assertCount(1, $reader->receive($end));
+            self::assertSame([], $reader->receive("\x81\x01a"));
+        }
+    }
+
+    public function testReaderTellsWhetherSomethingIsCutOff(): void
+    {
+        $reader = new MessageReader();
+        self::assertTrue($reader->isIdle());
+        foreach ([[Vectors::open(), true], ["\x81", false], ["\x01a", true], ["\x01\x01a", false]] as [$data, $idle]) {
+            $reader->receive($data);
+            self::assertSame($idle, $reader->isIdle());
+        }
+    }
+
+    public function testLeftOutFramesAreToldOnce(): void
+    {
+        $reader = new MessageReader();
+        $reader->receive(Vectors::open() . "\x87\x00\x8b\x00\x87\x00");
+        self::assertSame([0x7, 0xb], $reader->takeIgnored());
+        self::assertSame([], $reader->takeIgnored());
+    }
+
+    public function testCloseThatMayNotBeSentIsRefused(): void
+    {
+        $long = str_repeat('x', 124);
+        $bad = [[999, ''], [1005, 'why'], [1006, ''], [5000, ''], [1000, $long], [1000, "\xff"]];
+        foreach ($bad as [$code, $reason]) {
+            try {
+                (new Close($code, $reason))->encode();
+                self::fail("$code was taken");
+            } catch (InvalidArgument $error) {
+                self::assertNotSame('', $error->getMessage());
+            }
+        }
+    }
+
+    /**
+     * @param list<string> $pieces
+     *
+     * @return list<array<string, mixed>> as the vectors have them, without OPEN's
+     */
+    private static function read(int $limit, array $pieces, bool $opens): array
+    {
+        $reader = new MessageReader($limit);
+        $items = [];
+        foreach ($pieces as $piece) {
+            array_push($items, ...$reader->receive($piece));
+        }
+        if ($opens) {
+            self::assertInstanceOf(Request::class, array_shift($items));
+        }
+        return array_map(static fn (object $item): array => match (true) {
+            $item instanceof Message && $item->isBinary => ['binary' => bin2hex($item->data)],
+            $item instanceof Message => ['text' => $item->data],
+            $item instanceof Close => ['close' => [$item->code, $item->reason]],
+            $item instanceof Pong => ['pong' => bin2hex($item->payload)],
+            $item instanceof Moved => ['move' => true],
+            $item instanceof Publish => ['publish' => $item->group],
+            $item instanceof Violation => ['error' => $item->code],
+            default => ['another' => $item::class],
+        }, $items);
+    }
+
+    private static function document(string $frame): mixed
+    {
+        $header = Frame::decodeHeader($frame, 0);
+        self::assertNotNull($header);
+        $document = json_decode(substr($frame, $header[2]), true, 512, JSON_THROW_ON_ERROR);
+        self::assertIsArray($document);
+        ksort($document);
+        return $document;
+    }
+}
