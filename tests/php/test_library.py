@@ -1,0 +1,78 @@
+"""The PHP library by the tools of its own trade: its suite, PSR-12, static analysis."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ..site import ROOT
+
+LIBRARY = ROOT / "bindings" / "php"
+# What each tool is called in Debian; of Composer's, vendor/bin comes first.
+PACKAGES = {
+    "php": "php-cli",
+    "phpunit": "phpunit",
+    "phpcs": "php-codesniffer",
+    "phpstan": "neither Debian nor PyPI has it; Composer does: phpstan/phpstan",
+}
+
+
+def tool(name: str) -> str:
+    """Return the path of a tool; skip the test where it is missing."""
+    path = f"{LIBRARY / 'vendor' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    if found := shutil.which(name, path=path):
+        return found
+    pytest.skip(f"{name} is not installed ({PACKAGES[name]})")
+
+
+def run(*command: str) -> None:
+    """Run a tool in the library's directory; what it says is part of the report."""
+    result = subprocess.run(
+        command,
+        cwd=LIBRARY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(result.stdout)
+    assert result.returncode == 0, result.stdout
+
+
+def test_phpunit() -> None:
+    tool("php")
+    run(tool("phpunit"), "--verbose")
+
+
+def test_psr_12() -> None:
+    run(tool("phpcs"))
+
+
+def test_phpstan_at_its_strictest() -> None:
+    run(tool("phpstan"), "analyse", "--no-progress", "--memory-limit=1G")
+
+
+def files() -> list[Path]:
+    return sorted(path for path in LIBRARY.rglob("*.php") if "vendor" not in path.parts)
+
+
+def test_every_file_parses_and_is_strict() -> None:
+    php = tool("php")
+    for path in files():
+        run(php, "-l", str(path))
+        is_seed = path.name == "seed.php"  # as others have written it
+        assert is_seed or "declare(strict_types=1);" in path.read_text(), path
+
+
+def test_only_functions_of_php_itself_are_called() -> None:
+    """No extension is needed beyond what php-cli has by itself."""
+    php = tool("php")
+    path = LIBRARY / "autoload.php"
+    program = f"require '{path}'; echo get_debug_type(ApacheWSIOEvent);"
+    # Without php.ini's directory nothing is loaded that is not compiled in.
+    result = subprocess.run([php, "-n", "-r", program], capture_output=True, text=True, check=False)
+    assert result.stdout == "apachews\\EventType", result.stdout + result.stderr
