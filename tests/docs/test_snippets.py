@@ -1,8 +1,8 @@
 """Every fenced block of README.md and docs/: Python runs, Apache reads, JSON parses.
 
 A Python block is a producer, which the runner runs and a client talks to; a program that
-publishes, to a producer that is there; or tests, for pytest.  The comment before it can
-say what the client does and what it must hear::
+publishes, to a producer that is there; or tests, for pytest.  A block of PHP is one of the
+first two.  The comment before it can say what the client does and what it must hear::
 
     <!-- talk: {"uri": "/chat.ws?room=1", "say": ["hi"], "hear": ["hi"]} -->
 
@@ -39,6 +39,7 @@ from .test_pages_in_a_sandbox import READINGS
 
 BLOCKS = all_blocks()
 EXAMPLES = "docs/examples/"
+PHP_LIBRARY = re.compile(r"/opt/apachews-php/|bindings/php/(?=autoload\.php)")
 SOCKETS = re.compile(r"(/var/www/html/ws|/run/apachews)/(\w+\.ws)")
 TESTED_ELSEWHERE = {page for pages in READINGS for page in pages}
 LANGUAGES = {
@@ -206,13 +207,17 @@ def test_perl_is_understood(block: Block) -> None:
 
 
 @in_language("php")
-def test_php_publishes(block: Block, short_path: Path) -> None:
+def test_php_runs(block: Block, short_path: Path) -> None:
     skip_if_marked(block)
     if is_excerpt(block):
         return
     if not (php := shutil.which("php")):
         pytest.skip("php is not installed")
-    publishes([php], block, short_path)
+    block = dataclasses.replace(block, text=PHP_LIBRARY.sub(f"{ROOT}/bindings/php/", block.text))
+    if "Server(" in block.text:
+        serves_in_php(php, block, short_path)
+    else:
+        publishes([php], block, short_path)
 
 
 @in_language("python")
@@ -308,6 +313,32 @@ def serves(block: Block, directory: Path) -> None:
                 pipe.close()
     assert process.returncode == 0, errors
     assert "Traceback" not in errors, errors
+
+
+def serves_in_php(php: str, block: Block, directory: Path) -> None:
+    talk = {"say": ["hello"], "hear": [], "answer": {}}
+    if block.comment.startswith("talk: "):
+        talk |= json.loads(block.comment.removeprefix("talk: "))
+    found = SOCKETS.search(block.text)
+    assert found, f"{block.name} serves nowhere"
+    path = directory / found[2]
+    log = directory / "errors"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [php, str(write(block, directory))],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+    try:
+        wait_for(lambda: path.exists() or process.poll() is not None)
+        assert path.exists(), log.read_text()
+        converse(talk, path)
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "PHP " not in log.read_text(), log.read_text()  # as its warnings begin
 
 
 def converse(talk: dict[str, Any], path: Path) -> None:

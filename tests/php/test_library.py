@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,30 @@ def test_only_functions_of_php_itself_are_called() -> None:
     # Without php.ini's directory nothing is loaded that is not compiled in.
     result = subprocess.run([php, "-n", "-r", program], capture_output=True, text=True, check=False)
     assert result.stdout == "apachews\\EventType", result.stdout + result.stderr
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "php.md").read_text()
+    (drop_in,) = re.findall(r"^```ini\n(.*?)^```", page, re.M | re.S)
+    name = "apachews-producer@.service"
+    template = (ROOT / "deploy" / "systemd" / name).read_text()
+    (tmp_path / name).write_text(template.replace("/opt/apachews/bin/python", sys.executable))
+    directory = tmp_path / "apachews-producer@chat.service.d"
+    directory.mkdir()
+    (directory / "php.conf").write_text(drop_in.replace("/usr/bin/php", sys.executable))
+    result = subprocess.run(
+        [
+            "systemd-analyze",
+            "verify",
+            "--man=no",
+            "--recursive-errors=no",
+            name.replace("@", "@chat"),
+        ],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = [line for line in result.stderr.splitlines() if "apachews" in line]
+    assert (ours, result.returncode) == ([], 0)

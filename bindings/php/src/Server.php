@@ -193,7 +193,9 @@ final class Server implements \IteratorAggregate
     /**
      * Has a function called by dequeue() when a signal comes, between two events.
      *
-     * Within half a second, should it come at a moment when PHP cannot hear it.
+     * Within half a second, should it come at a moment when PHP cannot hear it. (A handler
+     * of the program's own, with pcntl_async_signals(), runs between any two lines, also
+     * inside of send(): it had better set a variable, or be made by this.)
      *
      * @param callable(): mixed $function drain() or close(), perhaps
      *

@@ -52,16 +52,17 @@ final class EpollPoller implements Poller
         assert($event !== null && $events !== null);
         $this->event = $event;
         $this->events = $events;
-        $this->epoll = $this->libc->epoll_create1(self::EPOLL_CLOEXEC);
-        if ($this->epoll < 0) {
+        $epoll = $this->libc->epoll_create1(self::EPOLL_CLOEXEC);
+        if (!is_int($epoll) || $epoll < 0) {
             throw new \RuntimeException('epoll_create1() failed: no descriptor is left');
         }
+        $this->epoll = $epoll;
         $this->descriptors = new Descriptors();
     }
 
     public function __destruct()
     {
-        if (isset($this->epoll) && $this->epoll >= 0) {
+        if (isset($this->epoll)) {
             $this->libc->close($this->epoll);
         }
     }
@@ -130,8 +131,10 @@ final class EpollPoller implements Poller
         // (Negative where a signal has come.)
         for ($index = 0; $index < $count; $index++) {
             $event = $this->events[$index];
-            $mask = $event->events;
-            $ready[$event->data] = (($mask & self::IN) !== 0 ? self::READ : 0)
+            assert($event instanceof \FFI\CData);
+            [$mask, $id] = [$event->events, $event->data];
+            assert(is_int($mask) && is_int($id));
+            $ready[$id] = (($mask & self::IN) !== 0 ? self::READ : 0)
                 | (($mask & self::OUT) !== 0 ? self::WRITE : 0)
                 | (($mask & (self::HUP | self::ERR)) !== 0 ? self::READ | self::GONE : 0);
         }

@@ -11,6 +11,7 @@ use apachews\EventType;
 use apachews\Exception\InvalidArgument;
 use apachews\Exception\NoClient;
 use apachews\Exception\NotAsked;
+use apachews\Exception\ServerException;
 use apachews\Exception\WireError;
 use apachews\Group;
 use apachews\Request;
@@ -116,6 +117,8 @@ final class Loop
     /**
      * @param \Closure(string): void $log
      * @param \Closure(): void $onEnding called once it closes or drains
+     *
+     * @throws ServerException the poller has no room for the listening socket
      */
     public function __construct(
         private readonly SocketFile $file,
@@ -133,7 +136,14 @@ final class Loop
         $this->systemd = new Systemd();
         assert(is_resource($file->stream));
         $this->listenerId = get_resource_id($file->stream);
-        $this->poller->room($file->stream);
+        if ($this->poller->room($file->stream) < 0) {
+            $file->close();
+            throw new ServerException(
+                $file->path,
+                'this program has too many files open to wait for a socket',
+                $this->poller->advice()
+            );
+        }
         $this->poller->add($file->stream);
     }
 
