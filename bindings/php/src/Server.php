@@ -206,9 +206,9 @@ final class Server implements \IteratorAggregate
         if (!function_exists('pcntl_signal')) {
             return false;
         }
-        $function = $function(...);
+        $call = \Closure::fromCallable($function);
         $this->loop->expectSignals();
-        return pcntl_signal($signal, fn () => $this->loop->callSoon($function), false);
+        return pcntl_signal($signal, fn () => $this->loop->callSoon($call), false);
     }
 
     /**

@@ -96,6 +96,7 @@ final class CrowdTest extends TestCase
             }
             $silent[] = $socket;
         }
+        $program->waitForError('cannot accept a client: there is no room');
         foreach (['one', 'two'] as $text) {
             $first->send(Frame::TEXT, $text);
             self::assertSame($text, $first->readText());
@@ -116,6 +117,7 @@ final class CrowdTest extends TestCase
         for ($number = 0; $number < 60; $number++) {
             $others[] = new Bridge($path);
         }
+        $program->waitForError('cannot accept a client: Too many open files');
         $first->send(Frame::TEXT, 'hello');
         self::assertSame('hello', $first->readText());
         foreach (array_splice($others, 0, 50) as $other) {
@@ -125,7 +127,6 @@ final class CrowdTest extends TestCase
         self::assertInstanceOf(Bridge::class, $last);
         $last->send(Frame::TEXT, 'let in in the end');
         self::assertSame('let in in the end', $last->readText());
-        $errors = $program->kill();
-        self::assertStringContainsString('Too many open files', $errors);
+        $program->kill();
     }
 }

@@ -43,6 +43,18 @@ final class Program
         $this->end();
     }
 
+    /**
+     * Waits until it has said something on its standard error.
+     */
+    public function waitForError(string $text): void
+    {
+        $deadline = microtime(true) + Bridge::DEADLINE_S;
+        while (!str_contains($this->errors(), $text) && microtime(true) < $deadline) {
+            usleep(5000);
+        }
+        Assert::assertStringContainsString($text, $this->errors());
+    }
+
     public function errors(): string
     {
         return (string) file_get_contents($this->log);

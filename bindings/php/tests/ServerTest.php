@@ -629,6 +629,26 @@ final class ServerTest extends TestCase
         self::assertNull($bridge->readFrame());
     }
 
+    public function testLanguageOfTheProgramDoesNotMatter(): void
+    {
+        $before = setlocale(LC_ALL, '0');
+        setlocale(LC_ALL, 'de_DE.UTF-8', 'fr_FR.UTF-8', 'C.UTF-8');
+        try {
+            $server = $this->server();
+            $bridges = [];
+            for ($number = 0; $number < 20; $number++) {
+                $bridges[] = new Bridge($server->path);
+            }
+            foreach ($bridges as $_) {
+                $this->next(EventType::Accept);
+            }
+            self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
+            self::assertSame([], $this->logged);
+        } finally {
+            setlocale(LC_ALL, (string) $before);
+        }
+    }
+
     public function testSignalsAreHeardBetweenEvents(): void
     {
         $server = $this->server();

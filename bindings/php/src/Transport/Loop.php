@@ -249,7 +249,7 @@ final class Loop
         }
         $this->drainDeadline = self::now() + $timeoutS;
         $this->file->remove();
-        $this->accept();
+        $this->acceptAll();
         foreach ($this->connections as $connection) {
             if ($connection->state === State::Publishing) {
                 $this->forget($connection); // it has to do with whoever listens next
@@ -359,7 +359,7 @@ final class Loop
         foreach ($this->ready as $id => $mask) {
             unset($this->ready[$id]);
             if ($id === $this->listenerId) {
-                $this->accept();
+                $this->accept(true);
                 continue;
             }
             $connection = $this->connections[$id] ?? null;
@@ -428,39 +428,52 @@ final class Loop
     }
 
     /**
-     * Lets in who waits.
+     * Lets in one client; false where there is none, or no room.
+     *
+     * One in a turn, when the poller says that somebody waits: PHP does not tell by a number
+     * why it could not accept, and that nobody waits would be one of the reasons.
      */
-    private function accept(): void
+    private function accept(bool $restsIfNot): bool
     {
-        while (is_resource($this->file->stream)) {
-            $stream = @stream_socket_accept($this->file->stream, 0);
-            if ($stream === false) {
-                $problem = error_get_last()['message'] ?? '';
-                // PHP looks before it accepts; that nobody waits is a time-out for it.
-                if (!str_contains($problem, 'timed out')) {
-                    $this->rest(preg_replace('/^.*: /', '', $problem) ?? $problem);
-                }
-                return;
+        if (!is_resource($this->file->stream)) {
+            return false;
+        }
+        $stream = @stream_socket_accept($this->file->stream, 0);
+        if ($stream === false) {
+            if ($restsIfNot) {
+                $this->rest((string) preg_replace('/^.*: /', '', error_get_last()['message'] ?? ''));
             }
-            $room = $this->poller->room($stream);
-            if ($room < 0) {
-                $this->poller->remove($stream);
-                fclose($stream);
-                $this->rest('there is no room');
-                return;
-            }
-            stream_set_blocking($stream, false);
-            stream_set_read_buffer($stream, 0);
-            $connection = new Connection(
-                $stream,
-                $this->maxMessageBytes,
-                $this->maxQueueBytes,
-                $this->update(...)
-            );
-            $connection->isSurplus = $room < self::SURPLUS_ROOM;
-            $this->isFull = $this->isFull && $connection->isSurplus;
-            $this->connections[$connection->id] = $connection;
-            $this->poller->add($stream);
+            return false;
+        }
+        $room = $this->poller->room($stream);
+        if ($room < 0) {
+            $this->poller->remove($stream);
+            fclose($stream);
+            $this->rest('there is no room');
+            return false;
+        }
+        stream_set_blocking($stream, false);
+        stream_set_read_buffer($stream, 0);
+        $connection = new Connection(
+            $stream,
+            $this->maxMessageBytes,
+            $this->maxQueueBytes,
+            $this->update(...)
+        );
+        $connection->isSurplus = $room < self::SURPLUS_ROOM;
+        $this->isFull = $this->isFull && $connection->isSurplus;
+        $this->connections[$connection->id] = $connection;
+        $this->poller->add($stream);
+        return true;
+    }
+
+    /**
+     * Lets in everybody who waits.
+     */
+    private function acceptAll(): void
+    {
+        while ($this->accept(false)) {
+            continue;
         }
     }
 
@@ -700,7 +713,7 @@ final class Loop
         if ($this->drainDeadline === null || $this->connections !== []) {
             return false;
         }
-        $this->accept(); // a last look
+        $this->acceptAll(); // a last look
         if ($this->connections !== [] || !$this->events->isEmpty()) {
             return false;
         }
