@@ -12,6 +12,7 @@ use apachews\Exception\InvalidArgument;
 use apachews\Exception\NobodyListens;
 use apachews\Exception\NoClient;
 use apachews\Exception\NotAsked;
+use apachews\Exception\PublishFailed;
 use apachews\Server;
 use apachews\Transport\EpollPoller;
 use apachews\Transport\EvPoller;
@@ -253,6 +254,25 @@ final class ServerTest extends TestCase
         self::assertSame(1006, $event->code);
         $event->close();
         self::assertFalse($event->write('x'));
+    }
+
+    /**
+     * @dataProvider pollers
+     *
+     * @param class-string<Poller> $poller
+     */
+    public function testWritingToABridgeThatIsGoneHarmsNobody(string $poller): void
+    {
+        $server = $this->server($poller);
+        [$gone, $client] = $this->connect();
+        [$other] = $this->connect();
+        $gone->send(Frame::TEXT, 'last words');
+        $gone->leave();
+        $client->send('into the void');
+        $server->broadcast('and to all');
+        self::assertSame('last words', $this->next(EventType::IO)->read());
+        self::assertSame(1006, $this->next(EventType::ConnectionClosed)->code);
+        self::assertSame('and to all', $other->readText());
     }
 
     public function testViolationIsAnErrorAndCloses(): void
@@ -562,6 +582,38 @@ final class ServerTest extends TestCase
     {
         $this->expectException(NobodyListens::class);
         \apachews\publish("{$this->directory->path}/none.ws", 'hello');
+    }
+
+    public function testPublishWaitsForTheAnswerAndNotForEver(): void
+    {
+        $path = "{$this->directory->path}/mute.ws";
+        $mute = stream_socket_server("unix://$path");
+        self::assertIsResource($mute);
+        $begun = microtime(true);
+        try {
+            \apachews\publish($path, 'hello', timeout: 0.2);
+            self::fail('somebody answered');
+        } catch (PublishFailed $error) {
+            self::assertSame($path, $error->path);
+        }
+        $took = microtime(true) - $begun;
+        self::assertGreaterThanOrEqual(0.2, $took);
+        self::assertLessThan(Bridge::DEADLINE_S, $took);
+    }
+
+    public function testLargeMessageIsPublished(): void
+    {
+        $path = "{$this->directory->path}/seed.ws";
+        $program = new Program(__DIR__ . '/programs/seed.php', $path);
+        $bridge = new Bridge($path);
+        $bridge->send(Frame::TEXT, 'here');
+        $bridge->readText();
+        $data = str_repeat("\0\xff", 1 << 20);
+        self::assertEquals(new Delivery(1, 0), \apachews\publish($path, $data));
+        $frame = $bridge->readFrame();
+        self::assertSame(Frame::FIN | Frame::BINARY, $frame[0] ?? 0);
+        self::assertTrue($data === ($frame[1] ?? ''));
+        self::assertSame('', $program->kill());
     }
 
     public function testCloseSaysGoodbyeAndEndsTheLoop(): void

@@ -230,6 +230,32 @@ final class WireVectorsTest extends TestCase
         self::assertSame([], $reader->takeIgnored());
     }
 
+    /**
+     * Whatever comes ends in items or one violation, and does not depend on how it is cut.
+     */
+    public function testMutatedStreamsAreReadAlikeHoweverTheyAreCut(): void
+    {
+        mt_srand(6455); // the same ones every time
+        $streams = array_values(Vectors::of('to_producer'));
+        $violations = 0;
+        for ($round = 0; $round < 3000; $round++) {
+            $bytes = (string) hex2bin($streams[mt_rand(0, count($streams) - 1)][0]['hex']);
+            $bytes .= (string) hex2bin($streams[mt_rand(0, count($streams) - 1)][0]['hex']);
+            for ($changes = mt_rand(1, 4); $changes > 0 && $bytes !== ''; $changes--) {
+                $bytes[mt_rand(0, strlen($bytes) - 1)] = chr(mt_rand(0, 255));
+            }
+            $bytes = Vectors::open() . $bytes;
+            $whole = self::read(1000, [$bytes], true);
+            self::assertSame($whole, self::read(1000, str_split($bytes, mt_rand(1, 7)), true), bin2hex($bytes));
+            $errors = array_filter($whole, static fn (array $item): bool => isset($item['error']));
+            self::assertLessThanOrEqual(1, count($errors));
+            self::assertSame($errors, array_slice($whole, count($whole) - count($errors), null, true));
+            $violations += count($errors);
+        }
+        self::assertGreaterThan(1000, $violations);
+        self::assertLessThan(3000, $violations);
+    }
+
     public function testCloseThatMayNotBeSentIsRefused(): void
     {
         $long = str_repeat('x', 124);
