@@ -502,6 +502,37 @@ final class ServerTest extends TestCase
         self::assertLessThan(50_000, $taken);
     }
 
+    public function testWhatWaitsForTheProgramIsBounded(): void
+    {
+        $server = $this->server();
+        $bridges = [];
+        for ($number = 0; $number < 20; $number++) {
+            [$bridges[]] = $this->connect();
+        }
+        foreach ($bridges as $bridge) {
+            $bridge->write(str_repeat(Frame::encode(Frame::TEXT, 'x'), 500));
+        }
+        $this->next(EventType::IO);
+        $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
+        assert(is_object($loop));
+        self::assertLessThan(1500, count((new \ReflectionProperty($loop, 'events'))->getValue($loop)));
+        for ($number = 1; $number < 20 * 500; $number++) {
+            $this->next(EventType::IO);
+        }
+        self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
+    }
+
+    public function testDequeueIsNotForWhatItCallsItself(): void
+    {
+        $this->server = new Server("{$this->directory->path}/it.ws", log: function (): void {
+            $this->server?->dequeue(0);
+        });
+        [$bridge] = $this->connect();
+        $bridge->send(0x7, 'something to log');
+        $this->expectException(\LogicException::class);
+        $this->server->dequeue(Bridge::DEADLINE_S);
+    }
+
     public function testPingIsAnswered(): void
     {
         $this->server();
