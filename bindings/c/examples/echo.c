@@ -1,0 +1,54 @@
+/* Sends every message back.  Its argument is the path of its socket file. */
+#include <apachews.h>
+#include <signal.h>
+#include <stdio.h>
+
+static apachews_server *server;
+static volatile sig_atomic_t is_told; /* to stop: SIGTERM, SIGINT; to hand over: SIGHUP */
+
+static void tell(int number)
+{
+    is_told = number;
+    apachews_server_wake(server);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s SOCKET.ws\n", argv[0]);
+        return 2;
+    }
+    apachews_error error;
+    server = apachews_server_open(argv[1], NULL, &error);
+    if (server == NULL) {
+        fprintf(stderr, "%s: %s\n", argv[0], error.text);
+        return 1;
+    }
+    signal(SIGTERM, tell);
+    signal(SIGINT, tell);
+    signal(SIGHUP, tell);
+
+    apachews_event event;
+    while (apachews_server_next(server, -1, &event)) {
+        switch (event.kind) {
+        case APACHEWS_MESSAGE:
+            apachews_send(event.client, event.type, event.data, event.length);
+            break;
+        case APACHEWS_WAKE:
+            if (is_told == SIGHUP) {
+                apachews_server_drain(server, 30000);
+            } else if (is_told) {
+                apachews_server_stop(server);
+            }
+            break;
+        case APACHEWS_INVALID:
+        case APACHEWS_ERROR:
+            fprintf(stderr, "%s: %s\n", argv[0], event.reason);
+            break;
+        default:
+            break;
+        }
+    }
+    apachews_server_free(server);
+    return 0;
+}

@@ -1,0 +1,261 @@
+#include "system.h"
+
+#include "client.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "answer.h"
+#include "error.h"
+#include "groups.h"
+#include "server.h"
+#include "utf8.h"
+
+/* HTTP status for a client that is closed before it was accepted. */
+#define GOODBYE_STATUS 503
+
+bool client_is_sending(const struct apachews_client *client)
+{
+    return client->state >= OPEN && client->state <= PARTING;
+}
+
+bool client_is_receiving(const struct apachews_client *client)
+{
+    return client->state == OPEN || client->state == MOVING;
+}
+
+bool client_wants_reading(const struct apachews_client *client)
+{
+    return client->queue.bytes <= client->server->max_queue_bytes / 2 && !client->has_moved;
+}
+
+static bool after_write(struct apachews_client *client, enum queue_result result)
+{
+    if (result == QUEUE_NO_MEMORY) {
+        /* Half a frame may be out: nothing can be said any more. */
+        queue_clear(&client->queue);
+        server_end(client, WIRE_INTERNAL_ERROR, "the producer has no memory left");
+        errno = ENOMEM;
+        return false;
+    }
+    server_update(client);
+    return true;
+}
+
+bool client_write(struct apachews_client *client, int first, const void *payload, size_t length)
+{
+    if (client->fd < 0) {
+        errno = EPIPE;
+        return false;
+    }
+    return after_write(client, queue_write(&client->queue, client->fd, first, payload, length));
+}
+
+/* Tell whether a message may go; one for whom too much waits is closed. */
+static bool may_send(struct apachews_client *client)
+{
+    if (!client_is_sending(client) || client->fd < 0) {
+        errno = EPIPE;
+        return false;
+    }
+    if (client->queue.bytes > client->server->max_queue_bytes) {
+        queue_drop(&client->queue);
+        client_send_close(client, WIRE_TRY_AGAIN_LATER, "too slow: the send queue is full");
+        server_end(client, WIRE_TRY_AGAIN_LATER, "too slow: the send queue was full");
+        errno = ENOBUFS;
+        return false;
+    }
+    return true;
+}
+
+bool client_send(struct apachews_client *client, int first, const void *payload, size_t length)
+{
+    return may_send(client) && client_write(client, first, payload, length);
+}
+
+bool client_send_frame(struct apachews_client *client, struct frame *frame)
+{
+    return may_send(client) &&
+           after_write(client, queue_write_frame(&client->queue, client->fd, frame));
+}
+
+static bool send_answer(struct apachews_client *client, const struct answer *answer,
+                        apachews_error *error)
+{
+    struct json_text text = {0};
+    bool is_sent = false;
+    if (answer_encode(answer, &text, error)) {
+        if (client->state != ASKED) {
+            error_set(error, APACHEWS_NOT_WAITING, 0,
+                      "nobody waits for an answer to this client: it was answered, or Apache "
+                      "gave up");
+        } else {
+            client->state = answer->accepts ? OPEN : CLOSING;
+            client->was_rejected = !answer->accepts;
+            is_sent = client_write(client, WIRE_FIN | WIRE_OP_ANSWER, text.data, text.length);
+            if (!is_sent) {
+                error_set(error, APACHEWS_SYSTEM_ERROR, errno, "no memory for the answer");
+            }
+        }
+    }
+    free(text.data);
+    return is_sent;
+}
+
+bool client_send_close(struct apachews_client *client, int code, const char *reason)
+{
+    unsigned char payload[WIRE_MAX_CONTROL];
+    size_t length = strlen(reason);
+    if (client->state == ASKED) {
+        return send_answer(client, &(struct answer){.status = GOODBYE_STATUS}, NULL);
+    }
+    if (!client_is_sending(client) || client->state == PARTING) {
+        errno = EPIPE;
+        return false;
+    }
+    payload[0] = (unsigned char)(code >> 8);
+    payload[1] = (unsigned char)code;
+    memcpy(payload + 2, reason, length);
+    /* The bridge says nothing behind its MOVE: there is no answer to await. */
+    client->state = client->has_moved ? CLOSED : CLOSING;
+    return client_write(client, WIRE_FIN | WIRE_OP_CLOSE, payload, length + 2);
+}
+
+void client_send_move(struct apachews_client *client)
+{
+    if (client->state == ASKED) {
+        client_send_close(client, WIRE_GOING_AWAY, "the server closes");
+    } else if (client->state == OPEN) {
+        client->state = MOVING;
+        client_write(client, WIRE_FIN | WIRE_OP_MOVE, NULL, 0);
+    }
+    /* (One that has sent no OPEN yet, but perhaps a message behind it, comes back here with
+     * that.) */
+}
+
+bool apachews_is_utf8(const void *data, size_t length)
+{
+    return utf8_is_valid(data, length);
+}
+
+bool apachews_send(apachews_client *client, apachews_type type, const void *data, size_t length)
+{
+    if (type == APACHEWS_TEXT && !utf8_is_valid(data, length)) {
+        errno = EILSEQ;
+        return false;
+    }
+    return client_send(client, WIRE_FIN | (int)type, data, length);
+}
+
+bool apachews_send_text(apachews_client *client, const char *text)
+{
+    return apachews_send(client, APACHEWS_TEXT, text, strlen(text));
+}
+
+bool apachews_ping(apachews_client *client)
+{
+    if (getrandom(client->ping, sizeof client->ping, GRND_NONBLOCK) < 0) {
+        /* It need not be hard to guess, only another than the last. */
+        client->ping[0]++;
+    }
+    client->pinged_at_ns = server_clock_ns();
+    return client_send(client, WIRE_FIN | WIRE_OP_PING, client->ping, sizeof client->ping);
+}
+
+bool apachews_close(apachews_client *client, int code, const char *reason)
+{
+    const char *text = reason != NULL ? reason : "";
+    size_t length = strlen(text);
+    if (!wire_is_sendable(code) || length > WIRE_MAX_REASON || !utf8_is_valid(text, length)) {
+        errno = EINVAL;
+        return false;
+    }
+    return client_send_close(client, code, text);
+}
+
+bool apachews_accept(apachews_client *client, const char *subprotocol,
+                     const apachews_pair *headers, size_t header_count, apachews_error *error)
+{
+    const apachews_request *request = &client->request->facts;
+    if (!request->answer_required && (subprotocol != NULL || header_count > 0)) {
+        error_set(error, APACHEWS_NOT_ASKED, 0,
+                  "to accept with a subprotocol or headers needs SetEnv APACHEWS_ACCEPT producer "
+                  "in Apache's configuration");
+        return false;
+    }
+    bool is_offered = subprotocol == NULL;
+    for (size_t i = 0; i < request->offered_count && !is_offered; i++) {
+        is_offered = strcmp(request->offered[i], subprotocol) == 0;
+    }
+    if (!is_offered) {
+        error_set(error, APACHEWS_BAD_ANSWER, 0, "the client did not offer \"%.80s\"", subprotocol);
+        return false;
+    }
+    const struct answer answer = {
+        .accepts = true,
+        .subprotocol = subprotocol,
+        .headers = headers,
+        .header_count = header_count,
+    };
+    return send_answer(client, &answer, error);
+}
+
+bool apachews_reject(apachews_client *client, int status, const char *body,
+                     const apachews_pair *headers, size_t header_count, apachews_error *error)
+{
+    if (!client->request->facts.answer_required) {
+        error_set(error, APACHEWS_NOT_ASKED, 0,
+                  "to reject needs SetEnv APACHEWS_ACCEPT producer in Apache's configuration");
+        return false;
+    }
+    const struct answer answer = {
+        .status = status,
+        .body = body,
+        .headers = headers,
+        .header_count = header_count,
+    };
+    return send_answer(client, &answer, error);
+}
+
+const apachews_request *apachews_client_request(const apachews_client *client)
+{
+    return &client->request->facts;
+}
+
+void *apachews_client_data(const apachews_client *client)
+{
+    return client->data;
+}
+
+void apachews_client_set_data(apachews_client *client, void *data)
+{
+    client->data = data;
+}
+
+bool apachews_client_has_ended(const apachews_client *client)
+{
+    return client->state >= PARTING;
+}
+
+size_t apachews_client_queued_bytes(const apachews_client *client)
+{
+    return client->queue.bytes;
+}
+
+apachews_client *apachews_client_keep(apachews_client *client)
+{
+    client->holders++;
+    return client;
+}
+
+void apachews_client_release(apachews_client *client)
+{
+    if (client != NULL && --client->holders == 0) {
+        request_free(client->request);
+        free(client->publishes_to);
+        free(client->language);
+        free(client);
+    }
+}

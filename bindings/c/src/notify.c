@@ -1,0 +1,45 @@
+#include "system.h"
+
+#include "notify.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static void notify(const char *state)
+{
+    const char *name = getenv("NOTIFY_SOCKET");
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (name == NULL || (name[0] != '/' && name[0] != '@') ||
+        strlen(name) >= sizeof address.sun_path) {
+        return;
+    }
+    size_t length = strlen(name);
+    memcpy(address.sun_path, name, length);
+    if (name[0] == '@') { /* an abstract name */
+        address.sun_path[0] = '\0';
+    }
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd >= 0) {
+        /* Nobody is served worse where this does not arrive. */
+        (void)sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address,
+                     (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length));
+        close(fd);
+    }
+}
+
+void notify_ready(const char *path)
+{
+    char state[256];
+    snprintf(state, sizeof state, "READY=1\nSTATUS=listening on %.200s", path);
+    notify(state);
+}
+
+void notify_stopping(void)
+{
+    notify("STOPPING=1");
+}

@@ -1,0 +1,367 @@
+#include "system.h"
+
+#include "socket_file.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "error.h"
+
+/* sockaddr_un.sun_path, less the final NUL. */
+#define MAX_PATH (sizeof((struct sockaddr_un *)0)->sun_path - 1)
+/* Clients that may wait for accept(); the kernel cuts it to net.core.somaxconn. */
+#define BACKLOG 4096
+/* A name beside the path.  It does not end in .ws: Apache would take it for one. */
+#define BESIDE ".apachews-"
+#define BESIDE_DIGITS 8
+/* SD_LISTEN_FDS_START. */
+#define FIRST_INHERITED 3
+#define DEFAULT_MODE 0660
+
+static void set_system_error(apachews_error *error, const char *path, const char *what)
+{
+    int number = errno;
+    error_set(error, APACHEWS_SYSTEM_ERROR, number, "%s: %s: %s", path, what, strerror(number));
+}
+
+/* ---- Sockets that systemd made ---- */
+
+static int inherited_count(void)
+{
+    const char *pid = getenv("LISTEN_PID");
+    const char *count = getenv("LISTEN_FDS");
+    if (pid == NULL || count == NULL || strtol(pid, NULL, 10) != (long)getpid()) {
+        return 0;
+    }
+    long number = strtol(count, NULL, 10);
+    return number > 0 && number < 65536 ? (int)number : 0;
+}
+
+static bool has_option(int fd, int option, int expected)
+{
+    int value;
+    socklen_t size = sizeof value;
+    return getsockopt(fd, SOL_SOCKET, option, &value, &size) == 0 && value == expected;
+}
+
+static bool listens_on(int fd, const char *path)
+{
+    struct sockaddr_un address = {0};
+    socklen_t size = sizeof address - 1; /* so that a NUL follows */
+    struct stat bound, wanted;
+    if (!has_option(fd, SO_TYPE, SOCK_STREAM) || !has_option(fd, SO_ACCEPTCONN, 1) ||
+        getsockname(fd, (struct sockaddr *)&address, &size) != 0 ||
+        address.sun_family != AF_UNIX || address.sun_path[0] == '\0') {
+        return false;
+    }
+    if (strcmp(address.sun_path, path) == 0) {
+        return true;
+    }
+    /* The unit may name the file by another way than the program does. */
+    return stat(address.sun_path, &bound) == 0 && stat(path, &wanted) == 0 &&
+           bound.st_dev == wanted.st_dev && bound.st_ino == wanted.st_ino;
+}
+
+/* Return a duplicate, non-blocking, of the inherited socket that listens on the path, or -1. */
+static int inherited_socket(const char *path)
+{
+    int count = inherited_count();
+    for (int fd = FIRST_INHERITED; fd < FIRST_INHERITED + count; fd++) {
+        /* What was handed to this process is not for its children. */
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+        if (!listens_on(fd, path)) {
+            continue;
+        }
+        int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        int flags = copy >= 0 ? fcntl(copy, F_GETFL) : -1;
+        if (flags >= 0 && fcntl(copy, F_SETFL, flags | O_NONBLOCK) == 0) {
+            return copy;
+        }
+        if (copy >= 0) {
+            close(copy);
+        }
+    }
+    return -1;
+}
+
+/* ---- The directory ---- */
+
+/* Open the directory that a path is in, and lock it; -1, and errno, where that fails. */
+static int lock_directory(const char *path)
+{
+    char directory[MAX_PATH + 1] = ".";
+    const char *slash = strrchr(path, '/');
+    if (slash != NULL) {
+        size_t length = slash == path ? 1 : (size_t)(slash - path);
+        memcpy(directory, path, length);
+        directory[length] = '\0';
+    }
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        return -1;
+    }
+    while (flock(fd, LOCK_EX) != 0) {
+        if (errno != EINTR) {
+            int number = errno;
+            close(fd);
+            errno = number;
+            return -1;
+        }
+    }
+    return fd;
+}
+
+static bool is_left_over(const char *name)
+{
+    size_t prefix = strlen(BESIDE);
+    return strncmp(name, BESIDE, prefix) == 0 && strlen(name + prefix) == BESIDE_DIGITS &&
+           strspn(name + prefix, "0123456789abcdef") == BESIDE_DIGITS;
+}
+
+static void clear_left_overs(int directory_fd)
+{
+    int fd = openat(directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *directory = fd >= 0 ? fdopendir(fd) : NULL;
+    if (directory == NULL) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return; /* they are in nobody's way */
+    }
+    struct dirent *entry;
+    while ((entry = readdir(directory)) != NULL) {
+        if (is_left_over(entry->d_name)) {
+            /* Another user's, in a directory like /tmp, stays. */
+            (void)unlinkat(directory_fd, entry->d_name, 0);
+        }
+    }
+    closedir(directory);
+}
+
+static socklen_t make_address(struct sockaddr_un *address, const char *path)
+{
+    *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    memcpy(address->sun_path, path, strlen(path) + 1);
+    return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path) + 1);
+}
+
+/* 1: somebody listens there; 0: nobody; -1: *error says why that cannot be. */
+static int is_live(const char *path, apachews_error *error)
+{
+    struct stat status;
+    struct sockaddr_un address;
+    if (lstat(path, &status) != 0) {
+        if (errno == ENOENT) {
+            return 0;
+        }
+        set_system_error(error, path, "cannot look at it");
+        return -1;
+    }
+    if (!S_ISSOCK(status.st_mode)) {
+        error_set(error, APACHEWS_NOT_A_SOCKET, 0,
+                  "%s: there is a file here that is no socket; move it away, or serve on "
+                  "another path",
+                  path);
+        return -1;
+    }
+    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (probe < 0) {
+        set_system_error(error, path, "cannot make a socket");
+        return -1;
+    }
+    socklen_t size = make_address(&address, path);
+    int result = connect(probe, (struct sockaddr *)&address, size);
+    /* EAGAIN: its backlog is full; very much alive. */
+    int live = result == 0 || errno == EAGAIN ? 1 : errno == ECONNREFUSED ? 0 : -1;
+    if (live < 0) {
+        set_system_error(error, path, "cannot see whether another producer listens here");
+    }
+    close(probe);
+    return live;
+}
+
+static bool find_group(const char *name, gid_t *id, apachews_error *error)
+{
+    struct group entry, *found = NULL;
+    size_t size = 16384;
+    char *buffer = NULL;
+    int result = ERANGE;
+    while (result == ERANGE && size <= (1u << 24)) {
+        char *larger = realloc(buffer, size);
+        if (larger == NULL) {
+            result = ENOMEM;
+            break;
+        }
+        buffer = larger;
+        result = getgrnam_r(name, &entry, buffer, size, &found);
+        size *= 4;
+    }
+    char *end;
+    unsigned long number = strtoul(name, &end, 10);
+    bool is_number = isdigit((unsigned char)name[0]) && *end == '\0' && number < UINT32_MAX;
+    if (found != NULL) {
+        *id = entry.gr_gid;
+    } else if (is_number) {
+        *id = (gid_t)number;
+    } else {
+        error_set(error, APACHEWS_NO_GROUP, 0, "there is no group \"%.80s\": see /etc/group", name);
+    }
+    free(buffer);
+    return found != NULL || is_number;
+}
+
+/* Bind beside the path, and rename it onto that once it listens. */
+static bool listen_beside(struct socket_file *file, int directory_fd, unsigned mode,
+                          const gid_t *group, apachews_error *error)
+{
+    char name[sizeof BESIDE + BESIDE_DIGITS];
+    char beside[MAX_PATH + sizeof name];
+    struct sockaddr_un address;
+    struct stat status;
+    uint32_t number;
+    if (getrandom(&number, sizeof number, 0) != sizeof number) {
+        set_system_error(error, file->path, "cannot choose a name");
+        return false;
+    }
+    snprintf(name, sizeof name, BESIDE "%08x", (unsigned)number);
+    const char *slash = strrchr(file->path, '/');
+    int directory_bytes = slash != NULL ? (int)(slash - file->path) + 1 : 0;
+    int size = snprintf(beside, sizeof beside, "%.*s%s", directory_bytes, file->path, name);
+    /* A name beside a path that just fits may not; this way it always does. */
+    if (size < 0 || (size_t)size > MAX_PATH) {
+        snprintf(beside, sizeof beside, "/proc/self/fd/%d/%s", directory_fd, name);
+    }
+    if (fchmod(file->fd, mode) != 0) {
+        set_system_error(error, file->path, "cannot set its permissions");
+        return false;
+    }
+    socklen_t address_size = make_address(&address, beside);
+    if (bind(file->fd, (struct sockaddr *)&address, address_size) != 0) {
+        set_system_error(error, file->path, "cannot make a socket file in its directory");
+        return false;
+    }
+    const char *problem = NULL;
+    if (group != NULL && fchownat(directory_fd, name, (uid_t)-1, *group, 0) != 0) {
+        problem = "cannot give it to the group";
+    } else if (fchmodat(directory_fd, name, mode, 0) != 0) { /* once more, without the umask */
+        problem = "cannot set its permissions";
+    } else if (listen(file->fd, BACKLOG) != 0) {
+        problem = "cannot listen";
+    } else if (fstatat(directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
+        problem = "cannot look at it";
+    } else if (rename(beside, file->path) != 0) {
+        problem = "cannot put it in its place";
+    }
+    if (problem != NULL) {
+        set_system_error(error, file->path, problem);
+        (void)unlinkat(directory_fd, name, 0);
+        return false;
+    }
+    file->is_ours = true;
+    file->device = status.st_dev;
+    file->inode = status.st_ino;
+    return true;
+}
+
+static bool make(struct socket_file *file, const apachews_options *options, apachews_error *error)
+{
+    gid_t group = 0;
+    if (options->group != NULL && !find_group(options->group, &group, error)) {
+        return false;
+    }
+    file->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (file->fd < 0) {
+        set_system_error(error, file->path, "cannot make a socket");
+        return false;
+    }
+    int directory_fd = lock_directory(file->path);
+    if (directory_fd < 0) {
+        set_system_error(error, file->path, "cannot open its directory");
+        return false;
+    }
+    int live = is_live(file->path, error);
+    bool is_done = false;
+    if (live > 0 && options->exclusive) {
+        error_set(error, APACHEWS_IN_USE, 0,
+                  "%s: another producer listens here; end it, or serve on another path",
+                  file->path);
+    } else if (live >= 0) {
+        clear_left_overs(directory_fd);
+        is_done = listen_beside(file, directory_fd, options->mode ? options->mode : DEFAULT_MODE,
+                                options->group != NULL ? &group : NULL, error);
+    }
+    close(directory_fd);
+    return is_done;
+}
+
+bool socket_file_open(struct socket_file *file, const char *path, const apachews_options *options,
+                      apachews_error *error)
+{
+    *file = (struct socket_file){.fd = -1};
+    if (strlen(path) > MAX_PATH) {
+        error_set(error, APACHEWS_PATH_TOO_LONG, 0,
+                  "the path is longer than the %zu bytes that a Unix socket can have; choose a "
+                  "shorter one: %.240s",
+                  MAX_PATH, path);
+        return false;
+    }
+    file->path = strdup(path);
+    if (file->path == NULL) {
+        error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "no memory");
+        return false;
+    }
+    file->fd = inherited_socket(path);
+    if (file->fd >= 0) {
+        file->is_inherited = true;
+        return true;
+    }
+    if (make(file, options, error)) {
+        return true;
+    }
+    socket_file_close(file);
+    return false;
+}
+
+void socket_file_remove(struct socket_file *file)
+{
+    struct stat status;
+    if (!file->is_ours) {
+        return;
+    }
+    file->is_ours = false;
+    int directory_fd = lock_directory(file->path);
+    if (directory_fd < 0) {
+        return; /* it is gone with its directory */
+    }
+    if (lstat(file->path, &status) == 0 && status.st_dev == file->device &&
+        status.st_ino == file->inode) {
+        (void)unlink(file->path);
+    }
+    close(directory_fd);
+}
+
+void socket_file_close(struct socket_file *file)
+{
+    socket_file_remove(file);
+    if (file->fd >= 0) {
+        close(file->fd);
+        file->fd = -1;
+    }
+    free(file->path);
+    file->path = NULL;
+}

@@ -1,0 +1,66 @@
+/* Included before everything else, so that the library needs no option of the compiler: what
+ * it has of POSIX and Linux is declared under this name only. */
+#ifndef APACHEWS_SYSTEM_H
+#define APACHEWS_SYSTEM_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+/* What the linker calls the functions that files of the library share, so that a program that
+ * is linked with libapachews.a can have a json_parse() of its own. */
+#define answer_encode apachews_internal_answer_encode
+#define client_is_receiving apachews_internal_client_is_receiving
+#define client_is_sending apachews_internal_client_is_sending
+#define client_send apachews_internal_client_send
+#define client_send_close apachews_internal_client_send_close
+#define client_send_frame apachews_internal_client_send_frame
+#define client_send_move apachews_internal_client_send_move
+#define client_wants_reading apachews_internal_client_wants_reading
+#define client_write apachews_internal_client_write
+#define error_set apachews_internal_error_set
+#define frame_new apachews_internal_frame_new
+#define frame_release apachews_internal_frame_release
+#define groups_leave_all apachews_internal_groups_leave_all
+#define groups_send apachews_internal_groups_send
+#define json_first apachews_internal_json_first
+#define json_free apachews_internal_json_free
+#define json_is_true apachews_internal_json_is_true
+#define json_member apachews_internal_json_member
+#define json_next apachews_internal_json_next
+#define json_parse apachews_internal_json_parse
+#define json_put apachews_internal_json_put
+#define json_put_string apachews_internal_json_put_string
+#define json_root apachews_internal_json_root
+#define notify_ready apachews_internal_notify_ready
+#define notify_stopping apachews_internal_notify_stopping
+#define preferred_language apachews_internal_preferred_language
+#define publish_decode apachews_internal_publish_decode
+#define queue_clear apachews_internal_queue_clear
+#define queue_drop apachews_internal_queue_drop
+#define queue_flush apachews_internal_queue_flush
+#define queue_write apachews_internal_queue_write
+#define queue_write_frame apachews_internal_queue_write_frame
+#define request_decode apachews_internal_request_decode
+#define request_free apachews_internal_request_free
+#define server_clock_ns apachews_internal_server_clock_ns
+#define server_end apachews_internal_server_end
+#define server_update apachews_internal_server_update
+#define socket_file_close apachews_internal_socket_file_close
+#define socket_file_open apachews_internal_socket_file_open
+#define socket_file_remove apachews_internal_socket_file_remove
+#define utf8_decode apachews_internal_utf8_decode
+#define utf8_encode apachews_internal_utf8_encode
+#define utf8_is_valid apachews_internal_utf8_is_valid
+#define utf8_truncate apachews_internal_utf8_truncate
+#define wire_decode_close apachews_internal_wire_decode_close
+#define wire_decode_header apachews_internal_wire_decode_header
+#define wire_encode_header apachews_internal_wire_encode_header
+#define wire_is_sendable apachews_internal_wire_is_sendable
+#define wire_reader_feed apachews_internal_wire_reader_feed
+#define wire_reader_free apachews_internal_wire_reader_free
+#define wire_reader_init apachews_internal_wire_reader_init
+#define wire_reader_is_idle apachews_internal_wire_reader_is_idle
+#define wire_reader_next apachews_internal_wire_reader_next
+
+#endif

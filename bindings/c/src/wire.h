@@ -1,0 +1,140 @@
+/* The wire, version 1: what crosses the Unix socket.  docs/wire.md is its specification.
+ *
+ * Contract: bytes in, items out; no I/O, no clock.  One reader a connection.
+ *
+ * How the reader works: wire_reader_feed() is given bytes as they came, cut anywhere, and
+ * wire_reader_next() takes item after item out of them until it says WIRE_NOTHING; only then
+ * may more be fed.  A message that lies whole in what was fed is not copied.  The payload of
+ * others is gathered as it comes, into memory that grows with what came and not with what
+ * a header says.  Only headers, control frames and OPEN wait in rest until they are whole;
+ * each has a bound.
+ *
+ * The reader never fails: bad bytes are a WIRE_VIOLATION, and what follows that, a CLOSE or a
+ * MOVE is ignored.
+ */
+#ifndef APACHEWS_WIRE_H
+#define APACHEWS_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "request.h"
+
+enum {
+    WIRE_OP_CONTINUATION = 0x0,
+    WIRE_OP_TEXT = 0x1,
+    WIRE_OP_BINARY = 0x2,
+    WIRE_OP_OPEN = 0x3,
+    WIRE_OP_ANSWER = 0x4,
+    WIRE_OP_MOVE = 0x5,
+    WIRE_OP_PUBLISH = 0x6,
+    WIRE_OP_CLOSE = 0x8,
+    WIRE_OP_PING = 0x9,
+    WIRE_OP_PONG = 0xA,
+    WIRE_FIN = 0x80,
+    WIRE_MASKED = 0x80,
+    WIRE_RSV = 0x70,
+    WIRE_OPCODE = 0x0F
+};
+
+/* Close codes (RFC 6455 7.4.1, IANA) that this library sends or reports. */
+enum {
+    WIRE_NORMAL = 1000,
+    WIRE_GOING_AWAY = 1001,
+    WIRE_PROTOCOL_ERROR = 1002,
+    WIRE_NO_CODE = 1005,
+    WIRE_ABNORMAL = 1006,
+    WIRE_INVALID_DATA = 1007,
+    WIRE_TOO_BIG = 1009,
+    WIRE_INTERNAL_ERROR = 1011,
+    WIRE_SERVICE_RESTART = 1012,
+    WIRE_TRY_AGAIN_LATER = 1013
+};
+
+#define WIRE_MAX_HEADER 10
+/* RFC 6455 5.5: what a control frame may carry at most. */
+#define WIRE_MAX_CONTROL 125
+/* RFC 6455 5.5.1: two of those bytes are the code. */
+#define WIRE_MAX_REASON 123
+/* docs/wire.md: OPEN, and frames of reserved opcodes below 0x8. */
+#define WIRE_MAX_OPEN (8u * 1024 * 1024)
+#define WIRE_MAX_ANSWER (64u * 1024)
+
+/* Write the header of an unmasked frame; return its 2, 4 or 10 bytes. */
+size_t wire_encode_header(unsigned char *header, int first, uint64_t length);
+
+struct wire_header {
+    int first;
+    uint64_t length;
+    size_t size; /* of the header; where it is not whole: what it takes to go on */
+};
+
+/* 1: it is read; 0: it is not whole; -1: *problem says what is wrong with it. */
+int wire_decode_header(const unsigned char *data, size_t length, struct wire_header *header,
+                       const char **problem);
+
+/* Whether a CLOSE frame may carry the code (RFC 6455 7.4). */
+bool wire_is_sendable(int code);
+
+/* Read the payload of a CLOSE: 0, or the close code that answers what is wrong with it. */
+int wire_decode_close(const unsigned char *payload, size_t length, int *code, char *reason,
+                      const char **problem);
+
+enum wire_kind {
+    WIRE_NOTHING,   /* more bytes are needed, or nothing follows */
+    WIRE_OPEN,      /* request: the caller's */
+    WIRE_PUBLISH,   /* group, the caller's to free(), or NULL for all clients */
+    WIRE_TEXT,      /* data, length; a NUL follows */
+    WIRE_BINARY,    /* the same */
+    WIRE_PONG,      /* data, length; until the next call */
+    WIRE_CLOSE,     /* code, text */
+    WIRE_MOVE,
+    WIRE_VIOLATION  /* code, text */
+};
+
+struct wire_item {
+    enum wire_kind kind;
+    int code;
+    unsigned char *data; /* until wire_reader_next() is called, or the bytes that were fed go */
+    size_t length;
+    unsigned char *owned; /* the caller's to free(), when it is done with data; or NULL */
+    struct request *request;
+    char *group;
+    char text[WIRE_MAX_CONTROL + 3];
+};
+
+struct wire_reader {
+    uint64_t max_message_bytes;
+    unsigned char *data; /* what was fed, and how far it was taken */
+    size_t size;
+    size_t at;
+    unsigned char *rest; /* the beginning of a header, a control frame or OPEN */
+    size_t rest_size;
+    size_t rest_capacity;
+    unsigned char *payload; /* of a message that is not whole */
+    size_t payload_size;
+    size_t payload_capacity;
+    uint64_t message_bytes; /* that its headers say so far */
+    uint64_t remaining;     /* bytes of the current data frame still to come */
+    unsigned char *cut;     /* where a NUL stands for now, and what stood there */
+    unsigned char cut_byte;
+    unsigned char message_opcode; /* inside a message, else 0 */
+    bool is_last_frame;           /* whether the current data frame ends its message */
+    bool has_opened;
+    bool has_finished;
+};
+
+void wire_reader_init(struct wire_reader *reader, uint64_t max_message_bytes);
+void wire_reader_free(struct wire_reader *reader);
+
+/* Give bytes; there must be a place for one more behind them, and they are written to. */
+void wire_reader_feed(struct wire_reader *reader, void *data, size_t size);
+
+/* Take the next item. */
+void wire_reader_next(struct wire_reader *reader, struct wire_item *item);
+
+/* Whether it is between messages: an end of file here cuts nothing off. */
+bool wire_reader_is_idle(const struct wire_reader *reader);
+
+#endif

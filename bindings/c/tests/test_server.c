@@ -1,0 +1,948 @@
+/* The server, with the bridge's end of its sockets played by hand, in one thread.
+ *
+ * The linker leads malloc() and its like through here, so that a test can have the memory run
+ * out at any one of them. */
+#include "system.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "apache-ws-common.h"
+#include "apachews.h"
+#include "check.h"
+#include "wire.h"
+
+#define WAIT_MS 10000
+
+static char directory[64];
+static char path[96];
+
+/* ---- Memory that runs out ---- */
+
+static long fails_at = -1; /* the allocation that fails, -1: none */
+static long allocations;
+
+static bool may_allocate(void)
+{
+    return allocations++ != fails_at;
+}
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_realloc(void *memory, size_t size);
+char *__real_strdup(const char *text);
+char *__real_strndup(const char *text, size_t length);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+char *__wrap_strdup(const char *text);
+char *__wrap_strndup(const char *text, size_t length);
+
+#define OR_NO_MEMORY(call)                                                                      \
+    if (may_allocate()) {                                                                       \
+        return call;                                                                            \
+    }                                                                                           \
+    errno = ENOMEM;                                                                             \
+    return NULL
+
+void *__wrap_malloc(size_t size)
+{
+    OR_NO_MEMORY(__real_malloc(size));
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    OR_NO_MEMORY(__real_calloc(count, size));
+}
+
+void *__wrap_realloc(void *memory, size_t size)
+{
+    OR_NO_MEMORY(__real_realloc(memory, size));
+}
+
+char *__wrap_strdup(const char *text)
+{
+    OR_NO_MEMORY(__real_strdup(text));
+}
+
+char *__wrap_strndup(const char *text, size_t length)
+{
+    OR_NO_MEMORY(__real_strndup(text, length));
+}
+
+/* ---- The bridge ---- */
+
+#define OPEN_HEAD                                                                               \
+    "{\"version\":1,\"id\":\"id-1\",\"resumed\":false,\"request\":{\"method\":\"GET\","         \
+    "\"uri\":\"/chat.ws\",\"headers\":[[\"accept-language\",\"de;q=0.5,en-GB\"]]},"             \
+    "\"remote\":[\"203.0.113.7\",51514],\"local\":[\"192.0.2.1\",80],\"scheme\":\"ws\","        \
+    "\"user\":\"ann\",\"vhost\":\"example.org\",\"subprotocols\":{\"offered\":[\"chat\"],"      \
+    "\"chosen\":null},\"env\":{},\"answer_required\":"
+
+static int bridge_connect(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval limit = {.tv_sec = WAIT_MS / 1000};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK(fd >= 0);
+    strcpy(address.sun_path, path);
+    CHECK(connect(fd, (struct sockaddr *)&address, sizeof address) == 0);
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0);
+    return fd;
+}
+
+static bool bridge_send_all(int fd, const void *data, size_t length)
+{
+    const char *at = data;
+    while (length > 0) {
+        ssize_t sent = send(fd, at, length, MSG_NOSIGNAL);
+        if (sent <= 0) {
+            return false;
+        }
+        at += sent;
+        length -= (size_t)sent;
+    }
+    return true;
+}
+
+static bool bridge_send(int fd, int first, const void *payload, size_t length)
+{
+    unsigned char header[WIRE_MAX_HEADER];
+    size_t size = wire_encode_header(header, first, length);
+    return bridge_send_all(fd, header, size) && bridge_send_all(fd, payload, length);
+}
+
+static int bridge_open(bool is_asking)
+{
+    char text[1024];
+    int fd = bridge_connect();
+    int length = snprintf(text, sizeof text, OPEN_HEAD "%s}", is_asking ? "true" : "false");
+    bridge_send(fd, WIRE_FIN | WIRE_OP_OPEN, text, (size_t)length);
+    return fd;
+}
+
+static bool bridge_receive_all(int fd, void *data, size_t length)
+{
+    char *at = data;
+    while (length > 0) {
+        ssize_t size = recv(fd, at, length, 0);
+        if (size <= 0) {
+            return false;
+        }
+        at += size;
+        length -= (size_t)size;
+    }
+    return true;
+}
+
+/* Read a frame: its first byte, -1 at the end; the payload is cut to the size there is. */
+static int bridge_receive(int fd, char *payload, size_t capacity, size_t *length)
+{
+    unsigned char head[WIRE_MAX_HEADER];
+    struct wire_header header;
+    const char *problem;
+    size_t size = 0;
+    int result;
+    do {
+        if (!bridge_receive_all(fd, head + size, size < 2 ? 2 - size : header.size - size)) {
+            return -1;
+        }
+        size = size < 2 ? 2 : header.size;
+        result = wire_decode_header(head, size, &header, &problem);
+        CHECK(result >= 0);
+    } while (result == 0);
+    *length = (size_t)header.length;
+    for (uint64_t at = 0; at < header.length;) {
+        char chunk[4096];
+        size_t wanted = header.length - at < sizeof chunk ? (size_t)(header.length - at)
+                                                          : sizeof chunk;
+        if (!bridge_receive_all(fd, chunk, wanted)) {
+            return -1;
+        }
+        for (size_t i = 0; i < wanted && at + i < capacity; i++) {
+            payload[at + i] = chunk[i];
+        }
+        at += wanted;
+    }
+    return header.first;
+}
+
+static void bridge_expect(int fd, int first, const void *payload, size_t length)
+{
+    char found[512] = "";
+    size_t size = 0;
+    int found_first = bridge_receive(fd, found, sizeof found, &size);
+    if (found_first != first || size != length) {
+        fprintf(stderr, "frame %#x %zu %.80s instead of %#x %zu %.80s\n", found_first, size, found,
+                first, length, (const char *)payload);
+    }
+    CHECK(found_first == first && size == length);
+    CHECK(memcmp(found, payload, length < sizeof found ? length : sizeof found) == 0);
+}
+
+static bool is_readable(int fd)
+{
+    struct pollfd watch = {.fd = fd, .events = POLLIN};
+    return poll(&watch, 1, 0) == 1;
+}
+
+/* ---- The program ---- */
+
+static apachews_server *open_server(const apachews_options *options)
+{
+    apachews_error error;
+    apachews_server *server = apachews_server_open(path, options, &error);
+    if (server == NULL) {
+        fprintf(stderr, "%s\n", error.text);
+    }
+    CHECK(server != NULL);
+    return server;
+}
+
+static apachews_event next(apachews_server *server, apachews_kind kind)
+{
+    apachews_event event;
+    CHECK(apachews_server_next(server, WAIT_MS, &event));
+    if (event.kind != kind) {
+        fprintf(stderr, "event %d instead of %d: %d %s\n", event.kind, kind, event.code,
+                event.reason);
+    }
+    CHECK(event.kind == kind);
+    return event;
+}
+
+static void expect_message(apachews_server *server, apachews_type type, const char *text)
+{
+    apachews_event event = next(server, APACHEWS_MESSAGE);
+    CHECK(event.type == type && strcmp(event.data, text) == 0 && event.length == strlen(text));
+}
+
+static void expect_nothing(apachews_server *server)
+{
+    apachews_event event;
+    CHECK(apachews_server_next(server, 0, &event) && event.kind == APACHEWS_TIMEOUT);
+}
+
+static void test_where_it_cannot_listen(void)
+{
+    static const struct {
+        const char *name;
+        const char *group;
+        apachews_error_code code;
+        const char *text;
+    } cases[] = {
+        {"a-name-that-is-longer-than-the-hundred-and-seven-bytes-that-a-path-of-a-unix-socket-has-"
+         "-and-then-some.ws", NULL, APACHEWS_PATH_TOO_LONG, "107 bytes"},
+        {"no-directory/a.ws", NULL, APACHEWS_SYSTEM_ERROR, "No such file or directory"},
+        {"file.ws", NULL, APACHEWS_NOT_A_SOCKET, "no socket"},
+        {"a.ws", "no-such-group", APACHEWS_NO_GROUP, "no-such-group"},
+        {"live.ws", NULL, APACHEWS_IN_USE, "another producer listens"},
+    };
+    char name[256];
+    apachews_error error;
+    snprintf(name, sizeof name, "%s/file.ws", directory);
+    int fd = open(name, O_WRONLY | O_CREAT, 0600);
+    CHECK(fd >= 0);
+    close(fd);
+    snprintf(name, sizeof name, "%s/live.ws", directory);
+    apachews_server *live = apachews_server_open(name, NULL, &error);
+    CHECK(live != NULL && error.code == APACHEWS_NO_ERROR);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        apachews_options options = {.group = cases[i].group, .exclusive = true};
+        snprintf(name, sizeof name, "%s/%s", directory, cases[i].name);
+        CHECK(apachews_server_open(name, &options, &error) == NULL);
+        CHECK(error.code == cases[i].code && strstr(error.text, cases[i].text) != NULL);
+        CHECK(apachews_server_open(name, &options, NULL) == NULL);
+        CHECK(i > 2 || (apachews_create(name) == NULL && errno != 0));
+    }
+    CHECK(apachews_create("") == NULL && errno == ENOENT);
+    apachews_server_free(live);
+    CHECK(access(name, F_OK) != 0);
+}
+
+static void test_files(void)
+{
+    struct stat status;
+    apachews_options options = {.mode = 0606};
+    apachews_server *first = open_server(&options);
+    CHECK(stat(path, &status) == 0 && (status.st_mode & 0777) == 0606);
+    int early = bridge_open(false);
+    /* Taken over: the first keeps whom it has. */
+    apachews_server *second = open_server(NULL);
+    CHECK(stat(path, &status) == 0 && (status.st_mode & 0777) == 0660);
+    int late = bridge_open(false);
+    next(first, APACHEWS_OPEN);
+    next(second, APACHEWS_OPEN);
+    expect_nothing(first);
+    apachews_server_free(first);
+    CHECK(stat(path, &status) == 0); /* it is not its own any more */
+    apachews_server_free(second);
+    CHECK(stat(path, &status) != 0);
+    close(early);
+    close(late);
+}
+
+static void test_messages(void)
+{
+    apachews_server *server = open_server(NULL);
+    expect_nothing(server);
+    CHECK(apachews_server_timeout(server) == -1);
+    int bridge = bridge_open(false);
+    apachews_event event = next(server, APACHEWS_OPEN);
+    apachews_client *client = event.client;
+    const apachews_request *request = apachews_client_request(client);
+    CHECK(strcmp(request->user, "ann") == 0 && !request->resumed);
+    CHECK(apachews_server_clients(server, NULL, 0) == 1);
+    apachews_client_set_data(client, &bridge);
+    CHECK(apachews_client_data(client) == &bridge);
+
+    /* Three in one read: each is a string until the next is asked for. */
+    CHECK(bridge_send_all(bridge, "\x81\x02hi\x82\x02\xFF\x01\x81\x00", 10));
+    expect_message(server, APACHEWS_TEXT, "hi");
+    expect_message(server, APACHEWS_BINARY, "\xFF\x01");
+    expect_message(server, APACHEWS_TEXT, "");
+    /* In pieces. */
+    CHECK(bridge_send_all(bridge, "\x01\x01\xC3\x8A\x01z\x80\x01\xA9", 9));
+    expect_message(server, APACHEWS_TEXT, "\xC3\xA9");
+    /* Large, over many reads. */
+    size_t size = 1024 * 1024;
+    char *large = malloc(size);
+    CHECK(large != NULL);
+    memset(large, 'x', size);
+    unsigned char header[WIRE_MAX_HEADER];
+    CHECK(bridge_send_all(bridge, header,
+                          wire_encode_header(header, WIRE_FIN | WIRE_OP_BINARY, size)));
+    for (size_t at = 0; at < size; at += 65536) {
+        CHECK(bridge_send_all(bridge, large + at, 65536));
+        if (at + 65536 < size) {
+            expect_nothing(server);
+        }
+    }
+    event = next(server, APACHEWS_MESSAGE);
+    CHECK(event.length == size && memcmp(event.data, large, size) == 0);
+
+    CHECK(apachews_send_text(client, "gr\xC3\xBC\xC3\x9F"));
+    bridge_expect(bridge, 0x81, "gr\xC3\xBC\xC3\x9F", 6);
+    CHECK(!apachews_send_text(client, "\xFF") && errno == EILSEQ);
+    CHECK(apachews_send(client, APACHEWS_BINARY, "\xFF", 1));
+    bridge_expect(bridge, 0x82, "\xFF", 1);
+    CHECK(apachews_send(client, APACHEWS_BINARY, NULL, 0));
+    bridge_expect(bridge, 0x82, "", 0);
+
+    CHECK(apachews_ping(client));
+    char ping[8];
+    size_t length;
+    CHECK(bridge_receive(bridge, ping, sizeof ping, &length) == 0x89 && length == 8);
+    CHECK(bridge_send(bridge, 0x8A, "other", 5));
+    CHECK(bridge_send(bridge, 0x8A, ping, 8));
+    event = next(server, APACHEWS_PONG);
+    CHECK(event.client == client && event.latency_s >= 0 && event.latency_s < 10);
+
+    CHECK(!apachews_close(client, 1005, NULL) && errno == EINVAL);
+    CHECK(!apachews_close(client, 1000, "\xFF") && errno == EINVAL);
+    CHECK(apachews_close(client, 4000, "enough"));
+    CHECK(!apachews_close(client, 4000, "enough") && errno == EPIPE);
+    CHECK(!apachews_send_text(client, "late") && errno == EPIPE);
+    CHECK(apachews_server_timeout(server) >= 0);
+    bridge_expect(bridge, 0x88, "\x0F\xA0" "enough", 8);
+    CHECK(bridge_send(bridge, 0x81, "crossed", 7));
+    CHECK(bridge_send(bridge, 0x88, "\x0F\xA0", 2));
+    event = next(server, APACHEWS_CLOSE);
+    CHECK(event.client == client && event.code == 4000 && apachews_client_data(client) == &bridge);
+    expect_nothing(server);
+    free(large);
+    close(bridge);
+    apachews_server_free(server);
+}
+
+static void test_ends(void)
+{
+    apachews_server *server = open_server(&(apachews_options){.max_message_bytes = 8});
+    static const struct {
+        const char *bytes;
+        size_t length;
+        int code;
+    } cases[] = {
+        {"\x88\x05\x0F\xA1" "bye", 7, 4001},
+        {"\x88\x00", 2, 1005},
+        {"\x81\x09" "123456789", 11, 1009},
+        {"\x81\x01\xFF", 3, 1007},
+        {"\xC1\x00", 2, 1002},
+        {"", 0, 1006},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        int bridge = bridge_open(false);
+        apachews_client *client = next(server, APACHEWS_OPEN).client;
+        CHECK(bridge_send_all(bridge, cases[i].bytes, cases[i].length));
+        CHECK(shutdown(bridge, SHUT_WR) == 0);
+        apachews_event event = next(server, APACHEWS_CLOSE);
+        CHECK(event.client == client && event.code == cases[i].code);
+        CHECK(apachews_client_has_ended(client));
+        CHECK(!apachews_send_text(client, "late") && !apachews_close(client, 1000, NULL));
+        CHECK(!apachews_group_join(client, "room") && errno == EPIPE);
+        expect_nothing(server);
+        close(bridge);
+    }
+    /* Who does not speak the wire is no client; who only looks is nobody. */
+    int stranger = bridge_connect();
+    CHECK(bridge_send_all(stranger, "GET / HTTP/1.0\r\n\r\n", 18));
+    apachews_event event = next(server, APACHEWS_INVALID);
+    CHECK(event.client == NULL && event.code == 1002 && event.reason[0] != '\0');
+    close(stranger);
+    close(bridge_connect());
+    expect_nothing(server);
+    apachews_server_free(server);
+}
+
+static void test_kept_clients(void)
+{
+    apachews_server *server = open_server(NULL);
+    int bridge = bridge_open(false);
+    apachews_client *client = apachews_client_keep(next(server, APACHEWS_OPEN).client);
+    close(bridge);
+    next(server, APACHEWS_CLOSE);
+    expect_nothing(server);
+    CHECK(!apachews_send_text(client, "a") && !apachews_ping(client));
+    CHECK(strcmp(apachews_client_request(client)->id, "id-1") == 0);
+    CHECK(!apachews_group_leave(client, "room") && apachews_client_queued_bytes(client) == 0);
+    apachews_server_free(server);
+    CHECK(!apachews_send_text(client, "a") && !apachews_close(client, 1000, NULL));
+    CHECK(!apachews_accept(client, NULL, NULL, 0, NULL));
+    apachews_client_release(client);
+    apachews_client_release(NULL);
+    apachews_server_free(NULL);
+}
+
+static void test_slow_clients(void)
+{
+    static char block[65536];
+    apachews_server *server = open_server(&(apachews_options){.max_queue_bytes = 1 << 20});
+    int slow = bridge_open(false);
+    apachews_client *client = next(server, APACHEWS_OPEN).client;
+    int fast = bridge_open(false);
+    apachews_client *other = next(server, APACHEWS_OPEN).client;
+    apachews_delivery delivery;
+    size_t sent = 0;
+    memset(block, 'x', sizeof block);
+    do {
+        delivery = apachews_broadcast(server, APACHEWS_TEXT, block, sizeof block);
+        bridge_expect(fast, 0x81, block, sizeof block);
+        CHECK(++sent < 1000);
+        if (apachews_client_queued_bytes(client) > 600000 &&
+            apachews_client_queued_bytes(client) < 700000) {
+            /* Half full: it is not read from. */
+            CHECK(bridge_send(slow, 0x81, "?", 1));
+            expect_nothing(server);
+        }
+    } while (delivery.reached == 2);
+    CHECK(delivery.reached == 1 && delivery.skipped == 1);
+    apachews_event event = next(server, APACHEWS_CLOSE);
+    CHECK(event.client == client && event.code == 1013);
+    CHECK(apachews_send_text(other, "still here"));
+    bridge_expect(fast, 0x81, "still here", 10);
+    /* What was begun comes whole, and then the goodbye. */
+    char payload[256];
+    size_t length;
+    int first;
+    while ((expect_nothing(server), first = bridge_receive(slow, payload, sizeof payload,
+                                                          &length)) == 0x81) {
+        CHECK(length == sizeof block);
+    }
+    CHECK(first == 0x88 && memcmp(payload, "\x03\xF5", 2) == 0);
+    close(slow);
+    close(fast);
+    apachews_server_free(server);
+}
+
+static void test_what_waits_is_sent_in_order(void)
+{
+    apachews_server *server = open_server(&(apachews_options){.max_queue_bytes = 64 << 20});
+    int bridge = bridge_open(false);
+    apachews_client *client = next(server, APACHEWS_OPEN).client;
+    static char block[100000];
+    char payload[64], expected[64];
+    size_t length;
+    int count = 3000;
+    for (int i = 0; i < count; i++) {
+        int size = snprintf(block, sizeof block, "%d ", i);
+        CHECK(apachews_send(client, APACHEWS_BINARY, block,
+                            i % 100 == 0 ? sizeof block : (size_t)size + (size_t)(i % 40)));
+        if (i % 50 == 0) {
+            apachews_group_send(server, NULL, APACHEWS_BINARY, block, (size_t)size, NULL);
+        }
+    }
+    CHECK(apachews_client_queued_bytes(client) > 1000000);
+    for (int i = 0; i < count; i++) {
+        for (int again = 0; again <= (i % 50 == 0); again++) {
+            expect_nothing(server);
+            CHECK(bridge_receive(bridge, payload, sizeof payload, &length) == 0x82);
+            int size = snprintf(expected, sizeof expected, "%d ", i);
+            CHECK(memcmp(payload, expected, (size_t)size) == 0);
+        }
+    }
+    expect_nothing(server);
+    CHECK(apachews_client_queued_bytes(client) == 0);
+    close(bridge);
+    apachews_server_free(server);
+}
+
+static void test_groups(void)
+{
+    enum { COUNT = 3 };
+    apachews_server *server = open_server(NULL);
+    apachews_client *clients[COUNT], *members[COUNT];
+    int bridges[COUNT];
+    char name[32];
+    for (int i = 0; i < COUNT; i++) {
+        bridges[i] = bridge_open(false);
+        clients[i] = next(server, APACHEWS_OPEN).client;
+        CHECK(apachews_group_join(clients[i], "room") && apachews_group_join(clients[i], "room"));
+    }
+    CHECK(apachews_group_members(server, "room", members, COUNT) == COUNT);
+    CHECK(members[0] == clients[0] && members[2] == clients[2]);
+    CHECK(apachews_group_members(server, "nowhere", members, COUNT) == 0);
+    apachews_delivery delivery =
+        apachews_group_send(server, "room", APACHEWS_TEXT, "hello", 5, clients[1]);
+    CHECK(delivery.reached == 2 && delivery.skipped == 0);
+    bridge_expect(bridges[0], 0x81, "hello", 5);
+    bridge_expect(bridges[2], 0x81, "hello", 5);
+    CHECK(!is_readable(bridges[1]));
+    delivery = apachews_group_send(server, "room", APACHEWS_TEXT, "\xFF", 1, NULL);
+    CHECK(delivery.reached == 0 && errno == EILSEQ);
+    for (int i = 0; i < 100; i++) {
+        snprintf(name, sizeof name, "room %d", i);
+        CHECK(apachews_group_join(clients[0], name));
+    }
+    CHECK(apachews_group_leave(clients[0], "room 50"));
+    CHECK(!apachews_group_leave(clients[0], "room 50"));
+    delivery = apachews_group_send(server, "room 51", APACHEWS_BINARY, "x", 1, NULL);
+    CHECK(delivery.reached == 1);
+    bridge_expect(bridges[0], 0x82, "x", 1);
+    close(bridges[0]);
+    next(server, APACHEWS_CLOSE);
+    CHECK(apachews_group_members(server, "room", NULL, 0) == 2);
+    CHECK(apachews_group_members(server, "room 51", NULL, 0) == 0);
+
+    /* From outside. */
+    int publisher = bridge_connect();
+    static const char all[] = "{\"version\":1,\"group\":null}";
+    CHECK(bridge_send(publisher, 0x86, all, strlen(all)) && bridge_send(publisher, 0x81, "a", 1));
+    expect_nothing(server);
+    static const char answer[] = "{\"version\":1,\"reached\":2,\"skipped\":0}";
+    bridge_expect(publisher, 0x86, answer, strlen(answer));
+    bridge_expect(bridges[1], 0x81, "a", 1);
+    bridge_expect(bridges[2], 0x81, "a", 1);
+    close(publisher);
+    publisher = bridge_connect();
+    static const char some[] = "{\"version\":1,\"group\":\"nowhere\"}";
+    CHECK(bridge_send(publisher, 0x86, some, strlen(some)) && bridge_send(publisher, 0x82, "a", 1));
+    expect_nothing(server);
+    static const char nobody[] = "{\"version\":1,\"reached\":0,\"skipped\":0}";
+    bridge_expect(publisher, 0x86, nobody, strlen(nobody));
+    CHECK(bridge_send(publisher, 0x88, "", 0));
+    expect_nothing(server);
+    close(publisher);
+    close(bridges[1]);
+    close(bridges[2]);
+    apachews_server_free(server);
+}
+
+static void test_answers(void)
+{
+    apachews_server *server = open_server(NULL);
+    apachews_error error;
+    int bridge = bridge_open(false);
+    apachews_client *client = next(server, APACHEWS_OPEN).client;
+    CHECK(!apachews_reject(client, 403, NULL, NULL, 0, &error));
+    CHECK(error.code == APACHEWS_NOT_ASKED && strstr(error.text, "APACHEWS_ACCEPT") != NULL);
+    CHECK(!apachews_accept(client, "chat", NULL, 0, &error) && error.code == APACHEWS_NOT_ASKED);
+    close(bridge);
+    next(server, APACHEWS_CLOSE);
+
+    bridge = bridge_open(true);
+    client = next(server, APACHEWS_OPEN).client;
+    CHECK(!apachews_send_text(client, "early") && errno == EPIPE);
+    CHECK(apachews_server_clients(server, NULL, 0) == 0);
+    CHECK(!apachews_accept(client, "other", NULL, 0, &error) && error.code == APACHEWS_BAD_ANSWER);
+    apachews_pair cookie = {"Set-Cookie", "seen=1", 0};
+    CHECK(apachews_accept(client, "chat", &cookie, 1, &error));
+    CHECK(!apachews_accept(client, "chat", &cookie, 1, &error));
+    CHECK(error.code == APACHEWS_NOT_WAITING);
+    CHECK(apachews_send_text(client, "welcome"));
+    static const char yes[] =
+        "{\"accept\":true,\"headers\":[[\"Set-Cookie\",\"seen=1\"]],\"subprotocol\":\"chat\"}";
+    bridge_expect(bridge, 0x84, yes, strlen(yes));
+    bridge_expect(bridge, 0x81, "welcome", 7);
+    close(bridge);
+    next(server, APACHEWS_CLOSE);
+
+    bridge = bridge_open(true);
+    client = next(server, APACHEWS_OPEN).client;
+    CHECK(apachews_reject(client, 404, "No such room.", NULL, 0, &error));
+    static const char no[] =
+        "{\"accept\":false,\"headers\":[],\"status\":404,\"body\":\"No such room.\"}";
+    bridge_expect(bridge, 0x84, no, strlen(no));
+    close(bridge);
+    apachews_event event = next(server, APACHEWS_CLOSE);
+    CHECK(event.code == 1006 && strcmp(event.reason, "it was refused") == 0);
+
+    bridge = bridge_open(true);
+    client = next(server, APACHEWS_OPEN).client;
+    CHECK(apachews_close(client, 1000, "no place"));
+    static const char later[] = "{\"accept\":false,\"headers\":[],\"status\":503,\"body\":\"\"}";
+    bridge_expect(bridge, 0x84, later, strlen(later));
+    close(bridge);
+    next(server, APACHEWS_CLOSE);
+    apachews_server_free(server);
+}
+
+static void test_drain(void)
+{
+    apachews_server *server = open_server(NULL);
+    apachews_event event;
+    int bridge = bridge_open(false);
+    apachews_client *client = next(server, APACHEWS_OPEN).client;
+    int late = bridge_open(false); /* on the way when the file goes */
+    int asking = bridge_open(true);
+    apachews_server_drain(server, 5000);
+    apachews_server_drain(server, 5000);
+    CHECK(access(path, F_OK) != 0);
+    bridge_expect(bridge, 0x85, "", 0);
+    CHECK(bridge_send(bridge, 0x81, "last", 4) && bridge_send(bridge, 0x85, "", 0));
+    /* (In the order in which epoll tells of them.) */
+    int seen_last = 0, seen_moved = 0, seen_open = 0, seen_refused = 0;
+    while (apachews_server_next(server, WAIT_MS, &event)) {
+        CHECK(event.kind != APACHEWS_TIMEOUT);
+        if (event.kind == APACHEWS_MESSAGE) {
+            CHECK(event.client == client && strcmp(event.data, "last") == 0);
+            CHECK(apachews_send_text(client, "answer"));
+            seen_last++;
+        } else if (event.kind == APACHEWS_OPEN) {
+            if (!apachews_client_request(event.client)->answer_required) {
+                bridge_expect(late, 0x85, "", 0);
+                CHECK(bridge_send(late, 0x85, "", 0));
+            } else {
+                char payload[256];
+                size_t length;
+                CHECK(bridge_receive(asking, payload, sizeof payload, &length) == 0x84);
+                close(asking);
+            }
+            seen_open++;
+        } else if (event.kind == APACHEWS_CLOSE && event.code == 1012) {
+            /* It has moved, and can still be told. */
+            CHECK(apachews_send_text(event.client, "so long"));
+            CHECK(!apachews_close(event.client, 1000, NULL));
+            seen_moved++;
+        } else {
+            CHECK(event.kind == APACHEWS_CLOSE && event.code == 1006);
+            seen_refused++;
+        }
+    }
+    CHECK(seen_last == 1 && seen_open == 2 && seen_moved == 2 && seen_refused == 1);
+    bridge_expect(bridge, 0x81, "answer", 6);
+    bridge_expect(bridge, 0x81, "so long", 7);
+    bridge_expect(late, 0x81, "so long", 7);
+    char byte;
+    CHECK(recv(bridge, &byte, 1, 0) == 0);
+    CHECK(!apachews_server_next(server, -1, &event));
+    apachews_server_free(server);
+    close(bridge);
+    close(late);
+}
+
+static void test_a_drain_that_takes_too_long(void)
+{
+    apachews_server *server = open_server(NULL);
+    apachews_event event;
+    int bridge = bridge_open(false);
+    next(server, APACHEWS_OPEN);
+    apachews_server_drain(server, 20);
+    CHECK(apachews_server_timeout(server) >= 0 && apachews_server_timeout(server) <= 20);
+    event = next(server, APACHEWS_CLOSE);
+    CHECK(event.code == 1012);
+    CHECK(!apachews_server_next(server, -1, &event));
+    apachews_server_free(server);
+    close(bridge);
+}
+
+static void test_stop(void)
+{
+    apachews_server *server = open_server(NULL);
+    apachews_event event;
+    int one = bridge_open(false);
+    next(server, APACHEWS_OPEN);
+    int other = bridge_open(false);
+    apachews_client *client = next(server, APACHEWS_OPEN).client;
+    CHECK(bridge_send_all(other, "\x01\x02qu\x80\x02it\x81\x01x", 11));
+    event = next(server, APACHEWS_MESSAGE);
+    apachews_server_stop(server);
+    apachews_server_stop(server);
+    CHECK(strcmp(event.data, "quit") == 0); /* still in hand */
+    CHECK(access(path, F_OK) != 0);
+    bridge_expect(one, 0x88, "\x03\xE9the server closes", 19);
+    CHECK(!apachews_send_text(client, "late"));
+    for (int i = 0; i < 2; i++) {
+        event = next(server, APACHEWS_CLOSE);
+        CHECK(event.code == 1001);
+    }
+    CHECK(!apachews_server_next(server, -1, &event));
+    CHECK(!apachews_server_next(server, -1, &event));
+    apachews_server_free(server);
+    close(one);
+    close(other);
+}
+
+static apachews_server *to_wake;
+
+static void wake(int number)
+{
+    (void)number;
+    apachews_server_wake(to_wake);
+}
+
+static void test_waking(void)
+{
+    apachews_server *server = to_wake = open_server(NULL);
+    signal(SIGALRM, wake);
+    struct itimerval soon = {.it_value = {.tv_usec = 20000}};
+    CHECK(setitimer(ITIMER_REAL, &soon, NULL) == 0);
+    next(server, APACHEWS_WAKE);
+    signal(SIGALRM, SIG_DFL);
+    /* (The signal, and what its handler did, may be two.) */
+    apachews_event event;
+    while (apachews_server_next(server, 0, &event) && event.kind == APACHEWS_WAKE) {
+    }
+    apachews_server_wake(server);
+    CHECK(is_readable(apachews_server_fd(server)));
+    next(server, APACHEWS_WAKE);
+    expect_nothing(server);
+    apachews_server_free(server);
+}
+
+static void test_the_original_interface(void)
+{
+    apachews_context *context = apachews_create(path);
+    CHECK(context != NULL);
+    int bridge = bridge_open(false);
+    apachews_event *event = apachews_server_next_event(context);
+    CHECK(apachews_event_get_type(event) == ApacheWSAcceptEvent);
+    CHECK(apachews_event_get_context(event) == context);
+    apachews_client *client = apachews_event_get_client(event);
+    CHECK(strcmp(apachews_client_get_language(client), "en-GB") == 0);
+    CHECK(apachews_client_get_socket(client) >= 0);
+    uint8_t *data;
+    size_t length;
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSNoData && data == NULL);
+    CHECK(apachews_event_respond(event, (const uint8_t *)"hello", 5) == 5);
+    bridge_expect(bridge, 0x81, "hello", 5);
+    apachews_event_free(event);
+
+    CHECK(bridge_send(bridge, 0x81, "text", 4) && bridge_send(bridge, 0x82, "data", 4) &&
+          bridge_send(bridge, 0x81, "", 0));
+    apachews_event *text = apachews_server_next_event(context);
+    apachews_event *binary = apachews_server_next_event(context);
+    /* An event is the program's for as long as it likes. */
+    CHECK(apachews_event_get_type(text) == ApacheWSIOEvent);
+    CHECK(apachews_event_read(text, &data, &length) == ApacheWSSuccess && length == 4);
+    CHECK(memcmp(data, "text", 5) == 0);
+    CHECK(apachews_event_respond(text, data, length) == 4);
+    free(data);
+    bridge_expect(bridge, 0x81, "text", 4);
+    CHECK(apachews_event_respond(binary, (const uint8_t *)"x", 1) == 1);
+    bridge_expect(bridge, 0x82, "x", 1);
+    CHECK(apachews_event_respond(text, (const uint8_t *)"\xFF", 1) == 1);
+    bridge_expect(bridge, 0x82, "\xFF", 1);
+    /* What it sent last was binary; now it is text. */
+    CHECK(apachews_client_send(client, "x", 1) == 1);
+    bridge_expect(bridge, 0x82, "x", 1);
+    apachews_event_free(text);
+    apachews_event_free(binary);
+    event = apachews_server_next_event(context);
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSNoData && length == 0);
+    apachews_event_free(event);
+    CHECK(apachews_server_broadcast(context, (const uint8_t *)"all", 3) == 3);
+    bridge_expect(bridge, 0x81, "all", 3);
+
+    CHECK(apachews_client_close(client) == 0 && apachews_client_close(client) == -1);
+    bridge_expect(bridge, 0x88, "\x03\xE8", 2);
+    close(bridge);
+    event = apachews_server_next_event(context);
+    CHECK(apachews_event_get_type(event) == ApacheWSIOEvent);
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSConnectionClosed);
+    CHECK(apachews_event_get_client(event) == client);
+    CHECK(apachews_client_send(client, "x", 1) == -1);
+    CHECK(apachews_client_get_socket(client) == INVALID_SOCKET);
+    apachews_context_remove_client(context, client);
+    apachews_client_free(client);
+    apachews_event_free(event);
+
+    to_wake = NULL;
+    CHECK(apachews_server_close(context) == 0);
+    CHECK(apachews_server_next_event(context) == NULL);
+    apachews_context_free(context);
+    apachews_context_free(NULL);
+
+    context = apachews_create_with_close_events(path);
+    bridge = bridge_open(true); /* such a program lets in whoever asks */
+    event = apachews_server_next_event(context);
+    bridge_expect(bridge, 0x84, "{\"accept\":true,\"headers\":[],\"subprotocol\":null}", 47);
+    apachews_event_free(event);
+    close(bridge);
+    event = apachews_server_next_event(context);
+    CHECK(apachews_event_get_type(event) == ApacheWSCloseEvent);
+    apachews_event_free(event);
+    apachews_event_free(NULL);
+    apachews_context_free(context);
+
+    apachews_stream *stream = apachews_stream_new();
+    for (int i = 0; i < 10000; i++) {
+        CHECK(apachews_stream_append(stream, "0123456789", 10) == 0);
+    }
+    CHECK(apachews_stream_length(stream) == 100000);
+    CHECK(memcmp(apachews_stream_data(stream) + 99990, "0123456789", 10) == 0);
+    CHECK(apachews_stream_resize(stream, 5) == 0 && apachews_stream_length(stream) <= 8192);
+    apachews_stream_free(stream);
+    apachews_stream_free(NULL);
+    apachews_initialize_os();
+}
+
+/* Whatever a program does, once; nothing is expected but that it ends. */
+static void live(void)
+{
+    static char block[300000];
+    apachews_event event;
+    apachews_server *server =
+        apachews_server_open(path, &(apachews_options){.max_queue_bytes = 1000000}, NULL);
+    if (server == NULL) {
+        return;
+    }
+    int bridges[3] = {bridge_open(false), bridge_open(true), bridge_open(false)};
+    int publisher = bridge_connect();
+    bridge_send(publisher, 0x86, "{\"version\":1,\"group\":\"room\"}", 28);
+    bridge_send(publisher, 0x81, "published", 9);
+    for (int i = 0; i < 3; i++) {
+        bridge_send(bridges[i], 0x01, "in ", 3);
+        bridge_send(bridges[i], 0x00, block, 50000);
+        bridge_send(bridges[i], 0x80, "pieces", 6);
+        bridge_send_all(bridges[i], "\x81", 1); /* a header that is not whole */
+    }
+    for (int turn = 0; turn < 60 && apachews_server_next(server, 0, &event); turn++) {
+        if (event.kind == APACHEWS_OPEN) {
+            apachews_accept(event.client, NULL, NULL, 0, NULL);
+            apachews_group_join(event.client, "room");
+            apachews_group_join(event.client, "other room");
+            apachews_ping(event.client);
+        } else if (event.kind == APACHEWS_MESSAGE) {
+            apachews_send(event.client, event.type, event.data, event.length);
+            for (int i = 0; i < 4; i++) {
+                apachews_group_send(server, "room", APACHEWS_BINARY, block, sizeof block, NULL);
+                apachews_send_text(event.client, "small");
+                apachews_broadcast(server, APACHEWS_TEXT, "all", 3);
+            }
+        } else if (event.kind == APACHEWS_CLOSE) {
+            apachews_client_release(apachews_client_keep(event.client));
+        } else if (event.kind == APACHEWS_TIMEOUT && turn > 20) {
+            apachews_server_drain(server, 0);
+        }
+    }
+    apachews_server_free(server);
+    for (int i = 0; i < 3; i++) {
+        close(bridges[i]);
+    }
+    close(publisher);
+}
+
+static apachews_context *to_close;
+
+static void close_it(int number)
+{
+    (void)number;
+    apachews_server_close(to_close);
+}
+
+static void live_as_the_original(void)
+{
+    apachews_context *context = to_close = apachews_create(path);
+    if (context == NULL) {
+        return;
+    }
+    /* A client that finds no memory is no event; nor is the end of one. */
+    struct itimerval soon = {.it_value = {.tv_usec = 200000}};
+    struct itimerval never = {.it_value = {0}};
+    signal(SIGALRM, close_it);
+    CHECK(setitimer(ITIMER_REAL, &soon, NULL) == 0);
+    int bridge = bridge_open(false);
+    bridge_send(bridge, 0x81, "hello", 5);
+    close(bridge);
+    apachews_event *event;
+    while ((event = apachews_server_next_event(context)) != NULL) {
+        uint8_t *data;
+        size_t length;
+        apachews_status status = apachews_event_read(event, &data, &length);
+        apachews_client_get_language(apachews_event_get_client(event));
+        apachews_server_broadcast(context, (const uint8_t *)"all", 3);
+        free(data);
+        apachews_event_free(event);
+        if (status == ApacheWSConnectionClosed) {
+            break;
+        }
+    }
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+    signal(SIGALRM, SIG_DFL);
+    apachews_context_free(context);
+}
+
+static void test_memory_that_runs_out(void)
+{
+    static void (*const lives[])(void) = {live, live_as_the_original};
+    for (size_t i = 0; i < sizeof lives / sizeof lives[0]; i++) {
+        allocations = 0;
+        lives[i]();
+        long count = allocations;
+        CHECK(count > 10 && count < 5000);
+        for (fails_at = 0; fails_at < count; fails_at++) {
+            allocations = 0;
+            lives[i]();
+        }
+        fails_at = -1;
+        CHECK(access(path, F_OK) != 0);
+    }
+}
+
+int main(void)
+{
+    const char *temporary = getenv("TMPDIR");
+    snprintf(directory, sizeof directory, "%.40s/awsXXXXXX", temporary ? temporary : "/tmp");
+    CHECK(mkdtemp(directory) != NULL);
+    snprintf(path, sizeof path, "%s/test.ws", directory);
+    setvbuf(stdout, NULL, _IONBF, 0);
+    test_where_it_cannot_listen();
+    test_files();
+    test_messages();
+    test_ends();
+    test_kept_clients();
+    test_slow_clients();
+    test_what_waits_is_sent_in_order();
+    test_groups();
+    test_answers();
+    test_drain();
+    test_a_drain_that_takes_too_long();
+    test_stop();
+    test_waking();
+    test_the_original_interface();
+    test_memory_that_runs_out();
+    char name[96];
+    snprintf(name, sizeof name, "%s/file.ws", directory);
+    CHECK(unlink(name) == 0);
+    CHECK(rmdir(directory) == 0); /* nothing is left in it */
+    puts("server: all is so");
+    return 0;
+}
