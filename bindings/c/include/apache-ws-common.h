@@ -68,9 +68,11 @@ enum apachews_status {
     ApacheWSOther
 };
 
+#ifndef __cplusplus
 /* Numbers, so that a switch need not name them all, whichever version it was written for. */
 typedef int apachews_event_type;
 typedef int apachews_status;
+#endif
 
 typedef struct apachews_event apachews_event;
 typedef struct apachews_context apachews_context;
@@ -83,6 +85,9 @@ APACHEWS_API apachews_context *apachews_create_with_close_events(const char *pat
 #ifdef APACHEWS_CLOSE_EVENTS
 #define apachews_create apachews_create_with_close_events
 #endif
+/* What is behind it, for the calls of apachews.h; not to be stopped or freed by itself.  (New
+ * here.) */
+APACHEWS_API struct apachews_server *apachews_context_server(const apachews_context *context);
 /* Close, and give everything back. */
 APACHEWS_API void apachews_context_free(apachews_context *context);
 /* Close a client, where it is not closed yet. */

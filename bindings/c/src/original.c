@@ -80,6 +80,11 @@ apachews_context *apachews_create_with_close_events(const char *path)
     return create(path, true);
 }
 
+struct apachews_server *apachews_context_server(const apachews_context *context)
+{
+    return context->server;
+}
+
 void apachews_context_free(apachews_context *context)
 {
     if (context != NULL) {

@@ -735,6 +735,7 @@ static void test_the_original_interface(void)
     apachews_event *event = apachews_server_next_event(context);
     CHECK(apachews_event_get_type(event) == ApacheWSAcceptEvent);
     CHECK(apachews_event_get_context(event) == context);
+    CHECK(apachews_server_clients(apachews_context_server(context), NULL, 0) == 1);
     apachews_client *client = apachews_event_get_client(event);
     CHECK(strcmp(apachews_client_get_language(client), "en-GB") == 0);
     CHECK(apachews_client_get_socket(client) >= 0);

@@ -1,0 +1,53 @@
+"""Building bindings/c, once a run: ``built(kind)`` gives the directory with what was built.
+
+Kinds: ``plain`` is what ``cmake`` makes for anybody, optimised; ``sanitized`` has ASan and
+UBSan in everything.  Both take warnings for errors.  What was built stays in
+``artefacts/c``, so that the next run builds what has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+SOURCE: Final = Path(__file__).parents[2] / "bindings" / "c"
+ARTEFACTS: Final = Path(__file__).parents[2] / "artefacts" / "c"
+WARNINGS: Final = ("-Wall", "-Wextra", "-Werror")
+KINDS: Final = {
+    "plain": ("-DCMAKE_BUILD_TYPE=Release",),
+    "sanitized": ("-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DAPACHEWS_SANITIZE=address,undefined"),
+}
+
+
+def why_not() -> str:
+    """Return why nothing can be built here, or ""."""
+    for program in ("gcc", "cmake"):
+        if not shutil.which(program):
+            return f"{program} is not installed: deploy/test installs it"
+    return ""
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a command that must succeed; return what it says."""
+    result = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout}"
+    return result.stdout
+
+
+@functools.cache
+def built(kind: str) -> Path:
+    """Build, and return the directory."""
+    directory = ARTEFACTS / kind
+    run("cmake", "-S", SOURCE, "-B", directory, "-DAPACHEWS_WERROR=ON", *KINDS[kind])
+    run("cmake", "--build", directory, "--parallel", "2")
+    return directory

@@ -1,0 +1,21 @@
+"""Skips all of it, and says why, where nothing can be built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .build import KINDS, built, why_not
+
+
+@pytest.fixture(autouse=True, scope="session")
+def can_build() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=KINDS)
+def programs(request: pytest.FixtureRequest, can_build: None) -> Path:
+    """Where the programs are, of each kind in turn."""
+    return built(request.param)
