@@ -17,12 +17,13 @@ import pytest
 from ..site import IS_ROOT, ROOT
 
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
-PROGRAMS = ("unshare", "setpriv", "ip", "curl", "openssl", "apache2")
+PROGRAMS = ("unshare", "setpriv", "ip", "curl", "openssl", "apache2", "cmake", "pkg-config", "gcc")
 # Pages that are read one after the other, on one machine.
 READINGS = [
     ["README.md"],
     [
         "docs/quickstart.md",
+        "docs/c.md",
         "docs/tutorial.md",
         "docs/howto/publish.md",
         "docs/howto/deploy.md",

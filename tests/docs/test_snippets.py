@@ -31,6 +31,8 @@ from apachews.apache import private_apache
 from apachews.apache.private_apache import DEBIAN_MODULES, PrivateApache
 from apachews.cli import make_parser
 
+from ..c import build as c_build
+from ..c.test_library import CMAKE
 from ..conftest import DEADLINE_S, wait_for
 from ..site import HANDLER, ROOT
 from ..unit.test_reference import OPEN, Browser, serving
@@ -54,6 +56,7 @@ LANGUAGES = {
     "text",
     "ini",
     "c",
+    "cmake",
     "",
     "console",
     "yaml",
@@ -64,6 +67,20 @@ import sys
 from apachews import *
 rooms = {"room=1"}
 server = Server(sys.argv[1])
+"""
+# The same in C.
+C_PRELUDE = """\
+#include <apachews.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+extern apachews_server *server;
+extern apachews_event event;
+extern volatile sig_atomic_t is_told;
+void serve(apachews_event *event);
+void fragment(void);
+void fragment(void)
+{
 """
 # What Debian has on, or a block says to switch on, beside what private.conf loads.
 MODULES = (
@@ -233,6 +250,46 @@ def test_python_runs(block: Block, short_path: Path) -> None:
         serves(block, short_path)
 
 
+@in_language("c")
+def test_c_compiles_and_runs(block: Block, short_path: Path) -> None:
+    """A whole program is one that a client talks to; a fragment is compiled."""
+    skip_if_marked(block)
+    if reason := c_build.why_not():
+        pytest.skip(reason)
+    source, program = short_path / "snippet.c", short_path / "snippet"
+    compiler: list[str | Path] = ["cc", *c_build.WARNINGS, "-I", c_build.SOURCE / "include", source]
+    if "int main(" not in block.text:
+        is_case = block.text.startswith("case ")
+        text = f"switch (event.kind) {{\n{block.text}default: break;\n}}" if is_case else block.text
+        source.write_text(f"{C_PRELUDE}{text}\n}}\n")
+        c_build.run(*compiler, "-fsyntax-only")
+        return
+    source.write_text(SOCKETS.sub(rf"{short_path}/\2", block.text))
+    c_build.run(*compiler, c_build.built("plain") / "libapachews.a", "-o", program)
+    found = SOCKETS.search(block.text)
+    assert found, f"{block.name} listens nowhere"
+    path = short_path / found[2]
+    process = subprocess.Popen([program])
+    try:
+        wait_for(lambda: path.exists() or process.poll() is not None)
+        converse({"say": [], "hear": [], "answer": {}} | talk_of(block), path)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+@in_language("cmake")
+def test_cmake_is_what_its_test_has(block: Block) -> None:
+    assert block.text in CMAKE
+
+
+def talk_of(block: Block) -> dict[str, Any]:
+    """Return what the comment before a block says of the talk, if it does."""
+    is_there = block.comment.startswith("talk: ")
+    return dict(json.loads(block.comment.removeprefix("talk: "))) if is_there else {}
+
+
 def write(block: Block, directory: Path, prelude: str = "") -> Path:
     program = directory / ("test_it.py" if "def test_" in block.text else "program")
     program.write_text(prelude + SOCKETS.sub(rf"{directory}/\2", block.text))
@@ -285,9 +342,7 @@ def publishes(interpreter: list[str], block: Block, directory: Path) -> None:
 
 
 def serves(block: Block, directory: Path) -> None:
-    talk = {"say": ["hello"], "hear": [], "answer": {}}
-    if block.comment.startswith("talk: "):
-        talk |= json.loads(block.comment.removeprefix("talk: "))
+    talk = {"say": ["hello"], "hear": [], "answer": {}} | talk_of(block)
     is_whole = "Server(" in block.text or "serve(" in block.text
     program = write(block, directory, "" if is_whole else PRELUDE)
     found = SOCKETS.search(block.text)
