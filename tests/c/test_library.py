@@ -119,7 +119,6 @@ def test_valgrind_finds_nothing(test: str) -> None:
         "--error-exitcode=99",
         "--leak-check=full",
         "--show-leak-kinds=all",
-        "--track-fds=yes",
         built("plain") / test,
     )
     assert "all is so" in said

@@ -230,6 +230,7 @@ APACHEWS_API size_t apachews_server_clients(apachews_server *server, apachews_cl
  * EPIPE   the client is gone, being closed or not accepted yet;
  * ENOBUFS more than max_queue_bytes wait for it: this cost it the connection, with 1013;
  * EILSEQ  a text that is not UTF-8; nothing was sent;
+ * EINVAL  a type that is none;
  * ENOMEM  no memory to queue it: this cost it the connection, with 1011. */
 APACHEWS_API bool apachews_send(apachews_client *client, apachews_type type, const void *data,
                                 size_t length);
@@ -251,8 +252,8 @@ APACHEWS_API bool apachews_ping(apachews_client *client);
  * is gone or being closed already. */
 APACHEWS_API bool apachews_close(apachews_client *client, int code, const char *reason);
 
-/* Send a message to every client.  Where a text is not UTF-8 it goes to nobody, and errno is
- * EILSEQ; errno is 0 otherwise. */
+/* Send a message to every client.  Where it cannot go to anybody errno says why: EILSEQ, EINVAL
+ * or ENOMEM; else it is 0. */
 APACHEWS_API apachews_delivery apachews_broadcast(apachews_server *server, apachews_type type,
                                                   const void *data, size_t length);
 

@@ -140,13 +140,18 @@ bool apachews_is_utf8(const void *data, size_t length)
     return utf8_is_valid(data, length);
 }
 
+int client_check_message(apachews_type type, const void *data, size_t length)
+{
+    if (type != APACHEWS_TEXT && type != APACHEWS_BINARY) {
+        return EINVAL;
+    }
+    return type == APACHEWS_TEXT && !utf8_is_valid(data, length) ? EILSEQ : 0;
+}
+
 bool apachews_send(apachews_client *client, apachews_type type, const void *data, size_t length)
 {
-    if (type == APACHEWS_TEXT && !utf8_is_valid(data, length)) {
-        errno = EILSEQ;
-        return false;
-    }
-    return client_send(client, WIRE_FIN | (int)type, data, length);
+    errno = client_check_message(type, data, length);
+    return errno == 0 && client_send(client, WIRE_FIN | (int)type, data, length);
 }
 
 bool apachews_send_text(apachews_client *client, const char *text)

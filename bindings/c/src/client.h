@@ -64,6 +64,9 @@ bool client_is_receiving(const struct apachews_client *client);
 /* False while it must first take what is queued, and once it has moved. */
 bool client_wants_reading(const struct apachews_client *client);
 
+/* What errno says of a message: 0, EILSEQ or EINVAL. */
+int client_check_message(apachews_type type, const void *data, size_t length);
+
 /* Send or queue a frame to a client that messages go to. */
 bool client_send(struct apachews_client *client, int first, const void *payload, size_t length);
 /* The same with one that others get as well. */

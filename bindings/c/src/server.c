@@ -321,8 +321,8 @@ apachews_delivery apachews_group_send(apachews_server *server, const char *group
                                       apachews_type type, const void *data, size_t length,
                                       const apachews_client *except)
 {
-    if (type == APACHEWS_TEXT && !utf8_is_valid(data, length)) {
-        errno = EILSEQ;
+    errno = client_check_message(type, data, length);
+    if (errno != 0) {
         return (apachews_delivery){0, 0};
     }
     return deliver(server, group, (int)type, data, length, except);
@@ -639,7 +639,9 @@ static void tell_of_accept_error(apachews_server *server, apachews_event *event)
 {
     int number = server->accept_error;
     server->accept_error = 0;
-    snprintf(server->text, sizeof server->text, "cannot accept a client: %s", strerror(number));
+    snprintf(server->text, sizeof server->text, "cannot %s: %s",
+             server->is_stopped ? "wait for clients, and has stopped" : "accept a client",
+             strerror(number));
     *event = (apachews_event){.kind = APACHEWS_ERROR, .code = number, .reason = server->text};
 }
 
@@ -725,7 +727,7 @@ bool apachews_server_next(apachews_server *server, int timeout_ms, apachews_even
         } else if (count < 0) {
             /* The program has closed a descriptor that is not its own. */
             server->accept_error = errno;
-            server->is_stopped = true;
+            apachews_server_stop(server);
         }
         is_late = clock_ms() >= deadline && (count == 0 || ++looks == LATE_LOOKS);
     }
@@ -796,23 +798,41 @@ void apachews_server_drain(apachews_server *server, int timeout_ms)
     }
 }
 
+/* Wait until one of those for whom something waits takes more; false where there is none, or
+ * no memory to ask. */
+static bool wait_for_room(apachews_server *server, int wait_ms)
+{
+    nfds_t count = 0;
+    struct apachews_client *client;
+    for (client = server->first; client != NULL; client = client->next) {
+        count += client->queue.first != NULL;
+    }
+    struct pollfd *watched = count > 0 ? calloc(count, sizeof *watched) : NULL;
+    if (watched == NULL) {
+        return false;
+    }
+    count = 0;
+    for (client = server->first; client != NULL; client = client->next) {
+        if (client->queue.first != NULL) {
+            watched[count++] = (struct pollfd){.fd = client->fd, .events = POLLOUT};
+        }
+    }
+    int ready = poll(watched, count, wait_ms);
+    free(watched);
+    return ready > 0 || (ready < 0 && errno == EINTR);
+}
+
 /* Have the last goodbyes leave. */
 static void flush_all(apachews_server *server)
 {
     int64_t deadline = clock_ms() + FLUSH_TIMEOUT_MS;
-    for (struct apachews_client *client = server->first; client != NULL; client = client->next) {
-        while (client->queue.first != NULL) {
-            int64_t wait = deadline - clock_ms();
-            struct pollfd watch = {.fd = client->fd, .events = POLLOUT};
-            if (wait <= 0) {
-                /* Out of time: the others still get what goes at once. */
-                queue_flush(&client->queue, client->fd);
-                break;
-            }
-            if (poll(&watch, 1, (int)wait) != 0) {
-                queue_flush(&client->queue, client->fd);
-            }
+    int64_t wait = FLUSH_TIMEOUT_MS;
+    while (wait > 0 && wait_for_room(server, (int)wait)) {
+        for (struct apachews_client *client = server->first; client != NULL;
+             client = client->next) {
+            queue_flush(&client->queue, client->fd);
         }
+        wait = deadline - clock_ms();
     }
 }
 

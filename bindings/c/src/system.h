@@ -10,6 +10,7 @@
 /* What the linker calls the functions that files of the library share, so that a program that
  * is linked with libapachews.a can have a json_parse() of its own. */
 #define answer_encode apachews_internal_answer_encode
+#define client_check_message apachews_internal_client_check_message
 #define client_is_receiving apachews_internal_client_is_receiving
 #define client_is_sending apachews_internal_client_is_sending
 #define client_send apachews_internal_client_send

@@ -42,7 +42,7 @@ size_t utf8_decode(const void *text, size_t length, uint32_t *character)
 bool utf8_is_valid(const void *data, size_t length)
 {
     const unsigned char *p = data;
-    const unsigned char *end = p + length;
+    const unsigned char *end = length > 0 ? p + length : p;
     uint32_t character;
     while (p < end) {
         /* Most text is ASCII, and eight bytes of that are seen at once. */

@@ -4,6 +4,7 @@
  * out at any one of them. */
 #include "system.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -13,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "apache-ws-common.h"
@@ -272,7 +274,13 @@ static void test_files(void)
 {
     struct stat status;
     apachews_options options = {.mode = 0606};
+    char left_over[96], other[96];
+    /* What a start left that died, and what only looks like that. */
+    snprintf(left_over, sizeof left_over, "%s/.apachews-0123abcd", directory);
+    snprintf(other, sizeof other, "%s/.apachews-0123abcd.ws", directory);
+    CHECK(mknod(left_over, S_IFREG | 0600, 0) == 0 && mknod(other, S_IFREG | 0600, 0) == 0);
     apachews_server *first = open_server(&options);
+    CHECK(access(left_over, F_OK) != 0 && unlink(other) == 0);
     CHECK(stat(path, &status) == 0 && (status.st_mode & 0777) == 0606);
     int early = bridge_open(false);
     /* Taken over: the first keeps whom it has. */
@@ -334,6 +342,8 @@ static void test_messages(void)
     CHECK(!apachews_send_text(client, "\xFF") && errno == EILSEQ);
     CHECK(apachews_send(client, APACHEWS_BINARY, "\xFF", 1));
     bridge_expect(bridge, 0x82, "\xFF", 1);
+    CHECK(!apachews_send(client, (apachews_type)WIRE_OP_CLOSE, "", 0) && errno == EINVAL);
+    CHECK(apachews_broadcast(server, (apachews_type)0, "a", 1).reached == 0 && errno == EINVAL);
     CHECK(apachews_send(client, APACHEWS_BINARY, NULL, 0));
     bridge_expect(bridge, 0x82, "", 0);
 
@@ -430,12 +440,14 @@ static void test_slow_clients(void)
     int fast = bridge_open(false);
     apachews_client *other = next(server, APACHEWS_OPEN).client;
     apachews_delivery delivery;
-    size_t sent = 0;
+    size_t sent = 0, most = 0;
     memset(block, 'x', sizeof block);
     do {
         delivery = apachews_broadcast(server, APACHEWS_TEXT, block, sizeof block);
         bridge_expect(fast, 0x81, block, sizeof block);
         CHECK(++sent < 1000);
+        size_t queued = apachews_client_queued_bytes(client);
+        most = queued > most ? queued : most;
         if (apachews_client_queued_bytes(client) > 600000 &&
             apachews_client_queued_bytes(client) < 700000) {
             /* Half full: it is not read from. */
@@ -444,6 +456,7 @@ static void test_slow_clients(void)
         }
     } while (delivery.reached == 2);
     CHECK(delivery.reached == 1 && delivery.skipped == 1);
+    CHECK(most > 1 << 20 && most <= (1 << 20) + 2 * sizeof block);
     apachews_event event = next(server, APACHEWS_CLOSE);
     CHECK(event.client == client && event.code == 1013);
     CHECK(apachews_send_text(other, "still here"));
@@ -612,8 +625,9 @@ static void test_drain(void)
     apachews_client *client = next(server, APACHEWS_OPEN).client;
     int late = bridge_open(false); /* on the way when the file goes */
     int asking = bridge_open(true);
-    apachews_server_drain(server, 5000);
-    apachews_server_drain(server, 5000);
+    /* (Longer than any wait here: nobody may be left behind.) */
+    apachews_server_drain(server, 10 * WAIT_MS);
+    apachews_server_drain(server, 0);
     CHECK(access(path, F_OK) != 0);
     bridge_expect(bridge, 0x85, "", 0);
     CHECK(bridge_send(bridge, 0x81, "last", 4) && bridge_send(bridge, 0x85, "", 0));
@@ -658,6 +672,61 @@ static void test_drain(void)
     close(late);
 }
 
+static void test_the_last_word_of_one_who_has_moved(void)
+{
+    static char block[65536];
+    apachews_server *server = open_server(&(apachews_options){.max_queue_bytes = 100000});
+    apachews_event event;
+    int bridge = bridge_open(false);
+    apachews_client *client = next(server, APACHEWS_OPEN).client;
+    CHECK(apachews_group_join(client, "room"));
+    apachews_server_drain(server, 10 * WAIT_MS);
+    bridge_expect(bridge, 0x85, "", 0);
+    CHECK(bridge_send(bridge, 0x85, "", 0));
+    event = next(server, APACHEWS_CLOSE);
+    CHECK(event.code == 1012 && apachews_group_members(server, "room", NULL, 0) == 1);
+    /* More than there is room for: it has had its last event, and there is no other. */
+    int sent = 0;
+    while (apachews_send(client, APACHEWS_BINARY, block, sizeof block)) {
+        CHECK(++sent < 100);
+    }
+    CHECK(errno == ENOBUFS && !apachews_send_text(client, "late") && errno == EPIPE);
+    while (true) {
+        char payload[4];
+        size_t length;
+        if (bridge_receive(bridge, payload, sizeof payload, &length) < 0) {
+            break; /* the end, between two frames */
+        }
+        CHECK(length == sizeof block);
+        CHECK(!apachews_server_next(server, 0, &event) || event.kind == APACHEWS_TIMEOUT);
+    }
+    CHECK(!apachews_server_next(server, -1, &event));
+    apachews_server_free(server);
+    close(bridge);
+}
+
+static void test_who_was_on_the_way_when_a_drain_began(void)
+{
+    char other[128];
+    apachews_event event;
+    apachews_server *server = open_server(NULL);
+    /* Another name of the file, by which it can be found for longer. */
+    snprintf(other, sizeof other, "%s.other", path);
+    CHECK(link(path, other) == 0);
+    apachews_server_drain(server, 10 * WAIT_MS);
+    CHECK(rename(other, path) == 0);
+    int late = bridge_open(false);
+    event = next(server, APACHEWS_OPEN);
+    bridge_expect(late, 0x85, "", 0);
+    CHECK(bridge_send(late, 0x85, "", 0));
+    event = next(server, APACHEWS_CLOSE);
+    CHECK(event.code == 1012);
+    CHECK(!apachews_server_next(server, -1, &event));
+    apachews_server_free(server);
+    CHECK(unlink(path) == 0);
+    close(late);
+}
+
 static void test_a_drain_that_takes_too_long(void)
 {
     apachews_server *server = open_server(NULL);
@@ -698,6 +767,58 @@ static void test_stop(void)
     apachews_server_free(server);
     close(one);
     close(other);
+}
+
+static void test_goodbyes_wait_for_whoever_reads(void)
+{
+    static char block[300000];
+    apachews_event event;
+    apachews_server *server = open_server(NULL);
+    int deaf = bridge_open(false);
+    apachews_client *first = next(server, APACHEWS_OPEN).client;
+    int slow = bridge_open(false);
+    apachews_client *second = next(server, APACHEWS_OPEN).client;
+    CHECK(apachews_send(first, APACHEWS_BINARY, block, sizeof block));
+    CHECK(apachews_send(second, APACHEWS_BINARY, block, sizeof block));
+    CHECK(apachews_client_queued_bytes(second) > 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        /* Reads, and hears the goodbye behind it, though another reads nothing. */
+        char payload[32];
+        size_t length;
+        bool is_good = bridge_receive(slow, payload, sizeof payload, &length) == 0x82 &&
+                       length == sizeof block &&
+                       bridge_receive(slow, payload, sizeof payload, &length) == 0x88;
+        _exit(is_good ? 0 : 1);
+    }
+    apachews_server_stop(server);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    for (int i = 0; i < 2; i++) {
+        next(server, APACHEWS_CLOSE);
+    }
+    CHECK(!apachews_server_next(server, -1, &event));
+    apachews_server_free(server);
+    close(deaf);
+    close(slow);
+}
+
+static void test_a_descriptor_that_the_program_closed(void)
+{
+    apachews_event event;
+    apachews_server *server = open_server(NULL);
+    int bridge = bridge_open(false);
+    next(server, APACHEWS_OPEN);
+    close(apachews_server_fd(server));
+    next(server, APACHEWS_CLOSE);
+    event = next(server, APACHEWS_ERROR);
+    CHECK(event.code == EBADF && strstr(event.reason, "stopped") != NULL);
+    CHECK(!apachews_server_next(server, -1, &event));
+    CHECK(access(path, F_OK) != 0);
+    bridge_expect(bridge, 0x88, "\x03\xE9the server closes", 19);
+    close(bridge);
+    apachews_server_free(server);
 }
 
 static apachews_server *to_wake;
@@ -918,8 +1039,21 @@ static void test_memory_that_runs_out(void)
     }
 }
 
+static int count_descriptors(void)
+{
+    int count = 0;
+    DIR *descriptors = opendir("/proc/self/fd");
+    CHECK(descriptors != NULL);
+    while (readdir(descriptors) != NULL) {
+        count++;
+    }
+    closedir(descriptors);
+    return count;
+}
+
 int main(void)
 {
+    int descriptors = count_descriptors();
     const char *temporary = getenv("TMPDIR");
     snprintf(directory, sizeof directory, "%.40s/awsXXXXXX", temporary ? temporary : "/tmp");
     CHECK(mkdtemp(directory) != NULL);
@@ -935,8 +1069,12 @@ int main(void)
     test_groups();
     test_answers();
     test_drain();
+    test_the_last_word_of_one_who_has_moved();
+    test_who_was_on_the_way_when_a_drain_began();
     test_a_drain_that_takes_too_long();
     test_stop();
+    test_goodbyes_wait_for_whoever_reads();
+    test_a_descriptor_that_the_program_closed();
     test_waking();
     test_the_original_interface();
     test_memory_that_runs_out();
@@ -944,6 +1082,7 @@ int main(void)
     snprintf(name, sizeof name, "%s/file.ws", directory);
     CHECK(unlink(name) == 0);
     CHECK(rmdir(directory) == 0); /* nothing is left in it */
+    CHECK(count_descriptors() == descriptors);
     puts("server: all is so");
     return 0;
 }
