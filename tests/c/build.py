@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-SOURCE: Final = Path(__file__).parents[2] / "bindings" / "c"
+SOURCE: Final = Path(__file__).resolve().parents[2] / "bindings" / "c"
 ARTEFACTS: Final = Path(__file__).parents[2] / "artefacts" / "c"
 WARNINGS: Final = ("-Wall", "-Wextra", "-Werror")
 KINDS: Final = {
@@ -48,6 +48,9 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 def built(kind: str) -> Path:
     """Build, and return the directory."""
     directory = ARTEFACTS / kind
+    cache = directory / "CMakeCache.txt"
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={SOURCE}\n" not in cache.read_text():
+        shutil.rmtree(directory)  # of a checkout that was elsewhere
     run("cmake", "-S", SOURCE, "-B", directory, "-DAPACHEWS_WERROR=ON", *KINDS[kind])
     run("cmake", "--build", directory, "--parallel", "2")
     return directory

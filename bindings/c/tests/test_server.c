@@ -848,6 +848,33 @@ static void test_waking(void)
     apachews_server_free(server);
 }
 
+static void test_a_loop_of_ones_own(void)
+{
+    apachews_event event;
+    apachews_server *server = open_server(NULL);
+    int bridge = bridge_open(false);
+    int seen[APACHEWS_ERROR + 1] = {0};
+    CHECK(bridge_send(bridge, 0x81, "a", 1) && bridge_send(bridge, 0x81, "b", 1));
+    bool is_on = true;
+    while (is_on) {
+        struct pollfd watch = {.fd = apachews_server_fd(server), .events = POLLIN};
+        int wait = apachews_server_timeout(server);
+        CHECK(poll(&watch, 1, wait < 0 ? WAIT_MS : wait) > 0 || wait >= 0);
+        while ((is_on = apachews_server_next(server, 0, &event)) &&
+               event.kind != APACHEWS_TIMEOUT) {
+            seen[event.kind]++;
+            if (seen[APACHEWS_MESSAGE] == 2 && event.kind == APACHEWS_MESSAGE) {
+                CHECK(apachews_close(event.client, 1000, NULL));
+                close(bridge); /* without an answer */
+            } else if (event.kind == APACHEWS_CLOSE) {
+                apachews_server_drain(server, 0);
+            }
+        }
+    }
+    CHECK(seen[APACHEWS_OPEN] == 1 && seen[APACHEWS_MESSAGE] == 2 && seen[APACHEWS_CLOSE] == 1);
+    apachews_server_free(server);
+}
+
 static void test_the_original_interface(void)
 {
     apachews_context *context = apachews_create(path);
@@ -1076,6 +1103,7 @@ int main(void)
     test_goodbyes_wait_for_whoever_reads();
     test_a_descriptor_that_the_program_closed();
     test_waking();
+    test_a_loop_of_ones_own();
     test_the_original_interface();
     test_memory_that_runs_out();
     char name[96];
