@@ -4,8 +4,9 @@ Contract: for ``Server``, on the thread that runs ``dequeue()``.  Nothing blocks
 listening socket stays ``SocketFile``'s, and is closed with it by ``stop``.
 
 How this works with a loopback socket: who connects is let in once it has proved that
-it knows the token; until then it waits here, with a deadline, and there is room for
-a few only, because any program on the machine can connect.
+it knows the token; until then it waits here, with a deadline.  Any program on the machine
+can connect, as often as it likes: so few are accepted in a turn, few wait, the oldest of
+them goes where there is no descriptor left, and they are counted in the log, not listed.
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ from .listener import LoopbackFile, SocketFile
 ACCEPT_REST_S: Final = 1.0
 
 # How long who connects to a loopback socket has to prove itself, and how many may be
-# at it: of more, the one that has taken longest is let go.
+# at it: of more, the one that has taken longest is let go.  An honest one takes a
+# millisecond.
 PROOF_TIMEOUT_S: Final = 5.0
-MAX_UNPROVEN: Final = 1024
+MAX_UNPROVEN: Final = 64
+# How many of them are accepted in a turn of the loop.
+MAX_ACCEPTED: Final = 64
+# How often there is a line in the log about those that were refused.
+WARN_INTERVAL_S: Final = 60.0
 
 _logger: Final = logging.getLogger("apachews")
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -131,12 +137,23 @@ class LoopbackAcceptor(Acceptor):
         self._token = file.token
         self._unproven: dict[int, _Unproven] = {}  # the oldest first
         self._proven: deque[socket.socket] = deque()
+        self._refused = 0  # since the last line about them
+        self._warn_at = 0.0
 
     def accept_nowait(self) -> socket.socket | None:
-        while not self._proven:
-            sock = super().accept_nowait()
+        for _ in range(MAX_ACCEPTED):
+            if self._proven:
+                break
+            try:
+                sock = super().accept_nowait()
+            except OSError:
+                if self.again_at is None or not self._unproven:
+                    raise
+                self._drop(next(iter(self._unproven)), "there is no descriptor left")
+                self.end_rest()
+                continue
             if sock is None:
-                return None
+                break
             loopback.send_at_once(sock)
             if len(self._unproven) >= MAX_UNPROVEN:
                 self._drop(next(iter(self._unproven)), "too many connect and prove nothing")
@@ -144,7 +161,7 @@ class LoopbackAcceptor(Acceptor):
                 sock, loopback.Answerer(self._token), time.monotonic() + PROOF_TIMEOUT_S
             )
             self._epoll.register(sock.fileno(), select.EPOLLIN)
-        return self._proven.popleft()
+        return self._proven.popleft() if self._proven else None
 
     def receive(self, fd: int) -> bool:
         one = self._unproven.get(fd)
@@ -182,15 +199,28 @@ class LoopbackAcceptor(Acceptor):
         return None
 
     def stop(self) -> None:
+        self.stop_waiting()
+        super().stop()
+
+    def stop_waiting(self) -> None:
+        """Let go of everybody who has not been let in."""
         for fd in list(self._unproven):
             self._close(fd)
         while self._proven:
             self._proven.popleft().close()
-        super().stop()
 
     def _drop(self, fd: int, why: str) -> None:
         self._close(fd)
-        _logger.warning("a connection to the loopback port was refused: %s", why)
+        self._refused += 1
+        now = time.monotonic()
+        if now >= self._warn_at:
+            _logger.warning(
+                "connections to the loopback port that were refused: %d; the last: %s",
+                self._refused,
+                why,
+            )
+            self._refused = 0
+            self._warn_at = now + WARN_INTERVAL_S
 
     def _close(self, fd: int) -> None:
         self._epoll.unregister(fd)

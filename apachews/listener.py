@@ -127,6 +127,7 @@ class SocketFile:
                 shutil.chown(beside, group=group)
             os.chmod(beside, mode)  # once more, without the umask
             self.socket.listen(BACKLOG)
+            self._fill(beside)
             status = os.stat(beside)
             os.rename(beside, self.path)
         except BaseException:
@@ -143,6 +144,9 @@ class SocketFile:
         """Bind the socket, and make its file."""
         os.fchmod(self.socket.fileno(), mode)
         self.socket.bind(beside)
+
+    def _fill(self, beside: str) -> None:
+        """Write what is in the file; its permissions are in force."""
 
     def share(self) -> None:
         """Leave the file to somebody else: another process listens on the same socket."""
@@ -204,12 +208,15 @@ class LoopbackFile(SocketFile):
 
     def _make(self, beside: str, mode: int) -> None:
         self.socket.bind((loopback.HOST, 0))
+        # Nobody else's yet: not even to be opened by the group that it has for now.
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def _fill(self, beside: str) -> None:
         address = loopback.Address(self.socket.getsockname()[1], self.token)
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            os.write(fd, address.encode())
-        finally:
-            os.close(fd)
+        with open(beside, "wb") as file:
+            file.write(address.encode())
+            file.flush()
+            os.fsync(file.fileno())  # a file without its content would be nobody's
 
 
 @contextmanager
@@ -259,8 +266,12 @@ def _is_live(path: str) -> bool:
 
 
 def _is_live_port(path: str) -> bool:
+    with open(path, "rb") as file:
+        data = file.read(loopback.MAX_FILE_BYTES + 1)
+    if not data:
+        return False  # what a power cut leaves
     try:
-        address = loopback.Address.read(path)
+        address = loopback.Address.decode(data)
     except loopback.NotAnAddress as error:
         raise NotASocket(path) from error
     try:

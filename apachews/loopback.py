@@ -6,8 +6,8 @@ writes the file; who can read it can connect.
 
 Contract: ``Address`` is what is in the file.  ``Caller`` and ``Answerer`` are the two
 ends of the handshake, sans-I/O: they say how many bytes they want, take them and give
-what is to be sent, and raise ``NotProven``.  ``connect`` does the caller's part, and
-blocks.
+what is to be sent, and raise ``NotProven``.  ``connect`` and ``dial`` do the caller's part,
+and block.
 
 How this works: anybody on the machine can connect to a port, and whoever comes first
 can listen on one that a dead producer had.  So both ends prove that they know the
@@ -41,7 +41,7 @@ _HELLO_BYTES: Final = 53
 _ANSWER_BYTES: Final = 98
 _PROOF_BYTES: Final = 65
 # Of the file; a longer one is something else.
-_MAX_FILE_BYTES: Final = 91
+MAX_FILE_BYTES: Final = 91
 
 
 class NotAnAddress(ValueError):
@@ -90,7 +90,7 @@ class Address:
         """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            data = os.read(fd, _MAX_FILE_BYTES + 1)
+            data = os.read(fd, MAX_FILE_BYTES + 1)
             mode = os.fstat(fd).st_mode
         finally:
             os.close(fd)
@@ -223,6 +223,33 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def dial(path: str, timeout_s: float) -> socket.socket:
+    """Connect to the producer whose file this is.
+
+    A producer that takes over replaces the file, and the port that was read may be closed a
+    moment later: then the new one is tried.
+
+    Returns:
+        As ``connect``.
+
+    Raises:
+        NotAnAddress, NotProven, OSError: as ``Address.read`` and ``connect``.
+    """
+    deadline = time.monotonic() + timeout_s
+    address = Address.read(path)
+    while True:
+        try:
+            return connect(address, max(0.001, deadline - time.monotonic()))
+        except (ConnectionError, NotProven):
+            try:
+                next_address = Address.read(path)
+            except (OSError, NotAnAddress):
+                next_address = address
+            if next_address == address:
+                raise
+            address = next_address
 
 
 def send_at_once(sock: socket.socket) -> None:

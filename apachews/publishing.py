@@ -68,7 +68,7 @@ def publish(
 def _connect(path: str, timeout_s: float) -> socket.socket:
     try:
         if os.path.isfile(path):
-            sock = loopback.connect(loopback.Address.read(path), timeout_s)
+            sock = loopback.dial(path, timeout_s)
         else:
             sock = socket.socket(socket.AF_UNIX)
             sock.settimeout(timeout_s)

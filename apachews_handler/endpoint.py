@@ -25,6 +25,7 @@ from apachews.exceptions import WireError
 
 from .exceptions import NotSetUp, Refusal, Unavailable
 
+_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 NOT_FOUND: Final = "404 Not Found"
 # An answer is mostly one read; what follows it in the same is messages.
 ANSWER_READ_BYTES: Final = 16384
@@ -124,7 +125,7 @@ def _connect_loopback(path: str, timeout_s: float) -> socket.socket:
         Refusal, OSError
     """
     try:
-        producer = loopback.connect(loopback.Address.read(path), timeout_s)
+        producer = loopback.dial(path, timeout_s)
     except loopback.NotAnAddress as error:
         raise Refusal(
             "403 Forbidden",
@@ -214,12 +215,24 @@ def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:
     """Return the answer to a failed connect."""
     if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET):
         return Unavailable(f"nobody listens on {path!r}: start its producer")
+    if error.errno in _OUT_OF_RESOURCES:
+        return Unavailable(out_of_descriptors(error))
+    if error.errno == errno.EADDRNOTAVAIL:
+        return Unavailable(
+            f"no port of 127.0.0.1 is left for another WebSocket to {path!r}: see"
+            " net.ipv4.ip_local_port_range, or serve by a Unix socket"
+        )
     if error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
         return Unavailable(
             f"the producer on {path!r} accepts no connection: its backlog"
             f" stayed full for {timeout_s:g} s"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
+        if os.path.isfile(path):
+            return NotSetUp(
+                f"no permission to read {path!r}, which says where its producer listens: user"
+                f" {_user()} needs the right to; see group of Server()"
+            )
         return NotSetUp(
             f"no permission to connect to {path!r}: user {_user()} needs the right to write"
             " to the socket and to enter its directories; see mode and group of Server()"

@@ -102,14 +102,16 @@ class _Path:
     Attributes:
         attempts: those under way, where the path is a loopback socket's.
         connections: a dict for its order.
+        is_proven: the last attempt has found the producer.
         probe_at: when to look again.
         delay_s: how long to wait after the next look in vain.
     """
 
-    __slots__ = ("attempts", "connections", "delay_s", "probe_at")
+    __slots__ = ("attempts", "connections", "delay_s", "is_proven", "probe_at")
 
     def __init__(self) -> None:
         self.attempts: list[_Attempt] = []  # no more than there are connections
+        self.is_proven = False
         self.connections: dict[Connection, None] = {}
         self.probe_at = 0.0
         self.delay_s = FIRST_DELAY_S
@@ -121,7 +123,8 @@ class _Path:
             if not isinstance(found, loopback.Address):
                 return found
             try:
-                for _ in range(min(BATCH, len(self.connections))):
+                # One, until somebody has proved himself.
+                for _ in range(min(BATCH if self.is_proven else 1, len(self.connections))):
                     self.attempts.append(_Attempt(found, now))
             except OSError as error:
                 if not self.attempts:
@@ -135,6 +138,7 @@ class _Path:
                 continue
             if sock is not None:
                 self.attempts.remove(attempt)
+                self.is_proven = True
                 return sock
             if attempt.ends_at <= now:
                 self._break_off(attempt)
@@ -146,6 +150,7 @@ class _Path:
 
     def _break_off(self, attempt: _Attempt) -> None:
         self.attempts.remove(attempt)
+        self.is_proven = False
         attempt.close()
 
 

@@ -285,10 +285,7 @@ class Loop:
             if connection.producer_mask & _IN:
                 data: bytes | None
                 try:
-                    # What is kept back is of the same buffer, and always less than one.
-                    data = connection.producer.recv(
-                        connection.settings.max_buffer - session.kept_bytes
-                    )
+                    data = connection.producer.recv(session.producer_room)
                 except BlockingIOError:
                     data = None
                 except OSError:

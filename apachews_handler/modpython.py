@@ -37,7 +37,6 @@ class _ModPythonRequest(Protocol):
     content_type: str
     interpreter: str
     status: int
-    unparsed_uri: str
 
     def get_options(self) -> Mapping[str, str]: ...
 
@@ -92,7 +91,8 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
             " add PythonInterpreter main_interpreter"
         )
         req.log_error(
-            f"apachews: {refusal.status} for {req.unparsed_uri[:200]}: {refusal.logged}",
+            # (Not the URI: one that is not UTF-8 raises.)
+            f"apachews: {refusal.status}: {refusal.logged}",
             apache.APLOG_ERR,
         )
         req.status = int(refusal.status.split()[0])

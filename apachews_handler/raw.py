@@ -17,6 +17,7 @@ Sources: docs/howto/raw.md; RFC 6455 5.4 (fragments), 5.6 (text is UTF-8).
 from __future__ import annotations
 
 import codecs
+import sys
 from typing import Final, Protocol
 
 from apachews import wire
@@ -29,6 +30,9 @@ from .producer_reader import ProducerReader
 from .session import Phase, Session, Side
 from .settings import AUTO, NEWLINE, RAW, Settings
 from .settings import TEXT as TEXT_ALWAYS
+
+# What is read at once of a program that writes lines.
+LINES_READ_BYTES: Final = 16384
 
 _new_utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 _END_OF_LINE: Final = b"\n"
@@ -49,15 +53,15 @@ class Framer(Protocol):
     @property
     def held_bytes(self) -> int: ...
 
-    def frame(self, data: bytes) -> bytes:
-        """Return the frames, perhaps none, that some bytes complete.
+    def frame(self, data: bytes, frames: list[bytes]) -> None:
+        """Append the frames that some bytes complete.
 
         Raises:
-            WireError: they cannot be text, and must be.
+            WireError: they cannot be text, and must be; what was appended is good.
         """
 
-    def finish(self) -> bytes:
-        """Return the frames, perhaps none, that are complete now that nothing follows.
+    def finish(self, frames: list[bytes]) -> None:
+        """Append the frames that are complete now that nothing follows.
 
         Raises:
             WireError: as ``frame``.
@@ -84,20 +88,26 @@ class ReadFramer:
     def held_bytes(self) -> int:
         return len(self._held)
 
-    def frame(self, data: bytes) -> bytes:
+    def frame(self, data: bytes, frames: list[bytes]) -> None:
+        if not data:
+            return
         if self._type not in (AUTO, TEXT_ALWAYS):
-            return wire.encode_frame(wire.BINARY, data) if data else b""
+            frames.append(wire.encode_frame(wire.BINARY, data))
+            return
         data, self._held = self._held + data, b""
         try:
             _, size = codecs.utf_8_decode(data, "strict", False)
         except UnicodeDecodeError:
-            return _binary(data, self._type)
+            frames.append(_binary(data, self._type))
+            return
         self._held = data[size:]
-        return wire.encode_frame(wire.TEXT, data[:size]) if size else b""
+        if size:
+            frames.append(wire.encode_frame(wire.TEXT, data[:size]))
 
-    def finish(self) -> bytes:
+    def finish(self, frames: list[bytes]) -> None:
         held, self._held = self._held, b""
-        return _binary(held, self._type) if held else b""
+        if held:
+            frames.append(_binary(held, self._type))
 
 
 class LineFramer:
@@ -121,19 +131,37 @@ class LineFramer:
     def held_bytes(self) -> int:
         return len(self._held)
 
-    def frame(self, data: bytes) -> bytes:
-        *lines, rest = (self._held + data).split(_END_OF_LINE)
-        self._held = b""
-        frames = [self._end_line(line) for line in lines]
+    def frame(self, data: bytes, frames: list[bytes]) -> None:
+        data, self._held = self._held + data, b""
+        *lines, rest = data.split(_END_OF_LINE)
+        if lines and self._is_in_message:
+            frames.append(self._end_line(lines.pop(0)))
+        if self._is_text_throughout(data, len(rest)):
+            # Mostly so, and many lines are short: nothing is to be looked at in each.
+            encode, text = wire.encode_header, wire.FIN | wire.TEXT
+            frames.extend(encode(text, len(line)) + line for line in lines)
+        else:
+            for line in lines:
+                frames.append(self._end_line(line))
         if len(rest) > self._max_held_bytes:
             frames.append(self._begin_line(rest))
         else:
             self._held = rest
-        return b"".join(frames)
 
-    def finish(self) -> bytes:
+    def finish(self, frames: list[bytes]) -> None:
         held, self._held = self._held, b""
-        return self._end_line(held) if held or self._is_in_message else b""
+        if held or self._is_in_message:
+            frames.append(self._end_line(held))
+
+    def _is_text_throughout(self, data: bytes, rest_bytes: int) -> bool:
+        """Tell whether every line that is whole is text.
+
+        UTF-8 has a line feed for nothing else: it parts no character.
+        """
+        try:
+            return self._is_text(data[: len(data) - rest_bytes], True)
+        except WireError:
+            return False
 
     def _begin_line(self, piece: bytes) -> bytes:
         opcode = wire.CONTINUATION
@@ -212,18 +240,27 @@ class RawReader(ProducerReader):
         return self._framer.held_bytes
 
     def receive(self, data: bytes) -> wire.Close | Violation | None:
+        if self._finished:
+            return None
+        frames: list[bytes] = []
+        violation = None
         try:
-            return super().receive(self._framer.frame(data))
+            self._framer.frame(data, frames)
         except WireError as error:
-            return Violation(error.code, error.reason)
+            violation = Violation(error.code, error.reason)
+        super().receive(b"".join(frames))
+        return violation
 
     def receive_eof(self) -> Violation | None:
         """The producer has ended; return what is wrong with the rest, or None."""
+        frames: list[bytes] = []
+        violation = None
         try:
-            super().receive(self._framer.finish())
+            self._framer.finish(frames)
         except WireError as error:
-            return Violation(error.code, error.reason)
-        return None
+            violation = Violation(error.code, error.reason)
+        super().receive(b"".join(frames))
+        return violation
 
 
 class RawSession(Session):
@@ -241,6 +278,11 @@ class RawSession(Session):
         self._raw = RawReader(new_framer(settings), deflate, settings)
         self._use_reader(self._raw)
         self._is_by_line = settings.raw_delimiter == NEWLINE
+
+    @property
+    def producer_room(self) -> int:
+        # A turn of the loop is everybody's, and a read of line feeds is as many messages.
+        return min(super().producer_room, LINES_READ_BYTES if self._is_by_line else sys.maxsize)
 
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Begin; the producer is told nothing."""

@@ -122,6 +122,7 @@ class Session:
         "_held_pong",
         "_hold_s",
         "_is_congested",
+        "_max_buffer",
         "_pinged_at",
         "_producer",
         "_rate",
@@ -146,6 +147,7 @@ class Session:
         self._producer = ProducerReader(
             deflate, settings.deflate_min_size, settings.deflate_level, settings.max_buffer
         )
+        self._max_buffer = settings.max_buffer
         self._rate = settings.message_rate
         self._rated_at = 0.0
         if self._rate:
@@ -197,11 +199,13 @@ class Session:
 
     @property
     def kept_bytes(self) -> int:
-        """How many bytes of the producer's are kept back until their frame is whole.
-
-        The driver reads that much less of a buffer.
-        """
+        """How many bytes of the producer's are kept back until their frame is whole."""
         return self._producer.kept_bytes
+
+    @property
+    def producer_room(self) -> int:
+        """How many bytes to read of the producer at most: of one buffer, less what is kept back."""
+        return self._max_buffer - self._producer.kept_bytes
 
     @property
     def is_moving(self) -> bool:

@@ -65,6 +65,7 @@ MOD_PYTHON_ALIAS = """
 <Location /ws>
     SetHandler mod_python
     PythonHandler apachews_handler.modpython::application
+    PythonInterpreter main_interpreter
     PythonOption apachews.prefix /ws
     Require all granted
     SetEnv APACHEWS_ROOT "${DOCROOT}"

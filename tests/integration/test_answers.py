@@ -211,6 +211,7 @@ WSGIScriptAlias /daemon "${SCRIPT}" process-group=daemon application-group=%{GLO
 IN_MOD_PYTHON = """
 <LocationMatch "^/(rootless|sub)">
     SetHandler mod_python
+    PythonInterpreter main_interpreter
     PythonHandler apachews_handler.modpython::application
     Require all granted
 </LocationMatch>

@@ -34,8 +34,11 @@ def messages(frames: bytes) -> list[Message]:
 
 
 def frame_all(framer: Framer, pieces: list[bytes]) -> list[Message]:
-    frames = b"".join(map(framer.frame, pieces))
-    return messages(frames + framer.finish())
+    frames: list[bytes] = []
+    for piece in pieces:
+        framer.frame(piece, frames)
+    framer.finish(frames)
+    return messages(b"".join(frames))
 
 
 @pytest.mark.parametrize(
@@ -118,11 +121,36 @@ def test_lines_are_the_same_however_they_are_cut(
     data = b"".join(line + b"\n" for line in lines)
     reads = [data[start : start + size] for start in range(0, len(data), size)]
     framer = LineFramer("binary", max_held)
-    got = []
+    got: list[bytes] = []
     for read in reads:
-        got.append(framer.frame(read))
+        framer.frame(read, got)
         assert framer.held_bytes <= max_held
-    assert messages(b"".join(got) + framer.finish()) == lines
+    framer.finish(got)
+    assert messages(b"".join(got)) == lines
+
+
+@given(st.lists(st.text(max_size=5) | st.binary(max_size=5), max_size=8), st.integers(1, 9))
+def test_lines_are_what_each_is_by_itself(items: list[str | bytes], size: int) -> None:
+    """However they are mixed and cut: text where it is UTF-8."""
+    lines = [item.encode() if isinstance(item, str) else item for item in items]
+    lines = [line.replace(b"\n", b"") for line in lines]
+    data = b"".join(line + b"\n" for line in lines)
+    reads = [data[start : start + size] for start in range(0, len(data), size)]
+    alone = [frame_all(LineFramer("auto", 1000), [line + b"\n"])[0] for line in lines]
+    assert frame_all(LineFramer("auto", 1000), reads) == alone
+
+
+def test_what_stood_before_a_fault_is_good() -> None:
+    ends = Ends(raw_delimiter="newline", raw_type="text")
+    ends.from_producer(b"a\nb\n\xff\nc\n")
+    texts = wire.encode_frame(wire.TEXT, b"a") + wire.encode_frame(wire.TEXT, b"b")
+    assert ends.client == texts + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+
+
+def test_lines_are_read_in_small_pieces() -> None:
+    assert Ends(raw_delimiter="newline", max_buffer=1 << 20).session.producer_room == 16384
+    assert Ends(raw_delimiter="newline", max_buffer=4096).session.producer_room == 4096
+    assert Ends(max_buffer=1 << 20).session.producer_room == 1 << 20
 
 
 class Ends:

@@ -297,7 +297,7 @@ def _connect(path: str) -> None:
     """
     if _is_loopback(path):
         try:
-            loopback.connect(loopback.Address.read(path), CONNECT_TIMEOUT_S).close()
+            loopback.dial(path, CONNECT_TIMEOUT_S).close()
         except loopback.NotProven as failure:
             raise ConnectionRefusedError(errno.ECONNREFUSED, str(failure)) from failure
         return
