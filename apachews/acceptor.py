@@ -30,8 +30,9 @@ ACCEPT_REST_S: Final = 1.0
 # at it: of more, the one that has taken longest is let go.  An honest one takes a
 # millisecond.
 PROOF_TIMEOUT_S: Final = 5.0
-MAX_UNPROVEN: Final = 64
-# How many of them are accepted in a turn of the loop.
+MAX_UNPROVEN: Final = 256
+# How many of them are accepted in a turn of the loop: a part of these, so that one who
+# came has some turns to say what he has to, however many come behind him.
 MAX_ACCEPTED: Final = 64
 # How often there is a line in the log about those that were refused.
 WARN_INTERVAL_S: Final = 60.0

@@ -37,6 +37,9 @@ BATCH: Final = 100
 # How often an attempt on a loopback port is looked at, and how long it may take.
 ATTEMPT_DELAY_S: Final = 0.001
 ATTEMPT_TIMEOUT_S: Final = 1.0
+# Attempts at once: a producer has room for so many who have proved nothing yet, of all
+# children of Apache together (apachews.acceptor).
+MAX_ATTEMPTS: Final = 16
 # A producer that keeps a client for as long works; one that ends sooner may have
 # ended because of it.
 SETTLED_S: Final = 0.5
@@ -124,7 +127,7 @@ class _Path:
                 return found
             try:
                 # One, until somebody has proved himself.
-                for _ in range(min(BATCH if self.is_proven else 1, len(self.connections))):
+                for _ in range(min(MAX_ATTEMPTS if self.is_proven else 1, len(self.connections))):
                     self.attempts.append(_Attempt(found, now))
             except OSError as error:
                 if not self.attempts:

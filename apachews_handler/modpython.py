@@ -37,6 +37,7 @@ class _ModPythonRequest(Protocol):
     content_type: str
     interpreter: str
     status: int
+    unparsed_uri: str
 
     def get_options(self) -> Mapping[str, str]: ...
 
@@ -90,11 +91,11 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
             f"mod_python runs this in the interpreter {req.interpreter!r}:"
             " add PythonInterpreter main_interpreter"
         )
-        req.log_error(
-            # (Not the URI: one that is not UTF-8 raises.)
-            f"apachews: {refusal.status}: {refusal.logged}",
-            apache.APLOG_ERR,
-        )
+        try:
+            uri = req.unparsed_uri[:200]
+        except UnicodeDecodeError:
+            uri = "a URI that is not UTF-8"
+        req.log_error(f"apachews: {refusal.status} for {uri}: {refusal.logged}", apache.APLOG_ERR)
         req.status = int(refusal.status.split()[0])
         req.content_type = "text/plain; charset=utf-8"
         req.set_content_length(len(refusal.body()))
