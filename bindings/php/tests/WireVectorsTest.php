@@ -222,6 +222,28 @@ final class WireVectorsTest extends TestCase
         }
     }
 
+    public function testTimeForAFrameDoesNotGrowWithTheSquareOfItsPieces(): void
+    {
+        $frame = Frame::encode(0x7, str_repeat('x', 1 << 20));
+        $reader = new MessageReader();
+        $reader->receive(Vectors::open());
+        $before = self::cpuSeconds();
+        foreach (str_split($frame, 8) as $piece) {
+            $reader->receive($piece);
+        }
+        // 0.05 s of the CPU here; where each piece cost a copy of those before it, four seconds.
+        self::assertLessThan(1.0, self::cpuSeconds() - $before);
+        self::assertSame([0x7], $reader->takeIgnored());
+    }
+
+    private static function cpuSeconds(): float
+    {
+        $usage = getrusage();
+        self::assertIsArray($usage);
+        return $usage['ru_utime.tv_sec'] + $usage['ru_stime.tv_sec']
+            + ($usage['ru_utime.tv_usec'] + $usage['ru_stime.tv_usec']) / 1e6;
+    }
+
     public function testLeftOutFramesAreToldOnce(): void
     {
         $reader = new MessageReader();

@@ -34,6 +34,8 @@ final class MessageReader
 
     /** The beginning of a header, a control frame or OPEN. */
     private string $rest = '';
+    /** How long it must be before it is worth another look. */
+    private int $wanted = 0;
     /** Bytes of the current data frame still to come. */
     private int $remaining = 0;
     /** Whether that frame ends its message. */
@@ -98,8 +100,14 @@ final class MessageReader
     private function take(string $data, array &$items): void
     {
         if ($this->rest !== '') {
-            $data = $this->rest . $data;
+            // (Appended: joining anew with each piece would take the square of the pieces.)
+            $this->rest .= $data;
+            if (strlen($this->rest) < $this->wanted) {
+                return;
+            }
+            $data = $this->rest;
             $this->rest = '';
+            $this->wanted = 0;
         }
         $position = 0;
         $end = strlen($data);
@@ -126,6 +134,7 @@ final class MessageReader
             if (($first & Frame::OPCODE) > Frame::BINARY) {
                 if (!$this->takeWholeFrame($data, $first, $start, $length, $items)) {
                     $this->rest = substr($data, $position);
+                    $this->wanted = $start + $length - $position;
                     return;
                 }
                 if ($this->finished) {
