@@ -95,7 +95,9 @@ final class Connection
         if (!is_resource($this->stream)) {
             return null;
         }
-        $data = @fread($this->stream, self::READ_BYTES);
+        Warnings::withhold();
+        $data = fread($this->stream, self::READ_BYTES);
+        Warnings::release();
         if ($data === false || $data === '') {
             // (feof() would wait for more; this flag is what the last read found.)
             return stream_get_meta_data($this->stream)['eof'] ? '' : null;
@@ -254,7 +256,9 @@ final class Connection
         if (!is_resource($this->stream)) {
             return null;
         }
-        $sent = @fwrite($this->stream, $data);
+        Warnings::withhold();
+        $sent = fwrite($this->stream, $data);
+        Warnings::release();
         if ($sent === false) {
             // Nothing can be sent any more; reading finds the bridge's last words and the
             // end of file, and they become the event.

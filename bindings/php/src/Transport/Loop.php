@@ -83,7 +83,7 @@ final class Loop
         Client::class, Close::class, Connection::class, Delivery::class, Descriptors::class, Event::class,
         EventType::class, Group::class, Message::class, Moved::class, Pong::class, Publish::class,
         Published::class, Request::class, SendQueue::class, State::class, Tls::class, Utf8::class,
-        Violation::class, Answer::class, Document::class, Frame::class, MessageReader::class,
+        Violation::class, Warnings::class, Answer::class, Document::class, Frame::class, MessageReader::class,
         InvalidArgument::class, NoClient::class, NotAsked::class, WireError::class,
     ];
 
@@ -438,10 +438,11 @@ final class Loop
         if (!is_resource($this->file->stream)) {
             return false;
         }
-        $stream = @stream_socket_accept($this->file->stream, 0);
+        $listener = $this->file->stream;
+        $stream = Warnings::withheld(static fn () => stream_socket_accept($listener, 0));
         if ($stream === false) {
             if ($restsIfNot) {
-                $this->rest((string) preg_replace('/^.*: /', '', error_get_last()['message'] ?? ''));
+                $this->rest((string) preg_replace('/^.*: /', '', Warnings::last()));
             }
             return false;
         }

@@ -76,7 +76,12 @@ final class SelectPoller implements Poller
         $whole = $seconds === null ? null : (int) $seconds;
         $micro = $seconds === null ? null : (int) (fmod($seconds, 1) * 1e6);
         // False where a signal has come.
-        if (@stream_select($read, $write, $except, $whole, $micro) === false) {
+        $count = Warnings::withheld(
+            static function () use (&$read, &$write, &$except, $whole, $micro): int|false {
+                return stream_select($read, $write, $except, $whole, $micro);
+            }
+        );
+        if ($count === false) {
             return [];
         }
         $ready = array_fill_keys(array_keys($read), self::READ);

@@ -38,7 +38,7 @@ final class SocketFile
     private const BESIDE = '/\A\.apachews-[0-9a-f]{8}\z/';
 
     public const ENOENT = 2;
-    private const EAGAIN = 11;
+    public const EAGAIN = 11;
     public const ECONNREFUSED = 111;
 
     /** @var resource|null listens, non-blocking; null once it is closed */
@@ -112,7 +112,7 @@ final class SocketFile
             return; // somebody has tidied up already
         }
         if (self::identify($this->path) === $identity) {
-            @unlink($this->path);
+            Warnings::withheld(fn (): bool => unlink($this->path));
         }
         fclose($lock);
     }
@@ -124,6 +124,8 @@ final class SocketFile
     {
         $this->remove();
         if (is_resource($this->stream)) {
+            // (As in Connection::close().)
+            stream_socket_shutdown($this->stream, STREAM_SHUT_RDWR);
             fclose($this->stream);
         }
         $this->stream = null;
@@ -147,24 +149,31 @@ final class SocketFile
             ) : "/proc/self/fd/$fd/$name";
         }
         $umask = umask(0777 & ~$mode);
-        $stream = @stream_socket_server(
-            "unix://$address",
-            $code,
-            $error,
-            STREAM_SERVER_BIND | STREAM_SERVER_LISTEN,
-            stream_context_create(['socket' => ['backlog' => self::BACKLOG]])
-        );
+        $error = '';
+        $stream = Warnings::withheld(static function () use ($address, &$error) {
+            return stream_socket_server(
+                "unix://$address",
+                $code,
+                $error,
+                STREAM_SERVER_BIND | STREAM_SERVER_LISTEN,
+                stream_context_create(['socket' => ['backlog' => self::BACKLOG]])
+            );
+        });
         umask($umask);
         if ($stream === false) {
             throw $this->failed("a socket cannot be made here: $error");
         }
         stream_set_blocking($stream, false);
-        $isReady = ($group === null || @chgrp($beside, $group)) && @chmod($beside, $mode);
         $identity = self::identify($beside);
-        if (!$isReady || $identity === null || !@rename($beside, $this->path)) {
-            $error = error_get_last()['message'] ?? 'no reason was given';
+        $isReady = $identity !== null && Warnings::withheld(
+            fn (): bool => ($group === null || chgrp($beside, $group))
+                && chmod($beside, $mode)
+                && rename($beside, $this->path)
+        );
+        if (!$isReady) {
+            $error = Warnings::last();
             fclose($stream);
-            @unlink($beside);
+            Warnings::withheld(static fn (): bool => unlink($beside));
             throw $this->failed("the socket cannot be made ready: $error");
         }
         $this->stream = $stream;
@@ -183,7 +192,9 @@ final class SocketFile
     private static function lockDirectory(string $path): mixed
     {
         $directory = dirname($path);
-        $lock = is_dir($directory) ? @fopen($directory, 'r') : false;
+        $lock = is_dir($directory)
+            ? Warnings::withheld(static fn () => fopen($directory, 'r'))
+            : false;
         if ($lock === false || !flock($lock, LOCK_EX)) {
             throw new ServerException(
                 $path,
@@ -196,11 +207,14 @@ final class SocketFile
 
     private static function clearLeftOvers(string $directory): void
     {
-        foreach (@scandir($directory) ?: [] as $name) {
-            if (preg_match(self::BESIDE, $name) === 1) {
-                @unlink("$directory/$name"); // another user's is in nobody's way
+        Warnings::withheld(static function () use ($directory): void {
+            $names = scandir($directory);
+            foreach ($names === false ? [] : $names as $name) {
+                if (preg_match(self::BESIDE, $name) === 1) {
+                    unlink("$directory/$name"); // another user's is in nobody's way
+                }
             }
-        }
+        });
     }
 
     /**
@@ -209,7 +223,7 @@ final class SocketFile
     private static function identify(string $path): ?array
     {
         clearstatcache(true, $path);
-        $status = @lstat($path);
+        $status = Warnings::withheld(static fn () => lstat($path));
         return $status === false ? null : [$status['dev'], $status['ino']];
     }
 
@@ -219,7 +233,7 @@ final class SocketFile
     private static function isLive(string $path): bool
     {
         clearstatcache(true, $path);
-        $status = @lstat($path);
+        $status = Warnings::withheld(static fn () => lstat($path));
         if ($status === false) {
             return false;
         }
@@ -228,7 +242,11 @@ final class SocketFile
         }
         // Asynchronous: a full backlog would have us wait.
         $flags = STREAM_CLIENT_CONNECT | STREAM_CLIENT_ASYNC_CONNECT;
-        $probe = @stream_socket_client("unix://$path", $code, $error, 1.0, $flags);
+        $code = 0;
+        $error = '';
+        $probe = Warnings::withheld(static function () use ($path, $flags, &$code, &$error) {
+            return stream_socket_client("unix://$path", $code, $error, 1.0, $flags);
+        });
         if ($probe !== false) {
             fclose($probe);
             return true;

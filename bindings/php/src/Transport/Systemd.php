@@ -72,11 +72,13 @@ final class Systemd
         if ($address[0] === '@') { // an abstract name
             $address = "\0" . substr($address, 1);
         }
-        $socket = @stream_socket_client("udg://$address", $code, $error, 1.0);
-        if ($socket !== false) {
-            stream_set_timeout($socket, 1);
-            @fwrite($socket, $assignments);
-            fclose($socket);
-        }
+        Warnings::withheld(static function () use ($address, $assignments): void {
+            $socket = stream_socket_client("udg://$address", $code, $error, 1.0);
+            if ($socket !== false) {
+                stream_set_timeout($socket, 1);
+                fwrite($socket, $assignments);
+                fclose($socket);
+            }
+        });
     }
 }
