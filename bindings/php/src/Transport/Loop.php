@@ -59,6 +59,10 @@ final class Loop
 {
     /** Events after which a turn ends; one read of the smallest messages gives 32768. */
     private const TURN_EVENTS = 1000;
+    /** Clients that one turn lets in: as many come at once after a restart of the producer. */
+    private const TURN_ACCEPTS = 64;
+    /** The longest wait: nobody minds one turn an hour, and a poller may know no longer one. */
+    private const MAX_WAIT_S = 3600.0;
     /** How long a client that is being closed may take to go; Apache's side gives as long. */
     private const CLOSE_TIMEOUT_S = 10.0;
     /** How long close() waits for the last goodbyes to leave. */
@@ -359,7 +363,7 @@ final class Loop
         foreach ($this->ready as $id => $mask) {
             unset($this->ready[$id]);
             if ($id === $this->listenerId) {
-                $this->accept(true);
+                $this->acceptSome();
                 continue;
             }
             $connection = $this->connections[$id] ?? null;
@@ -428,10 +432,21 @@ final class Loop
     }
 
     /**
-     * Lets in one client; false where there is none, or no room.
+     * Lets in who waits, when the poller says that somebody does.
      *
-     * One in a turn, when the poller says that somebody waits: PHP does not tell by a number
-     * why it could not accept, and that nobody waits would be one of the reasons.
+     * If not even the first can be let in, something is wrong. Of those behind it that is
+     * not known: PHP does not tell by a number why it could not accept, and that nobody
+     * waits is one of the reasons.
+     */
+    private function acceptSome(): void
+    {
+        for ($count = 0; $count < self::TURN_ACCEPTS && $this->accept($count === 0); $count++) {
+            continue;
+        }
+    }
+
+    /**
+     * Lets in one client; false where there is none, or no room.
      */
     private function accept(bool $restsIfNot): bool
     {
