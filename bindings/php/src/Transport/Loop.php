@@ -313,9 +313,6 @@ final class Loop
                 return null;
             }
             $this->turn($deadline === null ? null : max(0.0, $deadline - self::now()));
-            if (function_exists('pcntl_signal_dispatch')) {
-                pcntl_signal_dispatch();
-            }
             $this->runCalls();
             if ($this->events->isEmpty() && $deadline !== null && self::now() >= $deadline) {
                 return $this->isClosed ? null : new Event(EventType::NoData);
@@ -335,8 +332,14 @@ final class Loop
         return $event;
     }
 
+    /**
+     * Hears of signals, and calls what is to be called between two events.
+     */
     private function runCalls(): void
     {
+        if (function_exists('pcntl_signal_dispatch')) {
+            pcntl_signal_dispatch();
+        }
         while (!$this->calls->isEmpty()) {
             $this->isTurning = false; // what they call is to be done at once
             try {
