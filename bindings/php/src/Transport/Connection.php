@@ -223,6 +223,8 @@ final class Connection
     {
         $this->queue->clear();
         if (is_resource($this->stream)) {
+            // Not only closed: a process that the program has forked may hold it as well.
+            stream_socket_shutdown($this->stream, STREAM_SHUT_RDWR);
             fclose($this->stream);
         }
         $this->stream = null;

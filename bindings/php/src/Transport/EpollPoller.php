@@ -8,8 +8,12 @@ namespace apachews\Transport;
  * Linux's epoll, called through ext-ffi: any number of clients.
  *
  * Debian's php-cli has ext-ffi and allows it on the command line (ffi.enable=preload). The
- * four functions and the structure are the kernel's (epoll(7)); nothing of PHP's own
- * memory is touched. Streams stay PHP's; Descriptors tells their numbers.
+ * functions and the structure are the kernel's (epoll(7)); nothing of PHP's own memory is
+ * touched. Streams stay PHP's; Descriptors tells their numbers.
+ *
+ * It also keeps the sockets from programs that this one starts (FD_CLOEXEC), which PHP
+ * does not. One that outlives the producer would hold its clients open: Apache could not
+ * tell that nobody serves them any more.
  */
 final class EpollPoller implements Poller
 {
@@ -18,9 +22,12 @@ final class EpollPoller implements Poller
         int epoll_create1(int flags);
         int epoll_ctl(int epfd, int op, int fd, apachews_event *event);
         int epoll_wait(int epfd, apachews_event *events, int maxevents, int timeout);
+        int fcntl(int fd, int cmd, ...);
         int close(int fd);
     ';
     private const EPOLL_CLOEXEC = 02000000;
+    private const F_SETFD = 2;
+    private const FD_CLOEXEC = 1;
     private const CTL_ADD = 1;
     private const CTL_DEL = 2;
     private const CTL_MOD = 3;
@@ -99,6 +106,7 @@ final class EpollPoller implements Poller
     public function add(mixed $stream): void
     {
         $this->control(self::CTL_ADD, $stream, self::IN);
+        $this->libc->fcntl($this->numbers[get_resource_id($stream)], self::F_SETFD, self::FD_CLOEXEC);
     }
 
     public function watch(mixed $stream, bool $read, bool $write): void
