@@ -9,7 +9,6 @@ use apachews\Exception\NotASocket;
 use apachews\Exception\ServerException;
 use apachews\Exception\SocketInUse;
 use apachews\Transport\EpollPoller;
-use apachews\Transport\EvPoller;
 use apachews\Transport\Loop;
 use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
@@ -60,7 +59,7 @@ final class Server implements \IteratorAggregate
      *                                                        1013
      * @param bool                           $exclusive       refuse to take a socket over
      * @param Poller|null                    $poller          waits for the sockets; null: the best
-     *                                                        there is (epoll by ext-ffi, ext-ev,
+     *                                                        there is (epoll by ext-ffi, or
      *                                                        stream_select())
      * @param (\Closure(string): void)|null  $log             takes a line when something is wrong;
      *                                                        null: error_log()
@@ -92,11 +91,12 @@ final class Server implements \IteratorAggregate
         $log ??= static function (string $line): void {
             error_log("apachews: $line");
         };
+        $poller ??= self::bestPoller(); // first: should it fail, there is no file yet
         $file = new SocketFile($path, $mode, $group, $exclusive);
         $this->path = $path;
         $this->loop = new Loop(
             $file,
-            $poller ?? self::bestPoller(),
+            $poller,
             $maxMessageBytes,
             $maxQueueBytes,
             $log,
@@ -127,7 +127,7 @@ final class Server implements \IteratorAggregate
      */
     public function dequeue(?float $timeout = null): ?Event
     {
-        if ($timeout !== null && !($timeout >= 0)) {
+        if ($timeout !== null && !($timeout >= 0)) { // nor NAN
             throw new InvalidArgument("a timeout of $timeout s: use 0 or more, or null");
         }
         return $this->loop->nextEvent($timeout === null ? null : Loop::now() + $timeout);
@@ -223,9 +223,14 @@ final class Server implements \IteratorAggregate
      * accepted is refused with 503. close() ends it, with a goodbye to who is left.
      *
      * @param float $timeout seconds after which who is still here is left without a word
+     *
+     * @throws InvalidArgument a timeout that is negative or no number
      */
     public function drain(float $timeout = self::DRAIN_TIMEOUT_S): void
     {
+        if (!($timeout >= 0)) {
+            throw new InvalidArgument("a timeout of $timeout s: use 0 or more");
+        }
         $this->loop->drain($timeout);
     }
 
@@ -242,10 +247,6 @@ final class Server implements \IteratorAggregate
 
     private static function bestPoller(): Poller
     {
-        return match (true) {
-            EpollPoller::isAvailable() => new EpollPoller(),
-            EvPoller::isAvailable() => new EvPoller(),
-            default => new SelectPoller(),
-        };
+        return EpollPoller::isAvailable() ? new EpollPoller() : new SelectPoller();
     }
 }

@@ -125,10 +125,10 @@ final class EpollPoller implements Poller
         }
     }
 
-    public function wait(?float $seconds): array
+    public function wait(float $seconds): array
     {
         // Rounded up: a millisecond too late is better than a spin.
-        $milliseconds = $seconds === null ? -1 : (int) min(ceil($seconds * 1000), 0x7fffffff);
+        $milliseconds = (int) ceil($seconds * 1000);
         $count = $this->libc->epoll_wait(
             $this->epoll,
             \FFI::addr($this->events[0]),

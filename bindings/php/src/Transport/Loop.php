@@ -360,8 +360,9 @@ final class Loop
             if (!$this->events->isEmpty() && !$this->isClosed) { // a timer's
                 $waitS = 0.0;
             }
-            $waitS = min($waitS ?? INF, $timerS, $this->signalWaitS());
-            $this->ready = $this->poller->wait($waitS === INF ? null : $waitS);
+            $this->ready = $this->poller->wait(
+                min($waitS ?? self::MAX_WAIT_S, $timerS, $this->signalWaitS(), self::MAX_WAIT_S)
+            );
         }
         foreach ($this->ready as $id => $mask) {
             unset($this->ready[$id]);

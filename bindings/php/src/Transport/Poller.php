@@ -49,11 +49,11 @@ interface Poller
     /**
      * Waits until a stream is ready, a signal has come, or the time is over.
      *
-     * @param float|null $seconds null: for ever
+     * @param float $seconds 0 to 3600
      *
      * @return array<int, int> READ, WRITE and GONE, by resource id
      */
-    public function wait(?float $seconds): array;
+    public function wait(float $seconds): array;
 
     /**
      * Returns what to do to have more clients, for the message that says there are too many.

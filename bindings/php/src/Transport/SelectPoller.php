@@ -64,17 +64,17 @@ final class SelectPoller implements Poller
         }
     }
 
-    public function wait(?float $seconds): array
+    public function wait(float $seconds): array
     {
         $read = $this->read;
         $write = $this->write;
         $except = [];
         if ($read === [] && $write === []) {
-            usleep((int) (min($seconds ?? 1.0, 1.0) * 1e6));
+            usleep((int) (min($seconds, 1.0) * 1e6));
             return [];
         }
-        $whole = $seconds === null ? null : (int) $seconds;
-        $micro = $seconds === null ? null : (int) (fmod($seconds, 1) * 1e6);
+        $whole = (int) $seconds;
+        $micro = (int) (fmod($seconds, 1) * 1e6);
         // False where a signal has come.
         $count = Warnings::withheld(
             static function () use (&$read, &$write, &$except, $whole, $micro): int|false {
@@ -94,6 +94,6 @@ final class SelectPoller implements Poller
     public function advice(): string
     {
         return 'stream_select() takes no more: enable ext-ffi (Debian has it on for the command'
-            . ' line) or install ext-ev, or start fewer clients';
+            . ' line), or start fewer clients';
     }
 }
