@@ -103,7 +103,7 @@ final class Client
             throw new NotAsked('accept() with a subprotocol or headers');
         }
         if ($subprotocol !== null && !in_array($subprotocol, $this->request->offered, true)) {
-            $offered = implode(', ', $this->request->offered) ?: 'none';
+            $offered = $this->request->offered === [] ? 'none' : implode(', ', $this->request->offered);
             throw new InvalidArgument("the client did not offer \"$subprotocol\", but $offered");
         }
         return $this->connection->sendAnswer($answer);

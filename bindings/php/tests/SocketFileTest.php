@@ -61,9 +61,10 @@ final class SocketFileTest extends TestCase
 
     public function testFileIsGivenToTheGroup(): void
     {
-        $server = $this->serve(posix_getegid());
+        $group = (int) filegroup($this->directory->path);
+        $server = $this->serve($group);
         clearstatcache();
-        self::assertSame(posix_getegid(), filegroup($this->path));
+        self::assertSame($group, filegroup($this->path));
         $server->close();
         $this->expectException(ServerException::class);
         $this->expectExceptionMessage('no-such-group');
@@ -212,10 +213,10 @@ final class SocketFileTest extends TestCase
 
     public function testDirectoryThatMayNotBeWrittenIsNamed(): void
     {
-        if (posix_geteuid() === 0) {
+        chmod($this->directory->path, 0555);
+        if (is_writable($this->directory->path)) {
             self::markTestSkipped('root may write everywhere');
         }
-        chmod($this->directory->path, 0555);
         $this->expectException(ServerException::class);
         $this->expectExceptionMessage($this->path);
         $this->serve();

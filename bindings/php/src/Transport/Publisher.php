@@ -1,0 +1,111 @@
+<?php
+
+declare(strict_types=1);
+
+namespace apachews\Transport;
+
+use apachews\Delivery;
+use apachews\Exception\NobodyListens;
+use apachews\Exception\PublishFailed;
+use apachews\Exception\ServerException;
+use apachews\Exception\WireError;
+use apachews\Wire\Frame;
+use apachews\Wire\Published;
+
+/**
+ * The caller's end of a publication: for apachews\publish(), which may be in any program.
+ *
+ * It blocks, until a deadline on Loop's clock.
+ *
+ * @internal
+ */
+final class Publisher
+{
+    /** PHP does not wait where a backlog is full: so often it is tried again. */
+    private const RETRY_MICROSECONDS = 5000;
+
+    /**
+     * Sends the frames of one message, and awaits the answer.
+     *
+     * @throws ServerException
+     */
+    public static function publish(string $path, string $frames, float $deadline): Delivery
+    {
+        return Warnings::withheld(static function () use ($path, $frames, $deadline): Delivery {
+            $socket = self::connect($path, $deadline);
+            try {
+                return self::deliver($socket, $frames, $deadline) ?? throw new PublishFailed($path);
+            } finally {
+                fclose($socket);
+            }
+        });
+    }
+
+    /**
+     * @return resource
+     *
+     * @throws ServerException
+     */
+    private static function connect(string $path, float $deadline): mixed
+    {
+        while (($left = $deadline - Loop::now()) > 0) {
+            $socket = stream_socket_client("unix://$path", $code, $error, $left);
+            if ($socket !== false) {
+                stream_set_read_buffer($socket, 0);
+                return $socket;
+            }
+            clearstatcache(true, $path);
+            if ($code === SocketFile::ECONNREFUSED && is_file($path)) {
+                throw new ServerException(
+                    $path,
+                    'this is a file, and no Unix socket',
+                    'where it is a loopback socket, publish with Python or "apachews publish"'
+                );
+            }
+            if ($code === SocketFile::ENOENT || $code === SocketFile::ECONNREFUSED) {
+                throw new NobodyListens($path);
+            }
+            if ($code !== SocketFile::EAGAIN) {
+                throw new ServerException($path, "cannot connect: $error", 'look at its permissions');
+            }
+            usleep(self::RETRY_MICROSECONDS);
+        }
+        throw new PublishFailed($path);
+    }
+
+    /**
+     * Returns the answer; null where there is none, or not in time.
+     *
+     * @param resource $socket
+     */
+    private static function deliver(mixed $socket, string $frames, float $deadline): ?Delivery
+    {
+        $answer = '';
+        while (($left = $deadline - Loop::now()) > 0) {
+            stream_set_timeout($socket, (int) $left, (int) (fmod($left, 1) * 1e6));
+            if ($frames !== '') {
+                $sent = fwrite($socket, $frames);
+                // A producer that is gone is found by reading.
+                $frames = $sent === false ? '' : substr($frames, $sent);
+                continue;
+            }
+            $answer .= (string) fread($socket, 4096);
+            try {
+                $header = Frame::decodeHeader($answer, 0);
+                if ($header !== null && strlen($answer) >= $header[1] + $header[2]) {
+                    if ($header[0] !== (Frame::FIN | Frame::PUBLISH)) {
+                        return null;
+                    }
+                    $published = Published::decode(substr($answer, $header[2], $header[1]));
+                    return new Delivery($published->reached, $published->skipped);
+                }
+            } catch (WireError) {
+                return null;
+            }
+            if (stream_get_meta_data($socket)['eof']) {
+                return null;
+            }
+        }
+        return null;
+    }
+}
