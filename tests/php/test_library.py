@@ -24,6 +24,7 @@ PACKAGES = {
     "php": "php-cli",
     "phpunit": "phpunit",
     "phpcs": "php-codesniffer",
+    "composer": "composer",
     "phpstan": "neither Debian nor PyPI has it; Composer does: phpstan/phpstan",
 }
 
@@ -100,6 +101,39 @@ def test_it_needs_no_extension_that_is_not_compiled_in(short_path: Path) -> None
             said, _ = process.communicate()
             print(said.decode())
     assert said == b""
+
+
+def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "php.md").read_text()
+    commands = re.findall(r"`composer ([^`]+)`", page)
+    assert len(commands) == 2
+    (tmp_path / "composer.json").write_text('{"repositories": [{"packagist.org": false}]}')
+    library = tmp_path / "apachews-php"
+    shutil.copytree(LIBRARY, library, ignore=shutil.ignore_patterns("vendor"))
+    environment = {
+        **os.environ,
+        "COMPOSER_HOME": str(tmp_path / "composer"),
+        "COMPOSER_ALLOW_SUPERUSER": "1",
+        "COMPOSER_DISABLE_NETWORK": "1",
+    }
+    for command in commands:
+        arguments = command.replace("/opt/apachews-php", str(library)).split()
+        result = subprocess.run(
+            [tool("composer"), "--no-interaction", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+    program = (
+        "require 'vendor/autoload.php'; new apachews\\Server('it.ws'); echo ApacheWSIOEvent->name;"
+    )
+    result = subprocess.run(
+        [tool("php"), "-r", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (result.stdout, result.stderr) == ("IO", "")
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
