@@ -135,6 +135,7 @@ final class ProgramTest extends TestCase
         $server = new Server($this->path, poller: self::poller($class));
         $bridge = new Bridge($this->path);
         self::next($server, EventType::Accept);
+        link($this->path, "{$this->path}.2"); // a way to the socket when its file is gone
         // PHP gives all its sockets to it, but those that the poller keeps.
         $process = proc_open(['sleep', '60'], [], $pipes);
         self::assertIsResource($process);
@@ -142,6 +143,9 @@ final class ProgramTest extends TestCase
             $server->close();
             self::assertSame(1001, $bridge->readClose()->code);
             self::assertNull($bridge->readFrame());
+            self::assertSame('no producer listens here', $this->problemOf(
+                fn () => \apachews\publish("{$this->path}.2", 'hello')
+            ));
             self::assertTrue(proc_get_status($process)['running']);
         } finally {
             proc_terminate($process, 9);
