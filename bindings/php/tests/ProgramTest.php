@@ -126,6 +126,20 @@ final class ProgramTest extends TestCase
     }
 
     /**
+     * PHP would mix up the fields of what is freed and what is declared anew: see the poller.
+     */
+    public function testDeclarationsForEpollAreMadeOnce(): void
+    {
+        self::poller(EpollPoller::class);
+        $libc = new \ReflectionProperty(EpollPoller::class, 'libc');
+        $first = new EpollPoller();
+        $id = spl_object_id($libc->getValue($first));
+        unset($first);
+        self::assertSame($id, spl_object_id($libc->getValue(new EpollPoller())));
+        self::assertSame($libc->getValue(new EpollPoller()), $libc->getValue(new EpollPoller()));
+    }
+
+    /**
      * @dataProvider pollers
      *
      * @param class-string<Poller> $class

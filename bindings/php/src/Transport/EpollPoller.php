@@ -38,6 +38,13 @@ final class EpollPoller implements Poller
     /** What one call hands out; the next one has the rest. */
     private const MAX_EVENTS = 256;
 
+    /**
+     * One for the process, which is never freed. PHP keeps where the fields of a structure
+     * are beside the code that uses them, by the address of the type: that of a type that is
+     * gone may be another's, and then it reads what is no field.
+     */
+    private static ?\FFI $shared = null;
+
     private readonly \FFI $libc;
     private readonly int $epoll;
     private readonly \FFI\CData $event;
@@ -51,9 +58,7 @@ final class EpollPoller implements Poller
      */
     public function __construct()
     {
-        // The kernel packs it on x86-64 alone.
-        $packed = php_uname('m') === 'x86_64' ? '__attribute__((packed))' : '';
-        $this->libc = \FFI::cdef(sprintf(self::DECLARATIONS, $packed));
+        $this->libc = self::$shared ??= self::declare();
         $event = $this->libc->new('apachews_event');
         $events = $this->libc->new('apachews_event[' . self::MAX_EVENTS . ']');
         assert($event !== null && $events !== null);
@@ -65,6 +70,13 @@ final class EpollPoller implements Poller
         }
         $this->epoll = $epoll;
         $this->descriptors = new Descriptors();
+    }
+
+    private static function declare(): \FFI
+    {
+        // The kernel packs it on x86-64 alone.
+        $packed = php_uname('m') === 'x86_64' ? '__attribute__((packed))' : '';
+        return \FFI::cdef(sprintf(self::DECLARATIONS, $packed));
     }
 
     public function __destruct()
@@ -86,7 +98,7 @@ final class EpollPoller implements Poller
             if (!class_exists(\FFI::class, false)) {
                 return false;
             }
-            \FFI::cdef('int epoll_create1(int flags);');
+            self::$shared ??= self::declare();
             return true;
         } catch (\FFI\Exception) {
             return false;
