@@ -24,7 +24,7 @@ from typing import Final
 from ..site import ROOT
 from .build import ARTEFACTS, built, why_not
 
-TARGETS: Final = ("wire", "json", "request", "queue")
+TARGETS: Final = ("wire", "json", "request", "queue", "server")
 DEFAULT_SECONDS: Final = 10
 # Beside what it was told to take: it ends by itself.
 GRACE_S: Final = 60
@@ -41,6 +41,12 @@ def seeds(target: str) -> list[Path]:
     opens = [bytes.fromhex(vector["hex"]) for vector in vectors["opens"]]
     found = {
         "wire": [b"\0" + data for data in (*streams, *opens)],
+        # One who comes, says something, and leaves; who asks; who publishes; a drain.
+        "server": [
+            bytes.fromhex(text)
+            for text in ("00 51 10 53 80 90 13 57", "05 51 b0 20 53 13 57", "00 51 e0 09 20 53 1f")
+        ]
+        + [bytes.fromhex("00 51 e2 8d 57 14 57 80 57")],
         "queue": [bytes(range(0, 256, 3)), b"\x1f\x3f\x5f\x80\xa0\xff" * 9],
     }
     # Their payloads: behind a header of two or four bytes.

@@ -518,7 +518,7 @@ static void serve(apachews_server *server, const struct epoll_event *ready)
         if (!client->has_moved) {
             read_client(client);
         } else if (ready->events & GONE) {
-            forget(client); /* its last event is out */
+            receive_eof(client); /* its last event is out, but where nobody had asked it to move */
         }
     }
 }

@@ -19,14 +19,18 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "apachews.h"
 #include "check.h"
+#include "client.h"
 #include "json.h"
 #include "language.h"
 #include "queue.h"
 #include "request.h"
+#include "server.h"
 #include "utf8.h"
 #include "wire.h"
 
@@ -238,6 +242,296 @@ static void fuzz_queue(const unsigned char *data, size_t length)
     wire_reader_free(&reader);
 }
 
+/* ---- A server: the input is what bridges and the program do, one byte after the other ---- */
+
+#define BRIDGES 4
+#define TRACKED 64
+#define OPEN_TEXT                                                                               \
+    "{\"version\":1,\"id\":\"1\",\"resumed\":false,\"request\":{\"method\":\"GET\",\"uri\":\"/\","     \
+    "\"headers\":[]},\"remote\":[\"::1\",1],\"local\":[\"::1\",80],\"scheme\":\"ws\",\"user\":null," \
+    "\"vhost\":\"x\",\"subprotocols\":{\"offered\":[\"a\"],\"chosen\":null},\"env\":{},"           \
+    "\"answer_required\":"
+
+/* What a client has been told of so far. */
+struct track {
+    apachews_client *client;
+    bool has_ended;
+    bool is_kept;
+};
+
+struct play {
+    apachews_server *server;
+    int bridges[BRIDGES];
+    struct track tracks[TRACKED];
+    size_t track_count;
+    apachews_event event; /* in hand */
+    struct digest digest; /* of what it points to */
+    bool is_over;
+};
+
+static struct digest digest_of(const apachews_event *event)
+{
+    struct digest digest = {0};
+    if (event->kind == APACHEWS_MESSAGE) {
+        CHECK(event->data[event->length] == '\0');
+        add(&digest, event->data, event->length);
+    }
+    CHECK(event->reason != NULL);
+    add(&digest, event->reason, strlen(event->reason));
+    if (event->client != NULL) {
+        const char *id = apachews_client_request(event->client)->id;
+        add(&digest, id, strlen(id));
+    }
+    return digest;
+}
+
+/* Take the next event, and hold it against what was told of its client before; false where
+ * there is none. */
+static bool take(struct play *play)
+{
+    /* What the last one points to is there until now, whatever was done meanwhile. */
+    CHECK(digest_of(&play->event).hash == play->digest.hash);
+    play->is_over = !apachews_server_next(play->server, 0, &play->event);
+    play->digest = digest_of(&play->event);
+    apachews_client *client = play->event.client;
+    if (play->is_over || play->event.kind == APACHEWS_TIMEOUT) {
+        CHECK(client == NULL);
+        return false;
+    }
+    CHECK(play->event.kind != APACHEWS_ERROR);
+    if (client == NULL) {
+        CHECK(play->event.kind == APACHEWS_WAKE || play->event.kind == APACHEWS_INVALID);
+        return true;
+    }
+    struct track *track = apachews_client_data(client);
+    if (play->event.kind == APACHEWS_OPEN) {
+        CHECK(track == NULL && play->track_count < TRACKED);
+        track = &play->tracks[play->track_count++];
+        *track = (struct track){.client = client};
+        apachews_client_set_data(client, track);
+    }
+    CHECK(track != NULL && track->client == client && !track->has_ended);
+    if (play->event.kind == APACHEWS_CLOSE) {
+        track->has_ended = true;
+        CHECK(apachews_client_has_ended(client));
+    }
+    return true;
+}
+
+/* The client that an argument means: of the event in hand, or one of those there are. */
+static apachews_client *pick(const struct play *play, size_t argument)
+{
+    apachews_client *clients[TRACKED];
+    size_t count = apachews_server_clients(play->server, clients, TRACKED);
+    return argument % 2 || count == 0 ? play->event.client : clients[argument / 2 % count];
+}
+
+static void bridge_say(int fd, int first, const void *payload, size_t length)
+{
+    unsigned char bytes[WIRE_MAX_HEADER + 1024];
+    size_t size = wire_encode_header(bytes, first, length);
+    memcpy(bytes + size, payload, length);
+    (void)!send(fd, bytes, size + length, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+static void bridge_come(struct play *play, const struct sockaddr_un *address, size_t argument)
+{
+    int *fd = &play->bridges[argument % BRIDGES];
+    if (*fd >= 0) {
+        close(*fd);
+    }
+    *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    CHECK(*fd >= 0);
+    (void)!connect(*fd, (const struct sockaddr *)address, sizeof *address); /* or nobody listens */
+    if (argument < 8) {
+        const char *text = argument < 4 ? OPEN_TEXT "false}" : OPEN_TEXT "true}";
+        bridge_say(*fd, 0x83, text, strlen(text));
+    } else if (argument < 12) {
+        const char *text = argument % 2 ? "{\"version\":1,\"group\":\"a\"}" : "{\"version\":1}";
+        bridge_say(*fd, 0x86, text, strlen(text));
+    }
+}
+
+static void bridge_act(const struct play *play, int fd, size_t argument)
+{
+    static const char block[1000];
+    unsigned char buffer[65536];
+    apachews_client *client = play->event.client;
+    switch (argument) {
+    case 0:
+        bridge_say(fd, 0x81, "text", 4);
+        break;
+    case 1:
+        bridge_say(fd, 0x02, "\xFF", 1);
+        break;
+    case 2:
+        bridge_say(fd, 0x80, "\xFF", 1);
+        break;
+    case 3:
+        bridge_say(fd, 0x88, "\x0F\xA0 bye", 6);
+        break;
+    case 4:
+        bridge_say(fd, 0x85, "", 0);
+        break;
+    case 5:
+        bridge_say(fd, 0x8A, client != NULL ? client->ping : buffer, client != NULL ? 8 : 0);
+        break;
+    case 6:
+        (void)!send(fd, "\x81", 1, MSG_NOSIGNAL); /* half a header */
+        break;
+    case 7:
+        bridge_say(fd, 0x82, block, sizeof block); /* too much */
+        break;
+    case 8:
+        shutdown(fd, SHUT_WR);
+        break;
+    case 9:
+        shutdown(fd, SHUT_RDWR);
+        break;
+    case 10:
+        for (int i = 0; i < 50; i++) { /* more than waits for a publisher */
+            bridge_say(fd, 0x81, "", 0);
+        }
+        break;
+    default:
+        while (recv(fd, buffer, sizeof buffer, 0) == sizeof buffer && argument == 15) {
+        }
+        break;
+    }
+}
+
+/* Then to stop takes a second. */
+static bool is_anybody_slow(const apachews_server *server)
+{
+    const apachews_client *client = server->first;
+    while (client != NULL && client->queue.first == NULL) {
+        client = client->next;
+    }
+    return client != NULL;
+}
+
+static void program_act(struct play *play, size_t operation, size_t argument)
+{
+    static const char block[150000];
+    static const char *const groups[] = {"a", "b", NULL};
+    const char *group = groups[argument % 3];
+    apachews_client *client = pick(play, argument);
+    switch (operation) {
+    case 0:
+        apachews_broadcast(play->server, APACHEWS_BINARY, block, argument * 10000);
+        break;
+    case 1:
+        apachews_group_send(play->server, group, APACHEWS_TEXT, "group", 5, client);
+        break;
+    case 2:
+        if (argument == 13) {
+            apachews_server_drain(play->server, 100000);
+        } else if (argument == 14 && !is_anybody_slow(play->server)) {
+            apachews_server_stop(play->server);
+        } else if (argument == 15) {
+            apachews_server_wake(play->server);
+        } else if (play->event.kind == APACHEWS_MESSAGE) {
+            apachews_send(play->event.client, play->event.type, play->event.data,
+                          play->event.length);
+        }
+        break;
+    default:
+        break;
+    }
+    struct track *track = client != NULL ? apachews_client_data(client) : NULL;
+    if (track == NULL) {
+        return; /* the program has not met it yet */
+    }
+    switch (operation) {
+    case 3:
+        apachews_send(client, APACHEWS_BINARY, block, argument * 10000);
+        break;
+    case 4:
+        apachews_close(client, 1000 + (int)argument, "bye");
+        break;
+    case 5:
+        apachews_accept(client, argument & 2 ? "a" : NULL, NULL, 0, NULL);
+        break;
+    case 6:
+        apachews_reject(client, 404, NULL, NULL, 0, NULL);
+        break;
+    case 7:
+        apachews_ping(client);
+        break;
+    case 8:
+        apachews_group_join(client, argument & 2 ? "a" : "b");
+        break;
+    case 9:
+        apachews_group_leave(client, argument & 2 ? "a" : "b");
+        break;
+    case 10:
+        if (!track->is_kept) {
+            track->is_kept = true;
+            apachews_client_keep(client);
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+/* Of each client one OPEN, its messages, and one CLOSE; what is in hand stays; nothing leaks. */
+static void fuzz_server(const unsigned char *data, size_t length)
+{
+    struct play play = {.bridges = {-1, -1, -1, -1}, .event = {.reason = ""}};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    apachews_options options = {.max_message_bytes = 500, .max_queue_bytes = 20000};
+    snprintf(address.sun_path, sizeof address.sun_path, "/tmp/.apachews-fuzz-%ld.ws",
+             (long)getpid());
+    play.server = apachews_server_open(address.sun_path, &options, NULL);
+    CHECK(play.server != NULL);
+    play.digest = digest_of(&play.event);
+    size_t comings = 0;
+    for (size_t i = 0; i < length && i < 200; i++) {
+        size_t operation = data[i] >> 4;
+        size_t argument = data[i] & 15;
+        if (operation == 0) {
+            if (comings++ < TRACKED) {
+                bridge_come(&play, &address, argument);
+            }
+        } else if (operation < 5) {
+            int fd = play.bridges[operation - 1];
+            if (fd >= 0) {
+                bridge_act(&play, fd, argument);
+            }
+        } else if (operation == 5) {
+            for (size_t turn = 0; turn <= argument && take(&play); turn++) {
+            }
+        } else {
+            program_act(&play, operation - 6, argument);
+        }
+    }
+    for (int i = 0; i < BRIDGES; i++) {
+        if (play.bridges[i] >= 0) {
+            close(play.bridges[i]);
+        }
+    }
+    while (!play.is_over) {
+        if (!take(&play)) {
+            apachews_server_stop(play.server);
+        }
+    }
+    for (size_t i = 0; i < play.track_count; i++) {
+        CHECK(play.tracks[i].has_ended);
+    }
+    apachews_server_free(play.server);
+    for (size_t i = 0; i < play.track_count; i++) {
+        if (play.tracks[i].is_kept) {
+            apachews_client *client = play.tracks[i].client;
+            CHECK(!apachews_send_text(client, "late") && !apachews_close(client, 1000, NULL));
+            CHECK(!apachews_group_join(client, "a") && !apachews_ping(client));
+            CHECK(!apachews_accept(client, NULL, NULL, 0, NULL));
+            apachews_client_release(client);
+        }
+    }
+    CHECK(access(address.sun_path, F_OK) != 0);
+}
+
 static const struct target {
     const char *name;
     void (*run)(const unsigned char *data, size_t length);
@@ -246,6 +540,7 @@ static const struct target {
     {"json", fuzz_json},
     {"request", fuzz_request},
     {"queue", fuzz_queue},
+    {"server", fuzz_server},
 };
 
 /* ---- The fuzzer ---- */
