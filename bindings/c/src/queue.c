@@ -142,21 +142,16 @@ static bool extend_run(struct queue *queue, const void *head, size_t head_size, 
     }
     if (run->size + size > run->capacity) {
         size_t capacity = run->capacity * 2;
-        struct chunk *grown = realloc(run, sizeof *run + capacity);
-        if (grown == NULL) {
+        struct chunk **link = &queue->first;
+        while (*link != run) {
+            link = &(*link)->next;
+        }
+        run = realloc(run, sizeof *run + capacity);
+        if (run == NULL) {
             return false; /* in a chunk of its own there may be room */
         }
-        grown->capacity = capacity;
-        if (queue->first == run) {
-            queue->first = grown;
-        } else {
-            struct chunk *before = queue->first;
-            while (before->next != run) {
-                before = before->next;
-            }
-            before->next = grown;
-        }
-        queue->last = run = grown;
+        run->capacity = capacity;
+        *link = queue->last = run;
     }
     memcpy(run->bytes + run->size, head, head_size);
     if (tail_size > 0) {
