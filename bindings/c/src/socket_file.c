@@ -101,6 +101,29 @@ static int inherited_socket(const char *path)
 
 /* ---- The directory ---- */
 
+static bool lock(int directory_fd)
+{
+    while (flock(directory_fd, LOCK_EX) != 0) {
+        if (errno != EINTR) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* To close it would not do: a child that was forked has the same descriptor. */
+static void unlock(int directory_fd)
+{
+    (void)flock(directory_fd, LOCK_UN);
+}
+
+/* What the directory of a path calls it. */
+static const char *name_in_directory(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
 /* Open the directory that a path is in, and lock it; -1, and errno, where that fails. */
 static int lock_directory(const char *path)
 {
@@ -112,16 +135,11 @@ static int lock_directory(const char *path)
         directory[length] = '\0';
     }
     int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) {
+    if (fd >= 0 && !lock(fd)) {
+        int number = errno;
+        close(fd);
+        errno = number;
         return -1;
-    }
-    while (flock(fd, LOCK_EX) != 0) {
-        if (errno != EINTR) {
-            int number = errno;
-            close(fd);
-            errno = number;
-            return -1;
-        }
     }
     return fd;
 }
@@ -264,7 +282,7 @@ static bool listen_beside(struct socket_file *file, int directory_fd, unsigned m
         problem = "cannot listen";
     } else if (fstatat(directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
         problem = "cannot look at it";
-    } else if (rename(beside, file->path) != 0) {
+    } else if (renameat(directory_fd, name, directory_fd, name_in_directory(file->path)) != 0) {
         problem = "cannot put it in its place";
     }
     if (problem != NULL) {
@@ -272,7 +290,6 @@ static bool listen_beside(struct socket_file *file, int directory_fd, unsigned m
         (void)unlinkat(directory_fd, name, 0);
         return false;
     }
-    file->is_ours = true;
     file->device = status.st_dev;
     file->inode = status.st_ino;
     return true;
@@ -305,14 +322,19 @@ static bool make(struct socket_file *file, const apachews_options *options, apac
         is_done = listen_beside(file, directory_fd, options->mode ? options->mode : DEFAULT_MODE,
                                 options->group != NULL ? &group : NULL, error);
     }
-    close(directory_fd);
+    unlock(directory_fd);
+    if (is_done) {
+        file->directory_fd = directory_fd;
+    } else {
+        close(directory_fd);
+    }
     return is_done;
 }
 
 bool socket_file_open(struct socket_file *file, const char *path, const apachews_options *options,
                       apachews_error *error)
 {
-    *file = (struct socket_file){.fd = -1};
+    *file = (struct socket_file){.fd = -1, .directory_fd = -1};
     if (strlen(path) > MAX_PATH) {
         error_set(error, APACHEWS_PATH_TOO_LONG, 0,
                   "the path is longer than the %zu bytes that a Unix socket can have; choose a "
@@ -340,19 +362,18 @@ bool socket_file_open(struct socket_file *file, const char *path, const apachews
 void socket_file_remove(struct socket_file *file)
 {
     struct stat status;
-    if (!file->is_ours) {
+    if (file->directory_fd < 0) {
         return;
     }
-    file->is_ours = false;
-    int directory_fd = lock_directory(file->path);
-    if (directory_fd < 0) {
-        return; /* it is gone with its directory */
+    const char *name = name_in_directory(file->path);
+    if (lock(file->directory_fd) &&
+        fstatat(file->directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+        status.st_dev == file->device && status.st_ino == file->inode) {
+        (void)unlinkat(file->directory_fd, name, 0);
     }
-    if (lstat(file->path, &status) == 0 && status.st_dev == file->device &&
-        status.st_ino == file->inode) {
-        (void)unlink(file->path);
-    }
-    close(directory_fd);
+    unlock(file->directory_fd);
+    close(file->directory_fd);
+    file->directory_fd = -1;
 }
 
 void socket_file_close(struct socket_file *file)

@@ -12,6 +12,9 @@
  * is free was left by a start that died, and is cleared away.  The Python library does the
  * same, with the same names, so that each can take over from the other.
  *
+ * The directory stays open as long as the file is to be removed: that works then also where the
+ * program has gone to another directory, as daemon(3) does, and where it has no descriptor left.
+ *
  * Where systemd made the socket (LISTEN_FDS, see sd_listen_fds(3)) that one is used, and its
  * file left as it is.
  */
@@ -24,9 +27,9 @@
 
 struct socket_file {
     char *path;
-    int fd; /* listens, non-blocking; -1 once it is closed */
+    int fd;           /* listens, non-blocking; -1 once it is closed */
+    int directory_fd; /* that the file is in, while it is to be removed from there; else -1 */
     bool is_inherited;
-    bool is_ours; /* the file is to be removed from here, where it is still this one */
     dev_t device;
     ino_t inode;
 };
