@@ -101,6 +101,13 @@ find_package(apachews 0.1 REQUIRED)
 add_executable(program new.c)
 target_link_libraries(program PRIVATE apachews::apachews)
 """
+PART = """
+cmake_minimum_required(VERSION 3.13)
+project(theirs C)
+add_executable(echo new.c)
+add_subdirectory({source} apachews)
+target_link_libraries(echo PRIVATE apachews::apachews)
+"""
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -182,6 +189,15 @@ def test_pkg_config(installed: Path, tmp_path: Path, static: bool) -> None:
     run("cc", *WARNINGS, tmp_path / "new.c", *link, "-o", tmp_path / "new")
     said = run("env", f"LD_LIBRARY_PATH={'' if static else installed / 'lib'}", tmp_path / "new")
     assert said.strip() == run("pkg-config", where, "--modversion", "apachews").strip()
+
+
+def test_a_part_of_another_project(can_build: None, tmp_path: Path) -> None:
+    """Which has targets of its own, by whatever names."""
+    (tmp_path / "new.c").write_text(NEW)
+    (tmp_path / "CMakeLists.txt").write_text(PART.format(source=SOURCE))
+    run("cmake", "-S", tmp_path, "-B", tmp_path / "build")
+    run("cmake", "--build", tmp_path / "build", "--parallel", "2")
+    assert run(tmp_path / "build" / "echo").strip()
 
 
 def test_cmake_finds_it(installed: Path, tmp_path: Path) -> None:
