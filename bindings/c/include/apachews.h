@@ -11,8 +11,8 @@
  *             apachews_send(event.client, event.type, event.data, event.length);
  *     apachews_server_free(server);
  *
- * Threads.  A server and its clients are for one thread; there is no global state, so
- * several servers can have a thread each.  apachews_server_wake() alone is for any
+ * Threads.  A server and its clients are for one thread; servers share nothing, so several of
+ * them can have a thread each.  apachews_server_wake() alone is for any
  * thread, and for signal handlers.
  *
  * Blocking.  Nothing waits but apachews_server_next(), for as long as it was told to,
@@ -92,7 +92,8 @@ typedef enum apachews_type { APACHEWS_TEXT = 1, APACHEWS_BINARY = 2 } apachews_t
 typedef enum apachews_kind {
     /* The time is over, and nothing has happened. */
     APACHEWS_TIMEOUT = 0,
-    /* apachews_server_wake() was called, or a signal handler ran meanwhile. */
+    /* apachews_server_wake() was called; or a signal handler ran meanwhile, or the program was
+     * stopped and continued: so look whether there is anything to do. */
     APACHEWS_WAKE,
     /* A client connected; or asks to: apachews_request.answer_required. */
     APACHEWS_OPEN,
@@ -264,8 +265,8 @@ APACHEWS_API apachews_delivery apachews_broadcast(apachews_server *server, apach
 
 /* Let the client in, with one of the subprotocols it offered or NULL, and with headers to add
  * to the response (pair.length is not looked at).  False, and *error unless error is NULL:
- * what was wrong with the answer; or nobody waits for it, as it was answered, or Apache gave
- * up (APACHEWS_CONNECT_TIMEOUT, 5 s). */
+ * what was wrong with the answer; or nobody waits for it, as it was answered, Apache gave up
+ * (APACHEWS_CONNECT_TIMEOUT, 5 s), or Apache lets in whoever comes. */
 APACHEWS_API bool apachews_accept(apachews_client *client, const char *subprotocol,
                                   const apachews_pair *headers, size_t header_count,
                                   apachews_error *error);
@@ -286,8 +287,8 @@ APACHEWS_API bool apachews_reject(apachews_client *client, int status, const cha
 APACHEWS_API bool apachews_group_join(apachews_client *client, const char *group);
 /* False where it was no member. */
 APACHEWS_API bool apachews_group_leave(apachews_client *client, const char *group);
-/* Send a message to every member, but for one if except is not NULL; errno as
- * apachews_broadcast(). */
+/* Send a message to every member, with group NULL to every client, but for one if except is not
+ * NULL; errno as apachews_broadcast(). */
 APACHEWS_API apachews_delivery apachews_group_send(apachews_server *server, const char *group,
                                                    apachews_type type, const void *data,
                                                    size_t length, const apachews_client *except);

@@ -87,7 +87,11 @@ static bool send_answer(struct apachews_client *client, const struct answer *ans
     struct json_text text = {0};
     bool is_sent = false;
     if (answer_encode(answer, &text, error)) {
-        if (client->state != ASKED) {
+        if (!client->request->facts.answer_required) {
+            error_set(error, APACHEWS_NOT_WAITING, 0,
+                      "nobody waits for an answer to this client: Apache lets it in by itself, "
+                      "without SetEnv APACHEWS_ACCEPT producer");
+        } else if (client->state != ASKED) {
             error_set(error, APACHEWS_NOT_WAITING, 0,
                       "nobody waits for an answer to this client: it was answered, or Apache "
                       "gave up");

@@ -32,7 +32,7 @@ enum state {
 struct membership;
 
 struct apachews_client {
-    apachews_server *server; /* NULL once that is freed */
+    apachews_server *server; /* not to be looked at once fd is -1: that one may be freed */
     size_t holders;
     int fd; /* -1 once it is gone */
     enum state state;

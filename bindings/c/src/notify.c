@@ -2,6 +2,7 @@
 
 #include "notify.h"
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,9 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+/* Servers of this process that are ready and have not begun to end. */
+static atomic_int ready_count;
 
 static void notify(const char *state)
 {
@@ -35,11 +39,14 @@ static void notify(const char *state)
 void notify_ready(const char *path)
 {
     char state[256];
+    atomic_fetch_add(&ready_count, 1);
     snprintf(state, sizeof state, "READY=1\nSTATUS=listening on %.200s", path);
     notify(state);
 }
 
 void notify_stopping(void)
 {
-    notify("STOPPING=1");
+    if (atomic_fetch_sub(&ready_count, 1) == 1) {
+        notify("STOPPING=1");
+    }
 }

@@ -10,6 +10,7 @@
 
 #include "client.h"
 #include "language.h"
+#include "server.h"
 #include "utf8.h"
 
 /* How much a stream grows at least. */
@@ -26,6 +27,7 @@ struct apachews_context {
 struct original_event {
     apachews_event event;
     apachews_context *context;
+    apachews_event_type type; /* kept here: the context may be gone before the event is */
     char message[];
 };
 
@@ -99,6 +101,18 @@ void apachews_context_remove_client(apachews_context *context, const apachews_cl
     apachews_client_close(client);
 }
 
+static apachews_event_type type_of(const apachews_context *context, const apachews_event *event)
+{
+    switch (event->kind) {
+    case APACHEWS_OPEN:
+        return ApacheWSAcceptEvent;
+    case APACHEWS_CLOSE:
+        return context->gives_close_events ? ApacheWSCloseEvent : ApacheWSIOEvent;
+    default:
+        return ApacheWSIOEvent;
+    }
+}
+
 /* Make the program's event of one of ours. */
 static apachews_event *make_event(apachews_context *context, const apachews_event *event)
 {
@@ -109,6 +123,7 @@ static apachews_event *make_event(apachews_context *context, const apachews_even
     }
     made->event = *event;
     made->context = context;
+    made->type = type_of(context, event);
     if (event->length > 0) {
         memcpy(made->message, event->data, event->length);
     }
@@ -155,19 +170,29 @@ ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t
                                   size_t length)
 {
     bool is_utf8 = utf8_is_valid(data, length);
-    size_t count = apachews_server_clients(context->server, NULL, 0);
-    apachews_client **clients = calloc(count > 0 ? count : 1, sizeof *clients);
-    if (clients == NULL) {
+    struct frame *frames[APACHEWS_BINARY + 1] = {NULL}; /* of each type one for all of them */
+    ssize_t result = (ssize_t)length;
+    apachews_client *client = context->server->first;
+    while (client != NULL && result >= 0) {
+        apachews_client *next = client->next;
+        struct frame **frame = &frames[type_for(client, is_utf8)];
+        if (*frame == NULL) {
+            *frame = frame_new(WIRE_FIN | (int)type_for(client, is_utf8), data, length);
+        }
+        if (*frame == NULL) {
+            result = -1;
+        } else if (client->request != NULL) {
+            /* (What befalls one of them is its own event.) */
+            client_send_frame(client, *frame);
+        }
+        client = next;
+    }
+    frame_release(frames[APACHEWS_TEXT]);
+    frame_release(frames[APACHEWS_BINARY]);
+    if (result < 0) {
         errno = ENOMEM;
-        return -1;
     }
-    apachews_server_clients(context->server, clients, count);
-    for (size_t i = 0; i < count; i++) {
-        /* (What befalls one of them is its own event.) */
-        apachews_send(clients[i], type_for(clients[i], is_utf8), data, length);
-    }
-    free(clients);
-    return (ssize_t)length;
+    return result;
 }
 
 int apachews_server_close(apachews_context *context)
@@ -193,16 +218,7 @@ apachews_client *apachews_event_get_client(const apachews_event *event)
 
 apachews_event_type apachews_event_get_type(const apachews_event *event)
 {
-    switch (event->kind) {
-    case APACHEWS_OPEN:
-        return ApacheWSAcceptEvent;
-    case APACHEWS_MESSAGE:
-        return ApacheWSIOEvent;
-    case APACHEWS_CLOSE:
-        return whole(event)->context->gives_close_events ? ApacheWSCloseEvent : ApacheWSIOEvent;
-    default:
-        return ApacheWSInvalidEvent;
-    }
+    return whole(event)->type;
 }
 
 void apachews_event_free(apachews_event *event)

@@ -277,13 +277,14 @@ static void accept_clients(apachews_server *server)
 
 /* ---- Sending to many ---- */
 
-static apachews_delivery send_to_all(apachews_server *server, struct frame *frame)
+static apachews_delivery send_to_all(apachews_server *server, struct frame *frame,
+                                     const apachews_client *except)
 {
     apachews_delivery delivery = {0, 0};
     struct apachews_client *client = server->first;
     while (client != NULL) {
         struct apachews_client *next = client->next;
-        if (client->request != NULL) {
+        if (client->request != NULL && client != except) {
             if (client_send_frame(client, frame)) {
                 delivery.reached++;
             } else {
@@ -305,7 +306,7 @@ static apachews_delivery deliver(apachews_server *server, const char *group, int
         return delivery;
     }
     delivery = group != NULL ? groups_send(server, group, frame, except)
-                             : send_to_all(server, frame);
+                             : send_to_all(server, frame, except);
     frame_release(frame);
     errno = 0;
     return delivery;
@@ -572,7 +573,7 @@ apachews_server *apachews_server_open(const char *path, const apachews_options *
         error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "no memory for a server");
         return NULL;
     }
-    server->file.fd = server->epoll_fd = server->wake_fd = -1;
+    server->epoll_fd = server->wake_fd = -1;
     server->max_message_bytes =
         options->max_message_bytes ? options->max_message_bytes : DEFAULT_MAX_MESSAGE;
     if (server->max_message_bytes > PTRDIFF_MAX) {
@@ -597,6 +598,7 @@ apachews_server *apachews_server_open(const char *path, const apachews_options *
                   strerror(number));
         return NULL;
     }
+    server->is_announced = true;
     notify_ready(path);
     return server;
 }
@@ -772,6 +774,14 @@ int apachews_server_timeout(const apachews_server *server)
     return wait < 0 ? 0 : wait > INT_MAX ? INT_MAX : (int)wait;
 }
 
+static void announce_end(apachews_server *server)
+{
+    if (server->is_announced) {
+        server->is_announced = false;
+        notify_stopping();
+    }
+}
+
 void apachews_server_drain(apachews_server *server, int timeout_ms)
 {
     if (server->is_stopped || server->is_draining) {
@@ -779,7 +789,7 @@ void apachews_server_drain(apachews_server *server, int timeout_ms)
     }
     server->is_draining = true;
     server->drain_deadline_ms = clock_ms() + (timeout_ms > 0 ? timeout_ms : 0);
-    notify_stopping();
+    announce_end(server);
     socket_file_remove(&server->file);
     accept_clients(server);
     if (server->file.is_inherited) {
@@ -844,9 +854,7 @@ void apachews_server_stop(apachews_server *server)
     if (server->in_hand != NULL) {
         part(server->in_hand);
     }
-    if (!server->is_draining) {
-        notify_stopping();
-    }
+    announce_end(server);
     stop_accepting(server);
     server->is_stopped = true;
     struct apachews_client *client = server->first;

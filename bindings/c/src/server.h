@@ -50,6 +50,7 @@ struct apachews_server {
     bool is_accepting;
     bool is_stopped;
     bool is_draining;
+    bool is_announced; /* to systemd, as ready */
     bool was_woken;
     int accept_error;          /* that no event has told of yet: errno, or 0 */
     int64_t accept_again_ms;   /* when a rest ends, or 0 */

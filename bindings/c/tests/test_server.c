@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -298,6 +299,83 @@ static void test_files(void)
     close(late);
 }
 
+/* The file goes in the end, wherever the program has gone, and with no descriptor left. */
+static void test_a_relative_path(void)
+{
+    struct rlimit limit, none;
+    int before = open(".", O_RDONLY | O_DIRECTORY);
+    CHECK(before >= 0 && chdir(directory) == 0);
+    apachews_server *server = apachews_server_open("test.ws", NULL, NULL);
+    CHECK(server != NULL && fchdir(before) == 0 && close(before) == 0);
+    CHECK(access(path, F_OK) == 0);
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = limit;
+    none.rlim_cur = 0;
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    apachews_server_stop(server);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    CHECK(access(path, F_OK) != 0);
+    apachews_server_free(server);
+}
+
+/* A child that was forked has the descriptors, and keeps nobody from serving there. */
+static void test_a_child_that_outlives_it(void)
+{
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    apachews_server *server = open_server(NULL);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        char byte;
+        close(ends[1]);
+        _exit(read(ends[0], &byte, 1) == 0 ? 0 : 1);
+    }
+    alarm(WAIT_MS / 1000);
+    apachews_server_free(server);
+    apachews_server_free(open_server(NULL));
+    alarm(0);
+    close(ends[1]);
+    close(ends[0]);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void expect_told(int fd, const char *beginning)
+{
+    char told[256] = "";
+    CHECK(recv(fd, told, sizeof told - 1, 0) > 0);
+    CHECK(strncmp(told, beginning, strlen(beginning)) == 0);
+}
+
+/* systemd hears of the end when the last server of the process comes to it. */
+static void test_what_systemd_is_told(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval limit = {.tv_sec = WAIT_MS / 1000};
+    char other[128];
+    int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/notify", directory);
+    snprintf(other, sizeof other, "%s.other.ws", path);
+    CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0);
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit) == 0);
+    CHECK(setenv("NOTIFY_SOCKET", address.sun_path, 1) == 0);
+    apachews_server *first = open_server(NULL);
+    expect_told(fd, "READY=1\n");
+    apachews_server *second = apachews_server_open(other, NULL, NULL);
+    expect_told(fd, "READY=1\n");
+    apachews_server_drain(first, 1000);
+    apachews_server_free(first);
+    CHECK(!is_readable(fd));
+    apachews_server_drain(second, 1000);
+    expect_told(fd, "STOPPING=1");
+    apachews_server_free(second);
+    CHECK(!is_readable(fd));
+    CHECK(unsetenv("NOTIFY_SOCKET") == 0);
+    close(fd);
+    CHECK(unlink(address.sun_path) == 0);
+}
+
 static void test_messages(void)
 {
     apachews_server *server = open_server(NULL);
@@ -528,6 +606,11 @@ static void test_groups(void)
     bridge_expect(bridges[0], 0x81, "hello", 5);
     bridge_expect(bridges[2], 0x81, "hello", 5);
     CHECK(!is_readable(bridges[1]));
+    delivery = apachews_group_send(server, NULL, APACHEWS_TEXT, "all", 3, clients[1]);
+    CHECK(delivery.reached == 2 && delivery.skipped == 0);
+    bridge_expect(bridges[0], 0x81, "all", 3);
+    bridge_expect(bridges[2], 0x81, "all", 3);
+    CHECK(!is_readable(bridges[1]));
     delivery = apachews_group_send(server, "room", APACHEWS_TEXT, "\xFF", 1, NULL);
     CHECK(delivery.reached == 0 && errno == EILSEQ);
     for (int i = 0; i < 100; i++) {
@@ -577,6 +660,8 @@ static void test_answers(void)
     CHECK(!apachews_reject(client, 403, NULL, NULL, 0, &error));
     CHECK(error.code == APACHEWS_NOT_ASKED && strstr(error.text, "APACHEWS_ACCEPT") != NULL);
     CHECK(!apachews_accept(client, "chat", NULL, 0, &error) && error.code == APACHEWS_NOT_ASKED);
+    CHECK(!apachews_accept(client, NULL, NULL, 0, &error) && error.code == APACHEWS_NOT_WAITING);
+    CHECK(strstr(error.text, "by itself") != NULL);
     close(bridge);
     next(server, APACHEWS_CLOSE);
 
@@ -614,6 +699,14 @@ static void test_answers(void)
     bridge_expect(bridge, 0x84, later, strlen(later));
     close(bridge);
     next(server, APACHEWS_CLOSE);
+
+    /* One that moves, though nobody has said so, has its end like everybody else. */
+    bridge = bridge_open(true);
+    client = next(server, APACHEWS_OPEN).client;
+    CHECK(bridge_send(bridge, 0x85, "", 0));
+    close(bridge);
+    event = next(server, APACHEWS_CLOSE);
+    CHECK(event.client == client && event.code == 1006);
     apachews_server_free(server);
 }
 
@@ -946,10 +1039,12 @@ static void test_the_original_interface(void)
     apachews_event_free(event);
     close(bridge);
     event = apachews_server_next_event(context);
+    apachews_context_free(context);
+    /* It is the program's, also then. */
     CHECK(apachews_event_get_type(event) == ApacheWSCloseEvent);
+    CHECK(apachews_client_send(apachews_event_get_client(event), "x", 1) == -1);
     apachews_event_free(event);
     apachews_event_free(NULL);
-    apachews_context_free(context);
 
     apachews_stream *stream = apachews_stream_new();
     for (int i = 0; i < 10000; i++) {
@@ -1088,6 +1183,9 @@ int main(void)
     setvbuf(stdout, NULL, _IONBF, 0);
     test_where_it_cannot_listen();
     test_files();
+    test_a_relative_path();
+    test_a_child_that_outlives_it();
+    test_what_systemd_is_told();
     test_messages();
     test_ends();
     test_kept_clients();
