@@ -49,6 +49,10 @@ int main(int argc, char **argv)
             break;
         }
     }
+    /* A handler has no server any more. */
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
     apachews_server_free(server);
     return 0;
 }

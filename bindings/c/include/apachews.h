@@ -232,7 +232,8 @@ APACHEWS_API size_t apachews_server_clients(apachews_server *server, apachews_cl
  * ENOBUFS more than max_queue_bytes wait for it: this cost it the connection, with 1013;
  * EILSEQ  a text that is not UTF-8; nothing was sent;
  * EINVAL  a type that is none;
- * ENOMEM  no memory to queue it: this cost it the connection, with 1011. */
+ * ENOMEM  no memory to queue it: this cost it the connection, and its APACHEWS_CLOSE says 1011.
+ *         (Apache, which is told nothing, takes it for one whose producer died.) */
 APACHEWS_API bool apachews_send(apachews_client *client, apachews_type type, const void *data,
                                 size_t length);
 
