@@ -252,6 +252,57 @@ static void fuzz_queue(const unsigned char *data, size_t length)
     "\"vhost\":\"x\",\"subprotocols\":{\"offered\":[\"a\"],\"chosen\":null},\"env\":{},"           \
     "\"answer_required\":"
 
+/* The linker leads these through here: memory runs out, and time passes, when an input says so. */
+static long allocations_left = -1; /* until one fails; -1: none does */
+static time_t seconds_passed;
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t count, size_t size);
+void *__real_realloc(void *memory, size_t size);
+char *__real_strdup(const char *text);
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+char *__wrap_strdup(const char *text);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+
+static bool may_allocate(void)
+{
+    if (allocations_left < 0 || allocations_left-- > 0) {
+        return true;
+    }
+    errno = ENOMEM;
+    return false;
+}
+
+void *__wrap_malloc(size_t size)
+{
+    return may_allocate() ? __real_malloc(size) : NULL;
+}
+
+void *__wrap_calloc(size_t count, size_t size)
+{
+    return may_allocate() ? __real_calloc(count, size) : NULL;
+}
+
+void *__wrap_realloc(void *memory, size_t size)
+{
+    return may_allocate() ? __real_realloc(memory, size) : NULL;
+}
+
+char *__wrap_strdup(const char *text)
+{
+    return may_allocate() ? __real_strdup(text) : NULL;
+}
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int result = __real_clock_gettime(clock, now);
+    now->tv_sec += seconds_passed;
+    return result;
+}
+
 /* What a client has been told of so far. */
 struct track {
     apachews_client *client;
@@ -298,9 +349,10 @@ static bool take(struct play *play)
         CHECK(client == NULL);
         return false;
     }
-    CHECK(play->event.kind != APACHEWS_ERROR);
+    CHECK(play->event.kind != APACHEWS_ERROR || play->event.code == ENOMEM);
     if (client == NULL) {
-        CHECK(play->event.kind == APACHEWS_WAKE || play->event.kind == APACHEWS_INVALID);
+        CHECK(play->event.kind == APACHEWS_WAKE || play->event.kind == APACHEWS_INVALID ||
+              play->event.kind == APACHEWS_ERROR);
         return true;
     }
     struct track *track = apachews_client_data(client);
@@ -425,11 +477,17 @@ static void program_act(struct play *play, size_t operation, size_t argument)
         break;
     case 2:
         if (argument == 13) {
-            apachews_server_drain(play->server, 100000);
+            apachews_server_drain(play->server, 30000);
         } else if (argument == 14 && !is_anybody_slow(play->server)) {
             apachews_server_stop(play->server);
         } else if (argument == 15) {
             apachews_server_wake(play->server);
+        } else if (argument == 12) {
+            seconds_passed += 11; /* longer than anything is waited for, but for the drain */
+        } else if (argument == 11) {
+            seconds_passed += 60;
+        } else if (argument > 4) {
+            allocations_left = (long)argument - 5;
         } else if (play->event.kind == APACHEWS_MESSAGE) {
             apachews_send(play->event.client, play->event.type, play->event.data,
                           play->event.length);
@@ -487,6 +545,7 @@ static void fuzz_server(const unsigned char *data, size_t length)
     CHECK(play.server != NULL);
     play.digest = digest_of(&play.event);
     size_t comings = 0;
+    seconds_passed = 0;
     for (size_t i = 0; i < length && i < 200; i++) {
         size_t operation = data[i] >> 4;
         size_t argument = data[i] & 15;
@@ -506,6 +565,7 @@ static void fuzz_server(const unsigned char *data, size_t length)
             program_act(&play, operation - 6, argument);
         }
     }
+    allocations_left = -1;
     for (int i = 0; i < BRIDGES; i++) {
         if (play.bridges[i] >= 0) {
             close(play.bridges[i]);
@@ -709,7 +769,7 @@ static void fuzz(const struct target *target, double seconds, struct last *last)
     struct timespec begun, now;
     unsigned long count = 0;
     double passed = 0;
-    clock_gettime(CLOCK_MONOTONIC, &begun);
+    __real_clock_gettime(CLOCK_MONOTONIC, &begun);
     for (size_t i = 0, seeds = corpus_count; i < seeds; i++) {
         run(target, corpus[i], last);
         has_reached_something();
@@ -725,7 +785,7 @@ static void fuzz(const struct target *target, double seconds, struct last *last)
             keep(&input);
         }
         if (++count % 64 == 0) {
-            clock_gettime(CLOCK_MONOTONIC, &now);
+            __real_clock_gettime(CLOCK_MONOTONIC, &now);
             passed = (double)(now.tv_sec - begun.tv_sec) +
                      (double)(now.tv_nsec - begun.tv_nsec) / 1e9;
         }
