@@ -99,8 +99,9 @@ APACHEWS_API apachews_event *apachews_server_next_event(apachews_context *contex
 /* Send to every client; the length, or -1. */
 APACHEWS_API ssize_t apachews_server_broadcast(const apachews_context *context,
                                                const uint8_t *data, size_t length);
-/* Say goodbye to every client, and remove the socket file; 0.  In a signal handler while
- * apachews_server_next_event() waits: that does it, and returns NULL. */
+/* Say goodbye to every client, and remove the socket file; 0.  It may be called by a signal
+ * handler: before apachews_server_next_event() has returned NULL, it is that, or
+ * apachews_context_free(), which does it, and the former returns NULL. */
 APACHEWS_API int apachews_server_close(apachews_context *context);
 
 APACHEWS_API const apachews_context *apachews_event_get_context(const apachews_event *event);

@@ -19,8 +19,10 @@
 struct apachews_context {
     apachews_server *server;
     bool gives_close_events;
-    volatile sig_atomic_t is_waiting; /* inside next_event() */
-    volatile sig_atomic_t is_closing; /* told so by a signal handler */
+    /* next_event() has been called, and has not said NULL since: a signal handler may interrupt
+     * anything here. */
+    volatile sig_atomic_t is_running;
+    volatile sig_atomic_t is_closing; /* told so meanwhile, perhaps by a signal handler */
 };
 
 /* What the program calls an apachews_event: it owns the message, and holds the client. */
@@ -137,7 +139,7 @@ apachews_event *apachews_server_next_event(apachews_context *context)
 {
     apachews_event event;
     apachews_event *made = NULL;
-    context->is_waiting = 1;
+    context->is_running = 1;
     while (made == NULL && !context->is_closing &&
            apachews_server_next(context->server, -1, &event)) {
         if (event.kind == APACHEWS_OPEN || event.kind == APACHEWS_MESSAGE ||
@@ -153,10 +155,10 @@ apachews_event *apachews_server_next_event(apachews_context *context)
             }
         }
     }
-    context->is_waiting = 0;
     if (context->is_closing) {
         apachews_server_stop(context->server);
     }
+    context->is_running = made != NULL;
     return made;
 }
 
@@ -197,7 +199,7 @@ ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t
 
 int apachews_server_close(apachews_context *context)
 {
-    if (context->is_waiting) {
+    if (context->is_running) {
         context->is_closing = 1;
         apachews_server_wake(context->server);
     } else {

@@ -1144,6 +1144,38 @@ static void live_as_the_original(void)
     apachews_context_free(context);
 }
 
+/* A signal may come in the middle of anything; so its handler does next to nothing. */
+static void test_closing_in_a_signal_handler(void)
+{
+    static const char goodbye[] = "\x03\xE9the server closes";
+    for (int is_freed_at_once = 0; is_freed_at_once < 2; is_freed_at_once++) {
+        apachews_context *context = to_close = apachews_create(path);
+        CHECK(context != NULL);
+        int bridge = bridge_open(false);
+        apachews_event *event = apachews_server_next_event(context);
+        signal(SIGALRM, close_it);
+        CHECK(raise(SIGALRM) == 0);
+        signal(SIGALRM, SIG_DFL);
+        CHECK(apachews_event_respond(event, (const uint8_t *)"still", 5) == 5);
+        apachews_event_free(event);
+        CHECK(access(path, F_OK) == 0);
+        if (!is_freed_at_once) {
+            CHECK(apachews_server_next_event(context) == NULL);
+            CHECK(access(path, F_OK) != 0);
+            CHECK(apachews_server_next_event(context) == NULL);
+        }
+        apachews_context_free(context);
+        CHECK(access(path, F_OK) != 0);
+        bridge_expect(bridge, 0x81, "still", 5);
+        bridge_expect(bridge, 0x88, goodbye, sizeof goodbye - 1);
+        close(bridge);
+    }
+    /* Where nothing is under way it is done at once. */
+    apachews_context *context = apachews_create(path);
+    CHECK(apachews_server_close(context) == 0 && access(path, F_OK) != 0);
+    apachews_context_free(context);
+}
+
 static void test_memory_that_runs_out(void)
 {
     static void (*const lives[])(void) = {live, live_as_the_original};
@@ -1203,6 +1235,7 @@ int main(void)
     test_waking();
     test_a_loop_of_ones_own();
     test_the_original_interface();
+    test_closing_in_a_signal_handler();
     test_memory_that_runs_out();
     char name[96];
     snprintf(name, sizeof name, "%s/file.ws", directory);
