@@ -41,12 +41,17 @@ def seeds(target: str) -> list[Path]:
     opens = [bytes.fromhex(vector["hex"]) for vector in vectors["opens"]]
     found = {
         "wire": [b"\0" + data for data in (*streams, *opens)],
-        # One who comes, says something, and leaves; who asks; who publishes; a drain.
         "server": [
             bytes.fromhex(text)
-            for text in ("00 51 10 53 80 90 13 57", "05 51 b0 20 53 13 57", "00 51 e0 09 20 53 1f")
-        ]
-        + [bytes.fromhex("00 51 e2 8d 57 14 57 80 57")],
+            for text in (
+                "00 51 10 53 80 90 13 57",  # one comes, says something, and leaves
+                "05 51 b0 20 53 13 57",  # one asks
+                "00 51 e0 09 20 53 1f",  # one publishes
+                "00 51 e2 8d 57 14 57 80 57",  # a drain
+                "00 51 8c 80 a4 57 8c 57",  # a close that is not answered in time
+                "00 51 10 86 57 01 87 57 10 85 90 57",  # memory runs out
+            )
+        ],
         "queue": [bytes(range(0, 256, 3)), b"\x1f\x3f\x5f\x80\xa0\xff" * 9],
     }
     # Their payloads: behind a header of two or four bytes.

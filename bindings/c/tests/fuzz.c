@@ -533,14 +533,24 @@ static void program_act(struct play *play, size_t operation, size_t argument)
     }
 }
 
+static char directory[16];
+
+static void remove_directory(void)
+{
+    CHECK(rmdir(directory) == 0);
+}
+
 /* Of each client one OPEN, its messages, and one CLOSE; what is in hand stays; nothing leaks. */
 static void fuzz_server(const unsigned char *data, size_t length)
 {
     struct play play = {.bridges = {-1, -1, -1, -1}, .event = {.reason = ""}};
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     apachews_options options = {.max_message_bytes = 500, .max_queue_bytes = 20000};
-    snprintf(address.sun_path, sizeof address.sun_path, "/tmp/.apachews-fuzz-%ld.ws",
-             (long)getpid());
+    if (directory[0] == '\0') {
+        strcpy(directory, "/tmp/awsXXXXXX");
+        CHECK(mkdtemp(directory) != NULL && atexit(remove_directory) == 0);
+    }
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/fuzz.ws", directory);
     play.server = apachews_server_open(address.sun_path, &options, NULL);
     CHECK(play.server != NULL);
     play.digest = digest_of(&play.event);
