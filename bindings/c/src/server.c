@@ -560,6 +560,37 @@ static int64_t run_timers(apachews_server *server)
 
 /* ---- The program's side ---- */
 
+static bool open_epoll(apachews_server *server)
+{
+    struct epoll_event watch = {.events = EPOLLIN, .data.ptr = &server->wake_fd};
+    server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    server->wake_fd = server->epoll_fd >= 0 ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+    return server->wake_fd >= 0 &&
+           epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->wake_fd, &watch) == 0;
+}
+
+/* Give back a server that has no client. */
+static void free_server(apachews_server *server)
+{
+    socket_file_close(&server->file);
+    if (server->epoll_fd >= 0) {
+        close(server->epoll_fd);
+    }
+    if (server->wake_fd >= 0) {
+        close(server->wake_fd);
+    }
+    free(server);
+}
+
+static apachews_server *give_up(apachews_server *server, const char *path, apachews_error *error)
+{
+    int number = errno;
+    free_server(server);
+    error_set(error, APACHEWS_SYSTEM_ERROR, number, "%.200s: cannot watch it: %s", path,
+              strerror(number));
+    return NULL;
+}
+
 apachews_server *apachews_server_open(const char *path, const apachews_options *options,
                                       apachews_error *error)
 {
@@ -573,7 +604,7 @@ apachews_server *apachews_server_open(const char *path, const apachews_options *
         error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "no memory for a server");
         return NULL;
     }
-    server->epoll_fd = server->wake_fd = -1;
+    server->file.fd = server->file.directory_fd = server->epoll_fd = server->wake_fd = -1;
     server->max_message_bytes =
         options->max_message_bytes ? options->max_message_bytes : DEFAULT_MAX_MESSAGE;
     if (server->max_message_bytes > PTRDIFF_MAX) {
@@ -581,22 +612,18 @@ apachews_server *apachews_server_open(const char *path, const apachews_options *
     }
     server->max_queue_bytes =
         options->max_queue_bytes ? options->max_queue_bytes : DEFAULT_MAX_QUEUE;
+    /* First what may fail: once the path is taken over from another producer there is no way
+     * back. */
+    if (!open_epoll(server)) {
+        return give_up(server, path, error);
+    }
     if (!socket_file_open(&server->file, path, options, error)) {
-        free(server);
+        free_server(server);
         return NULL;
     }
     server->is_accepting = true;
-    server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    server->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event watch = {.events = EPOLLIN, .data.ptr = &server->wake_fd};
-    if (server->epoll_fd < 0 || server->wake_fd < 0 ||
-        epoll_ctl(server->epoll_fd, EPOLL_CTL_ADD, server->wake_fd, &watch) != 0 ||
-        !watch_listener(server)) {
-        int number = errno;
-        apachews_server_free(server);
-        error_set(error, APACHEWS_SYSTEM_ERROR, number, "%.200s: cannot watch it: %s", path,
-                  strerror(number));
-        return NULL;
+    if (!watch_listener(server)) {
+        return give_up(server, path, error);
     }
     server->is_announced = true;
     notify_ready(path);
@@ -881,13 +908,7 @@ void apachews_server_free(apachews_server *server)
         let_go(server);
     }
     bury(server);
-    if (server->epoll_fd >= 0) {
-        close(server->epoll_fd);
-    }
-    if (server->wake_fd >= 0) {
-        close(server->wake_fd);
-    }
-    free(server);
+    free_server(server);
 }
 
 size_t apachews_server_clients(apachews_server *server, apachews_client **clients,

@@ -54,7 +54,7 @@ struct apachews_server {
     bool was_woken;
     int accept_error;          /* that no event has told of yet: errno, or 0 */
     int64_t accept_again_ms;   /* when a rest ends, or 0 */
-    int64_t drain_deadline_ms; /* while it drains; INT64_MAX: once that is over */
+    int64_t drain_deadline_ms; /* while it drains */
     char text[160];            /* of an event */
     unsigned char buffer[READ_BYTES + 1];
 };

@@ -341,6 +341,30 @@ static void test_a_child_that_outlives_it(void)
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
+/* A start for which the descriptors do not suffice takes nobody's place. */
+static void test_a_start_that_fails(void)
+{
+    apachews_server *first = open_server(NULL);
+    struct stat mine, status;
+    struct rlimit limit, few;
+    apachews_error error;
+    CHECK(stat(path, &mine) == 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    int lowest = dup(0);
+    CHECK(lowest >= 0 && close(lowest) == 0);
+    few = limit;
+    apachews_server *second = NULL;
+    for (rlim_t spare = 0; second == NULL; spare++) {
+        few.rlim_cur = (rlim_t)lowest + spare;
+        CHECK(spare < 10 && setrlimit(RLIMIT_NOFILE, &few) == 0);
+        second = apachews_server_open(path, NULL, &error);
+        CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        CHECK(second != NULL || error.number == EMFILE);
+        CHECK(stat(path, &status) == 0 && (status.st_ino == mine.st_ino) == (second == NULL));
+    }
+    apachews_server_free(second);
+    apachews_server_free(first);
+}
+
 static void expect_told(int fd, const char *beginning)
 {
     char told[256] = "";
@@ -1217,6 +1241,7 @@ int main(void)
     test_files();
     test_a_relative_path();
     test_a_child_that_outlives_it();
+    test_a_start_that_fails();
     test_what_systemd_is_told();
     test_messages();
     test_ends();
