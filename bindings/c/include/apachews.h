@@ -16,7 +16,9 @@
  * thread, and for signal handlers.
  *
  * Blocking.  Nothing waits but apachews_server_next(), for as long as it was told to,
- * and apachews_server_stop(), for at most a second.
+ * and apachews_server_stop(), for at most a second.  Where another program keeps a lock
+ * (flock(2)) on the directory of the socket file, to open, to drain and to stop take a second
+ * more.
  *
  * Lifetimes.
  * - What an event points to lives until the next apachews_server_next() of the server.

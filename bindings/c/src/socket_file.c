@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -32,6 +33,9 @@
 /* SD_LISTEN_FDS_START. */
 #define FIRST_INHERITED 3
 #define DEFAULT_MODE 0660
+/* How long the directory's lock is tried for; whoever means well has it for milliseconds. */
+#define LOCK_TIMEOUT_MS 1000
+#define LOCK_TRIES 100
 
 static void set_system_error(apachews_error *error, const char *path, const char *what)
 {
@@ -101,12 +105,20 @@ static int inherited_socket(const char *path)
 
 /* ---- The directory ---- */
 
+/* Whoever may read the directory can lock it, for ever: so it is asked for, and not waited for. */
 static bool lock(int directory_fd)
 {
-    while (flock(directory_fd, LOCK_EX) != 0) {
-        if (errno != EINTR) {
+    const struct timespec pause = {.tv_nsec = LOCK_TIMEOUT_MS * 1000000L / LOCK_TRIES};
+    int tries = 0;
+    while (flock(directory_fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
             return false;
         }
+        if (++tries > LOCK_TRIES) {
+            errno = EWOULDBLOCK;
+            return false;
+        }
+        nanosleep(&pause, NULL);
     }
     return true;
 }
@@ -124,8 +136,8 @@ static const char *name_in_directory(const char *path)
     return slash != NULL ? slash + 1 : path;
 }
 
-/* Open the directory that a path is in, and lock it; -1, and errno, where that fails. */
-static int lock_directory(const char *path)
+/* Open the directory that a path is in; -1, and errno, where that fails. */
+static int open_directory(const char *path)
 {
     char directory[MAX_PATH + 1] = ".";
     const char *slash = strrchr(path, '/');
@@ -134,14 +146,7 @@ static int lock_directory(const char *path)
         memcpy(directory, path, length);
         directory[length] = '\0';
     }
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0 && !lock(fd)) {
-        int number = errno;
-        close(fd);
-        errno = number;
-        return -1;
-    }
-    return fd;
+    return open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 static bool is_left_over(const char *name)
@@ -306,9 +311,15 @@ static bool make(struct socket_file *file, const apachews_options *options, apac
         set_system_error(error, file->path, "cannot make a socket");
         return false;
     }
-    int directory_fd = lock_directory(file->path);
+    int directory_fd = open_directory(file->path);
     if (directory_fd < 0) {
         set_system_error(error, file->path, "cannot open its directory");
+        return false;
+    }
+    bool is_locked = lock(directory_fd);
+    if (!is_locked && errno != EWOULDBLOCK) {
+        set_system_error(error, file->path, "cannot lock its directory");
+        close(directory_fd);
         return false;
     }
     int live = is_live(file->path, error);
@@ -318,11 +329,15 @@ static bool make(struct socket_file *file, const apachews_options *options, apac
                   "%s: another producer listens here; end it, or serve on another path",
                   file->path);
     } else if (live >= 0) {
-        clear_left_overs(directory_fd);
+        if (is_locked) {
+            clear_left_overs(directory_fd);
+        }
         is_done = listen_beside(file, directory_fd, options->mode ? options->mode : DEFAULT_MODE,
                                 options->group != NULL ? &group : NULL, error);
     }
-    unlock(directory_fd);
+    if (is_locked) {
+        unlock(directory_fd);
+    }
     if (is_done) {
         file->directory_fd = directory_fd;
     } else {
@@ -366,12 +381,13 @@ void socket_file_remove(struct socket_file *file)
         return;
     }
     const char *name = name_in_directory(file->path);
-    if (lock(file->directory_fd) &&
-        fstatat(file->directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
-        status.st_dev == file->device && status.st_ino == file->inode) {
-        (void)unlinkat(file->directory_fd, name, 0);
+    if (lock(file->directory_fd)) {
+        if (fstatat(file->directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) == 0 &&
+            status.st_dev == file->device && status.st_ino == file->inode) {
+            (void)unlinkat(file->directory_fd, name, 0);
+        }
+        unlock(file->directory_fd);
     }
-    unlock(file->directory_fd);
     close(file->directory_fd);
     file->directory_fd = -1;
 }

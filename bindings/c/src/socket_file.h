@@ -9,7 +9,9 @@
  * is open to more than it should be.  The directory is locked meanwhile, and while a file is
  * removed: two producers that start at once come one after the other, and nobody removes what
  * a successor has just put in the place of his file.  What lies beside the path while the lock
- * is free was left by a start that died, and is cleared away.  The Python library does the
+ * is free was left by a start that died, and is cleared away.  Where somebody else keeps the
+ * lock, a start goes on without it, and leaves alone what lies there; a file is not removed, as
+ * it may be a successor's: the next start replaces it.  The Python library does the
  * same, with the same names, so that each can take over from the other.
  *
  * The directory stays open as long as the file is to be removed: that works then also where the

@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -364,6 +365,28 @@ static void test_a_start_that_fails(void)
     }
     apachews_server_free(second);
     apachews_server_free(first);
+}
+
+/* Whoever may read a directory can lock it; that keeps nobody from serving, and from ending. */
+static void test_a_directory_that_somebody_keeps_locked(void)
+{
+    char left_over[96];
+    int fd = open(directory, O_RDONLY | O_DIRECTORY);
+    CHECK(fd >= 0 && flock(fd, LOCK_EX) == 0);
+    snprintf(left_over, sizeof left_over, "%s/.apachews-0123abcd", directory);
+    CHECK(mknod(left_over, S_IFREG | 0600, 0) == 0);
+    alarm(WAIT_MS / 1000);
+    apachews_server *server = open_server(NULL);
+    int bridge = bridge_open(false);
+    next(server, APACHEWS_OPEN);
+    close(bridge);
+    apachews_server_free(server);
+    alarm(0);
+    /* Neither may be anybody's. */
+    CHECK(access(left_over, F_OK) == 0 && access(path, F_OK) == 0);
+    close(fd);
+    apachews_server_free(open_server(NULL));
+    CHECK(access(left_over, F_OK) != 0 && access(path, F_OK) != 0);
 }
 
 static void expect_told(int fd, const char *beginning)
@@ -1243,6 +1266,7 @@ int main(void)
     test_a_relative_path();
     test_a_child_that_outlives_it();
     test_a_start_that_fails();
+    test_a_directory_that_somebody_keeps_locked();
     test_what_systemd_is_told();
     test_messages();
     test_ends();
