@@ -11,10 +11,10 @@ replaced alike.  A live one goes on with the clients it has.  The permissions ar
 set before ``bind`` makes the file, so that there is no moment at which it is open
 to more than it should be.
 
-The directory is locked meanwhile, and while a file is removed: two producers that
-start at once come one after the other, and nobody removes what a successor has just
-put in the place of his file.  What lies beside the path while the lock is free was
-left by a start that died, and is cleared away.
+The directory is locked meanwhile, where the file system can, and while a file is
+removed: two producers that start at once come one after the other, and nobody removes
+what a successor has just put in the place of his file.  What lies beside the path while
+the lock is free was left by a start that died, and is cleared away.
 
 A ``LoopbackFile`` does the same with a regular file, which says where a loopback
 socket listens (``loopback.py``).
@@ -25,6 +25,7 @@ left as it is.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -34,7 +35,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from . import loopback
@@ -52,6 +53,11 @@ PROBE_TIMEOUT_S: Final = 1.0
 
 # A name beside the path.  It does not end in .ws: Apache would take it for one.
 _BESIDE: Final = re.compile(r"\.apachews-[0-9a-f]{8}")
+
+# How flock() says that a file system has no locks for a directory.
+_CANNOT_LOCK: Final = frozenset(
+    {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+)
 
 _logger: Final = logging.getLogger("apachews")
 
@@ -81,8 +87,8 @@ class SocketFile:
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
         self.path = path
-        self._identity: tuple[int, int] | None = None  # while it is to be removed from here
-        self._bound: tuple[int, int] | None = None
+        self._identity: object = None  # while it is to be removed from here
+        self._bound: object = None
         self.is_shared = False
         self.socket = self._new_socket()
         if self.is_shared:
@@ -119,21 +125,20 @@ class SocketFile:
             beside = f"/proc/self/fd/{directory_fd}/{name}"
         try:
             self._make(beside, mode)
-        except OSError as error:
-            error.filename = self.path
-            raise
-        try:
             if group is not None:
                 shutil.chown(beside, group=group)
-            os.chmod(beside, mode)  # once more, without the umask
+            self._permit(beside, mode)
             self.socket.listen(BACKLOG)
             self._fill(beside)
-            status = os.stat(beside)
+            identity = self._identify(beside)
             os.rename(beside, self.path)
-        except BaseException:
-            os.unlink(beside)
+        except BaseException as error:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+            if isinstance(error, OSError):
+                error.filename = self.path
             raise
-        self._identity = self._bound = status.st_dev, status.st_ino
+        self._identity = self._bound = identity
         if is_live:
             # A warning, because two producers started by mistake look the same.
             _logger.warning(
@@ -145,8 +150,21 @@ class SocketFile:
         os.fchmod(self.socket.fileno(), mode)
         self.socket.bind(beside)
 
+    def _permit(self, beside: str, mode: int) -> None:
+        """Set the file's permissions once more, without the umask."""
+        os.chmod(beside, mode)
+
     def _fill(self, beside: str) -> None:
         """Write what is in the file; its permissions are in force."""
+
+    def _identify(self, path: str) -> object:
+        """Return what tells the file from others, those that will have its name included.
+
+        Raises:
+            OSError
+        """
+        status = os.lstat(path)
+        return status.st_dev, status.st_ino
 
     def share(self) -> None:
         """Leave the file to somebody else: another process listens on the same socket."""
@@ -158,10 +176,9 @@ class SocketFile:
         if self._bound is None:
             return True
         try:
-            status = os.lstat(self.path)
+            return self._identify(self.path) == self._bound
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self._bound
 
     def remove(self) -> None:
         """Remove the file if it is still this one; the socket listens on."""
@@ -170,8 +187,7 @@ class SocketFile:
             return
         try:
             with _locked_directory(self.path):
-                status = os.lstat(self.path)
-                if (status.st_dev, status.st_ino) == identity:
+                if self._identify(self.path) == identity:
                     os.unlink(self.path)
         except FileNotFoundError:
             pass  # somebody has tidied up already
@@ -193,13 +209,15 @@ class LoopbackFile(SocketFile):
 
     Raises:
         ValueError: the mode would show the token to everybody.
+        ServerError: the file system does, whatever the mode.
     """
 
     def __init__(
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
-        if mode & 0o007:
-            raise ValueError(f"mode={mode:#o}: everybody could read the token; use {mode & ~7:#o}")
+        if mode & loopback.EVERYBODY:
+            mend = f"use {mode & ~loopback.EVERYBODY:#o}"
+            raise ValueError(f"mode={mode:#o}: everybody could read the token; {mend}")
         self.token = loopback.new_token()
         super().__init__(path, mode, group, exclusive)
 
@@ -211,19 +229,40 @@ class LoopbackFile(SocketFile):
         # Nobody else's yet: not even to be opened by the group that it has for now.
         os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
+    def _permit(self, beside: str, mode: int) -> None:
+        # Where all files have the mode of their mount, this may do nothing, or be refused;
+        # _fill() looks at what it came to.
+        with suppress(PermissionError):
+            super()._permit(beside, mode)
+
     def _fill(self, beside: str) -> None:
         address = loopback.Address(self.socket.getsockname()[1], self.token)
         with open(beside, "wb") as file:
             file.write(address.encode())
             file.flush()
             os.fsync(file.fileno())  # a file without its content would be nobody's
+            if os.fstat(file.fileno()).st_mode & loopback.EVERYBODY:
+                raise ServerError(
+                    self.path,
+                    "everybody may read the files of this file system, and the token in them",
+                    "mount it with umask=007 or what it calls that, or choose another directory",
+                )
+
+    def _identify(self, path: str) -> object:
+        # Not by its inode, which many a mount gives anew each time it is asked.
+        return loopback.read_file(path)[0]
 
 
 @contextmanager
 def _locked_directory(path: str) -> Iterator[int]:
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            # (NFS locks nothing that is not open for writing, a directory that is.)
+            if error.errno not in _CANNOT_LOCK:
+                raise
         yield fd
     finally:
         os.close(fd)
@@ -266,8 +305,7 @@ def _is_live(path: str) -> bool:
 
 
 def _is_live_port(path: str) -> bool:
-    with open(path, "rb") as file:
-        data = file.read(loopback.MAX_FILE_BYTES + 1)
+    data, _ = loopback.read_file(path)
     if not data:
         return False  # what a power cut leaves
     try:

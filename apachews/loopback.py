@@ -42,6 +42,8 @@ _ANSWER_BYTES: Final = 98
 _PROOF_BYTES: Final = 65
 # Of the file; a longer one is something else.
 MAX_FILE_BYTES: Final = 91
+# What a file's mode must not grant.
+EVERYBODY: Final = 0o007
 
 
 class NotAnAddress(ValueError):
@@ -88,16 +90,25 @@ class Address:
             NotAnAddress: also where others than its owner and group may read it.
             OSError
         """
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            data = os.read(fd, MAX_FILE_BYTES + 1)
-            mode = os.fstat(fd).st_mode
-        finally:
-            os.close(fd)
+        data, mode = read_file(path)
         address = cls.decode(data)
-        if mode & 0o007:
+        if mode & EVERYBODY:
             raise NotAnAddress("everybody may read the token in it: chmod o= it")
         return address
+
+
+def read_file(path: str) -> tuple[bytes, int]:
+    """Return the content of a file, of a longer one its beginning, and its mode.
+
+    Raises:
+        OSError
+    """
+    # (Not waiting for who writes to it, should it be a FIFO.)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.read(fd, MAX_FILE_BYTES + 1), os.fstat(fd).st_mode
+    finally:
+        os.close(fd)
 
 
 def new_token() -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -177,6 +178,20 @@ def test_impossible_paths_are_named(short_path: Path) -> None:
         SocketFile(str(short_path / ("x" * 108)), 0o660, None)
     with pytest.raises(FileNotFoundError, match="missing"):
         SocketFile(str(short_path / "missing" / "a.ws"), 0o660, None)
+
+
+def test_a_file_system_without_locks(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("apachews.listener.fcntl.flock", flock)
+    number = errno.EBADF  # NFS
+    made = SocketFile(str(short_path / "a.ws"), 0o600, None)
+    made.close()
+    assert not os.listdir(short_path)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        SocketFile(str(short_path / "a.ws"), 0o600, None)
 
 
 def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:

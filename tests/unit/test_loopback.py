@@ -24,6 +24,7 @@ from apachews import (
     NobodyListens,
     NotASocket,
     Server,
+    ServerError,
     SocketInUse,
     acceptor,
     loopback,
@@ -394,6 +395,45 @@ def test_what_a_producer_left_is_replaced_whoever_may_read_it(tmp_path: Path, da
     path.chmod(0o666)
     with serving(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+def test_a_file_system_with_a_mode_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of CIFS or FAT: chmod is refused, and inodes are new each time."""
+
+    def refuse(path: str, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("apachews.listener.os.chmod", refuse)
+    path = tmp_path / "a.ws"
+    with serving(path):
+        another = tmp_path / "another"
+        another.write_bytes(path.read_bytes())
+        another.rename(path)
+    assert not path.exists()
+
+
+def test_a_file_system_that_shows_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chmod = os.chmod
+    monkeypatch.setattr("apachews.listener.os.chmod", lambda path, mode: chmod(path, 0o777))
+    with pytest.raises(ServerError, match=r"a\.ws: everybody may read .* mount it with"):
+        Server(tmp_path / "a.ws", transport="loopback")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("apachews.listener.os.fsync", fsync)
+    with pytest.raises(OSError, match=r"No space left .*/a\.ws"):
+        Server(tmp_path / "a.ws", transport="loopback")
+    assert not list(tmp_path.iterdir())
 
 
 def test_publish(tmp_path: Path) -> None:
