@@ -40,8 +40,8 @@ _PROOF: Final = re.compile(rb"([0-9a-f]{64})\n")
 _HELLO_BYTES: Final = 53
 _ANSWER_BYTES: Final = 98
 _PROOF_BYTES: Final = 65
-# Of the file; a longer one is something else.
-MAX_FILE_BYTES: Final = 91
+# Of the file, by the digits of the port; one of another size is something else.
+FILE_BYTES: Final = range(87, 92)
 # What a file's mode must not grant.
 EVERYBODY: Final = 0o007
 
@@ -106,7 +106,7 @@ def read_file(path: str) -> tuple[bytes, int]:
     # (Not waiting for who writes to it, should it be a FIFO.)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        return os.read(fd, MAX_FILE_BYTES + 1), os.fstat(fd).st_mode
+        return os.read(fd, FILE_BYTES.stop), os.fstat(fd).st_mode
     finally:
         os.close(fd)
 

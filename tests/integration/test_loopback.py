@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from apachews import publish
+from apachews import loopback, publish
 from apachews.apache import private_apache
+from apachews.loopback import Address
 
 from ..conftest import wait_for
 from ..frames import masked
@@ -49,13 +51,14 @@ def program(
     source = path.parent / "program.py"
     source.write_text(PROGRAM)
     module = ["-m", "apachews.runner"] if runner else []
+    before = path.read_bytes() if path.exists() else b""
     process = subprocess.Popen(
         [sys.executable, *module, str(source), str(path), str(workers)],
         stderr=subprocess.PIPE,
         **private_apache.as_apache_user(),
     )
     try:
-        wait_for(path.exists, what=process.poll)
+        wait_for(lambda: _is_replaced(path, before), what=process.poll)
         yield process
     finally:
         process.terminate()
@@ -63,6 +66,10 @@ def program(
         print(stderr.decode(), file=sys.stderr)
         path.unlink(missing_ok=True)
     assert b"Traceback" not in stderr, stderr.decode()
+
+
+def _is_replaced(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() != content
 
 
 def ask(client: RawClient, text: str) -> list[str]:
@@ -170,15 +177,28 @@ def test_a_graceful_restart_drops_nobody(site: Site) -> None:
 
 
 def test_clients_that_are_held_through_a_restart(site: Site) -> None:
-    """The search for a loopback producer is under way while the child leaves."""
+    """The search for a loopback producer is under way while the child leaves.
+
+    That is: a stranger has got the port of the one that died, takes whoever comes, and
+    says nothing.
+    """
     path = site.docroot / "loop.ws"
-    with program(path) as first:
-        client = RawClient(site.dial("ws")).upgrade("/loop.ws")
+    with (
+        socket.create_server((loopback.HOST, 0)) as stranger,
+        program(path) as first,
+        RawClient(site.dial("ws")).upgrade("/loop.ws") as client,
+    ):
         _, id_, _ = ask(client, "one")
+        # Written over, for the right to read it to stay; and before the search begins.
+        address = Address(stranger.getsockname()[1], bytes(32))
+        path.write_bytes(address.encode())
         first.kill()
-    site.renew()
-    with client, program(path) as second:
-        assert ask(client, "two") == [str(second.pid), id_, "two"]
+        stranger.settimeout(20)
+        with stranger.accept()[0] as caller:
+            assert caller.recv(1000).startswith(b"apachews-loopback 1 ")
+            site.renew()
+        with program(path) as second:
+            assert ask(client, "two") == [str(second.pid), id_, "two"]
 
 
 def test_a_file_that_everybody_may_read(site: Site) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from apachews import loopback
 from apachews.apache.address import Address, AddressError
 from apachews.apache.checks import machine
 from apachews.apache.checks.finding import CHECKS, Finding, Level, error, note, ok, warning
@@ -715,6 +717,45 @@ def test_a_backlog_that_is_full(short_path: Path, monkeypatch: pytest.MonkeyPatc
         first.connect(str(path))
         found = levels(check_socket(str(path), SOMEBODY))
     assert found == {"socket": "ok", "socket-permission": "ok", "producer": "error"}
+
+
+LOOPBACK_FILE = loopback.Address(9, bytes(32)).encode()
+
+
+def test_a_loopback_socket(short_path: Path) -> None:
+    path = short_path / "a.ws"
+    path.write_bytes(LOOPBACK_FILE)
+    me = Account("me", os.geteuid(), frozenset({os.getegid()}))
+    path.chmod(0o660)
+    found = levels(check_socket(str(path), me))
+    assert found == {"socket": "ok", "socket-permission": "ok", "producer": "error"}
+    assert sockets_in(str(short_path)) == [str(path)]
+    path.chmod(0o664)
+    _, found_mode = check_socket(str(path), me)
+    assert (found_mode.id, found_mode.level) == ("socket-permission", Level.ERROR)
+    assert found_mode.mend.startswith(f"chmod o= {path}")
+    path.chmod(0o600)
+    short_path.chmod(0o755)
+    _, found_reader, _ = check_socket(str(path), SOMEBODY)
+    assert (found_reader.id, found_reader.level) == ("socket-permission", Level.ERROR)
+    assert 'transport="loopback", group=<a group of somebody>' in found_reader.mend
+
+
+def test_a_loopback_socket_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> tuple[bytes, int]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(loopback, "read_file", refuse)
+    path = tmp_path / "a.ws"
+    path.write_bytes(LOOPBACK_FILE)
+    path.chmod(0o660)
+    me = Account("me", os.geteuid(), frozenset({os.getegid()}))
+    found = levels(check_socket(str(path), me))
+    assert found == {"socket": "ok", "socket-permission": "ok", "privileges": "warning"}
+    path.write_bytes(LOOPBACK_FILE[1:] + bytes(10))
+    assert levels(check_socket(str(path), me)) == {"socket": "error"}
 
 
 def test_a_socket_that_lies_beside_is_named(short_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_the_file() -> None:
     data = Address(40123, TOKEN).encode()
     assert data == b"apachews-loopback 1 40123 " + TOKEN.hex().encode() + b"\n"
     assert Address.decode(data) == Address(40123, TOKEN)
+    for port in (1, 65535):
+        assert len(Address(port, TOKEN).encode()) in loopback.FILE_BYTES
 
 
 GOOD = Address(40123, TOKEN).encode()
@@ -500,6 +502,28 @@ def test_the_handler_connects_and_refuses(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         endpoint.connect(str(path), 1)
     assert caught.value.status.startswith("403")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "text"),
+    [
+        (errno.EMFILE, "503", "raise Apache's limit"),
+        (errno.EADDRNOTAVAIL, "503", "net.ipv4.ip_local_port_range"),
+        (errno.ECONNRESET, "503", "nobody listens"),
+        (errno.EACCES, "500", "no permission to read"),
+    ],
+)
+def test_what_the_handler_says_of_a_failure(
+    number: int, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str, timeout_s: float) -> socket.socket:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(loopback, "dial", fail)
+    (tmp_path / "a.ws").touch()
+    with pytest.raises(Refusal, match=text) as caught:
+        endpoint.connect(str(tmp_path / "a.ws"), 1.0)
+    assert caught.value.status.startswith(status)
 
 
 def test_a_drained_server_lets_nobody_in(tmp_path: Path) -> None:

@@ -223,6 +223,15 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
         )
         return
     yield ok("socket", f"{path} is a {'loopback ' if is_loopback else ''}socket")
+    if is_loopback and status.st_mode & loopback.EVERYBODY:
+        yield error(
+            "socket-permission",
+            f"everybody may read {path}, and the token in it",
+            breaks="every WebSocket of it is a 403",
+            mend=f"chmod o= {word(path)}; where that does nothing, mount its file system with"
+            " umask=007",
+        )
+        return
     found = obstacle(account, Path(path), READ if is_loopback else WRITE)
     if found:
         is_directory = found.path != Path(path).resolve()
@@ -232,6 +241,7 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
             if is_directory and is_mapped
             else "500"
         )
+        transport = ', transport="loopback"' if is_loopback else ""
         yield error(
             "socket-permission",
             f"Apache's user {account.name} may not connect to {path}: {found.path} has mode"
@@ -239,8 +249,8 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
             breaks=f"every WebSocket of it is a {status_of}",
             mend=found.mend
             if is_directory
-            else f"Server({path!r}, group=<a group of {account.name}>), or run the producer as"
-            f" {account.name}",
+            else f"Server({path!r}{transport}, group=<a group of {account.name}>), or run the"
+            f" producer as {account.name}",
         )
     else:
         yield ok("socket-permission", f"Apache's user {account.name} may connect to it")
@@ -360,11 +370,17 @@ def _is_socket(path: str) -> bool:
 
 
 def _is_loopback(path: str) -> bool:
-    """Tell whether a file says where a loopback socket listens, as far as it may be read."""
+    """Tell whether a file says where a loopback socket listens.
+
+    Where it may not be read, its name and its size tell.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             return False
-        loopback.Address.read(path)
+        loopback.Address.decode(loopback.read_file(path)[0])
+    except PermissionError:
+        return path.endswith(".ws") and status.st_size in loopback.FILE_BYTES
     except (OSError, loopback.NotAnAddress):
         return False
     return True
