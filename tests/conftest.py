@@ -19,11 +19,12 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
-# A shell has its background jobs ignore these, and so do the programs that they start;
-# the tests send them.
+# A shell has its background jobs ignore these, nohup the last of them, and so do the
+# programs that they start; the tests send them.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
 ):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
