@@ -240,7 +240,7 @@ class LoopbackFile(SocketFile):
         with open(beside, "wb") as file:
             file.write(address.encode())
             file.flush()
-            os.fsync(file.fileno())  # a file without its content would be nobody's
+            os.fsync(file.fileno())  # what a power cut leaves must be known again
             if os.fstat(file.fileno()).st_mode & loopback.EVERYBODY:
                 raise ServerError(
                     self.path,
@@ -306,8 +306,6 @@ def _is_live(path: str) -> bool:
 
 def _is_live_port(path: str) -> bool:
     data, _ = loopback.read_file(path)
-    if not data:
-        return False  # what a power cut leaves
     try:
         address = loopback.Address.decode(data)
     except loopback.NotAnAddress as error:

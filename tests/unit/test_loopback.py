@@ -239,14 +239,15 @@ def test_either_transport_takes_over_from_the_other(short_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["my notes", ""])
+def test_a_file_of_somebody_elses_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.ws"
-    path.write_text("my notes")
+    path.write_text(text)
     with pytest.raises(NotASocket):
         Server(path, transport="loopback")
     with pytest.raises(NotASocket):
         publish(path, "hi")
-    assert path.read_text() == "my notes"
+    assert path.read_text() == text
 
 
 def test_strangers_are_refused(
@@ -390,10 +391,9 @@ def test_the_file_has_the_token_when_its_permissions_are_in_force(
         assert Address.read(str(tmp_path / "a.ws"))
 
 
-@pytest.mark.parametrize("data", [b"", GOOD])
-def test_what_a_producer_left_is_replaced_whoever_may_read_it(tmp_path: Path, data: bytes) -> None:
+def test_what_a_producer_left_is_replaced_whoever_may_read_it(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
-    path.write_bytes(data)
+    path.write_bytes(GOOD)
     path.chmod(0o666)
     with serving(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
