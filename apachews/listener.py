@@ -34,6 +34,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -50,6 +51,11 @@ BACKLOG: Final = 4096
 
 # How long a producer that is asked whether it listens may take.
 PROBE_TIMEOUT_S: Final = 1.0
+
+# How long others that start or end in the same directory are waited for, which take a
+# millisecond each; and how often they are looked for.
+LOCK_TIMEOUT_S: Final = 5.0
+LOCK_INTERVAL_S: Final = 0.01
 
 # A name beside the path.  It does not end in .ws: Apache would take it for one.
 _BESIDE: Final = re.compile(r"\.apachews-[0-9a-f]{8}")
@@ -87,6 +93,7 @@ class SocketFile:
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
         self.path = path
+        self._place = os.path.abspath(path)  # also where the program goes elsewhere
         self._identity: object = None  # while it is to be removed from here
         self._bound: object = None
         self.is_shared = False
@@ -94,7 +101,9 @@ class SocketFile:
         if self.is_shared:
             return
         try:
-            with _locked_directory(path) as directory_fd:
+            with _directory_of(path) as (directory_fd, is_alone):
+                if is_alone:
+                    _clear_left_overs(directory_fd)
                 self._listen(directory_fd, mode, group, exclusive)
         except BaseException:
             self.socket.close()
@@ -117,7 +126,6 @@ class SocketFile:
         is_live = _is_live(self.path)
         if is_live and exclusive:
             raise SocketInUse(self.path)
-        _clear_left_overs(directory_fd)
         name = f".apachews-{secrets.token_hex(4)}"
         # A name beside a path that just fits may not; this way it always does.
         beside = os.path.join(os.path.dirname(self.path), name)
@@ -176,7 +184,7 @@ class SocketFile:
         if self._bound is None:
             return True
         try:
-            return self._identify(self.path) == self._bound
+            return self._identify(self._place) == self._bound
         except OSError:
             return False
 
@@ -186,11 +194,15 @@ class SocketFile:
         if identity is None:
             return
         try:
-            with _locked_directory(self.path):
-                if self._identify(self.path) == identity:
-                    os.unlink(self.path)
+            with _directory_of(self._place) as (_, is_alone):
+                # (Not alone, it could be a successor's a moment later.)
+                if is_alone and self._identify(self._place) == identity:
+                    os.unlink(self._place)
         except FileNotFoundError:
             pass  # somebody has tidied up already
+        except OSError as error:
+            # The next to start replaces it.
+            _logger.warning("%s: the socket file stays: %s", self.path, error.strerror)
 
     def close(self) -> None:
         """Stop listening, and remove the file if it is still this one."""
@@ -254,18 +266,35 @@ class LoopbackFile(SocketFile):
 
 
 @contextmanager
-def _locked_directory(path: str) -> Iterator[int]:
+def _directory_of(path: str) -> Iterator[tuple[int, bool]]:
+    """Open the directory of a file, and lock it.
+
+    Yields:
+        Its descriptor; and whether nobody else has the lock.  That is not waited for
+        for ever: whoever may read the directory can have it.
+    """
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
+        yield fd, _lock(fd, time.monotonic() + LOCK_TIMEOUT_S)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, deadline: float) -> bool:
+    while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_INTERVAL_S)
         except OSError as error:
             # (NFS locks nothing that is not open for writing, a directory that is.)
             if error.errno not in _CANNOT_LOCK:
                 raise
-        yield fd
-    finally:
-        os.close(fd)
+            return True
+        else:
+            return True
 
 
 def _clear_left_overs(directory_fd: int) -> None:

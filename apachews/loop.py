@@ -430,6 +430,8 @@ class Loop:
             self._update(connection)
         elif connection.state is State.CLOSING:
             self._end(connection, wire.ABNORMAL, "the close came too late to be answered")
+        elif connection.state is State.ASKED:
+            self._end(connection, wire.ABNORMAL, "it left before it was answered")
 
     def _refuse(self, connection: Connection, violation: Violation) -> None:
         if connection.state in RECEIVING:

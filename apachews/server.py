@@ -122,9 +122,13 @@ class Server:
         self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
         notify_ready(f"listening on {self._file.path}")
         siblings = fork_workers(workers, self._file) if workers else None
-        self._loop = Loop(
-            self._file, max_message_bytes, max_queue_bytes, _notify_stopping, siblings
-        )
+        try:
+            self._loop = Loop(
+                self._file, max_message_bytes, max_queue_bytes, _notify_stopping, siblings
+            )
+        except OSError:
+            self._file.close()
+            raise
         _servers[id(self)] = self
 
     @property

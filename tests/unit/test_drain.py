@@ -166,6 +166,15 @@ def test_a_close_that_crosses_the_move(server: Server) -> None:
     bridge.socket.close()
 
 
+def test_a_bridge_that_moves_before_it_is_answered_has_left(server: Server) -> None:
+    """It never does; but whoever was accepted is to be told the end of."""
+    with Bridge(server.path, dataclasses.replace(OPEN, answer_required=True)).socket as sock:
+        client = next_event(server, Event.Accept).client()
+        sock.sendall(wire.encode_frame(wire.MOVE, b""))
+        assert next_event(server, Event.ConnectionClosed).code == 1006
+        assert not client.accept()
+
+
 def test_a_bridge_that_does_not_know_move_is_left_in_time(server: Server) -> None:
     bridge, _ = connected(server)
     half_open = Bridge(server.path, None)

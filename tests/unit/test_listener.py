@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from apachews import listener
 from apachews.exceptions import NotASocket, ServerError, SocketInUse
 from apachews.listener import SocketFile
 
@@ -192,6 +195,54 @@ def test_a_file_system_without_locks(short_path: Path, monkeypatch: pytest.Monke
     number = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
         SocketFile(str(short_path / "a.ws"), 0o600, None)
+
+
+def test_nobody_keeps_a_producer_from_starting_by_a_lock(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LOCK_TIMEOUT_S", 0.05)
+    (short_path / ".apachews-0123abcd").touch()
+    stranger = os.open(short_path, os.O_RDONLY)
+    fcntl.flock(stranger, fcntl.LOCK_SH)
+    made = SocketFile(str(short_path / "a.ws"), 0o600, None)
+    assert made.is_in_place()
+    made.close()
+    # What it cannot know to be nobody's is left: the next to start clears it away.
+    assert sorted(os.listdir(short_path)) == [".apachews-0123abcd", "a.ws"]
+    os.close(stranger)
+    SocketFile(made.path, 0o600, None).close()
+    assert not os.listdir(short_path)
+
+
+def test_the_file_is_removed_from_wherever_the_program_has_gone(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short_path)
+    made = SocketFile("a.ws", 0o600, None)
+    monkeypatch.chdir("/")
+    assert made.is_in_place()
+    made.close()
+    assert not os.listdir(short_path)
+
+
+def test_without_a_descriptor_the_file_stays(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = SocketFile(str(short_path / "a.ws"), 0o600, None)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (made.socket.fileno() + 1, limits[1]))
+    fillers = []
+    try:
+        while True:
+            fillers.append(os.dup(made.socket.fileno()))
+    except OSError:
+        made.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in fillers:
+            os.close(fd)
+    assert made.socket.fileno() == -1
+    assert "the socket file stays: Too many open files" in caplog.text
 
 
 def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:
