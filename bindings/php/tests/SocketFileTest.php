@@ -176,6 +176,37 @@ final class SocketFileTest extends TestCase
         $server->close();
     }
 
+    public function testNobodyKeepsAProducerFromStartingByALock(): void
+    {
+        $leftOver = "{$this->directory->path}/.apachews-0123abcd";
+        touch($leftOver);
+        $stranger = fopen($this->directory->path, 'r');
+        self::assertNotFalse($stranger);
+        self::assertTrue(flock($stranger, LOCK_SH));
+        $server = $this->serve();
+        // What it cannot know to be nobody's is left.
+        self::assertFileExists($leftOver);
+        self::assertTrue(flock($stranger, LOCK_UN));
+        $server->close();
+        self::assertFileDoesNotExist($this->path);
+    }
+
+    public function testFileIsRemovedFromWhereverTheProgramHasGone(): void
+    {
+        $before = (string) getcwd();
+        chdir($this->directory->path);
+        try {
+            $server = new Server('it.ws');
+            self::assertFileExists($this->path);
+            chdir('/');
+            $server->close();
+        } finally {
+            chdir($before);
+        }
+        clearstatcache();
+        self::assertFileDoesNotExist($this->path);
+    }
+
     public function testPathThatJustFitsIsServed(): void
     {
         $this->path = str_pad("{$this->directory->path}/", 104, 'x') . '.ws';

@@ -37,6 +37,13 @@ final class SocketFile
     /** A name beside the path. It does not end in .ws: Apache would take it for one. */
     private const BESIDE = '/\A\.apachews-[0-9a-f]{8}\z/';
 
+    /**
+     * How long others that start or end in the same directory are waited for, which take a
+     * millisecond each; and how often they are looked for.
+     */
+    private const LOCK_TIMEOUT_NS = 5_000_000_000;
+    private const LOCK_INTERVAL_US = 10_000;
+
     public const ENOENT = 2;
     public const EAGAIN = 11;
     public const ECONNREFUSED = 111;
@@ -45,6 +52,8 @@ final class SocketFile
     public mixed $stream = null;
     /** Whether another producer listened there. */
     public readonly bool $wasTaken;
+    /** The path, also where the program goes elsewhere. */
+    private readonly string $place;
     /** @var array{int, int}|null device and inode, while the file is to be removed from here */
     private ?array $identity = null;
 
@@ -63,13 +72,16 @@ final class SocketFile
         bool $exclusive
     ) {
         self::requireShort($path);
-        $lock = self::lockDirectory($path);
+        $this->place = $path[0] === '/' ? $path : getcwd() . "/$path";
+        $lock = self::lockDirectory($path, $isAlone);
         try {
             $this->wasTaken = self::isLive($path);
             if ($this->wasTaken && $exclusive) {
                 throw new SocketInUse($path);
             }
-            self::clearLeftOvers(dirname($path));
+            if ($isAlone) {
+                self::clearLeftOvers(dirname($path));
+            }
             $this->listen($lock, $mode, $group);
         } finally {
             fclose($lock);
@@ -107,12 +119,13 @@ final class SocketFile
             return;
         }
         try {
-            $lock = self::lockDirectory($this->path);
+            $lock = self::lockDirectory($this->place, $isAlone);
         } catch (ServerException) {
             return; // somebody has tidied up already
         }
-        if (self::identify($this->path) === $identity) {
-            Warnings::withheld(fn (): bool => unlink($this->path));
+        // (Not alone, it could be a successor's a moment later; the next to start replaces it.)
+        if ($isAlone && self::identify($this->place) === $identity) {
+            Warnings::withheld(fn (): bool => unlink($this->place));
         }
         fclose($lock);
     }
@@ -187,22 +200,36 @@ final class SocketFile
     }
 
     /**
+     * @param bool|null $isAlone set: whether nobody else has the lock. That is not waited for
+     *                           for ever, as whoever may read the directory can have it.
+     *
+     * @param-out bool $isAlone
+     *
      * @return resource
      */
-    private static function lockDirectory(string $path): mixed
+    private static function lockDirectory(string $path, ?bool &$isAlone): mixed
     {
         $directory = dirname($path);
         $lock = is_dir($directory)
             ? Warnings::withheld(static fn () => fopen($directory, 'r'))
             : false;
-        if ($lock === false || !flock($lock, LOCK_EX)) {
+        if ($lock === false) {
             throw new ServerException(
                 $path,
                 "the directory $directory is missing or may not be read",
                 'make it, and give it to the user of this program'
             );
         }
-        return $lock;
+        $deadline = hrtime(true) + self::LOCK_TIMEOUT_NS;
+        while (true) {
+            $isTaken = 0;
+            // (Where it fails for another reason, the file system has no locks, for anybody.)
+            $isAlone = flock($lock, LOCK_EX | LOCK_NB, $isTaken) || $isTaken !== 1;
+            if ($isAlone || hrtime(true) >= $deadline) {
+                return $lock;
+            }
+            usleep(self::LOCK_INTERVAL_US);
+        }
     }
 
     private static function clearLeftOvers(string $directory): void
