@@ -190,7 +190,7 @@ SEEDS = {
         "error",
         "WSGIPythonPath",
         500,
-        replace=("\nWSGIPythonHome", "\n#WSGIPythonHome"),
+        replace=("    WSGIPythonHome", "    #WSGIPythonHome"),
     ),
     "children-leave": Seed(
         "max-connections-per-child",
