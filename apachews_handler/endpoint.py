@@ -25,7 +25,8 @@ from apachews.exceptions import WireError
 
 from .exceptions import NotSetUp, Refusal, Unavailable
 
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# errno where the process has no descriptor, or the kernel no memory, for one more.
+OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 NOT_FOUND: Final = "404 Not Found"
 # An answer is mostly one read; what follows it in the same is messages.
 ANSWER_READ_BYTES: Final = 16384
@@ -215,7 +216,7 @@ def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:
     """Return the answer to a failed connect."""
     if error.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ECONNRESET):
         return Unavailable(f"nobody listens on {path!r}: start its producer")
-    if error.errno in _OUT_OF_RESOURCES:
+    if error.errno in OUT_OF_RESOURCES:
         return Unavailable(out_of_descriptors(error))
     if error.errno == errno.EADDRNOTAVAIL:
         return Unavailable(

@@ -35,7 +35,7 @@ import time
 from typing import Final
 
 from . import rundir
-from .endpoint import out_of_descriptors
+from .endpoint import OUT_OF_RESOURCES, out_of_descriptors
 from .exceptions import NotSetUp, Refusal, Unavailable
 from .settings import Settings
 from .signals import signals_blocked
@@ -51,7 +51,6 @@ REGIONS: Final = 1 << 42
 FULL_S: Final = 0.1
 # Neighbouring process ids begin to look far from each other (a prime).
 _SPREAD: Final = 7919
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Admission:
@@ -264,7 +263,7 @@ def _open_places() -> Places:
                 directory = rundir.open_directory(os.getppid())
                 _places = Places(os.path.join(directory, f"{os.getppid()}.places"))
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
+                if error.errno in OUT_OF_RESOURCES:
                     raise Unavailable(out_of_descriptors(error)) from error
                 raise NotSetUp(
                     f"connections cannot be counted in {error.filename or directory or '/tmp'}:"

@@ -8,12 +8,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from ..site import Site, running_site
+from ..site import MOD_PYTHON, Site, running_site
 
 MPMS = ["event", "worker", "prefork"]
 # What starts an Apache for itself takes seconds: behind all of them where tox.ini says so.
 RESTART_MPMS = MPMS if os.environ.get("APACHEWS_RESTARTS") == "all" else MPMS[:1]
 SCHEMES = ["ws", "wss1.2", "wss1.3"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host() -> None:
+    """Skip what is to be tried in mod_python where there is none."""
+    if MOD_PYTHON and not MOD_PYTHON.exists():
+        pytest.skip("mod_python is not installed (libapache2-mod-python): deploy/test installs it")
 
 
 @pytest.fixture(scope="session")
