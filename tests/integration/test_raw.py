@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -19,7 +21,7 @@ from apachews import wire
 from ..conftest import wait_for
 from ..frames import masked
 from ..raw_client import RawClient
-from ..site import ROOT, Site, running_site
+from ..site import IS_ROOT, ROOT, Site, running_site
 
 SETTINGS = """
 <Location /raw.ws>
@@ -151,6 +153,43 @@ def test_nc(site: Site) -> None:
         client.send(masked(0x81, b"hi") + masked(0x88, wire.encode_close(1000)))
         assert client.read_close() == 1000
         assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="the page's commands give files to Apache's group")
+@pytest.mark.parametrize(
+    ("name", "said", "answer"), [("bc", b"6*7\n", b"42\n"), ("look", b"hi", b"")]
+)
+def test_the_commands_of_the_documentation(
+    site: Site, name: str, said: bytes, answer: bytes
+) -> None:
+    """As they stand in the page, with a shell's umask and Apache's own rights."""
+    page = (ROOT / "docs" / "howto" / "raw.md").read_text()
+    (command,) = re.findall(rf"^.*/var/www/html/{name}\.ws.*$", page, re.MULTILINE)
+    path = site.docroot / "raw.ws"
+    command = command.replace(f"/var/www/html/{name}.ws", str(path))
+    for needed in ("bc", "nc", "sg", "socat", "stdbuf"):
+        if re.search(rf"\b{needed}\b", command) and shutil.which(needed) is None:
+            pytest.skip(f"{needed} is not installed")
+    # Its standard input stays open: nc ends with that.
+    process = subprocess.Popen(
+        ["sh", "-c", command],
+        umask=0o022,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: path.exists() and is_listening(path), what=process.poll)
+        with RawClient(site.dial("ws")).upgrade("/raw.ws") as client:
+            client.send(masked(0x81, said))
+            if answer:
+                assert client.read_data_frame() == (0x81, answer)
+            else:
+                assert process.stdout and process.stdout.read(len(said)) == said
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        path.unlink(missing_ok=True)
 
 
 def test_the_perl_program_of_the_documentation(site: Site, tmp_path: Path) -> None:
