@@ -20,6 +20,8 @@ from .exceptions import NotAsked
 if TYPE_CHECKING:
     from .groups import Group
 
+_TEXT_WHOLE: Final = wire.FIN | wire.TEXT
+_BINARY_WHOLE: Final = wire.FIN | wire.BINARY
 _ENDED: Final = frozenset({State.PARTING, State.CLOSING, State.CLOSED})
 
 
@@ -186,7 +188,10 @@ class Client:
             >>> client.send(b"\x00\x01 binary")
             True
         """
-        return self.send_frame(encode_message(data))
+        frame = encode_message(data)
+        connection = self._connection
+        with connection.lock:
+            return connection.send_frame(frame)
 
     def send_json(self, value: Any) -> bool:
         """Send a value as a JSON text; see ``send``.
@@ -295,10 +300,14 @@ def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:
         UnicodeEncodeError: text with surrogates.
     """
     if isinstance(data, str):
-        return wire.encode_frame(wire.TEXT, data.encode())
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return wire.encode_frame(wire.BINARY, bytes(data))
-    raise TypeError(f"a message is str or bytes, not {type(data).__name__}: {data!r:.80}")
+        first, payload = _TEXT_WHOLE, data.encode()
+    elif isinstance(data, (bytes, bytearray, memoryview)):
+        first, payload = _BINARY_WHOLE, bytes(data)
+    else:
+        raise TypeError(f"a message is str or bytes, not {type(data).__name__}: {data!r:.80}")
+    length = len(payload)
+    # (Short messages are many: their header without another call.)
+    return (bytes((first, length)) if length < 126 else wire.encode_header(first, length)) + payload
 
 
 def encode_json(value: Any) -> bytes:

@@ -57,6 +57,9 @@ class State(enum.Enum):
     CLOSING = "a CLOSE is sent or queued, the answer is awaited; messages are ignored"
     CLOSED = "the last event is out; at most the queue is still being sent"
 
+    # Enum has one in Python, which would be called with every message.
+    __hash__ = object.__hash__
+
 
 # Where messages go to the client.
 SENDING: Final = frozenset({State.OPEN, State.MOVING, State.MOVED, State.PARTING})

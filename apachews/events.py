@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from . import wire
 from .exceptions import ApachewsError
@@ -40,6 +40,11 @@ class EventType(enum.Enum):
 
     def __repr__(self) -> str:
         return f"Event.{self.name}"
+
+
+# (To look a member of an Enum up costs as much as a call in Python 3.11.)
+_IO: Final = EventType.IO
+_NO_DATA: Final = EventType.NoData
 
 
 class Event:
@@ -202,7 +207,8 @@ class Event:
             >>> event.write("hello to you, too")
             True
         """
-        return self.client().send(data)
+        client = self._client
+        return (client if client is not None else self.client()).send(data)
 
     respond = write
 
@@ -303,7 +309,7 @@ class MessageEvent(Event):
             >>> event.type() in (Event.IO, Event.NoData)
             True
         """
-        return EventType.IO if self._data else EventType.NoData
+        return _IO if self._data else _NO_DATA
 
     @property
     def data(self) -> str | bytes:

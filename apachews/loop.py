@@ -68,6 +68,7 @@ CLOSE_TIMEOUT_S: Final = 10.0
 FLUSH_TIMEOUT_S: Final = 1.0
 
 _logger: Final = logging.getLogger("apachews")
+_OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _READABLE: Final = select.EPOLLIN | _GONE
 
@@ -263,20 +264,11 @@ class Loop:
             self._ready.extend(self._poll(wait_s))
         while self._ready:
             fd, ready = self._ready.popleft()
-            if fd == self._acceptor.fd:
-                self._accept()
-                continue
-            if fd == self._wake_reader.fileno():
-                self._wake_reader.recv(4096)
-                continue
             connection = self.connections.get(fd)
             if connection is None:
-                if self._acceptor.receive(fd):
-                    self._accept()
-                else:
-                    self._publications.run(fd)
-                continue  # or it went away meanwhile
-            if ready & select.EPOLLOUT:
+                self._run(fd)
+                continue
+            if ready & _OUT:
                 connection.flush_nowait()
                 self._update(connection)
                 if connection.on_flushed is not None:
@@ -288,6 +280,17 @@ class Loop:
                     self._forget(connection)  # its last event is out
             if len(self.events) >= TURN_EVENTS:
                 break
+
+    def _run(self, fd: int) -> None:
+        """Do what a descriptor that is no connection's is ready for."""
+        if fd == self._acceptor.fd:
+            self._accept()
+        elif fd == self._wake_reader.fileno():
+            self._wake_reader.recv(4096)
+        elif self._acceptor.receive(fd):
+            self._accept()
+        else:
+            self._publications.run(fd)  # or it went away meanwhile
 
     def _poll(self, wait_s: float | None) -> list[tuple[int, int]]:
         """Wait, without the lock; a zero wait lets others have it as well."""

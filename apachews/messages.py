@@ -50,6 +50,7 @@ class Violation:
 Item: TypeAlias = "str | bytes | wire.Open | wire.Publish | wire.Close | Pong | Moved | Violation"
 
 _TEXT_WHOLE: Final = wire.FIN | wire.TEXT
+_WHOLE: Final = frozenset((_TEXT_WHOLE, wire.FIN | wire.BINARY))
 
 
 class MessageReader:
@@ -118,21 +119,25 @@ class MessageReader:
                 if not self._remaining and self._frame_fin:
                     items.append(self._join())
                 continue
-            header = wire.decode_header(data, position)
-            if header is None:
-                self._rest = data[position:]
-                return
-            first, length, start = header
-            # The common case first: a whole text message in one frame.
+            if position + 2 <= end and (length := data[position + 1]) < 126:
+                first, start = data[position], position + 2
+            else:
+                header = wire.decode_header(data, position)
+                if header is None:
+                    self._rest = data[position:]
+                    return
+                first, length, start = header
+            # The common case first: a whole message in one frame.
             if (
-                first == _TEXT_WHOLE
+                first in _WHOLE
                 and start + length <= end
                 and not self._message_opcode
                 and self._opened
                 and length <= self._max_message_bytes
             ):
                 position = start + length
-                items.append(_decode_text(data[start:position]))
+                payload = data[start:position]
+                items.append(_decode_text(payload) if first == _TEXT_WHOLE else payload)
                 continue
             if first & wire.RSV:
                 raise WireError("an RSV bit is set; the wire knows no extension")

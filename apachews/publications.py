@@ -91,6 +91,8 @@ class Publications:
 
     def run_timers(self, now: float) -> float | None:
         """Wait no more for who is late; return when the next one will be, or None."""
+        if not self._awaited:
+            return None
         for connection in list(self._awaited.values()):
             publisher = self._publishers[connection]
             if publisher.deadline <= now:

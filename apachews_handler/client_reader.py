@@ -38,6 +38,7 @@ from .mask import unmask
 _new_utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 _TEXT_WHOLE: Final = wire.FIN | wire.TEXT
+_WHOLE: Final = frozenset((_TEXT_WHOLE, wire.FIN | wire.BINARY))
 _DATA_OPCODES: Final = frozenset((wire.CONTINUATION, wire.TEXT, wire.BINARY))
 _CONTROL_OPCODES: Final = frozenset((wire.CLOSE, wire.PING, wire.PONG))
 # RFC 7692 6.: the message is compressed.
@@ -137,6 +138,11 @@ class ClientReader:
         self._finished = False  # after a CLOSE or a violation
 
     @property
+    def may_pause(self) -> bool:
+        """True where messages may be compressed: ``is_paused`` may become true."""
+        return self._deflate is not None
+
+    @property
     def has_begun_message(self) -> bool:
         """True where a part of a message was put out, and its end is still to be."""
         return (
@@ -187,29 +193,30 @@ class ClientReader:
             first, length = data[position], data[position + 1] - wire.MASKED
             if length < 0:
                 raise Violation(wire.PROTOCOL_ERROR, "a client's frame is not masked")
-            # The common case first: a whole text message in one short frame.
+            # The common case first: a whole message in one frame that is not long.
             payload_at = position + 6
-            if (
-                first == _TEXT_WHOLE
-                and length < 126
-                and payload_at + length <= end
-                and not self._message_opcode
-                and length <= self._max_message_bytes
-            ):
-                payload = unmask(
-                    data[payload_at : payload_at + length], data[position + 2 : payload_at]
-                )
-                self.messages += 1
-                if self.messages + self.controls > self.max_frames:
-                    raise _too_many()
-                try:
-                    payload.decode()
-                except UnicodeDecodeError:
-                    raise _not_utf8() from None
-                self.payload_bytes += length
-                self.wire_out.append(bytes((first, length)) + payload)
-                position = payload_at + length
-                continue
+            if first in _WHOLE and length < 127 and not self._message_opcode:
+                size, start = length, payload_at
+                if length == 126 and position + 8 <= end:
+                    size, start = data[position + 2] << 8 | data[position + 3], payload_at + 2
+                # (Its length is in the shortest form where it is not less than the short one.)
+                if start + size <= end and length <= size <= self._max_message_bytes:
+                    position = start + size
+                    payload = unmask(data[start:position], data[start - 4 : start])
+                    self.messages += 1
+                    if self.messages + self.controls > self.max_frames:
+                        raise _too_many()
+                    if first == _TEXT_WHOLE and not payload.isascii():
+                        try:
+                            payload.decode()
+                        except UnicodeDecodeError:
+                            raise _not_utf8() from None
+                    self.payload_bytes += size
+                    self.wire_out.append(
+                        (bytes((first, size)) if size < 126 else wire.encode_header(first, size))
+                        + payload
+                    )
+                    continue
             opcode = self._check_first_byte(first, length)
             if length > 125:
                 size = 2 if length == 126 else 8

@@ -20,7 +20,7 @@ from .ends import End
 from .logfile import append
 from .session import Session, Side
 from .settings import Settings
-from .transport import Transport
+from .transport import PlainTransport, Transport
 from .watch import Watch
 
 
@@ -72,6 +72,10 @@ class Connection:
         release: called once when it is closed: its place is free.
         about: for the status.
         close_line: for the log of closes, as far as it is known; None: it has none.
+
+    Attributes:
+        is_simple: what came from the client is either read or shown by its descriptor:
+            no TLS record and no inflater holds more.
     """
 
     __slots__ = (
@@ -86,6 +90,7 @@ class Connection:
         "is_deaf",
         "is_finished",
         "is_shut_down",
+        "is_simple",
         "log",
         "name",
         "opened_at",
@@ -142,6 +147,7 @@ class Connection:
         self.is_deaf = False  # nothing reaches the client any more
         self.is_finished = False  # it is closed, counted and logged
         self.is_shut_down = False  # nothing more will be sent to it
+        self.is_simple = isinstance(transport, PlainTransport) and not session.may_pause
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)
         self.goodbye: End | None = None  # why it is sent away, once it is to be

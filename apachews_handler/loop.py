@@ -20,6 +20,11 @@ read meanwhile, up to a buffer.
 Nothing is allocated for an idle connection beyond its few objects, no closure and
 no buffer.  An exception in the handling of a connection ends that connection,
 with a traceback in the log, and no other.
+
+A busy loop mostly passes messages from one side to the other, with both sides open and
+nothing waiting.  ``_pass_on`` and ``_pass_back`` are that case of ``_on_client`` and
+``_on_producer``, without the steps that do nothing then: what they spare is a third of
+this process's work for a short message.  Whatever else they meet they leave to those.
 """
 
 from __future__ import annotations
@@ -42,6 +47,9 @@ from .tally import Tally
 from .transport import discard_unsent, limit_unsent, unsent_bytes
 from .watch import Due
 
+# (To look a member of an Enum up costs as much as a call in Python 3.11.)
+_OPEN: Final = Phase.OPEN
+_CONNECTED: Final = Side.CONNECTED
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
@@ -172,12 +180,14 @@ class Loop:
         """
         events = self._epoll.poll(self._wait_s(max_wait_s))
         self._now = time.monotonic()
-        others = []
+        clients, producers, others = self._clients, self._producers, []
         for fd, ready in events:
-            if (connection := self._clients.get(fd)) is not None:
-                self._guard(self._on_client, connection, ready)
-            elif (connection := self._producers.get(fd)) is not None:
-                self._guard(self._on_producer, connection, ready)
+            if (connection := clients.get(fd)) is not None:
+                self._guard(self._on_client if ready != _IN else self._pass_on, connection, ready)
+            elif (connection := producers.get(fd)) is not None:
+                self._guard(
+                    self._on_producer if ready != _IN else self._pass_back, connection, ready
+                )
             elif fd in self._others:
                 others.append(fd)
             # Otherwise it was closed earlier in this turn.
@@ -251,6 +261,52 @@ class Loop:
         self._epoll.register(connection.producer_fd, 0)
         connection.producer_mask = 0
 
+    def _pass_on(self, connection: Connection, ready: int) -> None:
+        """Do what ``_on_client`` does where there is nothing but a client's messages to send."""
+        session, transport = connection.session, connection.transport
+        # The mask says that nothing waits for either side.
+        if connection.client_mask != _IN or session.phase is not _OPEN or self._pending:
+            self._on_client(connection, ready)
+            return
+        data = transport.recv(connection.settings.max_buffer)
+        if data:
+            watch = connection.watch
+            watch.heard_at = self._now
+            session.receive_client(data, self._now)
+            frames = session.to_producer
+            if (
+                frames
+                and session.phase is _OPEN
+                and session.side is _CONNECTED
+                and not session.to_client
+                and (connection.is_simple or not self._has_more(connection))
+            ):
+                queue = frames[0] if len(frames) == 1 else b"".join(frames)
+                try:
+                    sent = connection.producer.send(queue)
+                except OSError:
+                    sent = -1  # it is sent again below, and fails again
+                if sent >= 0:
+                    watch.passed_at = self._now
+                    frames.clear()
+                    if sent == len(queue):
+                        return
+                    connection.producer_queue, connection.producer_sent = queue, sent
+        elif data is not None:
+            session.receive_client_eof()
+        if transport.has_pending():
+            self._pending[connection] = None
+        self._flush(connection)
+
+    @staticmethod
+    def _has_more(connection: Connection) -> bool:
+        """Tell whether the client is to be looked at again, or watched for something else."""
+        return (
+            connection.session.is_paused
+            or connection.transport.needs_writing
+            or connection.transport.has_pending()
+        )
+
     def _on_client(self, connection: Connection, ready: int) -> None:
         session, transport = connection.session, connection.transport
         if ready & _OUT:
@@ -275,6 +331,47 @@ class Loop:
         if ready & select.EPOLLRDHUP:
             # It has sent its last, and its producer is slow to take that.
             self._limit_leaving(connection)
+        self._flush(connection)
+
+    def _pass_back(self, connection: Connection, ready: int) -> None:
+        """Do what ``_on_producer`` does where there is nothing but its messages to send."""
+        session = connection.session
+        # The mask says that nothing waits for the client.
+        if connection.producer_mask != _IN or session.phase is not _OPEN:
+            self._on_producer(connection, ready)
+            return
+        try:
+            data = connection.producer.recv(session.producer_room)
+        except OSError:
+            data = b""
+        if not data:
+            self._on_producer(connection, ready)  # reading again has the same end
+            return
+        watch = connection.watch
+        watch.passed_at = self._now
+        session.receive_producer(data)
+        frames = session.to_client
+        if (
+            len(frames) == 1
+            and session.phase is _OPEN
+            and session.side is _CONNECTED
+            and not session.ignored
+            and not session.to_producer
+            and not connection.is_deaf
+        ):
+            queue = frames[0]
+            try:
+                sent = connection.transport.send(queue)
+            except OSError:
+                sent = -1  # it is sent again below, and fails again
+            if sent >= 0:
+                frames.clear()
+                if sent == len(queue):
+                    return
+                connection.client_queue = memoryview(queue)[sent:]
+                self._send_client_queue(connection)
+        if session.ignored:
+            self._log_ignored(connection)
         self._flush(connection)
 
     def _on_producer(self, connection: Connection, ready: int) -> None:

@@ -184,10 +184,13 @@ class ProducerReader:
                         if self.has_ended:
                             return None
                     continue
-                header = wire.decode_header(data, position)
-                if header is None:
-                    break
-                first, length, payload_at = header
+                if position + 2 <= end and (length := data[position + 1]) < 126:
+                    first, payload_at = data[position], position + 2
+                else:
+                    header = wire.decode_header(data, position)
+                    if header is None:
+                        break
+                    first, length, payload_at = header
                 # The common case first: a whole message in one frame.
                 if (
                     first in _WHOLE

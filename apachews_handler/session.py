@@ -59,6 +59,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Final
 
 from apachews import wire
 from apachews.snapshot import RoundTrips
@@ -95,6 +96,11 @@ class Side(enum.Enum):
     AWAY = "there is none; the client is held, its messages wait for the next one"
     LATE = "it is told of a client that has left, and what that said; it has no say"
     DONE = "nothing more is sent to it: it was sent a CLOSE, or it is gone for good"
+
+
+# (To look a member of an Enum up costs as much as a call in Python 3.11.)
+_OPEN: Final = Phase.OPEN
+_CONNECTED: Final = Side.CONNECTED
 
 
 class Session:
@@ -175,6 +181,11 @@ class Session:
         self.ignored = producer.ignored
 
     @property
+    def may_pause(self) -> bool:
+        """False where ``is_paused`` is never true."""
+        return self._client.may_pause
+
+    @property
     def is_paused(self) -> bool:
         """There is more of the client's: call ``receive_client`` with b""."""
         return self._client.is_paused
@@ -246,14 +257,14 @@ class Session:
             data: as they came; b"" to go on after a pause.
             now: a clock's reading, seconds; for the rate of messages and round trips.
         """
-        if self.phase in (Phase.CLOSED, Phase.GONE):
+        if self.phase is not _OPEN and self.phase is not Phase.CLOSING:
             return
         if self._rate:
             self._allow_frames(now)
         controls = self._client.receive(data)
-        if self.phase is Phase.CLOSING:
+        if self.phase is not _OPEN:
             self.to_producer.clear()  # no message passes after a CLOSE
-        elif self.side is not Side.CONNECTED:
+        elif self.side is not _CONNECTED:
             self._divert()
         for control in controls:
             if isinstance(control, Alive):
@@ -269,9 +280,11 @@ class Session:
 
     def receive_producer(self, data: bytes) -> None:
         """Take bytes from the producer."""
-        if self.client_finished or self.side is Side.LATE:
+        if self.phase is not _OPEN and (self.client_finished or self.side is Side.LATE):
             return
         end = self._producer.receive(data)
+        if end is None and not self._producer.wants_to_move:
+            return
         if end is not None and self.side is Side.MOVED:
             # It closes the client rather than leave it to the next one.
             self._drop_waiting()
