@@ -1,13 +1,14 @@
 """Unmasking (RFC 6455 5.3).
 
-Contract: pure.  A module of its own so that a faster implementation can take its
-place without anything else knowing.
+Contract: pure.  A module of its own so that nothing else knows of the two ways:
+``_mask.c`` where it was built, which takes a fortieth of the time for a long message,
+and Python where there was no compiler.
 """
 
 from __future__ import annotations
 
 
-def unmask(data: bytes, mask: bytes) -> bytes:
+def unmask_in_python(data: bytes, mask: bytes) -> bytes:
     """Return the payload XOR the mask, repeated.
 
     Args:
@@ -22,3 +23,11 @@ def unmask(data: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(
         length, "little"
     )
+
+
+try:
+    from ._mask import unmask as unmask
+except ImportError:  # the build had no compiler: setup.py
+    unmask = unmask_in_python
+
+IS_IN_C = unmask is not unmask_in_python

@@ -18,7 +18,7 @@ from pathlib import Path
 from apachews.apache import private_apache
 
 from .conftest import wait_for
-from .site import ROOT, Site, echo, running_site
+from .site import HANDLER, ROOT, Site, echo, running_site
 
 ARTEFACTS = ROOT / "artefacts"
 KOSOKU = Path(sys.executable).with_name("kosoku")
@@ -54,6 +54,18 @@ def running_target() -> Iterator[Site]:
         site.producer("auto.ws", echo, max_message_bytes=LIMIT, max_queue_bytes=LIMIT),
     ):
         yield site
+
+
+@contextmanager
+def without_extension() -> Iterator[None]:
+    """Have Apaches started here do without the extension, as where there was no compiler."""
+    (extension,) = HANDLER.glob("_mask.*.so")
+    aside = extension.with_suffix(".aside")
+    extension.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(extension)
 
 
 @contextmanager

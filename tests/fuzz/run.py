@@ -5,6 +5,9 @@
     python -m tests.fuzz.run [--seconds N] [target …]
     python -m tests.fuzz.run --replay FILE target
 
+``--extension`` has the targets unmask in C, with what is installed in this environment;
+the checkout, which is what is fuzzed, has no extension, and unmasks in Python.
+
 Contract: what a target raises, an input that takes more than ``TIMEOUT_S``, or more
 than ``SLOW_S`` each of two times, or a process of more than ``MEMORY_MIB`` is a
 finding: it is named with its file and how to replay it, the other targets still have
@@ -20,9 +23,12 @@ Sources: atheris' README; https://llvm.org/docs/LibFuzzer.html (options, output)
 from __future__ import annotations
 
 import argparse
+import importlib.machinery
+import importlib.util
 import re
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Final
@@ -42,6 +48,9 @@ MEMORY_MIB: Final = 1024
 MAX_BYTES: Final = 1024
 # The first argument of the process that fuzzes; libFuzzer's own follow.
 WORKER: Final = "--worker"
+# What unmasks.
+UNMASKING: Final = ("client_reader", "client_reader_vs_wsproto", "session")
+EXTENSION_NAME: Final = "apachews_handler._mask"
 
 _COUNTS: Final = re.compile(r"^#\d+\s+DONE\s+cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
 _FINAL: Final = re.compile(r"^stat::(\w+):\s+(\d+)$", re.MULTILINE)
@@ -59,7 +68,18 @@ def work(target: str, options: list[str]) -> None:
     atheris.Fuzz()
 
 
-def fuzz(target: str, seconds: int) -> bool:
+def use_extension() -> None:
+    """Have this process unmask in C."""
+    (path,) = Path(sysconfig.get_path("platlib"), "apachews_handler").glob("_mask.*.so")
+    loader = importlib.machinery.ExtensionFileLoader(EXTENSION_NAME, str(path))
+    spec = importlib.util.spec_from_loader(EXTENSION_NAME, loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    sys.modules[EXTENSION_NAME] = module
+
+
+def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
     """Fuzz one target in a process of its own; print what came of it, return whether it is good."""
     directory = ARTEFACTS / target
     corpus, found = directory / "corpus", directory / "found"
@@ -82,7 +102,11 @@ def fuzz(target: str, seconds: int) -> bool:
     ]
     with log.open("wb") as stream:
         process = subprocess.run(
-            [sys.executable, "-m", "tests.fuzz.run", WORKER, target, *options],
+            [
+                *(sys.executable, "-m", "tests.fuzz.run", WORKER),
+                *(["--extension"] if in_c else []),
+                *(target, *options),
+            ],
             cwd=ROOT,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -128,11 +152,16 @@ def _seconds(path: Path, target: str) -> float:
 def main() -> bool:
     """Do what the command line says; return whether nothing was found."""
     if sys.argv[1:2] == [WORKER]:
-        work(sys.argv[2], sys.argv[3:])
+        target, *options = sys.argv[2:]
+        if target == "--extension":
+            use_extension()
+            target, *options = options
+        work(target, options)
     names = sorted(path.name for path in SEEDS.iterdir())
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run")
     parser.add_argument("--seconds", type=int, default=DEFAULT_SECONDS, help="for each target")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="one input, of one target")
+    parser.add_argument("--extension", action="store_true", help="unmask in C")
     parser.add_argument("targets", nargs="*", metavar="target", help=", ".join(names))
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - set(names):
@@ -143,7 +172,9 @@ def main() -> bool:
         (target,) = arguments.targets
         print(f"{target} keeps its promises, in {_seconds(arguments.replay, target):.3f} s")
         return True
-    bad = [name for name in arguments.targets or names if not fuzz(name, arguments.seconds)]
+    in_c = arguments.extension
+    targets = arguments.targets or (UNMASKING if in_c else names)
+    bad = [name for name in targets if not fuzz(name, arguments.seconds, in_c=in_c)]
     return not bad
 
 

@@ -20,7 +20,6 @@ from apachews.messages import MessageReader, Pong
 from apachews_handler.client_reader import KEEPALIVE, Alive, ClientReader, Control, Ping
 from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Violation
-from apachews_handler.mask import unmask
 
 from ..frames import MASK, masked
 
@@ -317,11 +316,6 @@ def test_a_control_behind_a_compressed_message_waits_for_it() -> None:
         turns += 1
     assert turns == 5
     assert controls == [wire.Close(1005, "")]
-
-
-@given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
-def test_unmask_is_exclusive_or(data: bytes, mask: bytes) -> None:
-    assert unmask(data, mask) == bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
 
 
 # Against wsproto: the same messages, the same end, with and without compression.
