@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
@@ -63,6 +63,7 @@ INTERNAL_ERROR: Final = 1011
 SERVICE_RESTART: Final = 1012
 TRY_AGAIN_LATER: Final = 1013
 
+_encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 _HEADER_16 = struct.Struct(">BBH")
 _HEADER_64 = struct.Struct(">BBQ")
 _LENGTH_16 = struct.Struct(">H")
@@ -209,6 +210,18 @@ class TLS:
     server_name: str | None = None
     client_subject: str | None = None
 
+    def members(self) -> dict[str, str | None]:
+        """Return what OPEN has of it.
+
+        :meta private:
+        """
+        return {
+            "version": self.version,
+            "cipher": self.cipher,
+            "server_name": self.server_name,
+            "client_subject": self.client_subject,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Open:
@@ -316,14 +329,14 @@ class Open:
             "remote": self.remote,
             "local": self.local,
             "scheme": self.scheme,
-            "tls": self.tls and asdict(self.tls),
+            "tls": self.tls and self.tls.members(),
             "user": self.user,
             "vhost": self.vhost,
             "subprotocols": {"offered": self.offered, "chosen": self.subprotocol},
             "env": self.env,
             "answer_required": self.answer_required,
         }
-        return encode_frame(OPEN, json.dumps(document, separators=(",", ":")).encode())
+        return encode_frame(OPEN, _encode_json(document).encode())
 
     @classmethod
     def decode(cls, payload: bytes) -> Open:
@@ -377,7 +390,7 @@ class Publish:
     def encode(self) -> bytes:
         """Return the PUBLISH frame."""
         document = {"version": VERSION, "group": self.group}
-        return encode_frame(PUBLISH, json.dumps(document, separators=(",", ":")).encode())
+        return encode_frame(PUBLISH, _encode_json(document).encode())
 
     @classmethod
     def decode(cls, payload: bytes) -> Publish:
@@ -407,7 +420,7 @@ class Published:
     def encode(self) -> bytes:
         """Return the PUBLISH frame."""
         document = {"version": VERSION, "reached": self.reached, "skipped": self.skipped}
-        return encode_frame(PUBLISH, json.dumps(document, separators=(",", ":")).encode())
+        return encode_frame(PUBLISH, _encode_json(document).encode())
 
     @classmethod
     def decode(cls, payload: bytes) -> Published:

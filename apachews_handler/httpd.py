@@ -15,7 +15,9 @@ load a module built for another one, and so does this one.  The fields used are
 declared below, in the headers' order; a test compiles a few lines of C against
 the installed headers and compares.
 
-The calls let go of the GIL: a write may wait for the client.
+Calls that may wait (a write for the client), or run other modules' code (filters, which
+may be Python in mod_python), let go of the GIL; the others keep it, for handing it over
+between a child's workers costs more than they do.
 
 Sources: httpd.h, http_config.h, http_core.h, http_connection.h, http_protocol.h,
 util_filter.h, util_script.h, http_log.h, ap_mpm.h, mpm_common.h; apr_portable.h,
@@ -247,11 +249,24 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_table_elts": (POINTER(_ArrayHeader), (c_void_p,)),
     "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
 }
+# Of these, the ones that let go of the GIL.
+_MAY_WAIT: Final = frozenset(
+    (
+        "ap_get_brigade",
+        "ap_fflush",
+        "ap_flush_conn",
+        "ap_add_cgi_vars",
+        "ap_add_common_vars",
+        "ap_log_error_",
+        "apr_brigade_length",
+        "apr_brigade_write",
+    )
+)
 # mpm_common.h: what ap_hook_child_stopping takes.
 _CHILD_STOPPING: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int)
 # mod_ssl.h, two optional functions.
-_SSL_IS_HTTPS: Final = ctypes.CFUNCTYPE(c_int, c_void_p)
-_SSL_VAR_LOOKUP: Final = ctypes.CFUNCTYPE(
+_SSL_IS_HTTPS: Final = ctypes.PYFUNCTYPE(c_int, c_void_p)
+_SSL_VAR_LOOKUP: Final = ctypes.PYFUNCTYPE(
     c_char_p, c_void_p, c_void_p, c_void_p, c_void_p, c_char_p
 )
 
@@ -269,10 +284,10 @@ class _Api:
     """The functions of the httpd that this process is."""
 
     def __init__(self) -> None:
-        process = ctypes.CDLL(None)
+        process, waiting = ctypes.PyDLL(None), ctypes.CDLL(None)
         for name, (result, arguments) in _SIGNATURES.items():
             try:
-                function = getattr(process, name)
+                function = getattr(waiting if name in _MAY_WAIT else process, name)
             except AttributeError as error:
                 raise HttpdError(
                     f"{name} is in this process",
@@ -315,13 +330,22 @@ def _api() -> _Api:
     return _Api()
 
 
-def _server_description(process: ctypes.CDLL) -> str:
+def _server_description(process: ctypes.PyDLL) -> str:
     try:
         function = process.ap_get_server_description
     except AttributeError:
         return "this process, which is not httpd"
     function.restype = c_char_p
     return str((function() or b"httpd").decode())
+
+
+@functools.cache
+def _pid_file_name() -> bytes | None:
+    """Return what PidFile says: the same for as long as the child lives."""
+    try:
+        return c_char_p.in_dll(ctypes.PyDLL(None), "ap_pid_fname").value
+    except ValueError:
+        return None
 
 
 def is_threaded() -> bool:
@@ -514,10 +538,7 @@ class Request:
 
     def pid_file(self) -> str | None:
         """Return the file that is there as long as httpd is to run, None if unknown."""
-        try:
-            name = c_char_p.in_dll(ctypes.CDLL(None), "ap_pid_fname").value
-        except ValueError:
-            return None
+        name = _pid_file_name()
         # As ap_log_pid does.
         path = self._api.ap_server_root_relative(self._rec.pool, name) if name else None
         return os.fsdecode(path) if path else None

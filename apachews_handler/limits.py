@@ -183,6 +183,8 @@ def _flock(kind: int, position: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, position, 1, 0)
 
 
+# Where nothing is limited.
+_FREE: Final = Admission(None, [])
 _lock = threading.Lock()
 _places: Places | None = None
 
@@ -199,6 +201,12 @@ def admit(settings: Settings, address: str, path: str) -> Admission:
     Raises:
         Refusal: 503, or 429 for the limit of an address; 500, the file cannot be made.
     """
+    if not (
+        settings.max_connections
+        or settings.max_connections_per_address
+        or settings.max_connections_per_endpoint
+    ):
+        return _FREE
     wanted = [
         ("all", settings.max_connections, _too_many("APACHEWS_MAX_CONNECTIONS")),
         (
@@ -218,8 +226,6 @@ def admit(settings: Settings, address: str, path: str) -> Admission:
             _too_many("APACHEWS_MAX_CONNECTIONS_PER_ENDPOINT"),
         ),
     ]
-    if not any(limit for _, limit, _ in wanted):
-        return Admission(None, [])
     places = _open_places()
     positions: list[int] = []
     for key, limit, refusal in wanted:

@@ -129,11 +129,11 @@ class Session:
         "_hold_s",
         "_is_congested",
         "_max_buffer",
+        "_opened",
         "_pinged_at",
         "_producer",
         "_rate",
         "_rated_at",
-        "_reopen",
         "_waiting",
         "_waiting_ends",
         "close_code",
@@ -163,7 +163,7 @@ class Session:
         self.phase = Phase.OPEN
         self.side = Side.CONNECTED
         self._hold_s = settings.hold
-        self._reopen = b""  # the OPEN for the next producer
+        self._opened = b""  # the OPEN, where the next producer is to be told it
         self._waiting = bytearray()  # frames for the next producer
         self._waiting_ends = False  # the last of them is a CLOSE
         self.end: End | None = None
@@ -244,11 +244,11 @@ class Session:
             open_: what it is told; the next one too, if it comes to that.
             is_told: the producer has it already.
         """
+        frame = open_.encode()
         if self._hold_s:
-            again = dataclasses.replace(open_, resumed=True, answer_required=False)
-            self._reopen = again.encode()
+            self._opened = frame
         if not is_told:
-            self.to_producer.append(open_.encode())
+            self.to_producer.append(frame)
 
     def receive_client(self, data: bytes, now: float = 0.0) -> None:
         """Take bytes from the client.
@@ -296,7 +296,7 @@ class Session:
             if self.phase is Phase.OPEN:
                 self._begin_close(End.PRODUCER_ERROR)
                 self.close_reason = end.reason  # the producer's fault is not the client's business
-        elif self._producer.wants_to_move and self._reopen and self.side is Side.CONNECTED:
+        elif self._producer.wants_to_move and self._opened and self.side is Side.CONNECTED:
             self.side = Side.LEAVING
             if not self._client.has_begun_message:
                 self._send_move()
@@ -313,12 +313,12 @@ class Session:
         if self.side is Side.LATE:
             self.to_producer.clear()
             return
-        if self._reopen and self.side is not Side.DONE:
+        if self._opened and self.side is not Side.DONE:
             self._keep(unsent + b"".join(self.to_producer), sent)
         self.to_producer.clear()
         can_go_on = self._producer.is_between_messages
         self.side = Side.AWAY if self._waiting else Side.DONE
-        if self.phase is Phase.OPEN and self._reopen and can_go_on:
+        if self.phase is Phase.OPEN and self._opened and can_go_on:
             self.side = Side.AWAY
             self._producer.begin_again()
         elif self._producer.is_between_frames:
@@ -335,13 +335,13 @@ class Session:
             unsent, sent: as in ``receive_producer_eof``.
         """
         is_open = self.phase is Phase.OPEN and self.side in (Side.CONNECTED, Side.LEAVING)
-        if self._reopen and (is_open or self.side is Side.MOVED):
+        if self._opened and (is_open or self.side is Side.MOVED):
             self._keep(unsent, sent)
             self.side = Side.MOVED
 
     def resume(self) -> None:
         """There is another producer: tell it of the connection and what waited for it."""
-        self.to_producer.append(self._reopen)
+        self.to_producer.append(_resumed(self._opened))
         if self._waiting:
             self.to_producer.append(bytes(self._waiting))
         self._drop_waiting()
@@ -488,3 +488,11 @@ class Session:
     def _drop_waiting(self) -> None:
         self._waiting = bytearray()
         self._waiting_ends = False
+
+
+def _resumed(frame: bytes) -> bytes:
+    """Return an OPEN as another producer is told it."""
+    header = wire.decode_header(frame, 0)
+    assert header is not None, "it is a whole frame"
+    open_ = wire.Open.decode(frame[header[2] :])
+    return dataclasses.replace(open_, resumed=True, answer_required=False).encode()

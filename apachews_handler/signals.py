@@ -7,19 +7,26 @@ one that holds a lock then would wait for itself.
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator
+
+# What the module signal wraps.  Its own makes a member of an Enum of each signal of a
+# mask, a hundred of them here and back: as much work as the rest of a handshake's way
+# to the bridge.
+from _signal import pthread_sigmask
+
+_ALL = frozenset(map(int, signal.valid_signals()))
 
 
-@contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
+class signals_blocked:  # it is used as a function
     """Block all signals on this thread; what comes meanwhile is delivered afterwards.
 
     A thread that is started meanwhile has them blocked for good.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    __slots__ = ("_mask",)
+
+    def __enter__(self) -> None:
+        self._mask = pthread_sigmask(signal.SIG_BLOCK, _ALL)
+
+    def __exit__(self, *_: object) -> None:
+        pthread_sigmask(signal.SIG_SETMASK, self._mask)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from h11 import LocalProtocolError
 from hypothesis import given
 from hypothesis import strategies as st
+from wsproto.connection import ConnectionType
+from wsproto.events import AcceptConnection, Request
+from wsproto.handshake import H11Handshake
 
 from apachews import wire
-from apachews_handler.deflate import Agreement
+from apachews_handler.deflate import Agreement, Negotiation
 from apachews_handler.exceptions import Refusal
 from apachews_handler.settings import Settings
 from apachews_handler.upgrade import Upgrade, describe
@@ -150,6 +154,68 @@ def test_any_headers_are_accepted_or_refused(changes: dict[str, str | None]) -> 
         assert refusal.status[0] == "4"
 
 
+tokens = st.lists(st.sampled_from(["a", "b", "chat", "websocket", "Upgrade", "", " x ", "é"]))
+offers = st.lists(
+    st.sampled_from(
+        [
+            *("permessage-deflate", "permessage-deflate; client_max_window_bits", "x; y=1"),
+            *("permessage-deflate; server_max_window_bits=9; client_no_context_takeover", "é"),
+            *("permessage-deflate;server_max_window_bits=8", "permessage-deflate; nonsense", ""),
+        ]
+    )
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "HTTP_UPGRADE": tokens.map(", ".join),
+            "HTTP_CONNECTION": tokens.map(",".join),
+            "HTTP_SEC_WEBSOCKET_PROTOCOL": tokens.map(", ".join),
+            "HTTP_SEC_WEBSOCKET_EXTENSIONS": offers.map(", ".join),
+            "HTTP_SEC_WEBSOCKET_KEY": latin,
+            "HTTP_SEC_WEBSOCKET_VERSION": st.sampled_from(["13", "8", "", "13, 13"]),
+            "HTTP_HOST": st.none(),
+            "HTTP_X": latin,
+        },
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_answer_is_that_of_wsproto(
+    changes: dict[str, str | None], deflate: bool, chooses: bool
+) -> None:
+    settings = Settings(deflate=deflate, subprotocols=("b", "chat") if chooses else ())
+    try:
+        upgrade = negotiate(changes)
+    except Refusal:
+        return  # there is a test of what is refused
+    theirs = H11Handshake(ConnectionType.SERVER)
+    environ = {**GOOD, **changes}
+    # Among several protocols to upgrade to wsproto does not see its own.
+    environ["HTTP_UPGRADE"] = "websocket"
+    theirs.initiate_upgrade_connection(
+        [
+            (name[5:].replace("_", "-").encode(), value.encode("latin-1"))
+            for name, value in environ.items()
+            if name.startswith("HTTP_") and value is not None
+        ],
+        b"/",
+    )
+    (request,) = theirs.events()
+    assert isinstance(request, Request)
+    assert upgrade.offered == tuple(request.subprotocols)
+    subprotocol = upgrade.choose(settings)
+    negotiation = Negotiation(settings.deflate_window_bits, settings.deflate_context_takeover)
+    expected = theirs.send(
+        AcceptConnection(subprotocol=subprotocol, extensions=[negotiation] if deflate else [])
+    )
+    head = upgrade.accept(settings, subprotocol)
+    assert head.lower() == expected.lower()
+    assert upgrade.deflate == negotiation.agreed
+
+
 def test_a_subprotocol_is_the_sites_first_that_was_offered() -> None:
     upgrade = negotiate()
     assert upgrade.choose(Settings()) is None
@@ -175,6 +241,11 @@ def test_compression_is_agreed_on_or_switched_off() -> None:
     upgrade = negotiate({"HTTP_SEC_WEBSOCKET_EXTENSIONS": "permessage-deflate; nonsense"})
     assert b"Extensions" not in upgrade.accept(Settings())
     assert upgrade.deflate is None
+
+
+def test_a_header_that_would_break_the_answer_is_refused() -> None:
+    with pytest.raises(LocalProtocolError):
+        negotiate().accept(Settings(), headers=[("X", "a\r\nSet-Cookie: b")])
 
 
 def test_headers_of_the_producer_are_added() -> None:
