@@ -1,0 +1,113 @@
+"""One round of one peer in a case that has messages: echo and fan-out, and handshakes.
+
+The window lies between two marks of the load generator.  The servers' processor time is
+read right after each mark, and so for the same window.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from . import cpu, peers
+from .cases import Case, Kind, Peer
+from .generator import Generator
+from .peers import Running
+
+# Handshakes at once, where they are not what is measured.
+CONNECT_AT_ONCE = 16
+
+Figures = dict[str, float]
+
+
+def messages(case: Case, peer: Peer) -> Figures:
+    """Run a case of echoes or of fan-out with one peer; return what was measured.
+
+    Raises:
+        PeerFailed, GeneratorFailed
+    """
+    mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
+    with peers.start(peer, mode, case.connections) as running, Generator() as generator:
+        generator.connect(
+            url=running.url,
+            count=case.connections,
+            at_once=CONNECT_AT_ONCE,
+            size=case.size,
+            text=case.text,
+            fan_out=case.kind is Kind.FAN_OUT,
+            certificate=running.certificate,
+        )
+        if case.kind is Kind.FAN_OUT:
+            generator.ask("fan_out")
+        else:
+            generator.ask("echo", window=case.window, timed=case.timed)
+        return window(case, running, generator)
+
+
+def handshakes(case: Case, peer: Peer) -> Figures:
+    """Have connections made and ended; ``cpu_us`` is that of one handshake and its end.
+
+    Raises:
+        PeerFailed, GeneratorFailed
+    """
+    with peers.start(peer, "echo", case.connections * 4) as running, Generator() as generator:
+        generator.ask(
+            "handshakes",
+            url=running.url,
+            at_once=case.connections,
+            certificate=running.certificate,
+        )
+        return window(case, running, generator)
+
+
+def window(case: Case, running: Running, generator: Generator) -> Figures:
+    """Let the generator, which sends, warm up; measure; halt it.
+
+    Raises:
+        PeerFailed: nothing came back, or a program ended.
+        GeneratorFailed
+    """
+    time.sleep(case.warm_up_s)
+    begin = generator.ask("mark")
+    before = cpu.read(running.pids())
+    time.sleep(case.window_s)
+    end = generator.ask("mark")
+    after = cpu.read(running.pids())
+    result = generator.ask("halt")
+    for backend in running.backends:
+        backend.require_alive()
+    return figures(begin, end, cpu.used(before, after), result, running)
+
+
+def figures(
+    begin: dict[str, Any],
+    end: dict[str, Any],
+    used: cpu.Used,
+    result: dict[str, Any],
+    running: Running,
+) -> Figures:
+    """Return what two marks and the processor time between them say.
+
+    Raises:
+        PeerFailed: nothing came back.
+    """
+    seconds = (end["at_ns"] - begin["at_ns"]) / 1e9
+    count = end["received"] - begin["received"]
+    if not count:
+        raise peers.PeerFailed(f"nothing came back in {seconds:.1f} s.\n{running.log_tail()}")
+    found: Figures = {
+        "messages": count,
+        "seconds": seconds,
+        "per_second": count / seconds,
+        "cpu_us": used.seconds * 1e6 / count,
+        "stat_cpu_us": used.stat_seconds * 1e6 / count,
+        "cpu_s": used.seconds,
+        "stat_cpu_s": used.stat_seconds,
+        "ended": used.ended,
+        "generator_share": (end["processor_ns"] - begin["processor_ns"]) / 1e9 / seconds,
+        **{name: result[name] for name in ("lost", "extra", "wrong", "dropped")},
+    }
+    for name in ("p50", "p99"):
+        if f"{name}_ns" in end:
+            found[f"{name}_us"] = end[f"{name}_ns"] / 1000
+    return found
