@@ -12,6 +12,8 @@ from enum import Enum
 from typing import Final
 
 KIB: Final = 1024
+# About what a peer takes to start and to end, for an estimate.
+START_S: Final = 0.5
 
 
 class Kind(Enum):
@@ -41,6 +43,13 @@ class Peer:
     proxied: bool = False
     uvloop: bool = False
     tls: bool = False
+
+    @property
+    def handshakes_a_second(self) -> float:
+        """About how many it does here, for an estimate of how long a run takes."""
+        if self.tls:
+            return 250.0
+        return 700.0 if self.proxied else 350.0 if self.backend == "apachews" else 1500.0
 
 
 PEERS: Final = {
@@ -115,13 +124,13 @@ class Case:
     def estimate_s(self, rounds: int) -> float:
         """Return about how long so many rounds take, starts and ends of peers included."""
         if self.kind is Kind.SCALE:
-            return 200.0
+            return 180.0
         seconds = 0.0
         for name in self.peers:
-            most = max(self.connections, *self.counts(PEERS[name]))
-            threads_start_s = most / 300 if PEERS[name].proxied else 0
-            handshakes_s = most / (300 if PEERS[name].tls else 800)
-            seconds += self.warm_up_s + self.window_s + 0.9 + handshakes_s + threads_start_s
+            peer = PEERS[name]
+            most = max(self.connections, *self.counts(peer))
+            warm_up_s = 0.0 if self.kind is Kind.MEMORY else self.warm_up_s
+            seconds += START_S + most / peer.handshakes_a_second + warm_up_s + self.window_s
         return seconds * rounds
 
     def quick(self) -> Case:

@@ -55,7 +55,7 @@ def describe(arguments: list[str]) -> dict[str, str]:
 
 def _wsgi_version() -> str:
     """Return mod_wsgi's version: its module has it among its strings."""
-    found = re.search(rb"\0(\d+\.\d+\.\d+)\0", find_wsgi_module().read_bytes())
+    found = re.search(rb"\0(\d+\.\d+\.\d+)\0mod_wsgi/", find_wsgi_module().read_bytes())
     return found[1].decode() if found else "unknown"
 
 

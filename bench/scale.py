@@ -153,9 +153,9 @@ def run(quick: bool) -> tuple[CaseResults, list[str]]:
     servers, notes = servers_for(2 * sockets, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with site(servers) as running:
         http_s = HTTP_S / 10 if quick else HTTP_S
-        http_p99(running.apache.port, 1.0)
-        before = http_p99(running.apache.port, http_s)
-        figures: Figures = {"http_p99_before_ms": before * 1000}
+        http(running, 1.0)
+        before = http(running, http_s)
+        figures: Figures = {}
         lost = len(_connect(running, few, tls=False))
         few_us = cost_us(running, active, quick)
         begun_at = time.monotonic()
@@ -166,17 +166,19 @@ def run(quick: bool) -> tuple[CaseResults, list[str]]:
         lost += len(_connect(running, sockets, tls=True))
         figures["wss_handshakes_per_second"] = sockets / (time.monotonic() - begun_at)
         time.sleep(SETTLE_S)
-        among = http_p99(running.apache.port, http_s)
-        figures["children_with_all_open"] = len(processes.of_apache(running.apache.root)) - 1
+        among = http(running, http_s)
+        figures["processes_with_all_open"] = len(processes.of_apache(running.apache.root)) - 1
         running.all("echo_once")
         harm = running.halt()
         running.all("close")
         time.sleep(SETTLE_S)
-        after = http_p99(running.apache.port, http_s)
+        after = http(running, http_s)
         figures |= {
-            "http_p99_among_ms": among * 1000,
-            "http_p99_after_ms": after * 1000,
-            "http_p99_ratio": among / ((before + after) / 2),
+            **_http_figures("before", before),
+            **_http_figures("among", among),
+            **_http_figures("after", after),
+            "http_p50_ratio": among.p50_s / ((before.p50_s + after.p50_s) / 2),
+            "http_p99_ratio": among.p99_s / ((before.p99_s + after.p99_s) / 2),
             "cpu_us_among_few": few_us,
             "cpu_us_among_many": many_us,
             "cost_ratio": many_us / few_us,
@@ -243,11 +245,26 @@ def cost_us(running: Site, active: int, quick: bool) -> float:
     return sorted(found)[len(found) // 2]
 
 
-def http_p99(port: int, seconds: float) -> float:
-    """Ask for a small file again and again; return the time that 99 of 100 answers took at most.
+@dataclass(frozen=True)
+class Http:
+    """What plain HTTP felt.
+
+    Attributes:
+        p50_s, p99_s: the time that an answer took at the median, and that 99 of 100 took at most.
+        cores: what all that serves had of the processor meanwhile.
+    """
+
+    p50_s: float
+    p99_s: float
+    cores: float
+
+
+def http(running: Site, seconds: float) -> Http:
+    """Ask for a small file again and again.
 
     Counted from when a request was due, so that one that waits delays nobody unseen.
     """
+    port, before = running.apache.port, cpu.read(running.pids())
     taken: list[float] = []
     begun_at = time.monotonic()
     for number in range(int(seconds * HTTP_RATE)):
@@ -261,7 +278,21 @@ def http_p99(port: int, seconds: float) -> float:
         if not answer.startswith(b"HTTP/1.1 200 "):
             raise peers.PeerFailed(f"plain HTTP got {answer[:60]!r}")
         taken.append(time.monotonic() - due)
-    return sorted(taken)[len(taken) * 99 // 100]
+    used = cpu.used(before, cpu.read(running.pids()))
+    taken.sort()
+    return Http(
+        taken[len(taken) // 2],
+        taken[len(taken) * 99 // 100],
+        used.seconds / (time.monotonic() - begun_at),
+    )
+
+
+def _http_figures(when: str, found: Http) -> Figures:
+    return {
+        f"http_p50_{when}_ms": found.p50_s * 1000,
+        f"http_p99_{when}_ms": found.p99_s * 1000,
+        f"http_cores_{when}": found.cores,
+    }
 
 
 def _log(running: Site) -> str:
