@@ -130,7 +130,7 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
             results.write(options.output / report.RESULTS)
             passed = time.monotonic() - begun_at
             _say(f"{number}/{len(selected)} {passed / 60:4.1f} min  {report.one_line(found)}")
-            if options.profile and case.kind in (Kind.ECHO, Kind.FAN_OUT):
+            if options.profile and case.kind not in (Kind.MEMORY, Kind.SCALE):
                 results.profile += profile.run(case)
     return _write(results, options.output)
 
@@ -156,13 +156,8 @@ def run_case(case: Case, rounds: int) -> CaseResults:
 
 def run_peer(case: Case, name: str) -> Figures:
     """Measure one peer in a case once."""
-    how = {
-        Kind.ECHO: measure.messages,
-        Kind.FAN_OUT: measure.messages,
-        Kind.HANDSHAKES: measure.handshakes,
-        Kind.MEMORY: memory.idle,
-    }
-    return how[case.kind](case, PEERS[name])
+    how = memory.idle if case.kind is Kind.MEMORY else measure.run
+    return how(case, PEERS[name])
 
 
 def _write(results: Results, output: Path) -> int:

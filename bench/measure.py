@@ -13,51 +13,50 @@ from . import cpu, peers
 from .cases import Case, Kind, Peer
 from .generator import Generator
 from .peers import Running
+from .results import Figures
 
 # Handshakes at once, where they are not what is measured.
 CONNECT_AT_ONCE = 16
 
-Figures = dict[str, float]
 
+def run(case: Case, peer: Peer) -> Figures:
+    """Run a case with one peer; return what was measured.
 
-def messages(case: Case, peer: Peer) -> Figures:
-    """Run a case of echoes or of fan-out with one peer; return what was measured.
+    In ``handshakes``, ``cpu_us`` is that of one handshake and its end.
 
     Raises:
         PeerFailed, GeneratorFailed
     """
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
-    with peers.start(peer, mode, case.connections) as running, Generator() as generator:
-        generator.connect(
-            url=running.url,
-            count=case.connections,
-            at_once=CONNECT_AT_ONCE,
-            size=case.size,
-            text=case.text,
-            fan_out=case.kind is Kind.FAN_OUT,
-            certificate=running.certificate,
-        )
-        if case.kind is Kind.FAN_OUT:
-            generator.ask("fan_out")
-        else:
-            generator.ask("echo", window=case.window, timed=case.timed)
+    # One that has gone may hold its worker of a proxy a moment longer.
+    workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
+    with peers.start(peer, mode, workers) as running, Generator() as generator:
+        begin(case, running, generator)
         return window(case, running, generator)
 
 
-def handshakes(case: Case, peer: Peer) -> Figures:
-    """Have connections made and ended; ``cpu_us`` is that of one handshake and its end.
+def begin(case: Case, running: Running, generator: Generator) -> None:
+    """Have the generator do what the case is about, until it is halted.
 
     Raises:
-        PeerFailed, GeneratorFailed
+        GeneratorFailed: it could not connect.
     """
-    with peers.start(peer, "echo", case.connections * 4) as running, Generator() as generator:
-        generator.ask(
-            "handshakes",
-            url=running.url,
-            at_once=case.connections,
-            certificate=running.certificate,
-        )
-        return window(case, running, generator)
+    where = {"url": running.url, "certificate": running.certificate}
+    if case.kind is Kind.HANDSHAKES:
+        generator.ask("handshakes", at_once=case.connections, **where)
+        return
+    generator.connect(
+        count=case.connections,
+        at_once=CONNECT_AT_ONCE,
+        size=case.size,
+        text=case.text,
+        fan_out=case.kind is Kind.FAN_OUT,
+        **where,
+    )
+    if case.kind is Kind.FAN_OUT:
+        generator.ask("fan_out")
+    else:
+        generator.ask("echo", window=case.window, timed=case.timed)
 
 
 def window(case: Case, running: Running, generator: Generator) -> Figures:

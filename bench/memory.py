@@ -14,7 +14,8 @@ from . import peers, processes
 from .cases import Case, Peer
 from .generator import Generator
 from .limits import require_descriptors
-from .measure import CONNECT_AT_ONCE, Figures
+from .measure import CONNECT_AT_ONCE
+from .results import Figures
 
 # Of a process besides its connections; each of these has two in Apache, the client and
 # the producer.

@@ -5,6 +5,7 @@ Only for ours, beside the figures and not in them: each of these slows what it l
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from . import peers
+from . import measure, peers
 from .cases import PEERS, Case, Kind
 from .generator import Generator
-from .measure import CONNECT_AT_ONCE
 
 SECONDS: Final = 2
 END_TIMEOUT_S: Final = 20
@@ -32,19 +32,7 @@ def run(case: Case) -> list[tuple[str, str]]:
     peer = PEERS[case.peers[0]]
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
     with peers.start(peer, mode, case.connections) as running, Generator() as generator:
-        generator.connect(
-            url=running.url,
-            count=case.connections,
-            at_once=CONNECT_AT_ONCE,
-            size=case.size,
-            text=case.text,
-            fan_out=case.kind is Kind.FAN_OUT,
-            certificate=running.certificate,
-        )
-        if case.kind is Kind.FAN_OUT:
-            generator.ask("fan_out")
-        else:
-            generator.ask("echo", window=case.window)
+        measure.begin(case, running, generator)
         assert running.apache
         looked_at = {
             "Apache's child": running.apache.children(),
@@ -93,7 +81,8 @@ def _perf(pids: list[int], root: Path) -> str:
         *("perf", "report", "-i", str(data), "--stdio", "--percent-limit", "1"),
         *("--sort", "dso,symbol"),
     )
-    return "\n".join(line for line in report.splitlines() if line and not line.startswith("#"))
+    lines = [line for line in report.splitlines() if line and not line.startswith("#")]
+    return "\n".join(re.sub(r"(\s+-)*\s*$", "", line) for line in lines)
 
 
 def _py_spy(pids: list[int], root: Path) -> str:

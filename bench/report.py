@@ -169,6 +169,8 @@ def case_table(case: CaseResults) -> str:
     rows = []
     for peer in peers:
         row = [f"**{peer}**" if peer == ours else peer]
+        if (ended := case.spread(peer, "ended")) and ended.high:
+            row[0] += ", *a process ended while it was measured: its CPU is missing*"
         for head, metric in columns:
             row.append(show(case.spread(peer, metric)))
             if len(peers) > 1 and "threads" not in head:
