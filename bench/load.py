@@ -139,6 +139,13 @@ class Listener(Client):
 
     crowd: Crowd
 
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Take the answer to a greeting, which is a text, or a delivery."""
+        if frame.msg_type == WSMsgType.TEXT:
+            self.crowd.met()
+        else:
+            super().on_ws_frame(transport, frame)
+
     def on_message(self) -> None:
         """Count a delivery; when one message has reached all, send the next."""
         crowd = self.crowd
@@ -158,8 +165,29 @@ class Crowd:
         self.listeners = listeners
         self.published = 0
         self.due = 0  # deliveries after which the next message is sent
+        self._unmet = len(listeners)
+        self._all_met = asyncio.Event()
         for listener in listeners:
             listener.crowd = self
+
+    async def meet(self) -> None:
+        """Greet the program from everybody, and wait for its answers.
+
+        Where Apache shakes hands, a client can have its 101 before the program has
+        heard of it; what is sent to all before that is not sent to this one.
+
+        Raises:
+            TimeoutError
+        """
+        for listener in self.listeners:
+            listener.transport.send(WSMsgType.TEXT, b"hello")
+        await asyncio.wait_for(self._all_met.wait(), HANDSHAKE_TIMEOUT_S)
+
+    def met(self) -> None:
+        """Count an answer."""
+        self._unmet -= 1
+        if not self._unmet:
+            self._all_met.set()
 
     def publish(self) -> None:
         """Have the next message sent to all."""
@@ -233,8 +261,9 @@ class Load:
 
     async def fan_out(self) -> dict[str, Any]:
         """Have messages sent to all, until halted."""
-        self.tally.is_sending = True
         crowd = Crowd(self.tally, [c for c in self.clients if isinstance(c, Listener)])
+        await crowd.meet()
+        self.tally.is_sending = True
         crowd.publish()
         crowd.publish()
         return {}

@@ -1,5 +1,7 @@
 """The producer of ``ours``: echo, or each message to all, with the library's plain API.
 
+(In fan-out a text is a greeting, which is answered: with all peers alike.)
+
 Run as ``python -m bench.backends.apachews_producer echo|fan-out PATH``.
 """
 
@@ -19,8 +21,13 @@ def main() -> None:
     if mode == "fan-out":
         while True:
             event = server.dequeue()
-            if event.type() == Event.IO:
-                server.broadcast(event.read())
+            if event.type() != Event.IO:
+                continue
+            message = event.read()
+            if isinstance(message, str):
+                event.write(message)
+            else:
+                server.broadcast(message)
     while True:
         event = server.dequeue()
         if event.type() == Event.IO:

@@ -40,7 +40,7 @@ class FanOut(Echo):
         transports.discard(transport)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Send a message to all; it is short, and one frame."""
+        """Send a message to all, in one frame as it came; a text is a greeting, and answered."""
         if frame.msg_type == WSMsgType.BINARY:
             message = frame.get_payload_as_bytes()
             for other in transports:

@@ -23,11 +23,14 @@ async def echo(connection: ServerConnection) -> None:
 
 
 async def fan_out(connection: ServerConnection) -> None:
-    """Send every message to everybody."""
+    """Send every message to everybody; a text is a greeting, and answered."""
     connections.add(connection)
     try:
         async for message in connection:
-            broadcast(connections, message)
+            if isinstance(message, str):
+                await connection.send(message)
+            else:
+                broadcast(connections, message)
     finally:
         connections.remove(connection)
 
