@@ -59,7 +59,12 @@ def parser() -> argparse.ArgumentParser:
         help="run nothing; write the report of a results.json",
     )
     found.add_argument(
-        "--docs", type=Path, metavar="RESULTS", help="run nothing; put a results.json into docs/"
+        "--docs",
+        type=Path,
+        nargs="?",
+        const=DEFAULT_OUTPUT / report.RESULTS,
+        metavar="RESULTS",
+        help=f"run nothing; put a results.json ({DEFAULT_OUTPUT / report.RESULTS}) into docs/",
     )
     found.add_argument(
         "--profile",

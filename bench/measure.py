@@ -7,11 +7,13 @@ read right after each mark, and so for the same window.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from . import cpu, peers
 from .cases import Case, Kind, Peer
-from .generator import Generator
+from .generator import Generator, GeneratorFailed
 from .peers import Running
 from .results import Figures
 
@@ -30,9 +32,24 @@ def run(case: Case, peer: Peer) -> Figures:
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
     # One that has gone may hold its worker of a proxy a moment longer.
     workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
-    with peers.start(peer, mode, workers) as running, Generator() as generator:
+    with driven(peer, mode, workers) as (running, generator):
         begin(case, running, generator)
         return window(case, running, generator)
+
+
+@contextmanager
+def driven(peer: Peer, mode: str, connections: int) -> Iterator[tuple[Running, Generator]]:
+    """Start a peer and a generator for it; see ``peers.start``.
+
+    Raises:
+        PeerFailed
+        GeneratorFailed: also what is raised inside, with the ends of the peer's logs.
+    """
+    with peers.start(peer, mode, connections) as running, Generator() as generator:
+        try:
+            yield running, generator
+        except GeneratorFailed as error:
+            raise GeneratorFailed(f"{error}\n{running.log_tail()}") from error
 
 
 def begin(case: Case, running: Running, generator: Generator) -> None:

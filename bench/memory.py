@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from . import peers, processes
+from . import processes
 from .cases import Case, Peer
-from .generator import Generator
 from .limits import require_descriptors
-from .measure import CONNECT_AT_ONCE
+from .measure import CONNECT_AT_ONCE, driven
 from .results import Figures
 
 # Of a process besides its connections; each of these has two in Apache, the client and
@@ -51,7 +50,7 @@ def idle(case: Case, peer: Peer) -> Figures:
     """
     low, high = case.counts(peer)
     require_descriptors(high * FDS_A_CONNECTION + RESERVE)
-    with peers.start(peer, "echo", high) as running, Generator() as generator:
+    with driven(peer, "echo", high) as (running, generator):
         found: list[tuple[int, int, int]] = []
         for more in (low, high - low):
             generator.connect(

@@ -7,7 +7,7 @@ text follows the reader's scheme (``prefers-color-scheme``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
@@ -54,16 +54,21 @@ class Group:
     bars: list[tuple[str, Spread]]
 
 
-def bars(title: str, axis: str, groups: list[Group]) -> str:
+def bars(title: str, axis: str, groups: list[Group], known: Sequence[str] = ()) -> str:
     """Return a chart.
 
     Args:
         title: above it.
         axis: what its figures are, with their unit.
         groups: from top to bottom; without an empty one.
+        known: series that have their colour, that of their place here, in every chart.
     """
-    series = list(dict.fromkeys(name for group in groups for name, _ in group.bars))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(series)}
+    shown = {name for group in groups for name, _ in group.bars}
+    series = [name for name in known if name in shown]
+    series += [name for group in groups for name, _ in group.bars if name not in known]
+    series = list(dict.fromkeys(series))
+    places = list(dict.fromkeys([*known, *series]))
+    colours = {name: COLOURS[places.index(name) % len(COLOURS)] for name in series}
     top = TOP + LEGEND_HEIGHT * math.ceil(len(series) / 3)
     count = sum(len(group.bars) for group in groups)
     height = top + count * (BAR_HEIGHT + BAR_GAP) + len(groups) * GROUP_GAP + BOTTOM

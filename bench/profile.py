@@ -16,7 +16,6 @@ from typing import Final
 
 from . import measure, peers
 from .cases import PEERS, Case, Kind
-from .generator import Generator
 
 SECONDS: Final = 2
 END_TIMEOUT_S: Final = 20
@@ -31,7 +30,7 @@ def run(case: Case) -> list[tuple[str, str]]:
     """
     peer = PEERS[case.peers[0]]
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
-    with peers.start(peer, mode, case.connections) as running, Generator() as generator:
+    with measure.driven(peer, mode, case.connections) as (running, generator):
         measure.begin(case, running, generator)
         assert running.apache
         looked_at = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from . import plot
-from .cases import CASES, Case, Kind
+from .cases import ALL, CASES, Case, Kind
 from .plot import Group, number
 from .results import GENERATOR_BOUND, CaseResults, Results, Spread
 from .targets import Outcome, judge_all
@@ -240,7 +240,7 @@ def plots(results: Results) -> dict[str, str]:
             ]
             groups.append(Group(case_name, bars))
         if any(group.bars for group in groups):
-            drawn[name] = plot.bars(title, axis, groups)
+            drawn[name] = plot.bars(title, axis, groups, ALL)
     return drawn
 
 

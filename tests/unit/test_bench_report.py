@@ -100,6 +100,17 @@ def test_a_plot_has_a_bar_and_a_whisker_for_each_figure() -> None:
     assert widths[2] == pytest.approx(10 * widths[0], rel=0.02)
 
 
+def test_a_peer_has_the_same_colour_in_every_plot() -> None:
+    spread = Spread(1, 1, 1)
+    colours = []
+    for names in (["ours", PEER], [PEER]):
+        groups = [Group("g", [(name, spread) for name in names])]
+        root = ElementTree.fromstring(plot.bars("t", "a", groups, ["ours", PEER]))
+        bars = [e for e in root.iter(f"{SVG}rect") if e.get("height") == str(plot.BAR_HEIGHT)]
+        colours.append(bars[-1].get("fill"))
+    assert colours[0] == colours[1]
+
+
 def test_a_plot_of_nothing_but_zeros_is_none_the_less_one() -> None:
     ElementTree.fromstring(plot.bars("t", "a", [Group("g", [("ours", Spread(0, 0, 0))])]))
 
