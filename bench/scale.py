@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -60,7 +61,10 @@ WINDOWS: Final = 3
 SETTLE_S: Final = 2.0
 # Plain HTTP: a request each 10 ms, on a connection of its own.
 HTTP_RATE: Final = 100
-HTTP_S: Final = 12.0
+HTTP_S: Final = 15.0
+# The p99 is that of each of so many parts, and the median of those: what the machine does
+# besides for a moment spoils one of them, not the figure.
+HTTP_PARTS: Final = 5
 HTTP_TIMEOUT_S: Final = 10.0
 HTTP_REQUEST: Final = b"GET /index.html HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -242,7 +246,7 @@ def cost_us(running: Site, active: int, quick: bool) -> float:
         if not count:
             raise peers.PeerFailed(f"scale: nothing came back\n{_log(running)}")
         found.append(used.seconds * 1e6 / count)
-    return sorted(found)[len(found) // 2]
+    return statistics.median(found)
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,8 @@ class Http:
     """What plain HTTP felt.
 
     Attributes:
-        p50_s, p99_s: the time that an answer took at the median, and that 99 of 100 took at most.
+        p50_s, p99_s: the time that an answer took at the median, and that 99 of 100 took at
+            most; of each part of the time, and the median of those.
         cores: what all that serves had of the processor meanwhile.
     """
 
@@ -279,10 +284,11 @@ def http(running: Site, seconds: float) -> Http:
             raise peers.PeerFailed(f"plain HTTP got {answer[:60]!r}")
         taken.append(time.monotonic() - due)
     used = cpu.used(before, cpu.read(running.pids()))
-    taken.sort()
+    each = len(taken) // HTTP_PARTS
+    parts = [sorted(taken[part * each : (part + 1) * each]) for part in range(HTTP_PARTS)]
     return Http(
-        taken[len(taken) // 2],
-        taken[len(taken) * 99 // 100],
+        statistics.median(part[each // 2] for part in parts),
+        statistics.median(part[each * 99 // 100] for part in parts),
         used.seconds / (time.monotonic() - begun_at),
     )
 
