@@ -14,7 +14,7 @@ from . import cases as case_table
 from . import docs, machine, measure, memory, peers, profile, report, scale
 from .cases import PEERS, Case, Kind
 from .generator import GeneratorFailed
-from .limits import TooFewDescriptors, raise_descriptor_limit
+from .limits import TooFewDescriptors, raise_descriptor_limit, require_descriptors
 from .results import BadResults, CaseResults, Figures, Results
 
 ROUNDS: Final = 5
@@ -110,6 +110,11 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
     if options.quick:
         selected = [case.quick() for case in selected]
     raise_descriptor_limit()
+    for case in selected:
+        if case.kind is Kind.SCALE:
+            scale.check(options.quick)
+        else:
+            require_descriptors(case.descriptors)
     options.output.mkdir(parents=True, exist_ok=True)
     results = Results(machine.describe(arguments) | {"Rounds": str(rounds)})
     if options.quick:
@@ -144,7 +149,7 @@ def run_case(case: Case, rounds: int) -> CaseResults:
     """Run a case; the peers alternate, and another one begins each round.
 
     Raises:
-        PeerFailed, GeneratorFailed, TooFewDescriptors
+        PeerFailed, GeneratorFailed
     """
     found = CaseResults(case.name, case.kind.value, case.connections)
     for number in range(rounds):

@@ -14,6 +14,10 @@ from typing import Final
 KIB: Final = 1024
 # About what a peer takes to start and to end, for an estimate.
 START_S: Final = 0.5
+QUICK_WINDOW_S: Final = 0.4
+# Of one connection, in Apache: the client's and the producer's.  And of a process besides.
+FDS_A_CONNECTION: Final = 2
+FDS_RESERVE: Final = 200
 
 
 class Kind(Enum):
@@ -121,10 +125,16 @@ class Case:
             return self.proxied_connections
         return self.connections, self.more_connections
 
+    @property
+    def descriptors(self) -> int:
+        """How many a process needs to be allowed (for scale, see there)."""
+        most = max(self.connections, self.more_connections)
+        return most * FDS_A_CONNECTION + FDS_RESERVE
+
     def estimate_s(self, rounds: int) -> float:
         """Return about how long so many rounds take, starts and ends of peers included."""
         if self.kind is Kind.SCALE:
-            return 180.0
+            return 180.0 if self.window_s > QUICK_WINDOW_S else 15.0
         seconds = 0.0
         for name in self.peers:
             peer = PEERS[name]
@@ -142,9 +152,9 @@ class Case:
                 connections=self.connections // 10,
                 more_connections=self.more_connections // 10,
                 proxied_connections=(low // 10, high // 10),
-                window_s=0.4,
+                window_s=QUICK_WINDOW_S,
             )
-        return replace(self, window_s=0.4)
+        return replace(self, window_s=QUICK_WINDOW_S)
 
 
 def _echo(

@@ -12,14 +12,8 @@ from pathlib import Path
 
 from . import processes
 from .cases import Case, Peer
-from .limits import require_descriptors
 from .measure import CONNECT_AT_ONCE, driven
 from .results import Figures
-
-# Of a process besides its connections; each of these has two in Apache, the client and
-# the producer.
-RESERVE = 200
-FDS_A_CONNECTION = 2
 
 
 def pss_in(smaps_rollup: str) -> int:
@@ -46,10 +40,9 @@ def idle(case: Case, peer: Peer) -> Figures:
     """Open connections, twice; at last each echoes once, so that none was dead.
 
     Raises:
-        PeerFailed, GeneratorFailed, TooFewDescriptors
+        PeerFailed, GeneratorFailed
     """
     low, high = case.counts(peer)
-    require_descriptors(high * FDS_A_CONNECTION + RESERVE)
     with driven(peer, "echo", high) as (running, generator):
         found: list[tuple[int, int, int]] = []
         for more in (low, high - low):

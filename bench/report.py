@@ -26,6 +26,8 @@ COLUMNS: Final[dict[str, list[tuple[str, str]]]] = {
     ],
     "scale": [],
 }
+# What the person who waits is told of scale.
+OF_SCALE: Final = ("sockets", "lost", "http_p99_ratio", "cost_ratio", "storm_lost")
 TIMED: Final = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
 
 HOW: Final = """\
@@ -214,7 +216,7 @@ def one_line(case: CaseResults) -> str:
     """Return a case's outcome for the person who waits."""
     if case.kind == Kind.SCALE.value:
         found = case.rounds[0]["ours"]
-        return f"{case.name}: " + ", ".join(f"{k} {number(v)}" for k, v in found.items())
+        return f"{case.name}: " + ", ".join(f"{name} {number(found[name])}" for name in OF_SCALE)
     metric = "apache_kib" if case.kind == Kind.MEMORY.value else "cpu_us"
     unit = "KB" if metric == "apache_kib" else "µs"
     found_here = []

@@ -24,10 +24,9 @@ from typing import Any, Final
 from apachews.apache.private_apache import PrivateApache
 
 from . import cpu, peers, processes
-from .cases import Kind
+from .cases import FDS_A_CONNECTION, FDS_RESERVE, Kind
 from .generator import Generator
 from .limits import require_descriptors
-from .memory import FDS_A_CONNECTION, RESERVE
 from .peers import Backend
 from .results import CaseResults, Figures
 
@@ -143,17 +142,25 @@ def site(servers: int) -> Iterator[Site]:
         yield Site(apache, producers, generators)
 
 
+def check(quick: bool) -> None:
+    """Check that a generator, and a producer, may open its part of the sockets.
+
+    Raises:
+        TooFewDescriptors
+    """
+    sockets = SOCKETS // QUICK_DIVISOR if quick else SOCKETS
+    require_descriptors(2 * sockets // PARTS + FDS_RESERVE)
+
+
 def run(quick: bool) -> tuple[CaseResults, list[str]]:
     """Run it all; return the figures, and notes for the report.
 
     Raises:
-        TooFewDescriptors: before anything has started.
         PeerFailed, GeneratorFailed
     """
     divisor = QUICK_DIVISOR if quick else 1
     sockets, storm = SOCKETS // divisor, STORM // divisor
     few, active = (FEW // 5, ACTIVE // 5) if quick else (FEW, ACTIVE)
-    require_descriptors(2 * sockets // PARTS + RESERVE)
     servers, notes = servers_for(2 * sockets, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with site(servers) as running:
         http_s = HTTP_S / 10 if quick else HTTP_S
