@@ -1,0 +1,1 @@
+"""Benchmarks of apachews against what else there is; ``bench/run`` runs them."""

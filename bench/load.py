@@ -1,0 +1,383 @@
+"""The load generator: a process of its own, on picows and uvloop.
+
+Run as ``python -m bench.load``; ``generator.py`` drives it.  It reads commands from its
+standard input, one JSON object a line, and answers each with one line.  It ends when its
+input does.
+
+How this works.  Every client keeps ``window`` messages under way: each answer has the
+next one sent.  Of every answer the length is checked; of the first and of every 64th the
+content, which has the message's number in it and so its place.  What a window of time
+has is the difference between two ``mark``s, which say what has been counted so far, and the
+processor time that this process has had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import ssl
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import uvloop
+from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+
+from .limits import MAX_MESSAGE_BYTES, raise_descriptor_limit
+
+# The content of every so many messages is unlike that of the others, and looked at.
+CHECK_EVERY: Final = 64
+# A crowd that all come at once waits for the kernel to try again: 1, 3, 7, 15 s.
+HANDSHAKE_TIMEOUT_S: Final = 60.0
+
+
+class Messages:
+    """What is sent: the same bytes again and again, but for every 64th message."""
+
+    def __init__(self, size: int, text: bool) -> None:
+        self.size = size
+        self.type = WSMsgType.TEXT if text else WSMsgType.BINARY
+        self._usual = b"x" * size if text else random.Random(size).randbytes(size)
+
+    def number(self, number: int) -> bytes:
+        """Return the message that has this number among one client's."""
+        if number % CHECK_EVERY:
+            return self._usual
+        return (b"%012d" % number)[:12] + self._usual[12:]
+
+
+class Tally:
+    """What all clients of this process have counted."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.received = 0
+        self.wrong = 0  # answers of another length or content
+        self.extra = 0  # answers to nothing
+        self.dropped = 0  # connections that ended though nobody here ended them
+        self.is_sending = False
+        self.is_closing = False
+        self.round_trips_ns: list[int] | None = None
+
+
+class Client(WSListener):
+    """One connection that has what it sends echoed."""
+
+    def __init__(self, tally: Tally, messages: Messages) -> None:
+        self.tally = tally
+        self.messages = messages
+        self.type = messages.type
+        self.sent = 0
+        self.received = 0
+        self.sent_at_ns = 0
+        self.transport: WSTransport
+        self._part_bytes = 0
+        self._parts: list[bytes] = []
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """Count an end that nobody here wanted."""
+        if not self.tally.is_closing:
+            self.tally.dropped += 1
+
+    def send(self) -> None:
+        """Send the next message."""
+        number = self.sent
+        self.sent = number + 1
+        self.tally.sent += 1
+        if self.tally.round_trips_ns is not None:
+            self.sent_at_ns = time.perf_counter_ns()
+        self.transport.send(self.type, self.messages.number(number))
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Check an answer; send the next message."""
+        if frame.fin and frame.msg_type == self.type:
+            number = self.received
+            if frame.payload_size != self.messages.size or (
+                number % CHECK_EVERY == 0
+                and frame.get_payload_as_bytes() != self.messages.number(number)
+            ):
+                self.tally.wrong += 1
+        elif not self._is_whole_with(frame):
+            return
+        self.on_message()
+
+    def _is_whole_with(self, frame: WSFrame) -> bool:
+        """Take a fragment, or a control frame; tell whether a message is whole with it."""
+        if frame.msg_type not in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
+            if frame.msg_type == WSMsgType.CLOSE:
+                self.transport.disconnect()
+            return False
+        self._parts.append(frame.get_payload_as_bytes())
+        if not frame.fin:
+            return False
+        if b"".join(self._parts) != self.messages.number(self.received):
+            self.tally.wrong += 1
+        self._parts.clear()
+        return True
+
+    def on_message(self) -> None:
+        """Count an answer and go on."""
+        tally = self.tally
+        if self.received >= self.sent:
+            tally.extra += 1
+        self.received += 1
+        tally.received += 1
+        if tally.round_trips_ns is not None:
+            tally.round_trips_ns.append(time.perf_counter_ns() - self.sent_at_ns)
+        if tally.is_sending:
+            self.send()
+
+
+class Listener(Client):
+    """One of those whom each message of the first of them reaches."""
+
+    crowd: Crowd
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Take the answer to a greeting, which is a text, or a delivery."""
+        if frame.msg_type == WSMsgType.TEXT:
+            self.crowd.met()
+        else:
+            super().on_ws_frame(transport, frame)
+
+    def on_message(self) -> None:
+        """Count a delivery; when one message has reached all, send the next."""
+        crowd = self.crowd
+        if self.received >= crowd.published:
+            self.tally.extra += 1
+        self.received += 1
+        self.tally.received += 1
+        if self.tally.received >= crowd.due and self.tally.is_sending:
+            crowd.publish()
+
+
+class Crowd:
+    """What is sent to all of the listeners: two messages are under way at a time."""
+
+    def __init__(self, tally: Tally, listeners: list[Listener]) -> None:
+        self.tally = tally
+        self.listeners = listeners
+        self.published = 0
+        self.due = 0  # deliveries after which the next message is sent
+        self._unmet = len(listeners)
+        self._all_met = asyncio.Event()
+        for listener in listeners:
+            listener.crowd = self
+
+    async def meet(self) -> None:
+        """Greet the program from everybody, and wait for its answers.
+
+        Where Apache shakes hands, a client can have its 101 before the program has
+        heard of it; what is sent to all before that is not sent to this one.
+
+        Raises:
+            TimeoutError
+        """
+        for listener in self.listeners:
+            listener.transport.send(WSMsgType.TEXT, b"hello")
+        await asyncio.wait_for(self._all_met.wait(), HANDSHAKE_TIMEOUT_S)
+
+    def met(self) -> None:
+        """Count an answer."""
+        self._unmet -= 1
+        if not self._unmet:
+            self._all_met.set()
+
+    def publish(self) -> None:
+        """Have the next message sent to all."""
+        conductor = self.listeners[0]
+        self.due = self.published * len(self.listeners)
+        message = conductor.messages.number(self.published)
+        self.published += 1
+        self.tally.sent += len(self.listeners)
+        conductor.transport.send(conductor.type, message)
+
+
+class Load:
+    """The state of this process, and the commands it knows."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.clients: list[Client] = []
+        self.handshakers: list[asyncio.Task[None]] = []
+
+    async def connect(
+        self,
+        url: str,
+        count: int,
+        at_once: int,
+        size: int,
+        text: bool = False,
+        fan_out: bool = False,
+        certificate: str = "",
+        source: str = "",
+    ) -> dict[str, Any]:
+        """Open so many connections more; say what kept others from it."""
+        messages = Messages(size, text)
+        failures: list[str] = []
+        waiting = iter(range(count))
+        context = _context(certificate)
+        begun_at = time.monotonic()
+
+        async def connect_some() -> None:
+            for _ in waiting:
+                client = (Listener if fan_out else Client)(self.tally, messages)
+                try:
+                    await _dial(client, url, context, source)
+                except Exception as error:  # whatever it was, the case fails and says it
+                    failures.append(f"{type(error).__name__}: {error}"[:300])
+                else:
+                    self.clients.append(client)
+
+        await asyncio.gather(*(connect_some() for _ in range(min(at_once, count))))
+        return {
+            "opened": count - len(failures),
+            "failures": failures[:3],
+            "seconds": time.monotonic() - begun_at,
+        }
+
+    async def echo(
+        self, window: int, active: int | None = None, timed: bool = False
+    ) -> dict[str, Any]:
+        """Have the first so many clients send, until halted."""
+        self.tally.is_sending = True
+        self.tally.round_trips_ns = [] if timed else None
+        for client in self.clients[:active]:
+            for _ in range(window):
+                client.send()
+        return {}
+
+    async def echo_once(self) -> dict[str, Any]:
+        """Have every client send one message; ``halt`` waits for the answers."""
+        for client in self.clients:
+            client.send()
+        return {}
+
+    async def fan_out(self) -> dict[str, Any]:
+        """Have messages sent to all, until halted."""
+        crowd = Crowd(self.tally, [c for c in self.clients if isinstance(c, Listener)])
+        await crowd.meet()
+        self.tally.is_sending = True
+        crowd.publish()
+        crowd.publish()
+        return {}
+
+    async def handshakes(self, url: str, at_once: int, certificate: str = "") -> dict[str, Any]:
+        """Connect and leave again and again, so many at once, until halted."""
+        self.tally.is_sending = self.tally.is_closing = True
+        messages = Messages(64, False)
+        context = _context(certificate)
+
+        async def come_and_go() -> None:
+            while self.tally.is_sending:
+                client = Client(self.tally, messages)
+                self.tally.sent += 1
+                try:
+                    await _dial(client, url, context, "")
+                except Exception as error:  # counted as lost, and shown
+                    print(f"{type(error).__name__}: {error}"[:300], file=sys.stderr, flush=True)
+                    continue
+                self.tally.received += 1
+                client.transport.send_close(WSCloseCode.OK)
+                await client.transport.wait_disconnected()
+
+        self.handshakers = [asyncio.create_task(come_and_go()) for _ in range(at_once)]
+        return {}
+
+    async def mark(self) -> dict[str, Any]:
+        """Say what has been counted so far; begin anew with round trips."""
+        result = {
+            "received": self.tally.received,
+            "processor_ns": time.process_time_ns(),
+            "at_ns": time.monotonic_ns(),
+        }
+        if self.tally.round_trips_ns:
+            ordered = sorted(self.tally.round_trips_ns)
+            result["p50_ns"] = ordered[len(ordered) // 2]
+            result["p99_ns"] = ordered[len(ordered) * 99 // 100]
+            self.tally.round_trips_ns = []
+        return result
+
+    async def halt(self, timeout_s: float = 10.0) -> dict[str, Any]:
+        """Send nothing more; wait for what is under way; say what is missing."""
+        self.tally.is_sending = False
+        if self.handshakers:
+            await asyncio.wait(self.handshakers, timeout=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while self.tally.received < self.tally.sent and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # an answer too many would come now
+        return {
+            "lost": max(0, self.tally.sent - self.tally.received),
+            "extra": self.tally.extra,
+            "wrong": self.tally.wrong,
+            "dropped": self.tally.dropped,
+        }
+
+    async def close(self, timeout_s: float = 30.0) -> dict[str, Any]:
+        """Say goodbye on every connection, and wait until all have ended."""
+        self.tally.is_closing = True
+        for client in self.clients:
+            if not client.transport.is_disconnected:
+                client.transport.send_close(WSCloseCode.OK)
+        ends = [asyncio.ensure_future(c.transport.wait_disconnected()) for c in self.clients]
+        open_still = 0
+        if ends:
+            _, waiting = await asyncio.wait(ends, timeout=timeout_s)
+            open_still = len(waiting)
+        for client in self.clients:
+            client.transport.disconnect(False)
+        self.clients.clear()
+        self.tally = Tally()
+        return {"open_still": open_still}
+
+
+async def _dial(
+    client: Client, url: str, context: ssl.SSLContext | None, source: str
+) -> WSTransport:
+    transport, _ = await ws_connect(
+        lambda: client,
+        url,
+        ssl_context=context,
+        websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        max_frame_size=MAX_MESSAGE_BYTES,
+        **({"local_addr": (source, 0)} if source else {}),
+    )
+    return transport
+
+
+def _context(certificate: str) -> ssl.SSLContext | None:
+    return ssl.create_default_context(cafile=certificate) if certificate else None
+
+
+async def serve() -> None:
+    """Obey until the input ends."""
+    load = Load()
+    commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
+        "connect": load.connect,
+        "echo": load.echo,
+        "echo_once": load.echo_once,
+        "fan_out": load.fan_out,
+        "handshakes": load.handshakes,
+        "mark": load.mark,
+        "halt": load.halt,
+        "close": load.close,
+    }
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        command = json.loads(line)
+        answer = await commands[command.pop("do")](**command)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    raise_descriptor_limit()
+    uvloop.run(serve())

@@ -1,0 +1,79 @@
+"""On what was measured: the machine, the versions of everything, the command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+from apachews.apache.private_apache import find_httpd, find_wsgi_module
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("apachews", "websockets", "picows", "uvloop", "wsproto")
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """Return the processor's name in the text of /proc/cpuinfo."""
+    found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def memory_gib(meminfo: str) -> float:
+    """Return how much memory the text of /proc/meminfo says there is."""
+    found = re.search(r"^MemTotal:\s+(\d+) kB$", meminfo, re.MULTILINE)
+    return int(found[1]) / 1024**2 if found else 0.0
+
+
+def version_of(package: str) -> str:
+    """Return the version of a Python package that is installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def describe(arguments: list[str]) -> dict[str, str]:
+    """Return what the report says of the machine and the versions, in its order."""
+    return {
+        "Date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "Command": " ".join(["bench/run", *arguments]),
+        "Processor": f"{cpu_model(_read('/proc/cpuinfo'))}, {os.cpu_count()} cores",
+        "Memory": f"{memory_gib(_read('/proc/meminfo')):.0f} GiB",
+        "Kernel": platform.release(),
+        "httpd": _said([str(find_httpd()), "-v"], r"Apache/(\S+)"),
+        "mod_wsgi": _wsgi_version(),
+        "OpenSSL": _said(["openssl", "version"], r"OpenSSL (\S+)"),
+        "Python": platform.python_version(),
+        **{package: version_of(package) for package in PACKAGES},
+        "Commit of apachews": _commit(),
+    }
+
+
+def _wsgi_version() -> str:
+    """Return mod_wsgi's version: its module has it among its strings."""
+    found = re.search(rb"\0(\d+\.\d+\.\d+)\0mod_wsgi/", find_wsgi_module().read_bytes())
+    return found[1].decode() if found else "unknown"
+
+
+def _commit() -> str:
+    commit = _said(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], r"(\w+)")
+    changed = _said(["git", "-C", str(ROOT), "status", "--porcelain", "-uno"], r"(\w)")
+    return f"{commit}, with changes" if changed != "unknown" else commit
+
+
+def _said(command: list[str], pattern: str) -> str:
+    """Return what a program says of itself."""
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return "unknown"
+    found = re.search(pattern, output)
+    return found[1] if found else "unknown"
+
+
+def _read(path: str) -> str:
+    return Path(path).read_text()

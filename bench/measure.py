@@ -1,0 +1,129 @@
+"""One round of one peer in a case that has messages: echo and fan-out, and handshakes.
+
+The window lies between two marks of the load generator.  The servers' processor time is
+read right after each mark, and so for the same window.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import cpu, peers
+from .cases import Case, Kind, Peer
+from .generator import Generator, GeneratorFailed
+from .peers import Running
+from .results import Figures
+
+# Handshakes at once, where they are not what is measured.
+CONNECT_AT_ONCE = 16
+
+
+def run(case: Case, peer: Peer) -> Figures:
+    """Run a case with one peer; return what was measured.
+
+    In ``handshakes``, ``cpu_us`` is that of one handshake and its end.
+
+    Raises:
+        PeerFailed, GeneratorFailed
+    """
+    mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
+    # One that has gone may hold its worker of a proxy a moment longer.
+    workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
+    with driven(peer, mode, workers) as (running, generator):
+        begin(case, running, generator)
+        return window(case, running, generator)
+
+
+@contextmanager
+def driven(peer: Peer, mode: str, connections: int) -> Iterator[tuple[Running, Generator]]:
+    """Start a peer and a generator for it; see ``peers.start``.
+
+    Raises:
+        PeerFailed
+        GeneratorFailed: also what is raised inside, with the ends of the peer's logs.
+    """
+    with peers.start(peer, mode, connections) as running, Generator() as generator:
+        try:
+            yield running, generator
+        except GeneratorFailed as error:
+            raise GeneratorFailed(f"{error}\n{running.log_tail()}") from error
+
+
+def begin(case: Case, running: Running, generator: Generator) -> None:
+    """Have the generator do what the case is about, until it is halted.
+
+    Raises:
+        GeneratorFailed: it could not connect.
+    """
+    where = {"url": running.url, "certificate": running.certificate}
+    if case.kind is Kind.HANDSHAKES:
+        generator.ask("handshakes", at_once=case.connections, **where)
+        return
+    generator.connect(
+        count=case.connections,
+        at_once=CONNECT_AT_ONCE,
+        size=case.size,
+        text=case.text,
+        fan_out=case.kind is Kind.FAN_OUT,
+        **where,
+    )
+    if case.kind is Kind.FAN_OUT:
+        generator.ask("fan_out")
+    else:
+        generator.ask("echo", window=case.window, timed=case.timed)
+
+
+def window(case: Case, running: Running, generator: Generator) -> Figures:
+    """Let the generator, which sends, warm up; measure; halt it.
+
+    Raises:
+        PeerFailed: nothing came back, or a program ended.
+        GeneratorFailed
+    """
+    time.sleep(case.warm_up_s)
+    begin = generator.ask("mark")
+    before = cpu.read(running.pids())
+    time.sleep(case.window_s)
+    end = generator.ask("mark")
+    after = cpu.read(running.pids())
+    result = generator.ask("halt")
+    for backend in running.backends:
+        backend.require_alive()
+    return figures(begin, end, cpu.used(before, after), result, running)
+
+
+def figures(
+    begin: dict[str, Any],
+    end: dict[str, Any],
+    used: cpu.Used,
+    result: dict[str, Any],
+    running: Running,
+) -> Figures:
+    """Return what two marks and the processor time between them say.
+
+    Raises:
+        PeerFailed: nothing came back.
+    """
+    seconds = (end["at_ns"] - begin["at_ns"]) / 1e9
+    count = end["received"] - begin["received"]
+    if not count:
+        raise peers.PeerFailed(f"nothing came back in {seconds:.1f} s.\n{running.log_tail()}")
+    found: Figures = {
+        "messages": count,
+        "seconds": seconds,
+        "per_second": count / seconds,
+        "cpu_us": used.seconds * 1e6 / count,
+        "stat_cpu_us": used.stat_seconds * 1e6 / count,
+        "cpu_s": used.seconds,
+        "stat_cpu_s": used.stat_seconds,
+        "ended": used.ended,
+        "generator_share": (end["processor_ns"] - begin["processor_ns"]) / 1e9 / seconds,
+        **{name: result[name] for name in ("lost", "extra", "wrong", "dropped")},
+    }
+    for name in ("p50", "p99"):
+        if f"{name}_ns" in end:
+            found[f"{name}_us"] = end[f"{name}_ns"] / 1000
+    return found

@@ -1,0 +1,272 @@
+"""Starting what is measured: an Apache where there is one, and the program behind it.
+
+``start`` is a context manager: what it gives runs, and has ended when it is left.  ``ours`` is
+what ships: the configuration in ``apachews/apache`` and the packages that are installed.
+mod_proxy's Apache is the same one without mod_wsgi; as it holds a worker for each
+WebSocket, it gets as many workers as there are connections.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from apachews.apache import private_apache
+from apachews.apache.private_apache import PrivateApache
+
+from . import processes
+from .cases import Peer
+
+# Where a WebSocket is, with every peer.
+PATH: Final = "/echo.ws"
+START_TIMEOUT_S: Final = 10.0
+# Workers of ours: those of one child, which has one bridge.
+OUR_THREADS: Final = 25
+# Threads of each child of mod_proxy's Apache: the most that httpd takes without ThreadLimit.
+PROXY_THREADS: Final = 64
+# Besides those that hold a connection: those that answer the next one.
+PROXY_SPARE: Final = 32
+TAIL_BYTES: Final = 3000
+
+# No pings, as everywhere, and no lines in logs for a connection.
+OURS = """
+LogLevel warn
+SetEnv APACHEWS_PING_INTERVAL off
+"""
+PROXY = """
+LogLevel warn
+LoadModule proxy_module "${{MODULES}}/mod_proxy.so"
+LoadModule proxy_http_module "${{MODULES}}/mod_proxy_http.so"
+ProxyPass "{path}" "http://127.0.0.1:{port}/" upgrade=websocket
+ProxyTimeout 600
+# All of them from the beginning.
+ServerLimit {children}
+StartServers {children}
+MinSpareThreads {workers}
+MaxSpareThreads {workers}
+"""
+
+
+class PeerFailed(Exception):
+    """A peer did not start, or ended; the text has the end of its log."""
+
+
+@dataclass
+class Backend:
+    """A program of ``backends`` that runs.
+
+    Attributes:
+        process: its process.
+        where: on which port, or at which socket file, it listens.
+    """
+
+    process: subprocess.Popen[str]
+    where: str
+    log: Path
+
+    def require_alive(self) -> None:
+        """Check that it has not ended.
+
+        Raises:
+            PeerFailed
+        """
+        if self.process.poll() is not None:
+            raise PeerFailed(f"{self.process.args!r} ended:\n{tail(self.log)}")
+
+
+@dataclass
+class Running:
+    """A peer that runs.
+
+    Attributes:
+        url: of its WebSocket.
+        certificate: with which its TLS is checked, or "".
+        backends: its programs.
+        apache: its Apache, or None.
+    """
+
+    url: str
+    certificate: str
+    backends: list[Backend]
+    apache: PrivateApache | None = None
+
+    def apache_pids(self) -> list[int]:
+        """Return the processes of its Apache, the custodians among them."""
+        return processes.of_apache(self.apache.root) if self.apache else []
+
+    def backend_pids(self) -> list[int]:
+        """Return its programs' processes."""
+        return [backend.process.pid for backend in self.backends]
+
+    def pids(self) -> list[int]:
+        """Return all that serves."""
+        return self.apache_pids() + self.backend_pids()
+
+    def log_tail(self) -> str:
+        """Return the ends of its logs, for a failure's text."""
+        logs = [backend.log for backend in self.backends]
+        if self.apache:
+            logs += [self.apache.root / "error.log", self.apache.root / "output.log"]
+        return "\n".join(f"--- {log.name} ---\n{tail(log)}" for log in logs)
+
+
+def tail(log: Path) -> str:
+    """Return the end of a log."""
+    try:
+        return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """Make a directory for a peer, which Apache's user can read; remove it afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="apachews-bench-"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
+    """Run a program of ``backends``; wait until it says where it listens.
+
+    Raises:
+        PeerFailed: it does not.
+    """
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            processes.python(f"bench.backends.{module}", *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for who measures
+        )
+    assert process.stdout
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+        word, _, where = (process.stdout.readline() if ready else "").partition(" ")
+        if word != "listening":
+            raise PeerFailed(f"{module} does not listen:\n{tail(log)}")
+        yield Backend(process, where.strip(), log)
+    finally:
+        processes.end(process)
+        process.stdout.close()
+
+
+@contextmanager
+def apache(
+    root: Path, *, ours: bool, workers: int, threads: int, extra: str, tls: bool = True
+) -> Iterator[PrivateApache]:
+    """Run an Apache with its document root; end it at once afterwards.
+
+    Raises:
+        PeerFailed: it does not start.
+    """
+    docroot = root / "htdocs"
+    docroot.mkdir()
+    (docroot / "index.html").write_text("<!doctype html><title>here</title>")
+    if os.geteuid() == 0:
+        os.chown(docroot, pwd.getpwnam(private_apache.APACHE_USER).pw_uid, -1)
+    # Nobody logs accesses.
+    (root / "access.log").symlink_to(os.devnull)
+    server = PrivateApache(
+        root,
+        docroot,
+        port=private_apache.free_port(),
+        tls_port=private_apache.free_port() if tls else 0,
+        wsgi_module=private_apache.find_wsgi_module() if ours else None,
+        python_home=Path(sys.prefix),
+        handler=handler(),
+        workers=workers,
+        threads=threads,
+        extra=extra,
+    )
+    try:
+        try:
+            server.start()
+        except private_apache.ApacheError as error:
+            raise PeerFailed(str(error)) from error
+        yield server
+    finally:
+        # The parent first: a custodian ends when it is gone.
+        server.kill()
+        for pid in processes.of_apache(root):
+            processes.kill(pid)
+
+
+@contextmanager
+def start(peer: Peer, mode: str, connections: int) -> Iterator[Running]:
+    """Start a peer for a case with so many connections.
+
+    Args:
+        mode: ``echo`` or ``fan-out``.
+        connections: as many workers a proxy needs.
+
+    Raises:
+        PeerFailed
+    """
+    with ExitStack() as stack:
+        root = stack.enter_context(directory())
+        log = root / "backend.log"
+        if peer.backend == "apachews":
+            server = stack.enter_context(
+                apache(root, ours=True, workers=OUR_THREADS, threads=OUR_THREADS, extra=OURS)
+            )
+            program = stack.enter_context(
+                backend(log, "apachews_producer", mode, str(server.docroot / PATH[1:]))
+            )
+        else:
+            loop = ("uvloop" if peer.uvloop else "asyncio",) * (peer.backend == "websockets")
+            program = stack.enter_context(backend(log, f"{peer.backend}_server", mode, *loop))
+            if not peer.proxied:
+                yield Running(f"ws://127.0.0.1:{program.where}{PATH}", "", [program])
+                return
+            children = -(-(connections + PROXY_SPARE) // PROXY_THREADS)
+            workers = children * PROXY_THREADS
+            extra = PROXY.format(path=PATH, port=program.where, children=children, workers=workers)
+            server = stack.enter_context(
+                apache(root, ours=False, workers=workers, threads=PROXY_THREADS, extra=extra)
+            )
+        scheme, port = ("wss", server.tls_port) if peer.tls else ("ws", server.port)
+        certificate = str(server.certificate) if peer.tls else ""
+        yield Running(f"{scheme}://127.0.0.1:{port}{PATH}", certificate, [program], server)
+
+
+def handler() -> Path:
+    """Return the handler's directory in the environment that runs this."""
+    return Path(sysconfig.get_path("purelib")) / "apachews_handler"
+
+
+@contextmanager
+def readable() -> Iterator[list[Path]]:
+    """Let Apache's user reach the interpreter and the packages; put modes back afterwards.
+
+    That is ``chmod o+x`` on directories such as root's home, where the checkout lies
+    in one.  Gives those whose mode was changed.
+    """
+    changed = {
+        path: path.stat().st_mode
+        for path in private_apache.unreadable_parts([handler(), Path(sys.base_prefix)])
+    }
+    try:
+        for path, mode in changed.items():
+            path.chmod(mode | 0o001)
+        yield list(changed)
+    finally:
+        for path, mode in changed.items():
+            path.chmod(mode)

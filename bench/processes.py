@@ -1,0 +1,60 @@
+"""Programs of this package: how they are started, found and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module with what is installed (``-P``: see bench/run)."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """Kill a process and reap it; does nothing where it has ended."""
+    process.kill()
+    process.wait()
+
+
+def kill(pid: int) -> None:
+    """Kill a process that may have ended."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has
+
+
+def of_apache(root: Path) -> list[int]:
+    """Return the processes of the httpd that has this ServerRoot, the custodians among them.
+
+    A custodian is no child of httpd any more; its command line is still that of
+    one, which names the directory.
+    """
+    found = []
+    wanted = str(root).encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+        program = command.partition(b"\0")[0].rpartition(b"/")[2]
+        if program in (b"apache2", b"httpd") and wanted in command:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def threads(pids: list[int]) -> int:
+    """Return how many threads these processes have together."""
+    count = 0
+    for pid in pids:
+        try:
+            count += sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
+        except OSError:
+            continue  # it has ended
+    return count

@@ -1,0 +1,312 @@
+"""Many sockets on one Apache with Debian's stock settings of the event MPM.
+
+Asked is, in one run: whether 10,000 ws and 10,000 wss are open at once and every one
+echoes; what that does to plain HTTP in the same Apache; what a message costs when most
+sockets are idle; and whether any of 5,000 clients is lost that all connect at once.
+
+Several load generators and several producers, as a process may have too few descriptors
+for all; each generator has a loopback address of its own, for its ports.  Settings of the
+handler are its defaults, the keep-alive pings too: idle sockets are pinged.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from apachews.apache.private_apache import PrivateApache
+
+from . import cpu, peers, processes
+from .cases import FDS_A_CONNECTION, FDS_RESERVE, Kind
+from .generator import Generator
+from .limits import require_descriptors
+from .peers import Backend
+from .results import CaseResults, Figures
+
+# Debian's mods-available/mpm_event.conf.
+STOCK_SERVERS: Final = 2
+STOCK_THREADS: Final = 25
+STOCK_WORKERS: Final = 150
+STOCK: Final = """
+LogLevel warn
+StartServers {servers}
+MinSpareThreads 25
+MaxSpareThreads 75
+ThreadLimit 64
+MaxConnectionsPerChild 0
+"""
+# Generators, and producers: each generator's clients have one.
+PARTS: Final = 4
+SOCKETS: Final = 10_000  # by ws, and as many by wss
+FEW: Final = 100
+ACTIVE: Final = 50
+STORM: Final = 5_000
+QUICK_DIVISOR: Final = 50
+# Handshakes at once of each generator.
+AT_ONCE: Final = 16
+# Connections do not fall on Apache's children evenly.
+UNEVEN: Final = 1.2
+MESSAGE_BYTES: Final = 64
+WARM_UP_S: Final = 0.5
+WINDOW_S: Final = 2.0
+WINDOWS: Final = 3
+SETTLE_S: Final = 2.0
+# Plain HTTP: a request each 10 ms, on a connection of its own.
+HTTP_RATE: Final = 100
+HTTP_S: Final = 15.0
+# The p99 is that of each of so many parts, and the median of those: what the machine does
+# besides for a moment spoils one of them, not the figure.
+HTTP_PARTS: Final = 5
+HTTP_TIMEOUT_S: Final = 10.0
+HTTP_REQUEST: Final = b"GET /index.html HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@dataclass
+class Site:
+    """The Apache, its producers, and who loads it."""
+
+    apache: PrivateApache
+    producers: list[Backend]
+    generators: list[Generator]
+
+    def all(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
+        """Have all generators do the same at once."""
+        for generator in self.generators:
+            generator.begin(do, **arguments)
+        return [generator.finish() for generator in self.generators]
+
+    def connect(self, count: int, *, tls: bool, at_once: int = AT_ONCE) -> list[str]:
+        """Open so many connections more, shared out; return what failed, once for each."""
+        for part, generator in enumerate(self.generators):
+            share = count // PARTS + (part < count % PARTS)
+            port = self.apache.tls_port if tls else self.apache.port
+            generator.begin(
+                "connect",
+                url=f"{'wss' if tls else 'ws'}://127.0.0.1:{port}/{part}.ws",
+                count=share,
+                at_once=at_once,
+                size=MESSAGE_BYTES,
+                certificate=str(self.apache.certificate) if tls else "",
+                source=f"127.0.0.{2 + part}",
+            )
+        failures = []
+        for part, generator in enumerate(self.generators):
+            answer = generator.finish()
+            missing = count // PARTS + (part < count % PARTS) - answer["opened"]
+            failures += (answer["failures"] * missing)[:missing]
+        return failures
+
+    def pids(self) -> list[int]:
+        """Return all that serves."""
+        return processes.of_apache(self.apache.root) + [p.process.pid for p in self.producers]
+
+    def halt(self) -> dict[str, int]:
+        """Wait for what is under way; return what went wrong since the connections opened."""
+        answers = self.all("halt", timeout_s=30.0)
+        return {name: sum(answer[name] for answer in answers) for name in answers[0]}
+
+
+@contextmanager
+def site(servers: int) -> Iterator[Site]:
+    """Run the Apache, its producers and the generators."""
+    with ExitStack() as stack:
+        root = stack.enter_context(peers.directory())
+        apache = stack.enter_context(
+            peers.apache(
+                root,
+                ours=True,
+                workers=STOCK_WORKERS,
+                threads=STOCK_THREADS,
+                extra=STOCK.format(servers=servers),
+            )
+        )
+        producers = [
+            stack.enter_context(
+                peers.backend(
+                    root / f"producer-{part}.log",
+                    "apachews_producer",
+                    "echo",
+                    str(apache.docroot / f"{part}.ws"),
+                )
+            )
+            for part in range(PARTS)
+        ]
+        generators = [stack.enter_context(Generator()) for _ in range(PARTS)]
+        yield Site(apache, producers, generators)
+
+
+def check(quick: bool) -> None:
+    """Check that a generator, and a producer, may open its part of the sockets.
+
+    Raises:
+        TooFewDescriptors
+    """
+    sockets = SOCKETS // QUICK_DIVISOR if quick else SOCKETS
+    require_descriptors(2 * sockets // PARTS + FDS_RESERVE)
+
+
+def run(quick: bool) -> tuple[CaseResults, list[str]]:
+    """Run it all; return the figures, and notes for the report.
+
+    Raises:
+        PeerFailed, GeneratorFailed
+    """
+    divisor = QUICK_DIVISOR if quick else 1
+    sockets, storm = SOCKETS // divisor, STORM // divisor
+    few, active = (FEW // 5, ACTIVE // 5) if quick else (FEW, ACTIVE)
+    servers, notes = servers_for(2 * sockets, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    with site(servers) as running:
+        http_s = HTTP_S / 10 if quick else HTTP_S
+        http(running, 1.0)
+        before = http(running, http_s)
+        figures: Figures = {}
+        lost = len(_connect(running, few, tls=False))
+        few_us = cost_us(running, active, quick)
+        begun_at = time.monotonic()
+        lost += len(_connect(running, sockets - few, tls=False))
+        figures["ws_handshakes_per_second"] = (sockets - few) / (time.monotonic() - begun_at)
+        many_us = cost_us(running, active, quick)
+        begun_at = time.monotonic()
+        lost += len(_connect(running, sockets, tls=True))
+        figures["wss_handshakes_per_second"] = sockets / (time.monotonic() - begun_at)
+        time.sleep(SETTLE_S)
+        among = http(running, http_s)
+        figures["processes_with_all_open"] = len(processes.of_apache(running.apache.root)) - 1
+        running.all("echo_once")
+        harm = running.halt()
+        running.all("close")
+        time.sleep(SETTLE_S)
+        after = http(running, http_s)
+        figures |= {
+            **_http_figures("before", before),
+            **_http_figures("among", among),
+            **_http_figures("after", after),
+            "http_p50_ratio": among.p50_s / ((before.p50_s + after.p50_s) / 2),
+            "http_p99_ratio": among.p99_s / ((before.p99_s + after.p99_s) / 2),
+            "cpu_us_among_few": few_us,
+            "cpu_us_among_many": many_us,
+            "cost_ratio": many_us / few_us,
+            "sockets": 2 * sockets,
+            "lost": lost + harm["lost"],
+            **{name: harm[name] for name in ("extra", "wrong", "dropped")},
+            **_storm(running, storm),
+        }
+    found = CaseResults("scale", Kind.SCALE.value, 2 * sockets, [{"ours": figures}])
+    return found, notes
+
+
+def _connect(running: Site, count: int, *, tls: bool) -> list[str]:
+    """Open connections; say on the report's behalf what failed."""
+    failures = running.connect(count, tls=tls)
+    for failure in sorted(set(failures)):
+        print(f"bench: scale: {failures.count(failure)} of {count}: {failure}", flush=True)
+    return failures
+
+
+def _storm(running: Site, count: int) -> Figures:
+    """Have clients connect all at once; each echoes once."""
+    begun_at = time.monotonic()
+    failures = running.connect(count, tls=False, at_once=count)
+    seconds = time.monotonic() - begun_at
+    running.all("echo_once")
+    harm = running.halt()
+    running.all("close")
+    return {
+        "storm": count,
+        "storm_s": seconds,
+        "storm_lost": len(failures) + harm["lost"] + harm["dropped"],
+    }
+
+
+def servers_for(sockets: int, descriptors: int) -> tuple[int, list[str]]:
+    """Return with how many children Apache is to start, and a note where that is not stock."""
+    needed = -(-int(sockets * FDS_A_CONNECTION * UNEVEN) // descriptors)
+    if needed <= STOCK_SERVERS:
+        return STOCK_SERVERS, []
+    return needed, [
+        f"scale: a process may have {descriptors:,} descriptors here, and {sockets:,} sockets need"
+        f" {sockets * FDS_A_CONNECTION:,}: StartServers {needed}, in the place of Debian's"
+        f" {STOCK_SERVERS}."
+    ]
+
+
+def cost_us(running: Site, active: int, quick: bool) -> float:
+    """Return the servers' CPU for a message when so many clients echo, in µs: the median window."""
+    found: list[float] = []
+    for _ in range(1 if quick else WINDOWS):
+        running.all("echo", window=1, active=-(-active // PARTS))
+        time.sleep(WARM_UP_S)
+        begin = running.all("mark")
+        before = cpu.read(running.pids())
+        time.sleep(WINDOW_S / 4 if quick else WINDOW_S)
+        end = running.all("mark")
+        used = cpu.used(before, cpu.read(running.pids()))
+        running.halt()
+        count = sum(answer["received"] for answer in end) - sum(a["received"] for a in begin)
+        if not count:
+            raise peers.PeerFailed(f"scale: nothing came back\n{_log(running)}")
+        found.append(used.seconds * 1e6 / count)
+    return statistics.median(found)
+
+
+@dataclass(frozen=True)
+class Http:
+    """What plain HTTP felt.
+
+    Attributes:
+        p50_s, p99_s: the time that an answer took at the median, and that 99 of 100 took at
+            most; of each part of the time, and the median of those.
+        cores: what all that serves had of the processor meanwhile.
+    """
+
+    p50_s: float
+    p99_s: float
+    cores: float
+
+
+def http(running: Site, seconds: float) -> Http:
+    """Ask for a small file again and again.
+
+    Counted from when a request was due, so that one that waits delays nobody unseen.
+    """
+    port, before = running.apache.port, cpu.read(running.pids())
+    taken: list[float] = []
+    begun_at = time.monotonic()
+    for number in range(int(seconds * HTTP_RATE)):
+        due = begun_at + number / HTTP_RATE
+        time.sleep(max(0.0, due - time.monotonic()))
+        with socket.create_connection(("127.0.0.1", port), HTTP_TIMEOUT_S) as connection:
+            connection.sendall(HTTP_REQUEST)
+            answer = b""
+            while part := connection.recv(65536):
+                answer += part
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            raise peers.PeerFailed(f"plain HTTP got {answer[:60]!r}")
+        taken.append(time.monotonic() - due)
+    used = cpu.used(before, cpu.read(running.pids()))
+    each = len(taken) // HTTP_PARTS
+    parts = [sorted(taken[part * each : (part + 1) * each]) for part in range(HTTP_PARTS)]
+    return Http(
+        statistics.median(part[each // 2] for part in parts),
+        statistics.median(part[each * 99 // 100] for part in parts),
+        used.seconds / (time.monotonic() - begun_at),
+    )
+
+
+def _http_figures(when: str, found: Http) -> Figures:
+    return {
+        f"http_p50_{when}_ms": found.p50_s * 1000,
+        f"http_p99_{when}_ms": found.p99_s * 1000,
+        f"http_cores_{when}": found.cores,
+    }
+
+
+def _log(running: Site) -> str:
+    return peers.tail(Path(running.apache.root / "error.log"))

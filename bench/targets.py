@@ -1,0 +1,118 @@
+"""What apachews is to reach: one table.
+
+Compared is with plain asyncio, which ``websockets`` documents as its default; the ratio to
+the same program on uvloop is shown beside it where that has run as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .cases import ON_UVLOOP
+from .results import Results, Spread
+
+A: Final = "proxy+websockets"
+B: Final = "websockets"
+D: Final = "proxy+websockets, wss"
+E: Final = "proxy+picows"
+OURS: Final = "ours"
+OURS_TLS: Final = "ours, wss"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure to reach.
+
+    Attributes:
+        case: of which case.
+        what: of which figure, in words.
+        metric: of which figure.
+        limit: the ratio; the figure itself where it is compared with nobody.
+        against: with whom, of the same round.
+        peer: whose.
+        at_least: whether more is better.
+        unit: where it is compared with nobody.
+    """
+
+    case: str
+    what: str
+    metric: str
+    limit: float
+    against: str = ""
+    peer: str = OURS
+    at_least: bool = False
+    unit: str = ""
+
+    @property
+    def wanted(self) -> str:
+        """What it is to be, as text."""
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}{self.unit and f' {self.unit}'}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a target.
+
+    Attributes:
+        measured: None: its case did not run.
+        on_uvloop: the ratio to the peer on uvloop, where that ran.
+        is_met: None: not measured.
+    """
+
+    target: Target
+    measured: Spread | None
+    on_uvloop: Spread | None
+    is_met: bool | None
+
+
+CPU: Final = "CPU per message"
+TARGETS: Final = (
+    Target("echo-64B-c32-w1", CPU, "cpu_us", 0.45, A),
+    Target("echo-64B-c32-w1", CPU, "cpu_us", 0.9, B),
+    Target("echo-64B-c32-w1", CPU, "cpu_us", 0.85, E),
+    Target("echo-64B-c32-w1", "messages a second", "per_second", 1.8, A, at_least=True),
+    Target("echo-64B-c32-w1", "messages a second", "per_second", 1.0, E, at_least=True),
+    Target("round-trip", "p50", "p50_us", 0.8, A),
+    Target("round-trip", "p50", "p50_us", 1.2, E),
+    Target("echo-64KiB-c32-w1", CPU, "cpu_us", 0.8, A),
+    Target("wss-echo-64B-c32-w1", CPU, "cpu_us", 0.6, D, OURS_TLS),
+    Target("wss-echo-64KiB-c32-w1", CPU, "cpu_us", 0.6, D, OURS_TLS),
+    Target("fan-out-1000", "CPU per delivery", "cpu_us", 0.4, A),
+    Target("fan-out-1000", "CPU per delivery", "cpu_us", 1.2, B),
+    Target("handshakes", "handshakes a second", "per_second", 1.5, A, at_least=True),
+    Target("memory-ws", "Apache's memory per idle socket", "apache_kib", 4, unit="KB"),
+    Target("memory-ws", "Apache's threads per idle socket", "threads_each", 0),
+    Target(
+        "memory-wss", "Apache's memory per idle socket", "apache_kib", 24, "", OURS_TLS, unit="KB"
+    ),
+    Target("memory-wss", "Apache's threads per idle socket", "threads_each", 0, "", OURS_TLS),
+    Target("memory-ws", "the producer's memory per idle socket", "backend_kib", 2, unit="KB"),
+    Target("scale", "messages lost, 20,000 sockets open", "lost", 0),
+    Target("scale", "plain HTTP p99, with them as against without", "http_p99_ratio", 1.2),
+    Target("scale", "CPU per message among 10,000 idle as against 100", "cost_ratio", 1.3),
+    Target("scale", "lost of 5,000 that connect at once", "storm_lost", 0),
+)
+
+
+def judge(target: Target, results: Results) -> Outcome:
+    """Hold a target against what was measured."""
+    case = results.case(target.case)
+    if case is None:
+        return Outcome(target, None, None, None)
+    if target.against:
+        measured = case.ratio(target.peer, target.against, target.metric)
+        twin = ON_UVLOOP.get(target.against)
+        on_uvloop = case.ratio(target.peer, twin, target.metric) if twin else None
+    else:
+        measured, on_uvloop = case.spread(target.peer, target.metric), None
+    if measured is None:
+        return Outcome(target, None, None, None)
+    value = measured.median
+    is_met = value >= target.limit if target.at_least else value <= target.limit
+    return Outcome(target, measured, on_uvloop, is_met)
+
+
+def judge_all(results: Results) -> list[Outcome]:
+    """Hold every target against what was measured."""
+    return [judge(target, results) for target in TARGETS]
