@@ -29,9 +29,6 @@ class Client:
     """A connected client.
 
     Attributes:
-        request: the client's request: ``uri``, ``headers``, ``header(name)``,
-            ``path``, ``query``, ``cookies``, ``remote``, ``user`` and more; see
-            ``apachews.wire.Open``.
         state: the program's own: whatever it wants to know of this client.
 
     Example:
@@ -42,17 +39,36 @@ class Client:
         True
     """
 
-    __slots__ = ("__weakref__", "_connection", "_groups", "_ping", "request", "state")
+    __slots__ = ("__weakref__", "_connection", "_groups", "_id", "_ping", "_request", "state")
 
-    def __init__(self, connection: Connection, request: wire.Open) -> None:
+    def __init__(self, connection: Connection, open_id: str, opening: bytes) -> None:
         self._connection = connection
         self._groups: set[Group] | None = None
+        self._id = open_id
         self._ping: tuple[bytes, float] | None = None  # the last: payload, when
-        self.request = request
+        # The payload of the OPEN, until somebody asks: a third of the memory of what it
+        # says, and most programs never ask, or about few.
+        self._request: bytes | wire.Open = opening
         self.state: Any = None
 
     def __repr__(self) -> str:
-        return f"<Client {self.request.id} {self.request.uri}>"
+        return f"<Client {self._id} {self.request.uri}>"
+
+    @property
+    def request(self) -> wire.Open:
+        """The client's request.
+
+        It has ``uri``, ``headers``, ``header(name)``, ``path``, ``query``, ``cookies``,
+        ``remote``, ``user`` and more; see ``apachews.wire.Open``.
+
+        Example:
+            >>> client.request.path, client.request.query, client.request.user
+            ('/ws/chat.ws', {'room': ['1']}, 'ann')
+        """
+        request = self._request
+        if isinstance(request, bytes):
+            request = self._request = wire.Open.decode(request)
+        return request
 
     @property
     def queued_bytes(self) -> int:
@@ -101,7 +117,7 @@ class Client:
             >>> event.client().guid() in clients
             True
         """
-        return self.request.id
+        return self._id
 
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()

@@ -124,7 +124,8 @@ class Connection:
         self._reader = MessageReader(max_message_bytes)
         self._max_queue_bytes = max_queue_bytes
         self._changed = changed
-        self._queue: deque[bytes | bytearray] = deque()  # frames, or runs of them
+        # Frames, or runs of them; made when there is one: a deque has 600 bytes.
+        self._queue: deque[bytes | bytearray] | None = None
         self._head_sent = 0  # bytes of the first that are sent already
         self.queued_bytes = 0
         self.state = State.CONNECTING
@@ -235,22 +236,23 @@ class Connection:
 
     def flush_nowait(self) -> None:
         """Send what the kernel takes of the queue."""
-        while self._queue:
-            with memoryview(self._queue[0]) as head, head[self._head_sent :] as rest:
+        while queue := self._queue:
+            with memoryview(queue[0]) as head, head[self._head_sent :] as rest:
                 size = len(rest)
                 sent = self._send_nowait(rest)
-            if not self._queue:  # the bridge is gone
+            if self._queue is not queue:  # the bridge is gone
                 return
             self.queued_bytes -= sent
             if sent < size:
                 self._head_sent += sent
                 return
-            self._queue.popleft()
+            queue.popleft()
             self._head_sent = 0
+        self._queue = None
 
     def drop_queue(self) -> None:
         """Forget what is queued, but for the rest of a frame that is half sent."""
-        head = bytes(self._queue[0]) if self._head_sent else b""
+        head = bytes(self._queue[0]) if self._queue and self._head_sent else b""
         end = 0
         while end < self._head_sent:
             header = wire.decode_header(head, end)
@@ -260,7 +262,7 @@ class Connection:
         sent = self._head_sent
         self._clear_queue()
         if end > sent:
-            self._queue.append(head[:end])
+            self._queue = deque((head[:end],))
             self._head_sent = sent
             self.queued_bytes = end - sent
 
@@ -272,30 +274,30 @@ class Connection:
     def _write(self, frame: bytes) -> None:
         """Send one whole frame, or queue what is left of it."""
         if self._queue:
-            self._enqueue(frame)
+            self._enqueue(self._queue, frame)
             return
         sent = self._send_nowait(frame)
         if sent < len(frame):
-            self._queue.append(frame)
+            self._queue = deque((frame,))
             self._head_sent = sent
             self.queued_bytes = len(frame) - sent
             self._changed(self)
 
-    def _enqueue(self, frame: bytes) -> None:
+    def _enqueue(self, queue: deque[bytes | bytearray], frame: bytes) -> None:
         could_read = self.wants_reading
-        tail = self._queue[-1]
+        tail = queue[-1]
         if len(frame) > SMALL_FRAME_BYTES:
-            self._queue.append(frame)
+            queue.append(frame)
         elif isinstance(tail, bytearray) and len(tail) < RUN_BYTES:
             tail += frame
         else:
-            self._queue.append(bytearray(frame))
+            queue.append(bytearray(frame))
         self.queued_bytes += len(frame)
         if could_read != self.wants_reading:
             self._changed(self)
 
     def _clear_queue(self) -> None:
-        self._queue.clear()
+        self._queue = None
         self._head_sent = self.queued_bytes = 0
 
     def _send_nowait(self, data: bytes | memoryview) -> int:

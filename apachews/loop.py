@@ -386,7 +386,8 @@ class Loop:
                 connection.state = State.PUBLISHING
                 self._publications.begin(connection, item)
             elif isinstance(item, wire.Open):
-                connection.client = Client(connection, item)
+                opening = connection.reader.take_opening()
+                connection.client = Client(connection, item.id, opening)
                 connection.state = State.ASKED if item.answer_required else State.OPEN
                 self.events.append(AcceptEvent(connection.client))
                 if self.is_closed:

@@ -71,6 +71,7 @@ class MessageReader:
         "_message_bytes",
         "_message_opcode",
         "_opened",
+        "_opening",
         "_payload",
         "_remaining",
         "_rest",
@@ -84,15 +85,21 @@ class MessageReader:
         self._frame_fin = False  # whether that frame ends its message
         self._message_opcode = 0  # TEXT or BINARY inside a message, else 0
         self._message_bytes = 0
-        self._payload = bytearray()
+        self._payload: bytearray | None = None  # of a message in several pieces
         self.ignored: list[int] = []
         self._opened = False
+        self._opening = b""  # the payload of the OPEN, until it is taken
         self._finished = False  # after a CLOSE, a MOVE or a violation
 
     @property
     def is_idle(self) -> bool:
         """True between messages: an end of file here cuts nothing off."""
         return not (self._rest or self._remaining or self._message_opcode)
+
+    def take_opening(self) -> bytes:
+        """Return the payload of the OPEN that ``receive`` has returned just now."""
+        opening, self._opening = self._opening, b""
+        return opening
 
     def receive(self, data: bytes) -> list[Item]:
         """Take bytes from the socket; return what they completed, in order."""
@@ -115,6 +122,8 @@ class MessageReader:
                 chunk = data[position : position + self._remaining]
                 position += len(chunk)
                 self._remaining -= len(chunk)
+                if self._payload is None:
+                    self._payload = bytearray()
                 self._payload += chunk
                 if not self._remaining and self._frame_fin:
                     items.append(self._join())
@@ -190,6 +199,7 @@ class MessageReader:
                 raise WireError("a second OPEN")
             self._opened = True
             items.append(wire.Open.decode(payload))
+            self._opening = payload
         elif opcode == wire.PUBLISH and not self._opened:
             self._opened = True
             items.append(wire.Publish.decode(payload))
@@ -212,7 +222,7 @@ class MessageReader:
         return True
 
     def _join(self) -> str | bytes:
-        payload, self._payload = self._payload, bytearray()
+        payload, self._payload = self._payload or b"", None
         opcode = self._message_opcode
         self._message_opcode = self._message_bytes = 0
         return _decode_text(payload) if opcode == wire.TEXT else bytes(payload)
@@ -220,7 +230,7 @@ class MessageReader:
     def _finish(self) -> None:
         self._finished = True
         self._rest = b""
-        self._payload = bytearray()
+        self._payload = None
 
 
 def _decode_text(payload: bytes | bytearray) -> str:

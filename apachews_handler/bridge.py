@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import enum
 import os
+import select
 import socket
 import threading
 import time
@@ -228,7 +229,7 @@ class Bridge:
     def _begin(self, connection: Connection, farewell: socket.socket) -> None:
         fd = farewell.fileno()
         try:
-            self._loop.watch(fd, lambda: self._on_farewell(fd))
+            self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
         except OSError:
             farewell.close()  # the access log will have it as aborted
         else:
@@ -236,12 +237,9 @@ class Bridge:
         self._loop.add(connection)
 
     def _on_farewell(self, fd: int) -> None:
-        """Read what Apache wrote to its dummy, until it has shut it down."""
+        """Apache has shut its dummy down: take what it wrote, or closing would reset it."""
         try:
-            if self._farewells[fd].recv(FAREWELL_BYTES):
-                return
-        except BlockingIOError:
-            return
+            self._farewells[fd].recv(FAREWELL_BYTES)
         except OSError:
             pass  # Apache has closed it already
         self._loop.unwatch(fd)

@@ -63,16 +63,12 @@ def local_address(request: httpd.Request) -> tuple[str, int]:
     """Return address and port of Apache that the client is connected to.
 
     Raises:
-        Refusal: there is no descriptor left (503).
-        CheckFailed: the connection has no socket.
+        CheckFailed: the connection has none.
     """
     try:
-        with socket.socket(fileno=os.dup(request.client_socket())) as client:
-            host, port = client.getsockname()[:2]
+        host, port = request.local_address()
     except httpd.HttpdError as error:
         raise CheckFailed(error.check, error.found) from error
-    except OSError as error:
-        raise Unavailable(out_of_descriptors(error)) from error
     # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
     return host.removeprefix("::ffff:"), port
 

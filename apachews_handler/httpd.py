@@ -21,7 +21,7 @@ between a child's workers costs more than they do.
 
 Sources: httpd.h, http_config.h, http_core.h, http_connection.h, http_protocol.h,
 util_filter.h, util_script.h, http_log.h, ap_mpm.h, mpm_common.h; apr_portable.h,
-apr_buckets.h, apr_optional.h, apr_tables.h.
+apr_buckets.h, apr_network_io.h, apr_optional.h, apr_tables.h.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from ctypes import (
     c_int64,
     c_long,
     c_size_t,
+    c_uint16,
     c_uint32,
     c_ulong,
     c_void_p,
@@ -84,6 +85,17 @@ class WriteFailed(Exception):
     """The client did not take what was written to it: it is gone."""
 
 
+class _SockAddr(Structure):
+    """apr_network_io.h, struct apr_sockaddr_t, up to the port."""
+
+    _fields_ = (
+        ("pool", c_void_p),
+        ("hostname", c_void_p),
+        ("servname", c_void_p),
+        ("port", c_uint16),
+    )
+
+
 class _ConnRec(Structure):
     """httpd.h, struct conn_rec, whole."""
 
@@ -91,12 +103,12 @@ class _ConnRec(Structure):
         ("pool", c_void_p),
         ("base_server", c_void_p),
         ("vhost_lookup_data", c_void_p),
-        ("local_addr", c_void_p),
+        ("local_addr", POINTER(_SockAddr)),
         ("client_addr", c_void_p),
         ("client_ip", c_void_p),
         ("remote_host", c_void_p),
         ("remote_logname", c_void_p),
-        ("local_ip", c_void_p),
+        ("local_ip", c_char_p),
         ("local_host", c_void_p),
         ("id", c_long),
         ("conn_config", c_void_p),
@@ -469,6 +481,17 @@ class Request:
             return bool(self._api.conn_is_ssl(self.connection_address))
         function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
         return bool(function and _SSL_IS_HTTPS(function)(self.connection_address))
+
+    def local_address(self) -> tuple[str, int]:
+        """Return address and port of httpd that the client is connected to.
+
+        Raises:
+            HttpdError: the connection has none.
+        """
+        host, address = self._connection.local_ip, self._connection.local_addr
+        if not host or not address:
+            raise HttpdError("conn_rec.local_ip and local_addr are set", "NULL")
+        return host.decode("ascii", "replace"), address.contents.port
 
     def ssl_variable(self, name: bytes) -> str | None:
         """Return what mod_ssl says of the connection, None where it has nothing to say.

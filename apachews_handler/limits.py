@@ -62,6 +62,11 @@ class Admission:
         self._places = places
         self._positions = positions
 
+    @property
+    def is_counted(self) -> bool:
+        """False where it has no place: nothing is limited."""
+        return bool(self._positions)
+
     def release(self) -> None:
         """Give the places back; again does nothing."""
         positions, self._positions = self._positions, []

@@ -44,7 +44,7 @@ from .ends import End
 from .holds import MAX_DELAY_S, SETTLED_S, Holds
 from .session import Phase, Side
 from .tally import Tally
-from .transport import discard_unsent, limit_unsent, unsent_bytes
+from .transport import discard_unsent, unsent_bytes
 from .watch import Due
 
 # (To look a member of an Enum up costs as much as a call in Python 3.11.)
@@ -97,16 +97,16 @@ class Loop:
         """True where there is no connection."""
         return not (self._clients or self._producers or self._holds)
 
-    def watch(self, fd: int, on_ready: Callable[[], None], *, for_writing: bool = False) -> None:
+    def watch(self, fd: int, on_ready: Callable[[], None], events: int = _IN) -> None:
         """Have a function called in every turn in which a descriptor is readable.
 
         Args:
-            for_writing: in which it can be written to, instead.
+            events: epoll's, if others than that it is readable.
 
         Raises:
             OSError: the kernel has no room.
         """
-        self._epoll.register(fd, _OUT if for_writing else _IN)
+        self._epoll.register(fd, events)
         self._others[fd] = on_ready
 
     def unwatch(self, fd: int) -> None:
@@ -246,9 +246,10 @@ class Loop:
     def _begin(self, connection: Connection) -> None:
         self.tally.begin(connection.path)
         connection.session.round_trips = self.tally.round_trips
-        limit_unsent(connection.client_fd, connection.settings.max_buffer)
+        connection.transport.limit_unsent(connection.settings.max_buffer)
         self._clients[connection.client_fd] = connection
-        self._epoll.register(connection.client_fd, 0)
+        self._epoll.register(connection.client_fd, _IN)
+        connection.client_mask = _IN
         self._take_producer(connection)
         self._flush(connection)  # the OPEN is in the session
         self._schedule(connection)
@@ -258,8 +259,8 @@ class Loop:
     def _take_producer(self, connection: Connection) -> None:
         """Look after the connection's producer, a new one."""
         self._producers[connection.producer_fd] = connection
-        self._epoll.register(connection.producer_fd, 0)
-        connection.producer_mask = 0
+        self._epoll.register(connection.producer_fd, _IN)
+        connection.producer_mask = _IN
 
     def _pass_on(self, connection: Connection, ready: int) -> None:
         """Do what ``_on_client`` does where there is nothing but a client's messages to send."""

@@ -101,7 +101,8 @@ class ProducerReader:
         self._discards = False  # that frame is of a reserved opcode
         self._is_in_message = False
         self._finished = False  # nothing more of the producer is passed on
-        self._held: dict[int, bytes] = {}  # first byte -> the last such frame
+        # First byte -> the last such frame; None: none.
+        self._held: dict[int, bytes] | None = None
         self._held_last: bytes | None = None
         self.has_ended = False
         self.wants_to_move = False
@@ -142,6 +143,8 @@ class ProducerReader:
         if self.is_between_frames:
             self.client_out.append(frame)
         else:
+            if self._held is None:
+                self._held = {}
             self._held[frame[0]] = frame
 
     def insert_last(self, frame: bytes) -> None:
@@ -272,8 +275,9 @@ class ProducerReader:
 
     def _release(self) -> None:
         """Send what was held: a frame ended."""
-        self.client_out.extend(self._held.values())
-        self._held.clear()
+        if self._held:
+            self.client_out.extend(self._held.values())
+            self._held = None
         if self._held_last is not None:
             self.client_out.append(self._held_last)
             self._held_last = None

@@ -23,6 +23,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import select
 import socket
 import time
 from traceback import format_exc
@@ -237,7 +238,7 @@ class Reporter:
             return
         try:
             # Which is at once, and in every turn until it has its answer.
-            self._loop.watch(fd, lambda: self._go_on(fd), for_writing=True)
+            self._loop.watch(fd, lambda: self._go_on(fd), select.EPOLLOUT)
         except OSError:
             reader.close()
         else:

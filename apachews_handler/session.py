@@ -164,7 +164,7 @@ class Session:
         self.side = Side.CONNECTED
         self._hold_s = settings.hold
         self._opened = b""  # the OPEN, where the next producer is to be told it
-        self._waiting = bytearray()  # frames for the next producer
+        self._waiting: bytearray | bytes = b""  # frames for the next producer
         self._waiting_ends = False  # the last of them is a CLOSE
         self.end: End | None = None
         self.close_code = 0
@@ -477,16 +477,19 @@ class Session:
         kept, is_lost = rest_of_messages(frames, sent, has_begun)
         if is_lost:
             self._client.discard_message()
-        self._waiting[:0] = b"".join(kept)
+        if kept:
+            self._waiting = bytearray(b"".join(kept)) + self._waiting
 
     def _wait(self, frames: list[bytes]) -> None:
+        if frames and not self._waiting:
+            self._waiting = bytearray()
         for frame in frames:
             # A PONG answers a PING of the producer that is gone.
             if frame[0] & wire.OPCODE != wire.PONG:
                 self._waiting += frame
 
     def _drop_waiting(self) -> None:
-        self._waiting = bytearray()
+        self._waiting = b""
         self._waiting_ends = False
 
 

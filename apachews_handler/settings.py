@@ -11,6 +11,7 @@ against each other.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -393,10 +394,17 @@ def parse_settings(environ: Mapping[str, Any]) -> Settings:
         BadSetting: a value that is not allowed, alone or with the others, or a name that
             is no setting.
     """
+    return _parse(
+        tuple((name, value) for name, value in environ.items() if name.startswith(PREFIX))
+    )
+
+
+# Mostly a site has few sets of them, and its connections have one object each in common;
+# bounded, because SetEnvIf can make many.
+@functools.lru_cache(maxsize=256)
+def _parse(variables: tuple[tuple[str, str], ...]) -> Settings:
     values = {}
-    for name, value in environ.items():
-        if not name.startswith(PREFIX):
-            continue
+    for name, value in variables:
         field = FIELDS.get(name)
         if field is None:
             raise BadSetting(name, value, "one of the names " + ", ".join(sorted(FIELDS)))

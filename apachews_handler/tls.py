@@ -246,6 +246,14 @@ class TlsSession:
             sent += count
         return sent
 
+    def limit_unsent(self, size: int) -> None:
+        """Let the kernel hold no more than so many bytes that it could not send yet."""
+        if self._socket is not None:
+            try:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+            except OSError:
+                pass  # it has gone: the kernel's own limits stay
+
     def shutdown(self) -> None:
         """Say that nothing more will be sent: close_notify, then FIN."""
         if self._ssl:

@@ -47,6 +47,14 @@ class Transport(Protocol):
             OSError: the connection is gone.
         """
 
+    def limit_unsent(self, size: int) -> None:
+        """Let the kernel hold no more than so many bytes that it could not send yet.
+
+        What is on its way is not counted, so a fast client stays fast.  For a slow one
+        the kernel would take megabytes otherwise: memory that no limit of ours bounds,
+        and that hides for a long time that the client does not read.
+        """
+
     def shutdown(self) -> None:
         """Say that nothing more will be sent."""
 
@@ -63,14 +71,17 @@ class Transport(Protocol):
 class PlainTransport:
     """A client on TCP, without TLS."""
 
-    __slots__ = ("_socket", "fileno")
+    __slots__ = ("_socket",)
 
     needs_writing = False
 
     def __init__(self, sock: socket.socket) -> None:
         """Take a non-blocking socket, and own it."""
         self._socket = sock
-        self.fileno = sock.fileno
+
+    def fileno(self) -> int:
+        """See ``Transport``."""
+        return self._socket.fileno()
 
     def recv(self, size: int) -> bytes | None:
         """See ``Transport``."""
@@ -91,6 +102,10 @@ class PlainTransport:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
+
+    def limit_unsent(self, size: int) -> None:
+        """See ``Transport``."""
+        limit_unsent(self._socket, size)
 
     def shutdown(self) -> None:
         """See ``Transport``."""
@@ -116,19 +131,12 @@ def unsent_bytes(fd: int) -> int:
     return int(_INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))[0])
 
 
-def limit_unsent(fd: int, size: int) -> None:
-    """Let the kernel hold no more than so many bytes that it could not send yet.
-
-    What is on its way is not counted, so a fast client stays fast.  For a slow one
-    the kernel would take megabytes otherwise: memory that no limit of ours bounds,
-    and that hides for a long time that the client does not read.  (tcp(7):
-    TCP_NOTSENT_LOWAT.)
-    """
+def limit_unsent(sock: socket.socket, size: int) -> None:
+    """Do ``Transport.limit_unsent`` to a TCP socket (tcp(7): TCP_NOTSENT_LOWAT)."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
     except OSError:
-        pass  # no descriptor is left, or it has gone: the kernel's own limits stay
+        pass  # it has gone: the kernel's own limits stay
 
 
 def discard_unsent(fd: int) -> None:

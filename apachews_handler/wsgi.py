@@ -125,7 +125,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
             f" {open_.uri[:200]}",
             log,
-            admission.release,
+            admission.release if admission.is_counted else None,
             _about(open_, subprotocol),
             _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
         )

@@ -20,6 +20,7 @@ STRUCTURES = {
     "server_rec": httpd._ServerRec,
     "module": httpd._Module,
     "Dl_info": httpd._DlInfo,
+    "apr_sockaddr_t": httpd._SockAddr,
     "apr_array_header_t": httpd._ArrayHeader,
     "apr_table_entry_t": httpd._TableEntry,
 }
@@ -78,7 +79,7 @@ def test_httpd_layout_is_that_of_the_headers(tmp_path: Path) -> None:
     headers = (
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <httpd.h>\n"
         "#include <http_config.h>\n#include <http_log.h>\n#include <util_filter.h>\n"
-        "#include <apr_errno.h>\n#include <apr_buckets.h>\n"
+        "#include <apr_errno.h>\n#include <apr_buckets.h>\n#include <apr_network_io.h>\n"
         "#include <ap_mpm.h>\n#include <apr_hooks.h>"
     )
     flags = [f"-I{apxs('INCLUDEDIR')}", f"-I{apxs('APR_INCLUDEDIR')}", *apxs("CPPFLAGS").split()]

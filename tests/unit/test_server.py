@@ -482,6 +482,7 @@ def test_a_million_tiny_messages_take_the_memory_of_their_bytes(
     _, client = connect()
     client.send(b"x" * 1_000_000)  # what the kernel takes is full
     connection = client._connection
+    assert connection._queue
     before = len(connection._queue)
     for _ in range(100_000):
         assert client.send("y")
