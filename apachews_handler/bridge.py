@@ -5,11 +5,14 @@ the bridge owns from then on.  At the end of the child either ``stop``, which sa
 goodbye to all clients, or ``freeze``, which leaves them as they are for a process
 that is forked then and calls ``thaw``.  The thread blocks all signals and touches
 nothing of httpd but the error log it is given.
+
+How this works: a connection is taken when Apache has done with it, which the end of its
+dummy shows.  The thread wakes up once for a connection, and does not fight for the GIL
+with the worker that is about to hand it over.
 """
 
 from __future__ import annotations
 
-import collections
 import enum
 import os
 import select
@@ -49,6 +52,9 @@ class _Order(enum.Enum):
     STOP = "say goodbye, and end"
 
 
+_RUNNING: Final = (_Order.RUN, _Order.LEAVE)
+
+
 class Bridge:
     """The loop's thread, and the way to it."""
 
@@ -59,7 +65,8 @@ class Bridge:
         # Guards the four below, nothing else.  Reentrant, because prefork ends a
         # child from within a signal handler, whatever the main thread is at.
         self._lock = threading.RLock()
-        self._adopted: collections.deque[tuple[Connection, socket.socket]] = collections.deque()
+        # By the descriptor of the farewell.
+        self._adopted: dict[int, tuple[Connection, socket.socket]] = {}
         self._order = _Order.RUN
         self._is_apache_ending: Callable[[], bool] = bool
         self._has_ended = False
@@ -100,19 +107,28 @@ class Bridge:
     @property
     def is_running(self) -> bool:
         """False once it was stopped; what is adopted then is closed at once."""
-        return self._order in (_Order.RUN, _Order.LEAVE) and not self._has_ended
+        return self._order in _RUNNING and not self._has_ended
 
     def adopt(self, connection: Connection, farewell: socket.socket) -> None:
         """Take over a connection, from any thread.
 
         Args:
             connection: owned by the bridge from here on, also when it is stopping.
-            farewell: the other end of Apache's dummy; closed when Apache is done.
+            farewell: the other end of Apache's dummy; closed when Apache is done, and
+                not before that is the connection begun with.
         """
+        fd = farewell.fileno()
         with signals_blocked(), self._lock:
             if not self._has_ended:
-                self._adopted.append((connection, farewell))
-                os.eventfd_write(self._wakeup, 1)
+                self._adopted[fd] = connection, farewell
+                try:
+                    self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
+                except OSError:
+                    farewell.close()  # the access log will have it as aborted
+                    os.eventfd_write(self._wakeup, 1)
+                else:
+                    if self._order not in _RUNNING:
+                        os.eventfd_write(self._wakeup, 1)
                 return
         _give_up(connection, farewell)
 
@@ -188,7 +204,7 @@ class Bridge:
         finally:
             with self._lock:
                 self._has_ended = True
-                adopted = list(self._adopted)
+                adopted = list(self._adopted.values())
                 is_frozen = self._order is _Order.FREEZE
             for connection, farewell in adopted:
                 _give_up(connection, farewell)
@@ -217,33 +233,30 @@ class Bridge:
     def _on_wakeup(self) -> None:
         os.eventfd_read(self._wakeup)
         with self._lock:
-            adopted = list(self._adopted)
+            adopted = list(self._adopted.values())
             self._adopted.clear()
             order = self._order
         for connection, farewell in adopted:
-            self._begin(connection, farewell)
+            if farewell.fileno() != -1:
+                self._farewells[farewell.fileno()] = farewell
+            self._loop.add(connection)
         if order is _Order.STOP:
             spread_s = self._loop.send_away(self._loop.connections(), End.GOING_AWAY, STOP_SPREAD_S)
             self._stop_at = self._stop_at or time.monotonic() + spread_s + STOP_GRACE_S
 
-    def _begin(self, connection: Connection, farewell: socket.socket) -> None:
-        fd = farewell.fileno()
-        try:
-            self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
-        except OSError:
-            farewell.close()  # the access log will have it as aborted
-        else:
-            self._farewells[fd] = farewell
-        self._loop.add(connection)
-
     def _on_farewell(self, fd: int) -> None:
-        """Apache has shut its dummy down: take what it wrote, or closing would reset it."""
+        """Apache has shut its dummy down: begin, if that is still to be."""
+        with self._lock:
+            adopted = self._adopted.pop(fd, None)
+        farewell = adopted[1] if adopted else self._farewells.pop(fd)
         try:
-            self._farewells[fd].recv(FAREWELL_BYTES)
+            farewell.recv(FAREWELL_BYTES)  # or closing would reset it
         except OSError:
             pass  # Apache has closed it already
         self._loop.unwatch(fd)
-        self._farewells.pop(fd).close()
+        farewell.close()
+        if adopted:
+            self._loop.add(adopted[0])
 
 
 def _give_up(connection: Connection, farewell: socket.socket) -> None:

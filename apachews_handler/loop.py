@@ -100,14 +100,20 @@ class Loop:
     def watch(self, fd: int, on_ready: Callable[[], None], events: int = _IN) -> None:
         """Have a function called in every turn in which a descriptor is readable.
 
+        This may be called from any thread; the function is called on the loop's.
+
         Args:
             events: epoll's, if others than that it is readable.
 
         Raises:
             OSError: the kernel has no room.
         """
-        self._epoll.register(fd, events)
         self._others[fd] = on_ready
+        try:
+            self._epoll.register(fd, events)
+        except OSError:
+            del self._others[fd]
+            raise
 
     def unwatch(self, fd: int) -> None:
         """Look after a descriptor no more; the caller closes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -57,6 +58,7 @@ class Peers:
         deflate_agreement: Agreement | None = None,
         transport: type[PlainTransport] = PlainTransport,
         path: str = "",
+        apache_is_done: bool = True,
         **changes: Any,
     ) -> None:
         settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, "hold": 0, **changes})
@@ -84,6 +86,13 @@ class Peers:
             lambda: self.released.append(True),
         )
         bridge.adopt(self.connection, farewell)
+        if apache_is_done:
+            self.end_request()
+
+    def end_request(self) -> None:
+        """Do with the dummy what Apache does with its client, once it has the answer."""
+        self.apache.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        self.apache.shutdown(socket.SHUT_WR)
 
     def next_item(self) -> Item | None:
         """Return what the producer receives next, None at the end."""
@@ -132,8 +141,9 @@ def connect(bridge: Bridge) -> Iterator[Callable[..., Peers]]:
     def connect(**settings: Any) -> Peers:
         peers = Peers(bridge, **settings)
         made.append(peers)
-        item = peers.next_item()
-        assert isinstance(item, wire.Open)
+        if settings.get("apache_is_done", True):
+            item = peers.next_item()
+            assert isinstance(item, wire.Open)
         return peers
 
     yield connect
@@ -590,14 +600,54 @@ def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
 
 
 def test_apaches_dummy_is_held_until_apache_is_done(connect: Callable[..., Peers]) -> None:
-    peers = connect()
-    peers.apache.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+    peers = connect(apache_is_done=False)
     peers.client.sendall(masked(0x81, b"hi"))
+    assert not select.select([peers.apache, peers.producer], [], [], 0.05)[0]
+    peers.end_request()
+    assert isinstance(peers.next_item(), wire.Open)
     assert peers.next_item() == "hi"
-    assert not select.select([peers.apache], [], [], 0.05)[0]
-    peers.apache.shutdown(socket.SHUT_WR)
     peers.apache.settimeout(5)
-    assert peers.apache.recv(1) == b""
+    assert peers.apache.recv(1) == b""  # and no reset
+
+
+def test_a_connection_that_apache_is_not_done_with_gets_its_goodbye(
+    bridge: Bridge, connect: Callable[..., Peers]
+) -> None:
+    peers = connect(apache_is_done=False)
+    stopper = threading.Thread(target=bridge.stop)
+    stopper.start()
+    assert peers.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+    peers.client.sendall(masked(0x88, b"\x03\xe9"))
+    assert isinstance(peers.next_item(), wire.Open)
+    peers.end_request()
+    stopper.join(5)
+    assert not stopper.is_alive()
+
+
+def test_a_connection_that_apache_is_not_done_with_is_carried_on(
+    bridge: Bridge, connect: Callable[..., Peers]
+) -> None:
+    peers = connect(apache_is_done=False)
+    assert bridge.freeze()
+    loop = bridge.thaw()
+    peers.client.sendall(masked(0x81, b"hi"))
+    loop.turn(5)
+    assert isinstance(peers.next_item(), wire.Open)
+    assert peers.next_item() == "hi"
+    loop.close()
+
+
+def test_where_epoll_has_no_room_a_connection_is_begun_at_once(
+    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(bridge._loop, "watch", no_room)
+    peers = connect(apache_is_done=False)
+    peers.client.sendall(masked(0x81, b"hi"))
+    assert isinstance(peers.next_item(), wire.Open)
+    assert peers.next_item() == "hi"
 
 
 def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
@@ -617,7 +667,7 @@ def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., 
 
 def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
     bridge.stop()
-    peers = Peers(bridge)
+    peers = Peers(bridge, apache_is_done=False)
     frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
     assert peers.client_reads(100) == frame  # and the end
     assert peers.next_item() is None

@@ -151,6 +151,7 @@ def test_waiting_to_write_a_key_update_costs_no_processor() -> None:
     settings = Settings()
     connection = Connection(made, producer_near, Session(settings), settings, "", "x", Lines())
     bridge.adopt(connection, farewell)
+    apache.shutdown(socket.SHUT_WR)
     client.sendall(b"a key update")
     wait_for(lambda: library.read_calls)
     calls = library.read_calls
