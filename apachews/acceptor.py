@@ -82,6 +82,11 @@ class Acceptor:
         """Look at a descriptor that epoll named; True where ``accept_nowait`` has a client."""
         return False
 
+    @property
+    def has_timers(self) -> bool:
+        """Whether ``expire`` or ``end_rest`` has something to do, now or later."""
+        return self.again_at is not None
+
     def expire(self, now: float) -> float | None:
         """Let go of whom it is time to; return when (``time.monotonic()``) to look again."""
         return None
@@ -190,6 +195,10 @@ class LoopbackAcceptor(Acceptor):
         self._epoll.unregister(fd)
         self._proven.append(one.sock)
         return True
+
+    @property
+    def has_timers(self) -> bool:
+        return bool(self._unproven) or super().has_timers
 
     def expire(self, now: float) -> float | None:
         while self._unproven:

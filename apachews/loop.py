@@ -319,6 +319,14 @@ class Loop:
 
     def _run_timers(self) -> float | None:
         """Do what is due; return the seconds until the next is, or None."""
+        if not (
+            self._leaving
+            or self._heartbeat is not None
+            or self._drain_deadline is not None
+            or self._publications.has_timers
+            or self._acceptor.has_timers
+        ):
+            return None
         now = time.monotonic()
         while self._leaving and (self._leaving[0][0] <= now or self._leaving[0][1].fileno() == -1):
             connection = self._leaving.popleft()[1]

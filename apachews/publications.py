@@ -89,10 +89,13 @@ class Publications:
             return True
         return False
 
+    @property
+    def has_timers(self) -> bool:
+        """Whether ``run_timers`` has something to do, now or later."""
+        return bool(self._awaited)
+
     def run_timers(self, now: float) -> float | None:
         """Wait no more for who is late; return when the next one will be, or None."""
-        if not self._awaited:
-            return None
         for connection in list(self._awaited.values()):
             publisher = self._publishers[connection]
             if publisher.deadline <= now:

@@ -52,6 +52,7 @@ class _Order(enum.Enum):
     STOP = "say goodbye, and end"
 
 
+_RUN: Final = _Order.RUN
 _RUNNING: Final = (_Order.RUN, _Order.LEAVE)
 
 
@@ -197,7 +198,11 @@ class Bridge:
 
     def _run(self) -> None:
         try:
-            while not self._is_done():
+            while True:
+                while self._order is _RUN:
+                    self._loop.turn()
+                if self._is_done():
+                    break
                 self._loop.turn(self._max_wait_s())
                 if self._order is _Order.LEAVE and self._is_apache_ending():
                     self.begin_stop()
@@ -246,13 +251,18 @@ class Bridge:
 
     def _on_farewell(self, fd: int) -> None:
         """Apache has shut its dummy down: begin, if that is still to be."""
-        with self._lock:
-            adopted = self._adopted.pop(fd, None)
-        farewell = adopted[1] if adopted else self._farewells.pop(fd)
+        adopted = self._adopted.get(fd)
+        farewell = adopted[1] if adopted else self._farewells[fd]
         try:
-            farewell.recv(FAREWELL_BYTES)  # or closing would reset it
+            while farewell.recv(FAREWELL_BYTES):
+                pass  # or closing would reset it
+        except BlockingIOError:
+            return  # not yet: this was about a client that had the descriptor before
         except OSError:
             pass  # Apache has closed it already
+        with self._lock:
+            self._adopted.pop(fd, None)
+        self._farewells.pop(fd, None)
         self._loop.unwatch(fd)
         farewell.close()
         if adopted:

@@ -230,7 +230,9 @@ class Loop:
             self._note_long_turn(now - self._now)
         if self._pending:
             return 0
-        at = min(self._deadlines.next_at(), self._holds.next_at())
+        at = self._deadlines.next_at()
+        if self._holds:
+            at = min(at, self._holds.next_at())
         if at == math.inf:
             return max_wait_s
         wait_s = max(0.0, at - now)

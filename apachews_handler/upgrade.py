@@ -240,6 +240,7 @@ def _require_wellformed(environ: Mapping[str, Any]) -> None:
             "Sec-WebSocket-Key must be 16 bytes in base64.",
             f"malformed Sec-WebSocket-Key {key!r:.60}",
         )
+    _list(environ, "HTTP_CONNECTION")
     if "HTTP_HOST" not in environ:  # RFC 6455 4.2.1, 2.
         raise Refusal(BAD_REQUEST, "A WebSocket request has a Host header.")
     # httpd lets none pass, unless told to be lax (HttpProtocolOptions Unsafe).

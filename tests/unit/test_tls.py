@@ -5,6 +5,7 @@ The real one is behind every ``wss`` test of ``tests/integration``.
 
 from __future__ import annotations
 
+import ctypes
 import select
 import socket
 from typing import Any
@@ -33,11 +34,12 @@ class Libssl:
         self.written = b""
         self.read_calls = 0
 
-    def SSL_read(self, ssl: int, buffer: Any, size: int) -> int:
+    def SSL_read(self, ssl: int, buffer: int, size: int) -> int:
         self.read_calls += 1
         answer = self.reads.pop(0) if len(self.reads) > 1 else self.reads[0]
         if isinstance(answer, bytes):
-            buffer[: len(answer)] = answer
+            assert len(answer) <= size
+            ctypes.memmove(buffer, answer, len(answer))
             return len(answer)
         self._error = answer
         return -1

@@ -187,6 +187,8 @@ def test_the_answer_is_that_of_wsproto(
     changes: dict[str, str | None], deflate: bool, chooses: bool
 ) -> None:
     settings = Settings(deflate=deflate, subprotocols=("b", "chat") if chooses else ())
+    # httpd has taken the blanks around a value away.
+    changes = {name: value and value.strip(" \t") for name, value in changes.items()}
     try:
         upgrade = negotiate(changes)
     except Refusal:
