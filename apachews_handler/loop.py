@@ -189,14 +189,17 @@ class Loop:
         clients, producers, others = self._clients, self._producers, []
         for fd, ready in events:
             if (connection := clients.get(fd)) is not None:
-                self._guard(self._on_client if ready != _IN else self._pass_on, connection, ready)
+                handle = self._pass_on if ready == _IN else self._on_client
             elif (connection := producers.get(fd)) is not None:
-                self._guard(
-                    self._on_producer if ready != _IN else self._pass_back, connection, ready
-                )
-            elif fd in self._others:
-                others.append(fd)
-            # Otherwise it was closed earlier in this turn.
+                handle = self._pass_back if ready == _IN else self._on_producer
+            else:
+                if fd in self._others:
+                    others.append(fd)
+                continue  # or it was closed earlier in this turn
+            try:  # (as _guard, without a call for every message)
+                handle(connection, ready)
+            except Exception:
+                self._fail(connection)
         # Not before all events were looked at: a new connection may have the
         # number of a descriptor that was just closed, and is not to get its.
         for fd in others:
@@ -220,9 +223,13 @@ class Loop:
         except Exception:
             connection = args[0]
             assert isinstance(connection, Connection)
-            connection.log.write("error", f"{connection.name}: {traceback.format_exc()}")
-            connection.session.fail()
-            self._forget(connection)
+            self._fail(connection)
+
+    def _fail(self, connection: Connection) -> None:
+        """End a connection whose handling has just raised an exception."""
+        connection.log.write("error", f"{connection.name}: {traceback.format_exc()}")
+        connection.session.fail()
+        self._forget(connection)
 
     def _wait_s(self, max_wait_s: float | None) -> float | None:
         now = time.monotonic()

@@ -16,6 +16,7 @@ Sources: RFC 6454 4., 6.2 (origins); RFC 7239 (Forwarded); the X-Forwarded-Proto
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _PAIR: Final = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^";,\s]*))\s*(?:;|$)')
 
 
+# A site has few origins, and each comes with every page of it.
+@functools.lru_cache(maxsize=1024)
 def normalise_origin(text: str) -> str:
     """Return an origin in lower case and without the default port (RFC 6454 6.2).
 

@@ -41,6 +41,7 @@ import json, sys
 settings, paths = json.load(sys.stdin)
 sys.path[:0] = paths
 import apachews.wire, apachews_handler.upgrade
+from apachews_handler.mask import IS_IN_C
 from apachews_handler.settings import BadSetting, parse_settings
 errors = []
 for name, value in settings:
@@ -49,7 +50,7 @@ for name, value in settings:
         errors.append("")
     except BadSetting as error:
         errors.append(error.allowed)
-print(json.dumps(errors))
+print(json.dumps([IS_IN_C, errors]))
 """
 
 
@@ -448,8 +449,15 @@ def _check_packages(
         )
         return
     yield ok("packages", f"the Python in {prefix} imports the handler, as Apache will")
+    is_in_c, answers = json.loads(done.stdout)
+    if not is_in_c:
+        yield note(
+            "packages",
+            "messages are unmasked in Python, and long ones cost three times as much: there"
+            " was no compiler when apachews was installed (docs/performance.md)",
+        )
     bad = 0
-    for (directive, setting, value), allowed in zip(settings, json.loads(done.stdout), strict=True):
+    for (directive, setting, value), allowed in zip(settings, answers, strict=True):
         if allowed:
             bad += 1
             yield error(
