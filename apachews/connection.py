@@ -177,7 +177,10 @@ class Connection:
             self.drop_queue()
             self.send_close(wire.TRY_AGAIN_LATER, "too slow: the send queue is full")
             return False
-        self._write(frame)
+        if self._queue:
+            self._enqueue(self._queue, frame)
+        elif (sent := self._send_nowait(frame)) < len(frame):
+            self._queue_rest(frame, sent)
         return True
 
     def send_answer(self, answer: Answer) -> bool:
@@ -275,13 +278,15 @@ class Connection:
         """Send one whole frame, or queue what is left of it."""
         if self._queue:
             self._enqueue(self._queue, frame)
-            return
-        sent = self._send_nowait(frame)
-        if sent < len(frame):
-            self._queue = deque((frame,))
-            self._head_sent = sent
-            self.queued_bytes = len(frame) - sent
-            self._changed(self)
+        elif (sent := self._send_nowait(frame)) < len(frame):
+            self._queue_rest(frame, sent)
+
+    def _queue_rest(self, frame: bytes, sent: int) -> None:
+        """Have what the kernel did not take of a frame be the queue."""
+        self._queue = deque((frame,))
+        self._head_sent = sent
+        self.queued_bytes = len(frame) - sent
+        self._changed(self)
 
     def _enqueue(self, queue: deque[bytes | bytearray], frame: bytes) -> None:
         could_read = self.wants_reading

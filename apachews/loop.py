@@ -189,7 +189,7 @@ class Loop:
 
     def broadcast(self, frame: bytes) -> int:
         """Send a frame to all clients; return how many it was sent to or queued for."""
-        return sum(connection.send_frame(frame) for connection in list(self.connections.values()))
+        return sum([connection.send_frame(frame) for connection in [*self.connections.values()]])
 
     def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
         if group is not None:

@@ -76,6 +76,7 @@ class ProducerReader:
         "_next_first",
         "_remaining",
         "_rest",
+        "_short_frame_end",
         "client_out",
         "has_ended",
         "ignored",
@@ -108,6 +109,8 @@ class ProducerReader:
         self.wants_to_move = False
         self._deflate = deflate
         self._min_deflate_bytes = min_deflate_bytes
+        # Longer frames have a longer header, or are compressed.
+        self._short_frame_end = 2 + (126 if deflate is None else min(126, min_deflate_bytes))
         self._deflate_level = deflate_level
         self._deflater: Deflater | None = None  # made with the first message for it
         self._is_compressed = False  # the current message is
@@ -155,6 +158,20 @@ class ProducerReader:
 
     def receive(self, data: bytes) -> wire.Close | Violation | None:
         """Take bytes from the producer; return what ends the stream, or None."""
+        # The common case: one whole short message, and nothing else.
+        if (
+            1 < len(data) < self._short_frame_end
+            and data[1] == len(data) - 2
+            and data[0] in _WHOLE
+            and not self._rest
+            and not self._remaining
+            and not self._is_in_message
+            and not self._finished
+        ):
+            self.messages += 1
+            self.payload_bytes += data[1]
+            self.client_out.append(data)
+            return None
         if self._finished:
             return None
         try:
