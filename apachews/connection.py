@@ -33,8 +33,9 @@ from .messages import MessageReader
 if TYPE_CHECKING:
     from .client import Client
 
-# One read from a socket: a third of what Linux buffers for a Unix socket.
-READ_BYTES: Final = 65536
+# One read from a socket: a third of what Linux buffers for a Unix socket; a message of
+# 64 KiB with its header.
+READ_BYTES: Final = 65536 + 10
 # Shorter frames are run together in the queue, up to as much as goes out at once.
 SMALL_FRAME_BYTES: Final = 1024
 RUN_BYTES: Final = 65536

@@ -42,7 +42,7 @@ from .connection import Connection
 from .deadlines import Deadlines
 from .ends import End
 from .holds import MAX_DELAY_S, SETTLED_S, Holds
-from .session import Phase, Side
+from .session import HEADER_BYTES, Phase, Side
 from .tally import Tally
 from .transport import discard_unsent, unsent_bytes
 from .watch import Due
@@ -284,7 +284,7 @@ class Loop:
         if connection.client_mask != _IN or session.phase is not _OPEN or self._pending:
             self._on_client(connection, ready)
             return
-        data = transport.recv(connection.settings.max_buffer)
+        data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
         if data:
             watch = connection.watch
             watch.heard_at = self._now
@@ -333,7 +333,7 @@ class Loop:
         if session.is_paused and may_read:
             session.receive_client(b"", self._now)
         elif may_read and (ready & (_IN | _GONE) or transport.needs_writing):
-            data = transport.recv(connection.settings.max_buffer)
+            data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
             if data:
                 connection.watch.heard_at = self._now
                 session.receive_client(data, self._now)

@@ -27,7 +27,7 @@ from .deflate import Agreement
 from .ends import End
 from .exceptions import Violation
 from .producer_reader import ProducerReader
-from .session import Phase, Session, Side
+from .session import HEADER_BYTES, Phase, Session, Side
 from .settings import AUTO, NEWLINE, RAW, Settings
 from .settings import TEXT as TEXT_ALWAYS
 
@@ -282,7 +282,10 @@ class RawSession(Session):
     @property
     def producer_room(self) -> int:
         # A turn of the loop is everybody's, and a read of line feeds is as many messages.
-        return min(super().producer_room, LINES_READ_BYTES if self._is_by_line else sys.maxsize)
+        return min(
+            super().producer_room - HEADER_BYTES,
+            LINES_READ_BYTES if self._is_by_line else sys.maxsize,
+        )
 
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Begin; the producer is told nothing."""

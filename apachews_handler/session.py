@@ -72,6 +72,10 @@ from .producer_reader import ProducerReader
 from .settings import Settings
 from .wire_queue import rest_of_messages
 
+# What is read beyond a buffer, so that a message as long as a buffer, and both are round
+# numbers mostly, comes with its header in one read: 2 bytes, 8 of length, 4 of mask (RFC
+# 6455 5.2).
+HEADER_BYTES: Final = 14
 # First bytes of frames that end a message.
 _LAST_FRAMES = frozenset(
     wire.FIN | opcode for opcode in (wire.CONTINUATION, wire.TEXT, wire.BINARY)
@@ -215,8 +219,8 @@ class Session:
 
     @property
     def producer_room(self) -> int:
-        """How many bytes to read of the producer at most: of one buffer, less what is kept back."""
-        return self._max_buffer - self._producer.kept_bytes
+        """How many bytes to read of the producer at most: one buffer, less what is kept back."""
+        return self._max_buffer + HEADER_BYTES - self._producer.kept_bytes
 
     @property
     def is_moving(self) -> bool:

@@ -92,8 +92,9 @@ class _Library:
 
 
 # One for all sessions: a child has one bridge thread, and the GIL is not let go
-# between a read and the copy.  As much as a plain connection gives at once by default.
-_buffer = ctypes.create_string_buffer(4 * RECORD_BYTES)
+# between a read and the copy.  As much as a plain connection gives at once by default:
+# 64 KiB and the header of a frame.
+_buffer = ctypes.create_string_buffer(5 * RECORD_BYTES)
 _buffer_at: Final = ctypes.addressof(_buffer)
 
 _libraries: dict[str | None, _Library] = {}
@@ -199,7 +200,7 @@ class TlsSession:
 
         Args:
             max_bytes: SSL_read gives at most one TLS record, 16 KiB; several are
-                gathered as long as they are fewer than this, and four at most.
+                gathered as long as they are fewer than this, and five at most.
         """
         library, ssl = self._library, self._ssl
         if not ssl or self._has_ended:
