@@ -63,11 +63,12 @@ class Bridge:
         self._loop = Loop()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._loop.watch(self._wakeup, self._on_wakeup)
-        # Guards the four below, nothing else.  Reentrant, because prefork ends a
+        # Guards the five below, nothing else.  Reentrant, because prefork ends a
         # child from within a signal handler, whatever the main thread is at.
         self._lock = threading.RLock()
-        # By the descriptor of the farewell.
+        # By the descriptor of the farewell; and those for whose farewell epoll has no room.
         self._adopted: dict[int, tuple[Connection, socket.socket]] = {}
+        self._unannounced: list[Connection] = []
         self._order = _Order.RUN
         self._is_apache_ending: Callable[[], bool] = bool
         self._has_ended = False
@@ -125,11 +126,11 @@ class Bridge:
                 try:
                     self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
                 except OSError:
+                    del self._adopted[fd]
+                    self._unannounced.append(connection)
                     farewell.close()  # the access log will have it as aborted
+                if self._unannounced or self._order not in _RUNNING:
                     os.eventfd_write(self._wakeup, 1)
-                else:
-                    if self._order not in _RUNNING:
-                        os.eventfd_write(self._wakeup, 1)
                 return
         _give_up(connection, farewell)
 
@@ -209,10 +210,12 @@ class Bridge:
         finally:
             with self._lock:
                 self._has_ended = True
-                adopted = list(self._adopted.values())
+                adopted, unannounced = list(self._adopted.values()), self._unannounced
                 is_frozen = self._order is _Order.FREEZE
             for connection, farewell in adopted:
                 _give_up(connection, farewell)
+            for connection in unannounced:
+                _give_up(connection)
             if self._reporter:
                 self._reporter.close()
             if not is_frozen:
@@ -227,7 +230,7 @@ class Bridge:
         if self._stop_at:
             is_idle = self._loop.is_empty and not self._farewells
             return is_idle or time.monotonic() >= self._stop_at
-        return self._order is _Order.FREEZE and not self._adopted
+        return self._order is _Order.FREEZE and not (self._adopted or self._unannounced)
 
     def _close(self) -> None:
         self._loop.close()
@@ -238,12 +241,13 @@ class Bridge:
     def _on_wakeup(self) -> None:
         os.eventfd_read(self._wakeup)
         with self._lock:
-            adopted = list(self._adopted.values())
-            self._adopted.clear()
+            adopted, self._adopted = self._adopted, {}
+            unannounced, self._unannounced = self._unannounced, []
             order = self._order
-        for connection, farewell in adopted:
-            if farewell.fileno() != -1:
-                self._farewells[farewell.fileno()] = farewell
+        for fd, (connection, farewell) in adopted.items():
+            self._farewells[fd] = farewell
+            self._loop.add(connection)
+        for connection in unannounced:
             self._loop.add(connection)
         if order is _Order.STOP:
             spread_s = self._loop.send_away(self._loop.connections(), End.GOING_AWAY, STOP_SPREAD_S)
@@ -269,9 +273,10 @@ class Bridge:
             self._loop.add(adopted[0])
 
 
-def _give_up(connection: Connection, farewell: socket.socket) -> None:
+def _give_up(connection: Connection, farewell: socket.socket | None = None) -> None:
     """Close a connection that came too late."""
-    farewell.close()
+    if farewell:
+        farewell.close()
     connection.session.close(End.GOING_AWAY)
     try:
         connection.transport.send(b"".join(connection.session.to_client))

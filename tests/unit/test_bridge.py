@@ -644,10 +644,11 @@ def test_where_epoll_has_no_room_a_connection_is_begun_at_once(
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(bridge._loop, "watch", no_room)
-    peers = connect(apache_is_done=False)
-    peers.client.sendall(masked(0x81, b"hi"))
-    assert isinstance(peers.next_item(), wire.Open)
-    assert peers.next_item() == "hi"
+    # The second one's dummy may have the first one's descriptor.
+    for peers in [connect(apache_is_done=False), connect(apache_is_done=False)]:
+        peers.client.sendall(masked(0x81, b"hi"))
+        assert isinstance(peers.next_item(), wire.Open)
+        assert peers.next_item() == "hi"
 
 
 def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
