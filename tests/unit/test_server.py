@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -791,3 +792,27 @@ def test_messages_that_are_no_json(server: Server, connect: Connect, payload: by
     bridge.socket.close()
     with pytest.raises(ApachewsError):
         next_event(server, Event.ConnectionClosed).json()
+
+
+def test_an_idle_client_takes_less_than_2_kib(server: Server) -> None:
+    number, opening = 200, OPEN.encode()
+    bridges = []
+    tracemalloc.start()
+    for _ in range(number):
+        with socket.socket(socket.AF_UNIX) as bridge:
+            bridge.connect(server.path)
+            bridge.sendall(opening)
+            bridges.append(os.dup(bridge.fileno()))  # a number, and no object to be measured
+        assert server.dequeue(timeout=5)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for fd in bridges:
+        os.close(fd)
+    assert used / number < 2048
+
+
+def test_a_request_is_what_the_bridge_has_said_of_it(connect: Connect) -> None:
+    _, client = connect()
+    assert client.guid() == OPEN.id
+    assert client.request == OPEN
+    assert client.request is client.request
