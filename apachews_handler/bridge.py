@@ -14,6 +14,7 @@ with the worker that is about to hand it over.
 from __future__ import annotations
 
 import enum
+import math
 import os
 import select
 import socket
@@ -39,6 +40,9 @@ STOP_TIMEOUT_S: Final = STOP_SPREAD_S + STOP_GRACE_S + 1.5
 FREEZE_TIMEOUT_S: Final = 20.0
 # How often a child that leaves looks whether Apache ends as a whole.
 LOOK_S: Final = 0.25
+# How long Apache may take to end a request once it was answered: its logs are written
+# then, and a program that one is piped to may hang.
+LATE_S: Final = 2.0
 # Apache's response head, and no more: what a farewell is read in.
 FAREWELL_BYTES: Final = 16384
 
@@ -63,12 +67,11 @@ class Bridge:
         self._loop = Loop()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._loop.watch(self._wakeup, self._on_wakeup)
-        # Guards the five below, nothing else.  Reentrant, because prefork ends a
+        # Guards the four below, nothing else.  Reentrant, because prefork ends a
         # child from within a signal handler, whatever the main thread is at.
         self._lock = threading.RLock()
-        # By the descriptor of the farewell; and those for whose farewell epoll has no room.
-        self._adopted: dict[int, tuple[Connection, socket.socket]] = {}
-        self._unannounced: list[Connection] = []
+        # By the descriptor of the farewell; with the time by which it is begun anyway.
+        self._adopted: dict[int, tuple[Connection, socket.socket, float]] = {}
         self._order = _Order.RUN
         self._is_apache_ending: Callable[[], bool] = bool
         self._has_ended = False
@@ -116,22 +119,24 @@ class Bridge:
 
         Args:
             connection: owned by the bridge from here on, also when it is stopping.
-            farewell: the other end of Apache's dummy; closed when Apache is done, and
-                not before that is the connection begun with.
+            farewell: the other end of Apache's dummy; closed when Apache is done.  Then
+                the connection is begun with; or after ``LATE_S``, whatever Apache does.
         """
         fd = farewell.fileno()
         with signals_blocked(), self._lock:
             if not self._has_ended:
-                self._adopted[fd] = connection, farewell
+                late_at = time.monotonic() + LATE_S
+                self._adopted[fd] = connection, farewell, late_at
                 try:
                     self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
                 except OSError:
-                    del self._adopted[fd]
-                    self._unannounced.append(connection)
-                    farewell.close()  # the access log will have it as aborted
-                if self._unannounced or self._order not in _RUNNING:
-                    os.eventfd_write(self._wakeup, 1)
-                return
+                    # epoll has no room for this one, nor then for its client.
+                    if self._adopted.pop(fd, None) is None:
+                        return  # it was begun already
+                else:
+                    if self._order not in _RUNNING:
+                        os.eventfd_write(self._wakeup, 1)
+                    return
         _give_up(connection, farewell)
 
     def begin_leaving(self, is_apache_ending: Callable[[], bool]) -> None:
@@ -201,21 +206,22 @@ class Bridge:
         try:
             while True:
                 while self._order is _RUN:
-                    self._loop.turn()
+                    self._loop.turn(LATE_S)
+                    if self._adopted:
+                        self._begin_by(time.monotonic())
                 if self._is_done():
                     break
                 self._loop.turn(self._max_wait_s())
+                self._begin_by(time.monotonic())
                 if self._order is _Order.LEAVE and self._is_apache_ending():
                     self.begin_stop()
         finally:
             with self._lock:
                 self._has_ended = True
-                adopted, unannounced = list(self._adopted.values()), self._unannounced
+                adopted = list(self._adopted.values())
                 is_frozen = self._order is _Order.FREEZE
-            for connection, farewell in adopted:
+            for connection, farewell, _ in adopted:
                 _give_up(connection, farewell)
-            for connection in unannounced:
-                _give_up(connection)
             if self._reporter:
                 self._reporter.close()
             if not is_frozen:
@@ -230,7 +236,7 @@ class Bridge:
         if self._stop_at:
             is_idle = self._loop.is_empty and not self._farewells
             return is_idle or time.monotonic() >= self._stop_at
-        return self._order is _Order.FREEZE and not (self._adopted or self._unannounced)
+        return self._order is _Order.FREEZE and not self._adopted
 
     def _close(self) -> None:
         self._loop.close()
@@ -241,31 +247,37 @@ class Bridge:
     def _on_wakeup(self) -> None:
         os.eventfd_read(self._wakeup)
         with self._lock:
-            adopted, self._adopted = self._adopted, {}
-            unannounced, self._unannounced = self._unannounced, []
             order = self._order
-        for fd, (connection, farewell) in adopted.items():
-            self._farewells[fd] = farewell
-            self._loop.add(connection)
-        for connection in unannounced:
-            self._loop.add(connection)
+        self._begin_by(math.inf)
         if order is _Order.STOP:
             spread_s = self._loop.send_away(self._loop.connections(), End.GOING_AWAY, STOP_SPREAD_S)
             self._stop_at = self._stop_at or time.monotonic() + spread_s + STOP_GRACE_S
 
+    def _begin_by(self, time_at: float) -> None:
+        """Begin with those that were to be begun by then, though Apache is not done with them."""
+        with self._lock:
+            late = {fd: one for fd, one in self._adopted.items() if one[2] <= time_at}
+            for fd in late:
+                del self._adopted[fd]
+        for fd, (connection, farewell, _) in late.items():
+            self._farewells[fd] = farewell
+            self._loop.add(connection)
+
     def _on_farewell(self, fd: int) -> None:
         """Apache has shut its dummy down: begin, if that is still to be."""
         adopted = self._adopted.get(fd)
-        farewell = adopted[1] if adopted else self._farewells[fd]
+        farewell = adopted[1] if adopted else self._farewells.get(fd)
+        if farewell is None:
+            return  # this was about a client that had the descriptor before
         try:
             while farewell.recv(FAREWELL_BYTES):
                 pass  # or closing would reset it
         except BlockingIOError:
-            return  # not yet: this was about a client that had the descriptor before
+            return  # so was this: Apache is not done yet
         except OSError:
             pass  # Apache has closed it already
         with self._lock:
-            self._adopted.pop(fd, None)
+            adopted = self._adopted.pop(fd, None)
         self._farewells.pop(fd, None)
         self._loop.unwatch(fd)
         farewell.close()
@@ -273,10 +285,9 @@ class Bridge:
             self._loop.add(adopted[0])
 
 
-def _give_up(connection: Connection, farewell: socket.socket | None = None) -> None:
-    """Close a connection that came too late."""
-    if farewell:
-        farewell.close()
+def _give_up(connection: Connection, farewell: socket.socket) -> None:
+    """Close a connection that came too late, or for which there is no room."""
+    farewell.close()
     connection.session.close(End.GOING_AWAY)
     try:
         connection.transport.send(b"".join(connection.session.to_client))

@@ -20,7 +20,7 @@ from .ends import End
 from .logfile import append
 from .session import Session, Side
 from .settings import Settings
-from .transport import PlainTransport, Transport
+from .transport import Transport
 from .watch import Watch
 
 
@@ -147,7 +147,7 @@ class Connection:
         self.is_deaf = False  # nothing reaches the client any more
         self.is_finished = False  # it is closed, counted and logged
         self.is_shut_down = False  # nothing more will be sent to it
-        self.is_simple = isinstance(transport, PlainTransport) and not session.may_pause
+        self.is_simple = not (transport.may_hoard or session.may_pause)
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)
         self.goodbye: End | None = None  # why it is sent away, once it is to be

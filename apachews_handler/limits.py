@@ -206,10 +206,12 @@ def admit(settings: Settings, address: str, path: str) -> Admission:
     Raises:
         Refusal: 503, or 429 for the limit of an address; 500, the file cannot be made.
     """
-    if not (
-        settings.max_connections
-        or settings.max_connections_per_address
-        or settings.max_connections_per_endpoint
+    if not any(
+        (
+            settings.max_connections,
+            settings.max_connections_per_address,
+            settings.max_connections_per_endpoint,
+        )
     ):
         return _FREE
     wanted = [

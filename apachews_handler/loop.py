@@ -112,7 +112,7 @@ class Loop:
         try:
             self._epoll.register(fd, events)
         except OSError:
-            del self._others[fd]
+            self._others.pop(fd, None)
             raise
 
     def unwatch(self, fd: int) -> None:

@@ -31,14 +31,24 @@ if TYPE_CHECKING:
 _PAIR: Final = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^";,\s]*))\s*(?:;|$)')
 
 
-# A site has few origins, and each comes with every page of it.
-@functools.lru_cache(maxsize=1024)
+# A host has 253 bytes at most (RFC 1035 2.3.4); scheme and port come besides.
+MAX_ORIGIN_CHARS: Final = 300
+
+
 def normalise_origin(text: str) -> str:
     """Return an origin in lower case and without the default port (RFC 6454 6.2).
 
     Raises:
         ValueError: no scheme and host, or more than these and a port.
     """
+    if len(text) > MAX_ORIGIN_CHARS:
+        raise ValueError
+    return _normalise(text)
+
+
+# A site has few origins, and each comes with every page of it.
+@functools.lru_cache(maxsize=256)
+def _normalise(text: str) -> str:
     parts = urlsplit(text)
     if (
         parts.scheme not in ("http", "https")

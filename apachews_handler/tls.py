@@ -24,7 +24,7 @@ from __future__ import annotations
 import ctypes
 import socket
 from ctypes import c_char_p, c_int, c_long, c_uint, c_uint64, c_ulong, c_void_p
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 # openssl/ssl.h
 SSL_CTRL_MODE: Final = 33
@@ -92,9 +92,10 @@ class _Library:
 
 
 # One for all sessions: a child has one bridge thread, and the GIL is not let go
-# between a read and the copy.  As much as a plain connection gives at once by default:
-# 64 KiB and the header of a frame.
-_buffer = ctypes.create_string_buffer(5 * RECORD_BYTES)
+# between a read and the copy.  Five records: a message of 64 KiB and its header, which is
+# as much as a plain connection gives at once by default.
+READ_BYTES: Final = 5 * RECORD_BYTES
+_buffer = ctypes.create_string_buffer(READ_BYTES)
 _buffer_at: Final = ctypes.addressof(_buffer)
 
 _libraries: dict[str | None, _Library] = {}
@@ -106,13 +107,15 @@ class TlsSession:
     ``share`` makes one; ``release`` or ``close`` ends it.
     """
 
-    __slots__ = ("_has_ended", "_library", "_socket", "_ssl", "needs_writing")
+    may_hoard: ClassVar = True
+    __slots__ = ("_has_ended", "_is_drained", "_library", "_socket", "_ssl", "needs_writing")
 
     def __init__(self, library: _Library, ssl: int) -> None:
         self._library = library
         self._ssl = ssl
         self._socket: socket.socket | None = None
         self._has_ended = False  # recv() has met the end
+        self._is_drained = False  # recv() has taken what is there, but for a part of a record
         self.needs_writing = False  # recv() waits until the socket can be written
 
     @classmethod
@@ -143,7 +146,11 @@ class TlsSession:
         """Tell whether ``recv`` has something that the descriptor does not show."""
         if not self._ssl:
             return False
-        return self._has_ended or bool(self._library.SSL_has_pending(self._ssl))
+        if self._has_ended:
+            return True
+        # Of a record that has not all arrived SSL_has_pending says yes; the rest of it will
+        # show at the descriptor.
+        return not self._is_drained and bool(self._library.SSL_has_pending(self._ssl))
 
     def set_quiet(self, is_quiet: bool) -> None:
         """Let a shutdown by Apache pass without a word to the client, or not."""
@@ -205,21 +212,22 @@ class TlsSession:
         library, ssl = self._library, self._ssl
         if not ssl or self._has_ended:
             return b""
-        size, end = 0, min(max_bytes, len(_buffer))
+        size, end = 0, min(max_bytes, READ_BYTES)
         while size < end:
             library.ERR_clear_error()
-            count = library.SSL_read(ssl, _buffer_at + size, min(RECORD_BYTES, len(_buffer) - size))
+            count = library.SSL_read(ssl, _buffer_at + size, min(RECORD_BYTES, READ_BYTES - size))
             if count <= 0:
                 error = library.SSL_get_error(ssl, count)
                 # TLS 1.3: the answer to a client's KeyUpdate does not fit into the
                 # socket, and nothing is read before it does.
                 self.needs_writing = error == SSL_ERROR_WANT_WRITE
+                self._is_drained = error == SSL_ERROR_WANT_READ
                 if not self.needs_writing and error != SSL_ERROR_WANT_READ:
                     self._has_ended = True
                     if not size:
                         return b""
                 break
-            self.needs_writing = False
+            self.needs_writing = self._is_drained = False
             size += count
             if count < RECORD_BYTES:
                 # Whoever sends much fills the records; asking again after a small

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import termios
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 _INT: Final = struct.Struct("i")
 # struct linger, socket(7): on, for 0 s.
@@ -23,7 +23,10 @@ class Transport(Protocol):
 
     Attributes:
         needs_writing: ``recv`` cannot go on before the descriptor can be written.
+        may_hoard: ``has_pending`` or ``needs_writing`` may ever be true.
     """
+
+    may_hoard: ClassVar[bool]
 
     @property
     def needs_writing(self) -> bool: ...
@@ -73,6 +76,7 @@ class PlainTransport:
 
     __slots__ = ("_socket",)
 
+    may_hoard: ClassVar = False
     needs_writing = False
 
     def __init__(self, sock: socket.socket) -> None:

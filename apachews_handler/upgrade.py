@@ -35,9 +35,9 @@ from .settings import Settings
 
 UPGRADE_REQUIRED = "426 Upgrade Required"
 BAD_REQUEST = "400 Bad Request"
-# RFC 9110 7.8: Upgrade is for this connection only, and Connection says so.
 # RFC 9110 5.5: what no value of a header has.
 _BREAKS = re.compile("[\0\n\v\f\r]")
+# RFC 9110 7.8: Upgrade is for this connection only, and Connection says so.
 _UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
 
@@ -240,7 +240,8 @@ def _require_wellformed(environ: Mapping[str, Any]) -> None:
             "Sec-WebSocket-Key must be 16 bytes in base64.",
             f"malformed Sec-WebSocket-Key {key!r:.60}",
         )
-    _list(environ, "HTTP_CONNECTION")
+    for name in ("HTTP_CONNECTION", "HTTP_HOST"):
+        _list(environ, name)  # refuses what is not ASCII
     if "HTTP_HOST" not in environ:  # RFC 6455 4.2.1, 2.
         raise Refusal(BAD_REQUEST, "A WebSocket request has a Host header.")
     # httpd lets none pass, unless told to be lax (HttpProtocolOptions Unsafe).

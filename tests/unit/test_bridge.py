@@ -488,6 +488,8 @@ def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
 class Hoarder(PlainTransport):
     """As OpenSSL: takes all that the descriptor has, and gives out some of it."""
 
+    may_hoard = True
+
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self.hoard = b""
@@ -637,18 +639,43 @@ def test_a_connection_that_apache_is_not_done_with_is_carried_on(
     loop.close()
 
 
-def test_where_epoll_has_no_room_a_connection_is_begun_at_once(
+def test_what_is_no_end_of_the_request_is_not_taken_for_one(
+    bridge: Bridge, connect: Callable[..., Peers]
+) -> None:
+    peers = connect(apache_is_done=False)
+    (fd,) = bridge._adopted
+    bridge._on_farewell(fd)  # as where epoll named the descriptor for whom it had before
+    assert fd in bridge._adopted
+    bridge._on_farewell(-5)
+    peers.end_request()
+    assert isinstance(peers.next_item(), wire.Open)
+
+
+def test_a_connection_is_begun_though_apache_never_ends_the_request(
+    connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apachews_handler.bridge.LATE_S", 0.1)
+    connect()  # the thread goes on with the shorter time from here on
+    peers = connect(apache_is_done=False)
+    peers.client.sendall(masked(0x81, b"hi"))
+    assert isinstance(peers.next_item(), wire.Open)
+    assert peers.next_item() == "hi"
+    peers.end_request()
+    peers.apache.settimeout(5)
+    assert peers.apache.recv(1) == b""
+
+
+def test_where_epoll_has_no_room_a_client_gets_its_goodbye(
     bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(bridge._loop, "watch", no_room)
-    # The second one's dummy may have the first one's descriptor.
-    for peers in [connect(apache_is_done=False), connect(apache_is_done=False)]:
-        peers.client.sendall(masked(0x81, b"hi"))
-        assert isinstance(peers.next_item(), wire.Open)
-        assert peers.next_item() == "hi"
+    peers = connect(apache_is_done=False)
+    assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
+    assert peers.next_item() is None
+    assert not bridge._adopted
 
 
 def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:

@@ -17,7 +17,7 @@ from apachews_handler.bridge import Bridge
 from apachews_handler.connection import Connection
 from apachews_handler.session import Session
 from apachews_handler.settings import Settings
-from apachews_handler.tls import TlsError, TlsSession
+from apachews_handler.tls import READ_BYTES, RECORD_BYTES, TlsError, TlsSession
 
 from ..conftest import let_pass, wait_for
 from .test_bridge import Lines, tcp_pair
@@ -33,6 +33,7 @@ class Libssl:
         self.writes: list[int] = []
         self.written = b""
         self.read_calls = 0
+        self.pending = 0
 
     def SSL_read(self, ssl: int, buffer: int, size: int) -> int:
         self.read_calls += 1
@@ -56,7 +57,7 @@ class Libssl:
         return {WANT_READ: 2, WANT_WRITE: 3, FATAL: 1, CLOSED: 6}[self._error]
 
     def SSL_has_pending(self, ssl: int) -> int:
-        return 0
+        return self.pending
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: 1
@@ -135,6 +136,24 @@ def test_an_ssl_of_another_connection_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(TlsError, match="does not belong"):
         TlsSession.share(1, 4711, "mod_ssl.so")
     TlsSession.share(1, 1, "mod_ssl.so")
+
+
+def test_a_part_of_a_record_is_nothing_to_look_at_again() -> None:
+    made, library = session(b"hi", WANT_READ)
+    library.pending = 1  # as OpenSSL says of the beginning of a record
+    assert made.has_pending()  # nobody has looked yet
+    assert made.recv(1 << 16) == b"hi"
+    assert made.has_pending()
+    assert made.recv(1 << 16) is None
+    assert not made.has_pending()
+    library.reads = [b"its rest"]
+    assert made.recv(1 << 16) == b"its rest"
+    assert made.has_pending()
+
+
+def test_one_read_is_bounded_however_large_the_buffer_may_be() -> None:
+    made, _ = session(b"x" * RECORD_BYTES)  # again and again
+    assert made.recv(1 << 24) == b"x" * READ_BYTES
 
 
 def test_waiting_to_write_a_key_update_costs_no_processor() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from wsproto.connection import ConnectionType
 from wsproto.events import AcceptConnection, Request
 from wsproto.handshake import H11Handshake
+from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
 from apachews_handler.deflate import Agreement, Negotiation
@@ -100,6 +101,8 @@ REFUSED: list[tuple[dict[str, str | None], str]] = [
     ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==, x"}, "400"),
     ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jé=="}, "400"),
     ({"HTTP_HOST": None}, "400"),
+    ({"HTTP_HOST": "é"}, "400"),
+    ({"HTTP_CONNECTION": "Upgrade, é"}, "400"),
     ({"CONTENT_LENGTH": "5"}, "400"),
     ({"HTTP_TRANSFER_ENCODING": "chunked"}, "400"),
     ({"HTTP_X": "a\nb"}, "400"),
@@ -166,6 +169,19 @@ offers = st.lists(
 )
 
 
+def handshake_of_wsproto(environ: dict[str, Any]) -> tuple[H11Handshake, Request]:
+    handshake = H11Handshake(ConnectionType.SERVER)
+    headers = [
+        (name[5:].replace("_", "-").encode(), value.encode("latin-1"))
+        for name, value in environ.items()
+        if name.startswith("HTTP_") and value is not None
+    ]
+    handshake.initiate_upgrade_connection(headers, b"/")
+    (request,) = handshake.events()
+    assert isinstance(request, Request)
+    return handshake, request
+
+
 @given(
     st.fixed_dictionaries(
         {},
@@ -176,7 +192,7 @@ offers = st.lists(
             "HTTP_SEC_WEBSOCKET_EXTENSIONS": offers.map(", ".join),
             "HTTP_SEC_WEBSOCKET_KEY": latin,
             "HTTP_SEC_WEBSOCKET_VERSION": st.sampled_from(["13", "8", "", "13, 13"]),
-            "HTTP_HOST": st.none(),
+            "HTTP_HOST": st.sampled_from(["a.example:80", "é", None]),
             "HTTP_X": latin,
         },
     ),
@@ -189,24 +205,16 @@ def test_the_answer_is_that_of_wsproto(
     settings = Settings(deflate=deflate, subprotocols=("b", "chat") if chooses else ())
     # httpd has taken the blanks around a value away.
     changes = {name: value and value.strip(" \t") for name, value in changes.items()}
+    environ = {**GOOD, **changes}
     try:
         upgrade = negotiate(changes)
     except Refusal:
-        return  # there is a test of what is refused
-    theirs = H11Handshake(ConnectionType.SERVER)
-    environ = {**GOOD, **changes}
+        if "HTTP_SEC_WEBSOCKET_KEY" not in changes:  # at which wsproto does not look
+            with pytest.raises((LocalProtocolError, RemoteProtocolError, UnicodeError)):
+                handshake_of_wsproto(environ)
+        return
     # Among several protocols to upgrade to wsproto does not see its own.
-    environ["HTTP_UPGRADE"] = "websocket"
-    theirs.initiate_upgrade_connection(
-        [
-            (name[5:].replace("_", "-").encode(), value.encode("latin-1"))
-            for name, value in environ.items()
-            if name.startswith("HTTP_") and value is not None
-        ],
-        b"/",
-    )
-    (request,) = theirs.events()
-    assert isinstance(request, Request)
+    theirs, request = handshake_of_wsproto({**environ, "HTTP_UPGRADE": "websocket"})
     assert upgrade.offered == tuple(request.subprotocols)
     subprotocol = upgrade.choose(settings)
     negotiation = Negotiation(settings.deflate_window_bits, settings.deflate_context_takeover)
