@@ -74,7 +74,8 @@ def play(seed: int, *, general: bool) -> list[Any]:
     producer, producer_near = socket.socketpair()
     for sock in (client, client_near, producer, producer_near):
         sock.setblocking(False)
-        if seed % 2:
+    if seed % 2:  # what the loop sends is taken in part
+        for sock in (client_near, producer_near):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
     log = Lines()
     session = new_session(settings, agreement)
