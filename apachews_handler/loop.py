@@ -23,8 +23,8 @@ with a traceback in the log, and no other.
 
 A busy loop mostly passes messages from one side to the other, with both sides open and
 nothing waiting.  ``_pass_on`` and ``_pass_back`` are that case of ``_on_client`` and
-``_on_producer``, without the steps that do nothing then: what they spare is a third of
-this process's work for a short message.  Whatever else they meet they leave to those.
+``_on_producer``, without the steps that do nothing then (bench/run --case 'echo-64B-*').
+Whatever else they meet they leave to those.
 """
 
 from __future__ import annotations

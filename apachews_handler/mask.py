@@ -1,8 +1,7 @@
 """Unmasking (RFC 6455 5.3).
 
 Contract: pure.  A module of its own so that nothing else knows of the two ways:
-``_mask.c`` where it was built, which takes a fortieth of the time for a long message,
-and Python where there was no compiler.
+``_mask.c`` where it was built, and Python where there was no compiler.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from __future__ import annotations
 import signal
 
 # What the module signal wraps.  Its own makes a member of an Enum of each signal of a
-# mask, a hundred of them here and back: as much work as the rest of a handshake's way
-# to the bridge.
+# mask: a hundred of them, here and back, for every handshake.
 from _signal import pthread_sigmask
 
 _ALL = frozenset(map(int, signal.valid_signals()))

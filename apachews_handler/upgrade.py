@@ -8,8 +8,8 @@ Pure; one object a request.
 How this works: httpd has parsed the request and found its headers well-formed; what
 is left is to look at a few of them.  wsproto, which many servers rely on, has the parts:
 how lists are split, extensions agreed on, the key answered.  (Its handshake as a whole
-writes the request anew to have it parsed once more, which took a fifth of the time of
-opening a WebSocket; a test holds this module against it.)
+writes the request anew to have it parsed once more; a test holds this module against
+it.)
 
 Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version).
 """
