@@ -176,6 +176,8 @@ def test_the_copy_of_an_environment_can_be_read(
     handler.mkdir(parents=True)
     home.chmod(0o700)
     monkeypatch.setattr(sys, "prefix", str(home))
+    # Not the running one: the interpreter may be below a home of mode 0700 itself.
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
     monkeypatch.setattr(
         python_home, "handler_in", lambda home: home / handler.relative_to(sys.prefix)
     )
