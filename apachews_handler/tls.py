@@ -247,6 +247,10 @@ class TlsSession:
         if not ssl:
             raise ConnectionAbortedError("the TLS connection is closed")
         sent, length = 0, len(data)
+        # Several records go to the client as one, as a plain connection's bytes do.
+        is_long = length > RECORD_BYTES
+        if is_long:
+            self._set_option(socket.TCP_CORK, 1)
         while sent < length:
             record = bytes(data[sent : sent + RECORD_BYTES])
             library.ERR_clear_error()
@@ -256,15 +260,21 @@ class TlsSession:
                     break
                 raise ConnectionAbortedError("the TLS connection is gone")
             sent += count
+        if is_long:
+            self._set_option(socket.TCP_CORK, 0)
         return sent
 
     def limit_unsent(self, size: int) -> None:
         """Let the kernel hold no more than so many bytes that it could not send yet."""
+        self._set_option(socket.TCP_NOTSENT_LOWAT, size)
+
+    def _set_option(self, option: int, value: int) -> None:
+        """Set an option of TCP, tcp(7)."""
         if self._socket is not None:
             try:
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+                self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             except OSError:
-                pass  # it has gone: the kernel's own limits stay
+                pass  # it has gone: whoever reads or writes next hears of it
 
     def shutdown(self) -> None:
         """Say that nothing more will be sent: close_notify, then FIN."""

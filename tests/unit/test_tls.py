@@ -118,6 +118,37 @@ def test_writing_sends_record_by_record_until_the_socket_is_full() -> None:
         made.send(b"z")
 
 
+@pytest.mark.parametrize("writes", [[], [RECORD_BYTES, WANT_WRITE]])
+def test_records_of_one_message_go_together_and_at_once(
+    writes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, near = tcp_pair()
+
+    def is_corked() -> bool:
+        return bool(near.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK))
+
+    made, library = session()
+    made._socket = near
+    library.writes = writes
+    seen: list[bool] = []
+    write = library.SSL_write
+
+    def watched(*arguments: Any) -> int:
+        seen.append(is_corked())
+        return write(*arguments)
+
+    monkeypatch.setattr(library, "SSL_write", watched)
+    made.send(FULL * 2)
+    assert seen == [True, True]
+    assert not is_corked()
+    made.send(FULL)
+    assert seen[2:] == [False]  # two system calls more would be for nothing
+    monkeypatch.undo()
+    near.close()
+    made.send(FULL * 2)  # that it has gone is for OpenSSL to say
+    client.close()
+
+
 def test_after_close_nothing_reaches_openssl() -> None:
     made, library = session(b"hi")
     made.close()
