@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +23,7 @@ LENGTHS = [*range(20), 63, 64, 65, 125, 126, 65535, 65536, 65537]
 
 def extension() -> Callable[[bytes, bytes], bytes]:
     """Return the extension's function: of what is installed, as the checkout has none."""
-    if not INSTALLED.exists():
+    if not INSTALLED.exists() and "TOX_ENV_NAME" not in os.environ:
         pytest.skip("apachews is not installed in this environment")
     (path,) = INSTALLED.glob("_mask.*.so")  # these environments have a compiler
     loader = importlib.machinery.ExtensionFileLoader("_mask", str(path))
