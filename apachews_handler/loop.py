@@ -12,7 +12,9 @@ and a few frames of the bridge's own wait in each direction, and the kernel's
 buffers carry the backpressure to the other end.
 
 Time is looked at once a turn.  Every connection has a place in ``Deadlines``, for
-when its ``Watch`` wants to be asked again.
+when its ``Watch`` wants to be asked again.  What is due within ``TIMERS_S`` is done
+together: among thousands of idle clients one is to be pinged every few milliseconds,
+and to wake up for each by itself costs several times as much as the ping.
 
 A client whose producer is gone is in ``Holds`` until there is another one; it is
 read meanwhile, up to a buffer.
@@ -54,6 +56,8 @@ _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _NOT_WATCHED: Final = -1
+# How late what is due may be, so that it is done together.
+TIMERS_S: Final = 0.05
 # A turn that takes longer is remembered, for so long.
 LONG_TURN_S: Final = 0.001
 LONG_TURNS_KEPT_S: Final = 60.0
@@ -237,13 +241,14 @@ class Loop:
             self._note_long_turn(now - self._now)
         if self._pending:
             return 0
-        at = self._deadlines.next_at()
+        wait_s = self._deadlines.next_at() - now
+        if wait_s > 0:
+            wait_s = max(wait_s, TIMERS_S)
         if self._holds:
-            at = min(at, self._holds.next_at())
-        if at == math.inf:
+            wait_s = min(wait_s, self._holds.next_at() - now)
+        if wait_s == math.inf:
             return max_wait_s
-        wait_s = max(0.0, at - now)
-        return wait_s if max_wait_s is None else min(wait_s, max_wait_s)
+        return max(0.0, wait_s if max_wait_s is None else min(wait_s, max_wait_s))
 
     def longest_turn_s(self) -> float:
         """Return how long the longest turn of the last minute took; 0.0 where none took long."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apachews_handler import loop as module
-from apachews_handler.loop import Loop
+from apachews_handler.loop import TIMERS_S, Loop
 
 
 class Epoll:
@@ -60,3 +60,26 @@ def test_the_longest_turn_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) ->
     epoll.now += 0.3
     assert loop._wait_s(None) == 0
     assert loop.longest_turn_s() == pytest.approx(0.3)
+
+
+def test_what_is_due_soon_is_done_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    epoll = Epoll()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: epoll.now))
+    monkeypatch.setattr(module, "select", SimpleNamespace(epoll=lambda: epoll))
+    loop = Loop()
+    loop.watch(5, epoll.work)
+
+    def waits_s(due_in_s: float, max_wait_s: float | None = None) -> float | None:
+        thing: Any = SimpleNamespace(scheduled_at=math.inf, ticket=0)
+        loop._deadlines.schedule(thing, epoll.now + due_in_s)
+        timeout = loop._wait_s(max_wait_s)
+        loop._deadlines.take_due(math.inf)
+        return timeout
+
+    assert waits_s(1.0) == pytest.approx(1.0)
+    assert waits_s(0.001) == TIMERS_S
+    assert waits_s(0.0) == waits_s(-1.0) == 0.0  # it is late already
+    assert waits_s(0.001, 0.01) == 0.01
+    assert waits_s(1.0, 0.01) == 0.01
+    assert loop._wait_s(None) is None
+    assert loop._wait_s(0.01) == 0.01
