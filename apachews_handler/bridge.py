@@ -120,7 +120,8 @@ class Bridge:
         Args:
             connection: owned by the bridge from here on, also when it is stopping.
             farewell: the other end of Apache's dummy; closed when Apache is done.  Then
-                the connection is begun with; or after ``LATE_S``, whatever Apache does.
+                the connection is begun with; or between once and twice ``LATE_S`` later,
+                whatever Apache does.
         """
         fd = farewell.fileno()
         with signals_blocked(), self._lock:
@@ -131,8 +132,7 @@ class Bridge:
                     self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
                 except OSError:
                     # epoll has no room for this one, nor then for its client.
-                    if self._adopted.pop(fd, None) is None:
-                        return  # it was begun already
+                    del self._adopted[fd]
                 else:
                     if self._order not in _RUNNING:
                         os.eventfd_write(self._wakeup, 1)

@@ -7,8 +7,8 @@ thread at a time: the bridge's in a child of Apache, the only one in a custodian
 How this works: a level-triggered epoll over two descriptors a connection, client
 and producer.  What is read from one is given to the session, and what that puts
 out is sent to the other.  Bytes that a side does not take wait here, and while
-they do, the side they came from is not read: so at most one read (APACHEWS_MAX_BUFFER)
-and a few frames of the bridge's own wait in each direction, and the kernel's
+they do, the side they came from is not read: so at most one read (APACHEWS_MAX_BUFFER,
+and a header) and a few frames of the bridge's own wait in each direction, and the kernel's
 buffers carry the backpressure to the other end.
 
 Time is looked at once a turn.  Every connection has a place in ``Deadlines``, for

@@ -28,7 +28,6 @@ from typing import Any, ClassVar, Final
 
 # openssl/ssl.h
 SSL_CTRL_MODE: Final = 33
-SSL_CTRL_SET_READ_AHEAD: Final = 41
 SSL_MODE_ENABLE_PARTIAL_WRITE: Final = 0x1
 SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER: Final = 0x2
 SSL_MODE_RELEASE_BUFFERS: Final = 0x10
@@ -57,6 +56,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "SSL_set_options": (c_uint64, (c_void_p, c_uint64)),
     "SSL_ctrl": (c_long, (c_void_p, c_int, c_long, c_void_p)),
     "SSL_set_fd": (c_int, (c_void_p, c_int)),
+    "SSL_set_read_ahead": (None, (c_void_p, c_int)),
     "SSL_has_pending": (c_int, (c_void_p,)),
     "SSL_get_session": (c_void_p, (c_void_p,)),
     "SSL_SESSION_set1_id": (c_int, (c_void_p, c_char_p, c_uint)),
@@ -180,7 +180,7 @@ class TlsSession:
         )
         # A record's head and body in one read of the socket.  (Whatever else that takes
         # shows in SSL_has_pending.)
-        library.SSL_ctrl(ssl, SSL_CTRL_SET_READ_AHEAD, 1, None)
+        library.SSL_set_read_ahead(ssl, 1)
         if not library.SSL_set_fd(ssl, sock.fileno()):
             raise TlsError("SSL_set_fd failed")
         self._socket = sock
@@ -206,8 +206,8 @@ class TlsSession:
         A connection that breaks off, in whatever way, ends: b"".
 
         Args:
-            max_bytes: SSL_read gives at most one TLS record, 16 KiB; several are
-                gathered as long as they are fewer than this, and five at most.
+            max_bytes: at most so many, and ``READ_BYTES``.  SSL_read gives at most one
+                TLS record, 16 KiB; several are gathered.
         """
         library, ssl = self._library, self._ssl
         if not ssl or self._has_ended:
@@ -215,7 +215,7 @@ class TlsSession:
         size, end = 0, min(max_bytes, READ_BYTES)
         while size < end:
             library.ERR_clear_error()
-            count = library.SSL_read(ssl, _buffer_at + size, min(RECORD_BYTES, READ_BYTES - size))
+            count = library.SSL_read(ssl, _buffer_at + size, min(RECORD_BYTES, end - size))
             if count <= 0:
                 error = library.SSL_get_error(ssl, count)
                 # TLS 1.3: the answer to a client's KeyUpdate does not fit into the
@@ -243,14 +243,20 @@ class TlsSession:
         Raises:
             ConnectionError: the connection is gone.
         """
-        library, ssl = self._library, self._ssl
-        if not ssl:
+        if not self._ssl:
             raise ConnectionAbortedError("the TLS connection is closed")
-        sent, length = 0, len(data)
+        if len(data) <= RECORD_BYTES:
+            return self._write(data)
         # Several records go to the client as one, as a plain connection's bytes do.
-        is_long = length > RECORD_BYTES
-        if is_long:
-            self._set_option(socket.TCP_CORK, 1)
+        self._set_option(socket.TCP_CORK, 1)
+        try:
+            return self._write(data)
+        finally:
+            self._set_option(socket.TCP_CORK, 0)
+
+    def _write(self, data: bytes | memoryview) -> int:
+        library, ssl = self._library, self._ssl
+        sent, length = 0, len(data)
         while sent < length:
             record = bytes(data[sent : sent + RECORD_BYTES])
             library.ERR_clear_error()
@@ -260,8 +266,6 @@ class TlsSession:
                     break
                 raise ConnectionAbortedError("the TLS connection is gone")
             sent += count
-        if is_long:
-            self._set_option(socket.TCP_CORK, 0)
         return sent
 
     def limit_unsent(self, size: int) -> None:

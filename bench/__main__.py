@@ -76,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Run the command; return its status: 1 where messages were lost or a peer failed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A terminal that goes as well: what was started and opened is put back.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     options = parser().parse_args(arguments)
     try:
         if options.report:

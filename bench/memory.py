@@ -1,19 +1,24 @@
-"""What an open and idle WebSocket costs: memory and threads.
+"""What an open and idle WebSocket costs: memory, and whether it holds a worker of Apache.
 
 Source: the Pss of /proc/PID/smaps_rollup, in which memory that several processes share is
 divided between them, so that the sum over all of them counts it once.  The slope between
 two counts of connections is the cost of one; what a server needs with none is not in it.
+Busy workers are those of mod_status.
 """
 
 from __future__ import annotations
 
 import time
+import urllib.request
 from pathlib import Path
+from typing import Final
 
-from . import processes
 from .cases import Case, Peer
 from .measure import CONNECT_AT_ONCE, driven
+from .peers import STATUS_PATH, Running
 from .results import Figures
+
+STATUS_TIMEOUT_S: Final = 10.0
 
 
 def pss_in(smaps_rollup: str) -> int:
@@ -36,6 +41,27 @@ def pss(pids: list[int]) -> int:
     return total
 
 
+def busy_workers_in(status: str) -> int:
+    """Return how many workers are busy by the text of mod_status, ``?auto``."""
+    for line in status.splitlines():
+        name, _, value = line.partition(":")
+        if name == "BusyWorkers":
+            return int(value)
+    raise ValueError("no BusyWorkers in the server's status")
+
+
+def busy_workers(running: Running) -> int:
+    """Return how many of Apache's workers are busy, the one that answers this among them.
+
+    Raises:
+        OSError: it does not answer.
+    """
+    assert running.apache, "only Apache has workers"
+    url = f"http://127.0.0.1:{running.apache.port}{STATUS_PATH}?auto"
+    with urllib.request.urlopen(url, timeout=STATUS_TIMEOUT_S) as answer:
+        return busy_workers_in(answer.read().decode())
+
+
 def idle(case: Case, peer: Peer) -> Figures:
     """Open connections, twice; at last each echoes once, so that none was dead.
 
@@ -55,16 +81,14 @@ def idle(case: Case, peer: Peer) -> Figures:
             )
             time.sleep(case.window_s)  # the workers have put away what a handshake needed
             apache = running.apache_pids()
-            found.append((pss(apache), pss(running.backend_pids()), processes.threads(apache)))
+            found.append((pss(apache), pss(running.backend_pids()), busy_workers(running)))
         generator.ask("echo_once")
         result = generator.ask("halt")
-    (apache_low, backend_low, threads_low), (apache_high, backend_high, threads_high) = found
+    (apache_low, backend_low, busy_low), (apache_high, backend_high, busy_high) = found
     return {
         "apache_kib": (apache_high - apache_low) / (high - low) / 1024,
         "backend_kib": (backend_high - backend_low) / (high - low) / 1024,
-        "threads_each": (threads_high - threads_low) / (high - low),
-        "threads_low": threads_low,
-        "threads_high": threads_high,
+        "workers_each": (busy_high - busy_low) / (high - low),
         "connections_low": low,
         "connections_high": high,
         **{name: result[name] for name in ("lost", "extra", "wrong", "dropped")},

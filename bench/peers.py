@@ -31,6 +31,15 @@ from .cases import Peer
 # Where a WebSocket is, with every peer.
 PATH: Final = "/echo.ws"
 START_TIMEOUT_S: Final = 10.0
+# What mod_status says, of ours and of the proxy's Apache.
+STATUS_PATH: Final = "/server-status"
+STATUS: Final = f"""
+LoadModule status_module "${{MODULES}}/mod_status.so"
+ExtendedStatus Off
+<Location "{STATUS_PATH}">
+    SetHandler server-status
+</Location>
+"""
 # Workers of ours: those of one child, which has one bridge.
 OUR_THREADS: Final = 25
 # Threads of each child of mod_proxy's Apache: the most that httpd takes without ThreadLimit.
@@ -194,7 +203,7 @@ def apache(
         handler=handler(),
         workers=workers,
         threads=threads,
-        extra=extra,
+        extra=STATUS + extra,
     )
     try:
         try:

@@ -47,14 +47,3 @@ def of_apache(root: Path) -> list[int]:
         if program in (b"apache2", b"httpd") and wanted in command:
             found.append(int(entry.name))
     return sorted(found)
-
-
-def threads(pids: list[int]) -> int:
-    """Return how many threads these processes have together."""
-    count = 0
-    for pid in pids:
-        try:
-            count += sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
-        except OSError:
-            continue  # it has ended
-    return count

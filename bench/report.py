@@ -22,7 +22,7 @@ COLUMNS: Final[dict[str, list[tuple[str, str]]]] = {
     "memory": [
         ("Apache, KB/socket", "apache_kib"),
         ("program, KB/socket", "backend_kib"),
-        ("Apache's threads/socket", "threads_each"),
+        ("Apache's workers/socket", "workers_each"),
     ],
     "scale": [],
 }
@@ -167,7 +167,7 @@ def case_table(case: CaseResults) -> str:
     has_share = case.spread(ours, "generator_share") is not None
     heads = ["peer"]
     for head, _ in columns:
-        heads += [head, "ratio"] if len(peers) > 1 and "threads" not in head else [head]
+        heads += [head, "ratio"] if len(peers) > 1 and "workers" not in head else [head]
     rows = []
     for peer in peers:
         row = [f"**{peer}**" if peer == ours else peer]
@@ -175,7 +175,7 @@ def case_table(case: CaseResults) -> str:
             row[0] += ", *a process ended while it was measured: its CPU is missing*"
         for head, metric in columns:
             row.append(show(case.spread(peer, metric)))
-            if len(peers) > 1 and "threads" not in head:
+            if len(peers) > 1 and "workers" not in head:
                 ratio = None if peer == ours else case.ratio(ours, peer, metric)
                 row.append(show(ratio, 2))
         if has_share:

@@ -18,7 +18,7 @@ from typing import Any, Final
 FORMAT: Final = 1
 # Above this share of its core the generator may be what is measured.
 GENERATOR_BOUND: Final = 0.9
-HARM: Final = ("lost", "extra", "wrong", "dropped")
+HARM: Final = ("lost", "extra", "wrong", "dropped", "storm_lost")
 
 Figures = dict[str, float]
 

@@ -67,6 +67,8 @@ HTTP_S: Final = 15.0
 # besides for a moment spoils one of them, not the figure.
 HTTP_PARTS: Final = 5
 HTTP_TIMEOUT_S: Final = 10.0
+# What a generator says of its messages.
+_HARM: Final = ("lost", "extra", "wrong", "dropped")
 HTTP_REQUEST: Final = b"GET /index.html HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -198,7 +200,7 @@ def run(quick: bool) -> tuple[CaseResults, list[str]]:
             "cost_ratio": many_us / few_us,
             "sockets": 2 * sockets,
             "lost": lost + harm["lost"],
-            **{name: harm[name] for name in ("extra", "wrong", "dropped")},
+            **{name: harm[name] for name in _HARM if name != "lost"},
             **_storm(running, storm),
         }
     found = CaseResults("scale", Kind.SCALE.value, 2 * sockets, [{"ours": figures}])
@@ -235,7 +237,7 @@ def _storm(running: Site, count: int) -> Figures:
     return {
         "storm": count,
         "storm_s": seconds,
-        "storm_lost": len(failures) + harm["lost"] + harm["dropped"] + left,
+        "storm_lost": len(failures) + sum(harm[name] for name in _HARM) + left,
     }
 
 

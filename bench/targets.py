@@ -82,11 +82,11 @@ TARGETS: Final = (
     Target("fan-out-1000", "CPU per delivery", "cpu_us", 1.2, B),
     Target("handshakes", "handshakes a second", "per_second", 1.5, A, at_least=True),
     Target("memory-ws", "Apache's memory per idle socket", "apache_kib", 4, unit="KB"),
-    Target("memory-ws", "Apache's threads per idle socket", "threads_each", 0),
+    Target("memory-ws", "Apache's workers per idle socket", "workers_each", 0),
     Target(
         "memory-wss", "Apache's memory per idle socket", "apache_kib", 24, "", OURS_TLS, unit="KB"
     ),
-    Target("memory-wss", "Apache's threads per idle socket", "threads_each", 0, "", OURS_TLS),
+    Target("memory-wss", "Apache's workers per idle socket", "workers_each", 0, "", OURS_TLS),
     Target("memory-ws", "the producer's memory per idle socket", "backend_kib", 2, unit="KB"),
     Target("scale", "messages lost, 20,000 sockets open", "lost", 0),
     Target("scale", "plain HTTP p99, with them as against without", "http_p99_ratio", 1.2),

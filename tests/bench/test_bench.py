@@ -96,8 +96,10 @@ def test_the_two_ways_to_count_cpu_agree(results: Results) -> None:
     assert deviation < 0.1
 
 
-def test_no_socket_of_ours_has_a_thread(results: Results) -> None:
-    assert case_of(results, "memory-wss").rounds[0]["ours, wss"]["threads_each"] == 0
+def test_mod_proxy_holds_a_worker_for_each_socket_and_ours_none(results: Results) -> None:
+    (found,) = case_of(results, "memory-wss").rounds
+    workers = {peer: figures["workers_each"] for peer, figures in found.items()}
+    assert workers == {"ours, wss": 0, "proxy+websockets, wss": 1}
 
 
 def test_the_report_has_tables_and_plots(output: Path, results: Results) -> None:
@@ -113,7 +115,8 @@ def test_the_report_has_tables_and_plots(output: Path, results: Results) -> None
     assert results.about["websockets"] != "not installed"
 
 
-def test_interrupted_it_leaves_no_process(output: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupted_it_leaves_no_process(output: Path, tmp_path: Path, number: int) -> None:
     """``output`` only so that this comes after the whole run."""
     process = subprocess.Popen(
         [
@@ -124,7 +127,7 @@ def test_interrupted_it_leaves_no_process(output: Path, tmp_path: Path) -> None:
         text=True,
     )
     wait_for(lambda: any(" -m bench.load" in line for line in leftovers()), 30)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bench import cpu, machine, memory, processes
+from bench import cpu, machine, memory
 from bench.cpu import Reading
 from bench.profile import top_frames
 
@@ -68,13 +68,18 @@ def test_a_process_that_has_ended_is_left_out() -> None:
     process.wait()
     assert cpu.read([process.pid, os.getpid()]).ns.keys() == {os.getpid()}
     assert memory.pss([process.pid]) == 0
-    assert processes.threads([process.pid]) == 0
 
 
 def test_our_own_clock_is_the_process_clock() -> None:
     before = time.process_time_ns()
     reading = cpu.read([os.getpid()])
     assert before <= reading.ns[os.getpid()] <= time.process_time_ns()
+
+
+def test_busy_workers_are_those_of_mod_status() -> None:
+    assert memory.busy_workers_in("ServerUptimeSeconds: 9\nBusyWorkers: 3\nIdleWorkers: 22\n") == 3
+    with pytest.raises(ValueError, match="no BusyWorkers"):
+        memory.busy_workers_in("<html>")
 
 
 def test_memory_is_the_proportional_share() -> None:

@@ -30,7 +30,7 @@ def some_results() -> Results:
         }
         for n in range(3)
     ]
-    idle = {"apache_kib": 3.0, "backend_kib": 1.5, "threads_each": 0.0}
+    idle = {"apache_kib": 3.0, "backend_kib": 1.5, "workers_each": 0.0}
     return Results(
         {"Processor": "A CPU", "Command": "bench/run"},
         [

@@ -39,7 +39,9 @@ class Libssl:
         self.read_calls += 1
         answer = self.reads.pop(0) if len(self.reads) > 1 else self.reads[0]
         if isinstance(answer, bytes):
-            assert len(answer) <= size
+            if len(answer) > size:
+                self.reads.insert(0, answer[size:])
+                answer = answer[:size]
             ctypes.memmove(buffer, answer, len(answer))
             return len(answer)
         self._error = answer
@@ -180,6 +182,19 @@ def test_a_part_of_a_record_is_nothing_to_look_at_again() -> None:
     library.reads = [b"its rest"]
     assert made.recv(1 << 16) == b"its rest"
     assert made.has_pending()
+
+
+@pytest.mark.parametrize("size", [4096, RECORD_BYTES, RECORD_BYTES + 14, 4 * RECORD_BYTES + 14])
+def test_one_read_is_no_more_than_was_asked_for(size: int) -> None:
+    sent = bytes(i % 251 for i in range(6 * RECORD_BYTES))
+    records = [sent[at : at + RECORD_BYTES] for at in range(0, len(sent), RECORD_BYTES)]
+    made, _ = session(*records, WANT_READ)
+    found = []
+    while (data := made.recv(size)) is not None:
+        assert 0 < len(data) <= size
+        found.append(data)
+    assert b"".join(found) == sent
+    assert len(found[0]) == size
 
 
 def test_one_read_is_bounded_however_large_the_buffer_may_be() -> None:

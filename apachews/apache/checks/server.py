@@ -453,8 +453,9 @@ def _check_packages(
     if not is_in_c:
         yield note(
             "packages",
-            "messages are unmasked in Python, which takes longer for long ones: there was no"
-            " compiler when apachews was installed (docs/performance.md)",
+            "messages are unmasked in Python, which takes longer for long ones: the C extension"
+            " is not there (pip install builds it where there is a compiler:"
+            " docs/performance.md)",
         )
     bad = 0
     for (directive, setting, value), allowed in zip(settings, answers, strict=True):
