@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.mask import unmask_in_python
+from apachews_handler.mask import LONG, unmask_in_python
 
 INSTALLED = Path(sysconfig.get_path("platlib")) / "apachews_handler"
-LENGTHS = [*range(20), 63, 64, 65, 125, 126, 65535, 65536, 65537]
+LENGTHS = [*range(20), 63, 64, 65, 125, 126, *range(LONG - 2, LONG + 6), 65535, 65536, 65537]
 
 
 def extension() -> Callable[[bytes, bytes], bytes]:
@@ -57,6 +57,7 @@ def test_the_extension_is_exclusive_or() -> None:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_both_unmask_every_length_alike(length: int) -> None:
     data = bytes(i * 7 % 251 for i in range(length))
+    assert unmask_in_python(data, b"\x01\x80\xff\x00") == expected(data, b"\x01\x80\xff\x00")
     assert extension()(data, b"\x01\x80\xff\x00") == unmask_in_python(data, b"\x01\x80\xff\x00")
 
 
