@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--profile",
         action="store_true",
-        help="say also what our time goes to, with strace, perf and py-spy where they are",
+        help="say also what our time goes to, with strace, perf and py-spy",
     )
     return found
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -41,10 +42,16 @@ def run(case: Case) -> list[tuple[str, str]]:
         found = []
         for who, pids in looked_at.items():
             for tool, look in (("strace", _strace), ("perf", _perf), ("py-spy", _py_spy)):
-                text = look(pids, root) if shutil.which(tool) else f"{tool} is not installed"
+                text = look(pids, root) if _which(tool) else f"{tool} is not installed"
                 found.append((f"{case.name}, {who}: {tool}", _head(text)))
         generator.ask("halt")
     return found
+
+
+def _which(tool: str) -> str | None:
+    """Return where a tool is: in this environment, or else installed; None: nowhere."""
+    own = shutil.which(tool, path=str(Path(sys.executable).parent))
+    return own or shutil.which(tool)
 
 
 def _strace(pids: list[int], root: Path) -> str:
@@ -91,7 +98,17 @@ def _py_spy(pids: list[int], root: Path) -> str:
     for pid in pids:
         raw = root / f"py-spy-{pid}.txt"
         said = _say(
-            *("py-spy", "record", "--nonblocking", "-r", "200", "-d", str(SECONDS), "-f", "raw"),
+            *(
+                _which("py-spy") or "py-spy",
+                "record",
+                "--nonblocking",
+                "-r",
+                "200",
+                "-d",
+                str(SECONDS),
+                "-f",
+                "raw",
+            ),
             *("-o", str(raw), "-p", str(pid)),
         )
         if raw.exists():
