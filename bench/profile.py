@@ -21,6 +21,7 @@ from .cases import PEERS, Case, Kind
 SECONDS: Final = 2
 END_TIMEOUT_S: Final = 20
 LINES: Final = 40
+NO_FRAME: Final = "(not in Python)"
 
 
 def run(case: Case) -> list[tuple[str, str]]:
@@ -42,7 +43,8 @@ def run(case: Case) -> list[tuple[str, str]]:
         found = []
         for who, pids in looked_at.items():
             for tool, look in (("strace", _strace), ("perf", _perf), ("py-spy", _py_spy)):
-                text = look(pids, root) if _which(tool) else f"{tool} is not installed"
+                path = _which(tool)
+                text = look(path, pids, root) if path else f"{tool} is not installed"
                 found.append((f"{case.name}, {who}: {tool}", _head(text)))
         generator.ask("halt")
     return found
@@ -54,12 +56,12 @@ def _which(tool: str) -> str | None:
     return own or shutil.which(tool)
 
 
-def _strace(pids: list[int], root: Path) -> str:
+def _strace(path: str, pids: list[int], root: Path) -> str:
     """Count system calls."""
     log = root / "strace.txt"
     attach = [argument for pid in pids for argument in ("-p", str(pid))]
     tool = subprocess.Popen(
-        ["strace", "-c", "-f", "-q", "-o", str(log), *attach],
+        [path, "-c", "-f", "-q", "-o", str(log), *attach],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -74,41 +76,31 @@ def _strace(pids: list[int], root: Path) -> str:
     return peers.tail(log) or said
 
 
-def _perf(pids: list[int], root: Path) -> str:
+def _perf(path: str, pids: list[int], root: Path) -> str:
     """Sample functions, the kernel's where that is allowed."""
     data = root / "perf.data"
     recorded = _say(
-        *("perf", "record", "-q", "-o", str(data), "-p", ",".join(map(str, pids))),
+        *(path, "record", "-q", "-o", str(data), "-p", ",".join(map(str, pids))),
         *("--", "sleep", str(SECONDS)),
     )
     if not data.exists():
         return recorded
     report = _say(
-        *("perf", "report", "-i", str(data), "--stdio", "--percent-limit", "1"),
+        *(path, "report", "-i", str(data), "--stdio", "--percent-limit", "1"),
         *("--sort", "dso,symbol"),
     )
     lines = [line for line in report.splitlines() if line and not line.startswith("#")]
     return "\n".join(re.sub(r"(\s+-)*\s*$", "", line) for line in lines)
 
 
-def _py_spy(pids: list[int], root: Path) -> str:
+def _py_spy(path: str, pids: list[int], root: Path) -> str:
     """Sample Python's functions: the share of samples that each was at the top of."""
     tops: Counter[str] = Counter()
     said = ""
     for pid in pids:
         raw = root / f"py-spy-{pid}.txt"
         said = _say(
-            *(
-                _which("py-spy") or "py-spy",
-                "record",
-                "--nonblocking",
-                "-r",
-                "200",
-                "-d",
-                str(SECONDS),
-                "-f",
-                "raw",
-            ),
+            *(path, "record", "--nonblocking", "-r", "200", "-d", str(SECONDS), "-f", "raw"),
             *("-o", str(raw), "-p", str(pid)),
         )
         if raw.exists():
@@ -119,11 +111,14 @@ def _py_spy(pids: list[int], root: Path) -> str:
 
 
 def top_frames(raw: str) -> Counter[str]:
-    """Count the innermost frames in py-spy's raw format: ``frame;frame;frame count``."""
+    """Count the innermost frames in py-spy's raw format: ``frame;frame;frame count``.
+
+    A thread that is in no frame of Python's, as Apache's are between two requests, has none.
+    """
     tops: Counter[str] = Counter()
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
-        tops[stack.rpartition(";")[2]] += int(count)
+        tops[stack.rpartition(";")[2] or NO_FRAME] += int(count)
     return tops
 
 

@@ -101,3 +101,10 @@ def test_children_for_the_sockets_are_stock_where_they_may_be() -> None:
     servers, notes = scale.servers_for(20_000, 20_000)
     assert servers == 3
     assert "StartServers 3" in notes[0]
+
+
+def test_one_bad_moment_does_not_spoil_the_http_figures() -> None:
+    calm = [n / 1000 for n in range(100)]
+    found = scale.Http.of([*calm * 2, *[9.0] * 100, *calm * 2])
+    assert (found.p50_s, found.p99_s) == (0.050, 0.099)
+    assert scale.Http.of([*calm * 2, *[9.0] * 300]).p99_s == 9.0

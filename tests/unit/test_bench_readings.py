@@ -11,7 +11,7 @@ import pytest
 
 from bench import cpu, machine, memory
 from bench.cpu import Reading
-from bench.profile import top_frames
+from bench.profile import NO_FRAME, top_frames
 
 STAT = "42 (a (b) c) S 1 42 42 0 -1 4194560 10 0 0 0 150 50 7 8 20 0 1 0 100 0 0"
 ROLLUP = """\
@@ -95,5 +95,5 @@ def test_the_machine_is_named() -> None:
 
 
 def test_py_spys_stacks_are_counted_by_their_innermost_frame() -> None:
-    raw = "main (a.py:1);run (b.py:2) 3\nother (c.py:1);run (b.py:2) 2\nmain (a.py:1) 1\n"
-    assert top_frames(raw) == {"run (b.py:2)": 5, "main (a.py:1)": 1}
+    raw = "main (a.py:1);run (b.py:2) 3\nother (c.py:1);run (b.py:2) 2\nmain (a.py:1) 1\n 4\n"
+    assert top_frames(raw) == {"run (b.py:2)": 5, "main (a.py:1)": 1, NO_FRAME: 4}
