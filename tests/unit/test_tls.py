@@ -151,6 +151,18 @@ def test_records_of_one_message_go_together_and_at_once(
     client.close()
 
 
+def test_what_a_failed_write_has_left_is_not_held_back() -> None:
+    client, near = tcp_pair()
+    made, library = session()
+    made._socket = near
+    library.writes = [RECORD_BYTES, FATAL]
+    with pytest.raises(ConnectionError):
+        made.send(FULL * 2)
+    assert not near.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+    near.close()
+    client.close()
+
+
 def test_after_close_nothing_reaches_openssl() -> None:
     made, library = session(b"hi")
     made.close()
