@@ -386,15 +386,18 @@ class Supervisor:
 
 
 def _kill_tree(process: subprocess.Popen[bytes] | None) -> None:
-    """Kill a process and all that it has started."""
+    """Kill a process and all that it has started, which hears nothing of it."""
     if process is None or process.poll() is not None:
         return
-    family = _descendants(process.pid)
-    process.kill()
-    process.wait()
-    for pid in family:
+    # It goes last, for its end is told to its program, which would say goodbye; and not
+    # on, for it would start another.
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    for pid in _descendants(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
 
 
 def _descendants(pid: int) -> list[int]:
