@@ -6,23 +6,21 @@ goodbye to all clients, or ``freeze``, which leaves them as they are for a proce
 that is forked then and calls ``thaw``.  The thread blocks all signals and touches
 nothing of httpd but the error log it is given.
 
-How this works: a connection is taken when Apache has done with it, which the end of its
-dummy shows.  The thread wakes up once for a connection, and does not fight for the GIL
-with the worker that is about to hand it over.
+How this works: the thread waits in its loop; an eventfd among the loop's descriptors wakes
+it for a connection or an order.  Connections that come while it is busy are begun with
+together.
 """
 
 from __future__ import annotations
 
 import enum
-import math
 import os
-import select
-import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
+from . import short_calls
 from .connection import Connection, Log
 from .ends import End
 from .loop import Loop
@@ -40,11 +38,6 @@ STOP_TIMEOUT_S: Final = STOP_SPREAD_S + STOP_GRACE_S + 1.5
 FREEZE_TIMEOUT_S: Final = 20.0
 # How often a child that leaves looks whether Apache ends as a whole.
 LOOK_S: Final = 0.25
-# How long Apache may take to end a request once it was answered: its logs are written
-# then, and a program that one is piped to may hang.
-LATE_S: Final = 2.0
-# Apache's response head, and no more: what a farewell is read in.
-FAREWELL_BYTES: Final = 16384
 
 
 class _Order(enum.Enum):
@@ -70,14 +63,12 @@ class Bridge:
         # Guards the four below, nothing else.  Reentrant, because prefork ends a
         # child from within a signal handler, whatever the main thread is at.
         self._lock = threading.RLock()
-        # By the descriptor of the farewell; with the time by which it is begun anyway.
-        self._adopted: dict[int, tuple[Connection, socket.socket, float]] = {}
+        self._adopted: list[Connection] = []  # those to begin with
         self._order = _Order.RUN
         self._is_apache_ending: Callable[[], bool] = bool
         self._has_ended = False
         self._reporter: Reporter | None = None
         # Below: for the thread alone.
-        self._farewells: dict[int, socket.socket] = {}
         self._stop_at = 0.0
         self._thread = threading.Thread(target=self._run, name="apachews", daemon=True)
 
@@ -114,30 +105,19 @@ class Bridge:
         """False once it was stopped; what is adopted then is closed at once."""
         return self._order in _RUNNING and not self._has_ended
 
-    def adopt(self, connection: Connection, farewell: socket.socket) -> None:
+    def adopt(self, connection: Connection) -> None:
         """Take over a connection, from any thread.
 
         Args:
             connection: owned by the bridge from here on, also when it is stopping.
-            farewell: the other end of Apache's dummy; closed when Apache is done.  Then
-                the connection is begun with; or between once and twice ``LATE_S`` later,
-                whatever Apache does.
         """
-        fd = farewell.fileno()
         with signals_blocked(), self._lock:
             if not self._has_ended:
-                late_at = time.monotonic() + LATE_S
-                self._adopted[fd] = connection, farewell, late_at
-                try:
-                    self._loop.watch(fd, lambda: self._on_farewell(fd), select.EPOLLRDHUP)
-                except OSError:
-                    # epoll has no room for this one, nor then for its client.
-                    del self._adopted[fd]
-                else:
-                    if self._order not in _RUNNING:
-                        os.eventfd_write(self._wakeup, 1)
-                    return
-        _give_up(connection, farewell)
+                self._adopted.append(connection)
+                if len(self._adopted) == 1:  # the others were not begun with yet
+                    short_calls.eventfd_write(self._wakeup, 1)
+                return
+        _give_up(connection)
 
     def begin_leaving(self, is_apache_ending: Callable[[], bool]) -> None:
         """Have all connections closed with 1001 once a function says so; returns at once.
@@ -183,9 +163,6 @@ class Bridge:
 
         In the process that froze it, or in one that was forked from it.
         """
-        for farewell in self._farewells.values():
-            farewell.close()
-        self._farewells.clear()
         os.close(self._wakeup)
         self._loop.renew()
         return self._loop
@@ -206,22 +183,19 @@ class Bridge:
         try:
             while True:
                 while self._order is _RUN:
-                    self._loop.turn(LATE_S)
-                    if self._adopted:
-                        self._begin_by(time.monotonic())
+                    self._loop.turn()
                 if self._is_done():
                     break
                 self._loop.turn(self._max_wait_s())
-                self._begin_by(time.monotonic())
                 if self._order is _Order.LEAVE and self._is_apache_ending():
                     self.begin_stop()
         finally:
             with self._lock:
                 self._has_ended = True
-                adopted = list(self._adopted.values())
+                adopted = self._adopted
                 is_frozen = self._order is _Order.FREEZE
-            for connection, farewell, _ in adopted:
-                _give_up(connection, farewell)
+            for connection in adopted:
+                _give_up(connection)
             if self._reporter:
                 self._reporter.close()
             if not is_frozen:
@@ -234,60 +208,27 @@ class Bridge:
 
     def _is_done(self) -> bool:
         if self._stop_at:
-            is_idle = self._loop.is_empty and not self._farewells
-            return is_idle or time.monotonic() >= self._stop_at
+            return self._loop.is_empty or time.monotonic() >= self._stop_at
         return self._order is _Order.FREEZE and not self._adopted
 
     def _close(self) -> None:
         self._loop.close()
-        for farewell in self._farewells.values():
-            farewell.close()
         os.close(self._wakeup)
 
     def _on_wakeup(self) -> None:
         os.eventfd_read(self._wakeup)
         with self._lock:
             order = self._order
-        self._begin_by(math.inf)
+            adopted, self._adopted = self._adopted, []
+        for connection in adopted:
+            self._loop.add(connection)
         if order is _Order.STOP:
             spread_s = self._loop.send_away(self._loop.connections(), End.GOING_AWAY, STOP_SPREAD_S)
             self._stop_at = self._stop_at or time.monotonic() + spread_s + STOP_GRACE_S
 
-    def _begin_by(self, time_at: float) -> None:
-        """Begin with those that were to be begun by then, though Apache is not done with them."""
-        with self._lock:
-            late = {fd: one for fd, one in self._adopted.items() if one[2] <= time_at}
-            for fd in late:
-                del self._adopted[fd]
-        for fd, (connection, farewell, _) in late.items():
-            self._farewells[fd] = farewell
-            self._loop.add(connection)
 
-    def _on_farewell(self, fd: int) -> None:
-        """Apache has shut its dummy down: begin, if that is still to be."""
-        adopted = self._adopted.get(fd)
-        farewell = adopted[1] if adopted else self._farewells.get(fd)
-        if farewell is None:
-            return  # this was about a client that had the descriptor before
-        try:
-            while farewell.recv(FAREWELL_BYTES):
-                pass  # or closing would reset it
-        except BlockingIOError:
-            return  # so was this: Apache is not done yet
-        except OSError:
-            pass  # Apache has closed it already
-        with self._lock:
-            adopted = self._adopted.pop(fd, None)
-        self._farewells.pop(fd, None)
-        self._loop.unwatch(fd)
-        farewell.close()
-        if adopted:
-            self._loop.add(adopted[0])
-
-
-def _give_up(connection: Connection, farewell: socket.socket) -> None:
-    """Close a connection that came too late, or for which there is no room."""
-    farewell.close()
+def _give_up(connection: Connection) -> None:
+    """Close a connection that came too late."""
     connection.session.close(End.GOING_AWAY)
     try:
         connection.transport.send(b"".join(connection.session.to_client))

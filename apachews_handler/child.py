@@ -1,7 +1,7 @@
 """A child of Apache: its one bridge, and what becomes of that at the child's end.
 
-Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(pid_file, log)``
-from any thread.  ``end()`` is for a host that calls back when the child ends, by itself.
+Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(…)`` from any
+thread.  ``end()`` is for a host that calls back when the child ends, by itself.
 
 How this works: a child that leaves because others take its place (a graceful
 restart, MaxConnectionsPerChild, too many spare ones) entrusts its WebSockets to a
@@ -22,6 +22,7 @@ import atexit
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from apachews.snapshot import CHILD
 
@@ -66,24 +67,28 @@ class Child:
         except HttpdError:
             pass  # no httpd, or one that does not tell
 
-    def bridge(self, pid_file: str | None, log: Log) -> Bridge:
+    def bridge(self, find_pid_file: Callable[[], str | None], log: Log) -> Bridge:
         """Return the child's bridge, started.
 
         Args:
-            pid_file: Apache's, if known.
+            find_pid_file: gives Apache's, if known; called once.
             log: for what is wrong with the status of this child.
         """
+        return self._bridge or self._start_bridge(find_pid_file, log)
+
+    def _start_bridge(self, find_pid_file: Callable[[], str | None], log: Log) -> Bridge:
         with self._lock:
             if self._bridge is None:
+                pid_file = find_pid_file()
                 made = Bridge()
                 try:
                     made.answer_for(CHILD, self._apache, log)
                 except OSError as error:
                     log.write("warn", not_in_the_status(error))
                 made.start()
-                self._bridge = made
                 # Where it is not to be seen there is nothing to be learnt of it.
                 self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
+                self._bridge = made
                 self._subscribe_end()
             return self._bridge
 

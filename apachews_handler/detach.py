@@ -1,15 +1,16 @@
 """Taking a connection away from Apache: the worker is free, the client stays.
 
 Contract: ``detach(request, head)`` writes the head of the 101 to the client and
-returns the client's transport, and a socket to hold until Apache is done; the
-caller owns and closes both.  Raises before anything was sent (``CheckFailed``,
-``Refusal``: Apache can still answer), or ``ClientGone``.  On the request's thread.
+returns the client's transport, which the caller owns and closes.  Raises before
+anything was sent (``CheckFailed``, ``Refusal``: Apache can still answer), or
+``ClientGone``.  On the request's thread.
 
 How this works: Apache believes in a descriptor, not in a client.  The client's
 socket is duplicated, the 101 goes out through Apache's own filters (and so
-through mod_ssl), and then one end of a socket pair is put in the place of
-Apache's descriptor.  Apache writes its own response head into that dummy, logs
-101, shuts the dummy down, and the worker goes back to its pool.
+through mod_ssl), and then /dev/null is put in the place of Apache's descriptor.  Apache
+writes its own response head into that and logs 101.  As it is no socket there is nothing
+to shut down, and nobody to wait for at the end: Apache closes it, and the worker goes back
+to its pool.
 
 With TLS, mod_ssl must let go first, without a word to the client: a quiet
 shutdown, and the bucket that ends a connection (``flush_connection``).  Its
@@ -17,18 +18,22 @@ pointer reads NULL afterwards; the session lives on by the reference taken befor
 
 The order matters: whatever can fail (descriptors above all) comes before the
 first byte, because after it no HTTP answer is possible.
+
+The road not taken: one end of a socket pair in that place.  Apache shuts that down and
+lingers on it as with any client, and the other end must be kept until then: some twenty
+system calls more, and a second worker, for every handshake.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
-from dataclasses import dataclass
 
 from apachews import wire
 
-from . import httpd, tls
+from . import httpd, short_calls, tls
 from .endpoint import out_of_descriptors
 from .exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from .transport import PlainTransport, Transport
@@ -42,21 +47,6 @@ _TLS_VARIABLES = (
     b"SSL_CLIENT_VERIFY",
     b"SSL_CLIENT_S_DN",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Detached:
-    """A connection that Apache has no part in any more.
-
-    Attributes:
-        transport: the client; whoever holds it closes it.
-        farewell: the other end of the dummy that Apache now has.  Until Apache
-            has written to it and shut it down it must stay open, or the access
-            log has the connection as aborted.
-    """
-
-    transport: Transport
-    farewell: socket.socket
 
 
 def local_address(request: httpd.Request) -> tuple[str, int]:
@@ -90,7 +80,7 @@ def tls_facts(request: httpd.Request) -> wire.TLS | None:
     )
 
 
-def detach(request: httpd.Request, head: bytes) -> Detached:
+def detach(request: httpd.Request, head: bytes) -> Transport:
     """Answer a request with the 101 and take its connection.
 
     Args:
@@ -116,10 +106,11 @@ def detach(request: httpd.Request, head: bytes) -> Detached:
         raise ClientGone from error
 
 
-def _detach(request: httpd.Request, head: bytes) -> Detached:
+def _detach(request: httpd.Request, head: bytes) -> Transport:
     if request.is_secondary:
         raise CheckFailed("the connection is HTTP/1.1", "a stream of HTTP/2")
     descriptor = request.client_socket()
+    sink = _sink()
     with contextlib.ExitStack() as undo:
         session = None
         if request.is_tls:
@@ -131,7 +122,8 @@ def _detach(request: httpd.Request, head: bytes) -> Detached:
                 "Send nothing before the 101.",
                 "the client sent data before it had the 101 (RFC 6455 4.1)",
             )
-        client, farewell, dummy = _reserve_sockets(descriptor, undo)
+        client = _duplicate(descriptor)
+        undo.callback(client.close)
         request.write(head)
         # From here on there is no HTTP answer, only success or an end.
         try:
@@ -141,14 +133,13 @@ def _detach(request: httpd.Request, head: bytes) -> Detached:
                 if request.ssl_address():
                     raise CheckFailed("mod_ssl lets go of the connection", "it still has its SSL")
                 session.take_over(client)
-            os.dup2(dummy.fileno(), descriptor, inheritable=False)
+            short_calls.dup2(sink, descriptor)
         except BaseException:
             request.abandon()
             raise
         request.end_after_request()
-        dummy.close()  # Apache has its own descriptor of it now
         undo.pop_all()
-        return Detached(session or PlainTransport(client), farewell)
+        return session or PlainTransport(client)
 
 
 def _share_session(request: httpd.Request) -> tls.TlsSession:
@@ -158,21 +149,23 @@ def _share_session(request: httpd.Request) -> tls.TlsSession:
     return tls.TlsSession.share(ssl, request.connection_address, request.mod_ssl_path())
 
 
-def _reserve_sockets(
-    descriptor: int, undo: contextlib.ExitStack
-) -> tuple[socket.socket, socket.socket, socket.socket]:
-    """Return the client's socket, and both ends of the dummy; ``undo`` closes them."""
+def _duplicate(descriptor: int) -> socket.socket:
+    """Return the client's socket, which the caller closes."""
     try:
-        client = socket.socket(fileno=os.dup(descriptor))
-        undo.callback(client.close)
-        farewell, dummy = socket.socketpair()
-        undo.callback(farewell.close)
-        undo.callback(dummy.close)
+        client = socket.socket(fileno=short_calls.dup(descriptor))
     except OSError as error:
         raise Unavailable(out_of_descriptors(error)) from error
     if client.type != socket.SOCK_STREAM or client.family not in _TCP_FAMILIES:
+        client.close()
         raise CheckFailed("the connection is TCP", f"{client.family!r}, {client.type!r}")
     client.setblocking(False)
-    farewell.setblocking(False)
-    dummy.setblocking(False)  # as APR believes its sockets to be
-    return client, farewell, dummy
+    return client
+
+
+@functools.cache
+def _sink() -> int:
+    """Return the descriptor of what takes the clients' places, open as long as the child lives."""
+    try:
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unavailable(f"{os.devnull} cannot be opened: {error.strerror}") from error

@@ -23,6 +23,7 @@ from apachews import loopback, wire
 from apachews.answer import MAX_ANSWER_BYTES, Answer
 from apachews.exceptions import WireError
 
+from . import short_calls
 from .exceptions import NotSetUp, Refusal, Unavailable
 
 # errno where the process has no descriptor, or the kernel no memory, for one more.
@@ -81,6 +82,15 @@ def connect(path: str, timeout_s: float) -> socket.socket:
         Refusal: 404 no such file, 403 no socket, 503 nobody listens there or the
             backlog stays full or no descriptor is left, 500 no permission.
     """
+    try:
+        return short_calls.connect(path)
+    except OSError:
+        # What is wrong with it, or whether there is only to be waited, is found out below.
+        return _connect_patiently(path, timeout_s)
+
+
+def _connect_patiently(path: str, timeout_s: float) -> socket.socket:
+    """Do what ``connect`` does, and wait where the backlog is full."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):

@@ -20,7 +20,7 @@ from typing import Any
 
 from apachews import wire
 from apachews.answer import Answer
-from apachews_handler import child, endpoint, limits
+from apachews_handler import child, endpoint, limits, short_calls
 from apachews_handler.closelog import CloseLine, Handshake
 from apachews_handler.connection import About, Connection
 from apachews_handler.detach import detach, local_address, tls_facts
@@ -73,7 +73,7 @@ def _serve(
     except Exception:
         unexpected = f"unexpected: {traceback.format_exc()}"
         return _answer(environ, start_response, NotSetUp(unexpected))
-    # Apache writes this into the dummy that has taken the client's place.
+    # Apache writes this into what has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])
     return []
 
@@ -87,12 +87,12 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         environ,
         settings,
         upgrade,
-        str(uuid.uuid4()),
+        str(uuid.UUID(bytes=short_calls.urandom(16), version=4)),
         tls=tls_facts(request),
         local=local_address(request),
     )
     log = request.error_log()
-    bridge = child.bridge(request.pid_file(), log)
+    bridge = child.bridge(request.pid_file, log)
     if not bridge.is_running:
         raise Unavailable(
             "this child of Apache is ending, or its bridge has failed with a traceback in this log"
@@ -113,11 +113,10 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         session = new_session(settings, upgrade.deflate)
         session.open(open_, is_told=settings.accept == "producer")
         session.receive_producer(first_words)
-        detached = detach(request, head)
-        undo.callback(detached.transport.close)
-        undo.callback(detached.farewell.close)
+        transport = detach(request, head)
+        undo.callback(transport.close)
         connection = Connection(
-            detached.transport,
+            transport,
             producer,
             session,
             settings,
@@ -129,7 +128,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             _about(open_, subprotocol),
             _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
         )
-        bridge.adopt(connection, detached.farewell)
+        bridge.adopt(connection)
         undo.pop_all()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -20,7 +19,7 @@ import pytest
 
 from apachews import wire
 from apachews.messages import Item, MessageReader
-from apachews_handler import child, rundir
+from apachews_handler import child, rundir, short_calls
 from apachews_handler.bridge import Bridge
 from apachews_handler.client_reader import KEEPALIVE
 from apachews_handler.connection import Connection
@@ -50,7 +49,7 @@ class Lines:
 
 
 class Peers:
-    """The far ends of a connection: a client, a producer, and Apache with its dummy."""
+    """The far ends of a connection: a client and a producer."""
 
     def __init__(
         self,
@@ -58,14 +57,12 @@ class Peers:
         deflate_agreement: Agreement | None = None,
         transport: type[PlainTransport] = PlainTransport,
         path: str = "",
-        apache_is_done: bool = True,
         **changes: Any,
     ) -> None:
         settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, "hold": 0, **changes})
         self.client, client_near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
-        self.apache, farewell = socket.socketpair()
-        for sock in (client_near, producer_near, farewell):
+        for sock in (client_near, producer_near):
             sock.setblocking(False)
         for sock in (self.client, self.producer):
             sock.settimeout(10)
@@ -85,14 +82,7 @@ class Peers:
             self.log,
             lambda: self.released.append(True),
         )
-        bridge.adopt(self.connection, farewell)
-        if apache_is_done:
-            self.end_request()
-
-    def end_request(self) -> None:
-        """Do with the dummy what Apache does with its client, once it has the answer."""
-        self.apache.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
-        self.apache.shutdown(socket.SHUT_WR)
+        bridge.adopt(self.connection)
 
     def next_item(self) -> Item | None:
         """Return what the producer receives next, None at the end."""
@@ -113,7 +103,7 @@ class Peers:
         return data
 
     def close(self) -> None:
-        for sock in (self.client, self.producer, self.apache):
+        for sock in (self.client, self.producer):
             sock.close()
 
 
@@ -141,9 +131,8 @@ def connect(bridge: Bridge) -> Iterator[Callable[..., Peers]]:
     def connect(**settings: Any) -> Peers:
         peers = Peers(bridge, **settings)
         made.append(peers)
-        if settings.get("apache_is_done", True):
-            item = peers.next_item()
-            assert isinstance(item, wire.Open)
+        item = peers.next_item()
+        assert isinstance(item, wire.Open)
         return peers
 
     yield connect
@@ -601,81 +590,71 @@ def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
     assert bridge._loop.tally.endpoints()[""].closes == {"1000": 1}
 
 
-def test_apaches_dummy_is_held_until_apache_is_done(connect: Callable[..., Peers]) -> None:
-    peers = connect(apache_is_done=False)
-    peers.client.sendall(masked(0x81, b"hi"))
-    assert not select.select([peers.apache, peers.producer], [], [], 0.05)[0]
-    peers.end_request()
-    assert isinstance(peers.next_item(), wire.Open)
-    assert peers.next_item() == "hi"
-    peers.apache.settimeout(5)
-    assert peers.apache.recv(1) == b""  # and no reset
+def kept_busy(bridge: Bridge) -> threading.Event:
+    """Have the thread busy until the event is set."""
+    is_busy, may_go_on = threading.Event(), threading.Event()
+    reader, writer = socket.socketpair()
+
+    def be_busy() -> None:
+        bridge._loop.unwatch(reader.fileno())
+        reader.close()
+        writer.close()
+        is_busy.set()
+        may_go_on.wait(10)
+
+    bridge._loop.watch(reader.fileno(), be_busy)
+    writer.send(b"x")
+    assert is_busy.wait(5)
+    return may_go_on
 
 
-def test_a_connection_that_apache_is_not_done_with_gets_its_goodbye(
-    bridge: Bridge, connect: Callable[..., Peers]
+def test_what_comes_while_it_is_busy_is_begun_with_together(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peers = connect(apache_is_done=False)
-    stopper = threading.Thread(target=bridge.stop)
-    stopper.start()
-    assert peers.client_reads(4)[2:] == (1001).to_bytes(2, "big")
-    peers.client.sendall(masked(0x88, b"\x03\xe9"))
-    assert isinstance(peers.next_item(), wire.Open)
-    peers.end_request()
-    stopper.join(5)
-    assert not stopper.is_alive()
+    may_go_on = kept_busy(bridge)
+    written: list[int] = []
+    write = short_calls.eventfd_write
+
+    def noted(fd: int, value: int) -> None:
+        written.append(value)
+        write(fd, value)
+
+    monkeypatch.setattr(short_calls, "eventfd_write", noted)
+    several = [Peers(bridge) for _ in range(3)]
+    assert written == [1]
+    may_go_on.set()
+    for peers in several:
+        assert isinstance(peers.next_item(), wire.Open)
+    Peers(bridge).close()
+    assert written == [1, 1]
+    for peers in several:
+        peers.close()
 
 
-def test_a_connection_that_apache_is_not_done_with_is_carried_on(
-    bridge: Bridge, connect: Callable[..., Peers]
+@pytest.mark.parametrize("order", ["stop", "freeze"])
+def test_one_that_was_adopted_just_before_the_end_is_not_forgotten(
+    bridge: Bridge, order: str
 ) -> None:
-    peers = connect(apache_is_done=False)
-    assert bridge.freeze()
-    loop = bridge.thaw()
-    peers.client.sendall(masked(0x81, b"hi"))
-    loop.turn(5)
+    may_go_on = kept_busy(bridge)
+    peers = Peers(bridge)
+    ender = threading.Thread(target=getattr(bridge, order))
+    ender.start()
+    wait_for(lambda: not bridge.is_running)
+    may_go_on.set()
     assert isinstance(peers.next_item(), wire.Open)
-    assert peers.next_item() == "hi"
-    loop.close()
-
-
-def test_what_is_no_end_of_the_request_is_not_taken_for_one(
-    bridge: Bridge, connect: Callable[..., Peers]
-) -> None:
-    peers = connect(apache_is_done=False)
-    (fd,) = bridge._adopted
-    bridge._on_farewell(fd)  # as where epoll named the descriptor for whom it had before
-    assert fd in bridge._adopted
-    bridge._on_farewell(-5)
-    peers.end_request()
-    assert isinstance(peers.next_item(), wire.Open)
-
-
-def test_a_connection_is_begun_though_apache_never_ends_the_request(
-    connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("apachews_handler.bridge.LATE_S", 0.1)
-    connect()  # the thread goes on with the shorter time from here on
-    peers = connect(apache_is_done=False)
-    peers.client.sendall(masked(0x81, b"hi"))
-    assert isinstance(peers.next_item(), wire.Open)
-    assert peers.next_item() == "hi"
-    peers.end_request()
-    peers.apache.settimeout(5)
-    assert peers.apache.recv(1) == b""
-
-
-def test_where_epoll_has_no_room_a_client_gets_its_goodbye(
-    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_room(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no room")
-
-    monkeypatch.setattr(bridge._loop, "watch", no_room)
-    peers = connect(apache_is_done=False)
-    assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
-    assert peers.next_item() is None
-    assert not bridge._adopted
+    if order == "stop":
+        assert peers.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+        peers.client.sendall(masked(0x88, b"\x03\xe9"))
+        ender.join(5)
+    else:
+        ender.join(5)
+        loop = bridge.thaw()
+        peers.client.sendall(masked(0x81, b"hi"))
+        loop.turn(5)
+        assert peers.next_item() == "hi"
+        loop.close()
+    assert not ender.is_alive()
+    peers.close()
 
 
 def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
@@ -695,7 +674,7 @@ def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., 
 
 def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
     bridge.stop()
-    peers = Peers(bridge, apache_is_done=False)
+    peers = Peers(bridge)
     frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
     assert peers.client_reads(100) == frame  # and the end
     assert peers.next_item() is None
@@ -793,6 +772,6 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(
     monkeypatch.setattr(threading.Thread, "start", fail)
     for _ in range(2):  # and it is tried again
         with pytest.raises(RuntimeError, match="new thread"):
-            child.bridge(None, Lines())
+            child.bridge(lambda: None, Lines())
     assert set(os.listdir("/proc/self/fd")) == before
     assert list(temporary.iterdir()) == []

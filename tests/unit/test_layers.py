@@ -46,6 +46,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         },
         CORE_NEVER,
     ),
+    "system calls": (
+        {"apachews_handler.short_calls"},
+        {"select", "threading", "asyncio", "time", "signal"},
+    ),
     "transport": (
         {
             "apachews.acceptor",
@@ -105,7 +109,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"ctypes"},
     ),
 }
-ORDER = ["core", "transport", "foreign C", "entry points"]
+ORDER = ["core", "system calls", "transport", "foreign C", "entry points"]
 # These stand in the table as a whole.
 PACKAGES = ("apachews.apache", "apachews.cli")
 # What only the command that needs it imports, and says how to install.

@@ -1,0 +1,100 @@
+"""System calls that keep the GIL, because handing it over takes longer than they do.
+
+Contract: each does what its namesake in ``os`` or ``socket`` does, raises the same OSError,
+and waits for nothing and nobody.  For any thread.
+
+How this works: Python lets go of the GIL around every system call.  Where others want it,
+as the workers of a busy child of Apache do, one of them gets it, and whoever made the call
+stands in line again: two switches of threads for a microsecond or two in the kernel.  With
+sixteen clients that connect at once that was most of what a handshake took
+(bench/run --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
+
+In C these would be as many lines, and would need a compiler where apachews is installed.
+
+Sources: fcntl(2), dup(2), unix(7), eventfd(2), getrandom(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_void_p
+from fcntl import F_DUPFD_CLOEXEC
+from typing import Any, Final
+
+_FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
+# unix(7): sun_path has 108 bytes, the last of them 0.
+MAX_PATH_BYTES: Final = 107
+_UNIX_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+_libc: Final = ctypes.PyDLL(None, use_errno=True)
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    function = _libc[name]  # ours alone, unlike the attribute of that name
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+_fcntl: Final = _function("fcntl", c_int, c_int, c_int, c_int)
+_dup3: Final = _function("dup3", c_int, c_int, c_int, c_int)
+_socket: Final = _function("socket", c_int, c_int, c_int, c_int)
+_connect: Final = _function("connect", c_int, c_int, c_char_p, c_uint)
+_eventfd_write: Final = _function("eventfd_write", c_int, c_int, c_uint64)
+_getrandom: Final = _function("getrandom", c_ssize_t, c_void_p, c_size_t, c_uint)
+
+
+def dup(fd: int) -> int:
+    """Return a duplicate of a descriptor, which no program that is started inherits."""
+    return _checked(_fcntl(fd, F_DUPFD_CLOEXEC, 0))
+
+
+def dup2(fd: int, other: int) -> None:
+    """Put a duplicate of a descriptor in the place of another; it is not inherited either.
+
+    Args:
+        other: must not be the last descriptor of a connection: closing that may wait.
+    """
+    _checked(_dup3(fd, other, os.O_CLOEXEC))
+
+
+def connect(path: str) -> socket.socket:
+    """Return a non-blocking socket, connected to a Unix socket; the caller closes it.
+
+    Raises:
+        OSError: nobody listens, or, BlockingIOError, its backlog is full, among others.
+    """
+    data = os.fsencode(path)
+    if not data or b"\0" in data or len(data) > MAX_PATH_BYTES:
+        raise OSError("this is no path of a Unix socket")
+    fd = _checked(_socket(socket.AF_UNIX, _UNIX_STREAM, 0))
+    try:
+        address = _FAMILY.pack(socket.AF_UNIX) + data + b"\0"
+        _checked(_connect(fd, address, len(address)))
+        # (Told all of these it asks the kernel for none.)
+        return socket.socket(socket.AF_UNIX, _UNIX_STREAM, 0, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def eventfd_write(fd: int, value: int) -> None:
+    """Add to a non-blocking eventfd."""
+    _checked(_eventfd_write(fd, value))
+
+
+def urandom(size: int) -> bytes:
+    """Return random bytes, for cryptography as well; 256 at most."""
+    data = ctypes.create_string_buffer(size)
+    if _getrandom(data, size, os.GRND_NONBLOCK) != size:
+        return os.urandom(size)  # the machine has only just started
+    return data.raw
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
