@@ -32,20 +32,25 @@ def run(case: Case, peer: Peer) -> Figures:
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
     # One that has gone may hold its worker of a proxy a moment longer.
     workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
-    with driven(peer, mode, workers) as (running, generator):
+    with driven(peer, mode, workers, case.our_children) as (running, generator):
         begin(case, running, generator)
         return window(case, running, generator)
 
 
 @contextmanager
-def driven(peer: Peer, mode: str, connections: int) -> Iterator[tuple[Running, Generator]]:
+def driven(
+    peer: Peer, mode: str, connections: int, our_children: int = 1
+) -> Iterator[tuple[Running, Generator]]:
     """Start a peer and a generator for it; see ``peers.start``.
 
     Raises:
         PeerFailed
         GeneratorFailed: also what is raised inside, with the ends of the peer's logs.
     """
-    with peers.start(peer, mode, connections) as running, Generator() as generator:
+    with (
+        peers.start(peer, mode, connections, our_children) as running,
+        Generator() as generator,
+    ):
         try:
             yield running, generator
         except GeneratorFailed as error:

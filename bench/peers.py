@@ -40,7 +40,7 @@ ExtendedStatus Off
     SetHandler server-status
 </Location>
 """
-# Workers of ours: those of one child, which has one bridge.
+# Workers of a child of ours, which has one bridge: as many as Debian's.
 OUR_THREADS: Final = 25
 # Threads of each child of mod_proxy's Apache: the most that httpd takes without ThreadLimit.
 PROXY_THREADS: Final = 64
@@ -59,7 +59,9 @@ LoadModule proxy_module "${{MODULES}}/mod_proxy.so"
 LoadModule proxy_http_module "${{MODULES}}/mod_proxy_http.so"
 ProxyPass "{path}" "http://127.0.0.1:{port}/" upgrade=websocket
 ProxyTimeout 600
+"""
 # All of them from the beginning.
+CHILDREN = """
 ServerLimit {children}
 StartServers {children}
 MinSpareThreads {workers}
@@ -219,12 +221,13 @@ def apache(
 
 
 @contextmanager
-def start(peer: Peer, mode: str, connections: int) -> Iterator[Running]:
+def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Iterator[Running]:
     """Start a peer for a case with so many connections.
 
     Args:
         mode: ``echo`` or ``fan-out``.
         connections: as many workers a proxy needs.
+        our_children: how many children Apache has where the peer is ours.
 
     Raises:
         PeerFailed
@@ -233,8 +236,10 @@ def start(peer: Peer, mode: str, connections: int) -> Iterator[Running]:
         root = stack.enter_context(directory())
         log = root / "backend.log"
         if peer.backend == "apachews":
+            workers = our_children * OUR_THREADS
+            extra = OURS + CHILDREN.format(children=our_children, workers=workers)
             server = stack.enter_context(
-                apache(root, ours=True, workers=OUR_THREADS, threads=OUR_THREADS, extra=OURS)
+                apache(root, ours=True, workers=workers, threads=OUR_THREADS, extra=extra)
             )
             program = stack.enter_context(
                 backend(log, "apachews_producer", mode, str(server.docroot / PATH[1:]))
@@ -247,7 +252,8 @@ def start(peer: Peer, mode: str, connections: int) -> Iterator[Running]:
                 return
             children = -(-(connections + PROXY_SPARE) // PROXY_THREADS)
             workers = children * PROXY_THREADS
-            extra = PROXY.format(path=PATH, port=program.where, children=children, workers=workers)
+            extra = PROXY.format(path=PATH, port=program.where)
+            extra += CHILDREN.format(children=children, workers=workers)
             server = stack.enter_context(
                 apache(root, ours=False, workers=workers, threads=PROXY_THREADS, extra=extra)
             )

@@ -32,7 +32,7 @@ def run(case: Case) -> list[tuple[str, str]]:
     """
     peer = PEERS[case.peers[0]]
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
-    with measure.driven(peer, mode, case.connections) as (running, generator):
+    with measure.driven(peer, mode, case.connections, case.our_children) as (running, generator):
         measure.begin(case, running, generator)
         assert running.apache
         looked_at = {

@@ -43,9 +43,10 @@ cores, whoever is measured. **Generator** is the share of one core that the gene
 above {bound:.0%} a case is marked *generator-bound*: what it says of throughput is then about
 the generator. Of every answer the length is checked, of the first and each 64th the content.
 Nobody compresses or logs accesses, nor pings but in *scale*; 1 MiB is the longest message
-everywhere. Ours has one child of Apache, and so one bridge. mod_proxy holds a worker for
-every WebSocket: its Apache has as many (MaxRequestWorkers: the connections and 32 more, in
-children of 64 threads, all of which run from the beginning).
+everywhere. Ours has one child of Apache, and so one bridge; in *handshakes* two, as Debian
+starts. mod_proxy holds a worker for every WebSocket: its Apache has as many
+(MaxRequestWorkers: the connections and 32 more, in children of 64 threads, all of which run
+from the beginning); in *handshakes* four for each client, and so two children as well.
 
 *proxy+websockets*: Apache's `ProxyPass` with `upgrade=websocket` in front of the `websockets`
 library, on asyncio's own loop or, where it says so, on uvloop. *websockets*, *picows*: the
