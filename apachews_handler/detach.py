@@ -38,7 +38,7 @@ from .endpoint import out_of_descriptors
 from .exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from .transport import PlainTransport, Transport
 
-_TCP_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_NON_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 # mod_ssl's names of what ``tls_facts`` returns.
 _TLS_VARIABLES = (
     b"SSL_PROTOCOL",
@@ -152,13 +152,15 @@ def _share_session(request: httpd.Request) -> tls.TlsSession:
 def _duplicate(descriptor: int) -> socket.socket:
     """Return the client's socket, which the caller closes."""
     try:
-        client = socket.socket(fileno=short_calls.dup(descriptor))
+        fd = short_calls.dup(descriptor)
     except OSError as error:
         raise Unavailable(out_of_descriptors(error)) from error
-    if client.type != socket.SOCK_STREAM or client.family not in _TCP_FAMILIES:
+    # (setblocking() lets go of the GIL.)
+    short_calls.set_nonblocking(fd)
+    client = socket.socket(type=_NON_BLOCKING, fileno=fd)
+    if client.proto != socket.IPPROTO_TCP:
         client.close()
-        raise CheckFailed("the connection is TCP", f"{client.family!r}, {client.type!r}")
-    client.setblocking(False)
+        raise CheckFailed("the connection is TCP", f"{client.family!r}, protocol {client.proto}")
     return client
 
 

@@ -21,7 +21,7 @@ import os
 import socket
 import struct
 from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_void_p
-from fcntl import F_DUPFD_CLOEXEC
+from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from typing import Any, Final
 
 _FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
@@ -49,6 +49,13 @@ _getrandom: Final = _function("getrandom", c_ssize_t, c_void_p, c_size_t, c_uint
 def dup(fd: int) -> int:
     """Return a duplicate of a descriptor, which no program that is started inherits."""
     return _checked(_fcntl(fd, F_DUPFD_CLOEXEC, 0))
+
+
+def set_nonblocking(fd: int) -> None:
+    """Have calls on a descriptor, and on its duplicates, not wait."""
+    flags = _checked(_fcntl(fd, F_GETFL, 0))
+    if not flags & os.O_NONBLOCK:
+        _checked(_fcntl(fd, F_SETFL, flags | os.O_NONBLOCK))
 
 
 def dup2(fd: int, other: int) -> None:

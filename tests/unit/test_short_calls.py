@@ -44,11 +44,24 @@ def test_one_takes_the_place_of_another() -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_nothing_waits_any_more(is_blocking: bool) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(is_blocking)
+        flags = fcntl.fcntl(near, fcntl.F_GETFL)
+        short_calls.set_nonblocking(near.fileno())
+        assert fcntl.fcntl(near, fcntl.F_GETFL) == flags | os.O_NONBLOCK
+        with pytest.raises(BlockingIOError):
+            os.read(near.fileno(), 1)
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda: short_calls.dup(-1),
         lambda: short_calls.dup2(-1, 0),
+        lambda: short_calls.set_nonblocking(-1),
         lambda: short_calls.eventfd_write(-1, 1),
     ],
 )
