@@ -26,7 +26,6 @@ system calls more, and a second worker, for every handshake.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import socket
@@ -111,11 +110,10 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
         raise CheckFailed("the connection is HTTP/1.1", "a stream of HTTP/2")
     descriptor = request.client_socket()
     sink = _sink()
-    with contextlib.ExitStack() as undo:
-        session = None
+    client = session = None
+    try:
         if request.is_tls:
             session = _share_session(request)
-            undo.callback(session.release)
         if request.has_early_data() or (session and session.has_pending()):
             raise Refusal(
                 "400 Bad Request",
@@ -123,7 +121,6 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
                 "the client sent data before it had the 101 (RFC 6455 4.1)",
             )
         client = _duplicate(descriptor)
-        undo.callback(client.close)
         request.write(head)
         # From here on there is no HTTP answer, only success or an end.
         try:
@@ -137,9 +134,14 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
         except BaseException:
             request.abandon()
             raise
-        request.end_after_request()
-        undo.pop_all()
-        return session or PlainTransport(client)
+    except BaseException:
+        if client:
+            client.close()
+        if session:
+            session.release()
+        raise
+    request.end_after_request()
+    return session or PlainTransport(client)
 
 
 def _share_session(request: httpd.Request) -> tls.TlsSession:

@@ -394,9 +394,7 @@ def parse_settings(environ: Mapping[str, Any]) -> Settings:
         BadSetting: a value that is not allowed, alone or with the others, or a name that
             is no setting.
     """
-    return _parse(
-        tuple((name, value) for name, value in environ.items() if name.startswith(PREFIX))
-    )
+    return _parse(tuple([setting for setting in environ.items() if setting[0].startswith(PREFIX)]))
 
 
 # Mostly a site has few sets of them, and its connections have one object each in common;

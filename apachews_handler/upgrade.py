@@ -245,7 +245,7 @@ def _require_wellformed(environ: Mapping[str, Any]) -> None:
     if "HTTP_HOST" not in environ:  # RFC 6455 4.2.1, 2.
         raise Refusal(BAD_REQUEST, "A WebSocket request has a Host header.")
     # httpd lets none pass, unless told to be lax (HttpProtocolOptions Unsafe).
-    if any(name.startswith("HTTP_") and _BREAKS.search(environ[name]) for name in environ):
+    if _BREAKS.search(" ".join([environ[name] for name in environ if name.startswith("HTTP_")])):
         raise Refusal(BAD_REQUEST, "A header has a character that none may have.")
     # A body would be read as frames.
     if environ.get("HTTP_TRANSFER_ENCODING") or environ.get("CONTENT_LENGTH", "0") not in ("", "0"):

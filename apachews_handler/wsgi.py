@@ -112,7 +112,8 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             head, first_words = upgrade.accept(settings, subprotocol), b""
         session = new_session(settings, upgrade.deflate)
         session.open(open_, is_told=settings.accept == "producer")
-        session.receive_producer(first_words)
+        if first_words:
+            session.receive_producer(first_words)
         transport = detach(request, head)
         undo.callback(transport.close)
         connection = Connection(
