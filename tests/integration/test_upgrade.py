@@ -57,7 +57,7 @@ def test_echo_as_later_request_of_a_connection_kept_alive(
 
 def test_a_refused_request_leaves_the_connection_for_the_next(site: Site, scheme: str) -> None:
     with RawClient(site.dial(scheme)) as client:
-        client.send(request("/absent.ws"))
+        client.send(request("/upgrade-absent.ws"))
         assert client.read_response()[0] == 404
         client.send(b"GET /index.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.read_response()[0] == 200
