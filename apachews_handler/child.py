@@ -88,8 +88,8 @@ class Child:
                 made.start()
                 # Where it is not to be seen there is nothing to be learnt of it.
                 self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
-                self._bridge = made
                 self._subscribe_end()
+                self._bridge = made  # last: who finds it does not ask for the lock
             return self._bridge
 
     def _on_stopping(self, is_graceful: bool) -> None:
