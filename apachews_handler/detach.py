@@ -21,23 +21,26 @@ first byte, because after it no HTTP answer is possible.
 
 The road not taken: one end of a socket pair in that place.  Apache shuts that down and
 lingers on it as with any client, and the other end must be kept until then: some twenty
-system calls more, and a second worker, for every handshake.
+system calls more, and a second worker, for every handshake (bench/run --profile --case
+handshakes has them counted).
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
+import threading
 
 from apachews import wire
 
 from . import httpd, short_calls, tls
-from .endpoint import out_of_descriptors
+from .endpoint import OUT_OF_RESOURCES, out_of_descriptors
 from .exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from .transport import PlainTransport, Transport
 
 _NON_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+# Multipath TCP (RFC 8684) is to its user what TCP is.
+_STREAMS = frozenset((socket.IPPROTO_TCP, socket.IPPROTO_MPTCP))
 # mod_ssl's names of what ``tls_facts`` returns.
 _TLS_VARIABLES = (
     b"SSL_PROTOCOL",
@@ -157,19 +160,37 @@ def _duplicate(descriptor: int) -> socket.socket:
         fd = short_calls.dup(descriptor)
     except OSError as error:
         raise Unavailable(out_of_descriptors(error)) from error
-    # (setblocking() lets go of the GIL.)
-    short_calls.set_nonblocking(fd)
-    client = socket.socket(type=_NON_BLOCKING, fileno=fd)
-    if client.proto != socket.IPPROTO_TCP:
+    try:
+        # (setblocking() lets go of the GIL.)
+        short_calls.set_nonblocking(fd)
+        client = socket.socket(type=_NON_BLOCKING, fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise CheckFailed("the connection is a socket", f"{error.strerror}") from error
+    if client.proto not in _STREAMS:
         client.close()
         raise CheckFailed("the connection is TCP", f"{client.family!r}, protocol {client.proto}")
     return client
 
 
-@functools.cache
 def _sink() -> int:
-    """Return the descriptor of what takes the clients' places, open as long as the child lives."""
-    try:
-        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unavailable(f"{os.devnull} cannot be opened: {error.strerror}") from error
+    """Return the descriptor of what takes the clients' places, open as long as the child lives.
+
+    Raises:
+        Refusal: there is no descriptor left; or /dev/null cannot be opened, in a chroot say.
+    """
+    global _sink_fd
+    if _sink_fd == -1:
+        with _sink_lock:
+            if _sink_fd == -1:
+                try:
+                    _sink_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                except OSError as error:
+                    if error.errno in OUT_OF_RESOURCES:
+                        raise Unavailable(out_of_descriptors(error)) from error
+                    raise CheckFailed(f"{os.devnull} can be opened", f"{error.strerror}") from error
+    return _sink_fd
+
+
+_sink_fd = -1
+_sink_lock = threading.Lock()

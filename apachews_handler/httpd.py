@@ -15,10 +15,9 @@ load a module built for another one, and so does this one.  The fields used are
 declared below, in the headers' order; a test compiles a few lines of C against
 the installed headers and compares.
 
-Calls that may wait, as a write for the client, let go of the GIL; the others keep it, for
-handing it over between a child's workers costs more than they do.  Filters are a special
-case: those that are asked for what is there at once do not wait, but with mod_python they
-may be in Python, and want the GIL themselves.
+Calls that may wait (a write for the client), or run other modules' code (filters, which
+may be Python in mod_python), let go of the GIL; the others keep it, for handing it over
+between a child's workers costs more than they do.
 
 Sources: httpd.h, http_config.h, http_core.h, http_connection.h, http_protocol.h,
 util_filter.h, util_script.h, http_log.h, ap_mpm.h, mpm_common.h; apr_portable.h,
@@ -265,6 +264,9 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
 # Of these, the ones that let go of the GIL.
 _MAY_WAIT: Final = frozenset(
     (
+        # With TLS reading may write, an alert say, and wait for the client to take that;
+        # and with mod_python a filter may be in Python.
+        "ap_get_brigade",
         "ap_fflush",
         "ap_flush_conn",
         "ap_add_cgi_vars",
@@ -274,8 +276,6 @@ _MAY_WAIT: Final = frozenset(
         "apr_brigade_write",
     )
 )
-# And those that do where a filter may be in Python; they are asked not to wait.
-_RUN_FILTERS: Final = frozenset(("ap_get_brigade",))
 # mpm_common.h: what ap_hook_child_stopping takes.
 _CHILD_STOPPING: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int)
 # mod_ssl.h, two optional functions.
@@ -299,14 +299,19 @@ class _Api:
 
     def __init__(self) -> None:
         process, waiting = ctypes.PyDLL(None), ctypes.CDLL(None)
-        for name in _SIGNATURES:
-            self._declare(waiting if name in _MAY_WAIT else process, name)
+        for name, (result, arguments) in _SIGNATURES.items():
+            try:
+                function = getattr(waiting if name in _MAY_WAIT else process, name)
+            except AttributeError as error:
+                raise HttpdError(
+                    f"{name} is in this process",
+                    f"no such symbol in {_server_description(process)}: httpd 2.4 is needed",
+                ) from error
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
         core = self.find_module(b"core.c")
         if core is None:
             raise HttpdError("this process is httpd", "no module core.c")
-        if self.find_module(b"mod_python.c"):
-            for name in _RUN_FILTERS:
-                self._declare(waiting, name)
         # Asks every module that may do TLS; not there before 2.4.47, when there
         # was only mod_ssl's optional function.
         self.conn_is_ssl = getattr(process, "ap_ssl_conn_is_ssl", None)
@@ -316,17 +321,6 @@ class _Api:
         self.ap_filter_flush = ctypes.cast(process.ap_filter_flush, c_void_p)
         host = self.find_module(b"mod_wsgi.c") or self.find_module(b"mod_python.c") or core
         self.log_index = host.module_index
-
-    def _declare(self, library: ctypes.CDLL, name: str) -> None:
-        try:
-            function = getattr(library, name)
-        except AttributeError as error:
-            raise HttpdError(
-                f"{name} is in this process",
-                f"no such symbol in {_server_description()}: httpd 2.4 is needed",
-            ) from error
-        function.restype, function.argtypes = _SIGNATURES[name]
-        setattr(self, name, function)
 
     def find_module(self, name: bytes) -> Any:
         """Return a module's record, None where it is not loaded."""
@@ -350,9 +344,9 @@ def _api() -> _Api:
     return _Api()
 
 
-def _server_description() -> str:
+def _server_description(process: ctypes.PyDLL) -> str:
     try:
-        function = ctypes.PyDLL(None).ap_get_server_description
+        function = process.ap_get_server_description
     except AttributeError:
         return "this process, which is not httpd"
     function.restype = c_char_p

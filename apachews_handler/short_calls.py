@@ -1,7 +1,7 @@
 """System calls that keep the GIL, because handing it over takes longer than they do.
 
-Contract: each does what its namesake in ``os`` or ``socket`` does, raises the same OSError,
-and waits for nothing and nobody.  For any thread.
+Contract: each does what its namesake in ``os`` or ``socket`` does, raises an OSError with the
+same errno, and waits for nobody.  For any thread.
 
 How this works: Python lets go of the GIL around every system call.  Where others want it,
 as the workers of a busy child of Apache do, one of them gets it, and whoever made the call
@@ -17,6 +17,7 @@ Sources: fcntl(2), dup(2), unix(7), eventfd(2), getrandom(2).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -70,12 +71,17 @@ def dup2(fd: int, other: int) -> None:
 def connect(path: str) -> socket.socket:
     """Return a non-blocking socket, connected to a Unix socket; the caller closes it.
 
+    Args:
+        path: of a file that was looked up just before: where its file system hangs, that
+            did, and whoever called that let go of the GIL.
+
     Raises:
         OSError: nobody listens, or, BlockingIOError, its backlog is full, among others.
     """
     data = os.fsencode(path)
     if not data or b"\0" in data or len(data) > MAX_PATH_BYTES:
-        raise OSError("this is no path of a Unix socket")
+        number = errno.ENAMETOOLONG if len(data) > MAX_PATH_BYTES else errno.EINVAL
+        raise OSError(number, os.strerror(number), path)
     fd = _checked(_socket(socket.AF_UNIX, _UNIX_STREAM, 0))
     try:
         address = _FAMILY.pack(socket.AF_UNIX) + data + b"\0"
