@@ -386,18 +386,27 @@ class Supervisor:
 
 
 def _kill_tree(process: subprocess.Popen[bytes] | None) -> None:
-    """Kill a process and all that it has started, which hears nothing of it."""
+    """Kill a process and all that it has started, which hear nothing of it."""
     if process is None or process.poll() is not None:
         return
-    # It goes last, for its end is told to its program, which would say goodbye; and not
-    # on, for it would start another.
-    process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    for pid in _descendants(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.kill()
+    # Stopped first, for the end of one is told to those that it has started, which would
+    # say goodbye, or started anew by the one that it was started by.
+    tree: list[int] = []
+    new = [process.pid]
+    while new:
+        for pid in new:
+            _send(pid, signal.SIGSTOP)
+        tree += new
+        new = [pid for pid in _descendants(process.pid) if pid not in tree]
+    for pid in tree:
+        _send(pid, signal.SIGKILL)
     process.wait()
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    # It may have ended; or be somebody else's, by sudo say, and not ours to end.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def _descendants(pid: int) -> list[int]:
