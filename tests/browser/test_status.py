@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from ..conftest import wait_for
 from ..crowd import crowd
-from ..site import Site, running_site
+from ..site import Site, for_two_threads, running_site
 from .chromium import ARTEFACTS, CHROMEDRIVER, CHROMIUM, chromium
 
 pytestmark = pytest.mark.skipif(
@@ -83,7 +83,7 @@ def test_the_page_shows_what_goes_on(site: Site) -> None:
         for _ in range(4):
             # It answers pings by itself.
             address = site.wss("/quiet.ws?room=<b>secret</b>")
-            stack.enter_context(connect(address, ssl=site.tls_context()))
+            stack.enter_context(connect(address, ssl=for_two_threads(site.tls_context())))
         wait_for(lambda: len(cells(driver, "connections")) == 16, 20)
 
         # All there is, of both processes.

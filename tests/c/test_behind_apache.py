@@ -24,7 +24,7 @@ from ..conftest import DEADLINE_S, wait_for
 from ..crowd import crowd
 from ..frames import masked
 from ..raw_client import RawClient
-from ..site import Site, running_site
+from ..site import Site, for_two_threads, running_site
 
 SIZE = 1024 * 1024  # APACHEWS_MAX_MESSAGE
 MANY = 2000
@@ -103,7 +103,7 @@ def echo(request: pytest.FixtureRequest, programs: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 def test_echo(site: Site, echo: Path, scheme: str) -> None:
-    context = site.tls_context() if scheme == "wss" else None
+    context = for_two_threads(site.tls_context()) if scheme == "wss" else None
     with running(echo, site.docroot / "c.ws"):
         url = site.wss("/c.ws") if scheme == "wss" else site.ws("/c.ws")
         with connect(url, ssl=context, max_size=None) as client:

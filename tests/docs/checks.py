@@ -15,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from ..conftest import wait_for
+from ..site import for_two_threads
 from .pages import Block
 
 TUTORIAL: Final = "docs/tutorial.md"
@@ -58,7 +59,7 @@ class Person:
     def __init__(self, name: str, room: str) -> None:
         self.socket: ClientConnection = connect(
             f"wss://chat.example.org/chat.ws?room={room}&name={name}",
-            ssl=ssl.create_default_context(cafile="/etc/ssl/certs/chat.pem"),
+            ssl=for_two_threads(ssl.create_default_context(cafile="/etc/ssl/certs/chat.pem")),
             origin=Origin("https://chat.example.org"),
         )
 

@@ -25,7 +25,7 @@ from apachews.apache import private_apache
 
 from ..conftest import DEADLINE_S, wait_for
 from ..producers import children_of
-from ..site import IS_ROOT, make_readable
+from ..site import IS_ROOT, for_two_threads, make_readable
 from ..terminal import in_terminal
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_it_serves_and_ends_in_order(directory: Path) -> None:
         assert 'id="sockets">["/chat.ws"]<' in page
         # There is no listing, and nothing but the page and the sockets.
         assert [status_of(f"{http}/{path}") for path in ("x", ".git/config")] == [404, 403]
-        insecure = ssl.create_default_context()
+        insecure = for_two_threads(ssl.create_default_context())
         insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
         with connect(run.url) as client, connect(wss, ssl=insecure) as secure:
             assert ask(client)[0] == ask(secure)[0] == "1"

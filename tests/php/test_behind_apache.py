@@ -24,7 +24,7 @@ from apachews.cli import main as apachews
 
 from ..conftest import DEADLINE_S, wait_for
 from ..crowd import crowd
-from ..site import ROOT, Site, running_site
+from ..site import ROOT, Site, for_two_threads, running_site
 
 LIBRARY = ROOT / "bindings" / "php"
 EXAMPLES = LIBRARY / "examples"
@@ -100,7 +100,7 @@ def client(
 ) -> Iterator[ClientConnection]:
     url = site.ws(path) if scheme == "ws" else site.wss(path)
     if scheme != "ws":
-        settings["ssl"] = site.tls_context()
+        settings["ssl"] = for_two_threads(site.tls_context())
     with connect(url, max_size=None, **settings) as connection:
         yield connection
 
