@@ -23,7 +23,7 @@ from typing import Final
 from . import short_calls
 from .connection import Connection, Log
 from .ends import End
-from .loop import Loop
+from .loop import Loop, turn_away
 from .report import Reporter
 from .signals import signals_blocked
 
@@ -229,10 +229,6 @@ class Bridge:
 
 def _give_up(connection: Connection) -> None:
     """Close a connection that came too late."""
-    connection.session.close(End.GOING_AWAY)
-    try:
-        connection.transport.send(b"".join(connection.session.to_client))
-    except OSError:
-        pass  # it has gone
+    turn_away(connection)
     connection.close()
     connection.log_close()

@@ -177,7 +177,8 @@ def _sink() -> int:
     """Return the descriptor of what takes the clients' places, open as long as the child lives.
 
     Raises:
-        Refusal: there is no descriptor left; or /dev/null cannot be opened, in a chroot say.
+        Refusal: there is no descriptor left.
+        CheckFailed: /dev/null cannot be opened, in a chroot say.
     """
     global _sink_fd
     if _sink_fd == -1:

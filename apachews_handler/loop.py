@@ -31,6 +31,7 @@ Whatever else they meet they leave to those.
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 import socket
@@ -56,6 +57,8 @@ _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
 _NOT_WATCHED: Final = -1
+# epoll_ctl(2): the kernel cannot watch another descriptor (fs.epoll.max_user_watches).
+_NO_ROOM: Final = (errno.ENOSPC, errno.ENOMEM)
 # How late what is due may be, so that it is done together.
 TIMERS_S: Final = 0.05
 # A turn that takes longer is remembered, for so long.
@@ -268,9 +271,16 @@ class Loop:
         connection.session.round_trips = self.tally.round_trips
         connection.transport.limit_unsent(connection.settings.max_buffer)
         self._clients[connection.client_fd] = connection
-        self._epoll.register(connection.client_fd, _IN)
-        connection.client_mask = _IN
-        self._take_producer(connection)
+        try:
+            self._epoll.register(connection.client_fd, _IN)
+            connection.client_mask = _IN
+            self._take_producer(connection)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            turn_away(connection)
+            self._forget(connection)
+            return
         self._flush(connection)  # the OPEN is in the session
         self._schedule(connection)
         if connection.transport.has_pending():
@@ -684,6 +694,15 @@ class Loop:
         connection.log.write(
             "warn", f"{connection.name} ignored frames of the producer, reserved opcodes {opcodes}"
         )
+
+
+def turn_away(connection: Connection) -> None:
+    """Say goodbye to a client that was never begun with; the caller closes the connection."""
+    connection.session.close(End.GOING_AWAY)
+    try:
+        connection.transport.send(b"".join(connection.session.to_client))
+    except OSError:
+        pass  # it has gone
 
 
 def _take(chunks: list[bytes]) -> bytes:

@@ -6,8 +6,8 @@ same errno, and waits for nobody.  For any thread.
 How this works: Python lets go of the GIL around every system call.  Where others want it,
 as the workers of a busy child of Apache do, one of them gets it, and whoever made the call
 stands in line again: two switches of threads for a microsecond or two in the kernel.  With
-sixteen clients that connect at once that was most of what a handshake took
-(bench/run --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
+sixteen clients that connect at once a third of a child's time went into that (perf, with
+bench/run --profile --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
 
 In C these would be as many lines, and would need a compiler where apachews is installed.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -655,6 +656,35 @@ def test_one_that_was_adopted_just_before_the_end_is_not_forgotten(
         loop.close()
     assert not ender.is_alive()
     peers.close()
+
+
+class FullEpoll:
+    """An epoll that watches nobody more."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_where_epoll_has_no_room_a_client_gets_its_goodbye(bridge: Bridge) -> None:
+    epoll = bridge._loop._epoll
+    bridge._loop._epoll = FullEpoll(epoll)  # type: ignore[assignment]
+    peers = Peers(bridge)
+    assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
+    assert peers.next_item() is None
+    wait_for(lambda: peers.log.lines)
+    assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
+    assert peers.released == [True]
+    bridge._loop._epoll = epoll
+    peers.close()
+    after = Peers(bridge)
+    assert isinstance(after.next_item(), wire.Open)
+    after.close()
 
 
 def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
