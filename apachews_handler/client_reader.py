@@ -316,7 +316,7 @@ class ClientReader:
             assert self._deflate, "only then RSV1 was let pass"
             self._inflater = Inflater(self._deflate.client_window_bits)
         payload = self._unmask_piece(piece)
-        self._inflater.feed(payload, is_last=not self._remaining and bool(self._fin))
+        self._inflater.feed(payload)
         return self._inflate(room)
 
     def _inflate(self, room: int) -> int:
@@ -328,10 +328,10 @@ class ClientReader:
             self._count_message_bytes(len(out))
             has_more = len(out) == room
             is_last = not has_more and not self._remaining and bool(self._fin)
-            if is_last and self._deflate.client_keeps_context:
+            if is_last:
                 inflater.end_message()
-            elif is_last:
-                self._inflater = None
+                if not self._deflate.client_keeps_context:
+                    self._inflater = None
             if out or is_last:
                 self._pass_on(out, is_last)
             room -= len(out)

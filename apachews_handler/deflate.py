@@ -38,9 +38,13 @@ _MAY_STAND_ALONE: Final = frozenset(
 _WINDOWS: Final = frozenset(str(bits) for bits in range(8, MAX_WINDOW_BITS + 1))
 # What ends a message, and is not sent (RFC 7692 7.2.1).
 _TAIL: Final = b"\x00\x00\xff\xff"
-# A message may have several blocks that each end their stream (RFC 7692 7.2.1), and
-# after each a new one is set up; nobody's compressor makes more than one.
-MAX_FINAL_BLOCKS: Final = 16
+# A stored block without its first byte: length, complement, bytes (RFC 1951 3.2.4).
+_BLOCK_BYTES: Final = b"apachews"
+_BLOCK: Final = b"\x08\x00\xf7\xff" + _BLOCK_BYTES
+# A message may have several final blocks (RFC 7692 7.2.1), each of which ends a zlib stream.
+# Setting a stream up costs far more than the two bytes of an empty final block, so a message
+# that consists of these would hold up the other clients; compressors make one.
+MAX_STREAMS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,57 +139,84 @@ def _parse_offer(offer: str) -> dict[str, int | None] | None:
 
 
 class Inflater:
-    """Gives back what a client compressed.
+    """Inflates what a client compressed.
+
+    How the end of a message is found: a message ends after the header of an empty stored
+    block, whose last four bytes the sender removed (RFC 7692 7.2.1).  Only in that state
+    does zlib take a stored block of other bytes for what it is, so a copy of the stream is
+    given one.  A message that was cut off anywhere else is refused; without the question
+    the bytes of the next message would be read as its rest.
 
     Args:
         window_bits: as agreed on for the client.
     """
 
-    __slots__ = ("_final_blocks", "_input", "_is_empty", "_window_bits", "_zlib")
+    __slots__ = ("_input", "_is_empty", "_streams", "_window_bits", "_zlib")
 
     def __init__(self, window_bits: int) -> None:
         self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
         self._zlib = zlib.decompressobj(-self._window_bits)
         self._input = b""
         self._is_empty = True  # the message so far
-        self._final_blocks = 0
+        self._streams = 1  # of the message so far
 
-    def feed(self, data: bytes, is_last: bool) -> None:
-        """Take a piece of a message's payload; the piece before must be read out."""
+    def feed(self, data: bytes) -> None:
+        """Take a piece of a message's payload, after the piece before was read out."""
         self._is_empty = self._is_empty and not data
-        # Some send nothing at all for an empty message, where RFC 7692 7.2.3.6 has
-        # one byte: there is nothing then that the tail would end.
-        self._input = data + _TAIL if is_last and not self._is_empty else data
+        self._input = data
 
     def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes; fewer mean that there are no more for now.
+        """Return at most ``size`` bytes; fewer mean that the piece is read out.
 
         Raises:
             Violation: 1007, the data is not compressed as it should be.
         """
-        try:
-            out = self._zlib.decompress(self._input, size)
-            while self._zlib.eof and self._zlib.unused_data:
-                # A block that ends its stream; another stream follows.
-                self._final_blocks += 1
-                if self._final_blocks > MAX_FINAL_BLOCKS:
-                    raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
-                self._input = self._zlib.unused_data
-                self._zlib = zlib.decompressobj(-self._window_bits)
-                if len(out) == size:
-                    return out
-                out += self._zlib.decompress(self._input, size - len(out))
-        except zlib.error as error:
-            raise Violation(wire.INVALID_DATA, "a message is not compressed correctly") from error
+        out = self._decompress(self._input, size)
+        while self._zlib.eof and self._zlib.unused_data:
+            # A final block ended the stream, and the message goes on in a new one.
+            self._streams += 1
+            if self._streams > MAX_STREAMS:
+                raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
+            self._input = self._zlib.unused_data
+            self._zlib = zlib.decompressobj(-self._window_bits)
+            if len(out) == size:
+                return out
+            out += self._decompress(self._input, size - len(out))
         self._input = self._zlib.unconsumed_tail
         return out
 
     def end_message(self) -> None:
-        """Say that the message was read out, and may be referred to by the next."""
-        self._final_blocks = 0
-        self._is_empty = True
+        """End a message that was read out; the next one may refer to it.
+
+        Raises:
+            Violation: 1007, the message ends inside a block.
+        """
+        # A sender may end a message with a final block and nothing after it, and an empty
+        # message may have no byte at all (RFC 7692 7.2.3.4, 7.2.3.6).
+        if not self._zlib.eof and not self._is_empty:
+            if self._takes_block(b""):
+                self._zlib.decompress(_TAIL)
+            elif not self._takes_block(b"\x01"):
+                # (Between two blocks: the sender left the tail in place, which is harmless.
+                # A final block, because its first bit tells whether bits of a byte are left.)
+                raise Violation(wire.INVALID_DATA, "a compressed message is cut off")
         if self._zlib.eof:
             self._zlib = zlib.decompressobj(-self._window_bits)
+        self._is_empty = True
+        self._streams = 1
+
+    def _takes_block(self, header: bytes) -> bool:
+        """Tell whether a stored block would be read as one behind this part of its header."""
+        try:
+            return self._zlib.copy().decompress(header + _BLOCK, len(_BLOCK)) == _BLOCK_BYTES
+        except zlib.error:
+            return False
+
+    def _decompress(self, data: bytes, size: int) -> bytes:
+        try:
+            return self._zlib.decompress(data, size)
+        except zlib.error as error:
+            raise Violation(wire.INVALID_DATA, "a message is not compressed correctly") from error
 
 
 class Deflater:

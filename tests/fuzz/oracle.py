@@ -365,7 +365,7 @@ def client_stream(data: bytes, limit: int, max_frames: int, deflate: Agreement |
     """Say what the bridge must make of a client's bytes; its PONGs and PINGs are events.
 
     A client that compresses with a larger window than agreed on is not told from
-    others.  Nothing is said of what follows a block that ends its stream.
+    others.  Nothing is said of what follows a final block inside a message.
     """
     meaning = Meaning()
     inflater = zlib.decompressobj(-15)
@@ -401,14 +401,14 @@ def client_stream(data: bytes, limit: int, max_frames: int, deflate: Agreement |
             if is_compressed:
                 packed += len(payload)
                 # (Nothing at all is an empty message as well.)
-                payload = _inflate(
-                    inflater, payload + TAIL if is_last and packed else payload, limit - size
-                )
+                payload = _inflate(inflater, payload, limit - size)
                 size += len(payload)
                 if inflater.eof:
                     meaning.is_sure = False
                     break
-                if is_last and deflate and not deflate.client_keeps_context:
+                if is_last and packed:
+                    _end_inflating(inflater)
+                if is_last and (inflater.eof or (deflate and not deflate.client_keeps_context)):
                     inflater = zlib.decompressobj(-15)
             else:
                 size += frame.length
@@ -433,6 +433,23 @@ def _inflate(inflater: zlib._Decompress, data: bytes, most: int) -> bytes:
     if len(out) > most:
         raise Wrong(1009, 1007)
     return out
+
+
+def _end_inflating(inflater: zlib._Decompress) -> None:
+    """Check that a message ends between two blocks, without or with the tail (RFC 7692 7.2.2)."""
+    final = b"\x01\x00\x00\xff\xff"
+    for removed in (TAIL, b""):
+        whole = inflater.copy()
+        try:
+            out = whole.decompress(removed)
+            is_final = whole.eof
+            out += whole.decompress(final)
+        except zlib.error:
+            continue
+        if not out and whole.eof and whole.unused_data == (final if is_final else b""):
+            inflater.decompress(removed)
+            return
+    raise Wrong(1007)
 
 
 def _check_wire(frame: Frame, message: int) -> None:

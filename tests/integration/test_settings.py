@@ -304,6 +304,26 @@ def test_compression_and_its_options(site: Site, scheme: str) -> None:
         assert client.read_frame() == (0x81, b"short")
 
 
+@pytest.mark.parametrize("level", [0, 9])
+def test_a_message_may_end_with_a_final_block(site: Site, level: int) -> None:
+    """As zlib.deflateRawSync() of Node compresses: no padding follows the block."""
+    messages = [os.urandom(60), b"hello, hello, hello", os.urandom(60)]
+    with RawClient(site.dial("ws")) as client:
+        client.send(request("/echo.ws", Sec_WebSocket_Extensions="permessage-deflate"))
+        assert client.read_head()[0] == 101
+        for message in messages:
+            stream = zlib.compressobj(level, zlib.DEFLATED, -15)
+            client.send(masked(0xC2, stream.compress(message) + stream.flush()))
+        inflater = zlib.decompressobj(-15)
+        for message in messages:
+            frame = client.read_frame()
+            assert frame is not None
+            if frame[0] == 0xC2:
+                assert inflater.decompress(frame[1] + b"\0\0\xff\xff") == message
+            else:
+                assert frame == (0x82, message)
+
+
 def test_a_bomb_is_stopped_at_the_limit(site: Site) -> None:
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(100 << 20)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]

@@ -77,7 +77,7 @@ def test_context_takeover_can_be_switched_off_for_both() -> None:
 
 def inflate(inflater: Inflater, payload: bytes, size: int = 10_000) -> bytes:
     """Return one whole message."""
-    inflater.feed(payload, is_last=True)
+    inflater.feed(payload)
     parts = []
     while True:
         parts.append(inflater.read(size))
@@ -99,6 +99,10 @@ def compressed(data: bytes) -> bytes:
         (bytes.fromhex("f2 48 cd c9 c9 07 00"), b"Hello"),
         (bytes.fromhex("00 05 00 fa ff 48 65 6c 6c 6f 00"), b"Hello"),
         (bytes.fromhex("f3 48 cd c9 c9 07 00 00"), b"Hello"),  # its block ends the stream
+        (bytes.fromhex("f3 48 cd c9 c9 07 00"), b"Hello"),  # the same without the padding
+        (bytes.fromhex("01 05 00 fa ff 48 65 6c 6c 6f"), b"Hello"),  # stored, without either
+        (bytes.fromhex("00 05 00 fa ff 48 65 6c 6c 6f 01"), b"Hello"),  # an empty final block
+        (bytes.fromhex("f2 48 cd c9 c9 07 00 00 00 ff ff"), b"Hello"),  # with its tail
         (bytes.fromhex("f2 48 05 00 00 00 ff ff ca c9 c9 07 00"), b"Hello"),  # two blocks
         (b"\x00", b""),
         (b"", b""),
@@ -136,7 +140,7 @@ def test_no_more_comes_out_than_there_is_room_for() -> None:
     bomb = compressed(bytes(10_000_000))
     assert len(bomb) < 10_000
     inflater = Inflater(15)
-    inflater.feed(bomb, is_last=True)
+    inflater.feed(bomb)
     for _ in range(20):
         assert len(inflater.read(1000)) == 1000
 
@@ -145,7 +149,7 @@ def test_streams_that_end_in_a_message_are_few() -> None:
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     block = stream.compress(b"x") + stream.flush()
     inflater = Inflater(15)
-    allowed = deflate.MAX_FINAL_BLOCKS
+    allowed = deflate.MAX_STREAMS - 1
     assert inflate(inflater, block * allowed + b"\0") == b"x" * allowed
     assert inflate(inflater, block * allowed + b"\0") == b"x" * allowed
     with pytest.raises(Violation, match="too many"):
@@ -171,3 +175,85 @@ def test_what_is_compressed_comes_back(
                 payload += deflater.flush()
         payload += deflater.finish()
         assert inflate(inflater, payload, size) == b"".join(pieces)
+
+
+# How a block ends, as zlib has it: Z_FINISH makes it a final one.
+FLUSHES = [zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_FINISH]
+
+
+class Sender:
+    """Any sender that RFC 7692 allows: zlib's compressor with every kind of block."""
+
+    def __init__(self, window_bits: int, keeps_context: bool) -> None:
+        self._window_bits = window_bits
+        self._keeps_context = keeps_context
+        self._zlib: zlib._Compress | None = None
+
+    def message(self, blocks: list[tuple[bytes, int, int]], is_padded: bool) -> bytes:
+        """Compress a message of blocks: their bytes, level and flush."""
+        payload, flush = b"", zlib.Z_SYNC_FLUSH
+        for data, level, flush in blocks:
+            if self._zlib is None:
+                self._zlib = zlib.compressobj(level, zlib.DEFLATED, -self._window_bits)
+            payload += self._zlib.compress(data) + self._zlib.flush(flush)
+            if flush == zlib.Z_FINISH:
+                self._zlib = None
+        if not self._keeps_context:
+            self._zlib = None
+        if flush == zlib.Z_FINISH:
+            return payload + b"\x00" if is_padded else payload
+        assert payload.endswith(b"\x00\x00\xff\xff")
+        return payload[:-4]
+
+
+BLOCKS = st.lists(
+    st.tuples(
+        st.one_of(
+            st.binary(max_size=80),
+            st.just(b"hello, hello " * 40),
+            st.randoms().map(lambda random: random.randbytes(60)),
+        ),
+        st.sampled_from([0, 1, 6, 9]),
+        st.sampled_from(FLUSHES),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(
+    messages=st.lists(st.tuples(BLOCKS, st.booleans()), min_size=1, max_size=5),
+    window_bits=st.integers(9, 15),
+    keeps_context=st.booleans(),
+    size=st.integers(1, 400),
+)
+def test_every_kind_of_block_comes_back(
+    messages: list[tuple[list[tuple[bytes, int, int]], bool]],
+    window_bits: int,
+    keeps_context: bool,
+    size: int,
+) -> None:
+    sender = Sender(window_bits, keeps_context)
+    inflater = Inflater(window_bits)
+    for blocks, is_padded in messages:
+        payload = sender.message(blocks, is_padded)
+        # (zlib puts nothing out if it is asked to flush twice.)
+        assert inflate(inflater, payload, size) == b"".join(data for data, _, _ in blocks)
+        if not keeps_context:
+            inflater = Inflater(window_bits)
+
+
+@given(BLOCKS, st.booleans(), st.data())
+def test_a_message_that_is_cut_off_never_becomes_other_bytes(
+    blocks: list[tuple[bytes, int, int]], is_padded: bool, data: st.DataObject
+) -> None:
+    payload = Sender(15, True).message(blocks, is_padded)
+    whole = b"".join(block for block, _, _ in blocks)
+    inflater = Inflater(15)
+    try:
+        found = inflate(inflater, payload[: data.draw(st.integers(0, len(payload)))])
+    except Violation as violation:
+        assert violation.code == 1007
+        return
+    assert whole.startswith(found)  # the cut is between two blocks
+    assert inflate(inflater, compressed(b"more")) == b"more"
