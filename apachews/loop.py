@@ -7,11 +7,12 @@ send, close and broadcast meanwhile.  One thread at a time waits.  Nothing block
 
 How this works: each client is one Unix socket, watched level-triggered.  A turn
 of the loop takes at most ``READ_BYTES`` from each socket that is ready and turns
-them into events, until there are ``TURN_EVENTS``; the next turn goes on with the
-sockets that were not looked at, before epoll is asked again: it would name the
-same ones first, and a client that floods would starve the others.  No socket is
-read again before all events were taken, so what is buffered is bounded: one
-unfinished message a client, and the events of one turn.
+at most ``FRAMES_A_TURN`` of their frames into events, until there are ``TURN_EVENTS``;
+the next turn goes on with the sockets that were not looked at, before epoll is asked again:
+it would name the same ones first, and a client that floods would starve the others.  The
+rest of what was read stays with its reader for the turns after that; the socket is not read
+again before.  So what is buffered is bounded: one read and one unfinished message per
+client, and the events of one turn.
 
 How ``drain()`` loses nothing (docs/wire.md, *Moving*): each client is sent a MOVE.
 What it sends before the bridge's answering MOVE becomes events as ever, and what the
@@ -59,7 +60,7 @@ from .notify import start_heartbeat
 from .publications import Publications
 from .siblings import Siblings
 
-# Events after which a turn ends; one read of the smallest messages gives 32768.
+# Events after which a turn ends.
 TURN_EVENTS: Final = 1000
 # How long a client that is being closed may take to go; Apache's side gives the
 # browser as long (APACHEWS_CLOSE_TIMEOUT).
@@ -114,6 +115,9 @@ class Loop:
         self._leaving: deque[tuple[float, Connection]] = deque()  # deadlines, in order
         # What epoll found ready and no turn has looked at yet: descriptor, events.
         self._ready: deque[tuple[int, int]] = deque()
+        # Descriptors whose readers made a pause.  A dict for its order.
+        self._paused: dict[int, None] = {}
+        self._busy = 1  # how many of these there were when epoll was asked last
         self._drain_deadline: float | None = None
         # Clients that have moved, by their last event, until that is taken; and the
         # one whose last event the program has in hand.
@@ -169,6 +173,8 @@ class Loop:
             if self._calls:
                 self._run_calls()
             if not self.events and deadline is not None and time.monotonic() >= deadline:
+                if self._paused and self._has_fileno:
+                    self.wake()  # what was read already does not make the descriptor readable
                 return None
         event = self.events.popleft()
         if self._moved and (moved := self._moved.pop(event, None)) is not None:
@@ -261,7 +267,7 @@ class Loop:
         elif next_timer_s is not None:
             wait_s = next_timer_s if wait_s is None else min(wait_s, next_timer_s)
         if not self._ready:
-            self._ready.extend(self._poll(wait_s))
+            self._look(wait_s)
         while self._ready:
             fd, ready = self._ready.popleft()
             connection = self.connections.get(fd)
@@ -280,6 +286,21 @@ class Loop:
                     self._forget(connection)  # its last event is out
             if len(self.events) >= TURN_EVENTS:
                 break
+
+    def _look(self, wait_s: float | None) -> None:
+        """Fill ``_ready``: what epoll names, then the readers that made a pause, each once."""
+        self._busy = len(self._paused) or 1
+        if not self._paused:
+            self._ready.extend(self._poll(wait_s))
+            return
+        found = self._poll(0.0)
+        paused, self._paused = self._paused, {}
+        for fd, _ in found:
+            paused.pop(fd, None)
+        self._ready.extend(found)
+        for fd in paused:
+            if self.connections[fd].watched & select.EPOLLIN:
+                self._ready.append((fd, select.EPOLLIN))
 
     def _run(self, fd: int) -> None:
         """Do what a descriptor that is no connection's is ready for."""
@@ -313,7 +334,9 @@ class Loop:
     def next_timer_s(self) -> float | None:
         """Return after how many seconds ``turn(0)`` has something to do, whatever comes."""
         with self.lock:
-            if self.events or self._calls or self._ready or self._parting is not None:
+            if self.events or self._calls or self._ready or self._paused:
+                return 0.0
+            if self._parting is not None:
                 return 0.0
             return self._run_timers()
 
@@ -378,13 +401,19 @@ class Loop:
                 return
 
     def _receive(self, connection: Connection) -> None:
-        data = connection.receive_nowait()
-        if data is None:
-            return
-        if not data:
-            self._receive_eof(connection)
-            return
-        for item in connection.reader.receive(data):
+        if connection.reader.is_paused:
+            items = connection.reader.receive(b"", self._busy)
+        else:
+            data = connection.receive_nowait()
+            if data is None:
+                return
+            if not data:
+                self._receive_eof(connection)
+                return
+            items = connection.reader.receive(data, self._busy)
+        if connection.reader.is_paused:
+            self._paused[connection.fileno()] = None
+        for item in items:
             if isinstance(item, (str, bytes)):
                 if connection.state in RECEIVING:
                     self.events.append(MessageEvent(connection.client, item))
@@ -467,6 +496,7 @@ class Loop:
         fd = connection.fileno()
         if fd != -1:
             del self.connections[fd]
+            self._paused.pop(fd, None)
             self._epoll.unregister(fd)
             connection.state = State.CLOSED
             connection.close()
@@ -547,5 +577,7 @@ class Loop:
         is_read = connection.wants_reading and not is_over
         mask = (select.EPOLLIN if is_read else 0) | (select.EPOLLOUT if connection.has_queue else 0)
         if mask != connection.watched:
+            if is_read and connection.reader.is_paused:
+                self._paused[connection.fileno()] = None
             connection.watched = mask
             self._epoll.modify(connection.fileno(), mask)

@@ -1,8 +1,9 @@
 """Joining the frames of the wire to messages: the sans-I/O core of the library.
 
 Contract: ``MessageReader.receive(data)`` takes bytes as they came from the Unix
-socket, cut anywhere, and returns what they completed, in order.  It never
-raises for bad input: the last item is then a ``Violation``, and whatever comes
+socket, cut anywhere, and returns what they completed, in order.  After
+``FRAMES_A_TURN`` frames it pauses: ``is_paused`` is true, and ``receive(b"")`` goes on.
+It never raises for bad input: the last item is then a ``Violation``, and whatever comes
 after is ignored.  No I/O; one reader a connection; not for several threads.
 
 How this works: a frame's payload is taken as it comes, into one buffer, so that a
@@ -25,6 +26,14 @@ from .exceptions import WireError
 # has its own, smaller limit (APACHEWS_MAX_MESSAGE, 1 MiB), which comes first;
 # this one bounds the memory should somebody else talk to the socket.
 DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+
+
+# Frames after which the reader pauses, so that the server can serve the other clients: one
+# read of 64 KiB has 21,000 messages of a byte, and a program that answers each in 10 us would
+# let the others wait for 0.2 s.  Clients that are busy at the same time share them; each gets
+# the second number at least.
+FRAMES_A_TURN: Final = 512
+MIN_FRAMES_A_TURN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,7 @@ class MessageReader:
 
     Attributes:
         ignored: opcodes of frames that were left out; the caller logs and empties it.
+        is_paused: there is more, for ``receive(b"")``.
     """
 
     __slots__ = (
@@ -76,6 +86,7 @@ class MessageReader:
         "_remaining",
         "_rest",
         "ignored",
+        "is_paused",
     )
 
     def __init__(self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
@@ -87,6 +98,7 @@ class MessageReader:
         self._message_bytes = 0
         self._payload: bytearray | None = None  # of a message in several pieces
         self.ignored: list[int] = []
+        self.is_paused = False
         self._opened = False
         self._opening = b""  # the payload of the OPEN, until it is taken
         self._finished = False  # after a CLOSE, a MOVE or a violation
@@ -101,21 +113,27 @@ class MessageReader:
         opening, self._opening = self._opening, b""
         return opening
 
-    def receive(self, data: bytes) -> list[Item]:
-        """Take bytes from the socket; return what they completed, in order."""
+    def receive(self, data: bytes, busy: int = 1) -> list[Item]:
+        """Take bytes from the socket; return what they completed, in order.
+
+        Args:
+            data: as they came; b"" to go on after a pause.
+            busy: how many clients share the frames of a turn.
+        """
         items: list[Item] = []
         if self._finished:
             return items
         try:
-            self._receive(data, items)
+            self._receive(data, max(MIN_FRAMES_A_TURN, FRAMES_A_TURN // busy), items)
         except WireError as error:
             self._finish()
             items.append(Violation(error.code, error.reason))
         return items
 
-    def _receive(self, data: bytes, items: list[Item]) -> None:
+    def _receive(self, data: bytes, frames_left: int, items: list[Item]) -> None:
         if self._rest:
             data, self._rest = self._rest + data, b""
+        self.is_paused = False
         position, end = 0, len(data)
         while position < end:
             if self._remaining:
@@ -128,6 +146,11 @@ class MessageReader:
                 if not self._remaining and self._frame_fin:
                     items.append(self._join())
                 continue
+            if not frames_left:
+                self.is_paused = True
+                self._rest = data[position:]
+                return
+            frames_left -= 1
             if position + 2 <= end and (length := data[position + 1]) < 126:
                 first, start = data[position], position + 2
             else:
@@ -229,6 +252,7 @@ class MessageReader:
 
     def _finish(self) -> None:
         self._finished = True
+        self.is_paused = False
         self._rest = b""
         self._payload = None
 

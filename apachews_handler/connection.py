@@ -74,8 +74,8 @@ class Connection:
         close_line: for the log of closes, as far as it is known; None: it has none.
 
     Attributes:
-        is_simple: what came from the client is either read or shown by its descriptor:
-            no TLS record and no inflater holds more.
+        is_simple: what came from the client and was not read is shown by its descriptor:
+            no TLS record holds more.
     """
 
     __slots__ = (
@@ -147,7 +147,7 @@ class Connection:
         self.is_deaf = False  # nothing reaches the client any more
         self.is_finished = False  # it is closed, counted and logged
         self.is_shut_down = False  # nothing more will be sent to it
-        self.is_simple = not (transport.may_hoard or session.may_pause)
+        self.is_simple = not transport.may_hoard
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)
         self.goodbye: End | None = None  # why it is sent away, once it is to be

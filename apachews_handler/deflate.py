@@ -149,16 +149,19 @@ class Inflater:
 
     Args:
         window_bits: as agreed on for the client.
+
+    Attributes:
+        streams: of zlib, in the message so far.
     """
 
-    __slots__ = ("_input", "_is_empty", "_streams", "_window_bits", "_zlib")
+    __slots__ = ("_input", "_is_empty", "_window_bits", "_zlib", "streams")
 
     def __init__(self, window_bits: int) -> None:
         self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
         self._zlib = zlib.decompressobj(-self._window_bits)
         self._input = b""
         self._is_empty = True  # the message so far
-        self._streams = 1  # of the message so far
+        self.streams = 1
 
     def feed(self, data: bytes) -> None:
         """Take a piece of a message's payload, after the piece before was read out."""
@@ -174,8 +177,8 @@ class Inflater:
         out = self._decompress(self._input, size)
         while self._zlib.eof and self._zlib.unused_data:
             # A final block ended the stream, and the message goes on in a new one.
-            self._streams += 1
-            if self._streams > MAX_STREAMS:
+            self.streams += 1
+            if self.streams > MAX_STREAMS:
                 raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
             self._input = self._zlib.unused_data
             self._zlib = zlib.decompressobj(-self._window_bits)
@@ -203,7 +206,7 @@ class Inflater:
         if self._zlib.eof:
             self._zlib = zlib.decompressobj(-self._window_bits)
         self._is_empty = True
-        self._streams = 1
+        self.streams = 1
 
     def _takes_block(self, header: bytes) -> bool:
         """Tell whether a stored block would be read as one behind this part of its header."""

@@ -76,9 +76,10 @@ class Loop:
         self._holds = Holds()
         self._others: dict[int, Callable[[], None]] = {}
         self._deadlines: Deadlines[Connection] = Deadlines()
-        # To be looked at again, whatever epoll says: their TLS holds bytes, or their
-        # reader made a pause.  A dict for its order.
+        # Clients to handle in the next turn whether epoll names them or not: their TLS
+        # holds bytes, or their reader made a pause.  A dict for its order.
         self._pending: dict[Connection, None] = {}
+        self._busy = 1  # how many of these there were in the last turn
         self._now = time.monotonic()
         # When a turn began and how long it took: none before a longer one.
         self._long_turns: deque[tuple[float, float]] = deque()
@@ -194,9 +195,13 @@ class Loop:
         events = self._epoll.poll(self._wait_s(max_wait_s))
         self._now = time.monotonic()
         clients, producers, others = self._clients, self._producers, []
+        pending, self._pending = self._pending, {}
+        self._busy = len(pending) or 1
         for fd, ready in events:
             if (connection := clients.get(fd)) is not None:
                 handle = self._pass_on if ready == _IN else self._on_client
+                if pending:
+                    pending.pop(connection, None)  # each connection once a turn
             elif (connection := producers.get(fd)) is not None:
                 handle = self._pass_back if ready == _IN else self._on_producer
             else:
@@ -212,11 +217,9 @@ class Loop:
         for fd in others:
             if fd in self._others:
                 self._others[fd]()
-        if self._pending:
-            pending, self._pending = self._pending, {}
-            for connection in pending:
-                if connection.client_fd != -1 and connection.client_mask & _IN:
-                    self._guard(self._on_client, connection, _IN)
+        for connection in pending:
+            if connection.client_fd != -1 and connection.client_mask & _IN:
+                self._guard(self._on_client, connection, _IN)
         if self._holds:
             self._run_holds()
         for connection in self._deadlines.take_due(self._now):
@@ -296,20 +299,21 @@ class Loop:
         """Do what ``_on_client`` does where there is nothing but a client's messages to send."""
         session, transport = connection.session, connection.transport
         # The mask says that nothing waits for either side.
-        if connection.client_mask != _IN or session.phase is not _OPEN or self._pending:
+        if connection.client_mask != _IN or session.phase is not _OPEN or session.is_paused:
             self._on_client(connection, ready)
             return
         data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
         if data:
             watch = connection.watch
             watch.heard_at = self._now
-            session.receive_client(data, self._now)
+            session.receive_client(data, self._now, self._busy)
             frames = session.to_producer
             if (
                 frames
                 and session.phase is _OPEN
                 and session.side is _CONNECTED
                 and not session.to_client
+                and not session.is_paused
                 and (connection.is_simple or not self._has_more(connection))
             ):
                 queue = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -332,11 +336,7 @@ class Loop:
     @staticmethod
     def _has_more(connection: Connection) -> bool:
         """Tell whether the client is to be looked at again, or watched for something else."""
-        return (
-            connection.session.is_paused
-            or connection.transport.needs_writing
-            or connection.transport.has_pending()
-        )
+        return connection.transport.needs_writing or connection.transport.has_pending()
 
     def _on_client(self, connection: Connection, ready: int) -> None:
         session, transport = connection.session, connection.transport
@@ -346,12 +346,13 @@ class Loop:
             transport.needs_writing and not connection.producer_queue
         )
         if session.is_paused and may_read:
-            session.receive_client(b"", self._now)
+            connection.watch.heard_at = self._now  # its PONG may be in what is kept
+            session.receive_client(b"", self._now, self._busy)
         elif may_read and (ready & (_IN | _GONE) or transport.needs_writing):
             data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
             if data:
                 connection.watch.heard_at = self._now
-                session.receive_client(data, self._now)
+                session.receive_client(data, self._now, self._busy)
             elif data is not None:
                 session.receive_client_eof()
         elif ready & _GONE:

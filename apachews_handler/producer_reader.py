@@ -34,6 +34,11 @@ from .deflate import Agreement, Deflater
 from .exceptions import Violation
 
 # OPEN (0x3) and ANSWER (0x4) have no meaning in this direction once it is open.
+# A read that holds more messages than this is followed by reads of SHORT_READ_BYTES, so that
+# a turn of the loop serves the other connections after some 0.4 ms: one read of 64 KiB has
+# 32,000 empty messages, which take 8 ms.
+MANY_MESSAGES: Final = 512
+SHORT_READ_BYTES: Final = 4096
 _RESERVED: Final = frozenset((0x3, 0x4, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
 _WHOLE: Final = frozenset((wire.FIN | wire.TEXT, wire.FIN | wire.BINARY))
 _COMPRESSED: Final = 0x40  # RSV1, RFC 7692 6.
@@ -55,6 +60,7 @@ class ProducerReader:
             not compressed.
         ignored: opcodes of reserved frames that were left out; the caller logs
             and empties it.
+        has_many: the last read held more than ``MANY_MESSAGES``.
         has_ended: the bridge's last frame is in ``client_out``.
         wants_to_move: the producer has sent MOVE.
     """
@@ -79,6 +85,7 @@ class ProducerReader:
         "_short_frame_end",
         "client_out",
         "has_ended",
+        "has_many",
         "ignored",
         "messages",
         "payload_bytes",
@@ -106,6 +113,7 @@ class ProducerReader:
         self._held: dict[int, bytes] | None = None
         self._held_last: bytes | None = None
         self.has_ended = False
+        self.has_many = False
         self.wants_to_move = False
         self._deflate = deflate
         self._min_deflate_bytes = min_deflate_bytes
@@ -185,6 +193,7 @@ class ProducerReader:
             data, self._rest = self._rest + data, b""
         position, end = 0, len(data)
         sent = 0  # what is before it is in client_out, or left out
+        messages = self.messages
         try:
             while position < end:
                 if self._remaining:
@@ -253,6 +262,7 @@ class ProducerReader:
             # Also where the next frame is a CLOSE or a violation: what stood
             # before it was good.
             self._pass_on(data, sent, position)
+            self.has_many = self.messages - messages > MANY_MESSAGES
         return None
 
     def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:

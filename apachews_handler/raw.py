@@ -31,8 +31,8 @@ from .session import HEADER_BYTES, Phase, Session, Side
 from .settings import AUTO, NEWLINE, RAW, Settings
 from .settings import TEXT as TEXT_ALWAYS
 
-# What is read at once of a program that writes lines.
-LINES_READ_BYTES: Final = 16384
+# What is read at once of a program that writes lines: 4,096 empty ones take 3 ms.
+LINES_READ_BYTES: Final = 4096
 
 _new_utf8_decoder: Final = codecs.getincrementaldecoder("utf-8")
 _END_OF_LINE: Final = b"\n"
@@ -281,7 +281,7 @@ class RawSession(Session):
 
     @property
     def producer_room(self) -> int:
-        # A turn of the loop is everybody's, and a read of line feeds is as many messages.
+        # A read of line feeds is as many messages, and the other connections wait for it.
         return min(
             super().producer_room - HEADER_BYTES,
             LINES_READ_BYTES if self._is_by_line else sys.maxsize,
@@ -290,8 +290,8 @@ class RawSession(Session):
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Begin; the producer is told nothing."""
 
-    def receive_client(self, data: bytes, now: float = 0.0) -> None:
-        super().receive_client(data, now)
+    def receive_client(self, data: bytes, now: float = 0.0, busy: int = 1) -> None:
+        super().receive_client(data, now, busy)
         if self.to_producer:
             unframe(self.to_producer, self._is_by_line)
 

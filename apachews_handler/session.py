@@ -68,7 +68,7 @@ from .client_reader import KEEPALIVE, Alive, ClientReader, Ping
 from .deflate import Agreement
 from .ends import End
 from .exceptions import Violation
-from .producer_reader import ProducerReader
+from .producer_reader import SHORT_READ_BYTES, ProducerReader
 from .settings import Settings
 from .wire_queue import rest_of_messages
 
@@ -185,11 +185,6 @@ class Session:
         self.ignored = producer.ignored
 
     @property
-    def may_pause(self) -> bool:
-        """False where ``is_paused`` is never true."""
-        return self._client.may_pause
-
-    @property
     def is_paused(self) -> bool:
         """There is more of the client's: call ``receive_client`` with b""."""
         return self._client.is_paused
@@ -220,7 +215,8 @@ class Session:
     @property
     def producer_room(self) -> int:
         """How many bytes to read of the producer at most: one buffer, less what is kept back."""
-        return self._max_buffer + HEADER_BYTES - self._producer.kept_bytes
+        room = self._max_buffer + HEADER_BYTES - self._producer.kept_bytes
+        return min(room, SHORT_READ_BYTES) if self._producer.has_many else room
 
     @property
     def is_moving(self) -> bool:
@@ -254,18 +250,19 @@ class Session:
         if not is_told:
             self.to_producer.append(frame)
 
-    def receive_client(self, data: bytes, now: float = 0.0) -> None:
+    def receive_client(self, data: bytes, now: float = 0.0, busy: int = 1) -> None:
         """Take bytes from the client.
 
         Args:
             data: as they came; b"" to go on after a pause.
             now: a clock's reading, seconds; for the rate of messages and round trips.
+            busy: how many connections share what a turn of the loop takes.
         """
         if self.phase is not _OPEN and self.phase is not Phase.CLOSING:
             return
         if self._rate:
             self._allow_frames(now)
-        controls = self._client.receive(data)
+        controls = self._client.receive(data, busy)
         if self.phase is not _OPEN:
             self.to_producer.clear()  # no message passes after a CLOSE
         elif self.side is not _CONNECTED:

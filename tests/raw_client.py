@@ -25,6 +25,13 @@ def request(path: str = "/echo.ws", method: str | None = "GET", **changes: str |
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
+def dial_tcp(port: int) -> socket.socket:
+    """Connect to a port of 127.0.0.1."""
+    sock = socket.create_connection(("127.0.0.1", port), 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 class RawClient:
     """A connection to Apache; what it reads is bytes."""
 

@@ -30,6 +30,7 @@ from apachews.apache import private_apache
 from apachews.apache.private_apache import PrivateApache
 
 from .conftest import wait_for
+from .raw_client import dial_tcp
 
 ROOT = Path(__file__).parents[1]
 ECHO = ROOT / "deploy" / "producers" / "echo.py"
@@ -115,13 +116,10 @@ class Site:
     def dial(self, scheme: str) -> socket.socket:
         """Connect by ``ws``, ``wss1.2`` or ``wss1.3``."""
         if scheme == "ws":
-            sock = socket.create_connection(("127.0.0.1", self.apache.port), 10)
-        else:
-            version = ssl.TLSVersion.TLSv1_2 if scheme == "wss1.2" else ssl.TLSVersion.TLSv1_3
-            plain = socket.create_connection(("127.0.0.1", self.apache.tls_port), 10)
-            sock = self.tls_context(version).wrap_socket(plain, server_hostname="localhost")
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
+            return dial_tcp(self.apache.port)
+        version = ssl.TLSVersion.TLSv1_2 if scheme == "wss1.2" else ssl.TLSVersion.TLSv1_3
+        plain = dial_tcp(self.apache.tls_port)
+        return self.tls_context(version).wrap_socket(plain, server_hostname="localhost")
 
     def custodians(self) -> list[int]:
         """Return the processes that were forked from Apache's children and are none."""

@@ -151,7 +151,9 @@ def client_reader() -> Seeds:
     deflated["deflate-bad-rsv1-continuation"] = masked(0x41, one[:4]) + masked(0xC0, one[4:])
     deflated["deflate-bad-rsv1-ping"] = masked(0xC9, b"x")
     # The last block is final and empty, and its tail was removed; a final block alone.
-    deflated["deflate-final-tail"] = masked(COMPRESSED, bytes.fromhex("000500faff48656c6c6f01"), ZEROS) * 2
+    deflated["deflate-final-tail"] = (
+        masked(COMPRESSED, bytes.fromhex("000500faff48656c6c6f01"), ZEROS) * 2
+    )
     deflated["deflate-final-block-unpadded"] = (
         masked(COMPRESSED, bytes.fromhex("f348cdc9c90700"), ZEROS) * 2
     )

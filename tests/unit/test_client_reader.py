@@ -17,7 +17,16 @@ from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
 from apachews.messages import MessageReader, Pong
-from apachews_handler.client_reader import KEEPALIVE, Alive, ClientReader, Control, Ping
+from apachews_handler.client_reader import (
+    FRAMES_A_TURN,
+    INFLATED_FRAMES,
+    KEEPALIVE,
+    MIN_FRAMES_A_TURN,
+    Alive,
+    ClientReader,
+    Control,
+    Ping,
+)
 from apachews_handler.deflate import Agreement
 from apachews_handler.exceptions import Violation
 
@@ -421,3 +430,35 @@ def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None
         theirs, their_code = outcome_of_wsproto([*chunks, bytes(16)], deflate=deflate)
     assert code == their_code
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("busy", "turn"), [(1, FRAMES_A_TURN), (8, FRAMES_A_TURN // 8), (10_000, MIN_FRAMES_A_TURN)]
+)
+@pytest.mark.parametrize("frame", [masked(BINARY), masked(BINARY, b"x"), masked(0x89)])
+def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int, frame: bytes) -> None:
+    reader = ClientReader(LIMIT)
+    more = frame * (2 * turn) + masked(0x88)
+    found = len(reader.receive(more, busy)) + len(reader.wire_out)
+    assert found == turn and reader.is_paused
+    found += len(reader.receive(b"", busy)) + len(reader.wire_out) - turn * (frame[0] == BINARY)
+    assert found == 2 * turn and reader.is_paused
+    assert reader.receive(b"", busy) == [wire.Close(1005, "")]
+    assert not reader.is_paused
+
+
+def test_compressed_frames_count_for_several() -> None:
+    """Their inflating costs more, that of each of their streams as well."""
+    empty, streams = masked(0xC2, b"\0"), masked(0xC2, b"\3\0" * 15 + b"\0")
+    for frame, most in ((empty, FRAMES_A_TURN // INFLATED_FRAMES), (streams, FRAMES_A_TURN // 16)):
+        reader = ClientReader(LIMIT, 65536, DEFLATE)
+        reader.receive(frame * FRAMES_A_TURN)
+        assert reader.is_paused
+        assert 0 < reader.messages <= most
+
+
+def test_busy_connections_share_the_room_for_what_is_inflated() -> None:
+    reader = ClientReader(LIMIT, 65536, DEFLATE)
+    reader.receive(deflated(bytes(60_000)), 8)
+    assert reader.is_paused
+    assert sum(map(len, reader.wire_out)) <= 65536 // 8 + 10

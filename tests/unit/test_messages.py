@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.messages import Item, MessageReader, Moved, Pong, Violation
+from apachews.messages import (
+    FRAMES_A_TURN,
+    MIN_FRAMES_A_TURN,
+    Item,
+    MessageReader,
+    Moved,
+    Pong,
+    Violation,
+)
 
 OPEN = wire.Open(id="1", uri="/")
 HELLO = OPEN.encode()
@@ -136,3 +144,30 @@ def test_messages_survive_any_cut(messages: list[str | bytes], size: int, random
             payload, opcode = payload[cut:], wire.CONTINUATION
         data += frame(opcode, payload)
     assert read(data, size, limit=10_000)[1:] == messages
+
+
+@pytest.mark.parametrize(
+    ("busy", "turn"), [(1, FRAMES_A_TURN), (8, FRAMES_A_TURN // 8), (10_000, MIN_FRAMES_A_TURN)]
+)
+def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int) -> None:
+    reader = MessageReader()
+    reader.receive(HELLO)
+    assert reader.receive(frame(wire.TEXT, b"a") * (turn + 1) + frame(wire.CLOSE), busy) == (
+        ["a"] * turn
+    )
+    assert reader.is_paused
+    assert reader.receive(b"", busy) == ["a", wire.Close(1005, "")]
+    assert not reader.is_paused
+
+
+def test_a_reader_that_pauses_gives_the_same() -> None:
+    """Whatever comes while it is paused goes behind what it keeps."""
+    reader = MessageReader()
+    texts = [str(number) for number in range(2000)]
+    stream = HELLO + b"".join(frame(wire.TEXT, text.encode()) for text in texts)
+    items: list[Item] = []
+    for start in range(0, len(stream), 1000):
+        items += reader.receive(stream[start : start + 1000], 10)
+    while reader.is_paused:
+        items += reader.receive(b"", 10)
+    assert items == [OPEN, *texts]

@@ -148,7 +148,7 @@ def test_what_stood_before_a_fault_is_good() -> None:
 
 
 def test_lines_are_read_in_small_pieces() -> None:
-    assert Ends(raw_delimiter="newline", max_buffer=1 << 20).session.producer_room == 16384
+    assert Ends(raw_delimiter="newline", max_buffer=1 << 20).session.producer_room == 4096
     assert Ends(raw_delimiter="newline", max_buffer=4096).session.producer_room == 4096
     assert Ends(max_buffer=1 << 20).session.producer_room == 1 << 20
 
