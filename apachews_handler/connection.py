@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from .closelog import CloseLine, Ending
 from .ends import End
 from .logfile import append
+from .progress import Progress
 from .session import Session, Side
 from .settings import Settings
 from .transport import Transport
@@ -100,6 +101,7 @@ class Connection:
         "producer_mask",
         "producer_queue",
         "producer_sent",
+        "progress",
         "resumed_at",
         "said_before",
         "scheduled_at",
@@ -153,6 +155,8 @@ class Connection:
         self.goodbye: End | None = None  # why it is sent away, once it is to be
         self.scheduled_at = math.inf  # when the loop asks the watch
         self.ticket = 0  # for that, see Deadlines
+        # What the client takes: since the last PING, or since it is being closed.
+        self.progress: Progress | None = None
         self.unsent_bytes = 0  # in the kernel, when the client was last seen to take some
 
     @property

@@ -45,9 +45,10 @@ from .connection import Connection
 from .deadlines import Deadlines
 from .ends import End
 from .holds import MAX_DELAY_S, SETTLED_S, Holds
+from .progress import Progress
 from .session import HEADER_BYTES, Phase, Side
 from .tally import Tally
-from .transport import discard_unsent, unsent_bytes
+from .transport import discard_unsent, tcp_state, unsent_bytes
 from .watch import Due
 
 # (To look a member of an Enum up costs as much as a call in Python 3.11.)
@@ -627,6 +628,7 @@ class Loop:
         """Give a connection that is closing ``APACHEWS_CLOSE_TIMEOUT`` and no more."""
         if not connection.watch.leaves_at:
             connection.watch.leaves_at = self._now + connection.settings.close_timeout
+            self._is_taking(connection)  # since now, when it is asked again
             self._schedule(connection)
 
     def _schedule(self, connection: Connection) -> None:
@@ -637,6 +639,11 @@ class Loop:
         session, watch = connection.session, connection.watch
         due = watch.due(self._now)
         if due is Due.OVERDUE:
+            if self._is_taking(connection):
+                # What was sent to it before the CLOSE would be lost, and the CLOSE as well.
+                watch.leaves_at = self._now + connection.settings.close_timeout
+                self._schedule(connection)
+                return
             is_away = session.side is Side.MOVED and session.waiting_bytes
             if is_away or connection.producer_mask == _NOT_WATCHED:
                 self._lose_producer(connection)
@@ -657,19 +664,21 @@ class Loop:
             watch.goodbye_at = 0.0
             session.close(connection.goodbye)
         elif due is Due.PING:
-            if not session.ping(self._now):
-                watch.postpone_ping(self._now)
+            self._ping(connection)
         elif due is Due.NO_PONG:
             # What it sent may wait: this loop was held up, or did not read it.
             self._on_client(connection, _IN)
             if watch.heard_at < self._now:
-                session.close(End.NO_PONG)
+                self._judge_silence(connection)
         elif due is Due.TOO_SLOW:
             self._send_client_queue(connection)
             if watch.waiting_since and watch.waiting_since < self._now:
                 self._judge_slowness(connection)
         elif due is Due.IDLE:
-            session.close(End.IDLE)
+            if self._is_taking(connection):
+                watch.passed_at = self._now
+            else:
+                session.close(End.IDLE)
         if connection.is_closed:
             return
         self._flush(connection)
@@ -688,6 +697,45 @@ class Loop:
         else:
             connection.unsent_bytes = unsent
             connection.watch.waiting_since = self._now
+
+    def _ping(self, connection: Connection) -> None:
+        session, watch = connection.session, connection.watch
+        is_answered, state = session.is_ping_answered, tcp_state(connection.client_fd)
+        if not session.ping(self._now):
+            watch.postpone_ping(self._now)
+            return
+        if connection.progress is None:
+            connection.progress = Progress(state)
+        connection.progress.ask(state, self._now, is_answered=is_answered)
+        watch.way_s = state.way_s
+
+    def _judge_silence(self, connection: Connection) -> None:
+        """Close a client that has not answered the PING, unless it takes what came before it.
+
+        A client that reads slowly has megabytes to read before it comes to the PING.
+        """
+        if connection.client_fd == -1:
+            return
+        state, progress = tcp_state(connection.client_fd), connection.progress
+        assert progress, "a PING was sent"
+        if not progress.is_reading(state, self._now):
+            connection.session.close(End.NO_PONG)
+            return
+        connection.watch.await_pong(self._now)
+        if not state.unacked:
+            # The PING has arrived.  Only an answer to something new tells the peer's window.
+            connection.session.ping(self._now)
+
+    @staticmethod
+    def _is_taking(connection: Connection) -> bool:
+        """Tell whether what was sent to the client still arrives there, since last asked."""
+        if connection.client_fd == -1:
+            return False
+        state, progress = tcp_state(connection.client_fd), connection.progress
+        if progress is None:
+            connection.progress = Progress(state)
+            return state.unacked > 0
+        return progress.is_taking(state)
 
     def _log_ignored(self, connection: Connection) -> None:
         opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(connection.session.ignored)))

@@ -228,6 +228,11 @@ class Session:
         """A number that grows with whatever messages producers send."""
         return self._producer.messages + self._producer.payload_bytes
 
+    @property
+    def is_ping_answered(self) -> bool:
+        """True if the client has answered every PING of the bridge's own."""
+        return not self._client.expected_pongs
+
     def traffic(self) -> tuple[int, int, int, int]:
         """Return what passed: messages and bytes of payload from the client, and to it."""
         client, producer = self._client, self._producer

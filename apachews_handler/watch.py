@@ -22,12 +22,12 @@ class Due(enum.Enum):
     """What ``Watch.due`` asks for."""
 
     PING = "nothing came from the client for a while: ask it"
-    NO_PONG = "nothing was read after the PING either: is it gone?"
+    NO_PONG = "nothing was read after the PING either: does it take what was sent before?"
     TOO_SLOW = "nothing of what waits for it could be sent: does it take none?"
     IDLE = "no message passed"
     NOBODY_CAME = "it was held for another producer, and none came in time"
     GOODBYE = "its turn has come: all clients are sent away"
-    OVERDUE = "it was being closed and has not gone"
+    OVERDUE = "it was being closed and has not gone: does it still take what was sent?"
 
 
 class Watch:
@@ -45,6 +45,7 @@ class Watch:
             made of its silence.
         passed_at: when bytes of a message last passed, either way; while some wait
             for the client it is not idle.
+        way_s: how long a PONG may be on its way, in addition to ``ping_timeout``.
         waiting_since: when the client last took some of what waits for it; 0.0
             while nothing does.
         held_until: when another producer must have come; 0.0 while there is one.
@@ -63,6 +64,7 @@ class Watch:
         "leaves_at",
         "passed_at",
         "waiting_since",
+        "way_s",
     )
 
     def __init__(self, settings: Settings, now: float) -> None:
@@ -73,6 +75,7 @@ class Watch:
         self.is_heard = True
         self.passed_at = now
         self.waiting_since = 0.0
+        self.way_s = 0.0
         self.held_until = 0.0
         self.goodbye_at = 0.0
         self.leaves_at = 0.0
@@ -92,7 +95,7 @@ class Watch:
             times.append(self.passed_at + settings.idle_timeout)
         if settings.ping_interval:
             if self._asked_at:
-                times.append(self._asked_at + (settings.ping_timeout or settings.ping_interval))
+                times.append(self._asked_at + (self._pong_s() or settings.ping_interval))
             else:
                 times.append(self.heard_at + settings.ping_interval)
         return min(times, default=math.inf)
@@ -119,7 +122,7 @@ class Watch:
         if self.heard_at > self._asked_at:
             self._asked_at = 0.0
         if self._asked_at and settings.ping_timeout:
-            return Due.NO_PONG if self._lasts(self._asked_at, settings.ping_timeout, now) else None
+            return Due.NO_PONG if self._lasts(self._asked_at, self._pong_s(), now) else None
         if self._lasts(self._asked_at or self.heard_at, settings.ping_interval, now):
             self._asked_at = now
             return Due.PING
@@ -128,6 +131,14 @@ class Watch:
     def postpone_ping(self, now: float) -> None:
         """Say that the PING could not be sent: one interval more."""
         self.heard_at, self._asked_at = now, 0.0
+
+    def await_pong(self, now: float) -> None:
+        """Say that the PONG has as long again from now on."""
+        self._asked_at = now
+
+    def _pong_s(self) -> float:
+        timeout_s = self._settings.ping_timeout
+        return timeout_s + self.way_s if timeout_s else 0.0
 
     @staticmethod
     def _lasts(since: float, limit_s: float, now: float) -> bool:

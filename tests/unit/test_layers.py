@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.deflate",
             "apachews_handler.ends",
             "apachews_handler.origin",
+            "apachews_handler.progress",
             "apachews_handler.watch",
             "apachews_handler.producer_reader",
             "apachews_handler.raw",

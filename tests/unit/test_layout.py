@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from apachews_handler import httpd, tls
+from apachews_handler.transport import TCP_INFO
 
 STRUCTURES = {
     "conn_rec": httpd._ConnRec,
@@ -94,3 +95,13 @@ def test_tls_constants_are_those_of_the_headers(tmp_path: Path) -> None:
     headers = "#include <openssl/ssl.h>"
     source = program(headers, list(TLS_CONSTANTS))
     assert compiled(tmp_path, source) == TLS_CONSTANTS
+
+
+def test_tcp_info_is_that_of_the_kernels_headers(tmp_path: Path) -> None:
+    members = ["tcpi_rtt", "tcpi_rttvar", "tcpi_bytes_acked", "tcpi_snd_wnd"]
+    expressions = [f"offsetof(struct tcp_info, {member})" for member in members]
+    found = compiled(tmp_path, program("#include <linux/tcp.h>", expressions))
+    # Each member's offset is its value in a record of bytes that hold their own offsets.
+    record = bytes(range(TCP_INFO.size))
+    for expression, value in zip(expressions, TCP_INFO.unpack(record), strict=True):
+        assert value & 0xFF == found[expression], expression

@@ -36,6 +36,18 @@ def test_a_silent_client_is_pinged_and_then_given_up() -> None:
     assert made.due(START + 30) is Due.NO_PONG
 
 
+def test_a_pong_has_the_time_of_its_way_in_addition() -> None:
+    made = watch(ping_interval=20, ping_timeout=10)
+    assert made.due(START + 20) is Due.PING
+    made.way_s = 3.0
+    assert made.next_at() == START + 33
+    assert made.due(START + 32) is None
+    assert made.due(START + 33) is Due.NO_PONG
+    made.await_pong(START + 33)  # it takes what was sent before the PING
+    assert made.next_at() == START + 46
+    assert made.due(START + 46) is Due.NO_PONG
+
+
 def test_whatever_it_sends_shows_that_it_lives() -> None:
     made = watch(ping_interval=20, ping_timeout=10)
     made.heard_at = START + 15

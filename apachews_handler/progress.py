@@ -1,0 +1,104 @@
+"""Whether a client takes what was sent to it, as its TCP tells.
+
+Contract: ``ask`` when a PING is sent, then ``is_reading`` from time to time until it is
+answered: whether the client may still have to read what was sent before the PING.
+``is_taking`` is for a connection that is being closed: whether more of what was sent
+arrives.  Sans-I/O, the caller's clock; for the bridge's thread.
+
+How this works: a client on a slow network, or one that reads slowly, answers a PING only
+after megabytes that were sent before.  These are in one of two places.  As long as some
+are in our kernel or on the way, the peer's kernel acknowledges more and more of them.
+Those that it has acknowledged wait for the client to read them.  That shows in the window
+that the peer advertises, which grows, if they had filled its buffer.  If they had not, nothing
+shows, and the client gets the time that a slow one takes for what no answer to an earlier
+PING has proven to be read.  What was sent after the PING proves nothing: a peer's kernel
+takes that for a process that has stopped, until its buffer is full.
+
+Sources: RFC 9293 3.8 (acknowledgements, windows); linux/tcp.h, struct tcp_info.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+# A client that reads more slowly, and whose buffer is not full, is taken for one that has
+# stopped: half the pace of the slowest mobile networks in use (EDGE, 64 KB/s).
+SLOWEST_READER_BYTES_S: Final = 32 * 1024
+# What a client's kernel holds at most without its buffer being full: Linux lets a receive
+# buffer grow to 6 MB by default (net.ipv4.tcp_rmem), of which data is two thirds.
+MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
+
+
+class TcpState(NamedTuple):
+    """What a kernel knows of a connection's peer.
+
+    Attributes:
+        acked: bytes that the peer has acknowledged, counted from any beginning.
+        unacked: bytes that it has not, sent or not.
+        window: bytes that it advertised it would take.
+        way_s: how long the answer to a segment may take, one repetition included; seconds.
+    """
+
+    acked: int
+    unacked: int
+    window: int = 0
+    way_s: float = 0.0
+
+
+class Progress:
+    """What one client takes.
+
+    Args:
+        state: of its connection now.
+    """
+
+    __slots__ = ("_acked", "_end", "_ping", "_read", "_read_by", "_window")
+
+    def __init__(self, state: TcpState) -> None:
+        self._ping = 0  # so many bytes were sent before the last PING
+        self._read = 0  # so many the client has read, for it has answered a PING after them
+        self._read_by = 0.0  # when a slow client has read the others, if all have arrived
+        self._note(state)
+
+    def ask(self, state: TcpState, now: float, *, is_answered: bool) -> None:
+        """A PING was sent.
+
+        Args:
+            state: of the connection before that.
+            now: the clock's reading, seconds.
+            is_answered: the client has answered every PING before.
+        """
+        if is_answered:
+            self._read = self._ping
+        self._note(state)
+        self._ping = self._end
+        self._expect_reading(now)
+
+    def is_reading(self, state: TcpState, now: float) -> bool:
+        """Tell whether the client may not have come to the PING yet."""
+        if self._acked < self._end:
+            has_taken = state.acked > self._acked
+        else:
+            has_taken = state.window > self._window
+        self._note(state)
+        if has_taken:
+            self._expect_reading(now)
+        return has_taken or (state.unacked == 0 and now < self._read_by)
+
+    def is_taking(self, state: TcpState) -> bool:
+        """Tell whether more has arrived since the last call, and some is still to arrive.
+
+        What has arrived is not lost when the connection is closed.
+        """
+        is_taking = state.unacked > 0 and state.acked > self._acked
+        self._note(state)
+        return is_taking
+
+    def _note(self, state: TcpState) -> None:
+        self._acked = state.acked
+        self._window = state.window
+        self._end = state.acked + state.unacked
+
+    def _expect_reading(self, now: float) -> None:
+        unread = min(self._end - self._read, MAX_UNREAD_BYTES)
+        self._read_by = now + unread / SLOWEST_READER_BYTES_S
