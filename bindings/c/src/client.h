@@ -41,6 +41,8 @@ struct apachews_client {
     bool was_rejected;
     bool sends_binary; /* its last message was */
     struct wire_reader reader;
+    /* What its last turns left of a read, where the reader has it; NULL: nothing. */
+    unsigned char *unread;
     struct queue queue;
     struct request *request; /* NULL until there was an OPEN */
     void *data;
@@ -56,6 +58,7 @@ struct apachews_client {
     struct apachews_client *leaving_previous, *leaving_next; /* by deadline */
     struct apachews_client *ended_next;                      /* whose last event waits */
     struct apachews_client *buried_next;                     /* that have left the list */
+    struct apachews_client *waiting_next;                    /* with unread bytes */
 };
 
 /* Where messages go to the client, and where they come from it. */

@@ -499,6 +499,75 @@ static void test_messages(void)
     apachews_server_free(server);
 }
 
+#define FLOODERS 8
+#define FLOOD_MESSAGES 5000
+
+/* Clients that flood delay another one by a few turns, and lose nothing. */
+static void test_a_flood_delays_the_others_by_a_turn(void)
+{
+    static char flood[FLOOD_MESSAGES * 3];
+    apachews_server *server = open_server(NULL);
+    int bridges[FLOODERS];
+    int counts[FLOODERS] = {0};
+    for (int i = 0; i < FLOOD_MESSAGES; i++) {
+        memcpy(flood + (ptrdiff_t)i * 3, "\x81\x01x", 3);
+    }
+    for (int i = 0; i < FLOODERS; i++) {
+        bridges[i] = bridge_open(false);
+        apachews_client_set_data(next(server, APACHEWS_OPEN).client, &counts[i]);
+    }
+    for (int i = 0; i < FLOODERS; i++) {
+        CHECK(bridge_send_all(bridges[i], flood, sizeof flood));
+    }
+    int quiet = bridge_open(false);
+    /* Its OPEN and then its message come while the others flood. */
+    int since = 0;
+    int longest = 0;
+    apachews_event event;
+    for (int total = 0; total < FLOODERS * FLOOD_MESSAGES + 2; total++) {
+        CHECK(apachews_server_next(server, 0, &event) && event.kind != APACHEWS_TIMEOUT);
+        int *count = apachews_client_data(event.client);
+        if (count != NULL) {
+            CHECK(event.kind == APACHEWS_MESSAGE && strcmp(event.data, "x") == 0);
+            ++*count;
+            since++;
+            continue;
+        }
+        longest = since > longest ? since : longest;
+        since = 0;
+        if (event.kind == APACHEWS_OPEN) {
+            CHECK(bridge_send(quiet, 0x81, "quiet", 5));
+        } else {
+            CHECK(event.kind == APACHEWS_MESSAGE && strcmp(event.data, "quiet") == 0);
+            CHECK(apachews_server_timeout(server) == 0);
+        }
+    }
+    if (longest > FLOODERS * 100) {
+        fprintf(stderr, "the quiet client waited for %d messages\n", longest);
+    }
+    CHECK(longest <= FLOODERS * 100);
+    for (int i = 0; i < FLOODERS; i++) {
+        CHECK(counts[i] == FLOOD_MESSAGES);
+    }
+    expect_nothing(server);
+    CHECK(apachews_server_timeout(server) == -1);
+
+    /* A client that is closed or whose server ends may still have unread messages. */
+    CHECK(bridge_send_all(bridges[0], flood, sizeof flood));
+    CHECK(bridge_send_all(bridges[1], flood, sizeof flood));
+    for (int i = 0; i < 3 * FLOODERS * 10; i++) {
+        event = next(server, APACHEWS_MESSAGE);
+        if (i == 100) {
+            CHECK(apachews_close(event.client, 1000, ""));
+        }
+    }
+    apachews_server_free(server);
+    for (int i = 0; i < FLOODERS; i++) {
+        close(bridges[i]);
+    }
+    close(quiet);
+}
+
 static void test_ends(void)
 {
     apachews_server *server = open_server(&(apachews_options){.max_message_bytes = 8});
@@ -1124,6 +1193,9 @@ static void live(void)
         bridge_send(bridges[i], 0x01, "in ", 3);
         bridge_send(bridges[i], 0x00, block, 50000);
         bridge_send(bridges[i], 0x80, "pieces", 6);
+        for (int j = 0; j < 40; j++) {
+            bridge_send(bridges[i], 0x81, "", 0); /* more than one turn takes */
+        }
         bridge_send_all(bridges[i], "\x81", 1); /* a header that is not whole */
     }
     for (int turn = 0; turn < 60 && apachews_server_next(server, 0, &event); turn++) {
@@ -1269,6 +1341,7 @@ int main(void)
     test_a_directory_that_somebody_keeps_locked();
     test_what_systemd_is_told();
     test_messages();
+    test_a_flood_delays_the_others_by_a_turn();
     test_ends();
     test_kept_clients();
     test_slow_clients();
