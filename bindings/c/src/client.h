@@ -35,6 +35,8 @@ struct apachews_client {
     apachews_server *server; /* not to be looked at once fd is -1: that one may be freed */
     size_t holders;
     int fd; /* -1 once it is gone */
+    int number;   /* of the descriptor, also once it is gone */
+    bool is_held; /* the number: the socket is shut down, and closed with the client */
     enum state state;
     uint32_t watched; /* the epoll mask in force */
     bool has_moved;   /* the bridge's MOVE is read; nothing more comes from there */

@@ -97,7 +97,12 @@ static void forget(struct apachews_client *client)
         return;
     }
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, client->fd, NULL);
-    close(client->fd);
+    if (server->holds_numbers) {
+        client->is_held = true;
+        shutdown(client->fd, SHUT_RDWR);
+    } else {
+        close(client->fd);
+    }
     client->fd = -1;
     client->state = CLOSED;
     queue_clear(&client->queue);
@@ -242,7 +247,7 @@ static bool add_client(apachews_server *server, int fd)
     }
     client->server = server;
     client->holders = 1;
-    client->fd = fd;
+    client->fd = client->number = fd;
     client->watched = EPOLLIN;
     wire_reader_init(&client->reader, server->max_message_bytes);
     add_to_list(server, client);

@@ -57,6 +57,7 @@ struct apachews_server {
     struct epoll_event ready[READY_MAX]; /* what no turn has looked at yet */
     int ready_count;
     int ready_at;
+    bool holds_numbers; /* a descriptor's number is not used again while its client exists */
     bool is_accepting;
     bool is_stopped;
     bool is_draining;

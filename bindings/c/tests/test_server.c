@@ -1096,10 +1096,14 @@ static void test_the_original_interface(void)
     CHECK(apachews_server_clients(apachews_context_server(context), NULL, 0) == 1);
     apachews_client *client = apachews_event_get_client(event);
     CHECK(strcmp(apachews_client_get_language(client), "en-GB") == 0);
-    CHECK(apachews_client_get_socket(client) >= 0);
+    SOCKET number = apachews_client_get_socket(client);
+    CHECK(number >= 0);
     uint8_t *data;
     size_t length;
-    CHECK(apachews_event_read(event, &data, &length) == ApacheWSNoData && data == NULL);
+    /* An event without a message is read as an empty one, and its echo sends nothing. */
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSSuccess && length == 0);
+    CHECK(apachews_event_respond(event, data, length) == 0);
+    free(data);
     CHECK(apachews_event_respond(event, (const uint8_t *)"hello", 5) == 5);
     bridge_expect(bridge, 0x81, "hello", 5);
     apachews_event_free(event);
@@ -1125,7 +1129,11 @@ static void test_the_original_interface(void)
     apachews_event_free(text);
     apachews_event_free(binary);
     event = apachews_server_next_event(context);
-    CHECK(apachews_event_read(event, &data, &length) == ApacheWSNoData && length == 0);
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSSuccess && length == 0);
+    CHECK(data != NULL && *data == '\0');
+    CHECK(apachews_event_respond(event, data, length) == 0);
+    free(data);
+    bridge_expect(bridge, 0x81, "", 0);
     apachews_event_free(event);
     CHECK(apachews_server_broadcast(context, (const uint8_t *)"all", 3) == 3);
     bridge_expect(bridge, 0x81, "all", 3);
@@ -1138,9 +1146,22 @@ static void test_the_original_interface(void)
     CHECK(apachews_event_read(event, &data, &length) == ApacheWSConnectionClosed);
     CHECK(apachews_event_get_client(event) == client);
     CHECK(apachews_client_send(client, "x", 1) == -1);
-    CHECK(apachews_client_get_socket(client) == INVALID_SOCKET);
     apachews_context_remove_client(context, client);
     apachews_client_free(client);
+    /* The number tells clients apart for as long as the program has an event with it. */
+    CHECK(apachews_client_get_socket(client) == number);
+    int late_bridge = bridge_open(false);
+    apachews_event *accepted = apachews_server_next_event(context);
+    CHECK(apachews_event_get_type(accepted) == ApacheWSAcceptEvent);
+    CHECK(apachews_client_get_socket(apachews_event_get_client(accepted)) != number);
+    CHECK(apachews_client_get_socket(client) == number);
+    CHECK(fcntl(number, F_GETFD) >= 0);
+    apachews_event_free(event);
+    CHECK(fcntl(number, F_GETFD) == -1);
+    apachews_event_free(accepted);
+    close(late_bridge);
+    event = apachews_server_next_event(context);
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSConnectionClosed);
     apachews_event_free(event);
 
     to_wake = NULL;
