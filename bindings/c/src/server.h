@@ -30,8 +30,8 @@
 /* One read from a socket: a third of what Linux buffers for a Unix socket. */
 #define READ_BYTES 65536
 /* Items of one client in a turn.  An echo takes some 3 us for each, so ten clients that flood
- * delay the next one by 1 ms; with fewer, the epoll_wait() of each round would show. */
-#define TURN_ITEMS 32
+ * delay the next one by 2 ms; with fewer, the epoll_wait() of each round would show. */
+#define TURN_ITEMS 64
 /* Sockets that one call of epoll_wait() tells of. */
 #define READY_MAX 256
 

@@ -1214,12 +1214,12 @@ static void live(void)
         bridge_send(bridges[i], 0x01, "in ", 3);
         bridge_send(bridges[i], 0x00, block, 50000);
         bridge_send(bridges[i], 0x80, "pieces", 6);
-        for (int j = 0; j < 40; j++) {
+        for (int j = 0; j < 80; j++) {
             bridge_send(bridges[i], 0x81, "", 0); /* more than one turn takes */
         }
         bridge_send_all(bridges[i], "\x81", 1); /* a header that is not whole */
     }
-    for (int turn = 0; turn < 60 && apachews_server_next(server, 0, &event); turn++) {
+    for (int turn = 0; turn < 200 && apachews_server_next(server, 0, &event); turn++) {
         if (event.kind == APACHEWS_OPEN) {
             apachews_accept(event.client, NULL, NULL, 0, NULL);
             apachews_group_join(event.client, "room");

@@ -63,9 +63,9 @@ final class Loop
     private const TURN_EVENTS = 1000;
     /**
      * Frames of one client in a turn. An echo takes some 10 us for each, so ten clients that
-     * flood delay the next one by 3 ms; one read of the smallest messages has 32768.
+     * flood delay the next one by 6 ms; one read of the smallest messages has 32768.
      */
-    private const TURN_FRAMES = 32;
+    private const TURN_FRAMES = 64;
     /** Clients that one turn lets in: as many come at once after a restart of the producer. */
     private const TURN_ACCEPTS = 64;
     /** The longest wait: nobody minds one turn an hour, and a poller may know no longer one. */
