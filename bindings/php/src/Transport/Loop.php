@@ -366,7 +366,8 @@ final class Loop
     {
         $timerS = $this->runTimers();
         if ($this->ready === []) {
-            if ($this->unread !== [] || (!$this->events->isEmpty() && !$this->isClosed)) { // a timer's
+            $hasEvents = !$this->events->isEmpty() && !$this->isClosed; // a timer's
+            if ($hasEvents || $this->unread !== []) {
                 $waitS = 0.0;
             }
             $this->ready = $this->poller->wait(
