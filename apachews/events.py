@@ -210,7 +210,23 @@ class Event:
         client = self._client
         return (client if client is not None else self.client()).send(data)
 
-    respond = write
+    def respond(self, data: str | bytes | bytearray | memoryview) -> bool:
+        """Send an answer in the kind of the message, as the first apachews did.
+
+        Bytes that are UTF-8 are sent as text, unless they answer a binary message; all else
+        as by ``write``, which sends bytes as binary.  For programs that were written for the
+        first apachews: it knew bytes only, and its answers reached the page as text.
+
+        Returns and raises: see ``Client.send``.
+
+        Example:
+            >>> event.respond(b"hello, as text")
+            True
+        """
+        # (An event without a message has the empty str.)
+        if isinstance(self._data, str) and not isinstance(data, str):
+            data = _text_if_utf8(data)
+        return self.write(data)
 
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
@@ -241,6 +257,14 @@ class Event:
             >>> event.close(1008, "not in this room")
         """
         self.client().close(code, reason)
+
+
+def _text_if_utf8(data: bytes | bytearray | memoryview) -> str | bytes | bytearray | memoryview:
+    """Return the text if the bytes are UTF-8, else the bytes."""
+    try:
+        return bytes(memoryview(data)).decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def decode_json(message: str | bytes) -> Any:

@@ -418,16 +418,15 @@ class Session:
                 self._producer.insert(frame)
             return
         was_open, self.phase = self.phase is Phase.OPEN, Phase.CLOSED
-        told = ""
         if isinstance(control, Violation):
             self._note(End.of_violation(control.code), control.code, control.reason)
-            told = control.reason
         else:
             self._note(End.CLIENT_CLOSED, control.code, control.reason)
         self._send_producer_close(control.code, control.reason)
         if was_open:
-            # The answer to a CLOSE repeats its code (RFC 6455 5.5.1).
-            self._send_client_close(control.code, told)
+            # The answer to a CLOSE repeats its code (RFC 6455 5.5.1), and its reason: browsers
+            # show the page what the answer says.
+            self._send_client_close(control.code, control.reason)
 
     def _begin_close(self, end: End, code: int = 0, reason: str = "") -> None:
         """Send the client a CLOSE and wait for its own."""

@@ -21,6 +21,10 @@ TESTS = ("test_core", "test_server")
 ORIGINAL = """
 #include <apache-ws-common.h>
 
+/* Some define the types again. */
+typedef int SOCKET;
+typedef int32_t DWORD;
+
 static int serve(const char *path)
 {
     apachews_event *event;

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from apachews.apache.private_apache import as_apache_user
 
@@ -39,12 +41,37 @@ while True:
 """
 
 
-def test_the_seeds_program_runs_unchanged(site: Site, scheme: str) -> None:
+# The original knew messages as bytes only, and its answers reached the page as text.
+BYTES = """\
+from apachews import *
+
+server = Server('/var/www/public_html/websocket.ws')
+while True:
+    event = server.dequeue()
+    if event.type() == Event.Accept:
+        event.respond(b'welcome')
+    elif event.type() == Event.IO:
+        event.respond(b'%d characters' % len(event.read()))
+"""
+
+
+@contextlib.contextmanager
+def serving(site: Site, program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of the original as Apache's user, with the path of this site."""
     path = site.docroot / "websocket.ws"
-    program = SEED.replace("/var/www/public_html/websocket.ws", str(path))
+    program = program.replace("/var/www/public_html/websocket.ws", str(path))
     process = subprocess.Popen([sys.executable, "-c", program], cwd="/", **as_apache_user())
     try:
         wait_for(path.exists, what=process.poll)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        path.unlink(missing_ok=True)
+
+
+def test_the_seeds_program_runs_unchanged(site: Site, scheme: str) -> None:
+    with serving(site, SEED) as process:
         # A client that closes, one that vanishes, one that says nothing, one
         # that breaks the rules: the program goes on.
         for last in (masked(0x88, b"\x03\xe8"), b"", masked(0x81), b"\xff\xff"):
@@ -57,7 +84,15 @@ def test_the_seeds_program_runs_unchanged(site: Site, scheme: str) -> None:
             client.send(masked(0x81, b"still there"))
             assert client.read_frame() == (0x81, b"still there")
         assert process.poll() is None
-    finally:
-        process.kill()
-        process.wait()
-        path.unlink(missing_ok=True)
+
+
+def test_answers_in_bytes_reach_the_page_as_text(event_site: Site) -> None:
+    with (
+        serving(event_site, BYTES),
+        RawClient(event_site.dial("ws")).upgrade("/websocket.ws") as client,
+    ):
+        assert client.read_frame() == (0x81, b"welcome")
+        client.send(masked(0x81, "grüße".encode()))
+        assert client.read_frame() == (0x81, b"5 characters")
+        client.send(masked(0x82, b"\x00\xff"))
+        assert client.read_frame() == (0x82, b"2 characters")

@@ -83,7 +83,7 @@ def test_a_ping_is_answered_with_its_payload(event_site: Site) -> None:
 def test_a_close_is_answered_and_the_connection_closed(event_site: Site) -> None:
     with RawClient(event_site.dial("ws")).upgrade() as client:
         client.send(masked(0x88, b"\x03\xe8bye"))
-        assert client.read_frame() == (0x88, b"\x03\xe8")
+        assert client.read_frame() == (0x88, b"\x03\xe8bye")
         assert client.read(1) == b""
 
 

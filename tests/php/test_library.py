@@ -103,6 +103,59 @@ def test_it_needs_no_extension_that_is_not_compiled_in(short_path: Path) -> None
     assert said == b""
 
 
+@pytest.fixture
+def original(short_path: Path) -> str:
+    """The original's program as its author wrote it, but for the path: it loads no library."""
+    text = (LIBRARY / "tests" / "programs" / "seed.php").read_text()
+    text = text.replace("require __DIR__ . '/../../autoload.php';\n", "")
+    text = text.replace("$argv[1]", f'"{short_path}/websocket.ws"')
+    assert "require" not in text
+    assert "argv" not in text
+    return text
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["answers", "prints"])
+def test_a_program_of_the_original_needs_no_line_that_loads_the_library(
+    short_path: Path, original: str, answers: bool
+) -> None:
+    """PHP's auto_prepend_file loads it, as the original's extension was loaded by php.ini."""
+    if not answers:  # as the original's second program, which also closes clients that are gone
+        indent = "\n" + 16 * " "
+        original = original.replace("$event->write($data);", "echo $data;")
+        original = original.replace(
+            f"case ApacheWSConnectionClosed:{indent}break;",
+            f"case ApacheWSConnectionClosed:{indent}$event->close();{indent}break;",
+        )
+        assert "echo" in original
+        assert "close()" in original
+    program = short_path / "program.php"
+    program.write_text(original)
+    path = short_path / "websocket.ws"
+    prepended = f"auto_prepend_file={LIBRARY / 'autoload.php'}"
+    command = [tool("php"), "-d", prepended, str(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            wait_for(lambda: path.exists() or process.poll() is not None)
+            leaving = Bridge(str(path))
+            leaving.send(wire.TEXT, b"bye")
+            leaving.send(wire.CLOSE, wire.encode_close(1000))
+            wait_for(lambda: leaving.is_at_end or leaving.read_available())
+            leaving.socket.close()
+            bridge = Bridge(str(path))
+            bridge.send(wire.TEXT, b"hello")
+            if answers:
+                assert wait_for(bridge.read_available) == ["hello"]
+            else:
+                assert process.stdout
+                assert process.stdout.read(len("byehello")) == b"byehello"
+            bridge.socket.close()
+        finally:
+            process.kill()
+            said, _ = process.communicate()
+            print(said.decode())
+    assert said == b""
+
+
 def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "php.md").read_text()
     commands = re.findall(r"`composer ([^`]+)`", page)

@@ -114,18 +114,60 @@ def test_an_empty_message_is_no_data(
     assert bridge.read_available() == [empty]
 
 
-@pytest.mark.parametrize("data", ["é", b"\x00\xff", bytearray(b"x"), memoryview(b"y")])
-def test_write_and_its_older_name(
+@pytest.mark.parametrize("data", ["é", b"x", b"\x00\xff", bytearray(b"x"), memoryview(b"y")])
+def test_write_and_send_keep_the_kind_of_what_they_are_given(
     server: Server, connect: Connect, data: str | bytes | bytearray | memoryview
 ) -> None:
     bridge, client = connect()
     bridge.send(wire.TEXT, b"x")
     event = next_event(server, Event.IO)
     assert event.write(data)
-    assert event.respond(data)
     assert client.send(data)
     expected = data if isinstance(data, str) else bytes(data)
-    assert bridge.read_available() == [expected] * 3
+    assert bridge.read_available() == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "to_text", "to_binary"),
+    [
+        ("é", "é", "é"),
+        ("é".encode(), "é", "é".encode()),
+        (b"", "", b""),
+        (bytearray(b"x"), "x", b"x"),
+        (memoryview(b"xyz")[::2], "xz", b"xz"),
+        (b"\x00\xff", b"\x00\xff", b"\x00\xff"),  # not UTF-8
+        (b"\xed\xa0\x80", b"\xed\xa0\x80", b"\xed\xa0\x80"),  # a surrogate
+    ],
+)
+def test_respond_answers_in_kind_as_in_the_original(
+    server: Server,
+    connect: Connect,
+    data: str | bytes | bytearray | memoryview,
+    to_text: str | bytes,
+    to_binary: str | bytes,
+) -> None:
+    bridge, client = connect()
+    bridge.send(wire.TEXT, b"text")
+    bridge.send(wire.TEXT)
+    bridge.send(wire.BINARY, b"binary")
+    bridge.send(wire.BINARY)
+    for expected in (to_text, to_text, to_binary, to_binary):
+        event = server.dequeue(5)
+        assert event is not None and event.client() is client
+        assert event.respond(data)
+        assert bridge.read_available() == [expected]
+
+
+def test_respond_greets_with_text(server: Server) -> None:
+    bridge = Bridge(server.path)
+    event = next_event(server, Event.Accept)
+    assert event.respond(b"welcome")
+    assert bridge.read_available() == ["welcome"]
+    with pytest.raises(TypeError):
+        event.respond(1)  # type: ignore[arg-type]
+    bridge.socket.close()
+    event = next_event(server, Event.ConnectionClosed)
+    assert not event.respond(b"too late")
 
 
 def test_what_is_no_message_is_refused_by_name(connect: Connect) -> None:

@@ -106,7 +106,7 @@ def test_only_the_last_ping_is_answered_while_the_client_does_not_read() -> None
 def test_client_closes() -> None:
     ends = Ends().from_client(masked(0x81, b"a") + masked(0x88, b"\x0f\xa0bye"))
     assert ends.producer == ["a", wire.Close(4000, "bye")]
-    assert ends.client == close(4000)  # the code comes back (RFC 6455 5.5.1)
+    assert ends.client == close(4000, "bye")  # both come back (RFC 6455 5.5.1)
     assert ends.session.phase is Phase.CLOSED
     assert ends.session.client_finished
     assert ends.session.producer_finished

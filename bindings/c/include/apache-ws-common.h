@@ -30,20 +30,24 @@ extern "C" {
 #ifndef EXPORT
 #define EXPORT APACHEWS_API
 #endif
+/* Types, as the program may define the same ones again; or macros that it had before. */
 #ifndef SOCKET
-#define SOCKET int
+typedef int SOCKET;
 #endif
 #ifndef BOOL
-#define BOOL bool
+typedef bool BOOL;
 #endif
 #ifndef DWORD
-#define DWORD int32_t
+typedef int32_t DWORD;
 #endif
 #ifndef INVALID_SOCKET
 #define INVALID_SOCKET (-1)
 #endif
 #ifndef SOCKET_ERROR
 #define SOCKET_ERROR (-1)
+#endif
+#ifndef SOCKET_DISCONNECTED
+#define SOCKET_DISCONNECTED 0
 #endif
 #ifndef closesocket
 #define closesocket(x) close(x)
@@ -60,7 +64,7 @@ enum apachews_event_type {
 
 enum apachews_status {
     ApacheWSSuccess = 0,
-    ApacheWSNoData = 1001, /* an empty message */
+    ApacheWSNoData = 1001, /* never given: an empty message is ApacheWSSuccess, length 0 */
     ApacheWSConnectionClosed,
     ApacheWSOutOfMemory,
     ApacheWSError,
@@ -108,11 +112,13 @@ APACHEWS_API const apachews_context *apachews_event_get_context(const apachews_e
 APACHEWS_API apachews_client *apachews_event_get_client(const apachews_event *event);
 APACHEWS_API apachews_event_type apachews_event_get_type(const apachews_event *event);
 APACHEWS_API void apachews_event_free(apachews_event *event);
-/* Give a copy of the message, which the caller frees with free(); a NUL follows it. */
+/* Give a copy of the message, which the caller frees with free(); a NUL follows it.  The length
+ * is 0 for an empty message and for an event without one. */
 APACHEWS_API apachews_status apachews_event_read(const apachews_event *event, uint8_t **data,
                                                  size_t *length);
 /* Send to the client of the event: text where its message was text and this is UTF-8, else
- * binary; the length, or -1. */
+ * binary; the length, or -1.  Length 0 sends an empty message, but nothing if the event has no
+ * message. */
 APACHEWS_API ssize_t apachews_event_respond(const apachews_event *event, const uint8_t *data,
                                             size_t length);
 
@@ -124,8 +130,9 @@ APACHEWS_API ssize_t apachews_client_send(const apachews_client *client, const v
 APACHEWS_API int apachews_client_close(const apachews_client *client);
 /* The language its browser prefers, as en-GB, or NULL. */
 APACHEWS_API const char *apachews_client_get_language(const apachews_client *client);
-/* Its descriptor, to tell clients apart; what passes there is framed.  INVALID_SOCKET for one
- * that is gone. */
+/* The number of its descriptor, to tell clients apart; what passes there is framed.  It stays the
+ * same when the connection ends, and no other client has it before the last event of this client
+ * is freed. */
 APACHEWS_API SOCKET apachews_client_get_socket(const apachews_client *client);
 /* Close a client, where it is not closed yet; its memory is the library's to free. */
 APACHEWS_API void apachews_client_free(apachews_client *client);

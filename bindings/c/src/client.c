@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "answer.h"
 #include "error.h"
@@ -262,6 +263,9 @@ apachews_client *apachews_client_keep(apachews_client *client)
 void apachews_client_release(apachews_client *client)
 {
     if (client != NULL && --client->holders == 0) {
+        if (client->is_held) {
+            close(client->number);
+        }
         request_free(client->request);
         free(client->publishes_to);
         free(client->language);

@@ -35,12 +35,16 @@ struct apachews_client {
     apachews_server *server; /* not to be looked at once fd is -1: that one may be freed */
     size_t holders;
     int fd; /* -1 once it is gone */
+    int number;   /* of the descriptor, also once it is gone */
+    bool is_held; /* the number: the socket is shut down, and closed with the client */
     enum state state;
     uint32_t watched; /* the epoll mask in force */
     bool has_moved;   /* the bridge's MOVE is read; nothing more comes from there */
     bool was_rejected;
     bool sends_binary; /* its last message was */
     struct wire_reader reader;
+    /* What its last turns left of a read, where the reader has it; NULL: nothing. */
+    unsigned char *unread;
     struct queue queue;
     struct request *request; /* NULL until there was an OPEN */
     void *data;
@@ -56,6 +60,7 @@ struct apachews_client {
     struct apachews_client *leaving_previous, *leaving_next; /* by deadline */
     struct apachews_client *ended_next;                      /* whose last event waits */
     struct apachews_client *buried_next;                     /* that have left the list */
+    struct apachews_client *waiting_next;                    /* with unread bytes */
 };
 
 /* Where messages go to the client, and where they come from it. */

@@ -71,6 +71,7 @@ static apachews_context *create(const char *path, bool gives_close_events)
         errno = error.number != 0 ? error.number : numbers[error.code];
         return NULL;
     }
+    context->server->holds_numbers = true; /* such a program knows clients by these */
     return context;
 }
 
@@ -238,9 +239,6 @@ apachews_status apachews_event_read(const apachews_event *event, uint8_t **data,
     if (event->kind == APACHEWS_CLOSE) {
         return ApacheWSConnectionClosed;
     }
-    if (event->kind != APACHEWS_MESSAGE || event->length == 0) {
-        return ApacheWSNoData;
-    }
     *data = malloc(event->length + 1);
     if (*data == NULL) {
         return ApacheWSOutOfMemory;
@@ -259,7 +257,7 @@ static ssize_t send_as(apachews_client *client, apachews_type type, const void *
 ssize_t apachews_event_respond(const apachews_event *event, const uint8_t *data, size_t length)
 {
     if (event->kind != APACHEWS_MESSAGE) {
-        return apachews_client_send(event->client, data, length);
+        return length > 0 ? apachews_client_send(event->client, data, length) : 0;
     }
     bool is_text = event->type == APACHEWS_TEXT && utf8_is_valid(data, length);
     return send_as(event->client, is_text ? APACHEWS_TEXT : APACHEWS_BINARY, data, length);
@@ -287,7 +285,7 @@ const char *apachews_client_get_language(const apachews_client *client)
 
 SOCKET apachews_client_get_socket(const apachews_client *client)
 {
-    return client->fd;
+    return client->number;
 }
 
 void apachews_client_free(apachews_client *client)

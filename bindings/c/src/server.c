@@ -97,7 +97,12 @@ static void forget(struct apachews_client *client)
         return;
     }
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, client->fd, NULL);
-    close(client->fd);
+    if (server->holds_numbers) {
+        client->is_held = true;
+        shutdown(client->fd, SHUT_RDWR);
+    } else {
+        close(client->fd);
+    }
     client->fd = -1;
     client->state = CLOSED;
     queue_clear(&client->queue);
@@ -117,6 +122,9 @@ static void bury(apachews_server *server)
     while (server->buried != NULL) {
         struct apachews_client *client = server->buried;
         server->buried = client->buried_next;
+        /* Not earlier: the program may have had a message that lies there. */
+        free(client->unread);
+        client->unread = NULL;
         apachews_client_release(client);
     }
 }
@@ -239,7 +247,7 @@ static bool add_client(apachews_server *server, int fd)
     }
     client->server = server;
     client->holders = 1;
-    client->fd = fd;
+    client->fd = client->number = fd;
     client->watched = EPOLLIN;
     wire_reader_init(&client->reader, server->max_message_bytes);
     add_to_list(server, client);
@@ -467,15 +475,71 @@ static bool receive(struct apachews_client *client, struct wire_item *item, apac
     }
 }
 
-/* Go on with what is in the buffer; return whether there is an event. */
+static void begin_turn(struct apachews_client *client)
+{
+    client->server->current = client;
+    client->server->turn_items = 0;
+}
+
+static void add_to_waiting(apachews_server *server, struct apachews_client *client)
+{
+    apachews_client_keep(client);
+    client->waiting_next = NULL;
+    *(server->waiting_last ? &server->waiting_last->waiting_next : &server->waiting_first) = client;
+    server->waiting_last = client;
+    server->waiting_count++;
+}
+
+/* Give the client that waits longest its turn, unless it is gone. */
+static void resume_waiting(apachews_server *server)
+{
+    struct apachews_client *client = server->waiting_first;
+    server->waiting_first = client->waiting_next;
+    if (server->waiting_first == NULL) {
+        server->waiting_last = NULL;
+    }
+    server->waiting_count--;
+    if (client->fd >= 0) {
+        begin_turn(client);
+    }
+    apachews_client_release(client);
+}
+
+/* End a turn after TURN_ITEMS: the client waits with what is left of its read.  The turn goes on
+ * if nothing is left, until the reader has said so, or if there is no memory for it. */
+static void end_turn(apachews_server *server, struct apachews_client *client)
+{
+    server->turn_items = 0;
+    size_t size = wire_reader_unread(&client->reader);
+    if (size == 0) {
+        return;
+    }
+    if (client->unread == NULL) {
+        client->unread = malloc(size + 1);
+        if (client->unread == NULL) {
+            return;
+        }
+        wire_reader_move(&client->reader, client->unread);
+    }
+    server->current = NULL;
+    add_to_waiting(server, client);
+}
+
+/* Go on with the turn of the current client; return whether there is an event. */
 static bool receive_on(apachews_server *server, apachews_event *event)
 {
     while (server->current != NULL) {
         struct apachews_client *client = server->current;
         struct wire_item item;
+        if (server->turn_items++ == TURN_ITEMS) {
+            end_turn(server, client);
+            continue;
+        }
         wire_reader_next(&client->reader, &item);
         if (item.kind == WIRE_NOTHING) {
             server->current = NULL;
+            free(client->unread);
+            client->unread = NULL;
         } else if (receive(client, &item, event)) {
             return true;
         }
@@ -492,7 +556,7 @@ static void read_client(struct apachews_client *client)
     } while (size < 0 && errno == EINTR);
     if (size > 0) {
         wire_reader_feed(&client->reader, server->buffer, (size_t)size);
-        server->current = client;
+        begin_turn(client);
     } else if (size == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
         receive_eof(client);
     }
@@ -516,6 +580,9 @@ static void serve(apachews_server *server, const struct epoll_event *ready)
         server_update(client);
     }
     if (client->fd >= 0 && (ready->events & (EPOLLIN | GONE))) {
+        if (client->unread != NULL) {
+            return; /* it waits for its turn, and stays ready */
+        }
         if (!client->has_moved) {
             read_client(client);
         } else if (ready->events & GONE) {
@@ -698,10 +765,14 @@ static bool take_event(apachews_server *server, apachews_event *event)
             return true;
         }
         if (server->ended_first == NULL) {
-            if (server->ready_at == server->ready_count) {
+            if (server->ready_at < server->ready_count) {
+                serve(server, &server->ready[server->ready_at++]);
+            } else if (server->waiting_turns > 0) {
+                server->waiting_turns--;
+                resume_waiting(server);
+            } else {
                 return false;
             }
-            serve(server, &server->ready[server->ready_at++]);
         }
     }
 }
@@ -747,10 +818,14 @@ bool apachews_server_next(apachews_server *server, int timeout_ms, apachews_even
         }
         int64_t until = timer >= 0 && timer < deadline ? timer : deadline;
         int64_t wait = until == INT64_MAX ? -1 : until <= now ? 0 : until - now;
+        if (server->waiting_first != NULL) {
+            wait = 0;
+        }
         int count = epoll_wait(server->epoll_fd, server->ready, READY_MAX,
                                wait > INT_MAX ? INT_MAX : (int)wait);
         server->ready_at = 0;
         server->ready_count = count > 0 ? count : 0;
+        server->waiting_turns = server->waiting_count;
         if (count < 0 && errno == EINTR) {
             server->was_woken = true;
         } else if (count < 0) {
@@ -781,6 +856,7 @@ int apachews_server_timeout(const apachews_server *server)
     int64_t next = -1;
     if (server->ended_first != NULL || server->accept_error != 0 || server->was_woken ||
         server->current != NULL || server->ready_at < server->ready_count ||
+        server->waiting_first != NULL ||
         server->in_hand != NULL || server->is_stopped ||
         (server->is_draining && server->first == NULL)) {
         return 0;
@@ -906,6 +982,9 @@ void apachews_server_free(apachews_server *server)
         apachews_event event;
         take_ended(server, &event);
         let_go(server);
+    }
+    while (server->waiting_first != NULL) {
+        resume_waiting(server); /* none has its turn: all are gone */
     }
     bury(server);
     free_server(server);

@@ -2,11 +2,13 @@
  *
  * Contract: for server.c, client.c and groups.c, on the one thread of the server.
  *
- * How this works: the sockets are watched level-triggered.  A turn takes at most READ_BYTES
- * from each that is ready, into the one buffer of the server, and gives out an event for each
- * thing it finds there; the next socket is read when all of these were taken.  So what is
- * buffered is bounded: one unfinished message a client, and one read.  A message that came
- * whole is given out where it lies, without a copy.
+ * How this works: the sockets are watched level-triggered.  In a round, each client that is
+ * ready has one turn: at most READ_BYTES are read, into the one buffer of the server, and at most
+ * TURN_ITEMS items of these are given out.  If bytes are left, they move to memory of the client,
+ * which waits for its turn in the next round and is not read before.  So a client that floods
+ * delays another one by TURN_ITEMS messages, and what is buffered is bounded: one unfinished
+ * message and one read per client.  A message that came whole is given out where it lies, without
+ * a copy.
  *
  * How drain() loses nothing (docs/wire.md, Moving): each client is sent a MOVE.  What it sends
  * before the bridge's answering MOVE becomes events as ever, and what the program sends
@@ -27,6 +29,9 @@
 
 /* One read from a socket: a third of what Linux buffers for a Unix socket. */
 #define READ_BYTES 65536
+/* Items of one client in a turn.  An echo takes some 3 us for each, so ten clients that flood
+ * delay the next one by 2 ms; with fewer, the epoll_wait() of each round would show. */
+#define TURN_ITEMS 64
 /* Sockets that one call of epoll_wait() tells of. */
 #define READY_MAX 256
 
@@ -40,13 +45,19 @@ struct apachews_server {
     struct apachews_client *leaving_first, *leaving_last;
     struct apachews_client *ended_first, *ended_last;
     struct apachews_client *buried;  /* gone, and perhaps among ready */
-    struct apachews_client *current; /* whose bytes are in the buffer */
+    struct apachews_client *current; /* whose turn it is */
+    int turn_items;                  /* that its turn has given */
+    /* Clients with unread bytes, the longest wait first: each holds its client. */
+    struct apachews_client *waiting_first, *waiting_last;
+    size_t waiting_count;
+    size_t waiting_turns; /* that are left of this round */
     struct apachews_client *in_hand; /* whose last event the program has */
     unsigned char *held;             /* the message that the program has */
     void *groups;
     struct epoll_event ready[READY_MAX]; /* what no turn has looked at yet */
     int ready_count;
     int ready_at;
+    bool holds_numbers; /* a descriptor's number is not used again while its client exists */
     bool is_accepting;
     bool is_stopped;
     bool is_draining;

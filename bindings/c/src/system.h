@@ -62,6 +62,8 @@
 #define wire_reader_free apachews_internal_wire_reader_free
 #define wire_reader_init apachews_internal_wire_reader_init
 #define wire_reader_is_idle apachews_internal_wire_reader_is_idle
+#define wire_reader_move apachews_internal_wire_reader_move
 #define wire_reader_next apachews_internal_wire_reader_next
+#define wire_reader_unread apachews_internal_wire_reader_unread
 
 #endif

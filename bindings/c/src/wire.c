@@ -113,6 +113,27 @@ void wire_reader_feed(struct wire_reader *reader, void *data, size_t size)
     reader->at = 0;
 }
 
+static void restore_cut(struct wire_reader *reader)
+{
+    if (reader->cut != NULL) {
+        *reader->cut = reader->cut_byte;
+        reader->cut = NULL;
+    }
+}
+
+size_t wire_reader_unread(const struct wire_reader *reader)
+{
+    return reader->size - reader->at;
+}
+
+void wire_reader_move(struct wire_reader *reader, unsigned char *memory)
+{
+    size_t unread = wire_reader_unread(reader);
+    restore_cut(reader); /* it may be the first of these bytes */
+    memcpy(memory, reader->data + reader->at, unread);
+    wire_reader_feed(reader, memory, unread);
+}
+
 bool wire_reader_is_idle(const struct wire_reader *reader)
 {
     return reader->rest_size == 0 && reader->remaining == 0 && reader->message_opcode == 0;
@@ -402,10 +423,7 @@ static bool take_header(struct wire_reader *reader, struct wire_item *item)
 void wire_reader_next(struct wire_reader *reader, struct wire_item *item)
 {
     *item = (struct wire_item){.kind = WIRE_NOTHING};
-    if (reader->cut != NULL) {
-        *reader->cut = reader->cut_byte;
-        reader->cut = NULL;
-    }
+    restore_cut(reader);
     if (reader->rest_size == 0 && reader->rest_capacity > KEPT_BYTES) {
         free(reader->rest);
         reader->rest = NULL;

@@ -131,6 +131,11 @@ void wire_reader_free(struct wire_reader *reader);
 /* Give bytes; there must be a place for one more behind them, and they are written to. */
 void wire_reader_feed(struct wire_reader *reader, void *data, size_t size);
 
+/* How many bytes of what was fed are not taken yet. */
+size_t wire_reader_unread(const struct wire_reader *reader);
+/* Move these to memory with room for one more byte.  It ends the data of the last item. */
+void wire_reader_move(struct wire_reader *reader, unsigned char *memory);
+
 /* Take the next item. */
 void wire_reader_next(struct wire_reader *reader, struct wire_item *item);
 

@@ -499,6 +499,75 @@ static void test_messages(void)
     apachews_server_free(server);
 }
 
+#define FLOODERS 8
+#define FLOOD_MESSAGES 5000
+
+/* Clients that flood delay another one by a few turns, and lose nothing. */
+static void test_a_flood_delays_the_others_by_a_turn(void)
+{
+    static char flood[FLOOD_MESSAGES * 3];
+    apachews_server *server = open_server(NULL);
+    int bridges[FLOODERS];
+    int counts[FLOODERS] = {0};
+    for (int i = 0; i < FLOOD_MESSAGES; i++) {
+        memcpy(flood + (ptrdiff_t)i * 3, "\x81\x01x", 3);
+    }
+    for (int i = 0; i < FLOODERS; i++) {
+        bridges[i] = bridge_open(false);
+        apachews_client_set_data(next(server, APACHEWS_OPEN).client, &counts[i]);
+    }
+    for (int i = 0; i < FLOODERS; i++) {
+        CHECK(bridge_send_all(bridges[i], flood, sizeof flood));
+    }
+    int quiet = bridge_open(false);
+    /* Its OPEN and then its message come while the others flood. */
+    int since = 0;
+    int longest = 0;
+    apachews_event event;
+    for (int total = 0; total < FLOODERS * FLOOD_MESSAGES + 2; total++) {
+        CHECK(apachews_server_next(server, 0, &event) && event.kind != APACHEWS_TIMEOUT);
+        int *count = apachews_client_data(event.client);
+        if (count != NULL) {
+            CHECK(event.kind == APACHEWS_MESSAGE && strcmp(event.data, "x") == 0);
+            ++*count;
+            since++;
+            continue;
+        }
+        longest = since > longest ? since : longest;
+        since = 0;
+        if (event.kind == APACHEWS_OPEN) {
+            CHECK(bridge_send(quiet, 0x81, "quiet", 5));
+        } else {
+            CHECK(event.kind == APACHEWS_MESSAGE && strcmp(event.data, "quiet") == 0);
+            CHECK(apachews_server_timeout(server) == 0);
+        }
+    }
+    if (longest > FLOODERS * 100) {
+        fprintf(stderr, "the quiet client waited for %d messages\n", longest);
+    }
+    CHECK(longest <= FLOODERS * 100);
+    for (int i = 0; i < FLOODERS; i++) {
+        CHECK(counts[i] == FLOOD_MESSAGES);
+    }
+    expect_nothing(server);
+    CHECK(apachews_server_timeout(server) == -1);
+
+    /* A client that is closed or whose server ends may still have unread messages. */
+    CHECK(bridge_send_all(bridges[0], flood, sizeof flood));
+    CHECK(bridge_send_all(bridges[1], flood, sizeof flood));
+    for (int i = 0; i < 3 * FLOODERS * 10; i++) {
+        event = next(server, APACHEWS_MESSAGE);
+        if (i == 100) {
+            CHECK(apachews_close(event.client, 1000, ""));
+        }
+    }
+    apachews_server_free(server);
+    for (int i = 0; i < FLOODERS; i++) {
+        close(bridges[i]);
+    }
+    close(quiet);
+}
+
 static void test_ends(void)
 {
     apachews_server *server = open_server(&(apachews_options){.max_message_bytes = 8});
@@ -1027,10 +1096,14 @@ static void test_the_original_interface(void)
     CHECK(apachews_server_clients(apachews_context_server(context), NULL, 0) == 1);
     apachews_client *client = apachews_event_get_client(event);
     CHECK(strcmp(apachews_client_get_language(client), "en-GB") == 0);
-    CHECK(apachews_client_get_socket(client) >= 0);
+    SOCKET number = apachews_client_get_socket(client);
+    CHECK(number >= 0);
     uint8_t *data;
     size_t length;
-    CHECK(apachews_event_read(event, &data, &length) == ApacheWSNoData && data == NULL);
+    /* An event without a message is read as an empty one, and its echo sends nothing. */
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSSuccess && length == 0);
+    CHECK(apachews_event_respond(event, data, length) == 0);
+    free(data);
     CHECK(apachews_event_respond(event, (const uint8_t *)"hello", 5) == 5);
     bridge_expect(bridge, 0x81, "hello", 5);
     apachews_event_free(event);
@@ -1056,7 +1129,11 @@ static void test_the_original_interface(void)
     apachews_event_free(text);
     apachews_event_free(binary);
     event = apachews_server_next_event(context);
-    CHECK(apachews_event_read(event, &data, &length) == ApacheWSNoData && length == 0);
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSSuccess && length == 0);
+    CHECK(data != NULL && *data == '\0');
+    CHECK(apachews_event_respond(event, data, length) == 0);
+    free(data);
+    bridge_expect(bridge, 0x81, "", 0);
     apachews_event_free(event);
     CHECK(apachews_server_broadcast(context, (const uint8_t *)"all", 3) == 3);
     bridge_expect(bridge, 0x81, "all", 3);
@@ -1069,9 +1146,22 @@ static void test_the_original_interface(void)
     CHECK(apachews_event_read(event, &data, &length) == ApacheWSConnectionClosed);
     CHECK(apachews_event_get_client(event) == client);
     CHECK(apachews_client_send(client, "x", 1) == -1);
-    CHECK(apachews_client_get_socket(client) == INVALID_SOCKET);
     apachews_context_remove_client(context, client);
     apachews_client_free(client);
+    /* The number tells clients apart for as long as the program has an event with it. */
+    CHECK(apachews_client_get_socket(client) == number);
+    int late_bridge = bridge_open(false);
+    apachews_event *accepted = apachews_server_next_event(context);
+    CHECK(apachews_event_get_type(accepted) == ApacheWSAcceptEvent);
+    CHECK(apachews_client_get_socket(apachews_event_get_client(accepted)) != number);
+    CHECK(apachews_client_get_socket(client) == number);
+    CHECK(fcntl(number, F_GETFD) >= 0);
+    apachews_event_free(event);
+    CHECK(fcntl(number, F_GETFD) == -1);
+    apachews_event_free(accepted);
+    close(late_bridge);
+    event = apachews_server_next_event(context);
+    CHECK(apachews_event_read(event, &data, &length) == ApacheWSConnectionClosed);
     apachews_event_free(event);
 
     to_wake = NULL;
@@ -1124,9 +1214,12 @@ static void live(void)
         bridge_send(bridges[i], 0x01, "in ", 3);
         bridge_send(bridges[i], 0x00, block, 50000);
         bridge_send(bridges[i], 0x80, "pieces", 6);
+        for (int j = 0; j < 80; j++) {
+            bridge_send(bridges[i], 0x81, "", 0); /* more than one turn takes */
+        }
         bridge_send_all(bridges[i], "\x81", 1); /* a header that is not whole */
     }
-    for (int turn = 0; turn < 60 && apachews_server_next(server, 0, &event); turn++) {
+    for (int turn = 0; turn < 200 && apachews_server_next(server, 0, &event); turn++) {
         if (event.kind == APACHEWS_OPEN) {
             apachews_accept(event.client, NULL, NULL, 0, NULL);
             apachews_group_join(event.client, "room");
@@ -1269,6 +1362,7 @@ int main(void)
     test_a_directory_that_somebody_keeps_locked();
     test_what_systemd_is_told();
     test_messages();
+    test_a_flood_delays_the_others_by_a_turn();
     test_ends();
     test_kept_clients();
     test_slow_clients();

@@ -191,6 +191,16 @@ final class Server implements \IteratorAggregate
     }
 
     /**
+     * Returns the language that the client's browser prefers, as en-GB, or null.
+     *
+     * Source: its Accept-Language header (RFC 9110 12.5.4).
+     */
+    public function language(Client $client): ?string
+    {
+        return Language::preferred($client->request->header('accept-language') ?? '');
+    }
+
+    /**
      * Has a function called by dequeue() when a signal comes, between two events.
      *
      * Within half a second, should it come at a moment when PHP cannot hear it. (A handler

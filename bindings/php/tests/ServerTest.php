@@ -497,6 +497,64 @@ final class ServerTest extends TestCase
         self::assertTrue($expected === $got, 'not in order');
     }
 
+    /**
+     * @dataProvider pollers
+     *
+     * @param class-string<Poller> $poller
+     */
+    public function testAFloodDelaysTheOthersByATurn(string $poller): void
+    {
+        $server = $this->server($poller);
+        $bridges = [];
+        for ($number = 0; $number < 8; $number++) {
+            [$bridges[], $client] = $this->connect();
+            $client->state = 0;
+        }
+        $clients = $server->clients();
+        foreach ($bridges as $bridge) {
+            $bridge->write(str_repeat(Frame::encode(Frame::TEXT, 'x'), 3000));
+        }
+        $quiet = new Bridge($server->path);
+        $since = $longest = 0;
+        for ($total = 0; $total < 8 * 3000 + 2; $total++) {
+            $event = $server->dequeue(Bridge::DEADLINE_S);
+            self::assertNotNull($event);
+            if (in_array($event->getClient(), $clients, true)) {
+                self::assertSame('x', $event->read());
+                $event->getClient()->state++;
+                $since++;
+                continue;
+            }
+            $longest = max($longest, $since);
+            $since = 0;
+            if ($event->type() === EventType::Accept) {
+                $quiet->send(Frame::TEXT, 'quiet'); // while the others flood
+            } else {
+                self::assertSame('quiet', $event->read());
+            }
+        }
+        self::assertLessThanOrEqual(8 * 100, $longest);
+        self::assertSame(array_fill(0, 8, 3000), array_map(static fn (Client $one): int => $one->state, $clients));
+        self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
+
+        // A client whose server ends may still have frames that no turn has taken.
+        $bridges[0]->write(str_repeat(Frame::encode(Frame::TEXT, 'x'), 3000));
+        $this->next(EventType::IO);
+        $server->close();
+        self::assertSame(1001, $bridges[0]->readClose()->code);
+    }
+
+    public function testTheLanguageOfABrowser(): void
+    {
+        $server = $this->server();
+        $headers = [['accept-language', 'de;q=0.5,en-GB']];
+        $request = ['method' => 'GET', 'uri' => '/echo.ws', 'headers' => $headers];
+        [$bridge, $client] = $this->connect(['request' => $request]);
+        self::assertSame('en-GB', $server->language($client));
+        [$other, $client] = $this->connect();
+        self::assertNull($server->language($client));
+    }
+
     public function testFloodStarvesNobody(): void
     {
         $server = $this->server();

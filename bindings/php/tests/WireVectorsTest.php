@@ -212,6 +212,20 @@ final class WireVectorsTest extends TestCase
         }
     }
 
+    public function testFramesBeyondTheLimitAreLeftForTheNextCall(): void
+    {
+        $reader = new MessageReader();
+        $data = Vectors::open() . str_repeat("\x81\x01a", 4);
+        self::assertCount(3, $reader->receive($data, 3));
+        self::assertTrue($reader->hasUnread());
+        self::assertCount(2, $reader->receive("\x81", 2));
+        self::assertTrue($reader->hasUnread());
+        self::assertSame([], $reader->receive('', 2));
+        self::assertFalse($reader->hasUnread());
+        self::assertCount(1, $reader->receive("\x01b", 2));
+        self::assertTrue($reader->isIdle());
+    }
+
     public function testReaderTellsWhetherSomethingIsCutOff(): void
     {
         $reader = new MessageReader();
@@ -268,7 +282,10 @@ final class WireVectorsTest extends TestCase
             }
             $bytes = Vectors::open() . $bytes;
             $whole = self::read(1000, [$bytes], true);
-            self::assertSame($whole, self::read(1000, str_split($bytes, mt_rand(1, 7)), true), bin2hex($bytes));
+            $pieces = str_split($bytes, mt_rand(1, 7));
+            self::assertSame($whole, self::read(1000, $pieces, true), bin2hex($bytes));
+            self::assertSame($whole, self::read(1000, $pieces, true, mt_rand(1, 3)), bin2hex($bytes));
+            self::assertSame($whole, self::read(1000, [$bytes], true, mt_rand(1, 3)), bin2hex($bytes));
             $errors = array_filter($whole, static fn (array $item): bool => isset($item['error']));
             self::assertLessThanOrEqual(1, count($errors));
             self::assertSame($errors, array_slice($whole, count($whole) - count($errors), null, true));
@@ -297,12 +314,16 @@ final class WireVectorsTest extends TestCase
      *
      * @return list<array<string, mixed>> as the vectors have them, without OPEN's
      */
-    private static function read(int $limit, array $pieces, bool $opens): array
+    private static function read(int $limit, array $pieces, bool $opens, int $maxFrames = PHP_INT_MAX): array
     {
         $reader = new MessageReader($limit);
         $items = [];
         foreach ($pieces as $piece) {
-            array_push($items, ...$reader->receive($piece));
+            array_push($items, ...$reader->receive($piece, $maxFrames));
+        }
+        while ($reader->hasUnread()) {
+            self::assertFalse($reader->isIdle());
+            array_push($items, ...$reader->receive('', $maxFrames));
         }
         if ($opens) {
             self::assertInstanceOf(Request::class, array_shift($items));

@@ -35,12 +35,14 @@ use apachews\Wire\Violation;
  * For Server, Client and Group. Nothing blocks but turn() and what is made of it.
  *
  * How this works: each client is one Unix socket, watched level-triggered. A turn of the
- * loop takes at most one read from each socket that is ready and turns it into events,
- * until there are TURN_EVENTS; the next turn goes on with the sockets that were not looked
- * at, before the poller is asked again: it would name the same ones first, and a client
- * that floods would starve the others. No socket is read again before all events were
- * taken, so what is buffered is bounded: one unfinished message a client, and the events
- * of one turn.
+ * loop takes at most one read and TURN_FRAMES frames from each socket that is ready and
+ * turns these into events, until there are TURN_EVENTS; the next turn goes on with the
+ * sockets that were not looked at, before the poller is asked again: it would name the same
+ * ones first. A client with more frames in its read has its next turn with those that the
+ * poller names then, and is not read before. So a client that floods delays the others by
+ * TURN_FRAMES messages. No client has another turn before all events were taken, so what is
+ * buffered is bounded: one unfinished message and one read per client, and the events of
+ * one turn.
  *
  * How drain() loses nothing (docs/wire.md, Moving): each client is sent a MOVE. What it
  * sends before the bridge's answering MOVE becomes events as ever, and what the program
@@ -57,8 +59,13 @@ use apachews\Wire\Violation;
  */
 final class Loop
 {
-    /** Events after which a turn ends; one read of the smallest messages gives 32768. */
+    /** Events after which a turn ends: these are in memory, and wait for the program. */
     private const TURN_EVENTS = 1000;
+    /**
+     * Frames of one client in a turn. An echo takes some 10 us for each, so ten clients that
+     * flood delay the next one by 6 ms; one read of the smallest messages has 32768.
+     */
+    private const TURN_FRAMES = 64;
     /** Clients that one turn lets in: as many come at once after a restart of the producer. */
     private const TURN_ACCEPTS = 64;
     /** The longest wait: nobody minds one turn an hour, and a poller may know no longer one. */
@@ -100,6 +107,8 @@ final class Loop
     private \SplQueue $leaving;
     /** @var array<int, int> what the poller found ready and no turn has looked at yet */
     private array $ready = [];
+    /** @var array<int, int> Poller::READ, by id, of connections with frames that no turn has taken */
+    private array $unread = [];
     private ?float $drainDeadline = null;
     /** @var \SplObjectStorage<Event, Connection> who has moved, by their last event */
     private \SplObjectStorage $moved;
@@ -357,12 +366,17 @@ final class Loop
     {
         $timerS = $this->runTimers();
         if ($this->ready === []) {
-            if (!$this->events->isEmpty() && !$this->isClosed) { // a timer's
+            $hasEvents = !$this->events->isEmpty() && !$this->isClosed; // a timer's
+            if ($hasEvents || $this->unread !== []) {
                 $waitS = 0.0;
             }
             $this->ready = $this->poller->wait(
                 min($waitS ?? self::MAX_WAIT_S, $timerS, $this->signalWaitS(), self::MAX_WAIT_S)
             );
+            foreach ($this->unread as $id => $mask) {
+                $this->ready[$id] = ($this->ready[$id] ?? 0) | $mask;
+            }
+            $this->unread = [];
         }
         foreach ($this->ready as $id => $mask) {
             unset($this->ready[$id]);
@@ -538,15 +552,18 @@ final class Loop
 
     private function receive(Connection $connection): void
     {
-        $data = $connection->receiveNowait();
-        if ($data === null) {
-            return;
+        $data = '';
+        if (!$connection->reader->hasUnread()) {
+            $data = $connection->receiveNowait();
+            if ($data === null) {
+                return;
+            }
+            if ($data === '') {
+                $this->receiveEof($connection);
+                return;
+            }
         }
-        if ($data === '') {
-            $this->receiveEof($connection);
-            return;
-        }
-        foreach ($connection->reader->receive($data) as $item) {
+        foreach ($connection->reader->receive($data, self::TURN_FRAMES) as $item) {
             match (true) {
                 $item instanceof Message => $this->receiveMessage($connection, $item),
                 $item instanceof Request => $this->receiveOpen($connection, $item),
@@ -556,6 +573,9 @@ final class Loop
                 $item instanceof Violation => $this->refuse($connection, $item),
                 default => $this->receivePong($connection, $item),
             };
+        }
+        if ($connection->reader->hasUnread() && isset($this->connections[$connection->id])) {
+            $this->unread[$connection->id] = Poller::READ;
         }
         $ignored = $connection->reader->takeIgnored();
         if ($ignored !== []) {
@@ -689,7 +709,8 @@ final class Loop
     private function forget(Connection $connection): void
     {
         if ($connection->stream !== null) {
-            unset($this->connections[$connection->id], $this->ready[$connection->id]);
+            unset($this->connections[$connection->id]);
+            unset($this->ready[$connection->id], $this->unread[$connection->id]);
             $this->poller->remove($connection->stream);
             $connection->state = State::Closed;
             $connection->close();

@@ -36,6 +36,9 @@ final class MessageReader
     private string $rest = '';
     /** How long it must be before it is worth another look. */
     private int $wanted = 0;
+    /** What the last receive() left because of its limit, and how far it came in that. */
+    private string $unread = '';
+    private int $position = 0;
     /** Bytes of the current data frame still to come. */
     private int $remaining = 0;
     /** Whether that frame ends its message. */
@@ -59,7 +62,15 @@ final class MessageReader
      */
     public function isIdle(): bool
     {
-        return $this->rest === '' && $this->remaining === 0 && $this->messageOpcode === 0;
+        return $this->rest === '' && $this->unread === '' && $this->remaining === 0 && $this->messageOpcode === 0;
+    }
+
+    /**
+     * Tells whether receive() has left bytes, because there were more frames than it was to take.
+     */
+    public function hasUnread(): bool
+    {
+        return $this->unread !== '';
     }
 
     /**
@@ -77,16 +88,19 @@ final class MessageReader
     /**
      * Takes bytes from the socket; returns what they completed, in order.
      *
+     * @param int $maxFrames frames to take; what is left is taken by the next receive(), whose
+     *                       $data may be ''
+     *
      * @return list<Item>
      */
-    public function receive(string $data): array
+    public function receive(string $data, int $maxFrames = PHP_INT_MAX): array
     {
         $items = [];
         if ($this->finished) {
             return $items;
         }
         try {
-            $this->take($data, $items);
+            $this->take($data, $maxFrames, $items);
         } catch (WireError $error) {
             $this->finish();
             $items[] = new Violation($error->closeCode, $error->reason);
@@ -97,9 +111,14 @@ final class MessageReader
     /**
      * @param list<Item> $items
      */
-    private function take(string $data, array &$items): void
+    private function take(string $data, int $maxFrames, array &$items): void
     {
-        if ($this->rest !== '') {
+        $position = $this->position;
+        if ($this->unread !== '') {
+            $data = $this->unread . $data;
+            $this->unread = '';
+            $this->position = 0;
+        } elseif ($this->rest !== '') {
             // (Appended: joining anew with each piece would take the square of the pieces.)
             $this->rest .= $data;
             if (strlen($this->rest) < $this->wanted) {
@@ -109,7 +128,6 @@ final class MessageReader
             $this->rest = '';
             $this->wanted = 0;
         }
-        $position = 0;
         $end = strlen($data);
         while ($position < $end) {
             if ($this->remaining > 0) {
@@ -121,6 +139,11 @@ final class MessageReader
                     $items[] = $this->join();
                 }
                 continue;
+            }
+            if ($maxFrames-- === 0) {
+                $this->unread = $data;
+                $this->position = $position;
+                return;
             }
             $header = Frame::decodeHeader($data, $position);
             if ($header === null) {
@@ -236,7 +259,7 @@ final class MessageReader
     private function finish(): void
     {
         $this->finished = true;
-        $this->rest = $this->payload = '';
-        $this->remaining = $this->messageOpcode = 0;
+        $this->rest = $this->unread = $this->payload = '';
+        $this->position = $this->remaining = $this->messageOpcode = 0;
     }
 }
