@@ -30,9 +30,10 @@ DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
 # Frames after which the reader pauses, so that the server can serve the other clients: one
 # read of 64 KiB has 21,000 messages of a byte, and a program that answers each in 10 us would
-# let the others wait for 0.2 s.  Clients that are busy at the same time share them; each gets
-# the second number at least.
+# let the others wait for 0.2 s.  Clients that are busy at the same time share fewer, for each
+# turn of theirs is a wait for the others; each gets the last number at least.
 FRAMES_A_TURN: Final = 512
+SHARED_FRAMES_A_TURN: Final = 128
 MIN_FRAMES_A_TURN: Final = 8
 
 
@@ -124,7 +125,8 @@ class MessageReader:
         if self._finished:
             return items
         try:
-            self._receive(data, max(MIN_FRAMES_A_TURN, FRAMES_A_TURN // busy), items)
+            frames = FRAMES_A_TURN if busy == 1 else SHARED_FRAMES_A_TURN // busy
+            self._receive(data, max(MIN_FRAMES_A_TURN, frames), items)
         except WireError as error:
             self._finish()
             items.append(Violation(error.code, error.reason))

@@ -1,8 +1,8 @@
 """Eight clients that flood and one that does not: how long the quiet one waits for its echo.
 
 The flooding program takes a core of its own, Apache's child and the producer share the other
-one on a machine of two.  There the median is 0.2 to 17 ms (0.3 to 3 s before a turn of the two
-loops had a budget of frames per connection).
+one on a machine of two.  There the median is 2 to 10 ms (0.3 to 3 s before a turn of the two
+loops had a budget of frames per connection); the bounds leave room for a busy machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..site import ROOT, Site, running_site
 FLOODERS = 8
 # What a client beside them waits for its echo at most.  The longest wait of all is not judged:
 # on a busy machine it is that for a processor.
-MEDIAN_S, MOST_S = 0.02, 0.1
+MEDIAN_S, MOST_S = 0.05, 0.25
 MEASURED_S = 1.0
 
 
