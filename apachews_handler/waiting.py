@@ -12,11 +12,12 @@ endpoint a quarter, so pages always find an idle worker.  A place is a lock on a
 file, as under the limits on connections (``limits``): the count spans Apache's children,
 one of which is one worker with prefork, and survives the death of any.
 
-A burst of handshakes can exceed the bound although the producer answers each in a
-millisecond.  So a handshake without a place tries again for ``PATIENCE_S``, which would hold
-workers in turn if the producer were stopped: after one such failure the child rejects
-surplus handshakes of that endpoint at once, until the producer answers one or ``MEMORY_S``
-have passed.
+A burst of handshakes can exceed the bound although the producer answers each in some
+milliseconds.  So a handshake without a place tries again for ``PATIENCE_S``, and for longer
+while the producer answers the others that fast.  If all workers did so for a producer that
+is stopped or slow, pages would wait: after one failure the child rejects the surplus
+handshakes of that endpoint at once, until the producer answers one fast again or
+``MEMORY_S`` have passed.
 
 Roads not taken: a larger bound on the age of a handshake instead of on their number.  A
 producer that is slower than its clients would get requests of which the client has its 503
@@ -38,13 +39,17 @@ from .endpoint import OUT_OF_RESOURCES, out_of_descriptors
 from .exceptions import Unavailable
 from .limits import Places
 
-# Time that a surplus handshake tries to get a place.  Pages wait as long, once, if all
-# workers do so.
+# A producer that answers within this time is fast; a surplus handshake waits for a place as
+# long after the last fast answer.
 PATIENCE_S: Final = 0.1
+# The longest time that a surplus handshake waits for a place, of a fast producer too.
+MAX_PATIENCE_S: Final = 1.0
 # Interval between two tries: other processes release their locks without a notification.
-RETRY_S: Final = 0.002
-# An endpoint is taken for stopped for so long after its last failure.
+RETRY_S: Final = 0.02
+# An endpoint is taken for stopped or slow for so long after its last failure.
 MEMORY_S: Final = 30.0
+# Endpoints whose last fast answer is known; more than that, and all are forgotten.
+MAX_KNOWN: Final = 1000
 # Requests that collect the status at a time: each waits up to 2 s for a process that hangs.
 MAX_COLLECTING: Final = 2
 
@@ -56,9 +61,12 @@ class Waiting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._released = threading.Condition()
         self._places: Places | None = None
         # Endpoints that failed -> until when surplus handshakes are rejected at once.
-        self._stopped: dict[str, float] = {}
+        self._slow_until: dict[str, float] = {}
+        # Endpoints -> time of their last fast answer.
+        self._fast_at: dict[str, float] = {}
 
     @contextlib.contextmanager
     def place(self, path: str, most: int, spare: int) -> Iterator[None]:
@@ -108,15 +116,22 @@ class Waiting:
         positions: list[int] = []
         try:
             self._take(places, name, limits, positions)
+            begun_at = time.monotonic()
             yield
+            now = time.monotonic()
+            if now - begun_at < PATIENCE_S:
+                if len(self._fast_at) >= MAX_KNOWN:
+                    self._fast_at.clear()
+                self._fast_at[name] = now
+                self._slow_until.pop(name, None)
         except BaseException:
             self._remember(name)
             raise
-        else:
-            self._stopped.pop(name, None)
         finally:
             for position in positions:
                 places.free(position)
+            with self._released:
+                self._released.notify()
 
     def _take(self, places: Places, name: str, limits: list[_Limit], positions: list[int]) -> None:
         """Append the positions of places under all limits.
@@ -124,23 +139,33 @@ class Waiting:
         Raises:
             Unavailable
         """
-        now = time.monotonic()
-        is_patient = self._stopped.get(name, 0.0) <= now
-        deadline = now + PATIENCE_S if is_patient else now
+        begun_at = time.monotonic()
         for key, limit, problem in limits:
             while (position := _try(places, key, limit)) is None:
-                if time.monotonic() >= deadline:
+                if not self._is_patient(name, begun_at):
                     raise Unavailable(problem)
-                time.sleep(RETRY_S)
+                self._pause()
             positions.append(position)
 
+    def _is_patient(self, name: str, begun_at: float) -> bool:
+        """Tell whether a handshake goes on trying to get a place."""
+        now = time.monotonic()
+        if self._slow_until.get(name, 0.0) > now or now - begun_at >= MAX_PATIENCE_S:
+            return False
+        return now - max(begun_at, self._fast_at.get(name, 0.0)) < PATIENCE_S
+
+    def _pause(self) -> None:
+        with self._released:
+            self._released.wait(RETRY_S)
+
     def _remember(self, name: str) -> None:
+        """Note that an endpoint failed, and forget the endpoints that did long ago."""
         now = time.monotonic()
         with self._lock:
-            for known, until in list(self._stopped.items()):
+            for known, until in list(self._slow_until.items()):
                 if until <= now:
-                    del self._stopped[known]
-            self._stopped[name] = now + MEMORY_S
+                    self._slow_until.pop(known, None)
+            self._slow_until[name] = now + MEMORY_S
 
     def _open(self) -> Places:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ import requests
 
 from apachews import Event
 from apachews.apache import private_apache
+from apachews.status import TIMEOUT_S as STATUS_S
+from apachews_handler.waiting import MAX_COLLECTING
 
 from ..conftest import wait_for
 from ..producers import program, running
@@ -30,6 +33,9 @@ TIMEOUT_S = 3.0
 PAGE_S = 1.0
 PAGES = 50
 ANSWERED_AT_ONCE_S = 1.0
+# A quarter of the workers that httpd keeps idle: of all 25 (MinSpareThreads is 75), or of
+# MinSpareServers, which is 5.
+WAITING = {"event": 7, "prefork": 2}
 
 DIRECTIVES = f"""
 SetEnv APACHEWS_CONNECT_TIMEOUT {TIMEOUT_S:g}s
@@ -51,9 +57,18 @@ with socket.socket(socket.AF_UNIX) as listener:
 """
 
 
+# Children that httpd starts at its own pace, so that each has its idle workers.
+CHILDREN = {"event": 1, "prefork": 5}
+
+
 @pytest.fixture(scope="module", params=["event", "prefork"])
-def waiting_site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    with running_site(request.param, workers=WORKERS, threads=WORKERS, extra=DIRECTIVES) as site:
+def mpm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def waiting_site(mpm: str) -> Iterator[Site]:
+    with running_site(mpm, workers=WORKERS, threads=WORKERS, extra=DIRECTIVES) as site:
         yield site
 
 
@@ -73,8 +88,10 @@ def stopped(path: Path, directory: Path) -> Iterator[None]:
                     client.connect(str(path))
                 except BlockingIOError:
                     break
-            yield
-    path.unlink()
+            try:
+                yield
+            finally:
+                path.unlink()
 
 
 def _is_stopped(pid: int) -> bool:
@@ -93,8 +110,10 @@ def silent(path: Path) -> Iterator[None]:
         listener.bind(str(path))
         path.chmod(0o666)
         listener.listen(2 * CLIENTS)
-        yield
-    path.unlink()
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 @dataclass
@@ -146,13 +165,15 @@ def fetch_pages(site: Site) -> float:
     return slowest_s
 
 
-def warm_up(site: Site) -> None:
-    """Wait for the children that httpd starts at its own pace, a bridge in each that answers."""
+def warm_up(site: Site, mpm: str) -> None:
+    """Wait for httpd's idle workers, and have handshakes prepare their children."""
+    wait_for(lambda: len(site.apache.children()) >= CHILDREN[mpm])
     with Attack(site, "/echo.ws"):
         pass
 
 
-def check(site: Site, path: str, reason: str) -> None:
+def check(site: Site, mpm: str, path: str, reason: str) -> None:
+    warm_up(site, mpm)
     with Attack(site, path) as attack:
         # Some wait, and the surplus has its answer.
         wait_for(lambda: len(attack.refused_at_once) >= CLIENTS // 2, TIMEOUT_S / 2)
@@ -161,41 +182,42 @@ def check(site: Site, path: str, reason: str) -> None:
     assert len(attack.attempts) == CLIENTS
     assert {one.status for one in attack.attempts} == {503}
     assert {one.headers["retry-after"] for one in attack.attempts} == {"5"}
-    waited = [one for one in attack.attempts if one.after_s >= TIMEOUT_S]
     # Those that had a place waited for the producer, which could have come back.
-    assert 1 <= len(waited) <= CLIENTS // 2
+    waited = [one for one in attack.attempts if one.after_s >= TIMEOUT_S]
+    assert len(waited) == WAITING[mpm]
     assert len(waited) + len(attack.refused_at_once) == CLIENTS
     refused = site.log_lines(rf"apachews: 503 .* for {path}: .*APACHEWS_MAX_WAITING")
     assert len(refused) == len(attack.refused_at_once)
     assert len(site.log_lines(rf"apachews: 503 .* for {path}: .*{reason}")) == len(waited)
 
 
-def test_a_stopped_producer_with_a_full_backlog(waiting_site: Site, short_path: Path) -> None:
-    warm_up(waiting_site)
+def test_a_stopped_producer_with_a_full_backlog(
+    waiting_site: Site, mpm: str, short_path: Path
+) -> None:
     with stopped(waiting_site.docroot / "stopped.ws", short_path):
-        check(waiting_site, "/stopped.ws", "backlog stayed full")
+        check(waiting_site, mpm, "/stopped.ws", "backlog stayed full")
 
 
-def test_a_program_that_does_not_answer(waiting_site: Site) -> None:
-    warm_up(waiting_site)
+def test_a_program_that_does_not_answer(waiting_site: Site, mpm: str) -> None:
     with silent(waiting_site.docroot / "silent.ws"):
-        check(waiting_site, "/silent.ws", "did not answer within")
+        check(waiting_site, mpm, "/silent.ws", "did not answer within")
 
 
-def test_a_loopback_port_whose_owner_does_not_answer(waiting_site: Site, short_path: Path) -> None:
-    warm_up(waiting_site)
+def test_a_loopback_port_whose_owner_does_not_answer(
+    waiting_site: Site, mpm: str, short_path: Path
+) -> None:
     path = waiting_site.docroot / "port.ws"
     with socket.create_server(("127.0.0.1", 0), backlog=2 * CLIENTS) as listener:
         path.write_text(f"apachews-loopback 1 {listener.getsockname()[1]} {'0' * 64}\n")
         path.chmod(0o640)
         if IS_ROOT:
             shutil.chown(path, group=private_apache.APACHE_USER)
-        check(waiting_site, "/port.ws", "did not answer within")
+        check(waiting_site, mpm, "/port.ws", "did not answer within")
     path.unlink()
 
 
-def test_many_endpoints_that_stopped_at_once(waiting_site: Site) -> None:
-    warm_up(waiting_site)
+def test_many_endpoints_that_stopped_at_once(waiting_site: Site, mpm: str) -> None:
+    warm_up(waiting_site, mpm)
     with contextlib.ExitStack() as stack:
         for number in range(10):
             stack.enter_context(silent(waiting_site.docroot / f"{number}silent.ws"))
@@ -208,6 +230,40 @@ def test_many_endpoints_that_stopped_at_once(waiting_site: Site) -> None:
             TIMEOUT_S / 2,
         )
         assert fetch_pages(waiting_site) < PAGE_S
+
+
+def test_a_status_that_waits_for_a_process_that_hangs(waiting_site: Site, mpm: str) -> None:
+    answers: list[tuple[requests.Response, float]] = []
+
+    def ask() -> None:
+        begun_at = time.monotonic()
+        response = requests.get(waiting_site.http("/websocket-status?json"), timeout=30)
+        answers.append((response, time.monotonic() - begun_at))
+
+    warm_up(waiting_site, mpm)
+    with RawClient(waiting_site.dial("ws")).upgrade():
+        waiting_site.renew()
+        warm_up(waiting_site, mpm)
+        custodian = wait_for(waiting_site.custodians)[0]
+        os.kill(custodian, signal.SIGSTOP)
+        try:
+            threads = [threading.Thread(target=ask) for _ in range(CLIENTS // 2)]
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: len(answers) >= CLIENTS // 4, STATUS_S - 0.5)
+            assert fetch_pages(waiting_site) < PAGE_S
+            for thread in threads:
+                thread.join()
+        finally:
+            os.kill(custodian, signal.SIGCONT)
+    collected = [response.json() for response, _ in answers if response.status_code == 200]
+    assert len(collected) == MAX_COLLECTING
+    assert all(custodian in status["silent"] for status in collected)
+    refused = [(response, took_s) for response, took_s in answers if response.status_code == 503]
+    assert len(refused) == len(answers) - MAX_COLLECTING
+    assert {response.headers["Retry-After"] for response, _ in refused} == {"5"}
+    assert max(took_s for _, took_s in refused) < ANSWERED_AT_ONCE_S
+    wait_for(lambda: not waiting_site.custodians())
 
 
 def accept(event: Event) -> None:
