@@ -2,21 +2,23 @@
 
 Contract: ``script_filename(environ)`` names the file that httpd found itself;
 ``locate(root, path_info)`` names a socket file inside a directory;
-``connect(path, timeout_s)`` yields a connected, non-blocking socket, which the
+``connect(path, timeout_s, place)`` yields a connected, non-blocking socket, which the
 caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
 All but the first raise ``Refusal`` with the HTTP answer.  The last two may block for
-the timeout; called on Apache's worker threads.
+the timeout; called on Apache's worker threads.  ``connect`` enters ``place`` before it
+blocks, and the caller of ``ask`` does (``waiting``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from apachews import loopback, wire
@@ -29,6 +31,8 @@ from .exceptions import NotSetUp, Refusal, Unavailable
 # errno where the process has no descriptor, or the kernel no memory, for one more.
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 NOT_FOUND: Final = "404 Not Found"
+# What bounds the handshakes that wait at a time.
+Place = Callable[[], contextlib.AbstractContextManager[None]]
 # An answer is mostly one read; what follows it in the same is messages.
 ANSWER_READ_BYTES: Final = 16384
 
@@ -75,26 +79,33 @@ def locate(root: str, path_info: str) -> str:
     return os.fsdecode(wanted)
 
 
-def connect(path: str, timeout_s: float) -> socket.socket:
+def connect(path: str, timeout_s: float, place: Place = contextlib.nullcontext) -> socket.socket:
     """Connect to a producer.
+
+    Args:
+        path: of its socket file.
+        timeout_s: how long to wait for a full backlog, or for a loopback port.
+        place: entered for as long as the call blocks.
 
     Raises:
         Refusal: 404 no such file, 403 no socket, 503 nobody listens there or the
-            backlog stays full or no descriptor is left, 500 no permission.
+            backlog stays full or no descriptor is left, 500 no permission; and what
+            ``place`` raises.
     """
     try:
         return short_calls.connect(path)
     except OSError:
         # What is wrong with it, or whether there is only to be waited, is found out below.
-        return _connect_patiently(path, timeout_s)
+        return _connect_patiently(path, timeout_s, place)
 
 
-def _connect_patiently(path: str, timeout_s: float) -> socket.socket:
+def _connect_patiently(path: str, timeout_s: float, place: Place) -> socket.socket:
     """Do what ``connect`` does, and wait where the backlog is full."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            return _connect_loopback(path, timeout_s)
+            with place():
+                return _connect_loopback(path, timeout_s)
         if not stat.S_ISSOCK(mode):
             raise Refusal(
                 "403 Forbidden",
@@ -109,6 +120,22 @@ def _connect_patiently(path: str, timeout_s: float) -> socket.socket:
         ) from error
     except OSError as error:
         raise _refusal(path, timeout_s, error) from error
+    try:
+        # Again: a producer that takes over may have replaced the file meanwhile.
+        return short_calls.connect(path)
+    except BlockingIOError:
+        with place():
+            return _wait_for_backlog(path, timeout_s)
+    except OSError as error:
+        raise _refusal(path, timeout_s, error) from error
+
+
+def _wait_for_backlog(path: str, timeout_s: float) -> socket.socket:
+    """Connect to a Unix socket whose backlog is full.
+
+    Raises:
+        Refusal
+    """
     try:
         producer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:

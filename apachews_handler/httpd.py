@@ -61,6 +61,10 @@ APR_SUCCESS: Final = 0
 APR_EOF: Final = 70014
 # ap_mpm.h
 AP_MPMQ_IS_THREADED: Final = 2
+AP_MPMQ_MAX_THREADS: Final = 6
+AP_MPMQ_MIN_SPARE_DAEMONS: Final = 7
+AP_MPMQ_MIN_SPARE_THREADS: Final = 8
+AP_MPMQ_MAX_DAEMONS: Final = 12
 # apr_hooks.h
 APR_HOOK_MIDDLE: Final = 10
 # http_log.h
@@ -364,9 +368,26 @@ def _pid_file_name() -> bytes | None:
 
 def is_threaded() -> bool:
     """Tell whether this MPM's children have several threads: event and worker, not prefork."""
+    return _ask_mpm(AP_MPMQ_IS_THREADED) != 0
+
+
+@functools.cache
+def spare_workers() -> int:
+    """Return how many workers this httpd keeps idle; of a small one, how many it has."""
+    if is_threaded():
+        spare = _ask_mpm(AP_MPMQ_MIN_SPARE_THREADS)
+        workers = _ask_mpm(AP_MPMQ_MAX_DAEMONS) * _ask_mpm(AP_MPMQ_MAX_THREADS)
+    else:
+        spare, workers = _ask_mpm(AP_MPMQ_MIN_SPARE_DAEMONS), _ask_mpm(AP_MPMQ_MAX_DAEMONS)
+    # An MPM that does not know the answer says 0.
+    return max(1, min(spare, workers))
+
+
+def _ask_mpm(question: int) -> int:
+    """Return the MPM's answer, 0 for a question that it does not know."""
     result = c_int(0)
-    _api().ap_mpm_query(AP_MPMQ_IS_THREADED, byref(result))
-    return result.value != 0
+    _api().ap_mpm_query(question, byref(result))
+    return result.value
 
 
 def on_child_stopping(callback: Callable[[bool], None]) -> None:

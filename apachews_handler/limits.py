@@ -96,15 +96,14 @@ class Places:
     """The file of one Apache, opened by one of its children.
 
     Args:
-        path: the file; made if it is not there, or else the user's own.
+        path: the file; made if it is not there, or else the user's own.  None: a file in
+            memory, which only this process has.
+        full_s: how long a region that was full is not searched again.
     """
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        status = os.fstat(self._fd)
-        if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-            os.close(self._fd)
-            raise OSError(errno.EPERM, "it belongs to another user", path)
+    def __init__(self, path: str | None, full_s: float = FULL_S) -> None:
+        self._full_s = full_s
+        self._fd = os.memfd_create("places", os.MFD_CLOEXEC) if path is None else _open(path)
         # A lock of our own is no obstacle to us: these are counted here.
         self._lock = threading.Lock()
         self._ours: set[int] = set()
@@ -130,7 +129,7 @@ class Places:
                 position = self._take_between(first, region.likely)
             self._regions[first] = region
             if position is None:
-                region.full_until = time.monotonic() + FULL_S
+                region.full_until = time.monotonic() + self._full_s
                 if not region.taken:
                     del self._regions[first]
                 return None
@@ -182,6 +181,15 @@ class Places:
         found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, position))
         kind, _, start, length, _ = _FLOCK.unpack(found)
         return int(start + length) if kind != fcntl.F_UNLCK else position + 1
+
+
+def _open(path: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise OSError(errno.EPERM, "it belongs to another user", path)
+    return fd
 
 
 def _flock(kind: int, position: int) -> bytes:

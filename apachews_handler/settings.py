@@ -123,6 +123,15 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_share(text: str) -> int:
+    """Return a number of 1 to 1048576, 0 for ``auto``.
+
+    Raises:
+        ValueError
+    """
+    return 0 if text.lower() == AUTO else number_of(1, 1 << 20)(text)
+
+
 def parse_rate(text: str) -> Rate | None:
     """Return the rate that ``50/s`` or ``600/m`` means, None for ``off``.
 
@@ -262,6 +271,7 @@ class Settings:
         send_timeout: how long a client may take none of what waits for it.
         connect_timeout: to wait for a producer whose backlog is full, and for
             its answer.
+        max_waiting: handshakes of one endpoint that may wait at a time; 0 for ``auto``.
         close_timeout: what a client has to answer a CLOSE and to go.
         hold: how long a client is kept whose producer is gone, until there is
             another one.
@@ -316,6 +326,9 @@ class Settings:
         30.0, parse_optional_time, _OPTIONAL_TIMES, "buffers, from clients that do not read"
     )
     connect_timeout: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
+    max_waiting: int = _setting(
+        0, parse_share, "a number of 1 to 1048576, or auto", "Apache's workers"
+    )
     close_timeout: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
     hold: float = _setting(
         30.0, parse_optional_time, _OPTIONAL_TIMES, "clients, from a producer that restarts"

@@ -13,6 +13,7 @@ text never has anybody's data in it.  ``?json`` is an ``apachews.snapshot.Status
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -24,7 +25,8 @@ from typing import Any, Final
 
 from apachews.snapshot import Status
 from apachews.status import collect
-from apachews_handler import metrics, rundir
+from apachews_handler import metrics, rundir, waiting
+from apachews_handler.exceptions import Unavailable
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -64,6 +66,10 @@ def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[
     else:
         try:
             status, kind, body = _answer(environ.get("QUERY_STRING", ""))
+        except Unavailable as error:
+            environ["wsgi.errors"].write(f"apachews: no status: {error.logged}\n")
+            status, kind, body = error.status, "text/plain; charset=utf-8", error.body()
+            headers += error.headers
         except OSError as error:
             status, kind, body = _failed(
                 environ,
@@ -110,4 +116,7 @@ def _answer(query: str) -> tuple[str, str, bytes]:
 
 
 def _collect(listed: int) -> Status:
-    return collect(rundir.path(), os.getppid(), listed=listed)
+    directory = rundir.path()
+    # Without a directory there is no process to wait for, and a place would make it.
+    with waiting.place_for_status() if os.path.exists(directory) else contextlib.nullcontext():
+        return collect(directory, os.getppid(), listed=listed)

@@ -12,6 +12,7 @@ child's bridge, and anything else with plain HTTP.  Wiring only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import traceback
 import uuid
@@ -20,7 +21,7 @@ from typing import Any
 
 from apachews import wire
 from apachews.answer import Answer
-from apachews_handler import child, endpoint, limits, short_calls
+from apachews_handler import child, endpoint, limits, short_calls, waiting
 from apachews_handler.closelog import CloseLine, Handshake
 from apachews_handler.connection import About, Connection
 from apachews_handler.detach import detach, local_address, tls_facts
@@ -32,7 +33,7 @@ from apachews_handler.exceptions import (
     Rejected,
     Unavailable,
 )
-from apachews_handler.httpd import HttpdError, Request
+from apachews_handler.httpd import HttpdError, Request, spare_workers
 from apachews_handler.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
 from apachews_handler.upgrade import Upgrade, describe
@@ -102,10 +103,12 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         admission = limits.admit(settings, open_.remote[0], path)
         undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
-        producer = endpoint.connect(path, settings.connect_timeout)
+        place = functools.partial(waiting.place, path, settings.max_waiting, spare_workers())
+        producer = endpoint.connect(path, settings.connect_timeout, place)
         undo.callback(producer.close)
         if settings.accept == "producer":
-            answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
+            with place():
+                answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
             head, subprotocol = _accept(upgrade, settings, answer), answer.subprotocol
         else:
             subprotocol = open_.subprotocol

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from apachews.loopback import Address
+from apachews_handler import short_calls
 from apachews_handler.endpoint import connect, locate, script_filename
-from apachews_handler.exceptions import Refusal
+from apachews_handler.exceptions import Refusal, Unavailable
 
 
 @pytest.fixture
@@ -47,6 +50,72 @@ def test_a_full_backlog_is_waited_for_and_then_refused(
     assert refusal.status.startswith("503")
     assert "backlog" in refusal.logged
     assert dict(refusal.headers) == {"Retry-After": "5"}
+
+
+class Place:
+    """Counts how often it is entered; refuses if it is told to."""
+
+    def __init__(self, is_full: bool = False) -> None:
+        self.entered = 0
+        self._is_full = is_full
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.entered += 1
+        if self._is_full:
+            raise Unavailable("all places are taken")
+        yield
+
+
+def test_only_a_connection_that_waits_takes_a_place(
+    listener: tuple[str, socket.socket], short_path: Path
+) -> None:
+    path, place = listener[0], Place()
+    with connect(path, 1, place):
+        assert place.entered == 0
+        with pytest.raises(Refusal, match="backlog"):
+            connect(path, 0.05, place)
+        assert place.entered == 1
+    listener[1].close()
+    for other in (path, str(short_path / "absent.ws"), str(short_path)):
+        with pytest.raises(Refusal):
+            connect(other, 1, place)
+        assert place.entered == 1
+    (short_path / "file.ws").write_text("not an address")
+    with pytest.raises(Refusal, match="403"):
+        connect(str(short_path / "file.ws"), 1, place)
+    assert place.entered == 2
+
+
+def test_without_a_place_a_connection_does_not_wait(
+    listener: tuple[str, socket.socket], short_path: Path
+) -> None:
+    full = Place(is_full=True)
+    with connect(listener[0], 1), pytest.raises(Unavailable, match="places"):
+        connect(listener[0], 60, full)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        file = short_path / "port.ws"
+        file.write_bytes(Address(silent.getsockname()[1], bytes(32)).encode())
+        file.chmod(0o600)
+        with pytest.raises(Unavailable, match="places"):
+            connect(str(file), 60, full)
+
+
+def test_a_producer_that_takes_over_is_found_at_the_second_try(
+    listener: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def connect_once(path: str) -> socket.socket:
+        tries.append(path)
+        if len(tries) == 1:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "")
+        return real(path)
+
+    real = short_calls.connect
+    monkeypatch.setattr(short_calls, "connect", connect_once)
+    connect(listener[0], 1, Place(is_full=True)).close()
+    assert len(tries) == 2
 
 
 def test_a_stale_socket_is_refused(listener: tuple[str, socket.socket]) -> None:

@@ -85,6 +85,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.rundir",
             "apachews_handler.signals",
             "apachews_handler.transport",
+            "apachews_handler.waiting",
         },
         {"ctypes", "apachews_handler.httpd", "apachews_handler.tls"},
     ),

@@ -27,6 +27,8 @@ def test_defaults_and_other_variables() -> None:
         ("APACHEWS_MAX_MESSAGE", "64k", "max_message", 65536),
         ("APACHEWS_MAX_MESSAGE", " 2M ", "max_message", 2097152),
         ("APACHEWS_CONNECT_TIMEOUT", "250ms", "connect_timeout", 0.25),
+        ("APACHEWS_MAX_WAITING", "Auto", "max_waiting", 0),
+        ("APACHEWS_MAX_WAITING", "16", "max_waiting", 16),
         ("APACHEWS_CLOSE_TIMEOUT", "1.5s", "close_timeout", 1.5),
         ("APACHEWS_ORIGINS", "*", "origins", ("*",)),
         (
@@ -72,6 +74,8 @@ def test_good_values(name: str, text: str, field: str, value: Any) -> None:
         ("APACHEWS_CONNECT_TIMEOUT", "5"),
         ("APACHEWS_CONNECT_TIMEOUT", "0s"),
         ("APACHEWS_CONNECT_TIMEOUT", "0.0001ms"),
+        ("APACHEWS_MAX_WAITING", "0"),
+        ("APACHEWS_MAX_WAITING", "off"),
         ("APACHEWS_CLOSE_TIMEOUT", "1m"),
         ("APACHEWS_ORIGINS", "example.org"),
         ("APACHEWS_ORIGINS", "https://example.org/"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import os
@@ -14,8 +15,9 @@ from wsgiref.validate import validator
 import pytest
 
 from apachews.snapshot import CHILD, Status
-from apachews_handler import rundir, status
+from apachews_handler import rundir, status, waiting
 from apachews_handler.bridge import Bridge
+from apachews_handler.waiting import MAX_COLLECTING
 
 from .test_bridge import Lines
 
@@ -143,3 +145,15 @@ def test_the_page_runs_nothing_that_its_policy_does_not_name() -> None:
     assert not re.search(
         r"\bstyle=|\bon\w+=|innerHTML|insertAdjacentHTML|document\.write|eval", page
     )
+
+
+def test_requests_that_wait_for_a_process_that_hangs_are_few(bridge: Bridge) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_COLLECTING):
+            stack.enter_context(waiting.place_for_status())
+        code, headers, _ = ask("json")
+    assert code == "503 Service Unavailable"
+    assert headers["Retry-After"] == "5"
+    assert headers["log"].count("\n") == 1
+    assert "a process hangs" in headers["log"]
+    assert ask("json")[0] == "200 OK"
