@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # RFC 7239 4.: token=value or token="value", parted by semicolons.
 _PAIR: Final = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^";,\s]*))\s*(?:;|$)')
 
-# RFC 3986 3.2.2, without a zone (RFC 6874).  (Python before 3.11.4 ignores what follows "]".)
+# RFC 3986 3.2.2, without a zone (RFC 6874).  (Some versions of Python ignore what follows "]".)
 _BRACKETED: Final = re.compile(r"\[([^\[\]%]+)\](?::\d*)?", re.ASCII)
 
 # A host has 253 bytes at most (RFC 1035 2.3.4); scheme and port come besides.

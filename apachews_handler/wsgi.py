@@ -81,7 +81,7 @@ def _serve(
 def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     """Turn the request's connection into a WebSocket of the child's bridge."""
     request = _httpd_request(environ)
-    settings = parse_settings(environ)
+    settings = parse_settings(environ, child.definitions(request.definition))
     upgrade = Upgrade.negotiate(environ, settings)
     open_ = describe(
         environ,
@@ -102,7 +102,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         admission = limits.admit(settings, open_.remote[0], path)
         undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
-        producer = endpoint.connect(path, settings.connect_timeout)
+        producer = endpoint.connect(path, settings.connect_timeout, settings.endpoint_directories)
         undo.callback(producer.close)
         if settings.accept == "producer":
             answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)

@@ -65,13 +65,26 @@ def test_no_file_and_no_socket(short_path: Path) -> None:
     assert refusal_of(str(short_path)).status.startswith("403")
 
 
-def test_a_path_too_long_for_a_socket_is_refused(short_path: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_not_found(short_path: Path) -> None:
+    directory = short_path / ("d" * 100)
+    refusal = refusal_of(str(directory / "a.ws"))
+    assert refusal.status.startswith("404")
+    length = len(str(directory / "a.ws"))
+    assert f"it has {length} bytes" in refusal.logged
+    assert "at most 107" in refusal.logged
+    assert refusal_of(str(short_path / "a.ws")).logged.endswith("is the producer running?")
+    with pytest.raises(Refusal, match="at most 107") as caught:
+        connect(f"/{'d' * 300}.ws", 1)
+    assert caught.value.status.startswith("404")
+
+
+def test_a_socket_that_was_moved_to_a_long_path_is_connected_to(
+    listener: tuple[str, socket.socket], short_path: Path
+) -> None:
     directory = short_path / ("d" * 100)
     directory.mkdir()
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(short_path / "a"))
-    os.rename(short_path / "a", directory / "a.ws")
-    assert refusal_of(str(directory / "a.ws")).status.startswith("500")
+    moved = Path(listener[0]).rename(directory / "a.ws")
+    connect(str(moved), 1).close()
 
 
 @pytest.mark.parametrize("name", ["chat", "/chat", "/sub/chat", "/../base/chat"])
