@@ -160,9 +160,9 @@ def _not_allowed(link: _Link, real: bytes, owner: int) -> Refusal:
         "403 Forbidden",
         "There is no WebSocket here.",
         f"the symbolic link {where!r} of user {_name(link.owner)} leads to {file!r} of user"
-        f" {_name(owner)}: make the link as root, or as {_name(owner)}; or let all sites use that"
-        " directory, with Define APACHEWS_ENDPOINT_DIRECTORIES"
-        f" {os.path.dirname(file)} in the server's configuration",
+        f" {_name(owner)}: if that site is to reach it, make the link as root, or as"
+        f" {_name(owner)}; or let all sites use the directory, by Define"
+        f" APACHEWS_ENDPOINT_DIRECTORIES {os.path.dirname(file)} in the server's configuration",
     )
 
 

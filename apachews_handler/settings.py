@@ -473,11 +473,9 @@ def _parse(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> 
         raise BadSetting(f"{PREFIX}ACCEPT", settings.accept, allowed)
     if settings.close_log and not _is_inside(settings.close_log, settings.log_directory):
         allowed = (
-            f"a file in {settings.log_directory}, as the server's configuration has"
-            if settings.log_directory
-            else "it with a directory for logs that the server's configuration names, as in"
+            "a file in the directory that the server's configuration names:"
+            f" Define {PREFIX}LOG_DIRECTORY {settings.log_directory or '/var/log/apachews'}"
         )
-        allowed += f" Define {PREFIX}LOG_DIRECTORY {settings.log_directory or '/var/log/apachews'}"
         raise BadSetting(f"{PREFIX}CLOSE_LOG", settings.close_log, allowed)
     return settings
 
