@@ -334,6 +334,19 @@ def test_authconfig_runs_python_as_the_documentation_says() -> None:
         assert not mark.exists()
         assert requests.get(site.http("/free/page.html"), timeout=10).status_code == 200
         assert mark.read_text() == "MALLORY RUNS"
+        for text, status in (("SetHandler websocket\n", 500), ("SetEnv NAME value\n", 200)):
+            (site.docroot / "listed" / ".htaccess").write_text(text)
+            assert requests.get(site.http("/listed/page.html"), timeout=10).status_code == status
+
+
+@pytest.mark.skipif(
+    not MOD_PYTHON, reason="about mod_python, which is the host in tox -e modpython"
+)
+def test_any_override_runs_python_in_mod_python(host: Host) -> None:
+    code = "def handler(req):\n    req.write('MALLORY RUNS')\n    return 0\n"
+    (host.mallory / "code.py").write_text(code)
+    host.htaccess("SetHandler mod_python\nPythonHandler code\n")
+    assert requests.get(host.site.http("/mallory/page"), timeout=10).text == "MALLORY RUNS"
 
 
 DEFINES = """
