@@ -344,8 +344,11 @@ def test_authconfig_runs_python_as_the_documentation_says() -> None:
 )
 def test_any_override_runs_python_in_mod_python(host: Host) -> None:
     code = "def handler(req):\n    req.write('MALLORY RUNS')\n    return 0\n"
-    (host.mallory / "code.py").write_text(code)
-    host.htaccess("SetHandler mod_python\nPythonHandler code\n")
+    (host.mallory / "mallorys.py").write_text(code)
+    host.htaccess(
+        "SetHandler mod_python\nPythonHandler mallorys\n"
+        f"PythonPath \"sys.path + ['{host.mallory}']\"\n"
+    )
     assert requests.get(host.site.http("/mallory/page"), timeout=10).text == "MALLORY RUNS"
 
 
