@@ -20,6 +20,7 @@ import requests
 
 from apachews import Server, wire
 from apachews.apache import private_apache
+from apachews.apache.private_apache import DEBIAN_MODULES
 
 from ..conftest import wait_for
 from ..frames import masked
@@ -39,6 +40,18 @@ OVERRIDE = """
 <Directory "${DOCROOT}">
     AllowOverride FileInfo
 </Directory>
+"""
+# A status page that Require keeps from every client, and modules with further ways to a URL.
+ELSEWHERE = f"""
+LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so
+LoadModule actions_module {DEBIAN_MODULES}/mod_actions.so
+<IfDefine WSGI_MODULE>
+    WSGIScriptAlias /private-status "${{APACHEWS_HANDLER}}/status.py" \\
+        process-group=%{{GLOBAL}} application-group=%{{GLOBAL}}
+</IfDefine>
+<Location /private-status>
+    Require all denied
+</Location>
 """
 
 
@@ -86,7 +99,7 @@ class Host:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Host]:
-    with running_site(extra=OVERRIDE) as site:
+    with running_site(extra=OVERRIDE + ELSEWHERE) as site:
         yield Host(site)
 
 
@@ -275,6 +288,12 @@ STATUS_WAYS = {
     "handler": ("SetHandler websocket-status\n", None),
     "handler script": ("SetHandler wsgi-script\n", "status.py"),
     "callable": ("SetHandler websocket\nWSGICallableObject application\n", "status.py"),
+    "rewriting": ("RewriteEngine on\nRewriteRule ^page$ /private-status?json [PT,L]\n", None),
+    "action": ("Action mine /private-status\nSetHandler mine\n", None),
+    "error document": (
+        'RewriteEngine on\nRewriteRule ^page$ - [F]\nErrorDocument 403 "/private-status?json"\n',
+        None,
+    ),
 }
 
 
@@ -292,6 +311,19 @@ def test_the_status_of_all_sites_is_not_for_mallory(host: Host, way: str) -> Non
     assert answer.status_code != 200 or "processes" not in answer.text
     assert "echo.ws" not in answer.text
     assert requests.get(host.site.http("/websocket-status?json"), timeout=10).status_code == 200
+
+
+def test_rewriting_does_not_change_the_root_of_an_alias(host: Host) -> None:
+    with listening(host.outside / "fpm.ws", VICTIM) as listener:
+        host.htaccess(
+            "RewriteEngine on\n"
+            f"RewriteRule ^x.ws$ /ws/fpm [E=APACHEWS_ROOT:{host.outside},PT,L]\n"
+            f'SetEnvIf Host . "APACHEWS_ROOT={host.outside}"\n'
+            f'SetEnv APACHEWS_ROOT "{host.outside}"\n'
+        )
+        assert host.status() == 404
+        assert not was_reached(listener)
+    assert host.site.log_lines(f"{host.site.docroot}/fpm.ws' does not exist")
 
 
 CODE = """
