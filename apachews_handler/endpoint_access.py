@@ -118,10 +118,15 @@ def _follow(path: bytes, links: list[_Link], depth: int = 0) -> int:
             fd = _follow(directory, links, depth + 1)
             directory = _real_path(fd)
         entry = short_calls.open_entry(fd, name or b".")
-        target = short_calls.target_of(entry)
+        try:
+            target = short_calls.target_of(entry)
+            if target is not None:
+                links.append(_Link(os.path.join(directory, name), short_calls.owner_of(entry)))
+        except BaseException:
+            short_calls.close_path(entry)
+            raise
         if target is None:
             return entry
-        links.append(_Link(os.path.join(directory, name), short_calls.owner_of(entry)))
         short_calls.close_path(entry)
     finally:
         if fd >= 0:

@@ -203,6 +203,20 @@ def test_a_deep_path_ends_in_an_error_that_is_handled(base: Path) -> None:
         reached(base / "deep")
 
 
+@pytest.mark.parametrize("call", ["open_entry", "target_of", "owner_of"])
+def test_a_call_that_fails_leaves_no_descriptor(
+    base: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*arguments: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (base / "a.ws").touch()
+    (base / "link.ws").symlink_to("a.ws")
+    monkeypatch.setattr(short_calls, call, fail)
+    with pytest.raises(OSError, match="Input/output"):
+        reached(base / "link.ws")
+
+
 def test_without_proc_it_says_what_to_mount(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
