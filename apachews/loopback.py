@@ -26,6 +26,7 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -236,26 +237,33 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
     return sock
 
 
-def dial(path: str, timeout_s: float) -> socket.socket:
+def dial(
+    path: str, timeout_s: float, read: Callable[[str], Address] | None = None
+) -> socket.socket:
     """Connect to the producer whose file this is.
 
     A producer that takes over replaces the file, and the port that was read may be closed a
     moment later: then the new one is tried.
 
+    Args:
+        read: reads the file of a path; None for ``Address.read``.
+
     Returns:
         As ``connect``.
 
     Raises:
-        NotAnAddress, NotProven, OSError: as ``Address.read`` and ``connect``.
+        NotAnAddress, NotProven, OSError: as ``Address.read`` and ``connect``; and what
+            ``read`` raises.
     """
     deadline = time.monotonic() + timeout_s
-    address = Address.read(path)
+    read = read or Address.read
+    address = read(path)
     while True:
         try:
             return connect(address, max(0.001, deadline - time.monotonic()))
         except (ConnectionError, NotProven):
             try:
-                next_address = Address.read(path)
+                next_address = read(path)
             except (OSError, NotAnAddress):
                 next_address = address
             if next_address == address:

@@ -1,7 +1,8 @@
 """A child of Apache: its one bridge, and what becomes of that at the child's end.
 
-Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(…)`` from any
-thread.  ``end()`` is for a host that calls back when the child ends, by itself.
+Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(…)`` and
+``definitions(…)`` from any thread.  ``end()`` is for a host that calls back when the child
+ends, by itself.
 
 How this works: a child that leaves because others take its place (a graceful
 restart, MaxConnectionsPerChild, too many spare ones) entrusts its WebSockets to a
@@ -31,6 +32,7 @@ from .bridge import Bridge
 from .connection import Log
 from .httpd import HttpdError, is_threaded, on_child_stopping
 from .report import not_in_the_status
+from .settings import FIELDS, Definitions
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
 
@@ -41,6 +43,7 @@ class Child:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bridge: Bridge | None = None
+        self._definitions: Definitions | None = None
         self._pid_file: str | None = None
         self._apache = os.getppid()
         # None: nobody tells, and so the end is taken for a stop.
@@ -66,6 +69,20 @@ class Child:
                 self._is_prefork = True
         except HttpdError:
             pass  # no httpd, or one that does not tell
+
+    def definitions(self, find: Callable[[str], str | None]) -> Definitions:
+        """Return the settings that the server's configuration fixes by ``Define``.
+
+        Args:
+            find: returns the value of a name, None without one.  The configuration of a
+                child never changes, so only the first caller's is asked.
+        """
+        if self._definitions is None:
+            values = {name: find(name) for name in FIELDS}
+            self._definitions = tuple(
+                (name, value) for name, value in values.items() if value is not None
+            )
+        return self._definitions
 
     def bridge(self, find_pid_file: Callable[[], str | None], log: Log) -> Bridge:
         """Return the child's bridge, started.
@@ -152,6 +169,7 @@ class Child:
 _child = Child()
 prepare = _child.prepare
 bridge = _child.bridge
+definitions = _child.definitions
 is_prepared = _child.is_prepared
 expect_end = _child.expect_end
 end = _child.end

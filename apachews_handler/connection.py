@@ -210,4 +210,10 @@ class Connection:
                 session.round_trip_s,
                 os.getpid(),
             )
-            append(self.settings.close_log, self.close_line.finish(ending), self.log)
+            settings = self.settings
+            append(
+                settings.log_directory,
+                settings.close_log,
+                self.close_line.finish(ending),
+                self.log,
+            )

@@ -2,8 +2,8 @@
 
 Contract: ``script_filename(environ)`` names the file that httpd found itself;
 ``locate(root, path_info)`` names a socket file inside a directory;
-``connect(path, timeout_s, place)`` yields a connected, non-blocking socket, which the
-caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
+``connect(path, timeout_s, directories, place)`` yields a connected, non-blocking socket,
+which the caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
 All but the first raise ``Refusal`` with the HTTP answer.  The last two may block for
 the timeout; called on Apache's worker threads.  ``connect`` enters ``place`` before it
 blocks, and the caller of ``ask`` does (``waiting``).
@@ -25,11 +25,13 @@ from apachews import loopback, wire
 from apachews.answer import MAX_ANSWER_BYTES, Answer
 from apachews.exceptions import WireError
 
-from . import short_calls
+from . import endpoint_access, short_calls
 from .exceptions import NotSetUp, Refusal, Unavailable
 
 # errno where the process has no descriptor, or the kernel no memory, for one more.
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# errno if there is no file of a path.
+ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 NOT_FOUND: Final = "404 Not Found"
 # What bounds the handshakes that wait at a time.
 Place = Callable[[], contextlib.AbstractContextManager[None]]
@@ -79,59 +81,86 @@ def locate(root: str, path_info: str) -> str:
     return os.fsdecode(wanted)
 
 
-def connect(path: str, timeout_s: float, place: Place = contextlib.nullcontext) -> socket.socket:
+def connect(
+    path: str,
+    timeout_s: float,
+    directories: tuple[str, ...] = (),
+    place: Place = contextlib.nullcontext,
+) -> socket.socket:
     """Connect to a producer.
 
     Args:
         path: of its socket file.
         timeout_s: how long to wait for a full backlog, or for a loopback port.
+        directories: those whose sockets any symbolic link may lead to.
         place: entered for as long as the call blocks.
 
     Raises:
-        Refusal: 404 no such file, 403 no socket, 503 nobody listens there or the
-            backlog stays full or no descriptor is left, 500 no permission; and what
-            ``place`` raises.
+        Refusal: 404 no such file, 403 not a socket, or a link that may not lead to it, 503
+            the producer does not listen or the backlog stays full or no descriptor is left,
+            500 no permission; and what ``place`` raises.
     """
     try:
-        return short_calls.connect(path)
+        with endpoint_access.opened(path, directories) as name:
+            return short_calls.connect(name)
     except OSError:
-        # What is wrong with it, or whether there is only to be waited, is found out below.
-        return _connect_patiently(path, timeout_s, place)
-
-
-def _connect_patiently(path: str, timeout_s: float, place: Place) -> socket.socket:
-    """Do what ``connect`` does, and wait where the backlog is full."""
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode):
-            with place():
-                return _connect_loopback(path, timeout_s)
-        if not stat.S_ISSOCK(mode):
-            raise Refusal(
-                "403 Forbidden",
-                "There is no WebSocket here.",
-                f"{path!r} is no socket: a producer must create it",
-            )
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Refusal(
-            NOT_FOUND,
-            "There is no WebSocket here.",
-            f"{path!r} does not exist: is the producer running?",
-        ) from error
-    except OSError as error:
-        raise _refusal(path, timeout_s, error) from error
+        pass  # what is wrong with it, or whether only the backlog is full, is found out below
     try:
         # Again: a producer that takes over may have replaced the file meanwhile.
-        return short_calls.connect(path)
+        with endpoint_access.opened(path, directories) as name:
+            return _connect_patiently(path, name, timeout_s, directories, place)
+    except OSError as error:
+        if error.errno in ABSENT:
+            raise Refusal(NOT_FOUND, "There is no WebSocket here.", _absent(path)) from error
+        raise _refusal(path, timeout_s, error) from error
+
+
+def _absent(path: str) -> str:
+    """Return what the log says of a file that does not exist."""
+    length = len(os.fsencode(path))
+    if length > short_calls.MAX_PATH_BYTES:
+        return (
+            f"{path!r:.400} does not exist: it has {length} bytes, and a producer can make a"
+            f" Unix socket of at most {short_calls.MAX_PATH_BYTES}; choose a shorter path"
+        )
+    return f"{path!r} does not exist: is the producer running?"
+
+
+def _connect_patiently(
+    path: str, name: str, timeout_s: float, directories: tuple[str, ...], place: Place
+) -> socket.socket:
+    """Do what ``connect`` does, and wait if the backlog is full.
+
+    Args:
+        name: of the file that was opened; the path is for the log.
+
+    Raises:
+        Refusal, OSError
+    """
+    mode = os.stat(name).st_mode
+    if stat.S_ISREG(mode):
+        with place():
+            return _connect_loopback(path, timeout_s, directories)
+    if not stat.S_ISSOCK(mode):
+        raise Refusal(
+            "403 Forbidden",
+            "There is no WebSocket here.",
+            f"{path!r} is no socket: a producer must create it",
+        )
+    try:
+        return short_calls.connect(name)
     except BlockingIOError:
         with place():
-            return _wait_for_backlog(path, timeout_s)
+            return _wait_for_backlog(path, name, timeout_s)
     except OSError as error:
         raise _refusal(path, timeout_s, error) from error
 
 
-def _wait_for_backlog(path: str, timeout_s: float) -> socket.socket:
+def _wait_for_backlog(path: str, name: str, timeout_s: float) -> socket.socket:
     """Connect to a Unix socket whose backlog is full.
+
+    Args:
+        name: of the file that was opened; the path is for the log.
 
     Raises:
         Refusal
@@ -148,7 +177,7 @@ def _wait_for_backlog(path: str, timeout_s: float) -> socket.socket:
             socket.SO_SNDTIMEO,
             struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1_000_000)),
         )
-        producer.connect(path)
+        producer.connect(name)
         producer.setblocking(False)
     except OSError as error:
         producer.close()
@@ -156,14 +185,14 @@ def _wait_for_backlog(path: str, timeout_s: float) -> socket.socket:
     return producer
 
 
-def _connect_loopback(path: str, timeout_s: float) -> socket.socket:
+def _connect_loopback(path: str, timeout_s: float, directories: tuple[str, ...]) -> socket.socket:
     """Connect to a producer whose file is no socket, but says where it listens.
 
     Raises:
         Refusal, OSError
     """
     try:
-        producer = loopback.dial(path, timeout_s)
+        producer = loopback.dial(path, timeout_s, lambda path: read_address(path, directories))
     except loopback.NotAnAddress as error:
         raise Refusal(
             "403 Forbidden",
@@ -181,6 +210,17 @@ def _connect_loopback(path: str, timeout_s: float) -> socket.socket:
         ) from error
     producer.setblocking(False)
     return producer
+
+
+def read_address(path: str, directories: tuple[str, ...]) -> loopback.Address:
+    """Return where the producer of a loopback socket's file listens.
+
+    Raises:
+        NotAnAddress, OSError: as ``Address.read``.
+        Refusal: as ``endpoint_access.opened``.
+    """
+    with endpoint_access.opened(path, directories) as name:
+        return loopback.Address.read(name)
 
 
 def ask(producer: socket.socket, open_: wire.Open, timeout_s: float) -> tuple[Answer, bytes]:

@@ -103,10 +103,13 @@ class BadSetting(NotSetUp):
     Attributes:
         name, value: the variable.
         allowed: what it may be.
+
+    Args:
+        directive: that which has set it, ``SetEnv`` or ``Define``.
     """
 
-    def __init__(self, name: str, value: str, allowed: str) -> None:
-        super().__init__(f"SetEnv {name} {value!r:.100} is not allowed: use {allowed}")
+    def __init__(self, name: str, value: str, allowed: str, directive: str = "SetEnv") -> None:
+        super().__init__(f"{directive} {name} {value!r:.100} is not allowed: use {allowed}")
         self.name = name
         self.value = value
         self.allowed = allowed

@@ -25,7 +25,10 @@ from typing import Final
 
 from apachews import loopback
 
+from . import endpoint_access, short_calls
 from .connection import Connection
+from .endpoint import OUT_OF_RESOURCES
+from .exceptions import Refusal
 
 # Between two looks at a path; a file that is not there costs some microseconds.
 FIRST_DELAY_S: Final = 0.02
@@ -122,7 +125,8 @@ class _Path:
     def connect(self, name: str, now: float) -> socket.socket | _Found:
         """Try the path once; return a socket to whoever listens there, or why there is none."""
         if not self.attempts:
-            found = _connect(name)
+            waiting = next(iter(self.connections))
+            found = _connect(name, waiting.settings.endpoint_directories)
             if not isinstance(found, loopback.Address):
                 return found
             try:
@@ -239,27 +243,31 @@ class Holds:
                 yield connection, found
 
 
-def _connect(path: str) -> socket.socket | loopback.Address | _Found:
+def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopback.Address | _Found:
+    """Connect as for a handshake, or say what is to be done instead."""
     try:
-        producer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError:
-        return _Found.BUSY
-    try:
-        producer.connect(path)
-    except BlockingIOError:
-        producer.close()
-        return _Found.BUSY
-    except OSError:
-        # Not there, nobody listens, or no permission yet: its mode is set later.
-        producer.close()
-        return _loopback_address(path)
-    return producer
+        os.stat(path)  # lets go of the GIL if the file system hangs, as ``opened`` does not
+        with endpoint_access.opened(path, directories) as name:
+            try:
+                return short_calls.connect(name)
+            except BlockingIOError:
+                return _Found.BUSY
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    raise
+                # Nobody listens, or no permission yet: its mode is set later.
+                return _loopback_address(name)
+    except OSError as error:
+        return _Found.BUSY if error.errno in OUT_OF_RESOURCES else _Found.NOBODY
+    except Refusal:
+        # A link that may not lead there has taken the place of the socket.
+        return _Found.NOBODY
 
 
-def _loopback_address(path: str) -> loopback.Address | _Found:
+def _loopback_address(name: str) -> loopback.Address | _Found:
     try:
-        if os.path.isfile(path):
-            return loopback.Address.read(path)
+        if os.path.isfile(name):
+            return loopback.Address.read(name)
     except (OSError, loopback.NotAnAddress):
         pass
     return _Found.NOBODY

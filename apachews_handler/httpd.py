@@ -5,6 +5,7 @@ a request, for the duration of that request and on its thread.  Every premise is
 checked before a pointer is followed on its strength; one that does not hold
 raises ``HttpdError`` and leaves the connection as it was.  What comes out is
 numbers, bytes and sockets; a number named ``…_address`` is for ``tls`` only.
+``definition`` reads what only the server's configuration can say.
 ``ErrorLog`` outlives the request: a ``server_rec`` lives as long as the child, and
 in a process that is forked from it.  ``is_threaded``, ``on_child_stopping`` and
 ``pid_file`` are about the child as a whole.
@@ -247,6 +248,8 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ap_add_cgi_vars": (None, (c_void_p,)),
     "ap_add_common_vars": (None, (c_void_p,)),
     "ap_set_content_type": (None, (c_void_p, c_void_p)),
+    "ap_exists_config_define": (c_int, (c_char_p,)),
+    "ap_resolve_env": (c_char_p, (c_void_p, c_char_p)),
     "ap_log_error_": (
         None,
         (c_char_p, c_int, c_int, c_int, c_int, c_void_p, c_char_p, c_char_p),
@@ -276,6 +279,7 @@ _MAY_WAIT: Final = frozenset(
         "ap_add_cgi_vars",
         "ap_add_common_vars",
         "ap_log_error_",
+        "ap_resolve_env",  # logs a name without a value
         "apr_brigade_length",
         "apr_brigade_write",
     )
@@ -561,6 +565,21 @@ class Request:
             for entry in entries
             if entry.key is not None and entry.val is not None
         }
+
+    def definition(self, name: str) -> str | None:
+        """Return the value of a ``Define`` of the server's configuration, None without one.
+
+        httpd allows ``Define`` at the level of the server only, never in an .htaccess file.
+        The values are those that the configuration had when the child started.  ISO 8859-1
+        text, as all of WSGI's; "" for a ``Define`` without a value.
+        """
+        key = name.encode("ascii")
+        if not self._api.ap_exists_config_define(key):
+            return None
+        reference = b"${%s}" % key
+        value: bytes | None = self._api.ap_resolve_env(self._rec.pool, reference)
+        # (A name without a value stays as it is written.)
+        return "" if value in (None, reference) else value.decode("latin-1")
 
     def add_response_header(self, name: str, value: str) -> None:
         """Add a header to the response; ISO 8859-1.

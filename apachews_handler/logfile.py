@@ -1,15 +1,20 @@
 """Files that lines are added to: the log of closes.
 
-Contract: ``append(path, line, log)`` adds a whole line, or says in the error log why it
-cannot, once until it can again.  On the bridge's thread mostly; any will do.  It waits
-for a disk, never for a reader.
+Contract: ``append(directory, path, line, log)`` adds a whole line, or says in the error log
+why it cannot, once until it can again.  On the bridge's thread mostly; any will do.  It
+waits for a disk, never for a reader.
+
+The server's configuration names the directory; the author of an .htaccess file may have
+chosen the path.  So the way from the directory to the file follows no symbolic link, and
+each step is taken from the descriptor of the one before: a rename meanwhile leads nowhere
+else.
 
 How this works: the file is opened for every line.  So it may be moved away at any time,
 by logrotate too, and the next line makes a new one; no descriptor is kept, which a
 custodian would have to carry along; and lines of several processes do not mix
 (O_APPEND).  A WebSocket closes once: 20 µs.
 
-Sources: open(2), O_APPEND and O_NONBLOCK; write(2).
+Sources: open(2), O_APPEND, O_NONBLOCK, O_PATH, and its "Rationale for openat()"; write(2).
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import os
 import pwd
 from typing import Final, Protocol
 
+_DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _FLAGS: Final = (
     os.O_WRONLY
     | os.O_APPEND
@@ -26,10 +32,14 @@ _FLAGS: Final = (
     | os.O_CLOEXEC
     | os.O_NOCTTY
     | os.O_NONBLOCK
-    # What the setting allows is a name; a link would lead to any file.
+    # A link would lead to any file.
     | os.O_NOFOLLOW
 )
 _MODE: Final = 0o640
+_PROBLEMS: Final = {
+    errno.ELOOP: "it is a symbolic link",
+    errno.ENOTDIR: "its path has a file or a symbolic link in the place of a directory",
+}
 # Files of which the error log has a line that they cannot be written; few, as they come
 # from Apache's configuration.
 _broken: set[str] = set()
@@ -42,22 +52,23 @@ class Log(Protocol):
         """Log a line at a level."""
 
 
-def append(path: str, line: bytes, log: Log) -> None:
+def append(directory: str, path: str, line: bytes, log: Log) -> None:
     """Add a line to a file.
 
     Args:
-        path: absolute; as WSGI has it, a character for each byte.
+        directory: absolute; as WSGI has it, a character for each byte.
+        path: of a file in it, or below, as well.
         line: with its newline.
         log: for what is wrong.
     """
     try:
-        fd = os.open(path.encode("latin-1"), _FLAGS, _MODE)
+        fd = _open(directory.encode("latin-1"), path.encode("latin-1"))
         try:
             written = os.write(fd, line)
         finally:
             os.close(fd)
     except OSError as error:
-        problem = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        problem = _PROBLEMS.get(error.errno or 0, error.strerror)
     except ValueError as error:  # no bytes, or a NUL among them
         problem = str(error)
     else:
@@ -73,6 +84,24 @@ def append(path: str, line: bytes, log: Log) -> None:
     elif not problem and path in _broken:
         _broken.discard(path)
         log.write("notice", f"APACHEWS_CLOSE_LOG {path} can be written again")
+
+
+def _open(directory: bytes, path: bytes) -> int:
+    """Open a file for ``append``; return the descriptor, which the caller closes.
+
+    Raises:
+        OSError
+    """
+    *parents, name = path[len(directory.rstrip(b"/")) + 1 :].split(b"/")
+    fd = os.open(directory, _DIRECTORY_FLAGS)
+    try:
+        for parent in parents:
+            inner = os.open(parent, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        return os.open(name, _FLAGS, _MODE, dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def _user() -> str:

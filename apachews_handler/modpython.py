@@ -69,7 +69,7 @@ def application(req: _ModPythonRequest) -> int:
 
 def status(req: _ModPythonRequest) -> int:
     """Answer with the status page."""
-    return _run(req, status_page.handle_request)
+    return _run(req, status_page.application)
 
 
 class _Errors:

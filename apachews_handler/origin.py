@@ -10,13 +10,15 @@ is believed instead, once the owner says that there is such a proxy.  (No browse
 lets a page set these headers on a WebSocket; who is no browser can send any Origin
 anyway.)
 
-Sources: RFC 6454 4., 6.2 (origins); RFC 7239 (Forwarded); the X-Forwarded-Proto,
+Sources: RFC 6454 4., 6.2 (origins); RFC 5952 and the WHATWG's URL standard, "host
+serializing" (IPv6 addresses); RFC 7239 (Forwarded); the X-Forwarded-Proto,
 -Host and -Port headers, as mod_proxy and most others write them.
 """
 
 from __future__ import annotations
 
 import functools
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 # RFC 7239 4.: token=value or token="value", parted by semicolons.
 _PAIR: Final = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^";,\s]*))\s*(?:;|$)')
 
+# RFC 3986 3.2.2, without a zone (RFC 6874).  (Some versions of Python ignore what follows "]".)
+_BRACKETED: Final = re.compile(r"\[([^\[\]%]+)\](?::\d*)?", re.ASCII)
 
 # A host has 253 bytes at most (RFC 1035 2.3.4); scheme and port come besides.
 MAX_ORIGIN_CHARS: Final = 300
@@ -38,8 +42,11 @@ MAX_ORIGIN_CHARS: Final = 300
 def normalise_origin(text: str) -> str:
     """Return an origin in lower case and without the default port (RFC 6454 6.2).
 
+    An IPv6 address gets the one spelling that browsers have, as ``[::1]``.
+
     Raises:
-        ValueError: no scheme and host, or more than these and a port.
+        ValueError: no scheme and host, or more than these and a port; or an address in
+            brackets that is not one of IPv6, or has a zone, which means nothing elsewhere.
     """
     if len(text) > MAX_ORIGIN_CHARS:
         raise ValueError
@@ -59,10 +66,29 @@ def _normalise(text: str) -> str:
         or parts.username is not None
     ):
         raise ValueError
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = _ipv6(parts.netloc) if "[" in parts.netloc else parts.hostname
     default = 443 if parts.scheme == "https" else 80
     port = "" if parts.port in (None, default) else f":{parts.port}"
     return f"{parts.scheme}://{host}{port}"
+
+
+def _ipv6(netloc: str) -> str:
+    """Return the IPv6 address of a host in its one spelling, in brackets (RFC 5952, no dots).
+
+    Args:
+        netloc: with the address in brackets, and a port or none.
+
+    Raises:
+        ValueError
+    """
+    match = _BRACKETED.fullmatch(netloc)
+    if not match:
+        raise ValueError
+    address = ipaddress.IPv6Address(match[1])
+    if address.ipv4_mapped:  # which Python writes with dots from 3.13 on, browsers never
+        low = int(address.ipv4_mapped)
+        return f"[::ffff:{low >> 16:x}:{low & 0xFFFF:x}]"
+    return f"[{address.compressed}]"
 
 
 def own_origin(environ: Mapping[str, Any], forwarded: str) -> str:

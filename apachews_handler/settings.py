@@ -1,8 +1,12 @@
 """What a site owner can set, per directory, with Apache's ``SetEnv``.
 
-Contract: ``parse_settings(environ)`` gives a ``Settings`` or raises
+Contract: ``parse_settings(environ, definitions)`` gives a ``Settings`` or raises
 ``BadSetting``: there is no silent default for a value that cannot be read, nor
 for a name that is misspelt.  Pure; called once a handshake.
+
+``SetEnv`` may be in an .htaccess file, whose author owns one site and not the server.
+``Define``, of the same names, is the server's configuration only: it fixes a setting for
+all sites, and it alone sets what reaches beyond one (``server_only``).
 
 ``docs/configuration.md`` has the same table for people; a test holds the two
 against each other.
@@ -21,6 +25,9 @@ from .exceptions import BadSetting
 from .origin import normalise_origin
 
 PREFIX: Final = "APACHEWS_"
+
+# Names and values of the server's ``Define`` directives.
+Definitions = tuple[tuple[str, str], ...]
 
 OFF: Final = "off"
 # Words of APACHEWS_WIRE, APACHEWS_RAW_DELIMITER and APACHEWS_RAW_TYPE.
@@ -223,14 +230,23 @@ def parse_directory(text: str) -> str:
     return text
 
 
-def parse_log(text: str) -> str:
-    """Return the absolute path of a log as it is.
-
-    SetEnv may be in an .htaccess file, written by somebody who could have Apache's user add
-    lines to whatever that may write, a program even: nothing runs a file with this name.
+def parse_directories(text: str) -> tuple[str, ...]:
+    """Return the absolute paths in a list separated by blanks, as they are.
 
     Raises:
         ValueError
+    """
+    if not text.split():
+        raise ValueError
+    return tuple(parse_directory(item) for item in text.split())
+
+
+def parse_log(text: str) -> str:
+    """Return the absolute path of a log as it is.
+
+    Raises:
+        ValueError: also for a name that does not end in .log, which a web server or an
+            interpreter could take for a program.
     """
     if not text.endswith(".log"):
         raise ValueError
@@ -244,9 +260,22 @@ _COUNTS: Final = "a number of 1 to 1048576, or off"
 _SWITCH: Final = "on or off"
 
 
-def _setting(default: Any, parse: Callable[[str], Any], allowed: str, protects: str) -> Any:
+def _setting(
+    default: Any,
+    parse: Callable[[str], Any],
+    allowed: str,
+    protects: str,
+    *,
+    server_only: bool = False,
+) -> Any:
     return dataclasses.field(
-        default=default, metadata={"parse": parse, "allowed": allowed, "protects": protects}
+        default=default,
+        metadata={
+            "parse": parse,
+            "allowed": allowed,
+            "protects": protects,
+            "server_only": server_only,
+        },
     )
 
 
@@ -294,7 +323,10 @@ class Settings:
             UTF-8), ``text`` or ``binary``.
         deflate: whether permessage-deflate is negotiated, and its options.
         close_log: file that gets a line for each connection that has closed; "" for none.
+            It lies inside log_directory.
         close_log_format: of that line.
+        log_directory: the only one in which Apache's user writes logs of closes.
+        endpoint_directories: those whose sockets any symbolic link may lead to.
         root: where ``WSGIScriptAlias`` looks for sockets; "" for nowhere.
     """
 
@@ -393,6 +425,20 @@ class Settings:
         "text and directives as LogFormat's, those that docs/configuration.md lists",
         "nothing",
     )
+    log_directory: str = _setting(
+        "",
+        parse_directory,
+        "an absolute path",
+        "files that Apache's user may write",
+        server_only=True,
+    )
+    endpoint_directories: tuple[str, ...] = _setting(
+        (),
+        parse_directories,
+        "a list of absolute paths separated by blanks",
+        "sockets of other sites and services",
+        server_only=True,
+    )
     root: str = _setting("", parse_directory, "an absolute path", "files outside it")
 
 
@@ -400,34 +446,71 @@ class Settings:
 FIELDS: Final = {PREFIX + field.name.upper(): field for field in dataclasses.fields(Settings)}
 
 
-def parse_settings(environ: Mapping[str, Any]) -> Settings:
-    """Return the settings in a request's variables.
+def parse_settings(environ: Mapping[str, Any], definitions: Definitions = ()) -> Settings:
+    """Return the settings in a request's variables and the server's definitions.
+
+    Args:
+        environ: of the request.
+        definitions: of the server's configuration; their names are settings.
 
     Raises:
-        BadSetting: a value that is not allowed, alone or with the others, or a name that
-            is no setting.
+        BadSetting: a value that is not allowed, alone or with the others; a name that
+            is unknown, or that only the server's configuration may set, or has fixed.
     """
-    return _parse(tuple([setting for setting in environ.items() if setting[0].startswith(PREFIX)]))
+    return _parse(
+        tuple([setting for setting in environ.items() if setting[0].startswith(PREFIX)]),
+        definitions,
+    )
 
 
 # Mostly a site has few sets of them, and its connections have one object each in common;
 # bounded, because SetEnvIf can make many.
 @functools.lru_cache(maxsize=256)
-def _parse(variables: tuple[tuple[str, str], ...]) -> Settings:
-    values = {}
+def _parse(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> Settings:
+    values = {FIELDS[name].name: _value(name, value, "Define") for name, value in definitions}
+    fixed = dict(definitions)
     for name, value in variables:
         field = FIELDS.get(name)
         if field is None:
             raise BadSetting(name, value, "one of the names " + ", ".join(sorted(FIELDS)))
-        try:
-            values[field.name] = field.metadata["parse"](value.strip())
-        except ValueError as error:
-            allowed = field.metadata["allowed"]
-            if isinstance(error, BadFormat):
-                allowed = f"{allowed}; {error}"
-            raise BadSetting(name, value, allowed) from error
+        if field.metadata["server_only"]:
+            allowed = f"Define {name} instead, in the server's configuration"
+            raise BadSetting(name, value, allowed)
+        parsed = _value(name, value, "SetEnv")
+        if values.setdefault(field.name, parsed) != parsed:
+            allowed = f"{fixed[name]!r}: the server's configuration has Define {name} {fixed[name]}"
+            raise BadSetting(name, value, allowed)
     settings = Settings(**values)
     if settings.wire == RAW and settings.accept == "producer":
         allowed = "bridge, where APACHEWS_WIRE is raw: such a producer cannot answer"
         raise BadSetting(f"{PREFIX}ACCEPT", settings.accept, allowed)
+    if settings.close_log and not _is_inside(settings.close_log, settings.log_directory):
+        allowed = (
+            "a file in the directory that the server's configuration names:"
+            f" Define {PREFIX}LOG_DIRECTORY {settings.log_directory or '/var/log/apachews'}"
+        )
+        raise BadSetting(f"{PREFIX}CLOSE_LOG", settings.close_log, allowed)
     return settings
+
+
+def _value(name: str, text: str, directive: str) -> Any:
+    """Return the value of a setting.
+
+    Raises:
+        BadSetting
+    """
+    metadata = FIELDS[name].metadata
+    try:
+        return metadata["parse"](text.strip())
+    except ValueError as error:
+        allowed = metadata["allowed"]
+        if isinstance(error, BadFormat):
+            allowed = f"{allowed}; {error}"
+        raise BadSetting(name, text, allowed, directive) from error
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    """Tell whether a path is, by its text, that of a file below a directory."""
+    base = directory.rstrip("/") + "/"
+    parts = path[len(base) :].split("/")
+    return bool(directory) and path.startswith(base) and not {"", ".", ".."} & set(parts)

@@ -11,7 +11,8 @@ bench/run --profile --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
 
 In C these would be as many lines, and would need a compiler where apachews is installed.
 
-Sources: fcntl(2), dup(2), unix(7), eventfd(2), getrandom(2).
+Sources: fcntl(2), dup(2), unix(7), open(2), readlink(2), statx(2), proc(5), eventfd(2),
+getrandom(2).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_void_p
 from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from typing import Any, Final
@@ -28,6 +30,15 @@ from typing import Any, Final
 _FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
 # unix(7): sun_path has 108 bytes, the last of them 0.
 MAX_PATH_BYTES: Final = 107
+# PATH_MAX, linux/limits.h: the kernel gives no longer one.
+_MAX_REAL_PATH_BYTES: Final = 4096
+# readlinkat(2), with an empty path.
+_NOT_A_LINK: Final = frozenset({errno.EINVAL, errno.ENOENT})
+# linux/stat.h: struct statx, which is the same on all machines; fcntl.h.
+_STATX_BYTES: Final = 256
+_STATX_UID: Final = 0x8
+_UID: Final = slice(20, 24)
+_AT_EMPTY_PATH: Final = 0x1000
 _UNIX_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
@@ -44,6 +55,12 @@ _dup3: Final = _function("dup3", c_int, c_int, c_int, c_int)
 _socket: Final = _function("socket", c_int, c_int, c_int, c_int)
 _connect: Final = _function("connect", c_int, c_int, c_char_p, c_uint)
 _eventfd_write: Final = _function("eventfd_write", c_int, c_int, c_uint64)
+_open: Final = _function("open", c_int, c_char_p, c_int)
+_close: Final = _function("close", c_int, c_int)
+_openat: Final = _function("openat", c_int, c_int, c_char_p, c_int)
+_readlink: Final = _function("readlink", c_ssize_t, c_char_p, c_void_p, c_size_t)
+_readlinkat: Final = _function("readlinkat", c_ssize_t, c_int, c_char_p, c_void_p, c_size_t)
+_statx: Final = _function("statx", c_int, c_int, c_char_p, c_int, c_uint, c_void_p)
 _getrandom: Final = _function("getrandom", c_ssize_t, c_void_p, c_size_t, c_uint)
 
 
@@ -91,6 +108,58 @@ def connect(path: str) -> socket.socket:
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_path(path: bytes) -> int:
+    """Return a descriptor that names a file without opening it (O_PATH); links are followed.
+
+    Args:
+        path: of a file that was looked up just before, as for ``connect``.
+    """
+    if b"\0" in path:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return _checked(_open(path, os.O_PATH | os.O_CLOEXEC))
+
+
+def open_entry(directory: int, name: bytes) -> int:
+    """Return a descriptor like that of ``open_path``, of a directory's entry.
+
+    Args:
+        name: of the entry; if it is a symbolic link, the descriptor names the link itself.
+    """
+    return _checked(_openat(directory, name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+
+def target_of(fd: int) -> bytes | None:
+    """Return where the symbolic link leads that a descriptor names; None if it names no link."""
+    buffer = ctypes.create_string_buffer(_MAX_REAL_PATH_BYTES)
+    length = _readlinkat(fd, b"", buffer, _MAX_REAL_PATH_BYTES)
+    if length < 0 and ctypes.get_errno() in _NOT_A_LINK:
+        return None
+    return ctypes.string_at(buffer, _checked(length))
+
+
+def owner_of(fd: int) -> int:
+    """Return the number of the user who owns the file that a descriptor names."""
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    _checked(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_UID, buffer))
+    return int.from_bytes(buffer.raw[_UID], sys.byteorder)
+
+
+def close_path(fd: int) -> None:
+    """Close a descriptor that names a file which is not opened: that cannot wait."""
+    _checked(_close(fd))
+
+
+def path_of(fd: int) -> bytes:
+    """Return the path of the file that a descriptor names, without symbolic links.
+
+    Raises:
+        OSError: /proc is not mounted.
+    """
+    buffer = ctypes.create_string_buffer(_MAX_REAL_PATH_BYTES)
+    length = _checked(_readlink(b"/proc/self/fd/%d" % fd, buffer, _MAX_REAL_PATH_BYTES))
+    return ctypes.string_at(buffer, length)
 
 
 def eventfd_write(fd: int, value: int) -> None:

@@ -1,9 +1,10 @@
 """The status page: an entry point for mod_wsgi, beside Apache's own ``server-status``.
 
-``handle_request`` is for ``WSGIHandlerScript websocket-status <this file>`` and
-``SetHandler websocket-status``; ``application`` is the same for any other way to run
-WSGI, in a process of the same Apache and user.  ``apachews/apache/apachews.conf`` has the
-directive.  Who may see it is for Apache to say (``Require``).
+``application`` is for ``WSGIScriptAlias /websocket-status <this file>``, which only the
+server's configuration can say; ``docs/operations.md`` has the lines.  There is no
+``handle_request``: with ``WSGIHandlerScript`` the page would have the name of a handler, and
+every .htaccess with ``SetHandler`` could show all sites' users.  Who may see it is for Apache
+to say (``Require``).
 
 Without a query it answers with the page, which asks for the figures itself: the page's
 text never has anybody's data in it.  ``?json`` is an ``apachews.snapshot.Status``,
@@ -51,7 +52,7 @@ _POLICY: Final = (
 )
 
 
-def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """Answer with the page, or with its figures."""
     headers = [
         ("Cache-Control", "no-store"),
@@ -83,9 +84,6 @@ def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[
     headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
     start_response(status, headers)
     return [] if method == "HEAD" else [body]
-
-
-application = handle_request
 
 
 def _failed(environ: Environ, problem: str) -> tuple[str, str, bytes]:

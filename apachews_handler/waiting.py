@@ -41,7 +41,7 @@ from .limits import Places
 
 # A producer that answers within this time is fast; a surplus handshake waits for a place as
 # long after the last fast answer.
-PATIENCE_S: Final = 0.1
+PATIENCE_S: Final = 0.25
 # The longest time that a surplus handshake waits for a place, of a fast producer too.
 MAX_PATIENCE_S: Final = 1.0
 # Interval between two tries: other processes release their locks without a notification.

@@ -82,7 +82,7 @@ def _serve(
 def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     """Turn the request's connection into a WebSocket of the child's bridge."""
     request = _httpd_request(environ)
-    settings = parse_settings(environ)
+    settings = parse_settings(environ, child.definitions(request.definition))
     upgrade = Upgrade.negotiate(environ, settings)
     open_ = describe(
         environ,
@@ -104,7 +104,9 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
         place = functools.partial(waiting.place, path, settings.max_waiting, spare_workers())
-        producer = endpoint.connect(path, settings.connect_timeout, place)
+        producer = endpoint.connect(
+            path, settings.connect_timeout, settings.endpoint_directories, place
+        )
         undo.callback(producer.close)
         if settings.accept == "producer":
             with place():

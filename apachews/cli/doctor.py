@@ -73,7 +73,7 @@ COLOURS: Final = {
 OF_SITE: Final = frozenset(
     {
         *("add-handler", "follow-symlinks", "access", "proxy", "pass-request"),
-        *("socket", "socket-permission", "producer", "private-tmp"),
+        *("socket", "socket-link", "socket-permission", "producer", "private-tmp"),
     }
 )
 # What is bad stands last: nearest to the prompt.
@@ -271,8 +271,9 @@ def _examine_apache(
         path = socket_of(scope)
         if is_real and path and not arguments.socket:
             sockets[path] = path == scope.file
+    open_to_all = configuration.run_config.defines.get("APACHEWS_ENDPOINT_DIRECTORIES", "").split()
     for path, is_mapped in sockets.items():
-        yield from check_socket(path, account, is_mapped)
+        yield from check_socket(path, account, is_mapped, open_to_all)
         yield from check_visible(httpd, properties, path, _private_unit(arguments))
 
 

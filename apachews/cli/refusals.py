@@ -16,8 +16,8 @@ HINTS: Final[dict[int, str]] = {
     401: "Apache wants a login: --user NAME.",
     403: (
         "Apache's Require forbids it; or the origin may not connect (see --origin, and"
-        " APACHEWS_ORIGINS); or there is a file that is no socket; or the directory lacks"
-        f" Options FollowSymLinks.  {_LOG}."
+        " APACHEWS_ORIGINS); or there is a file that is no socket, or a link to the socket of"
+        f" another user; or the directory lacks Options FollowSymLinks.  {_LOG}."
     ),
     404: (
         "There is no such socket file: does the producer run, and does the path of the URL"

@@ -29,7 +29,7 @@ Show Apache's processes, endpoints and connections: how many, how busy, what wai
 
 Without --apache these are those of every Apache on this machine, whose processes are
 asked themselves: that is for root, or for the user they run as.  A URL is that of a
-status page (SetHandler websocket-status), here or elsewhere.
+status page (WSGIScriptAlias to status.py), here or elsewhere.
 
 "in" is from clients, "out" to them; bytes are those of messages, not compressed."""
 
@@ -373,7 +373,7 @@ def _fetch(url: str) -> Status:
         mend = {
             403: "Require in its <Location> does not let this machine in",
             401: "it wants a login, which is not for this command: ask on the machine itself",
-            404: "there is no status page here: SetHandler websocket-status",
+            404: "there is no status page here: docs/operations.md has its lines",
         }.get(error.code, "look at Apache's error log")
         error.close()
         raise CommandError(f"{target} answers {error.code}; {mend}") from error

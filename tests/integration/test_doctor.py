@@ -177,6 +177,48 @@ SEEDS = {
     "unknown-setting": Seed(
         "settings", "error", "SetEnv APACHEWS_MAX_MESSAGE,", 500, "SetEnv APACHEWS_MAX_MESSAGES 1M"
     ),
+    "bad-definition": Seed(
+        "settings",
+        "error",
+        "Define APACHEWS_MAX_BUFFER with 4K",
+        500,
+        "Define APACHEWS_MAX_BUFFER much",
+    ),
+    "fixed-setting": Seed(
+        "settings",
+        "error",
+        "Define APACHEWS_MAX_BUFFER 64K",
+        500,
+        "Define APACHEWS_MAX_BUFFER 64K\nSetEnv APACHEWS_MAX_BUFFER 1M",
+    ),
+    "unknown-definition": Seed(
+        "settings",
+        "warning",
+        "Define APACHEWS_LOG_DIRECTORY,",
+        None,
+        "Define APACHEWS_LOG_DIRECTRY /var/log/apachews",
+    ),
+    "close-log": Seed(
+        "settings",
+        "error",
+        "Define APACHEWS_LOG_DIRECTORY /var/log/apachews",
+        500,
+        "SetEnv APACHEWS_CLOSE_LOG /var/log/apachews/x.log",
+    ),
+    "server-only": Seed(
+        "settings",
+        "error",
+        "Define APACHEWS_ENDPOINT_DIRECTORIES instead",
+        500,
+        "SetEnv APACHEWS_ENDPOINT_DIRECTORIES /run/apachews",
+    ),
+    "status-page": Seed(
+        "status-page",
+        "error",
+        "WSGIScriptAlias /websocket-status",
+        None,
+        "<Location /all>\nSetHandler websocket-status\n</Location>",
+    ),
     "http-2": Seed(
         "http2",
         "error",

@@ -25,6 +25,7 @@ FORMAT = r"%h %u \"%r\" %>s \"%{reason}x\" \"%{X-Name}i\" %I %O %{name}x %P"
 
 def directives(directory: Path, port: int) -> str:
     return f"""
+Define APACHEWS_LOG_DIRECTORY "{directory}"
 Listen 127.0.0.1:{port}
 <VirtualHost 127.0.0.1:{port}>
     ErrorLog "{directory}/quiet.log"

@@ -28,8 +28,11 @@ from .conftest import MPMS
 PAGE = "/websocket-status"
 # (private.conf has the page itself.)
 EXTRA = """
+<IfDefine WSGI_MODULE>
+    WSGIScriptAlias /private-status "${APACHEWS_HANDLER}/status.py" \\
+        process-group=%{GLOBAL} application-group=%{GLOBAL}
+</IfDefine>
 <Location /private-status>
-    SetHandler websocket-status
     Require all denied
 </Location>
 """

@@ -53,6 +53,7 @@ from apachews.cli import main
 from apachews.cli.doctor import report
 
 from ..conftest import DEADLINE_S
+from ..site import IS_ROOT
 
 TROUBLESHOOTING = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 SOMEBODY = Account("somebody", 40_000, frozenset({40_000, 40_001}))
@@ -717,6 +718,47 @@ def test_a_backlog_that_is_full(short_path: Path, monkeypatch: pytest.MonkeyPatc
         first.connect(str(path))
         found = levels(check_socket(str(path), SOMEBODY))
     assert found == {"socket": "ok", "socket-permission": "ok", "producer": "error"}
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: it makes links of other users")
+def test_a_link_of_somebody_else(short_path: Path) -> None:
+    short_path.chmod(0o755)
+    real = short_path.resolve()
+    (real / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(real / "run" / "a.ws"))
+        os.chmod(real / "run" / "a.ws", 0o666)
+        sock.listen()
+        (real / "alias").symlink_to("run/../run")
+        for name, target in (("x.ws", "alias/a.ws"), ("y.ws", f"{real}/x.ws")):
+            (real / name).symlink_to(target)
+        path = str(real / "y.ws")
+        fine = {"socket": "ok", "socket-permission": "ok", "producer": "ok"}
+        assert levels(check_socket(path, SOMEBODY)) == fine
+        for name in ("y.ws", "x.ws", "alias"):
+            os.chown(real / name, 23001, 23001, follow_symlinks=False)
+            *_, found = check_socket(path, SOMEBODY)
+            assert (found.id, found.level) == ("socket-link", Level.ERROR)
+            assert f"the symbolic link {real / name} to {real}/run/a.ws" in found.text
+            assert "and only then" in found.mend
+            assert f"Define APACHEWS_ENDPOINT_DIRECTORIES {real}/run" in found.mend
+            assert levels(check_socket(path, SOMEBODY, True, [f"{real}/alias"])) == fine
+            os.chown(real / name, 0, 0, follow_symlinks=False)
+        os.chown(real / "y.ws", 23001, 23001, follow_symlinks=False)
+        os.chown(real / "run" / "a.ws", 23001, 23001)
+        assert levels(check_socket(path, SOMEBODY)) == fine
+
+
+def test_a_producer_at_a_path_too_long_for_a_socket(short_path: Path) -> None:
+    short_path.chmod(0o755)
+    directory = short_path / ("d" * 100)
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(short_path / "a.ws"))
+        sock.listen()
+        moved = (short_path / "a.ws").rename(directory / "a.ws")
+        moved.chmod(0o666)
+        assert levels(check_socket(str(moved), SOMEBODY))["producer"] == "ok"
 
 
 LOOPBACK_FILE = loopback.Address(9, bytes(32)).encode()

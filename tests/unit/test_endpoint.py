@@ -71,19 +71,19 @@ def test_only_a_connection_that_waits_takes_a_place(
     listener: tuple[str, socket.socket], short_path: Path
 ) -> None:
     path, place = listener[0], Place()
-    with connect(path, 1, place):
+    with connect(path, 1, place=place):
         assert place.entered == 0
         with pytest.raises(Refusal, match="backlog"):
-            connect(path, 0.05, place)
+            connect(path, 0.05, place=place)
         assert place.entered == 1
     listener[1].close()
     for other in (path, str(short_path / "absent.ws"), str(short_path)):
         with pytest.raises(Refusal):
-            connect(other, 1, place)
+            connect(other, 1, place=place)
         assert place.entered == 1
     (short_path / "file.ws").write_text("not an address")
     with pytest.raises(Refusal, match="403"):
-        connect(str(short_path / "file.ws"), 1, place)
+        connect(str(short_path / "file.ws"), 1, place=place)
     assert place.entered == 2
 
 
@@ -92,13 +92,13 @@ def test_without_a_place_a_connection_does_not_wait(
 ) -> None:
     full = Place(is_full=True)
     with connect(listener[0], 1), pytest.raises(Unavailable, match="places"):
-        connect(listener[0], 60, full)
+        connect(listener[0], 60, place=full)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         file = short_path / "port.ws"
         file.write_bytes(Address(silent.getsockname()[1], bytes(32)).encode())
         file.chmod(0o600)
         with pytest.raises(Unavailable, match="places"):
-            connect(str(file), 60, full)
+            connect(str(file), 60, place=full)
 
 
 def test_a_producer_that_takes_over_is_found_at_the_second_try(
@@ -114,7 +114,7 @@ def test_a_producer_that_takes_over_is_found_at_the_second_try(
 
     real = short_calls.connect
     monkeypatch.setattr(short_calls, "connect", connect_once)
-    connect(listener[0], 1, Place(is_full=True)).close()
+    connect(listener[0], 1, place=Place(is_full=True)).close()
     assert len(tries) == 2
 
 
@@ -134,13 +134,26 @@ def test_no_file_and_no_socket(short_path: Path) -> None:
     assert refusal_of(str(short_path)).status.startswith("403")
 
 
-def test_a_path_too_long_for_a_socket_is_refused(short_path: Path) -> None:
+def test_a_path_too_long_for_a_socket_is_not_found(short_path: Path) -> None:
+    directory = short_path / ("d" * 100)
+    refusal = refusal_of(str(directory / "a.ws"))
+    assert refusal.status.startswith("404")
+    length = len(str(directory / "a.ws"))
+    assert f"it has {length} bytes" in refusal.logged
+    assert "at most 107" in refusal.logged
+    assert refusal_of(str(short_path / "a.ws")).logged.endswith("is the producer running?")
+    with pytest.raises(Refusal, match="at most 107") as caught:
+        connect(f"/{'d' * 300}.ws", 1)
+    assert caught.value.status.startswith("404")
+
+
+def test_a_socket_that_was_moved_to_a_long_path_is_connected_to(
+    listener: tuple[str, socket.socket], short_path: Path
+) -> None:
     directory = short_path / ("d" * 100)
     directory.mkdir()
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(short_path / "a"))
-    os.rename(short_path / "a", directory / "a.ws")
-    assert refusal_of(str(directory / "a.ws")).status.startswith("500")
+    moved = Path(listener[0]).rename(directory / "a.ws")
+    connect(str(moved), 1).close()
 
 
 @pytest.mark.parametrize("name", ["chat", "/chat", "/sub/chat", "/../base/chat"])

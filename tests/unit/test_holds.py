@@ -199,7 +199,7 @@ def test_one_probe_a_path_however_many_wait(
 ) -> None:
     probes = []
 
-    def fail(path: str) -> object:
+    def fail(path: str, directories: tuple[str, ...]) -> object:
         probes.append(path)
         return holds._Found.NOBODY
 

@@ -17,6 +17,7 @@ from apachews import Server, loopback
 from apachews_handler import holds as module
 from apachews_handler.connection import Connection
 from apachews_handler.holds import BATCH, Holds
+from apachews_handler.settings import Settings
 
 from ..conftest import wait_for
 
@@ -26,6 +27,7 @@ class Held:
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
+        self.settings = Settings()
 
 
 def hold(holds: Holds, path: Path, count: int = 1) -> list[Connection]:

@@ -76,6 +76,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.connection",
             "apachews_handler.custodian",
             "apachews_handler.endpoint",
+            "apachews_handler.endpoint_access",
             "apachews_handler.generations",
             "apachews_handler.holds",
             "apachews_handler.limits",

@@ -516,7 +516,7 @@ def test_the_handler_connects_and_refuses(tmp_path: Path) -> None:
 def test_what_the_handler_says_of_a_failure(
     number: int, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: str, timeout_s: float) -> socket.socket:
+    def fail(path: str, timeout_s: float, read: object) -> socket.socket:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(loopback, "dial", fail)

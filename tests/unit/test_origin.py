@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from apachews_handler.exceptions import Refusal
 from apachews_handler.origin import normalise_origin, own_origin, require_origin
-from apachews_handler.settings import Settings
+from apachews_handler.settings import Settings, parse_origins
 
 PLAIN = {"wsgi.url_scheme": "http", "HTTP_HOST": "inside:8080"}
 
@@ -21,12 +21,51 @@ PLAIN = {"wsgi.url_scheme": "http", "HTTP_HOST": "inside:8080"}
     [
         ("HTTPS://Example.ORG:443", "https://example.org"),
         ("http://[::1]:8080", "http://[::1]:8080"),
+        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]"),
+        ("http://[0000::0001]:80", "http://[::1]"),
+        ("https://[2001:DB8::A:0:0:1]", "https://[2001:db8::a:0:0:1]"),
+        ("https://[2001:db8:0:0:a:0:0:1]:443", "https://[2001:db8::a:0:0:1]"),
+        ("http://[::ffff:192.0.2.1]", "http://[::ffff:c000:201]"),
+        ("http://[0::FFFF:c000:0201]", "http://[::ffff:c000:201]"),
+        ("http://[64:ff9b::192.0.2.1]", "http://[64:ff9b::c000:201]"),
         ("http://example.org:80", "http://example.org"),
         ("https://example.org:80", "https://example.org:80"),
     ],
 )
 def test_origins_are_normalised(text: str, origin: str) -> None:
     assert normalise_origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("[fe80::1%eth0]", "[fe80::1%25eth0]", "[::1%]", "[v1.a]", "[127.0.0.1]", "[]", "[::1"),
+        *(
+            "::1",
+            "[::1]x",
+            "[1::2::3]",
+            "[12345::]",
+            "[::ffff:192.0.2.256]",
+            "[::1].example",
+            "x[::1]",
+        ),
+    ],
+)
+def test_what_is_no_address_in_brackets_makes_no_origin(host: str) -> None:
+    with pytest.raises(ValueError):  # of the standard library's, with any text
+        normalise_origin(f"http://{host}")
+    assert not check(f"http://{host}", Settings(), HTTP_HOST=host)
+
+
+@pytest.mark.parametrize("origin", ["http://[::1]:8080", "http://[0:0:0:0:0:0:0:1]:8080"])
+@pytest.mark.parametrize("host", ["[::1]:8080", "[0::1]:8080", "[0:0:0:0:0:0:0.0.0.1]:8080"])
+def test_all_spellings_of_an_address_are_one_origin(origin: str, host: str) -> None:
+    assert check(origin, Settings(), HTTP_HOST=host)
+    assert check(origin, Settings(origins=parse_origins(f"http://{host}")))
+    assert check(origin, Settings(forwarded="x-forwarded"), HTTP_X_FORWARDED_HOST=host)
+    assert not check(origin, Settings(), HTTP_HOST="[::2]:8080")
+    # An IPv4 address is another host than the IPv6 address that contains it.
+    assert not check("http://[::ffff:192.0.2.1]", Settings(), HTTP_HOST="192.0.2.1")
 
 
 @pytest.mark.parametrize(

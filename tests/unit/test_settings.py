@@ -38,7 +38,6 @@ def test_defaults_and_other_variables() -> None:
             ("https://a.example", "http://b.example:8080"),
         ),
         ("APACHEWS_ROOT", "/srv/ws", "root", "/srv/ws"),
-        ("APACHEWS_CLOSE_LOG", "/var/log/x.log", "close_log", "/var/log/x.log"),
         ("APACHEWS_MAX_BUFFER", "16M", "max_buffer", 16 * 1024 * 1024),
         ("APACHEWS_MESSAGE_RATE", "50/s", "message_rate", Rate(50, 50.0)),
         ("APACHEWS_MESSAGE_RATE", "600/M", "message_rate", Rate(600, 10.0)),
@@ -123,10 +122,71 @@ def test_bad_values_and_names_are_refused_by_name(name: str, text: str) -> None:
 
 @given(st.sampled_from(sorted(FIELDS)), st.text(max_size=30))
 def test_any_text_is_a_value_or_refused(name: str, text: str) -> None:
-    try:
-        parse_settings({name: text})
-    except BadSetting:
-        pass
+    for environ, definitions in (({name: text}, ()), ({}, ((name, text),))):
+        try:
+            parse_settings(environ, definitions)
+        except BadSetting:
+            pass
+
+
+LOGS = (("APACHEWS_LOG_DIRECTORY", "/var/log/apachews"),)
+
+
+@pytest.mark.parametrize(
+    ("path", "directory", "is_allowed"),
+    [
+        ("/var/log/x.log", "/var/log", True),
+        ("/var/log/x.log", "/var/log/", True),
+        ("/var/log/site/x.log", "/var/log", True),
+        ("/x.log", "/", True),
+        ("/var/log.log", "/var/log", False),
+        ("/var/logs/x.log", "/var/log", False),
+        ("/var/log/../x.log", "/var/log", False),
+        ("/var/log/./x.log", "/var/log", False),
+        ("/var/log//x.log", "/var/log", False),
+        ("/etc/x.log", "/var/log", False),
+        ("/x.log", "", False),
+    ],
+)
+def test_a_close_log_lies_in_the_servers_directory(
+    path: str, directory: str, is_allowed: bool
+) -> None:
+    definitions = (("APACHEWS_LOG_DIRECTORY", directory),) if directory else ()
+    environ = {"APACHEWS_CLOSE_LOG": path}
+    if is_allowed:
+        assert parse_settings(environ, definitions).close_log == path
+        return
+    with pytest.raises(BadSetting, match="Define APACHEWS_LOG_DIRECTORY /") as caught:
+        parse_settings(environ, definitions)
+    assert "SetEnv APACHEWS_CLOSE_LOG" in caught.value.logged
+
+
+def test_the_server_alone_sets_what_reaches_beyond_a_site() -> None:
+    names = [name for name, field in FIELDS.items() if field.metadata["server_only"]]
+    assert names == ["APACHEWS_LOG_DIRECTORY", "APACHEWS_ENDPOINT_DIRECTORIES"]
+    for name in names:
+        for value in ("/srv", ""):
+            with pytest.raises(BadSetting, match=f"use Define {name} instead"):
+                parse_settings({name: value})
+    settings = parse_settings({}, (*LOGS, ("APACHEWS_ENDPOINT_DIRECTORIES", "/run/a  /srv/b")))
+    assert settings.log_directory == "/var/log/apachews"
+    assert settings.endpoint_directories == ("/run/a", "/srv/b")
+
+
+def test_what_the_server_fixes_cannot_be_changed() -> None:
+    fixed = (("APACHEWS_MAX_BUFFER", "64K"), ("APACHEWS_PING_INTERVAL", "off"))
+    assert parse_settings({}, fixed).max_buffer == 65536
+    assert parse_settings({"APACHEWS_MAX_BUFFER": "65536"}, fixed).ping_interval == 0.0
+    for value in ("16M", "4K"):
+        with pytest.raises(BadSetting, match="Define APACHEWS_MAX_BUFFER 64K"):
+            parse_settings({"APACHEWS_MAX_BUFFER": value}, fixed)
+
+
+# (An empty list of origins is the default.)
+@pytest.mark.parametrize("name", sorted({*FIELDS} - {"APACHEWS_ORIGINS"}))
+def test_a_bad_definition_is_no_default(name: str) -> None:
+    with pytest.raises(BadSetting, match=f"^[^:]*: Define {name} '' is not allowed"):
+        parse_settings({}, ((name, ""),))
 
 
 def test_the_documented_table_is_the_dataclass() -> None:

@@ -63,6 +63,10 @@ def test_nothing_waits_any_more(is_blocking: bool) -> None:
         lambda: short_calls.dup2(-1, 0),
         lambda: short_calls.set_nonblocking(-1),
         lambda: short_calls.eventfd_write(-1, 1),
+        lambda: short_calls.close_path(-1),
+        lambda: short_calls.open_entry(-1, b"x"),
+        lambda: short_calls.target_of(-1),
+        lambda: short_calls.owner_of(-1),
     ],
 )
 def test_a_descriptor_that_is_none(call: Callable[[], object]) -> None:
@@ -137,6 +141,48 @@ def test_a_full_backlog_is_not_waited_for(short_path: Path) -> None:
                 waiting.append(short_calls.connect(path))
         for made in waiting:
             made.close()
+
+
+def test_a_path_is_named_without_its_links(tmp_path: Path) -> None:
+    file = tmp_path / "\udcff x.ws"
+    file.touch(0o000)
+    (tmp_path / "link").symlink_to(file)
+    fd = short_calls.open_path(os.fsencode(tmp_path / "link"))
+    assert not os.get_inheritable(fd)
+    assert short_calls.path_of(fd) == os.fsencode(file.resolve())
+    file.rename(tmp_path / "y")
+    assert short_calls.path_of(fd) == os.fsencode(tmp_path.resolve() / "y")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.read(fd, 1)
+    short_calls.close_path(fd)
+    with pytest.raises(FileNotFoundError):
+        short_calls.path_of(fd)
+    with pytest.raises(FileNotFoundError):
+        short_calls.open_path(os.fsencode(file))
+
+
+def test_an_entry_is_named_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("\udcff/x")
+    (tmp_path / "file").touch()
+    os.chown(tmp_path / "link", os.geteuid(), os.getegid(), follow_symlinks=False)
+    directory = short_calls.open_path(os.fsencode(tmp_path))
+    link = short_calls.open_entry(directory, b"link")
+    file = short_calls.open_entry(directory, b"file")
+    assert not os.get_inheritable(link)
+    assert short_calls.target_of(link) == b"\xff/x"
+    assert short_calls.target_of(file) is None
+    assert short_calls.target_of(directory) is None
+    for fd in (directory, link, file):
+        assert short_calls.owner_of(fd) == os.geteuid()
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "link", 70001, -1, follow_symlinks=False)
+        assert short_calls.owner_of(link) == 70001
+    with pytest.raises(FileNotFoundError):
+        short_calls.open_entry(directory, b"none")
+    for fd in (directory, link, file):
+        short_calls.close_path(fd)
+    with pytest.raises(OSError, match="Invalid argument"):
+        short_calls.open_path(b"/tmp\0x")
 
 
 def test_random_bytes() -> None:

@@ -214,7 +214,7 @@ def test_patience_lasts_while_the_producer_answers_others(
 
     with holder.place(PATH, 1, 25):
         monkeypatch.setattr(Waiting, "_pause", answer_another)
-        assert refused_after(child, pauses) == 10  # MAX_PATIENCE_S
+        assert refused_after(child, pauses) == waiting.MAX_PATIENCE_S // waiting.PATIENCE_S
         assert refused_after(child, pauses) == 0
 
 

@@ -85,8 +85,8 @@ ANSWERS: Final[list[tuple[int, str, str, str]]] = [
     (
         403,
         "There is no WebSocket",
-        "the path is a file, and no socket",
-        "start the producer on that path, once the file is moved away",
+        "the path is a file, and no socket; or a link leads to a socket of another user",
+        "start the producer on that path, once the file is moved away; a link made as root",
     ),
     (
         403,
@@ -216,7 +216,10 @@ REASONS: Final[dict[tuple[int, str], tuple[str, ...]]] = {
     (403, "AH00038"): ("follow-symlinks",),
     (403, "AH00132"): ("add-handler",),
     (403, "AH01630"): ("access",),
-    (403, ""): ("access", "follow-symlinks", "socket-permission", "add-handler", "socket"),
+    (403, ""): (
+        *("access", "follow-symlinks", "socket-permission", "socket-link", "add-handler"),
+        "socket",
+    ),
     (404, ""): ("add-handler", "socket"),
     (500, "no permission to connect"): ("socket-permission",),
 }

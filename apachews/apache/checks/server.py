@@ -20,7 +20,7 @@ from typing import Final
 
 from ..configuration import Configuration, is_on
 from ..directives import Directive, find, quote
-from ..mapping import SCRIPT
+from ..mapping import SCRIPT, STATUS_SCRIPT
 from ..ownership import weakness
 from ..permissions import ENTER, READ, Account, obstacle
 from ..python_environment import Version, parse_version, python_of, version_in, version_text
@@ -35,6 +35,8 @@ CONFIG: Final = "apachews config (its lines have everything); on Debian: apachew
 # A custodian has some 14 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
 FEW_CONNECTIONS: Final = 1000
 IMPORT_TIMEOUT_S: Final = 20.0
+# How the handler's answer to an unknown name begins.
+_UNKNOWN: Final = "one of the names"
 # Run by the Python of the configuration; settings come in and their errors go out as JSON.
 _IMPORT: Final = """
 import json, sys
@@ -42,14 +44,22 @@ settings, paths = json.load(sys.stdin)
 sys.path[:0] = paths
 import apachews.wire, apachews_handler.upgrade
 from apachews_handler.mask import IS_IN_C
-from apachews_handler.settings import BadSetting, parse_settings
-errors = []
-for name, value in settings:
+from apachews_handler.settings import FIELDS, BadSetting, parse_settings
+UNKNOWN = "one of the names " + ", ".join(sorted(FIELDS))
+def wrong(environ, definitions):
     try:
-        parse_settings({name: value})
-        errors.append("")
+        parse_settings(environ, definitions)
     except BadSetting as error:
-        errors.append(error.allowed)
+        return error.allowed
+    return ""
+errors, fixed = [], []
+for directive, name, value in settings:
+    if directive == "SetEnv":
+        errors.append(wrong({name: value}, tuple(fixed)))
+        continue
+    errors.append(wrong({}, ((name, value),)) if name in FIELDS else UNKNOWN)
+    if not errors[-1]:
+        fixed.append((name, value))
 print(json.dumps([IS_IN_C, errors]))
 """
 
@@ -95,6 +105,7 @@ def check_server(
     yield ok("handler-script", f"the handler is {script}", scripts[0].where)
     yield from _check_mode(configuration, scripts)
     yield from _check_import_script(configuration, script)
+    yield from _check_status_page(configuration)
     version = python_of(Path(module)) if module and Path(module).exists() else None
     mismatch = list(_check_version(configuration, script, version))
     yield from mismatch
@@ -327,6 +338,36 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
     )
 
 
+def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
+    """Find a page of the status that has the name of a handler."""
+    handlers = [
+        one
+        for one in find(configuration.directives, "WSGIHandlerScript")
+        if one.arguments[1:2] and one.arguments[1].endswith(STATUS_SCRIPT)
+    ]
+    handlers += [
+        one
+        for one in find(configuration.directives, "SetHandler")
+        if one.arguments[:1] == ("websocket-status",)
+    ]
+    for directive in handlers:
+        yield error(
+            "status-page",
+            f"{directive}: the status page is not a handler",
+            breaks="there is no page; as a handler every .htaccess could show it",
+            mend=f"in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
+            f' "${{APACHEWS_HANDLER}}/status.py" process-group={GLOBAL} application-group={GLOBAL}',
+            where=directive.where,
+        )
+    pages = [
+        one
+        for one in find(configuration.directives, "WSGIScriptAlias")
+        if one.arguments[1:2] and one.arguments[1].endswith(STATUS_SCRIPT)
+    ]
+    if pages and not handlers:
+        yield ok("status-page", f"the status page is {pages[0].arguments[0]}", pages[0].where)
+
+
 def _check_version(
     configuration: Configuration, script: Path, version: Version | None
 ) -> Iterator[Finding]:
@@ -423,14 +464,10 @@ def _check_packages(
         yield note("packages", f"no interpreter in {prefix}/bin to try the imports with")
         return
     path = configuration.last("WSGIPythonPath")
-    given = find(configuration.directives, "SetEnv")
-    settings = [
-        (one, one.arguments[0], one.arguments[1] if len(one.arguments) > 1 else "")
-        for one in given
-        if one.arguments and one.arguments[0].startswith("APACHEWS_")
-    ]
+    settings = [*_definitions(configuration), *find(configuration.directives, "SetEnv")]
+    settings = [one for one in settings if one.arguments[:1] and _is_setting(one.arguments[0])]
     paths = path.arguments[0].split(":") if path else []
-    question = json.dumps([[[name, value] for _, name, value in settings], paths])
+    question = json.dumps([[[one.name, one.arguments[0], _value(one)] for one in settings], paths])
     try:
         done = _run_as(account, [str(python), "-B", "-E", "-s", "-c", _IMPORT], question)
     except (OSError, subprocess.SubprocessError) as failure:
@@ -458,27 +495,55 @@ def _check_packages(
             " docs/performance.md)",
         )
     bad = 0
-    for (directive, setting, value), allowed in zip(settings, answers, strict=True):
-        if allowed:
+    for directive, allowed in zip(settings, answers, strict=True):
+        if allowed.startswith(_UNKNOWN) and directive.is_named("Define"):
+            bad += 1
+            yield warning(
+                "settings",
+                f"Define {directive.arguments[0]} is unknown",
+                breaks="nothing; it has no effect",
+                mend=_mend_setting(directive, allowed),
+                where=directive.where if directive.file else "",
+            )
+        elif allowed:
             bad += 1
             yield error(
                 "settings",
-                f"SetEnv {setting} {value!r} is not allowed",
+                f"{directive.name} {directive.arguments[0]} {_value(directive)!r} is not allowed",
                 breaks=EVERY + " where it applies",
-                mend=_mend_setting(setting, allowed),
-                where=directive.where,
+                mend=_mend_setting(directive, allowed),
+                where=directive.where if directive.file else "",
             )
     if settings and not bad:
-        names = ", ".join(dict.fromkeys(name for _, name, _ in settings))
+        names = ", ".join(dict.fromkeys(one.arguments[0] for one in settings))
         yield ok("settings", f"allowed, all of them: {names}")
 
 
-def _mend_setting(name: str, allowed: str) -> str:
-    if not allowed.startswith("one of the names"):
-        return f"SetEnv {name} with {allowed}"
+def _definitions(configuration: Configuration) -> Iterator[Directive]:
+    """Yield the server's ``Define`` directives; httpd lists them without their places."""
+    places = {one.arguments[:1]: one for one in find(configuration.directives, "Define")}
+    for name, value in configuration.run_config.defines.items():
+        place = places.get((name,), Directive("", ()))
+        yield Directive("Define", (name, value), place.file, place.line)
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith("APACHEWS_") and name != "APACHEWS_HANDLER"
+
+
+def _value(directive: Directive) -> str:
+    return directive.arguments[1] if len(directive.arguments) > 1 else ""
+
+
+def _mend_setting(directive: Directive, allowed: str) -> str:
+    name = directive.arguments[0]
+    if allowed.startswith("Define "):
+        return allowed
+    if not allowed.startswith(_UNKNOWN):
+        return f"{directive.name} {name} with {allowed}"
     # The names that there are follow.
     like = difflib.get_close_matches(name, re.findall(r"APACHEWS_\w+", allowed), 1)
-    meant = f"SetEnv {like[0]}, if that is meant; else " if like else ""
+    meant = f"{directive.name} {like[0]}, if that is meant; else " if like else ""
     return f"{meant}remove it (docs/configuration.md has all names)"
 
 

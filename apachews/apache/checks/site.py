@@ -13,7 +13,7 @@ import itertools
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from apachews import loopback
 from ..configuration import Scope, is_on
 from ..directives import Directive, quote, section_of
 from ..diversion import diversion
+from ..links import foreign_link
 from ..mapping import SCRIPT, socket_of
 from ..permissions import READ, WRITE, Account, obstacle
 from ..shell import this_program, word
@@ -183,7 +184,9 @@ def _check_links(scope: Scope) -> Iterator[Finding]:
     )
 
 
-def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterator[Finding]:
+def check_socket(
+    path: str, account: Account, is_mapped: bool = True, directories: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Yield what there is to say about a socket file.
 
     Args:
@@ -191,9 +194,11 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
         account: of httpd's children.
         is_mapped: httpd itself looks for the file, and not only the handler, as with
             ``WSGIScriptAlias``.
+        directories: those of Define APACHEWS_ENDPOINT_DIRECTORIES.
     """
     try:
         status = os.stat(path)
+        link = foreign_link(path, directories)
     except PermissionError as failure:
         yield warning(
             "privileges",
@@ -230,6 +235,19 @@ def check_socket(path: str, account: Account, is_mapped: bool = True) -> Iterato
             breaks="every WebSocket of it is a 403",
             mend=f"chmod o= {word(path)}; where that does nothing, mount its file system with"
             " umask=007",
+        )
+        return
+    if link:
+        real = Path(path).resolve()
+        yield error(
+            "socket-link",
+            f"{path} leads by the symbolic link {link} to {real}, and they have different owners",
+            breaks="every WebSocket of it is a 403",
+            # Never without the condition: the link may be an attack, and be meant for root.
+            mend="if this site is to reach that socket, and only then, as root:"
+            f" ln -sfn {word(os.readlink(link))} {word(link)};"
+            f" or let all sites use that directory: Define APACHEWS_ENDPOINT_DIRECTORIES"
+            f" {quote(str(real.parent))}",
         )
         return
     found = obstacle(account, Path(path), READ if is_loopback else WRITE)
@@ -313,7 +331,12 @@ def _connect(path: str) -> None:
         return
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
-        probe.connect(path)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            # As the handler does: a path may be longer than the name of a Unix socket.
+            probe.connect(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
 
 
 def _check_producer(path: str) -> Iterator[Finding]:
