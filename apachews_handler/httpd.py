@@ -104,7 +104,7 @@ class _ConnRec(Structure):
         ("base_server", c_void_p),
         ("vhost_lookup_data", c_void_p),
         ("local_addr", POINTER(_SockAddr)),
-        ("client_addr", c_void_p),
+        ("client_addr", POINTER(_SockAddr)),
         ("client_ip", c_void_p),
         ("remote_host", c_void_p),
         ("remote_logname", c_void_p),
@@ -133,8 +133,35 @@ class _ConnRec(Structure):
     )
 
 
+class _Uri(Structure):
+    """apr_uri.h, struct apr_uri_t, whole: its size counts."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("scheme", "hostinfo", "user", "password", "hostname")),
+        *((name, c_void_p) for name in ("port_str", "path", "query", "fragment", "hostent")),
+        ("port", c_uint16),
+        ("is_initialized", ctypes.c_uint, 1),
+        ("dns_looked_up", ctypes.c_uint, 1),
+        ("dns_resolved", ctypes.c_uint, 1),
+    )
+
+
+class _FileInfo(Structure):
+    """apr_file_info.h, struct apr_finfo_t, whole: its size counts."""
+
+    _fields_ = (
+        ("pool", c_void_p),
+        *((name, c_int) for name in ("valid", "protection", "filetype")),
+        *((name, ctypes.c_uint) for name in ("user", "group")),
+        *((name, c_ulong) for name in ("inode", "device")),
+        ("nlink", c_int),
+        *((name, c_int64) for name in ("size", "csize", "atime", "mtime", "ctime")),
+        *((name, c_void_p) for name in ("fname", "name", "filehand")),
+    )
+
+
 class _RequestRec(Structure):
-    """httpd.h, struct request_rec, up to subprocess_env."""
+    """httpd.h, struct request_rec, up to useragent_ip."""
 
     _fields_ = (
         ("pool", c_void_p),
@@ -175,6 +202,21 @@ class _RequestRec(Structure):
         ("headers_out", c_void_p),
         ("err_headers_out", c_void_p),
         ("subprocess_env", c_void_p),
+        ("notes", c_void_p),
+        *((name, c_void_p) for name in ("content_type", "handler", "content_encoding")),
+        *((name, c_void_p) for name in ("content_languages", "vlist_validator")),
+        *((name, c_void_p) for name in ("user", "ap_auth_type", "unparsed_uri", "uri")),
+        *((name, c_void_p) for name in ("filename", "canonical_filename", "path_info", "args")),
+        *((name, c_int) for name in ("used_path_info", "eos_sent")),
+        *((name, c_void_p) for name in ("per_dir_config", "request_config", "log", "log_id")),
+        *((name, c_void_p) for name in ("htaccess", "output_filters", "input_filters")),
+        *((name, c_void_p) for name in ("proto_output_filters", "proto_input_filters")),
+        *((name, c_int) for name in ("no_cache", "no_local_copy")),
+        ("invoke_mtx", c_void_p),
+        ("parsed_uri", _Uri),
+        ("finfo", _FileInfo),
+        ("useragent_addr", POINTER(_SockAddr)),
+        ("useragent_ip", c_char_p),
     )
 
 
@@ -494,6 +536,26 @@ class Request:
         if not host or not address:
             raise HttpdError("conn_rec.local_ip and local_addr are set", "NULL")
         return host.decode("ascii", "replace"), address.contents.port
+
+    def client_address(self) -> tuple[str, int]:
+        """Return address and port of the client; port 0 if only its address is known.
+
+        mod_remoteip puts the client that a proxy names in the place of the proxy.  The PROXY
+        protocol names its port as well; a header does not, and mod_remoteip leaves the
+        proxy's port beside the client's address.
+
+        Raises:
+            HttpdError: the connection has none.
+        """
+        host, address = self._rec.useragent_ip, self._rec.useragent_addr
+        peer = self._connection.client_addr
+        if not host or not address or not peer:
+            raise HttpdError("request_rec.useragent_addr and conn_rec.client_addr are set", "NULL")
+        port = address.contents.port
+        is_peer = ctypes.addressof(address.contents) == ctypes.addressof(peer.contents)
+        if not is_peer and port == peer.contents.port:
+            port = 0
+        return host.decode("ascii", "replace"), port
 
     def ssl_variable(self, name: bytes) -> str | None:
         """Return what mod_ssl says of the connection, None where it has nothing to say.

@@ -103,7 +103,8 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
         return int(apache.OK)
     request = Request.from_capsule(req._request_rec)
     variables = request.variables()
-    client = f"{variables.get('REMOTE_ADDR', '-')}:{variables.get('REMOTE_PORT', '0')}"
+    address, port = request.client_address()
+    client = f"{address}:{port}" if port else address
     environ: wsgi.Environ = {
         **variables,
         "wsgi.url_scheme": "https" if request.is_tls else "http",

@@ -147,6 +147,7 @@ def describe(
     connection_id: str,
     *,
     tls: wire.TLS | None,
+    remote: tuple[str, int],
     local: tuple[str, int],
 ) -> wire.Open:
     """Return what the producer is told of the connection.
@@ -154,15 +155,18 @@ def describe(
     Args:
         connection_id: unique name of the connection.
         tls: how Apache has the connection encrypted, None where it has not.
+        remote: address and port of the client; port 0 if only its address is known.
+            (CGI's REMOTE_PORT is the proxy's if REMOTE_ADDR is that of a client behind one.)
         local: address and port that the client is connected to.  (CGI's
             SERVER_PORT is what the Host header says.)
     """
+    uri, query = environ["REQUEST_URI"], environ.get("QUERY_STRING", "")
     return wire.Open(
         id=connection_id,
         method=environ["REQUEST_METHOD"],
-        uri=environ["REQUEST_URI"],
+        uri=uri,
         headers=tuple(request_headers(environ)),
-        remote=(environ.get("REMOTE_ADDR", ""), int(environ.get("REMOTE_PORT") or 0)),
+        remote=remote,
         local=local,
         scheme="wss" if tls else "ws",
         tls=tls,
@@ -174,6 +178,7 @@ def describe(
             name: environ[name] for name in settings.pass_env if isinstance(environ.get(name), str)
         },
         answer_required=settings.accept == "producer",
+        rewritten_query=None if query == uri.partition("?")[2] else query,
     )
 
 

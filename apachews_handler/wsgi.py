@@ -23,7 +23,7 @@ from apachews.answer import Answer
 from apachews_handler import child, endpoint, limits, short_calls
 from apachews_handler.closelog import CloseLine, Handshake
 from apachews_handler.connection import About, Connection
-from apachews_handler.detach import detach, local_address, tls_facts
+from apachews_handler.detach import client_address, detach, local_address, tls_facts
 from apachews_handler.exceptions import (
     CheckFailed,
     ClientGone,
@@ -89,6 +89,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         upgrade,
         str(uuid.UUID(bytes=short_calls.urandom(16), version=4)),
         tls=tls_facts(request),
+        remote=client_address(request),
         local=local_address(request),
     )
     log = request.error_log()
@@ -122,8 +123,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             session,
             settings,
             path,
-            f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
-            f" {open_.uri[:200]}",
+            f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
             log,
             admission.release if admission.is_counted else None,
             _about(open_, subprotocol),
@@ -131,6 +131,12 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         )
         bridge.adopt(connection)
         undo.pop_all()
+
+
+def _client(open_: wire.Open) -> str:
+    """Return the client's address for a line of the log, with its port if that is known."""
+    address, port = open_.remote
+    return f"{address}:{port}" if port else address
 
 
 def _about(open_: wire.Open, subprotocol: str | None) -> About:

@@ -16,6 +16,8 @@ from apachews_handler import httpd, tls
 
 STRUCTURES = {
     "conn_rec": httpd._ConnRec,
+    "apr_uri_t": httpd._Uri,
+    "apr_finfo_t": httpd._FileInfo,
     "request_rec": httpd._RequestRec,
     "server_rec": httpd._ServerRec,
     "module": httpd._Module,
@@ -39,6 +41,8 @@ CONSTANTS = {
     "APLOG_NOTICE": httpd.LOG_LEVELS["notice"],
     "APLOG_INFO": httpd.LOG_LEVELS["info"],
     "APLOG_DEBUG": httpd.LOG_LEVELS["debug"],
+    "sizeof(apr_uri_t)": ctypes.sizeof(httpd._Uri),
+    "sizeof(apr_finfo_t)": ctypes.sizeof(httpd._FileInfo),
     "sizeof(apr_off_t)": ctypes.sizeof(ctypes.c_long),
     "sizeof(apr_table_entry_t)": ctypes.sizeof(httpd._TableEntry),
 }
