@@ -300,6 +300,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_dynamic_fn_retrieve": (c_void_p, (c_char_p,)),
     "apr_pstrdup": (c_void_p, (c_void_p, c_char_p)),
     "apr_table_add": (None, (c_void_p, c_char_p, c_char_p)),
+    "apr_table_set": (None, (c_void_p, c_char_p, c_char_p)),
     "apr_table_elts": (POINTER(_ArrayHeader), (c_void_p,)),
     "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
 }
@@ -618,6 +619,19 @@ class Request:
         if not rec.headers_out:
             raise HttpdError("request_rec.headers_out is set", "NULL")
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
+
+    def require_http_1_1(self) -> None:
+        """Make mod_http2 reset the stream with HTTP_1_1_REQUIRED if the response is a 403.
+
+        RFC 9113 7: the client repeats the request over HTTP/1.1.  mod_http2 looks for this
+        note of mod_ssl's; over HTTP/1.1 nothing does.
+
+        Raises:
+            HttpdError: there is no table for it.
+        """
+        if not self._rec.notes:
+            raise HttpdError("request_rec.notes is set", "NULL")
+        self._api.apr_table_set(self._rec.notes, b"ssl-renegotiate-forbidden", b"websocket")
 
     def error_log(self) -> ErrorLog:
         """Return the error log of the request's virtual host."""

@@ -29,7 +29,7 @@ from wsproto.utilities import generate_accept_token, split_comma_header
 from apachews import wire
 
 from .deflate import Agreement, Negotiation
-from .exceptions import Refusal
+from .exceptions import Http11Required, Refusal
 from .origin import require_origin
 from .settings import Settings
 
@@ -202,18 +202,16 @@ def _tokens(value: str) -> list[str]:
 
 
 def _require_websocket(environ: Mapping[str, Any]) -> None:
-    if environ.get("SERVER_PROTOCOL", "").startswith("HTTP/2"):
-        raise Refusal(
-            "501 Not Implemented",
-            "WebSockets over HTTP/2 are not supported; connect with HTTP/1.1.",
-            "a WebSocket over HTTP/2: keep H2WebSockets off",
-        )
-    if (
-        environ.get("REQUEST_METHOD") != "GET"
-        or environ.get("SERVER_PROTOCOL") != "HTTP/1.1"
-        or "websocket" not in _tokens(environ.get("HTTP_UPGRADE", ""))
-        or "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", ""))
-    ):
+    is_upgrade = (
+        environ.get("REQUEST_METHOD") == "GET"
+        and "websocket" in _tokens(environ.get("HTTP_UPGRADE", ""))
+        and "upgrade" in _tokens(environ.get("HTTP_CONNECTION", ""))
+    )
+    protocol = environ.get("SERVER_PROTOCOL", "")
+    # mod_http2 rewrites the CONNECT of RFC 8441 into a request of RFC 6455.
+    if is_upgrade and protocol.startswith("HTTP/2"):
+        raise Http11Required
+    if not is_upgrade or protocol != "HTTP/1.1":
         raise Refusal(
             UPGRADE_REQUIRED,
             "This address speaks WebSocket only.",

@@ -27,6 +27,7 @@ from apachews_handler.detach import client_address, detach, local_address, tls_f
 from apachews_handler.exceptions import (
     CheckFailed,
     ClientGone,
+    Http11Required,
     NotSetUp,
     Refusal,
     Rejected,
@@ -82,7 +83,11 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     """Turn the request's connection into a WebSocket of the child's bridge."""
     request = _httpd_request(environ)
     settings = parse_settings(environ)
-    upgrade = Upgrade.negotiate(environ, settings)
+    try:
+        upgrade = Upgrade.negotiate(environ, settings)
+    except Http11Required:
+        request.require_http_1_1()
+        raise
     open_ = describe(
         environ,
         settings,
