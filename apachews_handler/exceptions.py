@@ -37,7 +37,11 @@ class Refusal(HandlerError):
         told: what the client may know; the body.
         logged: what the log says, with what to do about it.
         headers: further response headers.
+        yields_to_error_document: whether the site's ErrorDocument for the status replaces
+            the body.
     """
+
+    yields_to_error_document = True
 
     def __init__(
         self, status: str, told: str, logged: str = "", headers: tuple[tuple[str, str], ...] = ()
@@ -86,6 +90,8 @@ class Rejected(Refusal):
         body: its own.
     """
 
+    yields_to_error_document = False  # as with a server behind mod_proxy
+
     def __init__(self, status: int, headers: tuple[tuple[str, str], ...], body: str) -> None:
         try:
             phrase = http.HTTPStatus(status).phrase
@@ -104,6 +110,8 @@ class Http11Required(Refusal):
     The status is 403, the only one that mod_http2 turns into HTTP_1_1_REQUIRED
     (``httpd.Request.require_http_1_1``).
     """
+
+    yields_to_error_document = False
 
     def __init__(self) -> None:
         super().__init__(

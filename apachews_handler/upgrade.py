@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -67,6 +68,7 @@ class Upgrade:
         Raises:
             Refusal: with the status that answers it.
         """
+        _require_no_error_document(environ)
         _require_websocket(environ)
         _require_version(environ)
         _require_wellformed(environ)
@@ -140,6 +142,12 @@ def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
     return headers
 
 
+def is_error_document(environ: Mapping[str, Any]) -> bool:
+    """Tell whether httpd serves the request as the ErrorDocument of another one."""
+    # CGI's REDIRECT_STATUS; 200 after any other internal redirect.
+    return bool(environ.get("REDIRECT_STATUS", "200") != "200")
+
+
 def describe(
     environ: Mapping[str, Any],
     settings: Settings,
@@ -199,6 +207,21 @@ def _list(environ: Mapping[str, Any], name: str) -> list[str]:
 
 def _tokens(value: str) -> list[str]:
     return [token.strip().lower() for token in value.split(",")]
+
+
+def _require_no_error_document(environ: Mapping[str, Any]) -> None:
+    if not is_error_document(environ):
+        return
+    status = environ["REDIRECT_STATUS"]
+    try:
+        phrase = http.HTTPStatus(int(status)).phrase
+    except ValueError:
+        status, phrase = "500", "Internal Server Error"
+    raise Refusal(
+        f"{status} {phrase}",
+        "The WebSocket is not available.",
+        "an ErrorDocument cannot be a WebSocket: name a page",
+    )
 
 
 def _require_websocket(environ: Mapping[str, Any]) -> None:

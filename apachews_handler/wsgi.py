@@ -36,7 +36,7 @@ from apachews_handler.exceptions import (
 from apachews_handler.httpd import HttpdError, Request
 from apachews_handler.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
-from apachews_handler.upgrade import Upgrade, describe
+from apachews_handler.upgrade import Upgrade, describe, is_error_document
 
 child.prepare()
 
@@ -208,6 +208,9 @@ def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -
     environ["wsgi.errors"].write(
         f"apachews: {refusal.status} for {environ.get('REQUEST_URI', '')[:200]}: {refusal.logged}\n"
     )
+    if _leave_to_httpd(environ, refusal):
+        start_response(refusal.status, [])
+        return []
     body = refusal.body()
     own = {
         "Content-Type": "text/plain; charset=utf-8",
@@ -218,3 +221,21 @@ def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -
         own.pop(name.title(), None)
     start_response(refusal.status, [*own.items(), *refusal.headers])
     return [body]
+
+
+def _leave_to_httpd(environ: Environ, refusal: Refusal) -> bool:
+    """Make httpd answer with the site's ErrorDocument; False if there is none to serve."""
+    if not refusal.yields_to_error_document or is_error_document(environ):
+        return False
+    try:
+        request = _httpd_request(environ)
+        status = int(refusal.status.split()[0])
+        if not request.has_error_document(status):
+            return False
+        for name, value in refusal.headers:
+            request.add_error_header(name, value)
+        die: Callable[[int], None] = environ.get("apachews.die", request.die_after_handler)
+        die(status)
+    except (Refusal, HttpdError):
+        return False  # the refusal itself says what is wrong, and is in the log
+    return True

@@ -16,6 +16,10 @@ HTTP_2 = """
 LoadModule http2_module "${MODULES}/mod_http2.so"
 Protocols h2 http/1.1
 H2WebSockets On
+<Location /ws>
+    ErrorDocument 403 "This must not replace the reset."
+    ErrorDocument 426 "Open the chat with a browser."
+</Location>
 """
 OTHER_PROGRAM = """
 WSGIScriptAlias /other "${DOCROOT}/other.wsgi"
@@ -61,6 +65,13 @@ def test_a_page_over_http_2_is_told_to_upgrade(site: Site) -> None:
         outcome = client.get("localhost", "/echo.ws?page")
     assert outcome.status == 426
     assert outcome.body == b"This address speaks WebSocket only.\n"
+
+
+def test_an_error_document_over_http_2(site: Site) -> None:
+    with dial(site) as client:
+        for _ in range(3):
+            outcome = client.get("localhost", "/ws/echo?page")
+            assert (outcome.status, outcome.body) == (426, b"Open the chat with a browser.")
 
 
 def test_over_http_1_1_the_same_address_connects(site: Site) -> None:

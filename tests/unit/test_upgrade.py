@@ -97,6 +97,11 @@ def test_the_query_of_a_rewriting_rule_is_told(query: str, rewritten: str | None
 
 REFUSED: list[tuple[dict[str, str | None], str]] = [
     ({"HTTP_UPGRADE": None}, "426"),
+    # ErrorDocument names a WebSocket; after other internal redirects the status is 200.
+    ({"REDIRECT_STATUS": "404"}, "404 Not Found"),
+    ({"REDIRECT_STATUS": "503", "HTTP_UPGRADE": None}, "503 Service Unavailable"),
+    ({"REDIRECT_STATUS": "no number"}, "500"),
+    ({"REDIRECT_STATUS": "200", "HTTP_UPGRADE": None}, "426"),
     ({"HTTP_UPGRADE": "h2c"}, "426"),
     ({"HTTP_CONNECTION": None}, "426"),
     ({"HTTP_CONNECTION": "keep-alive"}, "426"),
