@@ -52,7 +52,7 @@ class ConnectionStatus:
         id: what its producer knows it by.
         endpoint: the producer's socket file.
         path: of the URI, without its query.
-        address, port: the client's.
+        address, port: the client's; port 0 if only the address is known (mod_remoteip).
         user: as Apache authenticated it; "" for nobody.
         scheme: ``ws`` or ``wss``.
         subprotocol: "" for none.

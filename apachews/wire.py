@@ -231,10 +231,14 @@ class Open:
         id: unique name of the connection; stays the same when it is resumed.
         resumed: True where the client was connected before, to a producer that
             is gone or has handed it on.
-        method, uri: the request line, ``uri`` with its query, undecoded.
+        method, uri: the request line as the client sent it, ``uri`` with its query,
+            undecoded.
+        rewritten_query: the query that Apache gave the request instead of the URI's
+            (``RewriteRule``), undecoded; None if Apache left the query as it was.
         headers: name (lower case) and value of each request header, in no
             particular order; a value is text in ISO 8859-1.
-        remote, local: address and port of the client and of Apache's socket.
+        remote, local: address and port of the client and of Apache's socket.  The
+            client's port is 0 if only its address is known (``RemoteIPHeader``).
         scheme: ``ws`` or ``wss``.
         tls: how it is encrypted; None with ``ws``.
         user: ``REMOTE_USER`` as Apache authenticated it, or None.
@@ -265,6 +269,7 @@ class Open:
     subprotocol: str | None = None
     env: dict[str, str] = field(default_factory=dict)
     answer_required: bool = False
+    rewritten_query: str | None = None
 
     def header(self, name: str) -> str | None:
         """Return the value of a request header, by its name in any case, or None.
@@ -291,13 +296,19 @@ class Open:
 
     @property
     def query(self) -> dict[str, list[str]]:
-        """The variables of the URI's query, decoded; each may stand there several times.
+        """The variables of the query, decoded; each may stand there several times.
+
+        The query is the one that CGI has in QUERY_STRING: ``rewritten_query``, or else that
+        of the URI.
 
         Example:
             >>> client.request.query.get("room", ["lobby"])[0]
             '1'
         """
-        return parse_qs(self.uri.partition("?")[2], keep_blank_values=True)
+        query = self.rewritten_query
+        if query is None:
+            query = self.uri.partition("?")[2]
+        return parse_qs(query, keep_blank_values=True)
 
     @property
     def cookies(self) -> dict[str, str]:
@@ -321,11 +332,18 @@ class Open:
 
         :meta private:
         """
+        request: dict[str, object] = {
+            "method": self.method,
+            "uri": self.uri,
+            "headers": self.headers,
+        }
+        if self.rewritten_query is not None:
+            request["query"] = self.rewritten_query
         document = {
             "version": VERSION,
             "id": self.id,
             "resumed": self.resumed,
-            "request": {"method": self.method, "uri": self.uri, "headers": self.headers},
+            "request": request,
             "remote": self.remote,
             "local": self.local,
             "scheme": self.scheme,
@@ -372,6 +390,7 @@ class Open:
                     for name, value in document["env"].items()
                 },
                 answer_required=bool(document["answer_required"]),
+                rewritten_query=optional_text(request.get("query")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"OPEN lacks a member or has one of the wrong type: {error}") from error

@@ -303,7 +303,7 @@ def _variable(name: str) -> _Early:
 
 def _port(which: str) -> _Early | None:
     return {
-        "remote": _Early(lambda handshake: str(handshake.open.remote[1])),
+        "remote": _Early(lambda handshake: _or_dash(handshake.open.remote[1])),
         "local": _PLAIN["p"],
         "canonical": _PLAIN["p"],
     }.get(which)  # type: ignore[return-value]

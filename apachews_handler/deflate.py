@@ -53,7 +53,8 @@ class Agreement:
 
     Attributes:
         client_window_bits, server_window_bits: the window that each compresses
-            with at most, as a power of two.
+            with at most, as a power of two.  The server's may be smaller than its answer
+            says: 15, if the client did not offer ``server_max_window_bits``.
         client_keeps_context, server_keeps_context: whether a message may refer
             to the ones before it.
     """
@@ -107,7 +108,10 @@ class Negotiation(Extension):
             wanted = parameters["client_max_window_bits"] or MAX_WINDOW_BITS
             client_bits = min(self._window_bits, wanted)
             answer.append(f"client_max_window_bits={client_bits}")
-        if server_bits < MAX_WINDOW_BITS or server_offered:
+        # Only in answer to an offer of the parameter: RFC 7692 7.1.2.1 allows it without one,
+        # and clients in use fail on it.  A server that compresses with a smaller window than
+        # agreed on needs no agreement: the client's larger window reads its stream.
+        if server_offered:
             answer.append(f"server_max_window_bits={server_bits}")
         server_keeps = self._keeps_context and "server_no_context_takeover" not in parameters
         client_keeps = self._keeps_context and "client_no_context_takeover" not in parameters

@@ -65,6 +65,18 @@ def local_address(request: httpd.Request) -> tuple[str, int]:
     return host.removeprefix("::ffff:"), port
 
 
+def client_address(request: httpd.Request) -> tuple[str, int]:
+    """Return address and port of the client; port 0 if only its address is known.
+
+    Raises:
+        CheckFailed: the connection has none.
+    """
+    try:
+        return request.client_address()
+    except httpd.HttpdError as error:
+        raise CheckFailed(error.check, error.found) from error
+
+
 def tls_facts(request: httpd.Request) -> wire.TLS | None:
     """Return how the request's connection is encrypted, None where it is not.
 

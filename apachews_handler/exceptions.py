@@ -8,6 +8,7 @@
      |    |    +-- BadSetting a SetEnv variable has a value that is not allowed
      |    +-- Unavailable     503 with Retry-After: it may work in a moment
      |    +-- Rejected        the producer refuses, with a status of its own
+     |    +-- Http11Required  403: a WebSocket over HTTP/2, which HTTP/1.1 can carry
      +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
      +-- ClientGone      the client left during the handshake: nobody to answer
      +-- Violation       a peer broke RFC 6455 or docs/wire.md: close code, reason
@@ -36,7 +37,11 @@ class Refusal(HandlerError):
         told: what the client may know; the body.
         logged: what the log says, with what to do about it.
         headers: further response headers.
+        yields_to_error_document: whether the site's ErrorDocument for the status replaces
+            the body.
     """
+
+    yields_to_error_document = True
 
     def __init__(
         self, status: str, told: str, logged: str = "", headers: tuple[tuple[str, str], ...] = ()
@@ -85,6 +90,8 @@ class Rejected(Refusal):
         body: its own.
     """
 
+    yields_to_error_document = False  # as with a server behind mod_proxy
+
     def __init__(self, status: int, headers: tuple[tuple[str, str], ...], body: str) -> None:
         try:
             phrase = http.HTTPStatus(status).phrase
@@ -95,6 +102,23 @@ class Rejected(Refusal):
     def body(self) -> bytes:
         """Return the body of the answer: the producer's, as it is."""
         return self.told.encode(errors="replace")
+
+
+class Http11Required(Refusal):
+    """A WebSocket over HTTP/2.
+
+    The status is 403, the only one that mod_http2 turns into HTTP_1_1_REQUIRED
+    (``httpd.Request.require_http_1_1``).
+    """
+
+    yields_to_error_document = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "403 Forbidden",
+            "WebSockets over HTTP/2 are not supported; connect with HTTP/1.1.",
+            "a WebSocket over HTTP/2: keep H2WebSockets off",
+        )
 
 
 class BadSetting(NotSetUp):

@@ -56,6 +56,11 @@ MODULE_MAGIC_COOKIE: Final = 0x41503234
 AP_CONN_CLOSE: Final = 1
 # util_filter.h: ap_input_mode_t; apr_buckets.h: apr_read_type_e
 AP_MODE_SPECULATIVE: Final = 3
+# util_filter.h: ap_filter_type, of a filter on what a handler writes
+AP_FTYPE_RESOURCE: Final = 10
+# httpd.h
+HTTP_OK: Final = 200
+HTTP_INTERNAL_SERVER_ERROR: Final = 500
 APR_NONBLOCK_READ: Final = 1
 # apr_errno.h
 APR_SUCCESS: Final = 0
@@ -109,7 +114,7 @@ class _ConnRec(Structure):
         ("base_server", c_void_p),
         ("vhost_lookup_data", c_void_p),
         ("local_addr", POINTER(_SockAddr)),
-        ("client_addr", c_void_p),
+        ("client_addr", POINTER(_SockAddr)),
         ("client_ip", c_void_p),
         ("remote_host", c_void_p),
         ("remote_logname", c_void_p),
@@ -138,8 +143,35 @@ class _ConnRec(Structure):
     )
 
 
+class _Uri(Structure):
+    """apr_uri.h, struct apr_uri_t, whole: its size counts."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("scheme", "hostinfo", "user", "password", "hostname")),
+        *((name, c_void_p) for name in ("port_str", "path", "query", "fragment", "hostent")),
+        ("port", c_uint16),
+        ("is_initialized", ctypes.c_uint, 1),
+        ("dns_looked_up", ctypes.c_uint, 1),
+        ("dns_resolved", ctypes.c_uint, 1),
+    )
+
+
+class _FileInfo(Structure):
+    """apr_file_info.h, struct apr_finfo_t, whole: its size counts."""
+
+    _fields_ = (
+        ("pool", c_void_p),
+        *((name, c_int) for name in ("valid", "protection", "filetype")),
+        *((name, ctypes.c_uint) for name in ("user", "group")),
+        *((name, c_ulong) for name in ("inode", "device")),
+        ("nlink", c_int),
+        *((name, c_int64) for name in ("size", "csize", "atime", "mtime", "ctime")),
+        *((name, c_void_p) for name in ("fname", "name", "filehand")),
+    )
+
+
 class _RequestRec(Structure):
-    """httpd.h, struct request_rec, up to subprocess_env."""
+    """httpd.h, struct request_rec, up to useragent_ip."""
 
     _fields_ = (
         ("pool", c_void_p),
@@ -180,6 +212,21 @@ class _RequestRec(Structure):
         ("headers_out", c_void_p),
         ("err_headers_out", c_void_p),
         ("subprocess_env", c_void_p),
+        ("notes", c_void_p),
+        *((name, c_void_p) for name in ("content_type", "handler", "content_encoding")),
+        *((name, c_void_p) for name in ("content_languages", "vlist_validator")),
+        *((name, c_void_p) for name in ("user", "ap_auth_type", "unparsed_uri", "uri")),
+        *((name, c_void_p) for name in ("filename", "canonical_filename", "path_info", "args")),
+        *((name, c_int) for name in ("used_path_info", "eos_sent")),
+        *((name, c_void_p) for name in ("per_dir_config", "request_config", "log", "log_id")),
+        *((name, c_void_p) for name in ("htaccess", "output_filters", "input_filters")),
+        *((name, c_void_p) for name in ("proto_output_filters", "proto_input_filters")),
+        *((name, c_int) for name in ("no_cache", "no_local_copy")),
+        ("invoke_mtx", c_void_p),
+        ("parsed_uri", _Uri),
+        ("finfo", _FileInfo),
+        ("useragent_addr", POINTER(_SockAddr)),
+        ("useragent_ip", c_char_p),
     )
 
 
@@ -192,6 +239,27 @@ class _ServerRec(Structure):
         ("error_fname", c_char_p),
         ("error_log", c_void_p),
     )
+
+
+class _FilterRec(Structure):
+    """util_filter.h, struct ap_filter_rec_t, whole."""
+
+    _fields_ = (
+        ("name", c_char_p),
+        ("filter_func", c_void_p),
+        ("filter_init_func", c_void_p),
+        ("next", c_void_p),
+        ("providers", c_void_p),
+        ("ftype", c_int),
+        ("debug", c_int),
+        ("proto_flags", ctypes.c_uint),
+    )
+
+
+class _Filter(Structure):
+    """util_filter.h, struct ap_filter_t, whole."""
+
+    _fields_ = tuple((name, c_void_p) for name in ("frec", "ctx", "next", "r", "c"))
 
 
 class _ArrayHeader(Structure):
@@ -245,6 +313,11 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ap_get_brigade": (c_int, (c_void_p, c_void_p, c_int, c_int, c_long)),
     "ap_fflush": (c_int, (c_void_p, c_void_p)),
     "ap_flush_conn": (None, (c_void_p,)),
+    "ap_index_of_response": (c_int, (c_int,)),
+    "ap_response_code_string": (c_char_p, (c_void_p, c_int)),
+    "ap_add_output_filter_handle": (c_void_p, (POINTER(_FilterRec), c_void_p, c_void_p, c_void_p)),
+    "ap_remove_output_filter": (None, (c_void_p,)),
+    "ap_die": (None, (c_int, c_void_p)),
     "ap_add_cgi_vars": (None, (c_void_p,)),
     "ap_add_common_vars": (None, (c_void_p,)),
     "ap_set_content_type": (None, (c_void_p, c_void_p)),
@@ -262,9 +335,11 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_brigade_length": (c_int, (c_void_p, c_int, POINTER(c_long))),
     "apr_brigade_write": (c_int, (c_void_p, c_void_p, c_void_p, c_char_p, c_size_t)),
     "apr_brigade_destroy": (c_int, (c_void_p,)),
+    "apr_brigade_cleanup": (c_int, (c_void_p,)),
     "apr_dynamic_fn_retrieve": (c_void_p, (c_char_p,)),
     "apr_pstrdup": (c_void_p, (c_void_p, c_char_p)),
     "apr_table_add": (None, (c_void_p, c_char_p, c_char_p)),
+    "apr_table_set": (None, (c_void_p, c_char_p, c_char_p)),
     "apr_table_elts": (POINTER(_ArrayHeader), (c_void_p,)),
     "dladdr": (c_int, (c_void_p, POINTER(_DlInfo))),
 }
@@ -274,6 +349,10 @@ _MAY_WAIT: Final = frozenset(
         # With TLS reading may write, an alert say, and wait for the client to take that;
         # and with mod_python a filter may be in Python.
         "ap_get_brigade",
+        # Serves another request, perhaps with a program in Python.
+        "ap_die",
+        # An ErrorDocument is an expression, which may read a file.
+        "ap_response_code_string",
         "ap_fflush",
         "ap_flush_conn",
         "ap_add_cgi_vars",
@@ -286,6 +365,8 @@ _MAY_WAIT: Final = frozenset(
 )
 # mpm_common.h: what ap_hook_child_stopping takes.
 _CHILD_STOPPING: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int)
+# util_filter.h: ap_out_filter_func.
+_OUTPUT_FILTER: Final = ctypes.CFUNCTYPE(c_int, POINTER(_Filter), c_void_p)
 # mod_ssl.h, two optional functions.
 _SSL_IS_HTTPS: Final = ctypes.PYFUNCTYPE(c_int, c_void_p)
 _SSL_VAR_LOOKUP: Final = ctypes.PYFUNCTYPE(
@@ -421,6 +502,38 @@ def on_child_stopping(callback: Callable[[bool], None]) -> None:
 _callbacks: list[Any] = []
 
 
+@functools.cache
+def _die_filter() -> _FilterRec:
+    """Return the filter of ``Request.die_after_handler``, which lives as long as the child."""
+    function = _OUTPUT_FILTER(_die_at_end)
+    record = _FilterRec(
+        name=b"APACHEWS_DIE",
+        filter_func=ctypes.cast(function, c_void_p).value,
+        ftype=AP_FTYPE_RESOURCE,
+    )
+    # Two threads may come here at once, and only one's record is cached; httpd has both.
+    _callbacks.extend((function, record))
+    return record
+
+
+def _die_at_end(this: Any, brigade: int) -> int:
+    """Answer with the status in the filter's context; discard what the handler has written.
+
+    Called by httpd, on the request's thread, with the end of the response.  So does httpd's
+    own ap_http_header_filter with an error that a filter reports.
+    """
+    api, filter_ = _api(), this.contents
+    request, status = filter_.r, filter_.ctx
+    rec = _RequestRec.from_address(request)
+    api.ap_remove_output_filter(ctypes.addressof(filter_))
+    api.apr_brigade_cleanup(brigade)
+    # As mod_wsgi's daemon mode does for WSGIErrorOverride: ap_die takes another status for an
+    # error in an ErrorDocument, and then serves none.
+    rec.status, rec.status_line = HTTP_OK, None
+    api.ap_die(status, request)
+    return APR_SUCCESS
+
+
 class ErrorLog:
     """The error log of a virtual host.  For any thread, as long as the child lives."""
 
@@ -520,6 +633,26 @@ class Request:
             raise HttpdError("conn_rec.local_ip and local_addr are set", "NULL")
         return host.decode("ascii", "replace"), address.contents.port
 
+    def client_address(self) -> tuple[str, int]:
+        """Return address and port of the client; port 0 if only its address is known.
+
+        mod_remoteip puts the client that a proxy names in the place of the proxy.  The PROXY
+        protocol names its port as well; a header does not, and mod_remoteip leaves the
+        proxy's port beside the client's address.
+
+        Raises:
+            HttpdError: the connection has none.
+        """
+        host, address = self._rec.useragent_ip, self._rec.useragent_addr
+        peer = self._connection.client_addr
+        if not host or not address or not peer:
+            raise HttpdError("request_rec.useragent_addr and conn_rec.client_addr are set", "NULL")
+        port = address.contents.port
+        is_peer = ctypes.addressof(address.contents) == ctypes.addressof(peer.contents)
+        if not is_peer and port == peer.contents.port:
+            port = 0
+        return host.decode("ascii", "replace"), port
+
     def ssl_variable(self, name: bytes) -> str | None:
         """Return what mod_ssl says of the connection, None where it has nothing to say.
 
@@ -596,6 +729,56 @@ class Request:
         if not rec.headers_out:
             raise HttpdError("request_rec.headers_out is set", "NULL")
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
+
+    def has_error_document(self, status: int) -> bool:
+        """Tell whether the site has an ErrorDocument for a status, and httpd can serve it here.
+
+        False for a request whose client has gone, and for a part of another one (SSI).
+        """
+        rec, index = self._rec, self._api.ap_index_of_response(status)
+        if self.is_aborted or rec.main or not rec.err_headers_out:
+            return False
+        # httpd gives a status that it does not know the index of 500.
+        index_of_500 = self._api.ap_index_of_response(HTTP_INTERNAL_SERVER_ERROR)
+        if index == index_of_500 and status != HTTP_INTERNAL_SERVER_ERROR:
+            return False
+        return self._api.ap_response_code_string(ctypes.addressof(rec), index) is not None
+
+    def add_error_header(self, name: str, value: str) -> None:
+        """Add a header to the response that stays if httpd writes the response; ISO 8859-1.
+
+        Raises:
+            HttpdError: there is no table for it.
+        """
+        if not self._rec.err_headers_out:
+            raise HttpdError("request_rec.err_headers_out is set", "NULL")
+        data = name.encode("latin-1"), value.encode("latin-1")
+        self._api.apr_table_add(self._rec.err_headers_out, *data)
+
+    def die_after_handler(self, status: int) -> None:
+        """Make httpd answer with an error of its own once the handler has returned.
+
+        The handler returns OK and writes nothing.  mod_wsgi passes no other status on, and
+        crashes in a request inside a request (wsgi_end_request), which an ErrorDocument that
+        is a WSGI program would be: so ap_die has to wait until mod_wsgi has returned.
+        """
+        request = ctypes.addressof(self._rec)
+        self._api.ap_add_output_filter_handle(
+            byref(_die_filter()), status, request, self.connection_address
+        )
+
+    def require_http_1_1(self) -> None:
+        """Make mod_http2 reset the stream with HTTP_1_1_REQUIRED if the response is a 403.
+
+        RFC 9113 7: the client repeats the request over HTTP/1.1.  mod_http2 looks for this
+        note of mod_ssl's; over HTTP/1.1 nothing does.
+
+        Raises:
+            HttpdError: there is no table for it.
+        """
+        if not self._rec.notes:
+            raise HttpdError("request_rec.notes is set", "NULL")
+        self._api.apr_table_set(self._rec.notes, b"ssl-renegotiate-forbidden", b"websocket")
 
     def error_log(self) -> ErrorLog:
         """Return the error log of the request's virtual host."""

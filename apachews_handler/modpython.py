@@ -103,15 +103,20 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
         return int(apache.OK)
     request = Request.from_capsule(req._request_rec)
     variables = request.variables()
-    client = f"{variables.get('REMOTE_ADDR', '-')}:{variables.get('REMOTE_PORT', '0')}"
+    address, port = request.client_address()
+    client = f"{address}:{port}" if port else address
+    died: list[int] = []
     environ: wsgi.Environ = {
         **variables,
+        "apachews.die": died.append,
         "wsgi.url_scheme": "https" if request.is_tls else "http",
         "wsgi.errors": _Errors(request.error_log(), client),
         "apache.request_rec": req._request_rec,
     }
 
     def start_response(line: str, headers: list[tuple[str, str]]) -> None:
+        if died:
+            return
         req.status = int(line.split()[0])
         for name, value in headers:
             request.add_response_header(name, value)
@@ -122,7 +127,8 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
             req.write(piece)
         except OSError:
             pass  # the client has gone; the access log has its line
-    return int(apache.OK)
+    # httpd answers with its ErrorDocument.
+    return died[0] if died else int(apache.OK)
 
 
 def _prepare() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ from wsproto.utilities import generate_accept_token, split_comma_header
 from apachews import wire
 
 from .deflate import Agreement, Negotiation
-from .exceptions import Refusal
+from .exceptions import Http11Required, Refusal
 from .origin import require_origin
 from .settings import Settings
 
@@ -67,6 +68,7 @@ class Upgrade:
         Raises:
             Refusal: with the status that answers it.
         """
+        _require_no_error_document(environ)
         _require_websocket(environ)
         _require_version(environ)
         _require_wellformed(environ)
@@ -140,6 +142,12 @@ def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
     return headers
 
 
+def is_error_document(environ: Mapping[str, Any]) -> bool:
+    """Tell whether httpd serves the request as the ErrorDocument of another one."""
+    # CGI's REDIRECT_STATUS; 200 after any other internal redirect.
+    return bool(environ.get("REDIRECT_STATUS", "200") != "200")
+
+
 def describe(
     environ: Mapping[str, Any],
     settings: Settings,
@@ -147,6 +155,7 @@ def describe(
     connection_id: str,
     *,
     tls: wire.TLS | None,
+    remote: tuple[str, int],
     local: tuple[str, int],
 ) -> wire.Open:
     """Return what the producer is told of the connection.
@@ -154,15 +163,18 @@ def describe(
     Args:
         connection_id: unique name of the connection.
         tls: how Apache has the connection encrypted, None where it has not.
+        remote: address and port of the client; port 0 if only its address is known.
+            (CGI's REMOTE_PORT is the proxy's if REMOTE_ADDR is that of a client behind one.)
         local: address and port that the client is connected to.  (CGI's
             SERVER_PORT is what the Host header says.)
     """
+    uri, query = environ["REQUEST_URI"], environ.get("QUERY_STRING", "")
     return wire.Open(
         id=connection_id,
         method=environ["REQUEST_METHOD"],
-        uri=environ["REQUEST_URI"],
+        uri=uri,
         headers=tuple(request_headers(environ)),
-        remote=(environ.get("REMOTE_ADDR", ""), int(environ.get("REMOTE_PORT") or 0)),
+        remote=remote,
         local=local,
         scheme="wss" if tls else "ws",
         tls=tls,
@@ -174,6 +186,7 @@ def describe(
             name: environ[name] for name in settings.pass_env if isinstance(environ.get(name), str)
         },
         answer_required=settings.accept == "producer",
+        rewritten_query=None if query == uri.partition("?")[2] else query,
     )
 
 
@@ -196,19 +209,32 @@ def _tokens(value: str) -> list[str]:
     return [token.strip().lower() for token in value.split(",")]
 
 
+def _require_no_error_document(environ: Mapping[str, Any]) -> None:
+    if not is_error_document(environ):
+        return
+    status = environ["REDIRECT_STATUS"]
+    try:
+        phrase = http.HTTPStatus(int(status)).phrase
+    except ValueError:
+        status, phrase = "500", "Internal Server Error"
+    raise Refusal(
+        f"{status} {phrase}",
+        "The WebSocket is not available.",
+        "an ErrorDocument cannot be a WebSocket: name a page",
+    )
+
+
 def _require_websocket(environ: Mapping[str, Any]) -> None:
-    if environ.get("SERVER_PROTOCOL", "").startswith("HTTP/2"):
-        raise Refusal(
-            "501 Not Implemented",
-            "WebSockets over HTTP/2 are not supported; connect with HTTP/1.1.",
-            "a WebSocket over HTTP/2: keep H2WebSockets off",
-        )
-    if (
-        environ.get("REQUEST_METHOD") != "GET"
-        or environ.get("SERVER_PROTOCOL") != "HTTP/1.1"
-        or "websocket" not in _tokens(environ.get("HTTP_UPGRADE", ""))
-        or "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", ""))
-    ):
+    is_upgrade = (
+        environ.get("REQUEST_METHOD") == "GET"
+        and "websocket" in _tokens(environ.get("HTTP_UPGRADE", ""))
+        and "upgrade" in _tokens(environ.get("HTTP_CONNECTION", ""))
+    )
+    protocol = environ.get("SERVER_PROTOCOL", "")
+    # mod_http2 rewrites the CONNECT of RFC 8441 into a request of RFC 6455.
+    if is_upgrade and protocol.startswith("HTTP/2"):
+        raise Http11Required
+    if not is_upgrade or protocol != "HTTP/1.1":
         raise Refusal(
             UPGRADE_REQUIRED,
             "This address speaks WebSocket only.",

@@ -24,10 +24,11 @@ from apachews.answer import Answer
 from apachews_handler import child, endpoint, limits, short_calls, waiting
 from apachews_handler.closelog import CloseLine, Handshake
 from apachews_handler.connection import About, Connection
-from apachews_handler.detach import detach, local_address, tls_facts
+from apachews_handler.detach import client_address, detach, local_address, tls_facts
 from apachews_handler.exceptions import (
     CheckFailed,
     ClientGone,
+    Http11Required,
     NotSetUp,
     Refusal,
     Rejected,
@@ -36,7 +37,7 @@ from apachews_handler.exceptions import (
 from apachews_handler.httpd import HttpdError, Request, spare_workers
 from apachews_handler.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
-from apachews_handler.upgrade import Upgrade, describe
+from apachews_handler.upgrade import Upgrade, describe, is_error_document
 
 child.prepare()
 
@@ -83,13 +84,18 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     """Turn the request's connection into a WebSocket of the child's bridge."""
     request = _httpd_request(environ)
     settings = parse_settings(environ, child.definitions(request.definition))
-    upgrade = Upgrade.negotiate(environ, settings)
+    try:
+        upgrade = Upgrade.negotiate(environ, settings)
+    except Http11Required:
+        request.require_http_1_1()
+        raise
     open_ = describe(
         environ,
         settings,
         upgrade,
         str(uuid.UUID(bytes=short_calls.urandom(16), version=4)),
         tls=tls_facts(request),
+        remote=client_address(request),
         local=local_address(request),
     )
     log = request.error_log()
@@ -127,8 +133,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             session,
             settings,
             path,
-            f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
-            f" {open_.uri[:200]}",
+            f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
             log,
             admission.release if admission.is_counted else None,
             _about(open_, subprotocol),
@@ -136,6 +141,12 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         )
         bridge.adopt(connection)
         undo.pop_all()
+
+
+def _client(open_: wire.Open) -> str:
+    """Return the client's address for a line of the log, with its port if that is known."""
+    address, port = open_.remote
+    return f"{address}:{port}" if port else address
 
 
 def _about(open_: wire.Open, subprotocol: str | None) -> About:
@@ -202,6 +213,9 @@ def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -
     environ["wsgi.errors"].write(
         f"apachews: {refusal.status} for {environ.get('REQUEST_URI', '')[:200]}: {refusal.logged}\n"
     )
+    if _leave_to_httpd(environ, refusal):
+        start_response(refusal.status, [])
+        return []
     body = refusal.body()
     own = {
         "Content-Type": "text/plain; charset=utf-8",
@@ -212,3 +226,21 @@ def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -
         own.pop(name.title(), None)
     start_response(refusal.status, [*own.items(), *refusal.headers])
     return [body]
+
+
+def _leave_to_httpd(environ: Environ, refusal: Refusal) -> bool:
+    """Make httpd answer with the site's ErrorDocument; False if there is none to serve."""
+    if not refusal.yields_to_error_document or is_error_document(environ):
+        return False
+    try:
+        request = _httpd_request(environ)
+        status = int(refusal.status.split()[0])
+        if not request.has_error_document(status):
+            return False
+        for name, value in refusal.headers:
+            request.add_error_header(name, value)
+        die: Callable[[int], None] = environ.get("apachews.die", request.die_after_handler)
+        die(status)
+    except (Refusal, HttpdError):
+        return False  # the refusal itself says what is wrong, and is in the log
+    return True

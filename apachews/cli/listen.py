@@ -259,7 +259,8 @@ class _Session:
 def _describe(client: Client) -> str:
     request = client.request
     address, port = request.remote
-    words = [f"[{address}]:{port}" if ":" in address else f"{address}:{port}", request.uri]
+    host = f"[{address}]" if ":" in address else address
+    words = [f"{host}:{port}" if port else address or "-", request.uri]
     if request.user is not None:
         words.append(f"user {request.user}")
     if request.subprotocol:

@@ -30,7 +30,7 @@ HINTS: Final[dict[int, str]] = {
     ),
     429: "Too many connections from this address: APACHEWS_MAX_CONNECTIONS_PER_ADDRESS.",
     500: f"Something is not set up as it must be; {_LOG}, and what to change.",
-    501: "The connection cannot be taken over, as with HTTP/2.",
+    501: "A proxy on the way does not do WebSockets.",
     502: "A proxy on the way got no good answer from the server behind it.",
     503: (
         "Nobody listens on the socket file (start the producer), the producer is too busy to"

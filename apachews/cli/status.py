@@ -295,7 +295,7 @@ def _connections(status: Status, listed: int) -> list[str]:
 
 def _address(connection: ConnectionStatus) -> str:
     host = f"[{connection.address}]" if ":" in connection.address else connection.address
-    return f"{host}:{connection.port}"
+    return f"{host}:{connection.port}" if connection.port else connection.address
 
 
 def _asks(apache: str | None) -> list[Ask]:

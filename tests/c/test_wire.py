@@ -110,6 +110,7 @@ def as_request(facts: dict[str, Any]) -> dict[str, Any]:
     same = ("id", "resumed", "method", "uri", "scheme", "user", "vhost", "offered")
     return {
         **{name: facts[name] for name in (*same, "subprotocol", "answer_required")},
+        "rewritten_query": facts["rewritten_query"],
         "remote": [facts["remote_host"], facts["ports"][0]],
         "local": [facts["local_host"], facts["ports"][1]],
         "headers": pairs["headers"],

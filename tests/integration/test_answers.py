@@ -84,15 +84,42 @@ def test_a_malformed_handshake(
     assert_logged(event_site, status, path, why)
 
 
-def test_a_chunked_body(event_site: Site) -> None:
-    # mod_wsgi refuses it itself unless WSGIChunkedRequest is on.
-    assert answer(event_site, request(Transfer_Encoding="chunked"))[0] in (400, 411)
+@pytest.mark.parametrize("path", ["/echo.ws", "/ws/echo"])
+def test_a_handshake_with_a_chunked_body(event_site: Site, path: str) -> None:
+    status, _, body = answer(event_site, request(path, Transfer_Encoding="chunked") + b"0\r\n\r\n")
+    assert (status, body) == (400, "A WebSocket request has no body.\n")
 
 
-def test_http_2_is_not_implemented(event_site: Site) -> None:
+@pytest.mark.parametrize("path", ["/echo.ws", "/ws/echo"])
+@pytest.mark.parametrize("with_tls", [False, True])
+def test_a_body_is_discarded_and_not_read_as_a_request(
+    event_site: Site, path: str, with_tls: bool
+) -> None:
+    inner = b"GET /absent HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    bodies = {
+        "Transfer-Encoding: chunked": b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner),
+        f"Content-Length: {len(inner)}": inner,
+    }
+    for header, body in bodies.items():
+        with RawClient(event_site.dial("wss1.3" if with_tls else "ws")) as client:
+            head = f"POST {path}?body HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode()
+            client.send(head + body + b"GET /index.html HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.read_response()[0] == 426
+            status, _, page = client.read_response()
+            assert (status, "here" in page) == (200, True)
+
+
+def test_a_chunked_body_without_end_is_answered(event_site: Site) -> None:
+    with RawClient(event_site.dial("ws")) as client:
+        head = b"POST /echo.ws HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.send(head + b"ffffff\r\n")
+        assert client.read_response()[0] == 426
+
+
+def test_http_2_in_a_request_of_http_1(event_site: Site) -> None:
     data = request("/echo.ws?http2").replace(b"HTTP/1.1", b"HTTP/2.0", 1)
-    assert answer(event_site, data)[0] == 501
-    assert_logged(event_site, 501, "/echo.ws?http2", "keep H2WebSockets off")
+    assert answer(event_site, data)[0] == 403
+    assert_logged(event_site, 403, "/echo.ws?http2", "keep H2WebSockets off")
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS"])

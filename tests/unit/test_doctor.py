@@ -918,7 +918,7 @@ ADDRESS = Address.parse("wss://a.example/x.ws")
         (426, "", "taken the header Upgrade away", "pass Upgrade"),
         (500, "The WebSocket is not set up correctly.\n", "configuration", "apachews: 500"),
         (500, "<html>", "cannot run the handler", "cannot read"),
-        (501, "", "HTTP/2", "H2WebSockets off"),
+        (501, "", "a proxy", "ProxyPass"),
         (503, "The WebSocket is not available at the moment.\n", "nobody listens", "producer"),
         (503, "<html>", "a proxy", "ProxyPass"),
         (418, "", "never gives", "error log"),

@@ -17,8 +17,12 @@ from apachews_handler.transport import TCP_INFO
 
 STRUCTURES = {
     "conn_rec": httpd._ConnRec,
+    "apr_uri_t": httpd._Uri,
+    "apr_finfo_t": httpd._FileInfo,
     "request_rec": httpd._RequestRec,
     "server_rec": httpd._ServerRec,
+    "ap_filter_rec_t": httpd._FilterRec,
+    "ap_filter_t": httpd._Filter,
     "module": httpd._Module,
     "Dl_info": httpd._DlInfo,
     "apr_sockaddr_t": httpd._SockAddr,
@@ -30,6 +34,10 @@ CONSTANTS = {
     "MODULE_MAGIC_COOKIE": httpd.MODULE_MAGIC_COOKIE,
     "AP_CONN_CLOSE": httpd.AP_CONN_CLOSE,
     "AP_MODE_SPECULATIVE": httpd.AP_MODE_SPECULATIVE,
+    "AP_FTYPE_RESOURCE": httpd.AP_FTYPE_RESOURCE,
+    "HTTP_OK": httpd.HTTP_OK,
+    "HTTP_INTERNAL_SERVER_ERROR": httpd.HTTP_INTERNAL_SERVER_ERROR,
+    "sizeof(ap_filter_rec_t)": ctypes.sizeof(httpd._FilterRec),
     "APR_NONBLOCK_READ": httpd.APR_NONBLOCK_READ,
     "APR_SUCCESS": httpd.APR_SUCCESS,
     "APR_EOF": httpd.APR_EOF,
@@ -44,6 +52,8 @@ CONSTANTS = {
     "APLOG_NOTICE": httpd.LOG_LEVELS["notice"],
     "APLOG_INFO": httpd.LOG_LEVELS["info"],
     "APLOG_DEBUG": httpd.LOG_LEVELS["debug"],
+    "sizeof(apr_uri_t)": ctypes.sizeof(httpd._Uri),
+    "sizeof(apr_finfo_t)": ctypes.sizeof(httpd._FileInfo),
     "sizeof(apr_off_t)": ctypes.sizeof(ctypes.c_long),
     "sizeof(apr_table_entry_t)": ctypes.sizeof(httpd._TableEntry),
 }

@@ -103,7 +103,7 @@ def test_commands(path: str, client: Client) -> None:
         one, two = client(1), client(2)
         terminal.wait_for_row(r"^\+ 00000002")
         terminal.type("/who\r")
-        terminal.wait_for_row(r"^  00000002  :0  /echo\.ws$")
+        terminal.wait_for_row(r"^  00000002  -  /echo\.ws$")
         terminal.type("/to 00000002 only  you\r/to 00000001-1 \r//path\r")
         assert read(two, 2) == ["only  you", "/path"]
         assert read(one, 2) == ["", "/path"]

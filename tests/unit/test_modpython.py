@@ -69,7 +69,12 @@ def test_a_site_without_python_import_is_told_so_once(
     modpython = load()
     logged: list[tuple[str, str]] = []
     log = SimpleNamespace(write=lambda level, text: logged.append((level, text)))
-    request = SimpleNamespace(variables=dict, is_tls=False, error_log=lambda: log)
+    request = SimpleNamespace(
+        variables=dict,
+        is_tls=False,
+        error_log=lambda: log,
+        client_address=lambda: ("203.0.113.7", 0),
+    )
     monkeypatch.setattr(modpython.Request, "from_capsule", lambda capsule: request)
     monkeypatch.setattr(child, "is_prepared", lambda: is_prepared)
     written: list[bytes] = []
@@ -85,3 +90,27 @@ def test_a_site_without_python_import_is_told_so_once(
         ((level, text),) = logged
         assert level == "warn"
         assert "PythonImport apachews_handler.modpython main_interpreter" in text
+
+
+def test_the_status_goes_to_httpd_if_the_site_has_an_error_document(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modpython = load()
+    headers: list[tuple[str, str]] = []
+    request = SimpleNamespace(
+        variables=dict,
+        is_tls=False,
+        error_log=lambda: SimpleNamespace(write=lambda level, text: None),
+        client_address=lambda: ("203.0.113.7", 51514),
+        add_response_header=lambda name, value: headers.append((name, value)),
+    )
+    monkeypatch.setattr(modpython.Request, "from_capsule", lambda capsule: request)
+    req = SimpleNamespace(interpreter="main_interpreter", _request_rec=object(), status=200)
+
+    def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        environ["apachews.die"](503)
+        start_response("503 Service Unavailable", [("X", "y")])
+        return []
+
+    assert modpython._run(req, refuse) == 503
+    assert (req.status, headers) == (200, [])

@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {
     "REQUEST_METHOD": "GET",
     "SERVER_PROTOCOL": "HTTP/1.1",
     "REQUEST_URI": "/chat.ws?room=1",
+    "QUERY_STRING": "room=1",
     "SERVER_NAME": "server.example.com",
     "REMOTE_ADDR": "203.0.113.7",
     "REMOTE_PORT": "51514",
@@ -63,16 +64,16 @@ def test_the_answer_is_that_of_the_rfc() -> None:
 def test_what_the_producer_is_told() -> None:
     settings = Settings(pass_env=("SSL_CLIENT_S_DN", "ABSENT"), subprotocols=("x", "superchat"))
     environ = {**GOOD, "REMOTE_USER": "ann", "SSL_CLIENT_S_DN": "CN=ann"}
-    local = ("192.0.2.1", 443)
+    remote, local = ("203.0.113.7", 51514), ("192.0.2.1", 443)
     tls = wire.TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", "server.example.com")
-    open_ = describe(environ, settings, negotiate(), "id-1", tls=tls, local=local)
+    open_ = describe(environ, settings, negotiate(), "id-1", tls=tls, remote=remote, local=local)
     assert open_.env == {"SSL_CLIENT_S_DN": "CN=ann"}
     assert open_.subprotocol == "superchat"
     assert open_.local == local
     assert not open_.answer_required
     assert open_.id == "id-1"
     assert open_.uri == "/chat.ws?room=1"
-    assert open_.remote == ("203.0.113.7", 51514)
+    assert open_.remote == remote
     assert open_.scheme == "wss"
     assert open_.tls is tls
     assert open_.user == "ann"
@@ -80,16 +81,34 @@ def test_what_the_producer_is_told() -> None:
     assert open_.offered == ("chat", "superchat")
     assert open_.header("Host") == "server.example.com"
     assert not open_.resumed
+    assert open_.rewritten_query is None
+
+
+@pytest.mark.parametrize(
+    ("query", "rewritten"), [("room=1", None), ("room=7&room=1", "room=7&room=1"), ("", "")]
+)
+def test_the_query_of_a_rewriting_rule_is_told(query: str, rewritten: str | None) -> None:
+    environ = {**GOOD, "QUERY_STRING": query}
+    address = ("203.0.113.7", 51514)
+    open_ = describe(environ, Settings(), negotiate(), "1", tls=None, remote=address, local=address)
+    assert open_.rewritten_query == rewritten
+    assert open_.uri == "/chat.ws?room=1"
 
 
 REFUSED: list[tuple[dict[str, str | None], str]] = [
     ({"HTTP_UPGRADE": None}, "426"),
+    # ErrorDocument names a WebSocket; after other internal redirects the status is 200.
+    ({"REDIRECT_STATUS": "404"}, "404 Not Found"),
+    ({"REDIRECT_STATUS": "503", "HTTP_UPGRADE": None}, "503 Service Unavailable"),
+    ({"REDIRECT_STATUS": "no number"}, "500"),
+    ({"REDIRECT_STATUS": "200", "HTTP_UPGRADE": None}, "426"),
     ({"HTTP_UPGRADE": "h2c"}, "426"),
     ({"HTTP_CONNECTION": None}, "426"),
     ({"HTTP_CONNECTION": "keep-alive"}, "426"),
     ({"REQUEST_METHOD": "POST"}, "426"),
     ({"SERVER_PROTOCOL": "HTTP/1.0"}, "426"),
-    ({"SERVER_PROTOCOL": "HTTP/2.0"}, "501"),
+    ({"SERVER_PROTOCOL": "HTTP/2.0"}, "403"),
+    ({"SERVER_PROTOCOL": "HTTP/2.0", "HTTP_UPGRADE": None}, "426"),
     ({"HTTP_SEC_WEBSOCKET_VERSION": None}, "426"),
     ({"HTTP_SEC_WEBSOCKET_VERSION": "8"}, "426"),
     ({"HTTP_SEC_WEBSOCKET_VERSION": "13, 8"}, "426"),
@@ -240,10 +259,7 @@ def test_compression_is_agreed_on_or_switched_off() -> None:
     }
     upgrade = negotiate(offer)
     head = upgrade.accept(Settings())
-    assert (
-        b"Sec-WebSocket-Extensions: permessage-deflate;"
-        b" client_max_window_bits=12; server_max_window_bits=12\r\n" in head
-    )
+    assert b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=12\r\n" in head
     assert upgrade.deflate == Agreement(12, 12)
     upgrade = negotiate(offer)
     assert b"Extensions" not in upgrade.accept(Settings(deflate=False))

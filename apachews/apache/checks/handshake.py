@@ -135,8 +135,8 @@ ANSWERS: Final[list[tuple[int, str, str, str]]] = [
     (
         501,
         "",
-        "the request came over HTTP/2, or from a proxy that does not do WebSockets",
-        "H2WebSockets off",
+        "a proxy answers here, and does not do WebSockets",
+        "ProxyPass … !",
     ),
     (502, "", "a proxy answers here, and does not reach what is behind it", "ProxyPass … !"),
     (

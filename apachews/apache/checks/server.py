@@ -194,8 +194,8 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
         yield error(
             "http2",
             "H2WebSockets is on",
-            breaks="browsers that speak HTTP/2 with this server open WebSockets over it, and get"
-            " 501",
+            breaks="browsers that speak HTTP/2 with this server open WebSockets over it; they are"
+            " told to use HTTP/1.1, which Chromium does after another round trip; Firefox fails",
             mend="H2WebSockets off",
             where=switched_on[-1].where,
         )

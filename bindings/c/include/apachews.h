@@ -138,13 +138,14 @@ typedef struct apachews_request {
     const char *id; /* unique; stays the same when the client is resumed */
     const char *method;
     const char *uri;          /* path and query as they stand in the request line */
+    const char *rewritten_query; /* that Apache gave the request (RewriteRule), or NULL */
     const char *scheme;       /* "ws" or "wss" */
     const char *vhost;        /* ServerName */
     const char *user;         /* REMOTE_USER, or NULL */
     const char *subprotocol;  /* that Apache chose, or NULL */
     const char *remote_host;  /* address of the client */
     const char *local_host;   /* and of Apache */
-    int remote_port;
+    int remote_port;          /* 0: not known (RemoteIPHeader) */
     int local_port;
     /* With wss: OpenSSL's names.  NULL with ws, and where there is none. */
     const char *tls_version;

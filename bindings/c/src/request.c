@@ -177,6 +177,9 @@ static enum request_result read_open(struct reading *reading, const struct json_
     facts->id = TEXT(root, "id");
     facts->method = TEXT(line, "method");
     facts->uri = TEXT(line, "uri");
+    const struct json_value *query = json_member(reading->document, line, "query");
+    facts->rewritten_query =
+        query == NULL ? NULL : text_or_null(reading, query, "in OPEN query is no text");
     facts->scheme = TEXT(root, "scheme");
     facts->vhost = TEXT(root, "vhost");
     facts->user = text_or_null(reading, MEMBER(root, "user"), "in OPEN user is no text");
@@ -313,9 +316,11 @@ static bool is_in(const char *at, const char *ends)
 long apachews_request_query(const apachews_request *request, const char *name, char *value,
                             size_t capacity)
 {
-    const char *at = strchr(request->uri, '?');
+    const char *uri_query = strchr(request->uri, '?');
+    const char *at = request->rewritten_query != NULL ? request->rewritten_query
+                     : uri_query != NULL              ? uri_query + 1
+                                                      : NULL;
     while (at != NULL) {
-        at++;
         const char *expected = name;
         while (is_in(at, "=&") && *expected != '\0' && query_byte(&at) == *expected) {
             expected++;
@@ -336,6 +341,7 @@ long apachews_request_query(const apachews_request *request, const char *name, c
             return (long)length;
         }
         at = strchr(at, '&');
+        at += at != NULL;
     }
     return -1;
 }

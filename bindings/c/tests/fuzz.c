@@ -158,7 +158,8 @@ static void fuzz_request(const unsigned char *data, size_t length)
         apachews_request_header(facts, "host");
         apachews_request_env(facts, "GEO");
         long size = apachews_request_query(facts, "a", value, sizeof value);
-        CHECK(size < 0 || (size_t)size <= strlen(facts->uri));
+        const char *query = facts->rewritten_query ? facts->rewritten_query : facts->uri;
+        CHECK(size < 0 || (size_t)size <= strlen(query));
         CHECK(utf8_is_valid(facts->uri, strlen(facts->uri)));
         char *language = preferred_language(facts->uri);
         CHECK(language == NULL || strstr(facts->uri, language) != NULL);

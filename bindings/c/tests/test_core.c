@@ -183,6 +183,24 @@ static void test_request(void)
     CHECK(apachews_request_query(request, "names", value, sizeof value) == -1);
     request_free(made);
 
+    static const char rewritten[] =
+        HEAD "\"/x?a=1\",\"query\":\"room=7&a=2\",\"headers\":[]" MIDDLE "null" TAIL;
+    CHECK(request_decode(rewritten, strlen(rewritten), &made, &problem) == REQUEST_OK);
+    CHECK(strcmp(made->facts.uri, "/x?a=1") == 0);
+    CHECK(apachews_request_query(&made->facts, "room", value, sizeof value) == 1);
+    CHECK(apachews_request_query(&made->facts, "a", value, sizeof value) == 1 && value[0] == '2');
+    request_free(made);
+
+    static const char removed[] =
+        HEAD "\"/x?a=1\",\"query\":\"\",\"headers\":[]" MIDDLE "null" TAIL;
+    CHECK(request_decode(removed, strlen(removed), &made, &problem) == REQUEST_OK);
+    CHECK(apachews_request_query(&made->facts, "a", value, sizeof value) == -1);
+    request_free(made);
+
+    static const char number[] = HEAD "\"/\",\"query\":7,\"headers\":[]" MIDDLE "null" TAIL;
+    CHECK(request_decode(number, strlen(number), &made, &problem) == REQUEST_BAD);
+    CHECK(strcmp(problem, "in OPEN query is no text") == 0);
+
     /* A string of C would end inside this one, and name somebody else. */
     static const char ann[] = HEAD "\"/\",\"headers\":[]" MIDDLE "\"ann\\u0000x\"" TAIL;
     CHECK(request_decode(ann, strlen(ann), &made, &problem) == REQUEST_BAD);

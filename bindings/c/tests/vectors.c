@@ -84,6 +84,7 @@ static void put_request(struct json_text *out, const apachews_request *request)
     put_text(out, "id", request->id);
     put_text(out, "method", request->method);
     put_text(out, "uri", request->uri);
+    put_text(out, "rewritten_query", request->rewritten_query);
     put_text(out, "scheme", request->scheme);
     put_text(out, "vhost", request->vhost);
     put_text(out, "user", request->user);

@@ -15,8 +15,8 @@ final class Request
     /** The path of the URI, decoded. */
     public readonly string $path;
     /**
-     * The variables of the URI's query, decoded; each may stand there several times. Names
-     * are left as they are, unlike in $_GET.
+     * The variables of the query, decoded; each may stand there several times. Names are left
+     * as they are, unlike in $_GET. The query is $rewrittenQuery, or else that of the URI.
      *
      * @var array<list<string>> values by name
      */
@@ -32,11 +32,11 @@ final class Request
     /**
      * @param string                      $id             unique name of the connection; stays the same
      *                                                    when it is resumed
-     * @param string                      $uri            path and query, undecoded
+     * @param string                      $uri            path and query as the client sent them, undecoded
      * @param bool                        $resumed        another producer had this client before
      * @param string                      $method         of the request line
      * @param list<array{string, string}> $headers        name (lower case) and value; text in ISO 8859-1
-     * @param array{string, int}          $remote         address and port of the client
+     * @param array{string, int}          $remote         address and port of the client; port 0: not known
      * @param array{string, int}          $local          address and port of Apache
      * @param string                      $scheme         ws or wss
      * @param Tls|null                    $tls            how it is encrypted; null with ws
@@ -46,6 +46,8 @@ final class Request
      * @param string|null                 $subprotocol    the one that APACHEWS_SUBPROTOCOLS chose
      * @param array<string>               $env            variables that APACHEWS_PASS_ENV names
      * @param bool                        $answerRequired the producer decides (APACHEWS_ACCEPT producer)
+     * @param string|null                 $rewrittenQuery the query that Apache gave the request instead of
+     *                                                    the URI's (RewriteRule), undecoded; null: none
      */
     public function __construct(
         public readonly string $id,
@@ -62,11 +64,12 @@ final class Request
         public readonly array $offered = [],
         public readonly ?string $subprotocol = null,
         public readonly array $env = [],
-        public readonly bool $answerRequired = false
+        public readonly bool $answerRequired = false,
+        public readonly ?string $rewrittenQuery = null
     ) {
         $parts = explode('?', $uri, 2);
         $this->path = rawurldecode($parts[0]);
-        $this->query = self::readQuery($parts[1] ?? '');
+        $this->query = self::readQuery($rewrittenQuery ?? $parts[1] ?? '');
         $this->cookies = self::readCookies($this->header('cookie') ?? '');
     }
 
@@ -118,7 +121,8 @@ final class Request
             offered: $subprotocols->texts('offered'),
             subprotocol: $subprotocols->optionalText('chosen'),
             env: $document->map('env'),
-            answerRequired: $document->truth('answer_required')
+            answerRequired: $document->truth('answer_required'),
+            rewrittenQuery: $request->has('query') ? $request->text('query') : null
         );
     }
 

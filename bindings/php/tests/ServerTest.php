@@ -217,6 +217,18 @@ final class ServerTest extends TestCase
         self::assertSame('TLSv1.3', $request->tls?->version);
         self::assertSame(['A' => 'b'], $request->env);
         self::assertTrue($request->resumed);
+        self::assertNull($request->rewrittenQuery);
+    }
+
+    public function testTheQueryOfARewritingRuleIsTold(): void
+    {
+        $this->server();
+        $line = ['method' => 'GET', 'uri' => '/chat.ws?room=1', 'headers' => []];
+        $rewritten = $this->connect(['request' => $line + ['query' => 'room=7']]);
+        $removed = $this->connect(['request' => $line + ['query' => '']]);
+        self::assertSame(['room' => ['7']], $rewritten[1]->request->query);
+        self::assertSame('/chat.ws?room=1', $rewritten[1]->request->uri);
+        self::assertSame([], $removed[1]->request->query);
     }
 
     /**

@@ -157,6 +157,7 @@ final class WireVectorsTest extends TestCase
             'subprotocol' => $item->subprotocol,
             'env' => $item->env,
             'answer_required' => $item->answerRequired,
+            'rewritten_query' => $item->rewrittenQuery,
         ];
         foreach ($case['request'] as $name => $value) {
             self::assertArrayHasKey($name, $found);
