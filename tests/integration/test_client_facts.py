@@ -20,6 +20,7 @@ from ..site import Site, running_site
 FACTS = """
 LoadModule remoteip_module "${MODULES}/mod_remoteip.so"
 LoadModule rewrite_module "${MODULES}/mod_rewrite.so"
+Define APACHEWS_LOG_DIRECTORY "${DOCROOT}"
 SetEnv APACHEWS_CLOSE_LOG "${DOCROOT}/closes.log"
 SetEnv APACHEWS_CLOSE_LOG_FORMAT "%a %{remote}p %U%q"
 RewriteEngine on
