@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -87,7 +86,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         environ,
         settings,
         upgrade,
-        str(uuid.UUID(bytes=short_calls.urandom(16), version=4)),
+        _new_id(),
         tls=tls_facts(request),
         local=local_address(request),
     )
@@ -125,12 +124,24 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             f"[client {open_.remote[0]}:{open_.remote[1]}] user={open_.user or '-'}"
             f" {open_.uri[:200]}",
             log,
-            admission.release if admission.is_counted else None,
+            admission if admission.is_counted else None,
             _about(open_, subprotocol),
             _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
         )
         bridge.adopt(connection)
         undo.pop_all()
+
+
+def _new_id() -> str:
+    """Return a random UUID (RFC 9562 5.4), without the module of that name.
+
+    That one imports ``platform``, which every child would keep.
+    """
+    data = bytearray(short_calls.urandom(16))
+    data[6] = data[6] & 0x0F | 0x40
+    data[8] = data[8] & 0x3F | 0x80
+    text = data.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def _about(open_: wire.Open, subprotocol: str | None) -> About:
