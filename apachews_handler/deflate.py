@@ -139,13 +139,25 @@ class Inflater:
 
     Args:
         window_bits: as agreed on for the client.
+        window: what ``window()`` of an earlier inflater of the same stream returned.
     """
 
-    __slots__ = ("_final_blocks", "_input", "_is_empty", "_window_bits", "_zlib")
+    __slots__ = (
+        "_final_blocks",
+        "_history_bytes",
+        "_input",
+        "_is_empty",
+        "_window_bits",
+        "_zlib",
+    )
 
-    def __init__(self, window_bits: int) -> None:
+    def __init__(self, window_bits: int, window: bytes = b"") -> None:
         self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
-        self._zlib = zlib.decompressobj(-self._window_bits)
+        if window:
+            self._zlib = zlib.decompressobj(-self._window_bits, zdict=window)
+        else:
+            self._zlib = zlib.decompressobj(-self._window_bits)
+        self._history_bytes = len(window)  # output of the current stream
         self._input = b""
         self._is_empty = True  # the message so far
         self._final_blocks = 0
@@ -165,16 +177,19 @@ class Inflater:
         """
         try:
             out = self._zlib.decompress(self._input, size)
+            self._history_bytes += len(out)
             while self._zlib.eof and self._zlib.unused_data:
                 # A block that ends its stream; another stream follows.
                 self._final_blocks += 1
                 if self._final_blocks > MAX_FINAL_BLOCKS:
                     raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
                 self._input = self._zlib.unused_data
-                self._zlib = zlib.decompressobj(-self._window_bits)
+                self._begin_stream()
                 if len(out) == size:
                     return out
-                out += self._zlib.decompress(self._input, size - len(out))
+                more = self._zlib.decompress(self._input, size - len(out))
+                self._history_bytes += len(more)
+                out += more
         except zlib.error as error:
             raise Violation(wire.INVALID_DATA, "a message is not compressed correctly") from error
         self._input = self._zlib.unconsumed_tail
@@ -185,7 +200,42 @@ class Inflater:
         self._final_blocks = 0
         self._is_empty = True
         if self._zlib.eof:
-            self._zlib = zlib.decompressobj(-self._window_bits)
+            self._begin_stream()
+
+    def window(self) -> bytes:
+        """Return the output that the next message may refer to; only between messages.
+
+        zlib's ``inflateGetDictionary`` is not part of Python's ``zlib``.  A block of matches
+        at the distance of the window's length repeats the window, and a copy of the stream
+        inflates it.
+        """
+        size = min(self._history_bytes, 1 << self._window_bits)
+        return self._zlib.copy().decompress(_repeat(size), size) if size else b""
+
+    def _begin_stream(self) -> None:
+        self._zlib = zlib.decompressobj(-self._window_bits)
+        self._history_bytes = 0
+
+
+def _repeat(distance: int) -> bytes:
+    """Return the beginning of a deflate block that repeats the last ``distance`` bytes.
+
+    Matches of 258 bytes, in the fixed Huffman code (RFC 1951 3.2.5, 3.2.6).
+    """
+    # Distances come in pairs of codes; the bits that follow a code count up from its first.
+    exponent = max((distance - 1).bit_length() - 1, 0)
+    extra_bits = max(exponent - 1, 0)
+    code = distance - 1
+    if exponent:
+        code = 2 * exponent + ((distance - 1) >> extra_bits & 1)
+    extra = (distance - 1) & ((1 << extra_bits) - 1)
+    # Huffman codes start with their most significant bit, all other fields with the least.
+    match = 0b10100011 | int(f"{code:05b}"[::-1], 2) << 8 | extra << 13
+    bits, size = 0b010, 3  # not the last block, fixed codes
+    for _ in range(-(-distance // 258)):
+        bits |= match << size
+        size += 13 + extra_bits
+    return bits.to_bytes(-(-size // 8), "little")
 
 
 class Deflater:
