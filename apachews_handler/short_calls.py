@@ -11,7 +11,7 @@ bench/run --profile --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
 
 In C these would be as many lines, and would need a compiler where apachews is installed.
 
-Sources: fcntl(2), dup(2), unix(7), eventfd(2), getrandom(2).
+Sources: fcntl(2), dup(2), unix(7), eventfd(2), getrandom(2), signalfd(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import errno
 import os
 import socket
 import struct
-from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_void_p
+from collections.abc import Iterable
+from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_ulong, c_void_p
 from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from typing import Any, Final
 
@@ -29,6 +30,12 @@ _FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
 # unix(7): sun_path has 108 bytes, the last of them 0.
 MAX_PATH_BYTES: Final = 107
 _UNIX_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+# signalfd(2): struct signalfd_siginfo.
+SIGNALFD_BYTES: Final = 128
+# Of the kernel's 64 signals each has a bit; sigset_t is larger in both C libraries.
+_SIGSET_BYTES: Final = 128
+_PR_SET_THP_DISABLE: Final = 41
 
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 
@@ -44,6 +51,8 @@ _dup3: Final = _function("dup3", c_int, c_int, c_int, c_int)
 _socket: Final = _function("socket", c_int, c_int, c_int, c_int)
 _connect: Final = _function("connect", c_int, c_int, c_char_p, c_uint)
 _eventfd_write: Final = _function("eventfd_write", c_int, c_int, c_uint64)
+_signalfd: Final = _function("signalfd", c_int, c_int, c_void_p, c_int)
+_prctl: Final = _function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _getrandom: Final = _function("getrandom", c_ssize_t, c_void_p, c_size_t, c_uint)
 
 
@@ -104,6 +113,34 @@ def urandom(size: int) -> bytes:
     if _getrandom(data, size, os.GRND_NONBLOCK) != size:
         return os.urandom(size)  # the machine has only just started
     return data.raw
+
+
+def signalfd(numbers: Iterable[int]) -> int:
+    """Return a non-blocking descriptor that is readable while one of some signals is pending.
+
+    Args:
+        numbers: of signals that are blocked.  A read of ``SIGNALFD_BYTES`` takes one of them,
+            whose number stands first, 4 bytes.
+    """
+    mask = bytearray(_SIGSET_BYTES)  # sigset_t of glibc and musl: a bit for each, from 1
+    for number in numbers:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    flags = os.O_NONBLOCK | os.O_CLOEXEC  # SFD_NONBLOCK and SFD_CLOEXEC have their values
+    return _checked(_signalfd(-1, bytes(mask), flags))
+
+
+def forbid_huge_pages() -> None:
+    """Let no huge page stand for this process's memory (prctl(2), PR_SET_THP_DISABLE)."""
+    _prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # without such pages there is nothing to forbid
+
+
+def trim_memory() -> None:
+    """Give the kernel back what the C library has free (malloc_trim(3)); not with musl."""
+    try:
+        trim = _function("malloc_trim", c_int, c_size_t)
+    except AttributeError:
+        return
+    trim(0)
 
 
 def _checked(result: int) -> int:
