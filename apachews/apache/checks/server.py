@@ -32,7 +32,7 @@ OPT: Final = Path("/opt/apachews")
 GLOBAL: Final = "%{GLOBAL}"
 EVERY: Final = "every WebSocket is a 500"
 CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
-# A custodian has some 12 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
+# A custodian has some 13 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
 FEW_CONNECTIONS: Final = 1000
 IMPORT_TIMEOUT_S: Final = 20.0
 # Run by the Python of the configuration; settings come in and their errors go out as JSON.
@@ -217,7 +217,7 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
             "max-connections-per-child",
             f"MaxConnectionsPerChild {each}: a child is replaced after {each} connections",
             breaks="each one that leaves with a WebSocket over TLS open stays as a custodian, with"
-            " some 12 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) those with the fewest clients"
+            " some 13 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) those with the fewest clients"
             " close them with 1012",
             load=f"{256 * each} connections within the life of a WebSocket",
             mend="MaxConnectionsPerChild 0",
