@@ -14,33 +14,66 @@ to it.  Standard library only.  The echo program::
 
 from __future__ import annotations
 
-from .client import Client
-from .events import (
-    AcceptEvent,
-    CloseEvent,
-    ConnectionClosedEvent,
-    ErrorEvent,
-    Event,
-    EventType,
-    InvalidEvent,
-    MessageEvent,
-    PongEvent,
-)
-from .exceptions import (
-    ApachewsError,
-    ConnectionClosed,
-    NobodyListens,
-    NotAsked,
-    NotASocket,
-    PublishError,
-    ServerClosed,
-    ServerError,
-    SocketInUse,
-    WireError,
-)
-from .groups import Delivery, Group
-from .publishing import publish
-from .server import Server
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .events import (
+        AcceptEvent,
+        CloseEvent,
+        ConnectionClosedEvent,
+        ErrorEvent,
+        Event,
+        EventType,
+        InvalidEvent,
+        MessageEvent,
+        PongEvent,
+    )
+    from .exceptions import (
+        ApachewsError,
+        ConnectionClosed,
+        NobodyListens,
+        NotAsked,
+        NotASocket,
+        PublishError,
+        ServerClosed,
+        ServerError,
+        SocketInUse,
+        WireError,
+    )
+    from .groups import Delivery, Group
+    from .publishing import publish
+    from .server import Server
+
+# Public name -> its module, which the first use imports: Apache's side needs only a few of
+# these modules, in every child.
+_MODULES: Final = {
+    "Client": "client",
+    "AcceptEvent": "events",
+    "CloseEvent": "events",
+    "ConnectionClosedEvent": "events",
+    "ErrorEvent": "events",
+    "Event": "events",
+    "EventType": "events",
+    "InvalidEvent": "events",
+    "MessageEvent": "events",
+    "PongEvent": "events",
+    "ApachewsError": "exceptions",
+    "ConnectionClosed": "exceptions",
+    "NobodyListens": "exceptions",
+    "NotASocket": "exceptions",
+    "NotAsked": "exceptions",
+    "PublishError": "exceptions",
+    "ServerClosed": "exceptions",
+    "ServerError": "exceptions",
+    "SocketInUse": "exceptions",
+    "WireError": "exceptions",
+    "Delivery": "groups",
+    "Group": "groups",
+    "publish": "publishing",
+    "Server": "server",
+}
 
 __all__ = [
     "AcceptEvent",
@@ -68,3 +101,15 @@ __all__ = [
     "WireError",
     "publish",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

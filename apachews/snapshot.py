@@ -190,6 +190,7 @@ class ProcessStatus:
         round_trips: of all its connections.
         endpoints: in the order of their paths.
         connections_count: how many there are.
+        memory_bytes: memory that the process shares with no other; 0 for unknown.
         connections: the oldest ``MAX_LISTED`` of them.
     """
 
@@ -204,6 +205,7 @@ class ProcessStatus:
     connections_count: int
     connections: tuple[ConnectionStatus, ...] = ()
     version: int = VERSION
+    memory_bytes: int = 0
 
     def encode(self, connections: Iterable[str] | None = None) -> bytes:
         """Return it as JSON.

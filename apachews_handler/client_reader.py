@@ -23,11 +23,12 @@ Sources: RFC 6455 5.2-5.5 (framing), 5.6 and 8.1 (UTF-8), 7.4 (codes); RFC 7692 
 
 from __future__ import annotations
 
+import base64
 import codecs
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from apachews import wire
 from apachews.exceptions import WireError
@@ -155,6 +156,11 @@ class ClientReader:
         self._finished = False  # after a CLOSE or a violation
 
     @property
+    def deflate(self) -> Agreement | None:
+        """What was agreed on; None: no message may be compressed."""
+        return self._deflate
+
+    @property
     def has_begun_message(self) -> bool:
         """True where a part of a message was put out, and its end is still to be."""
         return (
@@ -166,6 +172,41 @@ class ClientReader:
     def discard_message(self) -> None:
         """Put nothing more out of the message whose beginning was; it is checked to its end."""
         self._discards = True
+
+    def export_state(self) -> dict[str, Any] | None:
+        """Return what a reader in another process needs to continue, as values of JSON.
+
+        None inside a frame or a message, and after the end.
+        """
+        if (
+            self._rest
+            or self._remaining
+            or self._message_opcode
+            or self.is_paused
+            or self._finished
+            or self.wire_out
+        ):
+            return None
+        window = self._inflater.window() if self._inflater else b""
+        return {
+            "messages": self.messages,
+            "payload_bytes": self.payload_bytes,
+            "controls": self.controls,
+            "expected_pongs": self.expected_pongs,
+            "max_frames": self.max_frames,
+            "window": base64.b64encode(window).decode(),
+        }
+
+    def import_state(self, state: dict[str, Any]) -> None:
+        """Continue as the reader whose state this is; only before the first byte."""
+        self.messages = int(state["messages"])
+        self.payload_bytes = int(state["payload_bytes"])
+        self.controls = int(state["controls"])
+        self.expected_pongs = int(state["expected_pongs"])
+        self.max_frames = state["max_frames"]
+        window = base64.b64decode(state["window"])
+        if window and self._deflate:
+            self._inflater = Inflater(self._deflate.client_window_bits, window)
 
     def receive(self, data: bytes, busy: int = 1) -> list[Control]:
         """Take bytes from the client; return the controls among them, in order.

@@ -125,6 +125,10 @@ class CloseLine:
 
     _parts: tuple[str | _Late, ...]
 
+    def export_state(self) -> list[str | None]:
+        """Return the texts, with None for each directive whose value is still to come."""
+        return [part if isinstance(part, str) else None for part in self._parts]
+
     def finish(self, ending: Ending) -> bytes:
         """Return the whole line."""
         parts = (
@@ -155,6 +159,18 @@ class CloseFormat:
                 assert isinstance(before, str), "text stands between two that are late"
                 parts.append(before + text)
         return CloseLine(tuple(part for part in parts if part))
+
+    def import_line(self, state: list[str | None]) -> CloseLine:
+        """Return the line of this format that ``CloseLine.export_state`` described.
+
+        Raises:
+            ValueError: it is of another format.
+        """
+        late = [piece for piece in _read(self.text) if isinstance(piece, _Late)]
+        if state.count(None) != len(late):
+            raise ValueError("the line has another number of late directives than the format")
+        directives = iter(late)
+        return CloseLine(tuple(next(directives) if part is None else part for part in state))
 
 
 def parse_format(text: str) -> CloseFormat:

@@ -12,7 +12,6 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from .closelog import CloseLine, Ending
@@ -33,6 +32,19 @@ class Log(Protocol):
 
     def descriptor(self) -> int | None:
         """Return the descriptor that it writes to, None where there is none."""
+
+    def style(self) -> tuple[str, int]:
+        """Return the name of httpd's module in its lines, and the last level that it keeps.
+
+        Levels are those of syslog(3): 3 is error, 6 info.
+        """
+
+
+class Admission(Protocol):
+    """The places of a connection under the limits; ``limits.Admission`` is one."""
+
+    def release(self) -> None:
+        """Give the places back; again does nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,22 +82,24 @@ class Connection:
         path: the producer's socket file; where the next one is looked for.
         name: client, user and URI, for the log.
         log: where its lines go.
-        release: called once when it is closed: its place is free.
+        admission: its places under the limits, released when it is closed; None: it has none.
         about: for the status.
         close_line: for the log of closes, as far as it is known; None: it has none.
 
     Attributes:
+        entrusted_at: when its child of Apache was replaced; 0.0 before.
         is_simple: what came from the client and was not read is shown by its descriptor:
             no TLS record holds more.
     """
 
     __slots__ = (
-        "_release",
         "about",
+        "admission",
         "client_fd",
         "client_mask",
         "client_queue",
         "close_line",
+        "entrusted_at",
         "goodbye",
         "hold_ends_at",
         "is_deaf",
@@ -122,7 +136,7 @@ class Connection:
         path: str,
         name: str,
         log: Log,
-        release: Callable[[], None] | None = None,
+        admission: Admission | None = None,
         about: About = _NOTHING,
         close_line: CloseLine | None = None,
     ) -> None:
@@ -133,7 +147,7 @@ class Connection:
         self.path = path
         self.name = name
         self.log = log
-        self._release = release
+        self.admission = admission
         self.about = about
         self.close_line = close_line
         self.client_fd = transport.fileno()  # -1 once closed
@@ -152,6 +166,7 @@ class Connection:
         self.is_simple = not transport.may_hoard
         self.opened_at = time.monotonic()
         self.watch = Watch(settings, self.opened_at)
+        self.entrusted_at = 0.0
         self.goodbye: End | None = None  # why it is sent away, once it is to be
         self.scheduled_at = math.inf  # when the loop asks the watch
         self.ticket = 0  # for that, see Deadlines
@@ -177,9 +192,9 @@ class Connection:
         """Close both sides, whatever their state; again does nothing."""
         self.transport.close()
         self.producer.close()
-        release, self._release = self._release, None
-        if release:
-            release()
+        admission, self.admission = self.admission, None
+        if admission:
+            admission.release()
 
     def abandon(self) -> None:
         """Close the descriptors, and nothing else: another process has the connection."""

@@ -63,8 +63,11 @@ class Deadlines(Generic[T]):
         thing.scheduled_at = math.inf
 
     def next_at(self) -> float:
-        """Return when to call ``take_due``, or somewhat earlier; inf for never."""
-        return self._heap[0][0] if self._heap else math.inf
+        """Return when to call ``take_due``; inf for never."""
+        heap, tickets = self._heap, self._tickets
+        while heap and heap[0][1] not in tickets:
+            heapq.heappop(heap)  # a driver that sleeps is not to wake up for it
+        return heap[0][0] if heap else math.inf
 
     def take_due(self, now: float) -> list[T]:
         """Return the things whose time has come, earliest first; they have none then."""

@@ -153,16 +153,21 @@ class Inflater:
 
     Args:
         window_bits: as agreed on for the client.
+        window: what ``window()`` of an earlier inflater of the same stream returned.
 
     Attributes:
         streams: of zlib, in the message so far.
     """
 
-    __slots__ = ("_input", "_is_empty", "_window_bits", "_zlib", "streams")
+    __slots__ = ("_history_bytes", "_input", "_is_empty", "_window_bits", "_zlib", "streams")
 
-    def __init__(self, window_bits: int) -> None:
+    def __init__(self, window_bits: int, window: bytes = b"") -> None:
         self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
-        self._zlib = zlib.decompressobj(-self._window_bits)
+        if window:
+            self._zlib = zlib.decompressobj(-self._window_bits, zdict=window)
+        else:
+            self._zlib = zlib.decompressobj(-self._window_bits)
+        self._history_bytes = len(window)  # output of the current stream
         self._input = b""
         self._is_empty = True  # the message so far
         self.streams = 1
@@ -185,7 +190,7 @@ class Inflater:
             if self.streams > MAX_STREAMS:
                 raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
             self._input = self._zlib.unused_data
-            self._zlib = zlib.decompressobj(-self._window_bits)
+            self._begin_stream()
             if len(out) == size:
                 return out
             out += self._decompress(self._input, size - len(out))
@@ -208,9 +213,23 @@ class Inflater:
                 # A final block, because its first bit tells whether bits of a byte are left.)
                 raise Violation(wire.INVALID_DATA, "a compressed message is cut off")
         if self._zlib.eof:
-            self._zlib = zlib.decompressobj(-self._window_bits)
+            self._begin_stream()
         self._is_empty = True
         self.streams = 1
+
+    def window(self) -> bytes:
+        """Return the output that the next message may refer to; only between messages.
+
+        zlib's ``inflateGetDictionary`` is not part of Python's ``zlib``.  A block of matches
+        at the distance of the window's length repeats the window, and a copy of the stream
+        inflates it.
+        """
+        size = min(self._history_bytes, 1 << self._window_bits)
+        return self._zlib.copy().decompress(_repeat(size), size) if size else b""
+
+    def _begin_stream(self) -> None:
+        self._zlib = zlib.decompressobj(-self._window_bits)
+        self._history_bytes = 0
 
     def _takes_block(self, header: bytes) -> bool:
         """Tell whether a stored block would be read as one behind this part of its header."""
@@ -221,9 +240,32 @@ class Inflater:
 
     def _decompress(self, data: bytes, size: int) -> bytes:
         try:
-            return self._zlib.decompress(data, size)
+            out = self._zlib.decompress(data, size)
         except zlib.error as error:
             raise Violation(wire.INVALID_DATA, "a message is not compressed correctly") from error
+        self._history_bytes += len(out)
+        return out
+
+
+def _repeat(distance: int) -> bytes:
+    """Return the beginning of a deflate block that repeats the last ``distance`` bytes.
+
+    Matches of 258 bytes, in the fixed Huffman code (RFC 1951 3.2.5, 3.2.6).
+    """
+    # Distances come in pairs of codes; the bits that follow a code count up from its first.
+    exponent = max((distance - 1).bit_length() - 1, 0)
+    extra_bits = max(exponent - 1, 0)
+    code = distance - 1
+    if exponent:
+        code = 2 * exponent + ((distance - 1) >> extra_bits & 1)
+    extra = (distance - 1) & ((1 << extra_bits) - 1)
+    # Huffman codes start with their most significant bit, all other fields with the least.
+    match = 0b10100011 | int(f"{code:05b}"[::-1], 2) << 8 | extra << 13
+    bits, size = 0b010, 3  # not the last block, fixed codes
+    for _ in range(-(-distance // 258)):
+        bits |= match << size
+        size += 13 + extra_bits
+    return bits.to_bytes(-(-size // 8), "little")
 
 
 class Deflater:

@@ -327,6 +327,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
         None,
         (c_char_p, c_int, c_int, c_int, c_int, c_void_p, c_char_p, c_char_p),
     ),
+    "ap_get_server_module_loglevel": (c_int, (c_void_p, c_int)),
     "ap_mpm_query": (c_int, (c_int, POINTER(c_int))),
     "ap_server_root_relative": (c_char_p, (c_void_p, c_char_p)),
     "apr_os_file_get": (c_int, (POINTER(c_int), c_void_p)),
@@ -410,6 +411,8 @@ class _Api:
         self.ap_filter_flush = ctypes.cast(process.ap_filter_flush, c_void_p)
         host = self.find_module(b"mod_wsgi.c") or self.find_module(b"mod_python.c") or core
         self.log_index = host.module_index
+        # As httpd's own log has it: "wsgi" for mod_wsgi.c.
+        self.log_name = host.name.decode().removeprefix("mod_").removesuffix(".c")
 
     def find_module(self, name: bytes) -> Any:
         """Return a module's record, None where it is not loaded."""
@@ -552,6 +555,11 @@ class ErrorLog:
         if not log or _api().apr_os_file_get(byref(descriptor), log) != APR_SUCCESS:
             return None
         return descriptor.value if descriptor.value >= 0 else None
+
+    def style(self) -> tuple[str, int]:
+        """Return the name of the module in its lines, and the last level that is kept."""
+        api = _api()
+        return api.log_name, api.ap_get_server_module_loglevel(self._server, api.log_index)
 
     def write(self, level: str, text: str) -> None:
         """Log a line; ``LogLevel`` decides whether it is kept.

@@ -32,7 +32,7 @@ import stat
 import struct
 import threading
 import time
-from typing import Final
+from typing import Any, Final
 
 from . import rundir
 from .endpoint import OUT_OF_RESOURCES, out_of_descriptors
@@ -58,7 +58,7 @@ class Admission:
 
     __slots__ = ("_places", "_positions")
 
-    def __init__(self, places: Places | None, positions: list[int]) -> None:
+    def __init__(self, places: Places | LentPlaces | None, positions: list[int]) -> None:
         self._places = places
         self._positions = positions
 
@@ -67,12 +67,70 @@ class Admission:
         """False where it has no place: nothing is limited."""
         return bool(self._positions)
 
+    def export_state(self) -> dict[str, Any] | None:
+        """Return what ``LentPlaces`` needs besides the descriptor; None: it has no place."""
+        if not self._places or not self._positions:
+            return None
+        return {"token": self._places.token, "positions": self._positions}
+
+    def descriptor(self) -> int | None:
+        """Return the descriptor that its places are locked through; None: it has no place."""
+        return self._places.fileno() if self._places and self._positions else None
+
+    def forget(self) -> None:
+        """Leave the places to the other process that has their descriptor."""
+        positions, self._positions = self._positions, []
+        if isinstance(self._places, LentPlaces):
+            self._places.forget(len(positions))
+
     def release(self) -> None:
         """Give the places back; again does nothing."""
         positions, self._positions = self._positions, []
         for position in positions:
             assert self._places
             self._places.free(position)
+
+
+class LentPlaces:
+    """Places that another process has locked, through a duplicate of its descriptor.
+
+    A lock belongs to the open file description, which lasts as long as one of its
+    descriptors: the places stay taken without a gap when their first owner ends.
+
+    Args:
+        fd: the duplicate, closed when the last place is given back.
+        token: tells open file descriptions apart.
+
+    Attributes:
+        is_closed: the last place was given back.
+    """
+
+    def __init__(self, fd: int, token: str) -> None:
+        self._fd = fd
+        self._taken = 0
+        self.token = token
+        self.is_closed = False
+
+    def admission(self, positions: list[int]) -> Admission:
+        """Return the places of one connection."""
+        self._taken += len(positions)
+        return Admission(self, positions)
+
+    def free(self, position: int) -> None:
+        """Give a place back."""
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, position))
+        self.forget(1)
+
+    def forget(self, count: int) -> None:
+        """Leave some places, which stay locked as long as another descriptor is open."""
+        self._taken -= count
+        if not self._taken and not self.is_closed:
+            self.is_closed = True
+            os.close(self._fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
 
 
 class _Region:
@@ -104,6 +162,7 @@ class Places:
     def __init__(self, path: str | None, full_s: float = FULL_S) -> None:
         self._full_s = full_s
         self._fd = os.memfd_create("places", os.MFD_CLOEXEC) if path is None else _open(path)
+        self.token = f"{os.getpid()}.{time.monotonic_ns()}"
         # A lock of our own is no obstacle to us: these are counted here.
         self._lock = threading.Lock()
         self._ours: set[int] = set()

@@ -1,8 +1,9 @@
-"""Files that lines are added to: the log of closes.
+"""Where lines go besides httpd's own log: the log of closes, a file of httpd's, syslog.
 
 Contract: ``append(directory, path, line, log)`` adds a whole line, or says in the error log
 why it cannot, once until it can again.  On the bridge's thread mostly; any will do.  It
-waits for a disk, never for a reader.
+waits for a disk, never for a reader.  ``FileLog`` writes to an error log that httpd opened in
+another process; ``Syslog`` stands in for one that is a pipe.
 
 The server's configuration names the directory; the author of an .htaccess file may have
 chosen the path.  So the way from the directory to the file follows no symbolic link, and
@@ -22,6 +23,8 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import syslog
+import time
 from typing import Final, Protocol
 
 _DIRECTORY_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -50,6 +53,83 @@ class Log(Protocol):
 
     def write(self, level: str, text: str) -> None:
         """Log a line at a level."""
+
+
+# syslog(3).
+LEVELS: Final = {"error": 3, "warn": 4, "notice": 5, "info": 6, "debug": 7}
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = (
+    *("Jan", "Feb", "Mar", "Apr", "May", "Jun"),
+    *("Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+)
+# A line of httpd's log has at most 8192 bytes.
+_MAX_LINE_CHARACTERS: Final = 4096
+
+
+class Syslog:
+    """A log in place of one that is a pipe; ``syslog.openlog`` was called."""
+
+    def write(self, level: str, text: str) -> None:
+        """Log a line."""
+        syslog.syslog(LEVELS[level], text)
+
+    def descriptor(self) -> int | None:
+        """Return None: libc has it."""
+        return None
+
+    def style(self) -> tuple[str, int]:
+        """Return what ``Log.style`` wants; every level is kept."""
+        return "apachews", LEVELS["debug"]
+
+
+class FileLog:
+    """An error log of httpd's, by its descriptor alone.
+
+    Lines look as with httpd's default ``ErrorLogFormat``.
+
+    Args:
+        fd: of a file, closed with the last reference to this object.
+        module: name of httpd's module in the lines.
+        threshold: number of the last level that is kept, as in ``LEVELS``.
+    """
+
+    def __init__(self, fd: int, module: str, threshold: int) -> None:
+        self._fd = fd
+        self._module = module
+        self._threshold = threshold
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def descriptor(self) -> int | None:
+        """Return the descriptor."""
+        return self._fd
+
+    def style(self) -> tuple[str, int]:
+        """Return the name of the module, and the last level that is kept."""
+        return self._module, self._threshold
+
+    def write(self, level: str, text: str) -> None:
+        """Log a line; without room on the disk it is lost, as httpd's own are."""
+        if LEVELS[level] > self._threshold:
+            return
+        now = time.time()
+        local = time.localtime(now)
+        # No language but English, whatever the locale.
+        day, month = _DAYS[local.tm_wday], _MONTHS[local.tm_mon - 1]
+        clock = time.strftime("%H:%M:%S", local)
+        at = f"{day} {month} {local.tm_mday:02} {clock}.{int(now % 1 * 1e6):06} {local.tm_year}"
+        line = f"[{at}] [{self._module}:{level}] [pid {os.getpid()}] {_escape(text)}\n"
+        try:
+            os.write(self._fd, line.encode("ascii"))
+        except OSError:
+            pass
+
+
+def _escape(text: str) -> str:
+    """Return a text on one line, in ASCII."""
+    text = text[:_MAX_LINE_CHARACTERS].encode("ascii", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def append(directory: str, path: str, line: bytes, log: Log) -> None:

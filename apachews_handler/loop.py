@@ -134,6 +134,33 @@ class Loop:
         """Take a connection over; one with a fault is ended here."""
         self._guard(self._begin, connection)
 
+    def ping_early(self, connections: Iterable[Connection]) -> None:
+        """Send those a PING that will be due within half an interval anyway."""
+        self._now = time.monotonic()
+        for connection in connections:
+            if connection.watch.ask_early(self._now):
+                self._guard(self._ping_early, connection)
+
+    def _ping_early(self, connection: Connection) -> None:
+        self._ping(connection)
+        self._flush(connection)
+        if not connection.is_closed:
+            self._deadlines.drop(connection)  # when the PING was due
+            self._schedule(connection)
+
+    def release(self, connection: Connection) -> None:
+        """Let go of a connection at rest without closing it: another process takes it over."""
+        self._unregister(connection.client_fd)
+        self._unregister(connection.producer_fd)
+        del self._clients[connection.client_fd], self._producers[connection.producer_fd]
+        self._pending.pop(connection, None)
+        self._deadlines.drop(connection)
+        self.tally.leave(connection.path, connection.session.traffic())
+
+    def adopt(self, connection: Connection) -> None:
+        """Take over a connection that was released, by this process or by another one."""
+        self._guard(self._adopt, connection)
+
     def send_away(
         self, connections: Iterable[Connection], end: End, within_s: float | None = None
     ) -> float:
@@ -289,6 +316,15 @@ class Loop:
         self._schedule(connection)
         if connection.transport.has_pending():
             self._pending[connection] = None
+
+    def _adopt(self, connection: Connection) -> None:
+        self.tally.adopt(connection.path, connection.session.traffic())
+        connection.session.round_trips = self.tally.round_trips
+        self._clients[connection.client_fd] = connection
+        self._epoll.register(connection.client_fd, _IN)
+        connection.client_mask = _IN
+        self._take_producer(connection)
+        self._schedule(connection)
 
     def _take_producer(self, connection: Connection) -> None:
         """Look after the connection's producer, a new one."""
@@ -717,7 +753,7 @@ class Loop:
         if connection.client_fd == -1:
             return
         state, progress = tcp_state(connection.client_fd), connection.progress
-        assert progress, "a PING was sent"
+        assert progress, "a PING was sent, by this process or by the one before"
         if not progress.is_reading(state, self._now):
             connection.session.close(End.NO_PONG)
             return

@@ -84,6 +84,12 @@ def _families(status: Status) -> Iterator[tuple[str, str, str, Iterable[Sample]]
         [(labels, process.longest_turn_s) for labels, process in processes],
     )
     yield (
+        "apachews_process_memory_bytes",
+        "gauge",
+        "Memory that the process shares with no other.",
+        [(labels, process.memory_bytes) for labels, process in processes],
+    )
+    yield (
         "apachews_connections",
         "gauge",
         "WebSockets: open, held for a producer that is away, or closing.",

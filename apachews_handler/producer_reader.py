@@ -25,7 +25,7 @@ Sources: docs/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from apachews import wire
 from apachews.exceptions import WireError
@@ -139,6 +139,33 @@ class ProducerReader:
     def is_between_messages(self) -> bool:
         """True where another producer may go on: of no message has the client a part only."""
         return not self._is_in_message and (not self._remaining or self._discards)
+
+    def export_state(self) -> dict[str, Any] | None:
+        """Return what a reader in another process needs to continue, as values of JSON.
+
+        None inside a frame or a message, while a frame is held, and after the end.  The
+        compressor is not part of the state: a new one refers to nothing that it did not
+        compress itself, which is valid after any history (RFC 7692 7.2.3.3).
+        """
+        if (
+            self._rest
+            or self._remaining
+            or self._is_in_message
+            or self._held is not None
+            or self._held_last is not None
+            or self._finished
+            or self.has_ended
+            or self.wants_to_move
+            or self.client_out
+            or self.ignored
+        ):
+            return None
+        return {"messages": self.messages, "payload_bytes": self.payload_bytes}
+
+    def import_state(self, state: dict[str, Any]) -> None:
+        """Continue as the reader whose state this is; only before the first byte."""
+        self.messages = int(state["messages"])
+        self.payload_bytes = int(state["payload_bytes"])
 
     def begin_again(self) -> None:
         """Read another producer from here on; only between messages."""

@@ -60,6 +60,23 @@ class Progress:
         self._read_by = 0.0  # when a slow client has read the others, if all have arrived
         self._note(state)
 
+    def export_state(self) -> list[float]:
+        """Return what continues this in another process that has the connection's socket."""
+        return [self._acked, self._end, self._ping, self._read, self._read_by, self._window]
+
+    @classmethod
+    def import_state(cls, state: list[float]) -> Progress:
+        """Return what continues the other one.
+
+        Raises:
+            ValueError, TypeError: they are not six numbers.
+        """
+        made = cls(TcpState(0, 0))
+        acked, end, ping, read, read_by, window = state
+        made._acked, made._end, made._ping = int(acked), int(end), int(ping)
+        made._read, made._read_by, made._window = int(read), float(read_by), int(window)
+        return made
+
     def ask(self, state: TcpState, now: float, *, is_answered: bool) -> None:
         """A PING was sent.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from apachews import wire
 from apachews.exceptions import WireError
@@ -238,6 +238,9 @@ class RawReader(ProducerReader):
     @property
     def kept_bytes(self) -> int:
         return self._framer.held_bytes
+
+    def export_state(self) -> dict[str, Any] | None:
+        return None if self._framer.held_bytes else super().export_state()
 
     def receive(self, data: bytes) -> wire.Close | Violation | None:
         if self._finished:

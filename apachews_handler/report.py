@@ -14,7 +14,7 @@ nothing is kept for them.
 What is counted is consistent: the walk begins with the totals of what has ended, and of
 the connections that are there then; one that ends during the walk still has its numbers.
 
-Sources: memfd_create(2), fcntl(2) "File sealing", unix(7) SCM_RIGHTS.
+Sources: memfd_create(2), fcntl(2) "File sealing", unix(7) SCM_RIGHTS, proc(5) smaps_rollup.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Walk:
             round_trips=self._round_trips,
             endpoints=tuple(self._endpoints[path] for path in sorted(self._endpoints)),
             connections_count=self._count,
+            memory_bytes=_own_memory_bytes(),
         )
         return status.encode(self._listed)
 
@@ -150,6 +151,16 @@ class Walk:
                 session.round_trip_s,
             ).encode()
         )
+
+
+def _own_memory_bytes() -> int:
+    """Return the memory that this process shares with no other, 0 if the kernel does not tell."""
+    try:
+        with open("/proc/self/smaps_rollup", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Private_"))
 
 
 class Reporter:

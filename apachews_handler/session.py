@@ -57,9 +57,10 @@ Sources: RFC 6455 5.5 (control frames), 7.1 (closing); docs/wire.md.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import enum
-from typing import Final
+from typing import Any, Final
 
 from apachews import wire
 from apachews.snapshot import RoundTrips
@@ -185,6 +186,11 @@ class Session:
         self.ignored = producer.ignored
 
     @property
+    def deflate(self) -> Agreement | None:
+        """What was agreed on with the client; None: no compression."""
+        return self._client.deflate
+
+    @property
     def is_paused(self) -> bool:
         """There is more of the client's: call ``receive_client`` with b""."""
         return self._client.is_paused
@@ -241,6 +247,48 @@ class Session:
     def counts(self) -> str:
         """Return what passed, for the log."""
         return "messages_in={} bytes_in={} messages_out={} bytes_out={}".format(*self.traffic())
+
+    def export_state(self) -> dict[str, Any] | None:
+        """Return what a session in another process needs to continue, as values of JSON.
+
+        None unless the session is at rest: open, connected, between frames both ways, and
+        with nothing to send.
+        """
+        if (
+            self.phase is not _OPEN
+            or self.side is not _CONNECTED
+            or self.to_client
+            or self.to_producer
+            or self._is_congested
+            or self._held_pong is not None
+            or self._waiting
+        ):
+            return None
+        client, producer = self._client.export_state(), self._producer.export_state()
+        if client is None or producer is None:
+            return None
+        return {
+            "client": client,
+            "producer": producer,
+            "opened": base64.b64encode(self._opened).decode(),
+            "pinged_at": self._pinged_at,
+            "rated_at": self._rated_at,
+            "round_trip_s": self.round_trip_s,
+        }
+
+    def import_state(self, state: dict[str, Any]) -> None:
+        """Continue as the session whose state this is; only before the first byte.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not such a state.
+        """
+        self._client.import_state(state["client"])
+        self._producer.import_state(state["producer"])
+        self._opened = base64.b64decode(state["opened"])
+        self._pinged_at = float(state["pinged_at"])
+        self._rated_at = float(state["rated_at"])
+        round_trip_s = state["round_trip_s"]
+        self.round_trip_s = None if round_trip_s is None else float(round_trip_s)
 
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Tell the producer of the connection, first of all.

@@ -306,10 +306,10 @@ class Settings:
             another one.
         drain_rate: how many clients a process sends away in a second, where it
             must send all of them away.  None: all at once.
-        custodian_age: how long a client stays with a child of Apache that was
-            replaced.
-        max_custodians: how many such processes there may be; a new one more, and
-            the oldest sends its clients away.
+        custodian_age: how long a client stays with custodians after its child of Apache
+            was replaced.
+        max_custodians: how many such processes there may be; of more, those with the
+            fewest clients close them.
         origins: origins allowed besides the site's own; ``("*",)`` for all.
         require_origin: refuse requests without one.
         forwarded: header in which a proxy says how the client sees the site:

@@ -12,7 +12,7 @@ bench/run --profile --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
 In C these would be as many lines, and would need a compiler where apachews is installed.
 
 Sources: fcntl(2), dup(2), unix(7), open(2), readlink(2), statx(2), proc(5), eventfd(2),
-getrandom(2).
+getrandom(2), signalfd(2), prctl(2).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import os
 import socket
 import struct
 import sys
-from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_void_p
+from collections.abc import Iterable
+from ctypes import c_char_p, c_int, c_size_t, c_ssize_t, c_uint, c_uint64, c_ulong, c_void_p
 from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from typing import Any, Final
 
@@ -40,6 +41,12 @@ _STATX_UID: Final = 0x8
 _UID: Final = slice(20, 24)
 _AT_EMPTY_PATH: Final = 0x1000
 _UNIX_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+# signalfd(2): struct signalfd_siginfo.
+SIGNALFD_BYTES: Final = 128
+# Of the kernel's 64 signals each has a bit; sigset_t is larger in both C libraries.
+_SIGSET_BYTES: Final = 128
+_PR_SET_THP_DISABLE: Final = 41
 
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 
@@ -61,6 +68,8 @@ _openat: Final = _function("openat", c_int, c_int, c_char_p, c_int)
 _readlink: Final = _function("readlink", c_ssize_t, c_char_p, c_void_p, c_size_t)
 _readlinkat: Final = _function("readlinkat", c_ssize_t, c_int, c_char_p, c_void_p, c_size_t)
 _statx: Final = _function("statx", c_int, c_int, c_char_p, c_int, c_uint, c_void_p)
+_signalfd: Final = _function("signalfd", c_int, c_int, c_void_p, c_int)
+_prctl: Final = _function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _getrandom: Final = _function("getrandom", c_ssize_t, c_void_p, c_size_t, c_uint)
 
 
@@ -173,6 +182,34 @@ def urandom(size: int) -> bytes:
     if _getrandom(data, size, os.GRND_NONBLOCK) != size:
         return os.urandom(size)  # the machine has only just started
     return data.raw
+
+
+def signalfd(numbers: Iterable[int]) -> int:
+    """Return a non-blocking descriptor that is readable while one of some signals is pending.
+
+    Args:
+        numbers: of signals that are blocked.  A read of ``SIGNALFD_BYTES`` takes one of them,
+            whose number stands first, 4 bytes.
+    """
+    mask = bytearray(_SIGSET_BYTES)  # sigset_t of glibc and musl: a bit for each, from 1
+    for number in numbers:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    flags = os.O_NONBLOCK | os.O_CLOEXEC  # SFD_NONBLOCK and SFD_CLOEXEC have their values
+    return _checked(_signalfd(-1, bytes(mask), flags))
+
+
+def forbid_huge_pages() -> None:
+    """Let no huge page stand for this process's memory (prctl(2), PR_SET_THP_DISABLE)."""
+    _prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # without such pages there is nothing to forbid
+
+
+def trim_memory() -> None:
+    """Give the kernel back what the C library has free (malloc_trim(3)); not with musl."""
+    try:
+        trim = _function("malloc_trim", c_int, c_size_t)
+    except AttributeError:
+        return
+    trim(0)
 
 
 def _checked(result: int) -> int:

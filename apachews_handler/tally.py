@@ -7,6 +7,7 @@ loop's thread.  A custodian goes on with what its child had.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from apachews.snapshot import EndpointStatus, RoundTrips
@@ -54,6 +55,23 @@ class Tally:
             key = OTHER_CODES
         endpoint.closes[key] = endpoint.closes.get(key, 0) + 1
 
+    def leave(self, path: str, traffic: tuple[int, int, int, int]) -> None:
+        """Keep what a connection had passed when another process takes it over.
+
+        No total falls: metrics are counters.
+        """
+        add_traffic(self._endpoints[self.name_of(path)], traffic)
+
+    def adopt(self, path: str, traffic: tuple[int, int, int, int]) -> None:
+        """Count what a connection passes from now on, after ``leave`` in another process.
+
+        The other process counted its beginning and its traffic so far: no total jumps.
+        """
+        if path not in self._endpoints and len(self._endpoints) >= MAX_ENDPOINTS:
+            path = OTHERS
+        endpoint = self._endpoints.setdefault(path, EndpointStatus(path))
+        add_traffic(endpoint, tuple(-number for number in traffic))
+
     def name_of(self, path: str) -> str:
         """Return the endpoint that a socket file is counted as."""
         return path if path in self._endpoints else OTHERS
@@ -63,7 +81,7 @@ class Tally:
         return {path: endpoint.copy() for path, endpoint in self._endpoints.items()}
 
 
-def add_traffic(endpoint: EndpointStatus, traffic: tuple[int, int, int, int]) -> None:
+def add_traffic(endpoint: EndpointStatus, traffic: Sequence[int]) -> None:
     """Count what a connection has passed."""
     endpoint.messages_in += traffic[0]
     endpoint.bytes_in += traffic[1]

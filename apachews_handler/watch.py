@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import math
+from typing import Any
 
 from .settings import Settings
 
@@ -80,6 +81,35 @@ class Watch:
         self.goodbye_at = 0.0
         self.leaves_at = 0.0
 
+    def export_state(self) -> dict[str, Any] | None:
+        """Return what a watch in another process needs to continue, as values of JSON.
+
+        The clock is the machine's.  None while a deadline other than a PING's, a PONG's or
+        an idle client's runs.
+        """
+        if (
+            not self.has_client
+            or not self.is_heard
+            or self.waiting_since
+            or self.held_until
+            or self.goodbye_at
+            or self.leaves_at
+        ):
+            return None
+        return {
+            "heard_at": self.heard_at,
+            "passed_at": self.passed_at,
+            "asked_at": self._asked_at,
+            "way_s": self.way_s,
+        }
+
+    def import_state(self, state: dict[str, Any]) -> None:
+        """Continue as the watch whose state this is."""
+        self.heard_at = float(state["heard_at"])
+        self.passed_at = float(state["passed_at"])
+        self._asked_at = float(state["asked_at"])
+        self.way_s = float(state["way_s"])
+
     def next_at(self) -> float:
         """Return when ``due`` may have something to say; inf for never."""
         if self.leaves_at:
@@ -127,6 +157,20 @@ class Watch:
             self._asked_at = now
             return Due.PING
         return None
+
+    def ask_early(self, now: float) -> bool:
+        """Tell whether to send a PING now that is due within half an interval; it counts as sent.
+
+        Clients that are asked together answer together: their process wakes up less often.
+        """
+        interval_s = self._settings.ping_interval
+        is_quiet = bool(interval_s) and now - self.heard_at >= interval_s / 2
+        if not is_quiet or self._asked_at or not self.is_heard or not self.has_client:
+            return False
+        if self.waiting_since or self.held_until or self.goodbye_at or self.leaves_at:
+            return False
+        self._asked_at = now
+        return True
 
     def postpone_ping(self, now: float) -> None:
         """Say that the PING could not be sent: one interval more."""

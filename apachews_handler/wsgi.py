@@ -15,7 +15,6 @@ import contextlib
 import functools
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -93,7 +92,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         environ,
         settings,
         upgrade,
-        str(uuid.UUID(bytes=short_calls.urandom(16), version=4)),
+        _new_id(),
         tls=tls_facts(request),
         remote=client_address(request),
         local=local_address(request),
@@ -135,7 +134,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
             path,
             f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
             log,
-            admission.release if admission.is_counted else None,
+            admission if admission.is_counted else None,
             _about(open_, subprotocol),
             _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
         )
@@ -147,6 +146,18 @@ def _client(open_: wire.Open) -> str:
     """Return the client's address for a line of the log, with its port if that is known."""
     address, port = open_.remote
     return f"{address}:{port}" if port else address
+
+
+def _new_id() -> str:
+    """Return a random UUID (RFC 9562 5.4), without the module of that name.
+
+    That one imports ``platform``, which every child would keep.
+    """
+    data = bytearray(short_calls.urandom(16))
+    data[6] = data[6] & 0x0F | 0x40
+    data[8] = data[8] & 0x3F | 0x80
+    text = data.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def _about(open_: wire.Open, subprotocol: str | None) -> About:

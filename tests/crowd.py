@@ -184,7 +184,7 @@ class _Client(asyncio.Protocol):
 
 
 class Crowd:
-    """So many clients of a site; half of them encrypted.
+    """So many clients of a site; half of them encrypted by default.
 
     Args:
         site: where they connect.
@@ -193,6 +193,7 @@ class Crowd:
         round_s: every client sends once in so long, what its window allows: the load.
         may_lose: messages may be lost, as with a producer that is killed; none may
             come twice or out of order all the same.
+        tls: all with TLS, or none; None: every second one.
     """
 
     def __init__(
@@ -202,7 +203,9 @@ class Crowd:
         path: str = "/echo.ws",
         round_s: float = 0.02,
         may_lose: bool = False,
+        tls: bool | None = None,
     ) -> None:
+        self._tls = tls
         self.path = path
         self.may_lose = may_lose
         self.report = Report()
@@ -305,7 +308,8 @@ class Crowd:
 
         async def join(index: int) -> None:
             async with self._joining:
-                client = await self._connect(index, context if index % 2 else None)
+                is_encrypted = index % 2 if self._tls is None else self._tls
+                client = await self._connect(index, context if is_encrypted else None)
                 if client:
                     self._clients.append(client)
 
@@ -344,9 +348,10 @@ def crowd(
     path: str = "/echo.ws",
     round_s: float = 0.02,
     may_lose: bool = False,
+    tls: bool | None = None,
 ) -> Iterator[Crowd]:
     """A crowd that is connected and talks; it leaves at the end."""
-    made = Crowd(site, count, path, round_s, may_lose)
+    made = Crowd(site, count, path, round_s, may_lose, tls)
     made.start()
     try:
         yield made

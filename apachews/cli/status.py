@@ -213,12 +213,13 @@ def _processes(status: Status, rates: Rates) -> list[str]:
                 str(process.connections_count),
                 *map(count, grown),
                 "-" if busy is None else f"{busy:.1%}",
+                size(process.memory_bytes or None),
                 span(process.longest_turn_s) if process.longest_turn_s else "< 1 ms",
                 _mean(process),
             ]
         )
     heads = ["PROCESS", "<KIND", "AGE", "CONNECTIONS", "IN/S", "OUT/S", "CPU"]
-    return table([*heads, "LONGEST TURN", "ROUND TRIP"], rows)
+    return table([*heads, "MEMORY", "LONGEST TURN", "ROUND TRIP"], rows)
 
 
 def _mean(process: ProcessStatus) -> str:

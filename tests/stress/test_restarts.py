@@ -66,6 +66,89 @@ def test_graceful_restarts_of_apache(mpm: str) -> None:
         wait_for(lambda: not site.custodians(), 30)
 
 
+# What docs/how-it-works.md gives for one idle connection, KiB: plain, and with TLS.
+PLAIN_KIB, TLS_KIB = 4, 18
+
+
+@pytest.mark.timeout(3600)
+def test_reloads_do_not_pile_up_processes() -> None:
+    """A day of reloads in minutes, with clients that leave and come, so that each has some."""
+    count, rounds, turnover = scaled(1000, 40), scaled(136, 6), 8
+    with (
+        running_site("event", workers=20, threads=10) as site,
+        crowd(site, count, round_s=scaled(5000, 500) / 1000) as clients,
+    ):
+        clients.wait_for_echoes(count)
+        for _ in range(rounds):
+            clients.join(turnover)
+            clients.leave(turnover)
+            site.renew(60)
+        clients.wait_for_everybody(60)
+        clients.fall_silent(60)
+        wait_until_settled(site)
+        let_pass(scaled(30, 1))  # a keep-alive PING, after which a custodian asks all at once
+        custodians = site.custodians()
+        sizes = sorted(pss_mib(pid) for pid in custodians)
+        kinds = [has_plain_clients(pid, site) for pid in custodians]
+        own_mib = count * (PLAIN_KIB + TLS_KIB) / 2 / 1024
+        began_at, before_s = time.monotonic(), processor_s(custodians)
+        let_pass(scaled(60, 5))
+        idle = (processor_s(custodians) - before_s) / (time.monotonic() - began_at)
+        report = clients.report
+        print(
+            f"{count} clients, half of them wss, {turnover} leave and come before each of"
+            f" {rounds} reloads: {report.echoes} echoes, {len(report.faults)} faults,"
+            f" {len(report.closes)} dropped; {len(custodians)} custodians, {sum(kinds)} of them"
+            f" with plain clients; PSS {sum(sizes):.0f} MiB, {sizes[0]:.1f} to {sizes[-1]:.1f}"
+            f" each, {sum(sizes) - own_mib:.0f} above the connections' own; idle {idle:.2%} of a"
+            f" core; longest stall {report.longest_stall_s * 1000:.0f} ms"
+        )
+        assert (report.faults, report.closes) == ([], [])
+        assert clients.open_count == count
+        assert sum(kinds) <= 2, "plain clients are with the standing custodian"
+        # A custodian for each child that had clients with TLS, which cannot change processes.
+        assert len(custodians) <= 2 * rounds + 1
+        assert idle < 0.01
+
+
+def wait_until_settled(site: Site) -> None:
+    """Wait until the number of custodians has stayed the same for some seconds."""
+    seen = [time.monotonic(), len(site.custodians())]
+
+    def is_settled() -> bool:
+        count = len(site.custodians())
+        if count != seen[1]:
+            seen[:] = [time.monotonic(), count]
+        return time.monotonic() - seen[0] > 5
+
+    wait_for(is_settled, 60)
+
+
+def pss_mib(pid: int) -> float:
+    """Return the memory of a process, of shared pages its share, MiB."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def processor_s(pids: list[int]) -> float:
+    """Return the processor time that processes of one thread have used, seconds."""
+    # proc(5): schedstat, in nanoseconds; stat's ticks miss what sleeps most of the time.
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
+
+
+def has_plain_clients(pid: int, site: Site) -> bool:
+    """Tell whether a process has a connection to the port without TLS."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[9] in inodes and int(fields[1].rpartition(":")[2], 16) == site.apache.port:
+            return True
+    return False
+
+
 PROXY = """
 LoadModule proxy_module ${{MODULES}}/mod_proxy.so
 LoadModule proxy_http_module ${{MODULES}}/mod_proxy_http.so

@@ -48,6 +48,19 @@ class Lines:
     def descriptor(self) -> int | None:
         return None
 
+    def style(self) -> tuple[str, int]:
+        return "wsgi", 6
+
+
+class Places:
+    """The places of a connection: how often they were released."""
+
+    def __init__(self) -> None:
+        self.released: list[bool] = []
+
+    def release(self) -> None:
+        self.released.append(True)
+
 
 class Peers:
     """The far ends of a connection: a client and a producer."""
@@ -70,7 +83,8 @@ class Peers:
         self.log = Lines()
         self._reader = MessageReader(2**30)
         self.messages: list[Item] = []
-        self.released: list[bool] = []
+        places = Places()
+        self.released = places.released
         session = Session(settings, deflate_agreement)
         session.open(OPEN)
         self.connection = Connection(
@@ -81,7 +95,7 @@ class Peers:
             path,
             "[client x] /a.ws",
             self.log,
-            lambda: self.released.append(True),
+            places,
         )
         bridge.adopt(self.connection)
 

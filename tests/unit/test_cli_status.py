@@ -99,6 +99,15 @@ def test_rates_are_those_since_the_last_time() -> None:
     assert "12.5%" in text
 
 
+def test_the_memory_of_each_process_is_shown_if_it_is_known() -> None:
+    told, silent = process(101), process(102, memory_bytes=0)
+    lines = list(command.render(Status(100, 1000.0, (told, silent)), command.Rates(), 0))
+    (head,) = (line for line in lines if "MEMORY" in line)
+    end = head.index("MEMORY") + len("MEMORY")
+    cells = [line[:end].split() for line in lines[lines.index(head) + 1 :][:2]]
+    assert [cell[-2:] for cell in cells] == [["12", "MiB"], ["-", "-"]]
+
+
 @pytest.fixture
 def apaches(monkeypatch: pytest.MonkeyPatch) -> list[RunningApache]:
     """Those that are found; none at first."""

@@ -6,6 +6,7 @@ tests/integration/test_restarts.py, against real Apache.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from apachews_handler.bridge import Bridge
-from apachews_handler.custodian import Custodian, entrust
+from apachews_handler.bridge import STOP_SPREAD_S, Bridge
+from apachews_handler.custodian import HURRY_S, LOOK_S, Custodian, entrust
 from apachews_handler.loop import Loop
 from apachews_handler.signals import signals_blocked
 
@@ -34,40 +35,97 @@ def apache() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
+@dataclasses.dataclass
+class Watching:
+    """A custodian that learns of the end, its loop, and what may end."""
+
+    custodian: Custodian
+    loop: Loop
+    apache: subprocess.Popen[bytes]
+    pid_file: Path
+
+    def ends_within_s(self) -> float | None:
+        """Return in which time it closes its clients, None while it does not."""
+        self.loop.turn(0)
+        return self.custodian._end_within_s
+
+
 @pytest.fixture
-def custodian(apache: subprocess.Popen[bytes], short_path: Path) -> Iterator[Custodian]:
+def watching(apache: subprocess.Popen[bytes], short_path: Path) -> Iterator[Watching]:
     pid_file = short_path / "apache.pid"
     pid_file.touch()
     parent = os.pidfd_open(apache.pid)
     loop = Loop()
-    yield Custodian(loop, apache.pid, parent, str(pid_file))
+    custodian = Custodian(loop, apache.pid, parent, str(pid_file))
+    with signals_blocked():
+        custodian.watch_for_the_end()
+        yield Watching(custodian, loop, apache, pid_file)
+        custodian._close()
     loop.close()
     os.close(parent)
 
 
-def test_it_is_over_when_apache_has_gone(
-    custodian: Custodian, apache: subprocess.Popen[bytes]
+def test_it_is_over_when_apache_has_gone(watching: Watching) -> None:
+    assert watching.ends_within_s() is None
+    watching.apache.kill()
+    watching.apache.wait()
+    assert watching.ends_within_s() == HURRY_S
+    # The loop is not woken up by that again and again while clients are told.
+    assert watching.custodian._parent not in watching.loop._others
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_it_is_over_when_the_pid_file_has_gone(watching: Watching, how: str) -> None:
+    if how == "unlink":
+        watching.pid_file.unlink()
+    else:
+        watching.pid_file.rename(watching.pid_file.with_name("other.pid"))
+    assert watching.ends_within_s() == HURRY_S
+
+
+def test_a_pid_file_that_is_written_anew_ends_nothing(watching: Watching) -> None:
+    """A reload does that: httpd renames a new file to the old one's name."""
+    new = watching.pid_file.with_name("apache.pid.new")
+    new.touch()
+    new.rename(watching.pid_file)
+    new.touch()
+    new.unlink()
+    assert watching.ends_within_s() is None
+    watching.pid_file.unlink()
+    assert watching.ends_within_s() == HURRY_S
+
+
+def test_without_word_from_the_kernel_it_looks_itself(
+    apache: subprocess.Popen[bytes], short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not custodian._is_apache_ending()
-    apache.kill()
-    apache.wait()
-    assert custodian._is_apache_ending()
+    pid_file = short_path / "apache.pid"
+    pid_file.touch()
+    parent = os.pidfd_open(apache.pid)
+    monkeypatch.setattr("fcntl.F_NOTIFY", 0x7FFF)  # EINVAL
+    loop = Loop()
+    custodian = Custodian(loop, apache.pid, parent, str(pid_file))
+    with signals_blocked():
+        custodian.watch_for_the_end()
+        assert custodian._wait_s(10.0) == LOOK_S
+        custodian._look_for_the_pid_file()
+        assert custodian._end_within_s is None
+        pid_file.unlink()
+        custodian._look_for_the_pid_file()
+        assert custodian._end_within_s == HURRY_S
+        custodian._close()
+    loop.close()
+    os.close(parent)
 
 
-def test_it_is_over_when_the_pid_file_has_gone(custodian: Custodian, short_path: Path) -> None:
-    (short_path / "apache.pid").unlink()
-    assert custodian._is_apache_ending()
+def test_while_it_is_told_of_everything_it_sleeps(watching: Watching) -> None:
+    assert watching.custodian._wait_s(10.0) == 10.0
 
 
-def test_it_is_over_when_it_is_told_so(custodian: Custodian) -> None:
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        with signals_blocked():
-            assert not custodian._is_told()
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert custodian._is_told()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_it_is_over_when_it_is_told_so(watching: Watching, number: signal.Signals) -> None:
+    assert watching.ends_within_s() is None
+    os.kill(os.getpid(), number)
+    assert watching.ends_within_s() == STOP_SPREAD_S
 
 
 def test_other_descriptors_are_given_dev_null_in_their_place() -> None:

@@ -86,3 +86,17 @@ def test_what_comes_out_is_what_was_scheduled(steps: list[tuple[int, int | None]
         assert {things.index(thing) for thing in due} == {
             index for index, at in expected.items() if at == now
         }
+
+
+def test_a_time_that_was_dropped_wakes_nobody_up() -> None:
+    deadlines: Deadlines[Thing] = Deadlines()
+    first, second = Thing(), Thing()
+    deadlines.schedule(first, 1.0)
+    deadlines.schedule(second, 2.0)
+    deadlines.drop(first)
+    assert deadlines.next_at() == 2.0
+    deadlines.schedule(first, 3.0)
+    deadlines.drop(second)
+    assert deadlines.next_at() == 3.0
+    deadlines.drop(first)
+    assert deadlines.next_at() == math.inf

@@ -15,21 +15,36 @@ from apachews_handler.generations import Generation
 APACHE = os.getpid()
 
 
-def test_each_counts_those_that_came_later(temporary: Path) -> None:
+def surplus(*generations: Generation, limit: int) -> list[bool]:
+    return [generation.is_surplus(limit) for generation in generations]
+
+
+def test_those_with_the_fewest_clients_are_one_too_many(temporary: Path) -> None:
     first, second, third = (Generation(APACHE) for _ in range(3))
     other = Generation(os.getppid())
-    assert [g.younger() for g in (first, second, third, other)] == [2, 1, 0, 0]
+    for generation, clients in ((first, 30), (second, 10), (third, 20), (other, 1)):
+        generation.update(clients)
+    assert surplus(first, second, third, limit=3) == [False, False, False]
+    assert surplus(first, second, third, limit=2) == [False, True, False]
+    assert surplus(first, second, third, limit=1) == [False, True, True]
+    assert not other.is_surplus(1)
+    second.update(40)
+    assert surplus(first, second, third, limit=1) == [True, False, True]
     second.close()
-    assert first.younger() == 1
+    assert surplus(first, third, limit=1) == [False, True]
     for generation in (first, third, other):
         generation.close()
     assert list(temporary.iterdir()) == []
 
 
-def test_one_that_died_without_a_word_is_not_counted(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("apachews_handler.generations.LOOK_S", 0.0)
+def test_of_equals_the_oldest_is_one_too_many(temporary: Path) -> None:
+    first, second = Generation(APACHE), Generation(APACHE)
+    assert surplus(first, second, limit=1) == [True, False]
+    for generation in (first, second):
+        generation.close()
+
+
+def test_one_that_died_without_a_word_is_not_counted(temporary: Path) -> None:
     first = Generation(APACHE)
     program = (
         "import os, tempfile\n"
@@ -40,17 +55,17 @@ def test_one_that_died_without_a_word_is_not_counted(
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
     assert len(list(temporary.iterdir())) == 2
-    assert first.younger() == 0
+    assert not first.is_surplus(1)
     first.close()
     assert list(temporary.iterdir()) == []  # it was tidied up
 
 
 def test_a_directory_that_was_removed_is_no_reason_to_end(temporary: Path) -> None:
     first, second = Generation(APACHE), Generation(APACHE)
-    assert first.younger() == 1
     shutil.rmtree(temporary)
-    assert first.younger() == 1
+    assert surplus(first, second, limit=1) == [False, False]
     for generation in (first, second):
+        generation.update(5)
         generation.close()
 
 

@@ -78,10 +78,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
             "apachews_handler.endpoint",
             "apachews_handler.endpoint_access",
             "apachews_handler.generations",
+            "apachews_handler.handover",
             "apachews_handler.holds",
             "apachews_handler.limits",
             "apachews_handler.logfile",
             "apachews_handler.loop",
+            "apachews_handler.portable",
             "apachews_handler.report",
             "apachews_handler.rundir",
             "apachews_handler.signals",
@@ -202,3 +204,18 @@ def test_the_library_imports_without_anything_installed() -> None:
         ],
         check=True,
     )
+
+
+def test_apaches_side_imports_only_what_it_needs() -> None:
+    """Every child of Apache and every custodian keeps what it imported."""
+    unneeded = ("apachews.server", "apachews.client", "logging", "uuid", "platform")
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import apachews_handler.wsgi\n"
+        f"print(*sorted({{*{unneeded!r}}} & {{*sys.modules}}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

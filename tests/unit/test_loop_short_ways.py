@@ -38,6 +38,9 @@ class Lines:
     def descriptor(self) -> int | None:
         return None
 
+    def style(self) -> tuple[str, int]:
+        return "wsgi", 6
+
 
 class Hoarder(PlainTransport):
     """Takes all that the descriptor has, as OpenSSL does, and gives out some of it."""

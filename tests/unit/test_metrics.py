@@ -48,6 +48,7 @@ def test_each_process_has_its_own_series() -> None:
     assert value(families["apachews_processes"], kind="custodian") == 1
     assert value(families["apachews_silent_processes"]) == 1
     assert value(families["apachews_loop_cpu_seconds"], pid="101") == 1.25
+    assert value(families["apachews_process_memory_bytes"], pid="101") == 12 * 1024 * 1024
 
 
 def test_two_files_are_two_series() -> None:

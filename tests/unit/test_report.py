@@ -61,6 +61,7 @@ def connect(bridge: Bridge) -> Iterator[Callable[..., Peers]]:
 
 def test_a_process_without_connections(bridge: Bridge, temporary: Path) -> None:
     (process,) = collect(str(temporary), APACHE).processes
+    assert 1 << 20 < process.memory_bytes < 1 << 32
     assert (process.pid, process.kind, process.apache) == (os.getpid(), CHILD, APACHE)
     assert (process.endpoints, process.connections, process.connections_count) == ((), (), 0)
 

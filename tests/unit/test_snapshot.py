@@ -68,6 +68,7 @@ def process(pid: int = 101, kind: str = CHILD, **changes: Any) -> ProcessStatus:
         ),
         connections_count=1,
         connections=(connection(),),
+        memory_bytes=12 * 1024 * 1024,
     )
     return dataclasses.replace(made, **changes)
 

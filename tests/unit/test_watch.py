@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,3 +171,27 @@ def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, nam
     made = Watch(Settings(**settings), now)  # type: ignore[arg-type]
     made.waiting_since = now if name == "send_timeout" else 0.0
     assert made.due(made.next_at()) is not None
+
+
+def test_a_quiet_client_is_asked_early_once() -> None:
+    watch = Watch(Settings(ping_interval=20.0, ping_timeout=5.0), START)
+    assert not watch.ask_early(START + 9)
+    assert watch.ask_early(START + 10)
+    assert not watch.ask_early(START + 11), "it was asked"
+    assert watch.next_at() == START + 15
+    assert watch.due(START + 15) is Due.NO_PONG
+    watch.heard_at = START + 14
+    assert watch.due(START + 15) is None
+    assert watch.next_at() == START + 34
+    assert watch.ask_early(START + 24)
+
+
+@pytest.mark.parametrize("name", ["waiting_since", "held_until", "goodbye_at", "leaves_at"])
+def test_one_with_another_deadline_is_not_asked_early(name: str) -> None:
+    watch = Watch(Settings(), START)
+    setattr(watch, name, START)
+    assert not watch.ask_early(START + 15)
+
+
+def test_without_pings_nothing_is_asked_early() -> None:
+    assert not Watch(Settings(ping_interval=0.0), START).ask_early(START + 1000)

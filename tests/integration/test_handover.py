@@ -1,0 +1,371 @@
+"""Custodians of clients without TLS become one, through reloads of a real Apache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from apachews import wire
+from apachews.snapshot import CUSTODIAN
+from apachews.status import collect
+
+from ..conftest import wait_for
+from ..crowd import Crowd, crowd
+from ..frames import masked
+from ..raw_client import RawClient, request
+from ..site import IS_ROOT, Site, running_site
+from .conftest import RESTART_MPMS
+
+# A custodian gives its connections a second after it began, those that were not at rest a
+# second later, and looks for another taker after twenty.
+MERGE_S = 60.0
+
+
+def merged(site: Site) -> int:
+    """Wait until there is one custodian; return its process id."""
+    wait_for(lambda: len(site.custodians()) == 1, MERGE_S, what=site.custodians)
+    return site.custodians()[0]
+
+
+def unharmed(clients: Crowd) -> None:
+    clients.fall_silent()
+    assert (clients.report.faults, clients.report.closes) == ([], [])
+
+
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
+def test_ten_reloads_leave_one_custodian(mpm: str) -> None:
+    """Messages flow all the time: none is lost, doubled or out of order."""
+    with running_site(mpm) as site, crowd(site, 40, tls=False) as clients:
+        for _ in range(10):
+            clients.join(4)
+            clients.wait_for_echoes(40)
+            site.renew()
+        merged(site)
+        clients.wait_for_everybody()
+        assert clients.open_count == 80
+        unharmed(clients)
+
+
+def test_the_oldest_custodian_stays() -> None:
+    with running_site("event") as site, crowd(site, 5, tls=False) as clients:
+        site.renew()
+        oldest = merged(site)
+        with crowd(site, 5, tls=False) as later:
+            site.renew()
+            assert merged(site) == oldest
+            later.wait_for_everybody()
+            unharmed(later)
+        unharmed(clients)
+
+
+def test_clients_with_tls_stay_in_their_process() -> None:
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(running_site("event"))
+        crowds = []
+        for _ in range(3):
+            crowds.append(stack.enter_context(crowd(site, 10)))
+            crowds[-1].wait_for_echoes(20)
+            site.renew()
+        wait_for(lambda: sorted(clients_of(site).values()) == [5, 5, 20], MERGE_S)
+        for clients in crowds:
+            clients.wait_for_everybody()
+            unharmed(clients)
+
+
+def clients_of(site: Site) -> dict[int, int]:
+    """Return how many clients each custodian has, as the status has it."""
+    status = collect(str(run_directory(site)), site.apache.pid, owner=owner(site))
+    return {p.pid: p.connections_count for p in status.processes if p.kind == CUSTODIAN}
+
+
+def run_directory(site: Site) -> Path:
+    (found,) = (
+        path for path in Path("/tmp").glob("apachews-*") if any(path.glob(f"{site.apache.pid}.*"))
+    )
+    return found
+
+
+def owner(site: Site) -> int:
+    return run_directory(site).stat().st_uid
+
+
+def test_totals_neither_fall_nor_jump() -> None:
+    """What a connection passed in one process is not counted again in the next one."""
+    with running_site("event") as site, crowd(site, 5, tls=False) as first:
+        site.renew()
+        oldest = merged(site)
+        first.fall_silent()
+        before = counts(site, oldest)
+        with crowd(site, 10, tls=False) as second:
+            second.wait_for_echoes(1000)
+            second.fall_silent()
+            site.renew()
+            wait_for(lambda: clients_of(site) == {oldest: 15}, MERGE_S)
+            assert counts(site, oldest) == before
+            assert merged(site) == oldest
+
+
+def counts(site: Site, pid: int) -> tuple[int, int, int]:
+    """Return connections, messages and bytes that a process has counted."""
+    status = collect(str(run_directory(site)), site.apache.pid, owner=owner(site))
+    (process,) = (p for p in status.processes if p.pid == pid)
+    (endpoint,) = process.endpoints
+    return endpoint.total, endpoint.messages_in, endpoint.bytes_out
+
+
+def test_of_too_many_custodians_those_with_the_fewest_clients_end() -> None:
+    """After two checks, at the pace of APACHEWS_DRAIN_RATE; plain clients are not counted."""
+    extra = "SetEnv APACHEWS_MAX_CUSTODIANS 1\nSetEnv APACHEWS_DRAIN_RATE 10/s"
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(running_site("event", extra=extra))
+        crowds = []
+        for tls, count in ((True, 10), (False, 10), (True, 5)):
+            crowds.append(stack.enter_context(crowd(site, count, tls=tls)))
+            crowds[-1].wait_for_echoes(2 * count)
+            site.renew()
+        many, plain, few = crowds
+        wait_for(lambda: len(few.report.closes) == 5, 100)
+        assert few.report.closes == [wire.SERVICE_RESTART] * 5
+        assert few.report.closed_at[-1] - few.report.closed_at[0] > 0.3, "ten a second"
+        merged(site)
+        for clients in (many, plain):
+            clients.wait_for_everybody()
+            unharmed(clients)
+
+
+class Squeezing:
+    """A client that compresses with a window of its own, which the server must keep."""
+
+    def __init__(self, client: RawClient, bits: int) -> None:
+        self.client = client.upgrade(
+            Sec_WebSocket_Extensions=f"permessage-deflate; client_max_window_bits={bits}"
+        )
+        self._deflater = zlib.compressobj(9, zlib.DEFLATED, -bits)
+        self._inflater = zlib.decompressobj(-15)
+
+    def echoes(self, text: bytes) -> int:
+        """Send a text and check its echo; return how many bytes it took."""
+        data = self._deflater.compress(text) + self._deflater.flush(zlib.Z_SYNC_FLUSH)
+        self.client.send(masked(0xC1, data[:-4]))
+        frame = self.client.read_data_frame()
+        assert frame
+        payload = frame[1]
+        if frame[0] & 0x40:
+            payload = self._inflater.decompress(payload + b"\0\0\xff\xff")
+        assert payload == text
+        return len(data)
+
+
+@pytest.mark.parametrize("bits", [9, 12, 15])
+def test_a_compressed_message_refers_to_those_before_the_handover(bits: int) -> None:
+    extra = "SetEnv APACHEWS_DEFLATE_WINDOW_BITS 15"
+    text = b"".join(b"%04x" % (number * 40503 % 65536) for number in range(50))
+    with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:
+        elder = stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        client = Squeezing(stack.enter_context(RawClient(site.dial("ws"))), bits)
+        first = client.echoes(text)
+        site.renew()
+        wait_for(lambda: clients_of(site) == {oldest: 2}, MERGE_S)
+        assert client.echoes(text) < first / 3, "it refers to the first one"
+        elder.send(masked(0x81, b"still here"))
+        assert elder.read_data_frame() == (0x81, b"still here")
+
+
+def test_what_is_not_at_rest_stays_until_it_is() -> None:
+    with running_site("event") as site, contextlib.ExitStack() as stack:
+        elder = stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        half = stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        half.send(masked(0x81, b"half a frame")[:9])
+        other = stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        wait_for(lambda: sorted(clients_of(site).values()) == [1, 2], MERGE_S)
+        half.send(masked(0x81, b"half a frame")[9:])
+        assert half.read_data_frame() == (0x81, b"half a frame")
+        assert merged(site) == oldest
+        for client in (elder, half, other):
+            client.send(masked(0x81, b"all here"))
+            assert client.read_data_frame() == (0x81, b"all here")
+
+
+def test_the_standing_custodian_is_killed_while_others_give() -> None:
+    """Its own clients are cut off, as those of any process that is killed; no others."""
+    with running_site("event") as site, crowd(site, 20, tls=False) as old:
+        site.renew()
+        oldest = merged(site)
+        with crowd(site, 200, tls=False, round_s=0.2) as new:
+            new.wait_for_echoes(200)
+            site.renew()
+            wait_for(lambda: clients_of(site).get(oldest, 0) > 20, MERGE_S)
+            os.kill(oldest, signal.SIGKILL)
+            wait_for(lambda: len(old.report.closes) == 20)
+            merged(site)
+            new.wait_for_echoes(200)
+            # A further generation finds the new oldest one.
+            with crowd(site, 5, tls=False) as later:
+                site.renew()
+                merged(site)
+                later.wait_for_everybody()
+                unharmed(later)
+            new.fall_silent()  # every client that is open has all its answers
+            # A client that was handed over shares the fate of that process; the others stay.
+            assert set(new.report.closes) <= {wire.ABNORMAL}
+            assert new.open_count == 200 - len(new.report.closes)
+            assert new.report.faults == []
+
+
+def test_a_process_of_another_user_is_given_nothing() -> None:
+    """The next older one is; the socket's owner is right, its listener's is not."""
+    with running_site("event") as site, crowd(site, 5, tls=False) as clients:
+        site.renew()
+        merged(site)
+        name = run_directory(site) / f"{site.apache.pid}.{0:020}.{os.getpid()}.handover"
+        with stranger(name, owner(site)) as greetings:
+            with crowd(site, 5, tls=False) as later:
+                site.renew()
+                merged(site)
+                later.wait_for_everybody()
+                unharmed(later)
+            unharmed(clients)
+            assert greetings() == [] or not IS_ROOT
+
+
+@contextlib.contextmanager
+def stranger(path: Path, user: int) -> Iterator[Callable[[], list[bytes]]]:
+    """Listen as an older custodian would, but as another user; yield what was said to it."""
+    received: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        os.chown(path, user, -1)
+        listener.listen(8)
+        listener.setblocking(False)
+
+        def greetings() -> list[bytes]:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock:
+                        sock.setblocking(False)
+                        with contextlib.suppress(BlockingIOError):
+                            if data := sock.recv(1000):
+                                received.append(data)
+            return received
+
+        yield greetings
+    path.unlink(missing_ok=True)
+
+
+def test_limits_count_clients_that_were_handed_over() -> None:
+    extra = "SetEnv APACHEWS_MAX_CONNECTIONS 3"
+    with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:
+
+        def dial() -> RawClient:
+            return stack.enter_context(RawClient(site.dial("ws")))
+
+        first = dial().upgrade()
+        site.renew()
+        oldest = merged(site)
+        second = dial().upgrade()
+        site.renew()
+        wait_for(lambda: clients_of(site) == {oldest: 2}, MERGE_S)
+        third = dial().upgrade()
+        refused = dial()
+        assert status_of(refused) == 503
+        second.send(masked(0x88, b"\x03\xe8"))
+        second.socket.close()
+        wait_for(lambda: status_of(dial()) == 101)
+        for client in (first, third):
+            client.send(masked(0x81, b"here"))
+            assert client.read_data_frame() == (0x81, b"here")
+
+
+def status_of(client: RawClient) -> int:
+    client.send(request())
+    return client.read_head()[0]
+
+
+def test_closing_lines_go_to_the_log_of_the_virtual_host() -> None:
+    """As before the handover, and as `LogLevel` of the virtual host says."""
+    with running_site("event", extra="LogLevel wsgi:info") as site, contextlib.ExitStack() as stack:
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        client = stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        client.send(masked(0x81, b"one"))
+        assert client.read_data_frame()
+        site.renew()
+        wait_for(lambda: clients_of(site) == {oldest: 2}, MERGE_S)
+        client.send(masked(0x88, b"\x0f\xa0so \xc3\xa4"))
+        client.socket.close()
+        pattern = rf"\[wsgi:info\] \[pid {oldest}\].*CLIENT_CLOSED\) code=4000 .*messages_in=1 "
+        wait_for(lambda: site.log_lines(pattern), what=lambda: site.apache.error_log)
+
+
+def test_the_log_of_closes_has_their_lines(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents:
+        if parent != Path("/") and parent != Path("/tmp"):
+            parent.chmod(0o755)
+    log = tmp_path / "closes.log"
+    extra = (
+        f"SetEnv APACHEWS_CLOSE_LOG {log}\n"
+        'SetEnv APACHEWS_CLOSE_LOG_FORMAT "%h %>s %{messages_in}x %P %U"'
+    )
+    with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        client = stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        client.send(masked(0x81, b"one"))
+        assert client.read_data_frame()
+        site.renew()
+        wait_for(lambda: clients_of(site) == {oldest: 2}, MERGE_S)
+        client.send(masked(0x88, b"\x0f\xa0"))
+        client.socket.close()
+        wait_for(log.exists)
+        wait_for(lambda: log.read_text() == f"127.0.0.1 4000 1 {oldest} /echo.ws\n")
+
+
+def test_a_producer_that_restarts_later_resumes_them() -> None:
+    with running_site("event") as site, contextlib.ExitStack() as stack:
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        with site.echo_process("mortal.ws") as producer:
+            client = stack.enter_context(RawClient(site.dial("ws"))).upgrade("/mortal.ws")
+            site.renew()
+            wait_for(lambda: clients_of(site) == {oldest: 2}, MERGE_S)
+            producer.kill()
+        with site.echo_process("mortal.ws"):
+            client.send(masked(0x81, b"to the next one"))
+            assert client.read_data_frame() == (0x81, b"to the next one")
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (lambda site: site.apache.stop(), wire.GOING_AWAY),
+        (lambda site: os.kill(site.custodians()[0], signal.SIGTERM), wire.GOING_AWAY),
+    ],
+)
+def test_the_standing_custodian_ends_as_any_other(end: Callable[[Site], None], code: int) -> None:
+    with running_site("event") as site, crowd(site, 10, tls=False) as clients:
+        for _ in range(2):
+            clients.join(5)
+            site.renew()
+        merged(site)
+        site.settle()
+        end(site)
+        wait_for(lambda: len(clients.report.closes) == 20)
+        assert set(clients.report.closes) == {code}
+        wait_for(lambda: not site.custodians())
