@@ -318,7 +318,7 @@ def test_the_log_of_closes_has_their_lines(tmp_path: Path) -> None:
             parent.chmod(0o755)
     log = tmp_path / "closes.log"
     extra = (
-        f"SetEnv APACHEWS_CLOSE_LOG {log}\n"
+        f"Define APACHEWS_LOG_DIRECTORY {log.parent}\nSetEnv APACHEWS_CLOSE_LOG {log}\n"
         'SetEnv APACHEWS_CLOSE_LOG_FORMAT "%h %>s %{messages_in}x %P %U"'
     )
     with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:

@@ -172,7 +172,8 @@ SPARE = {
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_spare_children(mpm: str) -> None:
     """httpd ends children that it has too many of: nobody is dropped."""
-    asking = "<Location /busy.ws>\nSetEnv APACHEWS_ACCEPT producer\n</Location>"
+    asking = "<Location /busy.ws>\nSetEnv APACHEWS_ACCEPT producer\n"
+    asking += "SetEnv APACHEWS_MAX_WAITING 100\n</Location>"
     extra = f"{SPARE.get(mpm, SPARE['threads'])}\n{asking}"
     asked: list[Event] = []
     answered = threading.Event()

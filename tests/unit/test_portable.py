@@ -21,11 +21,11 @@ from apachews_handler.deflate import Agreement, Inflater
 from apachews_handler.ends import End
 from apachews_handler.portable import NotPortable, decode, encode, restore
 from apachews_handler.producer_reader import ProducerReader
+from apachews_handler.progress import Progress, TcpState
 from apachews_handler.raw import RawReader, RawSession, new_session
 from apachews_handler.session import Session
 from apachews_handler.settings import Rate, Settings
 from apachews_handler.transport import PlainTransport
-from apachews_handler.progress import Progress, TcpState
 from apachews_handler.watch import Watch
 
 from ..frames import masked
