@@ -5,7 +5,7 @@
     python -m tests.suite [--portability] [-n PROCESSES] [pytest's arguments]
 
 Contract: the tests without the marker ``alone`` run first, in ``-n`` processes; the tests with
-it run after them, in one.  ``--portability`` selects the tests that can differ between
+it run after them, in one.  ``-n 0`` runs all of them in one.  ``--portability`` selects the tests that can differ between
 interpreters and hosts, unless ``APACHEWS_EVERYTHING`` is set (``deploy/test --everything``).
 A test that fails runs once more, in a fresh process and with nothing beside it.  If it passes
 then, a line ``FLAKY: <test's name>`` reports it.  The exit status is 1 if a test failed twice,
@@ -47,10 +47,15 @@ def main(arguments: list[str]) -> bool:
         selected.append("portability")
     with tempfile.TemporaryDirectory() as directory:
         failures = Path(directory, "failures")
-        statuses = [
-            run_pytest(failures, "-n", options.n, "-m", both(*selected, "not alone"), *rest),
-            run_pytest(failures, "-m", both(*selected, "alone"), *rest),
-        ]
+        runs = (
+            [
+                ("-n", options.n, "-m", both(*selected, "not alone")),
+                ("-m", both(*selected, "alone")),
+            ]
+            if options.n != "0"
+            else [("-m", both(*selected))]
+        )
+        statuses = [run_pytest(failures, *run, *rest) for run in runs]
         return conclude(statuses, failures)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .. import parts
 from ..site import ROOT
 
 # A test that fails the first time: it leaves a file beside itself.
@@ -60,6 +61,16 @@ def test_tests_marked_alone_run_in_no_worker(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("1 passed") == 2
     assert "FLAKY" not in done.stdout
+
+
+def test_one_process_can_run_all_tests(tmp_path: Path) -> None:
+    done = suite(
+        tmp_path,
+        f"def test_a(): assert {WORKER} == 'none'\n@pytest.mark.alone\ndef test_b(): pass\n",
+        *("-n", "0"),
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("2 passed") == 1
 
 
 @pytest.mark.parametrize("marker", ["", "@pytest.mark.alone"])
@@ -117,3 +128,24 @@ def test_portability_is_a_part_of_the_tests(tmp_path: Path) -> None:
     done = suite(tmp_path, text, "--portability")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("1 passed") == 2
+
+
+@pytest.mark.parametrize("entry", [*parts.ALONE, *parts.PORTABILITY, *parts.NOT_PORTABILITY])
+def test_the_table_names_what_exists(entry: str) -> None:
+    path, _, name = entry.partition("::")
+    assert (ROOT / "tests" / path).exists()
+    assert not name or f"def {name}(" in (ROOT / "tests" / path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "markers"),
+    [
+        ("tests/stress/test_memory.py::test_memory[ws]", ["alone"]),
+        ("tests/unit/test_mask.py::test_x", ["portability"]),
+        ("tests/unit/test_limits.py::test_a_fork_keeps_the_places", ["alone", "portability"]),
+        ("tests/unit/test_units.py::test_x", []),
+        ("tests/conftest_c.py::test_x", []),
+    ],
+)
+def test_the_table_by_directory_file_and_test(nodeid: str, markers: list[str]) -> None:
+    assert parts.markers(nodeid) == markers
