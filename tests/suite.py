@@ -5,11 +5,11 @@
     python -m tests.suite [--portability] [-n PROCESSES] [pytest's arguments]
 
 Contract: the tests without the marker ``alone`` run first, in ``-n`` processes; the tests with
-it run after them, in one.  ``-n 0`` runs all of them in one.  ``--portability`` selects the tests that can differ between
-interpreters and hosts, unless ``APACHEWS_EVERYTHING`` is set (``deploy/test --everything``).
-A test that fails runs once more, in a fresh process and with nothing beside it.  If it passes
-then, a line ``FLAKY: <test's name>`` reports it.  The exit status is 1 if a test failed twice,
-if a fixture's teardown failed, or if pytest itself failed.
+it run after them, in one.  ``-n 0`` runs all tests in one process.  ``--portability`` selects
+the tests that can differ between interpreters and hosts, unless ``APACHEWS_EVERYTHING`` is set
+(``deploy/test --everything``).  A test that fails runs once more, in a fresh process and with
+nothing beside it.  If it passes then, a line ``FLAKY: <test's name>`` reports it.  The exit
+status is 1 if a test failed twice, if a fixture's teardown failed, or if pytest itself failed.
 
 How this works: ``tests/failures.py`` writes the names of the failed tests to a file.  A failed
 teardown is final: the fixture may serve many tests (an Apache whose child crashed), and one of
