@@ -30,6 +30,9 @@ import pytest
 
 # Most tests wait for Apache or for a deadline: twice as many processes as CI has processors.
 PROCESSES: Final = "4"
+# Each process begins with tests that stand together, so that few Apaches are started twice, and
+# takes tests from the others at its end.
+SHARED_OUT: Final = ("--dist", "worksteal")
 # More failures than this have one cause, which a retry does not remove.
 MOST_RETRIES: Final = 10
 EVERYTHING: Final = "APACHEWS_EVERYTHING"
