@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,25 @@ def test_the_table_names_what_exists(entry: str) -> None:
 )
 def test_the_table_by_directory_file_and_test(nodeid: str, markers: list[str]) -> None:
     assert parts.markers(nodeid) == markers
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_ci_lists_skips_and_at_last_flaky_tests(tmp_path: Path, status: int) -> None:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "deploy").mkdir()
+    run = shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    program = tmp_path / "deploy" / "test"
+    program.write_text(
+        "#!/bin/sh\necho 'FLAKY: a::b'\necho 'SKIPPED [1] x: y'\necho '3 passed'\n"
+        f"echo '  py314: SKIP (0.01 seconds)'\nexit {status}\n"
+    )
+    program.chmod(0o755)
+    done = subprocess.run([run], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert "3 passed" in done.stdout
+    assert done.stdout.splitlines()[-4:] == [
+        "Skipped:",
+        "SKIPPED [1] x: y",
+        "  py314: SKIP (0.01 seconds)",
+        "FLAKY: a::b",
+    ]
