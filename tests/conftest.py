@@ -14,6 +14,10 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
+from apachews.apache import private_apache
+
+from . import parts
+
 # CI tries the same examples every time; a developer's machine looks for new ones.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("here", deadline=None)
@@ -29,8 +33,33 @@ for number, handler in (
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 
+# pytest-xdist's workers divide the ports among them.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    private_apache.ports = private_apache.ports[
+        int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    ]
+
 T = TypeVar("T")
 DEADLINE_S = 10.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Apache's user in before pytest-xdist's workers start.
+
+    A worker that did it and undid it would undo it while others need it.
+    """
+    from .site import make_readable  # which needs wait_for of this module
+
+    if getattr(config.option, "numprocesses", None):
+        make_readable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test the markers of its part."""
+    for item in items:
+        for marker in parts.markers(item.nodeid):
+            item.add_marker(marker)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -309,17 +309,17 @@ def require_free_port(port: int, address: str = "127.0.0.1") -> None:
             raise ApacheError(f"port {port} cannot be used ({error.strerror}): {advice}") from error
 
 
+# Below the ports that Linux gives to outgoing connections (32768 and up): one of those could
+# take a port before httpd listens on it.  Processes that start Apaches at the same time divide
+# the range, because a port stays free until httpd listens on it.
+ports = range(20_000, 32_000)
 _given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens.
-
-    Below those that Linux gives to outgoing connections (32768 and up): one of
-    these could take it before it is listened on.  Never the same one twice.
-    """
+    """Return a port of 127.0.0.1, one of ``ports``, that is free; never the same port twice."""
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.choice(ports)
         if port in _given_ports:
             continue
         try:

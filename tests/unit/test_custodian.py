@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,7 +125,8 @@ def test_while_it_is_told_of_everything_it_sleeps(watching: Watching) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_it_is_over_when_it_is_told_so(watching: Watching, number: signal.Signals) -> None:
     assert watching.ends_within_s() is None
-    os.kill(os.getpid(), number)
+    # To this thread: another one, such as a pytest-xdist worker has, could take it.
+    signal.pthread_kill(threading.get_ident(), number)
     assert watching.ends_within_s() == STOP_SPREAD_S
 
 

@@ -1,0 +1,81 @@
+"""The table that gives tests their markers: ``alone`` and ``portability``.
+
+Contract: ``markers(nodeid)`` returns the markers of a test.  An entry is a directory, a file or
+a test, relative to ``tests``; it holds for all tests below it.  A new file needs no entry: its
+tests run beside others, on Debian's Python only.
+
+How to choose: a test is ``alone`` if it measures time, processor or memory with little room, if
+it loads both processors for seconds, or if it shares a directory or a browser with other tests.
+A test is of ``portability`` if it depends on the interpreter (ctypes, sockets, signals, asyncio,
+ssl, threads), on the host of the handler (mod_wsgi, mod_python), or on what pip has built.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+ALONE: Final = (
+    "bench",
+    "browser",
+    "c",  # they build in one directory
+    "conformance",
+    "docs",
+    "php",
+    "stress",
+    "integration/test_floods.py",
+    "integration/test_waiting_handshakes.py",
+    # A fork in a process with threads is a warning from Python 3.12 on, and a worker has threads.
+    "unit/test_limits.py::test_a_fork_keeps_the_places",
+)
+
+PORTABILITY: Final = (
+    "unit",
+    # The handshake, the detachment and TLS: every MPM, plain and TLS.
+    "integration/test_upgrade.py",
+    "integration/test_seed.py",
+    "integration/test_seed_faults.py",
+    # What the host does: its log, its environ, its answers.
+    "integration/test_answers.py",
+    "integration/test_client_facts.py",
+    "integration/test_error_document.py",
+    "integration/test_logs.py",
+    "integration/test_modpython.py",
+    # Restarts: threads and forks of an embedded interpreter.
+    "integration/test_restarts.py",
+    "integration/test_handover.py",
+    # The library's ways to serve, and the command line.
+    "integration/test_library.py",
+    "integration/test_run.py",
+)
+
+# Of the checkout and its tools; the interpreter has no part in it.
+NOT_PORTABILITY: Final = (
+    "unit/test_bench_cases.py",
+    "unit/test_bench_readings.py",
+    "unit/test_bench_report.py",
+    "unit/test_bench_results.py",
+    "unit/test_deploy.py",
+    "unit/test_ends.py",
+    "unit/test_fuzz_seeds.py",
+    "unit/test_layers.py",
+    "unit/test_suite.py",
+    "unit/test_units.py",
+)
+
+
+def markers(nodeid: str) -> list[str]:
+    """Return the markers of a test, by its pytest name (``tests/unit/test_x.py::test_y``)."""
+    found = []
+    if _is_among(nodeid, ALONE):
+        found.append("alone")
+    if _is_among(nodeid, PORTABILITY) and not _is_among(nodeid, NOT_PORTABILITY):
+        found.append("portability")
+    return found
+
+
+def _is_among(nodeid: str, entries: tuple[str, ...]) -> bool:
+    name = nodeid.removeprefix("tests/")
+    return any(
+        name == entry or name.startswith((f"{entry}/", f"{entry}::", f"{entry}["))
+        for entry in entries
+    )
