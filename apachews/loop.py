@@ -338,7 +338,8 @@ class Loop:
                 return 0.0
             if self._parting is not None:
                 return 0.0
-            return self._run_timers()
+            next_timer_s = self._run_timers()
+            return 0.0 if self._paused else next_timer_s  # a timer may have made one readable
 
     def _run_timers(self) -> float | None:
         """Do what is due; return the seconds until the next is, or None."""
@@ -579,5 +580,6 @@ class Loop:
         if mask != connection.watched:
             if is_read and connection.reader.is_paused:
                 self._paused[connection.fileno()] = None
+                self._tell()  # what was read already does not make the socket readable
             connection.watched = mask
             self._epoll.modify(connection.fileno(), mask)

@@ -242,6 +242,29 @@ def test_one_client_that_floods_keeps_no_task_waiting(short_path: Path) -> None:
     run(main())
 
 
+def test_what_was_read_while_the_handler_was_busy_arrives(short_path: Path) -> None:
+    """The rest of a read stays with the reader, and the socket is empty when it goes on."""
+    numbers: list[int] = []
+
+    async def handle(connection: aio.Connection) -> None:
+        async for message in connection:
+            numbers.append(int(message))
+            if len(numbers) % 100 == 0:
+                await asyncio.sleep(0.001)  # the mailbox fills meanwhile
+
+    async def main() -> None:
+        async with serving(short_path, handle) as (_, bridge):
+            frames = b"".join(
+                wire.encode_frame(wire.TEXT, str(number).encode()) for number in range(20_000)
+            )
+            bridge.socket.setblocking(True)
+            await asyncio.to_thread(bridge.socket.sendall, frames)
+            await until(lambda: len(numbers) == 20_000)
+
+    run(main())
+    assert numbers == [*range(20_000)]
+
+
 def test_ping(short_path: Path) -> None:
     took: list[float] = []
 

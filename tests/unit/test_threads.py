@@ -162,6 +162,24 @@ def test_a_client_is_not_read_while_its_handler_is_busy(short_path: Path) -> Non
         wait_for(lambda: len(received) == sent)
 
 
+def test_what_was_read_while_the_handler_was_busy_arrives(short_path: Path) -> None:
+    """The rest of a read stays with the reader, and the socket is empty when it goes on."""
+    numbers: list[int] = []
+
+    def handle(connection: threads.Connection) -> None:
+        for message in connection:
+            numbers.append(int(message))
+            if len(numbers) % 100 == 0:
+                let_pass(0.001)  # the mailbox fills meanwhile
+
+    with serving(short_path, handle) as (_, bridge):
+        frames = [wire.encode_frame(wire.TEXT, str(number).encode()) for number in range(20_000)]
+        bridge.socket.setblocking(True)
+        bridge.socket.sendall(b"".join(frames))
+        wait_for(lambda: len(numbers) == len(frames), what=lambda: len(numbers))
+    assert numbers == [*range(len(frames))]
+
+
 def test_json(short_path: Path) -> None:
     def handle(connection: threads.Connection) -> None:
         connection.send_json([connection.receive_json()])
