@@ -45,7 +45,7 @@ from .connection import Connection
 from .deadlines import Deadlines
 from .ends import End
 from .holds import MAX_DELAY_S, SETTLED_S, Holds
-from .progress import Progress
+from .progress import SLOWEST_CLOSING_BYTES_S, Progress
 from .session import HEADER_BYTES, Phase, Side
 from .tally import Tally
 from .transport import discard_unsent, tcp_state, unsent_bytes
@@ -675,7 +675,8 @@ class Loop:
         session, watch = connection.session, connection.watch
         due = watch.due(self._now)
         if due is Due.OVERDUE:
-            if self._is_taking(connection):
+            least = int(SLOWEST_CLOSING_BYTES_S * connection.settings.close_timeout)
+            if self._is_taking(connection, least):
                 # What was sent to it before the CLOSE would be lost, and the CLOSE as well.
                 watch.leaves_at = self._now + connection.settings.close_timeout
                 self._schedule(connection)
@@ -759,11 +760,11 @@ class Loop:
             return
         connection.watch.await_pong(self._now)
         if not state.unacked:
-            # The PING has arrived.  Only an answer to something new tells the peer's window.
+            # All has arrived.  Only the acknowledgement of something new tells the window.
             connection.session.ping(self._now)
 
     @staticmethod
-    def _is_taking(connection: Connection) -> bool:
+    def _is_taking(connection: Connection, least_bytes: int = 1) -> bool:
         """Tell whether what was sent to the client still arrives there, since last asked."""
         if connection.client_fd == -1:
             return False
@@ -771,7 +772,7 @@ class Loop:
         if progress is None:
             connection.progress = Progress(state)
             return state.unacked > 0
-        return progress.is_taking(state)
+        return progress.is_taking(state, least_bytes)
 
     def _log_ignored(self, connection: Connection) -> None:
         opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(connection.session.ignored)))

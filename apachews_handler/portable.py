@@ -61,7 +61,15 @@ _MEMBERS: Final = frozenset(
     }
 )
 _SESSION_MEMBERS: Final = frozenset(
-    {"client", "opened", "pinged_at", "producer", "rated_at", "round_trip_s"}
+    {
+        "client",
+        "is_ping_answered",
+        "opened",
+        "pinged_at",
+        "producer",
+        "rated_at",
+        "round_trip_s",
+    }
 )
 _WATCH_MEMBERS: Final = frozenset({"asked_at", "heard_at", "passed_at", "way_s"})
 _SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))

@@ -29,6 +29,11 @@ SLOWEST_READER_BYTES_S: Final = 32 * 1024
 MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
 
 
+# What a client that is being closed must take of the rest, or it is reset: slower than any
+# network, and fast enough to bound the time that 4 MiB in the kernel's buffer take (an hour).
+SLOWEST_CLOSING_BYTES_S: Final = 1024
+
+
 class TcpState(NamedTuple):
     """What a kernel knows of a connection's peer.
 
@@ -52,29 +57,30 @@ class Progress:
         state: of its connection now.
     """
 
-    __slots__ = ("_acked", "_end", "_ping", "_read", "_read_by", "_window")
+    __slots__ = ("_acked", "_ping", "_read", "_read_by", "_window")
 
     def __init__(self, state: TcpState) -> None:
         self._ping = 0  # so many bytes were sent before the last PING
         self._read = 0  # so many the client has read, for it has answered a PING after them
         self._read_by = 0.0  # when a slow client has read the others, if all have arrived
-        self._note(state)
+        self._acked = state.acked
+        self._window = state.window
 
     def export_state(self) -> list[float]:
         """Return what continues this in another process that has the connection's socket."""
-        return [self._acked, self._end, self._ping, self._read, self._read_by, self._window]
+        return [self._acked, self._ping, self._read, self._read_by, self._window]
 
     @classmethod
     def import_state(cls, state: list[float]) -> Progress:
         """Return what continues the other one.
 
         Raises:
-            ValueError, TypeError: they are not six numbers.
+            ValueError, TypeError: they are not five numbers.
         """
         made = cls(TcpState(0, 0))
-        acked, end, ping, read, read_by, window = state
-        made._acked, made._end, made._ping = int(acked), int(end), int(ping)
-        made._read, made._read_by, made._window = int(read), float(read_by), int(window)
+        acked, ping, read, read_by, window = state
+        made._acked, made._ping, made._read = int(acked), int(ping), int(read)
+        made._read_by, made._window = float(read_by), int(window)
         return made
 
     def ask(self, state: TcpState, now: float, *, is_answered: bool) -> None:
@@ -83,39 +89,39 @@ class Progress:
         Args:
             state: of the connection before that.
             now: the clock's reading, seconds.
-            is_answered: the client has answered every PING before.
+            is_answered: the client has answered the last PING before.
         """
         if is_answered:
             self._read = self._ping
-        self._note(state)
-        self._ping = self._end
+        self._acked, self._window = state.acked, state.window
+        self._ping = state.acked + state.unacked
         self._expect_reading(now)
 
     def is_reading(self, state: TcpState, now: float) -> bool:
         """Tell whether the client may not have come to the PING yet."""
-        if self._acked < self._end:
+        if self._acked < self._ping:
             has_taken = state.acked > self._acked
         else:
             has_taken = state.window > self._window
-        self._note(state)
+        self._acked, self._window = state.acked, state.window
         if has_taken:
             self._expect_reading(now)
-        return has_taken or (state.unacked == 0 and now < self._read_by)
+        has_ping_arrived = state.acked > self._ping
+        return has_taken or (has_ping_arrived and now < self._read_by)
 
-    def is_taking(self, state: TcpState) -> bool:
+    def is_taking(self, state: TcpState, least_bytes: int = 1) -> bool:
         """Tell whether more has arrived since the last call, and some is still to arrive.
 
         What has arrived is not lost when the connection is closed.
-        """
-        is_taking = state.unacked > 0 and state.acked > self._acked
-        self._note(state)
-        return is_taking
 
-    def _note(self, state: TcpState) -> None:
-        self._acked = state.acked
-        self._window = state.window
-        self._end = state.acked + state.unacked
+        Args:
+            state: of the connection.
+            least_bytes: less than this does not count.
+        """
+        arrived = state.acked - self._acked
+        self._acked, self._window = state.acked, state.window
+        return state.unacked > 0 and arrived >= least_bytes
 
     def _expect_reading(self, now: float) -> None:
-        unread = min(self._end - self._read, MAX_UNREAD_BYTES)
+        unread = min(self._ping - self._read, MAX_UNREAD_BYTES)
         self._read_by = now + unread / SLOWEST_READER_BYTES_S

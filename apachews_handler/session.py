@@ -133,6 +133,7 @@ class Session:
         "_held_pong",
         "_hold_s",
         "_is_congested",
+        "_is_ping_answered",
         "_max_buffer",
         "_opened",
         "_pinged_at",
@@ -176,6 +177,7 @@ class Session:
         self.close_reason = ""
         self._is_congested = False
         self._held_pong: bytes | None = None
+        self._is_ping_answered = True
         self._pinged_at = 0.0  # when the one PING was sent whose answer is awaited; else 0.0
         self.round_trip_s: float | None = None
         self.round_trips: RoundTrips | None = None
@@ -236,8 +238,11 @@ class Session:
 
     @property
     def is_ping_answered(self) -> bool:
-        """True if the client has answered every PING of the bridge's own."""
-        return not self._client.expected_pongs
+        """True if the client has answered the last PING of the bridge's own, or one before it.
+
+        It may answer only the last of several (RFC 6455 5.5.3).
+        """
+        return self._is_ping_answered
 
     def traffic(self) -> tuple[int, int, int, int]:
         """Return what passed: messages and bytes of payload from the client, and to it."""
@@ -271,6 +276,7 @@ class Session:
             "client": client,
             "producer": producer,
             "opened": base64.b64encode(self._opened).decode(),
+            "is_ping_answered": self._is_ping_answered,
             "pinged_at": self._pinged_at,
             "rated_at": self._rated_at,
             "round_trip_s": self.round_trip_s,
@@ -285,6 +291,7 @@ class Session:
         self._client.import_state(state["client"])
         self._producer.import_state(state["producer"])
         self._opened = base64.b64decode(state["opened"])
+        self._is_ping_answered = bool(state["is_ping_answered"])
         self._pinged_at = float(state["pinged_at"])
         self._rated_at = float(state["rated_at"])
         round_trip_s = state["round_trip_s"]
@@ -426,6 +433,7 @@ class Session:
         # Where an earlier one is not answered, nobody can say which one the next PONG is for.
         self._pinged_at = 0.0 if self._client.expected_pongs else now
         self._client.expected_pongs += 1
+        self._is_ping_answered = False
         return True
 
     def close(self, end: End) -> None:
@@ -451,6 +459,7 @@ class Session:
         client.max_frames = min(client.max_frames + more, full)
 
     def _take_round_trip(self, now: float) -> None:
+        self._is_ping_answered = True
         if self._pinged_at:
             self.round_trip_s = now - self._pinged_at
             if self.round_trips:

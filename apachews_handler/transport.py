@@ -19,6 +19,8 @@ _INT: Final = struct.Struct("i")
 # struct tcp_info of linux/tcp.h: tcpi_rtt and tcpi_rttvar (microseconds), tcpi_bytes_acked
 # (Linux 4.1), tcpi_snd_wnd (Linux 5.4).  A test compares the offsets.
 TCP_INFO: Final = struct.Struct("68xII44xQ100xI")
+# asm-generic/socket.h
+_SO_PROTOCOL: Final = 38
 # struct linger, socket(7): on, for 0 s.
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -149,6 +151,9 @@ def tcp_state(fd: int) -> TcpState:
     unacked = unsent_bytes(fd)
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(fd)) as sock:
+            if sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) != socket.IPPROTO_TCP:
+                # Of Multipath TCP the kernel tells what became of the first path only.
+                return TcpState(-unacked, unacked)
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
         rtt_us, rttvar_us, acked, window = TCP_INFO.unpack(info)
     except (OSError, struct.error):

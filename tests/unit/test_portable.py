@@ -125,6 +125,7 @@ def test_everything_comes_through(make: Make) -> None:
     assert state_of(moved.watch) == state_of(connection.watch)
     assert state_of(moved.progress) == state_of(connection.progress)
     assert moved.session._opened == session._opened
+    assert not moved.session.is_ping_answered
     ending = Ending(1000, "", "client", "X", 1.0, NOW, (0, 0, 0, 0), None, 1)
     assert moved.close_line
     assert connection.close_line
@@ -284,7 +285,7 @@ def test_new_state_is_noticed() -> None:
         "ProducerReader": 24,
         "RawReader": 1,
         "RawSession": 2,
-        "Session": 22,
+        "Session": 23,
         "Watch": 11,
         "Inflater": 6,
         "Connection": 32,

@@ -44,10 +44,18 @@ def test_a_client_that_was_asked(first: TcpState, second: TcpState, is_reading: 
     assert progress.is_reading(second, NOW + 40) is False  # and now it takes nothing any more
 
 
-def test_what_is_sent_behind_the_ping_counts_for_the_next_one_only() -> None:
+def test_what_is_sent_after_the_ping_proves_nothing() -> None:
     progress = asked(ARRIVED)
-    assert not progress.is_reading(TcpState(1520, 8000, 4000), NOW + 20)
-    assert progress.is_reading(TcpState(4000, 5520, 4000), NOW + 40)
+    for count in range(1, 10):
+        more = TcpState(1500 + 1000 * count, 1000, 4000)
+        assert not progress.is_reading(more, NOW + 20 * count)
+
+
+def test_what_is_acknowledged_with_the_ping_under_way_counts_once() -> None:
+    progress = asked(START)
+    assert progress.is_reading(TcpState(1400, 1100, 4000), NOW + 20)
+    assert progress.is_reading(TcpState(1500, 1000, 4000), NOW + 40)
+    assert not progress.is_reading(TcpState(2500, 1000, 4000), NOW + 60)
 
 
 def test_what_was_not_proven_to_be_read_takes_time() -> None:
@@ -56,17 +64,17 @@ def test_what_was_not_proven_to_be_read_takes_time() -> None:
     arrived = sent._replace(acked=sent.acked + 21)
     assert progress.is_reading(arrived, NOW + 19)
     assert not progress.is_reading(arrived, NOW + 21)
-    progress = asked(sent, has_read=False)
-    assert not progress.is_reading(sent._replace(unacked=21), NOW + 1)  # the PING does not arrive
+    assert not asked(sent, has_read=False).is_reading(sent, NOW + 1)  # the PING does not arrive
     assert not asked(sent).is_reading(arrived, NOW + 1)  # it was read before
 
 
 def test_the_time_for_what_is_unread_is_bounded() -> None:
     sent = TcpState(acked=10**12, unacked=0)
     progress = asked(sent, has_read=False)
+    arrived = sent._replace(acked=sent.acked + 21)
     most_s = MAX_UNREAD_BYTES / SLOWEST_READER_BYTES_S
-    assert progress.is_reading(sent, NOW + most_s - 1)
-    assert not progress.is_reading(sent, NOW + most_s + 1)
+    assert progress.is_reading(arrived, NOW + most_s - 1)
+    assert not progress.is_reading(arrived, NOW + most_s + 1)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +90,4 @@ def test_a_client_that_is_being_closed(first: TcpState, second: TcpState, is_tak
     progress = Progress(first)
     assert progress.is_taking(second) is is_taking
     assert progress.is_taking(second) is False
+    assert Progress(first).is_taking(second, 2) is False  # too little
