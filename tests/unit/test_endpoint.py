@@ -13,7 +13,7 @@ import pytest
 
 from apachews.loopback import Address
 from apachews_handler import short_calls
-from apachews_handler.endpoint import connect, locate, script_filename
+from apachews_handler.endpoint import connect, locate, script_filename, user_of
 from apachews_handler.exceptions import Refusal, Unavailable
 
 
@@ -93,6 +93,20 @@ def test_only_a_connection_that_waits_takes_a_place(
         connect(str(short_path / "file.ws"), 1, place=place)
     assert place.entered == 2
     assert place.users == {os.geteuid()}
+
+
+def test_the_user_of_a_producer(listener: tuple[str, socket.socket], short_path: Path) -> None:
+    with connect(listener[0], 1) as producer:
+        assert user_of(producer, listener[0], ()) == os.geteuid()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as producer,
+    ):
+        file = short_path / "port.ws"
+        with pytest.raises(Refusal, match="404"):
+            user_of(producer, str(file), ())
+        file.touch()
+        assert user_of(producer, str(file), ()) == os.geteuid()
 
 
 def test_without_a_place_a_connection_does_not_wait(
