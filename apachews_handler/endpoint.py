@@ -3,9 +3,10 @@
 Contract: ``script_filename(environ)`` names the file that httpd found itself;
 ``locate(root, path_info)`` names a socket file inside a directory;
 ``connect(path, timeout_s, directories, place)`` yields a connected, non-blocking socket,
-which the caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer.
-All but the first raise ``Refusal`` with the HTTP answer.  The last two may block for
-the timeout; called on Apache's worker threads.  ``connect`` enters ``place`` before it
+which the caller closes; ``ask(producer, open_, timeout_s)`` gives the producer's own answer;
+``user_of(producer, path, directories)`` tells who runs it.
+All but the first raise ``Refusal`` with the HTTP answer.  ``connect`` and ``ask`` may block
+for the timeout; called on Apache's worker threads.  ``connect`` enters ``place`` before it
 blocks, and the caller of ``ask`` does (``waiting``).
 """
 
@@ -33,8 +34,10 @@ OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, 
 # errno if there is no file of a path.
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 NOT_FOUND: Final = "404 Not Found"
-# What bounds the handshakes that wait at a time.
-Place = Callable[[], contextlib.AbstractContextManager[None]]
+# What bounds the handshakes that wait at a time; called with the id of the producer's user.
+Place = Callable[[int], contextlib.AbstractContextManager[object]]
+# struct ucred: pid, uid, gid.
+_UCRED: Final = struct.Struct("iII")
 # An answer is mostly one read; what follows it in the same is messages.
 ANSWER_READ_BYTES: Final = 16384
 
@@ -137,9 +140,10 @@ def _connect_patiently(
     Raises:
         Refusal, OSError
     """
-    mode = os.stat(name).st_mode
+    status = os.stat(name)
+    mode = status.st_mode
     if stat.S_ISREG(mode):
-        with place():
+        with place(status.st_uid):
             return _connect_loopback(path, timeout_s, directories)
     if not stat.S_ISSOCK(mode):
         raise Refusal(
@@ -150,7 +154,7 @@ def _connect_patiently(
     try:
         return short_calls.connect(name)
     except BlockingIOError:
-        with place():
+        with place(status.st_uid):
             return _wait_for_backlog(path, name, timeout_s)
     except OSError as error:
         raise _refusal(path, timeout_s, error) from error
@@ -221,6 +225,27 @@ def read_address(path: str, directories: tuple[str, ...]) -> loopback.Address:
     """
     with endpoint_access.opened(path, directories) as name:
         return loopback.Address.read(name)
+
+
+def user_of(producer: socket.socket, path: str, directories: tuple[str, ...]) -> int:
+    """Return the id of the user that runs a producer.
+
+    Args:
+        producer: connected.
+        path, directories: as of ``connect``.
+
+    Raises:
+        Refusal: 404, its loopback socket's file was removed meanwhile; or as ``connect``.
+    """
+    if producer.family == socket.AF_UNIX:
+        # Of the process that called listen(), as the kernel knows it (unix(7)).
+        peer = producer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(peer)[1])
+    try:
+        with endpoint_access.opened(path, directories) as name:
+            return os.stat(name).st_uid
+    except OSError as error:
+        raise Refusal(NOT_FOUND, "There is no WebSocket here.", _absent(path)) from error
 
 
 def ask(producer: socket.socket, open_: wire.Open, timeout_s: float) -> tuple[Answer, bytes]:

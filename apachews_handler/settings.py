@@ -359,7 +359,11 @@ class Settings:
     )
     connect_timeout: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
     max_waiting: int = _setting(
-        0, parse_share, "a number of 1 to 1048576, or auto", "Apache's workers"
+        0,
+        parse_share,
+        "a number of 1 to 1048576, or auto",
+        "Apache's workers",
+        server_only=True,
     )
     close_timeout: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
     hold: float = _setting(

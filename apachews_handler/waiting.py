@@ -1,59 +1,78 @@
 """A bound on the handshakes that wait for a producer, each of which holds an Apache worker.
 
-Contract: ``place(path, most, spare)`` is a context manager for the time that a handshake
-waits: for a full backlog, for the other end of a loopback port, for ANSWER.  It raises
-``Unavailable`` (503 with ``Retry-After``) if too many handshakes wait already, for the same
-endpoint or for all endpoints.  ``place_for_status()`` does the same for requests that
+Contract: ``place(path, most, spare, timeout_s, user)`` is a context manager for the time that
+a handshake waits: for a full backlog, for the other end of a loopback port, for ANSWER.  It
+raises ``Unavailable`` (503 with ``Retry-After``) if too many handshakes wait already, for the
+same endpoint or for all endpoints.  ``place_for_status()`` does the same for requests that
 collect the status.  For any thread.
 
 How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers) and starts
 more when it has fewer.  Waiting handshakes get half of that number, and those of one
-endpoint a quarter, so pages always find an idle worker.  A place is a lock on a byte of a
-file, as under the limits on connections (``limits``): the count spans Apache's children,
-one of which is one worker with prefork, and survives the death of any.
+endpoint a quarter, so pages always find an idle worker.  If that half is taken, each user
+that runs producers has one place more: the stopped producers of one user do not close the
+endpoints of another.  A place is a lock on a byte of a file, as under the limits on
+connections (``limits``): the count spans Apache's children, one of which is one worker with
+prefork, and survives the death of any.
 
 A burst of handshakes can exceed the bound although the producer answers each in some
-milliseconds.  So a handshake without a place tries again for ``PATIENCE_S``, and for longer
-while the producer answers the others that fast.  If all workers did so for a producer that
-is stopped or slow, pages would wait: after one failure the child rejects the surplus
-handshakes of that endpoint at once, until the producer answers one fast again or
-``MEMORY_S`` have passed.
+milliseconds.  So a handshake without a place tries again for ``PATIENCE_S``, a time that
+each prompt answer begins anew.  If all workers did so for a producer that is stopped or slow,
+pages would wait: after a ``PATIENCE_S`` without such an answer the child rejects the surplus
+handshakes at once, until there is one or ``MEMORY_S`` have passed.  An answer is prompt if it
+took less than ``PATIENCE_S``, or follows another prompt one as soon: a producer that answers
+one after another lets the last of many wait.  The file of the places has the times of these
+answers, because a child with prefork sees none but its own.
 
 Roads not taken: a larger bound on the age of a handshake instead of on their number.  A
 producer that is slower than its clients would get requests of which the client has its 503
-already, and answer fewer of the others (the queue is full of stale requests).
+already, and answer fewer of the others (the queue is full of stale requests).  One place
+more for each endpoint instead of each user: an author makes any number of endpoints.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import rundir
 from .endpoint import OUT_OF_RESOURCES, out_of_descriptors
 from .exceptions import Unavailable
 from .limits import Places
 
-# A producer that answers within this time is fast; a surplus handshake waits for a place as
-# long after the last fast answer.
+# Surplus handshakes wait for a place for so long after the last prompt answer.
 PATIENCE_S: Final = 0.25
-# The longest time that a surplus handshake waits for a place, of a fast producer too.
-MAX_PATIENCE_S: Final = 1.0
 # Interval between two tries: other processes release their locks without a notification.
 RETRY_S: Final = 0.02
-# An endpoint is taken for stopped or slow for so long after its last failure.
+# Surplus handshakes are rejected at once for so long after their patience ended.
 MEMORY_S: Final = 30.0
-# Endpoints whose last fast answer is known; more than that, and all are forgotten.
-MAX_KNOWN: Final = 1000
 # Requests that collect the status at a time: each waits up to 2 s for a process that hangs.
 MAX_COLLECTING: Final = 2
+# The file's content: for the hash of a key, the time of the last prompt answer, 0.0 without
+# one.  Two keys with one hash share patience, and no places.
+_TIMES: Final = 4096
+_TIME: Final = struct.Struct("d")
 
-_Limit = tuple[str, int, str]
+
+class _Limit(NamedTuple):
+    """A limit under which a place is taken.
+
+    Attributes:
+        key: whose prompt answers decide on the patience.
+        regions: keys of regions of places, and how many each has; the first free place is
+            taken.
+        problem: what the log says if all are taken.
+    """
+
+    key: str
+    regions: tuple[tuple[str, int], ...]
+    problem: str
 
 
 class Waiting:
@@ -61,42 +80,45 @@ class Waiting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._released = threading.Condition()
         self._places: Places | None = None
-        # Endpoints that failed -> until when surplus handshakes are rejected at once.
-        self._slow_until: dict[str, float] = {}
-        # Endpoints -> time of their last fast answer.
-        self._fast_at: dict[str, float] = {}
+        # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
+        self._patient_until: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def place(self, path: str, most: int, spare: int) -> Iterator[None]:
+    def place(
+        self, path: str, most: int, spare: int, timeout_s: float, user: int
+    ) -> Iterator[None]:
         """Hold a place while a handshake waits.
 
         Args:
             path: the endpoint.
-            most: APACHEWS_MAX_WAITING; 0 for ``auto``.
+            most: APACHEWS_MAX_WAITING; 0 for ``auto``.  The server's, as ``spare`` is: the
+                same for all endpoints, which share one count.
             spare: idle workers that httpd maintains, at least 1.
+            timeout_s: how long to wait for a place at most.
+            user: id of the user that runs the producer.
 
         Raises:
             Unavailable: all places are taken, or the process has no file descriptor left.
         """
         per_endpoint = most or math.ceil(spare / 4)
         in_all = max(most, math.ceil(spare / 2))
+        endpoint, owner = f"endpoint {path}", f"user {user}"
         limits = [
-            (
-                f"endpoint {path}",
-                per_endpoint,
+            _Limit(
+                endpoint,
+                ((endpoint, per_endpoint),),
                 f"{per_endpoint} handshakes wait for the producer of {path!r} already: it is"
                 " stopped or slow; see APACHEWS_MAX_WAITING",
             ),
-            (
-                "all",
-                in_all,
-                f"{in_all} handshakes wait for producers already, and {path!r} has to be waited"
-                " for as well; see APACHEWS_MAX_WAITING",
+            _Limit(
+                owner,
+                (("all", in_all), (owner, 1)),
+                f"{in_all} handshakes wait for producers already, and one more for a producer"
+                f" of user {user}, who runs that of {path!r} too; see APACHEWS_MAX_WAITING",
             ),
         ]
-        with self._hold(path, limits):
+        with self._hold(limits, timeout_s):
             yield
 
     @contextlib.contextmanager
@@ -107,65 +129,66 @@ class Waiting:
             Unavailable: as ``place``.
         """
         problem = f"{MAX_COLLECTING} requests collect the status already: a process hangs"
-        with self._hold("", [("status", MAX_COLLECTING, problem)]):
+        with self._hold([_Limit("status", (("status", MAX_COLLECTING),), problem)], MEMORY_S):
             yield
 
     @contextlib.contextmanager
-    def _hold(self, name: str, limits: list[_Limit]) -> Iterator[None]:
+    def _hold(self, limits: list[_Limit], timeout_s: float) -> Iterator[None]:
         places = self._open()
+        deadline = time.monotonic() + timeout_s
         positions: list[int] = []
         try:
-            self._take(places, name, limits, positions)
+            for limit in limits:
+                positions.append(self._take(places, limit, deadline))
             begun_at = time.monotonic()
-            yield
-            now = time.monotonic()
-            if now - begun_at < PATIENCE_S:
-                if len(self._fast_at) >= MAX_KNOWN:
-                    self._fast_at.clear()
-                self._fast_at[name] = now
-                self._slow_until.pop(name, None)
-        except BaseException:
-            self._remember(name)
-            raise
+            try:
+                yield
+            except BaseException:
+                self._end_patience(limits)
+                raise
+            for limit in limits:
+                _note_answer(places, limit.key, begun_at)
         finally:
             for position in positions:
                 places.free(position)
-            with self._released:
-                self._released.notify()
 
-    def _take(self, places: Places, name: str, limits: list[_Limit], positions: list[int]) -> None:
-        """Append the positions of places under all limits.
+    def _take(self, places: Places, limit: _Limit, deadline: float) -> int:
+        """Return the position of a place.
 
         Raises:
             Unavailable
         """
-        begun_at = time.monotonic()
-        for key, limit, problem in limits:
-            while (position := _try(places, key, limit)) is None:
-                if not self._is_patient(name, begun_at):
-                    raise Unavailable(problem)
-                self._pause()
-            positions.append(position)
+        while True:
+            for key, count in limit.regions:
+                if (position := _try(places, key, count)) is not None:
+                    return position
+            if not self._is_patient(limit.key, deadline, _answered_at(places, limit.key)):
+                raise Unavailable(limit.problem)
+            time.sleep(RETRY_S)
 
-    def _is_patient(self, name: str, begun_at: float) -> bool:
+    def _is_patient(self, key: str, deadline: float, answered_at: float) -> bool:
         """Tell whether a handshake goes on trying to get a place."""
         now = time.monotonic()
-        if self._slow_until.get(name, 0.0) > now or now - begun_at >= MAX_PATIENCE_S:
-            return False
-        return now - max(begun_at, self._fast_at.get(name, 0.0)) < PATIENCE_S
+        with self._lock:
+            self._forget(now)
+            until = self._patient_until.get(key)
+            if until is None or until <= answered_at:
+                until = self._patient_until[key] = now + PATIENCE_S
+        return now < min(max(until, answered_at + PATIENCE_S), deadline)
 
-    def _pause(self) -> None:
-        with self._released:
-            self._released.wait(RETRY_S)
-
-    def _remember(self, name: str) -> None:
-        """Note that an endpoint failed, and forget the endpoints that did long ago."""
+    def _end_patience(self, limits: list[_Limit]) -> None:
+        """Note that a producer failed."""
         now = time.monotonic()
         with self._lock:
-            for known, until in list(self._slow_until.items()):
-                if until <= now:
-                    self._slow_until.pop(known, None)
-            self._slow_until[name] = now + MEMORY_S
+            self._forget(now)
+            for limit in limits:
+                self._patient_until[limit.key] = now
+
+    def _forget(self, now: float) -> None:
+        """Forget whose patience ended long ago."""
+        for key, until in list(self._patient_until.items()):
+            if until + MEMORY_S <= now:
+                self._patient_until.pop(key, None)
 
     def _open(self) -> Places:
         with self._lock:
@@ -174,17 +197,43 @@ class Waiting:
             return self._places
 
 
-def _try(places: Places, key: str, limit: int) -> int | None:
+def _try(places: Places, key: str, count: int) -> int | None:
     """Return the position of a place, None if all are taken.
 
     Raises:
         Unavailable
     """
     try:
-        # Each limit has its own region: directories with other settings do not share one.
-        return places.take(f"{key} of {limit}", limit)
+        return places.take(key, count)
     except OSError as error:
         raise Unavailable(f"a waiting handshake cannot be counted: {error.strerror}") from error
+
+
+def _note_answer(places: Places, key: str, begun_at: float) -> None:
+    """Note the time of an answer if it is prompt.
+
+    Args:
+        begun_at: when the wait for it began.
+    """
+    now = time.monotonic()
+    if now - max(begun_at, _answered_at(places, key)) < PATIENCE_S:
+        with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
+            os.pwrite(places.fileno(), _TIME.pack(now), _offset(key))
+
+
+def _answered_at(places: Places, key: str) -> float:
+    """Return when the last prompt answer was, 0.0 if that is not known (``monotonic``)."""
+    data = os.pread(places.fileno(), _TIME.size, _offset(key))
+    if len(data) < _TIME.size:
+        return 0.0
+    answered_at: float = _TIME.unpack(data)[0]
+    # A file of the time before a restart of the machine has times of another clock.
+    return answered_at if answered_at <= time.monotonic() else 0.0
+
+
+def _offset(key: str) -> int:
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % _TIMES * _TIME.size
 
 
 def _open_places() -> Places:

@@ -108,13 +108,15 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         admission = limits.admit(settings, open_.remote[0], path)
         undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
-        place = functools.partial(waiting.place, path, settings.max_waiting, spare_workers())
+        place = functools.partial(
+            waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout
+        )
         producer = endpoint.connect(
             path, settings.connect_timeout, settings.endpoint_directories, place
         )
         undo.callback(producer.close)
         if settings.accept == "producer":
-            with place():
+            with place(endpoint.user_of(producer, path, settings.endpoint_directories)):
                 answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
             head, subprotocol = _accept(upgrade, settings, answer), answer.subprotocol
         else:

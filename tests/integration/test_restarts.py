@@ -173,7 +173,7 @@ SPARE = {
 def test_spare_children(mpm: str) -> None:
     """httpd ends children that it has too many of: nobody is dropped."""
     asking = "<Location /busy.ws>\nSetEnv APACHEWS_ACCEPT producer\n"
-    asking += "SetEnv APACHEWS_MAX_WAITING 100\n</Location>"
+    asking += "</Location>\nDefine APACHEWS_MAX_WAITING 100"
     extra = f"{SPARE.get(mpm, SPARE['threads'])}\n{asking}"
     asked: list[Event] = []
     answered = threading.Event()

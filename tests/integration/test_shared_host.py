@@ -255,7 +255,12 @@ def test_a_close_log_is_the_servers_business(host: Host) -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["APACHEWS_LOG_DIRECTORY /", "APACHEWS_ENDPOINT_DIRECTORIES /", "APACHEWS_LOG_DIRECTORY ''"],
+    [
+        "APACHEWS_LOG_DIRECTORY /",
+        "APACHEWS_ENDPOINT_DIRECTORIES /",
+        "APACHEWS_LOG_DIRECTORY ''",
+        "APACHEWS_MAX_WAITING 1048576",
+    ],
 )
 def test_what_only_define_may_say_is_refused_from_setenv(host: Host, setting: str) -> None:
     with listening(host.outside / "fpm.sock", VICTIM) as listener:

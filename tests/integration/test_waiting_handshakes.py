@@ -278,6 +278,23 @@ def test_handshakes_that_are_answered_are_not_refused(waiting_site: Site) -> Non
     assert [one.status for one in attack.attempts] == [101] * CLIENTS
 
 
+def test_a_burst_that_one_thread_answers_in_turn_is_not_refused(waiting_site: Site) -> None:
+    """The last of them waits for longer than a surplus handshake of a stopped producer."""
+    has_time = threading.Event()
+
+    def accept_slowly(event: Event) -> None:
+        if event.type() is Event.Accept:
+            has_time.wait(0.06)  # never set: the time that an answer needs
+            event.accept()
+
+    with (
+        waiting_site.producer("prompt.ws", accept_slowly),
+        Attack(waiting_site, "/prompt.ws") as attack,
+    ):
+        pass
+    assert [one.status for one in attack.attempts] == [101] * CLIENTS
+
+
 def test_a_program_that_answers_again_has_its_handshakes(waiting_site: Site) -> None:
     with silent(waiting_site.docroot / "silent.ws"), Attack(waiting_site, "/silent.ws"):
         pass

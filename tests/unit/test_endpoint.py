@@ -13,7 +13,7 @@ import pytest
 
 from apachews.loopback import Address
 from apachews_handler import short_calls
-from apachews_handler.endpoint import connect, locate, script_filename
+from apachews_handler.endpoint import connect, locate, script_filename, user_of
 from apachews_handler.exceptions import Refusal, Unavailable
 
 
@@ -53,15 +53,22 @@ def test_a_full_backlog_is_waited_for_and_then_refused(
 
 
 class Place:
-    """Counts how often it is entered; refuses if it is told to."""
+    """Counts how often it is entered; refuses if it is told to.
+
+    Attributes:
+        entered: how often.
+        users: ids of the users that it was asked for.
+    """
 
     def __init__(self, is_full: bool = False) -> None:
         self.entered = 0
+        self.users: set[int] = set()
         self._is_full = is_full
 
     @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self, user: int) -> Iterator[None]:
         self.entered += 1
+        self.users.add(user)
         if self._is_full:
             raise Unavailable("all places are taken")
         yield
@@ -85,6 +92,21 @@ def test_only_a_connection_that_waits_takes_a_place(
     with pytest.raises(Refusal, match="403"):
         connect(str(short_path / "file.ws"), 1, place=place)
     assert place.entered == 2
+    assert place.users == {os.geteuid()}
+
+
+def test_the_user_of_a_producer(listener: tuple[str, socket.socket], short_path: Path) -> None:
+    with connect(listener[0], 1) as producer:
+        assert user_of(producer, listener[0], ()) == os.geteuid()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as producer,
+    ):
+        file = short_path / "port.ws"
+        with pytest.raises(Refusal, match="404"):
+            user_of(producer, str(file), ())
+        file.touch()
+        assert user_of(producer, str(file), ()) == os.geteuid()
 
 
 def test_without_a_place_a_connection_does_not_wait(

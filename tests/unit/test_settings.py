@@ -27,8 +27,6 @@ def test_defaults_and_other_variables() -> None:
         ("APACHEWS_MAX_MESSAGE", "64k", "max_message", 65536),
         ("APACHEWS_MAX_MESSAGE", " 2M ", "max_message", 2097152),
         ("APACHEWS_CONNECT_TIMEOUT", "250ms", "connect_timeout", 0.25),
-        ("APACHEWS_MAX_WAITING", "Auto", "max_waiting", 0),
-        ("APACHEWS_MAX_WAITING", "16", "max_waiting", 16),
         ("APACHEWS_CLOSE_TIMEOUT", "1.5s", "close_timeout", 1.5),
         ("APACHEWS_ORIGINS", "*", "origins", ("*",)),
         (
@@ -73,8 +71,6 @@ def test_good_values(name: str, text: str, field: str, value: Any) -> None:
         ("APACHEWS_CONNECT_TIMEOUT", "5"),
         ("APACHEWS_CONNECT_TIMEOUT", "0s"),
         ("APACHEWS_CONNECT_TIMEOUT", "0.0001ms"),
-        ("APACHEWS_MAX_WAITING", "0"),
-        ("APACHEWS_MAX_WAITING", "off"),
         ("APACHEWS_CLOSE_TIMEOUT", "1m"),
         ("APACHEWS_ORIGINS", "example.org"),
         ("APACHEWS_ORIGINS", "https://example.org/"),
@@ -163,14 +159,28 @@ def test_a_close_log_lies_in_the_servers_directory(
 
 def test_the_server_alone_sets_what_reaches_beyond_a_site() -> None:
     names = [name for name, field in FIELDS.items() if field.metadata["server_only"]]
-    assert names == ["APACHEWS_LOG_DIRECTORY", "APACHEWS_ENDPOINT_DIRECTORIES"]
+    assert names == [
+        "APACHEWS_MAX_WAITING",
+        "APACHEWS_LOG_DIRECTORY",
+        "APACHEWS_ENDPOINT_DIRECTORIES",
+    ]
     for name in names:
-        for value in ("/srv", ""):
+        for value in ("/srv", "", "1"):
             with pytest.raises(BadSetting, match=f"use Define {name} instead"):
                 parse_settings({name: value})
     settings = parse_settings({}, (*LOGS, ("APACHEWS_ENDPOINT_DIRECTORIES", "/run/a  /srv/b")))
     assert settings.log_directory == "/var/log/apachews"
     assert settings.endpoint_directories == ("/run/a", "/srv/b")
+
+
+@pytest.mark.parametrize(("text", "value"), [("Auto", 0), ("16", 16), ("0", None), ("off", None)])
+def test_the_servers_bound_on_handshakes_that_wait(text: str, value: int | None) -> None:
+    definitions = (("APACHEWS_MAX_WAITING", text),)
+    if value is not None:
+        assert parse_settings({}, definitions).max_waiting == value
+        return
+    with pytest.raises(BadSetting, match="Define APACHEWS_MAX_WAITING"):
+        parse_settings({}, definitions)
 
 
 def test_what_the_server_fixes_cannot_be_changed() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,15 @@ from apachews_handler.exceptions import Unavailable
 from apachews_handler.waiting import MAX_COLLECTING, Waiting
 
 PATH = "/srv/a.ws"
+USER, OTHER_USER = 1001, 1002
+TIMEOUT_S = 5.0
+
+
+def place(
+    child: Waiting, path: str, most: int, spare: int, user: int = USER
+) -> contextlib.AbstractContextManager[None]:
+    """Take a place for a handshake that waits up to ``TIMEOUT_S``."""
+    return child.place(path, most, spare, TIMEOUT_S, user)
 
 
 @pytest.fixture
@@ -39,11 +50,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     recorded: list[float] = []
     clock = [1000.0]
 
-    def pause(child: Waiting) -> None:
+    def pause(_: float) -> None:
         recorded.append(clock[0])
         clock[0] += waiting.PATIENCE_S
 
-    monkeypatch.setattr(Waiting, "_pause", pause)
+    monkeypatch.setattr("apachews_handler.waiting.time.sleep", pause)
     monkeypatch.setattr("apachews_handler.waiting.time.monotonic", lambda: clock[0])
     return recorded
 
@@ -55,7 +66,7 @@ def fill(
     taken = 0
     with contextlib.suppress(Unavailable):
         while True:
-            stack.enter_context(child.place(paths[taken % len(paths)], most, spare))
+            stack.enter_context(place(child, paths[taken % len(paths)], most, spare))
             taken += 1
     return taken
 
@@ -84,44 +95,91 @@ def test_the_bounds(
         assert fill(stack, make(), [PATH], most, spare) == of_one_endpoint
     with contextlib.ExitStack() as stack:
         paths = [f"/srv/{number}.ws" for number in range(100)]
-        assert fill(stack, make(), paths, most, spare) == in_all
+        # One more is of the user, outside of the bound on all.
+        assert fill(stack, make(), paths, most, spare) == in_all + 1
 
 
 def test_children_share_the_places(make: Callable[[], Waiting], pauses: list[float]) -> None:
     one, other = make(), make()
-    with one.place(PATH, 1, 25):
+    with place(one, PATH, 1, 25):
         with (
             pytest.raises(Unavailable, match="APACHEWS_MAX_WAITING") as caught,
-            other.place(PATH, 1, 25),
+            place(other, PATH, 1, 25),
         ):
             pass
         assert PATH in caught.value.logged
         assert PATH not in caught.value.told
         assert dict(caught.value.headers) == {"Retry-After": "5"}
-        with other.place("/srv/b.ws", 1, 25):
+        with place(other, "/srv/b.ws", 1, 25):
             pass
-    with other.place(PATH, 1, 25):
+    with place(other, PATH, 1, 25):
         pass
 
 
 def test_a_refusal_leaves_no_place_taken(make: Callable[[], Waiting], pauses: list[float]) -> None:
     child = make()
-    with child.place(PATH, 0, 1):
+    with place(child, PATH, 0, 1), place(child, "/srv/reserve.ws", 0, 1):
         for number in range(5):
-            # It has a place of its endpoint, and none of all.
+            # It has a place of its endpoint, none of all, and none of its user.
             with (
-                pytest.raises(Unavailable, match="has to be waited"),
-                child.place(f"/srv/{number}.ws", 0, 1),
+                pytest.raises(Unavailable, match=f"one more for a producer of user {USER}"),
+                place(child, f"/srv/{number}.ws", 0, 1),
             ):
                 pass
-    with child.place("/srv/0.ws", 0, 1):
+    with place(child, "/srv/0.ws", 0, 1):
         pass
+
+
+def test_one_user_does_not_close_the_endpoints_of_another(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    one, other = make(), make()
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, one, [f"/srv/{number}.ws" for number in range(100)], 0, 25) == 13 + 1
+        pauses.clear()
+        for child in (one, other):
+            for _ in range(3):
+                with place(child, PATH, 0, 25, OTHER_USER):
+                    pass
+        assert pauses == []
+        # The first user's surplus is rejected after its patience, once for each child.
+        for number in range(3):
+            with pytest.raises(Unavailable), place(other, f"/srv/new{number}.ws", 0, 25):
+                pass
+        assert len(pauses) == 1
+
+
+def test_the_places_of_others_do_not_end_the_patience_with_an_endpoint(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    child = make()
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, child, [f"/srv/{number}.ws" for number in range(100)], 0, 25) == 13 + 1
+        with (
+            place(child, "/srv/reserve.ws", 0, 25, OTHER_USER),
+            pytest.raises(Unavailable, match=f"user {OTHER_USER}"),
+            place(child, PATH, 0, 25, OTHER_USER),
+        ):
+            pass
+    with place(child, PATH, 1, 25):
+        assert refused_after(child, pauses) == 1
+
+
+def test_places_of_another_bound_are_the_same_places(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    """As before and after a reload that changes APACHEWS_MAX_WAITING."""
+    paths = [f"/srv/{number}.ws" for number in range(100)]
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, make(), paths, 20, 25) == 20 + 1
+        for most in (0, 14, 20):
+            assert fill(stack, make(), paths, most, 25) == 0
 
 
 def test_a_place_comes_back_when_the_wait_fails(make: Callable[[], Waiting]) -> None:
     child = make()
     for _ in range(3):
-        with pytest.raises(Unavailable, match="backlog"), child.place(PATH, 1, 1):
+        with pytest.raises(Unavailable, match="backlog"), place(child, PATH, 1, 1):
             raise Unavailable("its backlog stayed full")
 
 
@@ -129,7 +187,6 @@ def test_a_place_that_is_released_soon_is_waited_for(
     make: Callable[[], Waiting], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "PATIENCE_S", 10.0)
-    monkeypatch.setattr(waiting, "MAX_PATIENCE_S", 10.0)
     one, other = make(), make()
     got = threading.Event()
     has_tried = threading.Event()
@@ -144,10 +201,10 @@ def test_a_place_that_is_released_soon_is_waited_for(
     monkeypatch.setattr(waiting, "_try", note)
 
     def wait() -> None:
-        with other.place(PATH, 1, 25):
+        with place(other, PATH, 1, 25):
             got.set()
 
-    with one.place(PATH, 1, 25):
+    with place(one, PATH, 1, 25):
         thread = threading.Thread(target=wait)
         thread.start()
         assert has_tried.wait(10)
@@ -159,7 +216,7 @@ def test_a_place_that_is_released_soon_is_waited_for(
 def refused_after(child: Waiting, pauses: list[float]) -> int:
     """Fail to get a place; return how many pauses that took."""
     pauses.clear()
-    with pytest.raises(Unavailable), child.place(PATH, 1, 25):
+    with pytest.raises(Unavailable), place(child, PATH, 1, 25):
         pass
     return len(pauses)
 
@@ -168,13 +225,13 @@ def test_patience_ends_with_the_first_failure_and_returns_with_a_success(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:
     holder, child = make(), make()
-    with holder.place(PATH, 1, 25):
+    with place(holder, PATH, 1, 25):
         assert refused_after(child, pauses) == 1
         assert refused_after(child, pauses) == 0
         assert refused_after(child, pauses) == 0
-    with child.place(PATH, 1, 25):
+    with place(child, PATH, 1, 25):
         pass
-    with holder.place(PATH, 1, 25):
+    with place(holder, PATH, 1, 25):
         assert refused_after(child, pauses) == 1
 
 
@@ -182,9 +239,9 @@ def test_a_producer_that_does_not_answer_ends_patience(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:
     holder, child = make(), make()
-    with pytest.raises(Unavailable), child.place(PATH, 1, 25):
+    with pytest.raises(Unavailable), place(child, PATH, 1, 25):
         raise Unavailable("it did not answer")
-    with holder.place(PATH, 1, 25):
+    with place(holder, PATH, 1, 25):
         assert refused_after(child, pauses) == 0
 
 
@@ -192,44 +249,53 @@ def test_a_slow_answer_is_no_reason_for_patience(
     make: Callable[[], Waiting], pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder, child = make(), make()
-    with holder.place(PATH, 1, 25):
+    with place(holder, PATH, 1, 25):
         assert refused_after(child, pauses) == 1
-    with child.place(PATH, 1, 25):
-        child._pause()  # for as long as the producer thinks
-    with holder.place(PATH, 1, 25):
+    with place(child, PATH, 1, 25):
+        time.sleep(0)  # for as long as the producer thinks
+    with place(holder, PATH, 1, 25):
         assert refused_after(child, pauses) == 0
 
 
+@pytest.mark.parametrize("is_same_child", [True, False])
 def test_patience_lasts_while_the_producer_answers_others(
-    make: Callable[[], Waiting], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Waiting],
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    is_same_child: bool,
 ) -> None:
+    """One that answers one after another: the last of them waited for long."""
     holder, child = make(), make()
-    pause = Waiting._pause
+    answering = child if is_same_child else holder
+    step_s = waiting.PATIENCE_S * 0.8
+    begun_at = time.monotonic()
 
-    def answer_another(waiting_child: Waiting) -> None:
-        pause(waiting_child)
-        with waiting_child.place("/srv/b.ws", 1, 25):
-            pass
-        waiting_child._fast_at[PATH] = waiting_child._fast_at["/srv/b.ws"]
+    def answer(_: float) -> None:
+        pauses.append(step_s)
+        now = begun_at + step_s * len(pauses)
+        monkeypatch.setattr("apachews_handler.waiting.time.monotonic", lambda: now)
+        assert answering._places
+        waiting._note_answer(answering._places, f"endpoint {PATH}", begun_at)
 
-    with holder.place(PATH, 1, 25):
-        monkeypatch.setattr(Waiting, "_pause", answer_another)
-        assert refused_after(child, pauses) == waiting.MAX_PATIENCE_S // waiting.PATIENCE_S
-        assert refused_after(child, pauses) == 0
+    with place(answering, "/srv/b.ws", 1, 25), place(holder, PATH, 1, 25):
+        monkeypatch.setattr("apachews_handler.waiting.time.sleep", answer)
+        assert refused_after(child, pauses) == math.ceil(TIMEOUT_S / step_s)
 
 
 def test_an_endpoint_is_not_remembered_for_ever(
     make: Callable[[], Waiting], pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "MEMORY_S", 0.0)
+    monkeypatch.setattr(waiting, "MEMORY_S", waiting.PATIENCE_S)
     holder, child = make(), make()
-    with holder.place(PATH, 1, 25):
+    with place(holder, PATH, 1, 25):
         for _ in range(3):
+            time.sleep(waiting.MEMORY_S)
             assert refused_after(child, pauses) == 1
     for number in range(5):
-        with pytest.raises(Unavailable), child.place(f"/srv/{number}.ws", 1, 25):
+        time.sleep(waiting.MEMORY_S)
+        with pytest.raises(Unavailable), place(child, f"/srv/{number}.ws", 1, 25):
             raise Unavailable("it did not answer")
-    assert list(child._slow_until) == ["/srv/4.ws"]
+    assert set(child._patient_until) == {"endpoint /srv/4.ws", f"user {USER}"}
 
 
 def test_without_a_run_directory_each_child_counts_for_itself(
@@ -249,7 +315,7 @@ def test_without_descriptors_it_may_work_in_a_moment(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(waiting, "Places", fail)
-    with pytest.raises(Unavailable, match="LimitNOFILE"), make().place(PATH, 0, 25):
+    with pytest.raises(Unavailable, match="LimitNOFILE"), place(make(), PATH, 0, 25):
         pass
 
 
@@ -261,5 +327,5 @@ def test_few_requests_collect_the_status_at_a_time(
             stack.enter_context(make().place_for_status())
         with pytest.raises(Unavailable, match="a process hangs"), make().place_for_status():
             pass
-        with make().place(PATH, 0, 1):  # a bound of its own
+        with place(make(), PATH, 0, 1):  # a bound of its own
             pass
