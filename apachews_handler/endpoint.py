@@ -315,6 +315,11 @@ def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:
             f"no permission to connect to {path!r}: user {_user()} needs the right to write"
             " to the socket and to enter its directories; see mode and group of Server()"
         )
+    if error.errno == errno.ELOOP:
+        return NotSetUp(
+            f"too many symbolic links on the way to {path!r}: the path and the targets of its"
+            f" links may have {endpoint_access.MAX_STEPS} components; link to the socket directly"
+        )
     return NotSetUp(f"cannot connect to {path!r}: {error.strerror or error}")
 
 
