@@ -30,7 +30,7 @@ from .exceptions import NotSetUp, Refusal, Unavailable
 
 # errno where the process has no descriptor, or the kernel no memory, for one more.
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# errno if there is no file of a path.
+# errno if a file does not exist.
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 NOT_FOUND: Final = "404 Not Found"
 # What bounds the handshakes that wait at a time.
@@ -145,7 +145,7 @@ def _connect_patiently(
         raise Refusal(
             "403 Forbidden",
             "There is no WebSocket here.",
-            f"{path!r} is no socket: a producer must create it",
+            f"{path!r} is not a socket: a producer must create it",
         )
     try:
         return short_calls.connect(name)
@@ -186,7 +186,7 @@ def _wait_for_backlog(path: str, name: str, timeout_s: float) -> socket.socket:
 
 
 def _connect_loopback(path: str, timeout_s: float, directories: tuple[str, ...]) -> socket.socket:
-    """Connect to a producer whose file is no socket, but says where it listens.
+    """Connect to a producer whose file is not a socket, but says where it listens.
 
     Raises:
         Refusal, OSError
@@ -197,7 +197,7 @@ def _connect_loopback(path: str, timeout_s: float, directories: tuple[str, ...])
         raise Refusal(
             "403 Forbidden",
             "There is no WebSocket here.",
-            f"{path!r} is no socket, which a producer must create: {error}",
+            f"{path!r} is not a socket, which a producer must create: {error}",
         ) from error
     except loopback.NotProven as error:
         raise Unavailable(

@@ -92,8 +92,8 @@ class Waiting:
             (
                 "all",
                 in_all,
-                f"{in_all} handshakes wait for producers already, and {path!r} has to be waited"
-                " for as well; see APACHEWS_MAX_WAITING",
+                f"{in_all} handshakes wait for producers already, and {path!r} would be"
+                " one more; see APACHEWS_MAX_WAITING",
             ),
         ]
         with self._hold(path, limits):

@@ -186,7 +186,7 @@ def test_a_link_of_the_sockets_owner_or_of_root_is_followed(
 
 
 def test_a_socket_in_the_directory_itself_needs_no_link(host: Host) -> None:
-    # Whoever may put a socket there may serve it, whichever user the program runs as.
+    # A user who may create a socket there may serve it, and the program may run as any user.
     with listening(host.mallory / "x.ws", VICTIM) as listener:
         assert host.status() == 101
         assert was_reached(listener)

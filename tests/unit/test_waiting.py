@@ -110,7 +110,7 @@ def test_a_refusal_leaves_no_place_taken(make: Callable[[], Waiting], pauses: li
         for number in range(5):
             # It has a place of its endpoint, and none of all.
             with (
-                pytest.raises(Unavailable, match="has to be waited"),
+                pytest.raises(Unavailable, match="would be one more"),
                 child.place(f"/srv/{number}.ws", 0, 1),
             ):
                 pass
