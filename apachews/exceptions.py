@@ -5,7 +5,7 @@
     ApachewsError
      +-- ServerError        the socket file cannot be served: path, problem, mend
      |    +-- SocketInUse   another producer listens there
-     |    +-- NotASocket    the path holds something that is no socket
+     |    +-- NotASocket    the path holds something that is not a socket
      |    +-- NobodyListens publish(): no producer listens there
      |    +-- PublishError  publish(): the producer did not answer
      +-- ServerClosed       dequeue() after close()
@@ -60,7 +60,7 @@ class ServerError(ApachewsError):
         ...     Server("/var/www/html/ws/index.html")
         ... except ServerError as error:
         ...     print(error.problem, "-", error.mend)
-        there is a file here that is no socket - move it away, or serve on another path
+        there is a file here that is not a socket - move it away, or serve on another path
     """
 
     def __init__(self, path: str, problem: str, mend: str) -> None:
@@ -89,7 +89,7 @@ class SocketInUse(ServerError):
 
 
 class NotASocket(ServerError):
-    """The path holds something that is no socket; it is left alone.
+    """The path holds something that is not a socket; it is left alone.
 
     Example:
         >>> try:
@@ -101,7 +101,9 @@ class NotASocket(ServerError):
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            path, "there is a file here that is no socket", "move it away, or serve on another path"
+            path,
+            "there is a file here that is not a socket",
+            "move it away, or serve on another path",
         )
 
 

@@ -47,7 +47,7 @@ def publish(
         NobodyListens: no producer listens there.
         PublishError: the producer ended before it answered, or does not know PUBLISH.
         TimeoutError: it is too busy; whether it goes out later is not known.
-        NotASocket: it is no socket, nor a loopback socket's file.
+        NotASocket: it is neither a socket nor the file of a loopback socket.
         OSError: no permission; the path is in it.
         TypeError, UnicodeEncodeError: as ``Client.send``.
 

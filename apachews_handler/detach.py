@@ -8,7 +8,7 @@ anything was sent (``CheckFailed``, ``Refusal``: Apache can still answer), or
 How this works: Apache believes in a descriptor, not in a client.  The client's
 socket is duplicated, the 101 goes out through Apache's own filters (and so
 through mod_ssl), and then /dev/null is put in the place of Apache's descriptor.  Apache
-writes its own response head into that and logs 101.  As it is no socket there is nothing
+writes its own response head into that and logs 101.  As it is not a socket there is nothing
 to shut down, and nobody to wait for at the end: Apache closes it, and the worker goes back
 to its pool.
 

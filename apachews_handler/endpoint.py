@@ -31,7 +31,7 @@ from .exceptions import NotSetUp, Refusal, Unavailable
 
 # errno where the process has no descriptor, or the kernel no memory, for one more.
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# errno if there is no file of a path.
+# errno if a file does not exist.
 ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 NOT_FOUND: Final = "404 Not Found"
 # What bounds the handshakes that wait at a time; called with the id of the producer's user.
@@ -149,7 +149,7 @@ def _connect_patiently(
         raise Refusal(
             "403 Forbidden",
             "There is no WebSocket here.",
-            f"{path!r} is no socket: a producer must create it",
+            f"{path!r} is not a socket: a producer must create it",
         )
     try:
         return short_calls.connect(name)
@@ -190,7 +190,7 @@ def _wait_for_backlog(path: str, name: str, timeout_s: float) -> socket.socket:
 
 
 def _connect_loopback(path: str, timeout_s: float, directories: tuple[str, ...]) -> socket.socket:
-    """Connect to a producer whose file is no socket, but says where it listens.
+    """Connect to a producer whose file is not a socket, but says where it listens.
 
     Raises:
         Refusal, OSError
@@ -201,7 +201,7 @@ def _connect_loopback(path: str, timeout_s: float, directories: tuple[str, ...])
         raise Refusal(
             "403 Forbidden",
             "There is no WebSocket here.",
-            f"{path!r} is no socket, which a producer must create: {error}",
+            f"{path!r} is not a socket, which a producer must create: {error}",
         ) from error
     except loopback.NotProven as error:
         raise Unavailable(
@@ -339,6 +339,11 @@ def _refusal(path: str, timeout_s: float, error: OSError) -> Refusal:
         return NotSetUp(
             f"no permission to connect to {path!r}: user {_user()} needs the right to write"
             " to the socket and to enter its directories; see mode and group of Server()"
+        )
+    if error.errno == errno.ELOOP:
+        return NotSetUp(
+            f"too many symbolic links on the way to {path!r}: the path and the targets of its"
+            f" links may have {endpoint_access.MAX_STEPS} components; link to the socket directly"
         )
     return NotSetUp(f"cannot connect to {path!r}: {error.strerror or error}")
 

@@ -10,15 +10,19 @@ author, so a path with links counts only if each link is root's or of the owner 
 file that it leads to, or if the file lies in a directory that the server's configuration
 names.  (httpd's own SymLinksIfOwnerMatch does not do: with it httpd serves no socket file.)
 
-The file is opened with O_PATH, and the kernel tells the descriptor's real path.  If that is
-the path that was asked for, there was no link on the way: three system calls in all.
-Otherwise the path is followed again by hand: the directory is opened in the same way, the
-entry in it without following a link, and where it is one, its owner is noted and its target
-is the next path.  So no link is followed unseen, whatever is renamed meanwhile, and the
-descriptor at the end is the one that is connected to.  Hard links are for
-fs.protected_hardlinks to prevent, which Linux has on.
+The file is opened with O_PATH by a call that follows no link (openat2), and the kernel tells
+the descriptor's real path.  If that is the path that was asked for, there was no link on the
+way: three system calls in all.  Otherwise the path is walked: each component is opened
+relative to the descriptor of the component before it, without following a link, and the
+components of a link's target are walked next.  So no link is followed unseen, whatever is
+renamed meanwhile, and the descriptor at the end is the one that is connected to.  Hard links
+are for fs.protected_hardlinks to prevent, which Linux has on.
 
-Sources: path_resolution(7), symlink(7), open(2) (O_PATH), proc(5) (/proc/pid/fd).
+A walk costs the author of the links nothing, and all clients of the child wait for it if the
+bridge walks.  So a walk has a budget of steps.  The kernel's limit of 40 links bounds too
+little: a target may have 2,000 components.
+
+Sources: path_resolution(7), symlink(7), open(2) (O_PATH), openat2(2), proc(5) (/proc/pid/fd).
 """
 
 from __future__ import annotations
@@ -33,11 +37,9 @@ from typing import Final
 from . import short_calls
 from .exceptions import NotSetUp, Refusal
 
-# path_resolution(7): the kernel follows as many.
-MAX_LINKS: Final = 40
-# Directories below a link, and links: far from Python's own limit of recursion, for on the
-# bridge's thread a RecursionError would end all WebSockets of the child.
-MAX_DEPTH: Final = 200
+# Components of one walk, those of the links' targets among them: a path of ten components with
+# three links has fewer.  The walk takes at most some 400 system calls, 0.5 ms.
+MAX_STEPS: Final = 64
 _ROOT: Final = 0
 
 
@@ -50,27 +52,29 @@ class _Link:
 
 
 @contextmanager
-def opened(path: str, directories: tuple[str, ...]) -> Iterator[str]:
+def opened(path: str, directories: tuple[str, ...], *, keeps_gil: bool = True) -> Iterator[str]:
     """Give a name of the file that a path leads to.
 
     Args:
         path: absolute.
         directories: those whose files any link may lead to; as WSGI has them.
+        keeps_gil: False for a path that was not looked up just before.
 
     Raises:
         Refusal: 403, a link is not allowed to lead there; 500, /proc is missing.
-        OSError: as open(2).
+        OSError: as open(2); ELOOP if the walk has more than ``MAX_STEPS``.
     """
     data = os.fsencode(path)
-    fd = short_calls.open_path(data)
+    fd = short_calls.open_direct(data, keeps_gil=keeps_gil)
     try:
-        if _real_path(fd) != data:
-            short_calls.close_path(fd)
-            fd = -1
+        if fd is None or _real_path(fd) != data:
+            if fd is not None:
+                short_calls.close_path(fd)
+                fd = None
             fd = _open_checked(data, directories)
         yield f"/proc/self/fd/{fd}"
     finally:
-        if fd >= 0:
+        if fd is not None:
             short_calls.close_path(fd)
 
 
@@ -81,24 +85,24 @@ def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
         Refusal, OSError: as ``opened``.
     """
     links: list[_Link] = []
-    fd = _follow(path, links)
+    fd = _walk(path, links)
     try:
         owner = short_calls.owner_of(fd)
-        for link in links:
-            if link.owner not in (_ROOT, owner):
-                _require_open_directory(link, _real_path(fd), owner, directories)
+        foreign = next((link for link in links if link.owner not in (_ROOT, owner)), None)
+        if foreign is not None:
+            _require_open_directory(foreign, _real_path(fd), owner, directories)
     except BaseException:
         short_calls.close_path(fd)
         raise
     return fd
 
 
-def _follow(path: bytes, links: list[_Link], depth: int = 0) -> int:
+def _walk(path: bytes, links: list[_Link]) -> int:
     """Open a path so that every link on the way is known.
 
     Args:
         path: absolute.
-        links: those so far; more are added.
+        links: receives the links, in order.
 
     Returns:
         The descriptor, which the caller closes.
@@ -106,32 +110,59 @@ def _follow(path: bytes, links: list[_Link], depth: int = 0) -> int:
     Raises:
         OSError
     """
-    if depth > MAX_DEPTH or len(links) > MAX_LINKS:
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    parent, _, name = path.rpartition(b"/")
-    directory = parent or b"/"
-    fd = short_calls.open_path(directory)
+    pending: list[bytes] = []
+    left = _push(path, pending, MAX_STEPS)
+    directory = short_calls.open_root()
     try:
-        if _real_path(fd) != directory:
-            short_calls.close_path(fd)
-            fd = -1
-            fd = _follow(directory, links, depth + 1)
-            directory = _real_path(fd)
-        entry = short_calls.open_entry(fd, name or b".")
-        try:
-            target = short_calls.target_of(entry)
-            if target is not None:
-                links.append(_Link(os.path.join(directory, name), short_calls.owner_of(entry)))
-        except BaseException:
+        while pending:
+            name = pending.pop()
+            entry = short_calls.open_entry(directory, name or b".")
+            try:
+                target = short_calls.target_of(entry)
+                if target is not None:
+                    place = os.path.join(_real_path(directory), name)
+                    links.append(_Link(place, short_calls.owner_of(entry)))
+            except BaseException:
+                short_calls.close_path(entry)
+                raise
+            if target is None:
+                directory = _replace(directory, entry)
+                continue
             short_calls.close_path(entry)
-            raise
-        if target is None:
-            return entry
-        short_calls.close_path(entry)
-    finally:
-        if fd >= 0:
-            short_calls.close_path(fd)
-    return _follow(os.path.join(directory, target), links, depth + 1)
+            left = _push(target, pending, left)
+            if target.startswith(b"/"):
+                directory = _replace(directory, short_calls.open_root())
+    except BaseException:
+        short_calls.close_path(directory)
+        raise
+    return directory
+
+
+def _push(path: bytes, pending: list[bytes], left: int) -> int:
+    """Put the components of a path before those that are pending.
+
+    Args:
+        pending: the next component is the last of the list.
+        left: steps that the walk may still take.
+
+    Returns:
+        The steps that are left.
+
+    Raises:
+        OSError: ELOOP, the path has more components.
+    """
+    # Counted before the path is split, empty ones too: a target may be 4095 slashes.
+    left -= path.count(b"/") + 1
+    if left < 0:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    pending.extend(reversed(path.split(b"/")))
+    return left
+
+
+def _replace(directory: int, fd: int) -> int:
+    """Close a descriptor; return the one that the walk goes on with."""
+    short_calls.close_path(directory)
+    return fd
 
 
 def _require_open_directory(

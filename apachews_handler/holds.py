@@ -33,6 +33,9 @@ from .exceptions import Refusal
 # Between two looks at a path; a file that is not there costs some microseconds.
 FIRST_DELAY_S: Final = 0.02
 MAX_DELAY_S: Final = 0.5
+# After a refusal, which stays until a person changes the links on the way, or their targets.
+# (Each look walks all these links, at the cost of all clients.)
+REFUSED_DELAY_S: Final = 5.0
 # The producer accepts as fast as it can.
 BACKLOG_DELAY_S: Final = 0.005
 # Connections made in one turn, so that the other clients are served meanwhile.
@@ -50,6 +53,7 @@ SETTLED_S: Final = 0.5
 
 class _Found(enum.Enum):
     NOBODY = "nobody listens"
+    REFUSED = "a link on the way is not allowed, or there are too many"
     BUSY = "the backlog is full, or there is no descriptor left"
     UNDER_WAY = "somebody may listen on a loopback port"
 
@@ -111,9 +115,10 @@ class _Path:
         is_proven: the last attempt has found the producer.
         probe_at: when to look again.
         delay_s: how long to wait after the next look in vain.
+        refused_until: when the path may be tried again after a refusal.
     """
 
-    __slots__ = ("attempts", "connections", "delay_s", "is_proven", "probe_at")
+    __slots__ = ("attempts", "connections", "delay_s", "is_proven", "probe_at", "refused_until")
 
     def __init__(self) -> None:
         self.attempts: list[_Attempt] = []  # no more than there are connections
@@ -121,6 +126,7 @@ class _Path:
         self.connections: dict[Connection, None] = {}
         self.probe_at = 0.0
         self.delay_s = FIRST_DELAY_S
+        self.refused_until = 0.0
 
     def connect(self, name: str, now: float) -> socket.socket | _Found:
         """Try the path once; return a socket to whoever listens there, or why there is none."""
@@ -185,6 +191,8 @@ class Holds:
             probe_at: when to look for one at the latest.
         """
         path = self._paths.setdefault(connection.path, _Path())
+        # Many clients that come one by one would otherwise cause a look each.
+        probe_at = max(probe_at, path.refused_until)
         if path.connections:
             path.probe_at = min(path.probe_at, probe_at)
         else:
@@ -230,6 +238,9 @@ class Holds:
                     path.probe_at = now + path.delay_s
                     path.delay_s = min(2 * path.delay_s, MAX_DELAY_S)
                     break
+                if found is _Found.REFUSED:
+                    path.probe_at = path.refused_until = now + REFUSED_DELAY_S
+                    break
                 if found is _Found.BUSY:
                     path.probe_at = now + BACKLOG_DELAY_S
                     break
@@ -246,8 +257,7 @@ class Holds:
 def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopback.Address | _Found:
     """Connect as for a handshake, or say what is to be done instead."""
     try:
-        os.stat(path)  # lets go of the GIL if the file system hangs, as ``opened`` does not
-        with endpoint_access.opened(path, directories) as name:
+        with endpoint_access.opened(path, directories, keeps_gil=False) as name:
             try:
                 return short_calls.connect(name)
             except BlockingIOError:
@@ -258,10 +268,12 @@ def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopbac
                 # Nobody listens, or no permission yet: its mode is set later.
                 return _loopback_address(name)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return _Found.REFUSED
         return _Found.BUSY if error.errno in OUT_OF_RESOURCES else _Found.NOBODY
     except Refusal:
         # A link that may not lead there has taken the place of the socket.
-        return _Found.NOBODY
+        return _Found.REFUSED
 
 
 def _loopback_address(name: str) -> loopback.Address | _Found:

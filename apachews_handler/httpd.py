@@ -738,6 +738,18 @@ class Request:
             raise HttpdError("request_rec.headers_out is set", "NULL")
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
 
+    @property
+    def failed_with(self) -> int | None:
+        """Status of the request whose ErrorDocument this one is; None for other requests.
+
+        httpd's own record: ``SetEnv`` sets CGI's REDIRECT_STATUS to any text.
+        """
+        if not self._rec.prev:
+            return None
+        # As ap_die does; after any other internal redirect the status is 200.
+        status: int = _RequestRec.from_address(self._rec.prev).status
+        return status if 400 <= status <= 599 else None
+
     def has_error_document(self, status: int) -> bool:
         """Tell whether the site has an ErrorDocument for a status, and httpd can serve it here.
 

@@ -27,7 +27,7 @@ from .httpd import ErrorLog, Request
 
 MAIN_INTERPRETER: Final = "main_interpreter"
 
-_Application = Callable[[wsgi.Environ, wsgi.StartResponse], Iterable[bytes]]
+_Application = Callable[[wsgi.Environ, wsgi.StartResponse, wsgi.Die], Iterable[bytes]]
 
 
 class _ModPythonRequest(Protocol):
@@ -56,20 +56,24 @@ def handler(req: _ModPythonRequest) -> int:
 def application(req: _ModPythonRequest) -> int:
     """Serve the socket file that the path below ``PythonOption apachews.prefix`` names."""
 
-    def serve(environ: wsgi.Environ, start_response: wsgi.StartResponse) -> Iterable[bytes]:
+    def serve(
+        environ: wsgi.Environ, start_response: wsgi.StartResponse, die: wsgi.Die
+    ) -> Iterable[bytes]:
         options = req.get_options()
         prefix = options["apachews.prefix"].rstrip("/") if "apachews.prefix" in options else ""
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         if path.startswith(f"{prefix}/"):
             environ["PATH_INFO"] = path[len(prefix) :]
-        return wsgi.application(environ, start_response)
+        return wsgi.application(environ, start_response, die)
 
     return _run(req, serve)
 
 
 def status(req: _ModPythonRequest) -> int:
     """Answer with the status page."""
-    return _run(req, status_page.application)
+    return _run(
+        req, lambda environ, start_response, die: status_page.application(environ, start_response)
+    )
 
 
 class _Errors:
@@ -108,7 +112,6 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
     died: list[int] = []
     environ: wsgi.Environ = {
         **variables,
-        "apachews.die": died.append,
         "wsgi.url_scheme": "https" if request.is_tls else "http",
         "wsgi.errors": _Errors(request.error_log(), client),
         "apache.request_rec": req._request_rec,
@@ -122,7 +125,7 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
             request.add_response_header(name, value)
 
     _warn_once(request)
-    for piece in application(environ, start_response):
+    for piece in application(environ, start_response, died.append):
         try:
             req.write(piece)
         except OSError:

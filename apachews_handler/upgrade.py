@@ -68,7 +68,6 @@ class Upgrade:
         Raises:
             Refusal: with the status that answers it.
         """
-        _require_no_error_document(environ)
         _require_websocket(environ)
         _require_version(environ)
         _require_wellformed(environ)
@@ -142,10 +141,26 @@ def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
     return headers
 
 
-def is_error_document(environ: Mapping[str, Any]) -> bool:
-    """Tell whether httpd serves the request as the ErrorDocument of another one."""
-    # CGI's REDIRECT_STATUS; 200 after any other internal redirect.
-    return bool(environ.get("REDIRECT_STATUS", "200") != "200")
+def require_no_error_document(failed_with: int | None) -> None:
+    """Refuse a request that httpd serves as the ErrorDocument of another one.
+
+    Args:
+        failed_with: the status of that one, ``httpd.Request.failed_with``; None without one.
+
+    Raises:
+        Refusal: with that status.
+    """
+    if failed_with is None:
+        return
+    try:
+        status = http.HTTPStatus(failed_with)
+    except ValueError:
+        status = http.HTTPStatus.INTERNAL_SERVER_ERROR
+    raise Refusal(
+        f"{status.value} {status.phrase}",
+        "The WebSocket is not available.",
+        "an ErrorDocument cannot be a WebSocket: name a page",
+    )
 
 
 def describe(
@@ -207,21 +222,6 @@ def _list(environ: Mapping[str, Any], name: str) -> list[str]:
 
 def _tokens(value: str) -> list[str]:
     return [token.strip().lower() for token in value.split(",")]
-
-
-def _require_no_error_document(environ: Mapping[str, Any]) -> None:
-    if not is_error_document(environ):
-        return
-    status = environ["REDIRECT_STATUS"]
-    try:
-        phrase = http.HTTPStatus(int(status)).phrase
-    except ValueError:
-        status, phrase = "500", "Internal Server Error"
-    raise Refusal(
-        f"{status} {phrase}",
-        "The WebSocket is not available.",
-        "an ErrorDocument cannot be a WebSocket: name a page",
-    )
 
 
 def _require_websocket(environ: Mapping[str, Any]) -> None:

@@ -36,44 +36,63 @@ from apachews_handler.exceptions import (
 from apachews_handler.httpd import HttpdError, Request, spare_workers
 from apachews_handler.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
-from apachews_handler.upgrade import Upgrade, describe, is_error_document
+from apachews_handler.upgrade import Upgrade, describe, require_no_error_document
 
 child.prepare()
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+# Makes httpd answer with a status of its own after the handler.  Not in the environment, in
+# which SetEnv puts any name.
+Die = Callable[[int], None]
 
 
-def handle_request(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Serve a socket file that Apache found itself."""
-    return _serve(environ, start_response, lambda settings: endpoint.script_filename(environ))
+def handle_request(
+    environ: Environ, start_response: StartResponse, die: Die | None = None
+) -> Iterable[bytes]:
+    """Serve a socket file that Apache found itself.
+
+    Args:
+        die: of a host other than mod_wsgi.
+    """
+    return _serve(environ, start_response, lambda settings: endpoint.script_filename(environ), die)
 
 
-def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """Serve the socket file that the path below the alias names."""
+def application(
+    environ: Environ, start_response: StartResponse, die: Die | None = None
+) -> Iterable[bytes]:
+    """Serve the socket file that the path below the alias names.
+
+    Args:
+        die: of a host other than mod_wsgi.
+    """
     return _serve(
         environ,
         start_response,
         lambda settings: endpoint.locate(settings.root, environ.get("PATH_INFO", "")),
+        die,
     )
 
 
 def _serve(
-    environ: Environ, start_response: StartResponse, locate: Callable[[Settings], str]
+    environ: Environ,
+    start_response: StartResponse,
+    locate: Callable[[Settings], str],
+    die: Die | None,
 ) -> Iterable[bytes]:
     try:
         _upgrade(environ, locate)
     except Refusal as refusal:
-        return _answer(environ, start_response, refusal)
+        return _answer(environ, start_response, refusal, die)
     except ClientGone as gone:
         # Nobody reads the answer; the access log has its line.
-        return _answer(environ, start_response, Refusal("400 Bad Request", str(gone)))
+        return _answer(environ, start_response, Refusal("400 Bad Request", str(gone)), die)
     except (CheckFailed, HttpdError) as error:
         failed = CheckFailed(error.check, error.found)
-        return _answer(environ, start_response, NotSetUp(str(failed)))
+        return _answer(environ, start_response, NotSetUp(str(failed)), die)
     except Exception:
         unexpected = f"unexpected: {traceback.format_exc()}"
-        return _answer(environ, start_response, NotSetUp(unexpected))
+        return _answer(environ, start_response, NotSetUp(unexpected), die)
     # Apache writes this into what has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])
     return []
@@ -83,6 +102,7 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
     """Turn the request's connection into a WebSocket of the child's bridge."""
     request = _httpd_request(environ)
     settings = parse_settings(environ, child.definitions(request.definition))
+    require_no_error_document(request.failed_with)
     try:
         upgrade = Upgrade.negotiate(environ, settings)
     except Http11Required:
@@ -221,12 +241,14 @@ def _httpd_request(environ: Environ) -> Request:
     return Request.from_capsule(environ["apache.request_rec"])
 
 
-def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -> Iterable[bytes]:
+def _answer(
+    environ: Environ, start_response: StartResponse, refusal: Refusal, die: Die | None
+) -> Iterable[bytes]:
     """Answer with plain HTTP, and log one line with the client's address."""
     environ["wsgi.errors"].write(
         f"apachews: {refusal.status} for {environ.get('REQUEST_URI', '')[:200]}: {refusal.logged}\n"
     )
-    if _leave_to_httpd(environ, refusal):
+    if _leave_to_httpd(environ, refusal, die):
         start_response(refusal.status, [])
         return []
     body = refusal.body()
@@ -241,19 +263,18 @@ def _answer(environ: Environ, start_response: StartResponse, refusal: Refusal) -
     return [body]
 
 
-def _leave_to_httpd(environ: Environ, refusal: Refusal) -> bool:
+def _leave_to_httpd(environ: Environ, refusal: Refusal, die: Die | None) -> bool:
     """Make httpd answer with the site's ErrorDocument; False if there is none to serve."""
-    if not refusal.yields_to_error_document or is_error_document(environ):
+    if not refusal.yields_to_error_document:
         return False
     try:
         request = _httpd_request(environ)
         status = int(refusal.status.split()[0])
-        if not request.has_error_document(status):
+        if request.failed_with is not None or not request.has_error_document(status):
             return False
         for name, value in refusal.headers:
             request.add_error_header(name, value)
-        die: Callable[[int], None] = environ.get("apachews.die", request.die_after_handler)
-        die(status)
+        (die or request.die_after_handler)(status)
     except (Refusal, HttpdError):
         return False  # the refusal itself says what is wrong, and is in the log
     return True

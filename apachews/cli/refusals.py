@@ -16,7 +16,7 @@ HINTS: Final[dict[int, str]] = {
     401: "Apache wants a login: --user NAME.",
     403: (
         "Apache's Require forbids it; or the origin may not connect (see --origin, and"
-        " APACHEWS_ORIGINS); or there is a file that is no socket, or a link to the socket of"
+        " APACHEWS_ORIGINS); or there is a file that is not a socket, or a link to the socket of"
         f" another user; or the directory lacks Options FollowSymLinks.  {_LOG}."
     ),
     404: (

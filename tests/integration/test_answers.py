@@ -148,7 +148,7 @@ def test_no_such_file(event_site: Site, path: str, name: str) -> None:
 def test_no_socket(event_site: Site, path: str) -> None:
     (event_site.docroot / "file.ws").write_text("text")
     assert answer(event_site, request(path))[0] == 403
-    assert_logged(event_site, 403, path, "is no socket")
+    assert_logged(event_site, 403, path, "is not a socket")
 
 
 @pytest.mark.parametrize(

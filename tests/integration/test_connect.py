@@ -224,7 +224,7 @@ def test_refusals_say_what_to_look_at(site: Site) -> None:
     stale.close()
     expected = {
         "/none.ws": ("404 Not Found", "does the producer run"),
-        "/file.ws": ("403 Forbidden", "a file that is no socket"),
+        "/file.ws": ("403 Forbidden", "a file that is not a socket"),
         "/stale.ws": ("503 Service Unavailable", "start the producer"),
         "/wrong.ws": ("500 Internal Server Error", "error log"),
         "/index.html": ("200 OK", "AddHandler websocket .ws is not in force"),

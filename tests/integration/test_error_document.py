@@ -62,6 +62,26 @@ LoadModule include_module "${{MODULES}}/mod_include.so"
 <Location /cgi>
     ErrorDocument 404 /pages/tell.cgi
 </Location>
+<Location /set1>
+    SetEnv REDIRECT_STATUS 101
+    ErrorDocument 404 "{TEXT}"
+</Location>
+<Location /set2>
+    SetEnv REDIRECT_STATUS +403
+    ErrorDocument 404 "{TEXT}"
+</Location>
+<Location /set3>
+    SetEnv REDIRECT_STATUS 404
+    ErrorDocument 404 "{TEXT}"
+</Location>
+<Location /set4>
+    SetEnv apachews.die x
+    ErrorDocument 404 "{TEXT}"
+</Location>
+<Location /set5>
+    SetEnv REDIRECT_STATUS 200
+    ErrorDocument 404 /set5/again.ws
+</Location>
 <Directory "${{DOCROOT}}/pages">
     Options +ExecCGI +Includes
     AddHandler cgi-script .cgi
@@ -263,6 +283,29 @@ def test_a_websocket_as_error_document_ends_in_the_first_error(
     asked.finish()
     lines = wait_for(lambda: site.log_lines("an ErrorDocument cannot be a WebSocket: name a page"))
     assert any(f" for {path}:" in line for line in lines)
+
+
+@pytest.mark.parametrize("where", ["set1", "set2", "set3", "set4"])
+def test_a_variable_of_the_site_makes_no_error_document(site: Site, where: str) -> None:
+    """The author of an .htaccess sets variables; what is an ErrorDocument, httpd says."""
+    asked = Asked(site, "ws", request(f"/{where}/none.ws"))
+    assert (asked.status, asked.body) == (404, TEXT)
+    asked.finish()
+    with (
+        site.producer(f"{where}/a.ws", lambda event: None),
+        RawClient(site.dial("ws")) as client,
+    ):
+        client.send(request(f"/{where}/a.ws"))
+        status, headers = client.read_head()
+        assert status == 101
+        assert "sec-websocket-accept" in headers
+    assert not site.log_lines("Traceback")
+
+
+def test_a_variable_of_the_site_hides_no_error_document(site: Site) -> None:
+    asked = Asked(site, "ws", request("/set5/none.ws"))
+    assert (asked.status, asked.body) == (404, "The WebSocket is not available.\n")
+    asked.finish()
 
 
 def test_the_refusal_of_a_producer_is_its_own(site: Site) -> None:

@@ -23,7 +23,7 @@ from apachews import Server, wire
 from apachews.apache import private_apache
 from apachews.apache.private_apache import DEBIAN_MODULES
 
-from ..conftest import wait_for
+from ..conftest import let_pass, wait_for
 from ..frames import masked
 from ..raw_client import RawClient, request
 from ..site import HANDLER, IS_ROOT, MOD_PYTHON, Site, running_site
@@ -186,7 +186,7 @@ def test_a_link_of_the_sockets_owner_or_of_root_is_followed(
 
 
 def test_a_socket_in_the_directory_itself_needs_no_link(host: Host) -> None:
-    # Whoever may put a socket there may serve it, whichever user the program runs as.
+    # A user who may create a socket there may serve it, and the program may run as any user.
     with listening(host.mallory / "x.ws", VICTIM) as listener:
         assert host.status() == 101
         assert was_reached(listener)
@@ -234,6 +234,38 @@ def test_a_client_that_is_held_is_not_resumed_by_a_neighbours_socket(host: Host)
             producer.close()
             assert client.read_close() == 1012
         assert not was_reached(theirs)
+
+
+def test_a_maze_of_links_does_not_delay_a_neighbours_messages(host: Host) -> None:
+    """Links that the kernel follows, of a client that Apache holds, and processor time."""
+    host.htaccess("SetEnv APACHEWS_HOLD 60s\n")
+    with listening(host.mallory / "x.ws", MALLORY) as mine:
+        mine.setblocking(True)
+        client = RawClient(host.site.dial("ws")).upgrade("/mallory/x.ws")
+        producer = mine.accept()[0]
+    with client, listening(host.outside / "fpm.sock", VICTIM):
+        for number in range(38):
+            host.link(f"l{number}", f"{'../mallory/' * 72}l{number + 1}")
+        host.link("l38", host.outside / "fpm.sock")
+        host.link("x.ws", "l0")
+        before = children_seconds(host.site)
+        producer.close()
+        with RawClient(host.site.dial("ws")).upgrade("/echo.ws") as neighbour:
+            ends_at = time.monotonic() + 2
+            while time.monotonic() < ends_at:
+                neighbour.send(masked(0x81, b"x"))
+                assert neighbour.read_frame() == (0x81, b"x")
+                let_pass(0.05)
+        assert children_seconds(host.site) - before < 0.5
+
+
+def children_seconds(site: Site) -> float:
+    """Return the processor time of Apache's children."""
+    ticks = 0
+    for child in site.apache.children():
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_close_log_is_the_servers_business(host: Host) -> None:

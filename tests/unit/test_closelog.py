@@ -116,8 +116,8 @@ def test_directives(format_: str, text: str) -> None:
 
 
 def test_what_is_not_there_is_a_dash() -> None:
-    nobody = wire.Open(id="", uri="", remote=("", 0))
-    assert line("%h %{remote}p %u %v", nobody) == "- - - -"
+    unknown = wire.Open(id="", uri="", remote=("", 0))
+    assert line("%h %{remote}p %u %v", unknown) == "- - - -"
     assert line("%b %{round_trip}x", traffic=(0, 0, 0, 0), round_trip_s=None) == "- -"
 
 

@@ -88,7 +88,7 @@ def test_what_comes_out_is_what_was_scheduled(steps: list[tuple[int, int | None]
         }
 
 
-def test_a_time_that_was_dropped_wakes_nobody_up() -> None:
+def test_a_time_that_was_dropped_causes_no_wakeup() -> None:
     deadlines: Deadlines[Thing] = Deadlines()
     first, second = Thing(), Thing()
     deadlines.schedule(first, 1.0)

@@ -721,7 +721,7 @@ def test_a_backlog_that_is_full(short_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="root only: it makes links of other users")
-def test_a_link_of_somebody_else(short_path: Path) -> None:
+def test_a_link_of_another_user(short_path: Path) -> None:
     short_path.chmod(0o755)
     real = short_path.resolve()
     (real / "run").mkdir()

@@ -14,6 +14,7 @@ import pytest
 from apachews.loopback import Address
 from apachews_handler import short_calls
 from apachews_handler.endpoint import connect, locate, script_filename, user_of
+from apachews_handler.endpoint_access import MAX_STEPS
 from apachews_handler.exceptions import Refusal, Unavailable
 
 
@@ -154,6 +155,13 @@ def test_no_file_and_no_socket(short_path: Path) -> None:
     assert refusal_of(str(short_path / "file.ws")).status.startswith("403")
     assert refusal_of(str(short_path / "file.ws" / "x")).status.startswith("404")
     assert refusal_of(str(short_path)).status.startswith("403")
+
+
+def test_too_many_links_are_named(short_path: Path) -> None:
+    (short_path / "a.ws").symlink_to("./" * MAX_STEPS + "b.ws")
+    refusal = refusal_of(str(short_path / "a.ws"))
+    assert refusal.status.startswith("500")
+    assert f"may have {MAX_STEPS} components" in refusal.logged
 
 
 def test_a_path_too_long_for_a_socket_is_not_found(short_path: Path) -> None:

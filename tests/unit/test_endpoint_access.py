@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from apachews_handler import endpoint_access, short_calls
-from apachews_handler.endpoint_access import MAX_LINKS, opened
+from apachews_handler.endpoint_access import MAX_STEPS, opened
 from apachews_handler.exceptions import Refusal
 
 from ..site import IS_ROOT
@@ -64,7 +64,7 @@ def refused(path: Path | str, directories: tuple[str, ...] = ()) -> str:
 def test_without_links_nothing_is_looked_at_twice(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_access, "_follow", None)
+    monkeypatch.setattr(endpoint_access, "_walk", None)
     (base / "a.ws").touch()
     assert reached(base / "a.ws") == str(base / "a.ws")
 
@@ -155,15 +155,15 @@ def test_a_file_that_is_replaced_while_it_is_opened(
     """The descriptor's path ends with " (deleted)" then; the new file is the one wanted."""
     path = base / "a.ws"
     path.write_text("old")
-    open_path = short_calls.open_path
+    open_direct = short_calls.open_direct
 
-    def replaced(data: bytes) -> int:
-        fd = open_path(data)
+    def replaced(data: bytes, *, keeps_gil: bool) -> int | None:
+        fd = open_direct(data, keeps_gil=keeps_gil)
         (base / "b.ws").write_text("new")
         (base / "b.ws").rename(path)
         return fd
 
-    monkeypatch.setattr(short_calls, "open_path", replaced)
+    monkeypatch.setattr(short_calls, "open_direct", replaced)
     with opened(str(path), ()) as name:
         assert Path(name).read_text() == "new"
 
@@ -185,22 +185,73 @@ def test_what_cannot_be_opened(base: Path, make: object, number: int) -> None:
     assert caught.value.errno == number
 
 
-def test_links_have_an_end(base: Path) -> None:
-    (base / "0").touch()
-    for number in range(MAX_LINKS + 1):
-        (base / str(number + 1)).symlink_to(str(number))
-    assert reached(base / str(MAX_LINKS)) == str(base / "0")
-    with pytest.raises(OSError, match="Too many levels"):
-        endpoint_access._follow(os.fsencode(base / str(MAX_LINKS + 1)), [])
-
-
-def test_a_deep_path_ends_in_an_error_that_is_handled(base: Path) -> None:
+def test_a_walk_has_a_budget_of_steps(base: Path) -> None:
     (base / "a.ws").touch()
-    (base / "link").symlink_to("./" * 100 + "a.ws")
+    (base / "link").symlink_to("./" * 40 + "a.ws")
     assert reached(base / "link") == str(base / "a.ws")
-    (base / "deep").symlink_to("./" * 1500 + "a.ws")
-    with pytest.raises(OSError, match="Too many levels"):
-        reached(base / "deep")
+    for number, target in enumerate(("./" * MAX_STEPS + "a.ws", "/" * 4000 + "a.ws", "loop2")):
+        (base / f"loop{number}").symlink_to(target)
+        with pytest.raises(OSError, match="Too many levels"):
+            reached(base / f"loop{number}")
+
+
+def counted_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that receives the name of each system call."""
+    calls: list[str] = []
+
+    def count(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object) -> object:
+            calls.append(name)
+            return function(*arguments)
+
+        return counted
+
+    for name in ("_open", "_openat", "_close", "_readlink", "_readlinkat", "_statx", "_syscall"):
+        monkeypatch.setattr(short_calls, name, count(name, getattr(short_calls, name)))
+    return calls
+
+
+@pytest.mark.parametrize("target", ["a/../", "./", "//"])
+@pytest.mark.parametrize("ends_in", ["a socket", "nothing"])
+def test_a_maze_of_links_costs_a_bounded_number_of_system_calls(
+    base: Path, monkeypatch: pytest.MonkeyPatch, target: str, ends_in: str
+) -> None:
+    """38 links: the kernel follows these, and takes 65,000 steps."""
+    links, size = 38, 4000 // len(target)
+    (base / "a").mkdir()
+    for number in range(links):
+        (base / str(number)).symlink_to(target * size + str(number + 1))
+    if ends_in == "a socket":
+        (base / str(links)).touch()
+    calls = counted_calls(monkeypatch)
+    for number in range(links):
+        calls.clear()
+        with pytest.raises(OSError, match="Too many levels"):
+            reached(base / str(number))
+        assert len(calls) <= 7 * MAX_STEPS
+
+
+def test_many_links_within_the_budget_cost_a_bounded_number_of_system_calls(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short links, each of which takes most calls."""
+    links = MAX_STEPS - len(base.parts) - 2
+    (base / "0").touch()
+    for number in range(links):
+        (base / str(number + 1)).symlink_to(str(number))
+    calls = counted_calls(monkeypatch)
+    assert reached(base / str(links)) == str(base / "0")
+    assert 3 * links <= len(calls) <= 7 * MAX_STEPS
+
+
+def test_without_openat2_the_path_is_walked(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short_calls, "open_direct", lambda path, keeps_gil: None)
+    (base / "a.ws").touch()
+    (base / "link").symlink_to("a.ws")
+    for path in (base / "a.ws", base / "link"):
+        assert reached(path) == str(base / "a.ws")
+    with pytest.raises(FileNotFoundError):
+        reached(base / "none.ws")
 
 
 @pytest.mark.parametrize("call", ["open_entry", "target_of", "owner_of"])

@@ -319,7 +319,7 @@ def test_a_taker_that_ends_leaves_the_client_to_the_giver(site: Site, stage: str
                 turn(site.younger)
                 data, fds, _, _ = socket.recv_fds(sock, 1 << 17, 8)
                 assert data[:1] == b"O"
-                assert site.younger.is_empty, "nobody reads it now"
+                assert site.younger.is_empty, "no process reads it now"
                 assert site.giver.is_busy
                 for fd in fds:
                     os.close(fd)

@@ -16,7 +16,7 @@ import pytest
 
 from apachews import wire
 from apachews.messages import Item, MessageReader, Moved
-from apachews_handler import holds
+from apachews_handler import endpoint_access, holds
 from apachews_handler.bridge import Bridge
 
 from ..conftest import let_pass, wait_for
@@ -213,6 +213,51 @@ def test_one_probe_a_path_however_many_wait(
     before = len(probes)
     let_pass(1.0)
     assert len(probes) - before <= 3
+
+
+@pytest.fixture
+def walks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Paths with links that the bridge walks."""
+    walked: list[bytes] = []
+    walk = endpoint_access._walk
+
+    def count(path: bytes, links: list[endpoint_access._Link]) -> int:
+        walked.append(path)
+        return walk(path, links)
+
+    monkeypatch.setattr(endpoint_access, "_walk", count)
+    return walked
+
+
+TOO_LONG = "./" * endpoint_access.MAX_STEPS + "other.ws"
+
+
+def test_a_refused_path_is_tried_rarely(
+    connect: Callable[..., Peers], walks: list[bytes], path: Path
+) -> None:
+    """A walk along many links takes the bridge's time; more clients cause no more walks."""
+    many = [connect() for _ in range(20)]
+    path.symlink_to(TOO_LONG)
+    for peers in many:
+        peers.producer.close()
+        wait_for(lambda peers=peers: peers.connection.producer_fd == -1)  # type: ignore[misc]
+    let_pass(1.0)
+    assert walks == [os.fsencode(path)]
+
+
+def test_a_path_that_was_refused_is_tried_again(
+    connect: Callable[..., Peers],
+    listen: Callable[..., Producer],
+    monkeypatch: pytest.MonkeyPatch,
+    walks: list[bytes],
+    path: Path,
+) -> None:
+    monkeypatch.setattr(holds, "REFUSED_DELAY_S", 0.1)
+    peers = connect()
+    path.symlink_to(TOO_LONG)
+    peers.producer.close()
+    wait_for(lambda: len(walks) >= 2)
+    assert is_resumed(listen().accept().next_item())
 
 
 def test_many_are_resumed_through_a_small_backlog(

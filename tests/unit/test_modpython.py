@@ -82,7 +82,7 @@ def test_a_site_without_python_import_is_told_so_once(
         interpreter="main_interpreter", _request_rec=object(), write=written.append
     )
     for _ in range(2):
-        assert modpython._run(req, lambda environ, start_response: [b"here"]) == 0
+        assert modpython._run(req, lambda environ, start_response, die: [b"here"]) == 0
     assert written == [b"here"] * 2
     if is_prepared:
         assert not logged
@@ -107,8 +107,10 @@ def test_the_status_goes_to_httpd_if_the_site_has_an_error_document(
     monkeypatch.setattr(modpython.Request, "from_capsule", lambda capsule: request)
     req = SimpleNamespace(interpreter="main_interpreter", _request_rec=object(), status=200)
 
-    def refuse(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        environ["apachews.die"](503)
+    def refuse(
+        environ: dict[str, Any], start_response: Callable[..., Any], die: Callable[[int], None]
+    ) -> list[bytes]:
+        die(503)
         start_response("503 Service Unavailable", [("X", "y")])
         return []
 

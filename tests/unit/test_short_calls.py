@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -143,11 +144,16 @@ def test_a_full_backlog_is_not_waited_for(short_path: Path) -> None:
             made.close()
 
 
-def test_a_path_is_named_without_its_links(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeps_gil", [True, False])
+def test_a_path_without_links_is_named(tmp_path: Path, keeps_gil: bool) -> None:
     file = tmp_path / "\udcff x.ws"
     file.touch(0o000)
     (tmp_path / "link").symlink_to(file)
-    fd = short_calls.open_path(os.fsencode(tmp_path / "link"))
+    (tmp_path / "up").symlink_to(".")
+    for path in (tmp_path / "link", tmp_path / "up" / file.name, tmp_path / "up" / "none"):
+        assert short_calls.open_direct(os.fsencode(path), keeps_gil=keeps_gil) is None
+    fd = short_calls.open_direct(os.fsencode(file), keeps_gil=keeps_gil)
+    assert fd is not None
     assert not os.get_inheritable(fd)
     assert short_calls.path_of(fd) == os.fsencode(file.resolve())
     file.rename(tmp_path / "y")
@@ -158,14 +164,34 @@ def test_a_path_is_named_without_its_links(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         short_calls.path_of(fd)
     with pytest.raises(FileNotFoundError):
-        short_calls.open_path(os.fsencode(file))
+        short_calls.open_direct(os.fsencode(file), keeps_gil=keeps_gil)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_a_kernel_without_openat2_is_told_from_a_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*arguments: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(short_calls, "_syscall", fail)
+    assert short_calls.open_direct(os.fsencode(tmp_path), keeps_gil=True) is None
+
+
+def test_the_root_is_named() -> None:
+    fd = short_calls.open_root()
+    assert short_calls.path_of(fd) == b"/"
+    assert not os.get_inheritable(fd)
+    short_calls.close_path(fd)
 
 
 def test_an_entry_is_named_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("\udcff/x")
     (tmp_path / "file").touch()
     os.chown(tmp_path / "link", os.geteuid(), os.getegid(), follow_symlinks=False)
-    directory = short_calls.open_path(os.fsencode(tmp_path))
+    directory = short_calls.open_direct(os.fsencode(tmp_path.resolve()), keeps_gil=True)
+    assert directory is not None
     link = short_calls.open_entry(directory, b"link")
     file = short_calls.open_entry(directory, b"file")
     assert not os.get_inheritable(link)
@@ -182,7 +208,7 @@ def test_an_entry_is_named_and_not_followed(tmp_path: Path) -> None:
     for fd in (directory, link, file):
         short_calls.close_path(fd)
     with pytest.raises(OSError, match="Invalid argument"):
-        short_calls.open_path(b"/tmp\0x")
+        short_calls.open_direct(b"/tmp\0x", keeps_gil=True)
 
 
 def test_random_bytes() -> None:

@@ -17,7 +17,7 @@ from apachews import wire
 from apachews_handler.deflate import Agreement, Negotiation
 from apachews_handler.exceptions import Refusal
 from apachews_handler.settings import Settings
-from apachews_handler.upgrade import Upgrade, describe
+from apachews_handler.upgrade import Upgrade, describe, require_no_error_document
 
 # The example of RFC 6455 1.3.
 GOOD: dict[str, Any] = {
@@ -97,11 +97,8 @@ def test_the_query_of_a_rewriting_rule_is_told(query: str, rewritten: str | None
 
 REFUSED: list[tuple[dict[str, str | None], str]] = [
     ({"HTTP_UPGRADE": None}, "426"),
-    # ErrorDocument names a WebSocket; after other internal redirects the status is 200.
-    ({"REDIRECT_STATUS": "404"}, "404 Not Found"),
-    ({"REDIRECT_STATUS": "503", "HTTP_UPGRADE": None}, "503 Service Unavailable"),
-    ({"REDIRECT_STATUS": "no number"}, "500"),
-    ({"REDIRECT_STATUS": "200", "HTTP_UPGRADE": None}, "426"),
+    # SetEnv sets it too: it tells nothing.
+    ({"REDIRECT_STATUS": "404", "HTTP_UPGRADE": None}, "426"),
     ({"HTTP_UPGRADE": "h2c"}, "426"),
     ({"HTTP_CONNECTION": None}, "426"),
     ({"HTTP_CONNECTION": "keep-alive"}, "426"),
@@ -147,9 +144,22 @@ def test_refusals(changes: dict[str, str | None], status: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("failed_with", "status"),
+    [(404, "404 Not Found"), (503, "503 Service Unavailable"), (499, "500 Internal Server Error")],
+)
+def test_an_error_document_has_the_status_of_the_error(failed_with: int, status: str) -> None:
+    with pytest.raises(Refusal, match="name a page") as caught:
+        require_no_error_document(failed_with)
+    assert caught.value.status == status
+    assert caught.value.told
+
+
+@pytest.mark.parametrize(
     ("changes", "settings"),
     [
         ({"HTTP_UPGRADE": "WebSocket"}, None),
+        ({"REDIRECT_STATUS": "101"}, None),
+        ({"REDIRECT_STATUS": "404"}, None),
         ({"HTTP_UPGRADE": "h2c, websocket"}, None),
         ({"HTTP_CONNECTION": "UPGRADE"}, None),
         ({"HTTP_ORIGIN": "http://server.example.com"}, None),

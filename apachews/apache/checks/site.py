@@ -219,7 +219,7 @@ def check_socket(
     if not stat.S_ISSOCK(status.st_mode) and not is_loopback:
         yield error(
             "socket",
-            f"{path} is no socket",
+            f"{path} is not a socket",
             breaks="every WebSocket of it is a 403",
             # Never to remove it: the URL was the client's to choose, and the path is root's.
             mend=f"move the file {word(path)} away, and start the producer, with Server({path!r})"

@@ -179,7 +179,7 @@ static enum request_result read_open(struct reading *reading, const struct json_
     facts->uri = TEXT(line, "uri");
     const struct json_value *query = json_member(reading->document, line, "query");
     facts->rewritten_query =
-        query == NULL ? NULL : text_or_null(reading, query, "in OPEN query is no text");
+        query == NULL ? NULL : text_or_null(reading, query, "in OPEN query is not a string");
     facts->scheme = TEXT(root, "scheme");
     facts->vhost = TEXT(root, "vhost");
     facts->user = text_or_null(reading, MEMBER(root, "user"), "in OPEN user is no text");

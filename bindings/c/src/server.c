@@ -506,7 +506,8 @@ static void resume_waiting(apachews_server *server)
 }
 
 /* End a turn after TURN_ITEMS: the client waits with what is left of its read.  The turn goes on
- * if nothing is left, until the reader has said so, or if there is no memory for it. */
+ * if nothing is left (wire_reader_next() then returns WIRE_NOTHING and ends it), or if there is no
+ * memory for the rest. */
 static void end_turn(apachews_server *server, struct apachews_client *client)
 {
     server->turn_items = 0;

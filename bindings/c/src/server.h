@@ -32,7 +32,7 @@
 /* Items of one client in a turn.  An echo takes some 3 us for each, so ten clients that flood
  * delay the next one by 2 ms; with fewer, the epoll_wait() of each round would show. */
 #define TURN_ITEMS 64
-/* Sockets that one call of epoll_wait() tells of. */
+/* Sockets that one call of epoll_wait() reports. */
 #define READY_MAX 256
 
 struct apachews_server {

@@ -197,7 +197,7 @@ static int is_live(const char *path, apachews_error *error)
     }
     if (!S_ISSOCK(status.st_mode)) {
         error_set(error, APACHEWS_NOT_A_SOCKET, 0,
-                  "%s: there is a file here that is no socket; move it away, or serve on "
+                  "%s: there is a file here that is not a socket; move it away, or serve on "
                   "another path",
                   path);
         return -1;

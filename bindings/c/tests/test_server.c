@@ -246,7 +246,7 @@ static void test_where_it_cannot_listen(void)
         {"a-name-that-is-longer-than-the-hundred-and-seven-bytes-that-a-path-of-a-unix-socket-has-"
          "-and-then-some.ws", NULL, APACHEWS_PATH_TOO_LONG, "107 bytes"},
         {"no-directory/a.ws", NULL, APACHEWS_SYSTEM_ERROR, "No such file or directory"},
-        {"file.ws", NULL, APACHEWS_NOT_A_SOCKET, "no socket"},
+        {"file.ws", NULL, APACHEWS_NOT_A_SOCKET, "not a socket"},
         {"a.ws", "no-such-group", APACHEWS_NO_GROUP, "no-such-group"},
         {"live.ws", NULL, APACHEWS_IN_USE, "another producer listens"},
     };

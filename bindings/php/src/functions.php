@@ -28,7 +28,7 @@ use apachews\Wire\Publish;
  *
  * @throws NobodyListens   no producer listens there
  * @throws PublishFailed   the producer did not answer, or not in time
- * @throws ServerException no permission, or a path that is no socket's
+ * @throws ServerException no permission, or a path that is not a socket's
  * @throws InvalidArgument it is to be text and is not UTF-8, or a timeout that makes no sense
  */
 function publish(

@@ -9,7 +9,7 @@ namespace apachews\Exception;
  *
  *     ServerException     the socket file cannot be served: path, problem, mend
  *      +-- SocketInUse    another producer listens there
- *      +-- NotASocket     the path holds something that is no socket
+ *      +-- NotASocket     the path holds something that is not a socket
  *      +-- NobodyListens  publish(): no producer listens there
  *      +-- PublishFailed  publish(): the producer did not answer
  *     InvalidArgument     a value that may not be sent; the text says which
