@@ -382,9 +382,9 @@ def allow_access(environ, host):
 
 @wsgi_only
 def test_fileinfo_alone_runs_no_python(host: Host) -> None:
-    (host.mallory / "code.py").write_text(CODE.format(mark="/nowhere"))
+    (host.mallory / "code.wsgi").write_text(CODE.format(mark="/nowhere"))
     host.htaccess("SetHandler wsgi-script\n")
-    assert requests.get(host.site.http("/mallory/code.py"), timeout=10).status_code == 403
+    assert requests.get(host.site.http("/mallory/code.wsgi"), timeout=10).status_code == 403
     assert host.site.log_lines("ExecCGI is off in this directory")
 
 
@@ -398,7 +398,7 @@ def test_authconfig_runs_python_as_the_documentation_says() -> None:
     override = OVERRIDE.replace("FileInfo", "AuthConfig") + listed
     with running_site(extra=override) as site:
         mark = site.docroot / "mark"
-        code = site.docroot / "code.py"
+        code = site.docroot / "code.wsgi"
         code.write_text(CODE.format(mark=str(mark)))
         for name in ("listed", "free"):
             (site.docroot / name).mkdir()
