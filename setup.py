@@ -1,8 +1,8 @@
 """The one part of the build that setup.cfg cannot say: an optional extension.
 
 Without a compiler, or Python's headers, the build goes on without it, and
-``apachews_handler/mask.py`` does the same in Python.  A Python without a GIL has no stable
-ABI (before 3.15), and gets none either.
+``apachews_handler/protocol/mask.py`` does the same in Python.  A Python without a GIL has no
+stable ABI (before 3.15), and gets none either.
 """
 
 import sysconfig
@@ -15,8 +15,8 @@ else:
     setup(
         ext_modules=[
             Extension(
-                "apachews_handler._mask",
-                ["apachews_handler/_mask.c"],
+                "apachews_handler.protocol._mask",
+                ["apachews_handler/protocol/_mask.c"],
                 # Not all compilers work on several words at once otherwise: twice as fast.
                 extra_compile_args=["-O3"],
                 optional=True,

@@ -24,11 +24,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
+from apachews._forms.handlers import (
+    HANDLER_END_S,
+    SEND_HIGH_BYTES,
+    HandledConnection,
+    HandlingServer,
+)
+
 from . import wire
 from .client import Client, encode_json, encode_message
 from .events import AcceptEvent, Event, PongEvent, decode_json
 from .exceptions import ConnectionClosed, ServerClosed
-from .handlers import HANDLER_END_S, SEND_HIGH_BYTES, HandledConnection, HandlingServer
 from .server import Server, loop_of
 
 Handler = Callable[["Connection"], Awaitable[object]]

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from apachews.wire.answer import Answer
+
 from . import wire
-from .answer import Answer
-from .connection import Connection, State
+from ._connection import Connection, State
 from .exceptions import NotAsked
 
 if TYPE_CHECKING:

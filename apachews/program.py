@@ -33,9 +33,10 @@ import threading
 import types
 from collections.abc import Callable
 
+from apachews._processes.signals import signal_at_end_of
+
 from .exceptions import ServerClosed
 from .server import Server, open_servers
-from .signals import signal_at_end_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ import os
 import socket
 from typing import Final
 
-from . import loopback, wire
+from . import wire
+from ._listening import loopback
 from .client import encode_message
 from .exceptions import NobodyListens, NotASocket, PublishError
 from .groups import Delivery

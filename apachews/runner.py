@@ -41,11 +41,12 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from .activation import inherited_descriptors
-from .notify import NotifyReceiver, notify, watchdog_timeout_s
+from apachews._listening.activation import inherited_descriptors
+from apachews._processes.notify import NotifyReceiver, notify, watchdog_timeout_s
+from apachews._processes.signals import Lifeline, Signals
+
 from .program import Instructions
 from .server import DRAIN_TIMEOUT_S
-from .signals import Lifeline, Signals
 
 # How long a new program may take to listen; less than the 90 s that systemd gives a
 # reload (DefaultTimeoutStartSec).

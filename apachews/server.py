@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, overload
 
+from apachews._listening.listener import LoopbackFile, SocketFile
+from apachews._processes.notify import notify, notify_ready
+from apachews._processes.workers import fork_workers
+from apachews._server.languages import preferred_language
+from apachews._server.loop import Loop
+from apachews.wire.reader import DEFAULT_MAX_MESSAGE_BYTES
+
+from ._connection import SENDING, State
 from .client import Client, encode_json, encode_message
-from .connection import SENDING, State
 from .events import Event
 from .exceptions import ServerClosed
 from .groups import Group
-from .languages import preferred_language
-from .listener import LoopbackFile, SocketFile
-from .loop import Loop
-from .messages import DEFAULT_MAX_MESSAGE_BYTES
-from .notify import notify, notify_ready
-from .workers import fork_workers
 
 # Frames that may wait for one slow client.  A broadcast's frame is one object
 # however many clients wait for it.
@@ -78,7 +79,7 @@ class Server:
         workers: processes to serve with.  With 0 this one does.  With more, that
             many are forked, and the constructor returns in each of them; here it
             never returns, but looks after them, and ends with SystemExit when all
-            have ended (see ``apachews.workers``).  They share the socket, and
+            have ended (see ``apachews._processes.workers``).  They share the socket, and
             nothing else: ``clients()``, ``broadcast()``, ``close()`` and ``drain()``
             are about the clients of one.  From the main thread, and before the
             program starts another.

@@ -3,7 +3,7 @@
 ``handler`` is for ``AddHandler mod_python .ws`` and ``PythonHandler
 apachews_handler.modpython``, ``application`` for a ``<Location>`` below whose URL the names
 of the sockets of ``APACHEWS_ROOT`` stand, ``status`` for the page beside ``server-status``;
-``apachews/apache/modpython.conf`` has the directives.
+``apachews_tools/httpd/modpython.conf`` has the directives.
 
 How this works: mod_python hands over its own request, which has httpd's ``request_rec`` in a
 capsule.  The variables of the request, and the headers of the response, go through httpd's
@@ -20,10 +20,12 @@ from typing import Final, Protocol
 
 from mod_python import apache
 
-from . import child, wsgi
+from apachews_handler.native.httpd import ErrorLog, Request
+
 from . import status as status_page
+from . import wsgi
 from .exceptions import NotSetUp
-from .httpd import ErrorLog, Request
+from .lifecycle import child
 
 MAIN_INTERPRETER: Final = "main_interpreter"
 

@@ -20,9 +20,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from .closelog import DEFAULT_FORMAT, BadFormat, CloseFormat, parse_format
+from apachews_handler.monitoring.closelog import (
+    DEFAULT_FORMAT,
+    BadFormat,
+    CloseFormat,
+    parse_format,
+)
+from apachews_handler.origins import normalise_origin
+
 from .exceptions import BadSetting
-from .origin import normalise_origin
 
 PREFIX: Final = "APACHEWS_"
 

@@ -7,7 +7,7 @@ every .htaccess with ``SetHandler`` could show all sites' users.  Who may see it
 to say (``Require``).
 
 Without a query it answers with the page, which asks for the figures itself: the page's
-text never has anybody's data in it.  ``?json`` is an ``apachews.snapshot.Status``,
+text never has anybody's data in it.  ``?json`` is an ``apachews.monitoring.snapshot.Status``,
 ``?metrics`` the same for Prometheus.  Wiring only.
 """
 
@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from apachews.snapshot import Status
-from apachews.status import collect
-from apachews_handler import metrics, rundir, waiting
+from apachews.monitoring.snapshot import Status
+from apachews.monitoring.status import collect
 from apachews_handler.exceptions import Unavailable
+from apachews_handler.monitoring import metrics
+from apachews_handler.shared import rundir, waiting
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]

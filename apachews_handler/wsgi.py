@@ -3,7 +3,7 @@
 ``handle_request`` is for ``WSGIHandlerScript websocket <this file>``, where
 ``AddHandler websocket .ws`` makes Apache find the socket file; ``application`` is
 for ``WSGIScriptAlias /ws <this file>``, where the rest of the path names it below
-``APACHEWS_ROOT``.  ``apachews/apache/apachews.conf`` has the directives.
+``APACHEWS_ROOT``.  ``apachews_tools/httpd/apachews.conf`` has the directives.
 
 Both answer a WebSocket request by taking its connection and giving it to the
 child's bridge, and anything else with plain HTTP.  Wiring only.
@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from apachews import wire
-from apachews.answer import Answer
-from apachews_handler import child, endpoint, limits, short_calls, waiting
-from apachews_handler.closelog import CloseLine, Handshake
-from apachews_handler.connection import About, Connection
-from apachews_handler.detach import client_address, detach, local_address, tls_facts
+from apachews.wire.answer import Answer
+from apachews_handler.bridge.connection import About, Connection
+from apachews_handler.endpoints import endpoint
 from apachews_handler.exceptions import (
     CheckFailed,
     ClientGone,
@@ -33,10 +31,15 @@ from apachews_handler.exceptions import (
     Rejected,
     Unavailable,
 )
-from apachews_handler.httpd import HttpdError, Request, spare_workers
-from apachews_handler.raw import new_session
+from apachews_handler.handshake.detach import client_address, detach, local_address, tls_facts
+from apachews_handler.handshake.upgrade import Upgrade, describe, require_no_error_document
+from apachews_handler.lifecycle import child
+from apachews_handler.monitoring.closelog import CloseLine, Handshake
+from apachews_handler.native import short_calls
+from apachews_handler.native.httpd import HttpdError, Request, spare_workers
+from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
-from apachews_handler.upgrade import Upgrade, describe, require_no_error_document
+from apachews_handler.shared import limits, waiting
 
 child.prepare()
 

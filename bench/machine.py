@@ -10,7 +10,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from apachews.apache.private_apache import find_httpd, find_wsgi_module
+from apachews_tools.httpd.private_apache import find_httpd, find_wsgi_module
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("apachews", "websockets", "picows", "uvloop", "wsproto")

@@ -1,7 +1,7 @@
 """Starting what is measured: an Apache where there is one, and the program behind it.
 
 ``start`` is a context manager: what it gives runs, and has ended when it is left.  ``ours`` is
-what ships: the configuration in ``apachews/apache`` and the packages that are installed.
+what ships: the configuration in ``apachews_tools/httpd`` and the packages that are installed.
 mod_proxy's Apache is the same one without mod_wsgi; as it holds a worker for each
 WebSocket, it gets as many workers as there are connections.
 """
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from apachews.apache import private_apache
-from apachews.apache.private_apache import PrivateApache
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import PrivateApache
 
 from . import processes
 from .cases import Peer

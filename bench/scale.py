@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from apachews.apache.private_apache import PrivateApache
+from apachews_tools.httpd.private_apache import PrivateApache
 
 from . import cpu, peers, processes
 from .cases import FDS_A_CONNECTION, FDS_RESERVE, Kind

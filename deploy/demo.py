@@ -12,12 +12,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from apachews.apache import private_apache
-from apachews.apache.private_apache import ApacheError, PrivateApache
-from apachews.apache.python_home import handler_in, interpreter_in, python_home
-from apachews.cli.command import temporary_directory
-from apachews.cli.run import FEW_THREADS
-from apachews.cli.supervisor import APACHE, Supervisor
+from apachews_tools.cli.command import temporary_directory
+from apachews_tools.cli.run import FEW_THREADS
+from apachews_tools.dev.supervisor import APACHE, Supervisor
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import ApacheError, PrivateApache
+from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_home
 
 from .examples import Examples
 

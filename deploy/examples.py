@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from apachews.cli.run import give_to_apache
-from apachews.cli.supervisor import Producer
+from apachews_tools.cli.run import give_to_apache
+from apachews_tools.dev.supervisor import Producer
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 # What a browser gets of an example's directory.

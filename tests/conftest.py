@@ -14,7 +14,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from . import parts
 
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     A worker that did it and undid it would undo it while others need it.
     """
-    from .site import make_readable  # which needs wait_for of this module
+    from .support.site import make_readable  # which needs wait_for of this module
 
     if getattr(config.option, "numprocesses", None):
         make_readable()
@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Put back what Apache's user was let into, and say so."""
-    from .site import restore_modes  # which needs wait_for of this module
+    from .support.site import restore_modes  # which needs wait_for of this module
 
     for line in restore_modes():
         terminalreporter.write_line(line)

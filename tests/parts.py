@@ -25,13 +25,16 @@ ALONE: Final = (
     "integration/test_floods.py",
     "integration/test_waiting_handshakes.py",
     # A fork in a process with threads is a warning from Python 3.12 on, and a worker has threads.
-    "unit/test_limits.py::test_a_fork_keeps_the_places",
+    "handler/test_limits.py::test_a_fork_keeps_the_places",
     # The kernel's notifications are signals to the process: any thread of a worker may take one.
-    "unit/test_custodian.py",
+    "handler/test_custodian.py",
 )
 
 PORTABILITY: Final = (
-    "unit",
+    "library",
+    "handler",
+    "tools",
+    "project",
     # The handshake, the detachment and TLS: every MPM, plain and TLS.
     "integration/test_upgrade.py",
     "integration/test_seed.py",
@@ -52,21 +55,21 @@ PORTABILITY: Final = (
 
 # Of the checkout and its tools; the interpreter has no part in it.
 NOT_PORTABILITY: Final = (
-    "unit/test_bench_cases.py",
-    "unit/test_bench_readings.py",
-    "unit/test_bench_report.py",
-    "unit/test_bench_results.py",
-    "unit/test_deploy.py",
-    "unit/test_ends.py",
-    "unit/test_fuzz_seeds.py",
-    "unit/test_layers.py",
-    "unit/test_suite.py",
-    "unit/test_units.py",
+    "project/test_bench_cases.py",
+    "project/test_bench_readings.py",
+    "project/test_bench_report.py",
+    "project/test_bench_results.py",
+    "project/test_deploy.py",
+    "handler/test_ends.py",
+    "project/test_fuzz_seeds.py",
+    "project/test_layers.py",
+    "project/test_suite.py",
+    "project/test_units.py",
 )
 
 
 def markers(nodeid: str) -> list[str]:
-    """Return the markers of a test, by its pytest name (``tests/unit/test_x.py::test_y``)."""
+    """Return the markers of a test, by its pytest name (``tests/handler/test_x.py::test_y``)."""
     found = []
     if _is_among(nodeid, ALONE):
         found.append("alone")

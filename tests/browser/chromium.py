@@ -17,9 +17,9 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
-from ..site import ROOT, make_readable
+from ..support.site import ROOT, make_readable
 
 # Where screenshots go.
 ARTEFACTS = ROOT / "artefacts"

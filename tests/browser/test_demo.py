@@ -12,7 +12,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from ..conftest import wait_for
-from ..site import ROOT
+from ..support.site import ROOT
 from .chromium import Demo, chromium, complaints, is_open, say, screenshot, text_of
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..site import ECHO, ROOT, Site, running_site
+from ..support.site import ECHO, ROOT, Site, running_site
 from .chromium import CHROMEDRIVER, CHROMIUM, chromium, complaints, is_open, say, text_of
 
 pytestmark = pytest.mark.skipif(

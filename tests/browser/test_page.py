@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from ..conftest import wait_for
-from ..site import ECHO, ROOT, make_readable
+from ..support.site import ECHO, ROOT, make_readable
 from .chromium import CHROMEDRIVER, CHROMIUM, chromium
 
 pytestmark = pytest.mark.skipif(

@@ -15,8 +15,8 @@ from selenium.webdriver.common.keys import Keys
 from websockets.sync.client import connect
 
 from ..conftest import wait_for
-from ..crowd import crowd
-from ..site import Site, for_two_threads, running_site
+from ..support.crowd import crowd
+from ..support.site import Site, for_two_threads, running_site
 from .chromium import ARTEFACTS, CHROMEDRIVER, CHROMIUM, chromium
 
 pytestmark = pytest.mark.skipif(

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from ..site import ROOT
+from ..support.site import ROOT
 from .build import ARTEFACTS, built, why_not
 
 TARGETS: Final = ("wire", "json", "request", "queue", "server")

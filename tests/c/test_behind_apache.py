@@ -18,13 +18,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import DEADLINE_S, wait_for
-from ..crowd import crowd
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import Site, for_two_threads, running_site
+from ..support.crowd import crowd
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import Site, for_two_threads, running_site
 
 SIZE = 1024 * 1024  # APACHEWS_MAX_MESSAGE
 MANY = 2000

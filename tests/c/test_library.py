@@ -12,8 +12,8 @@ import pytest
 
 from apachews import wire
 
-from ..bridge_by_hand import Bridge
 from ..conftest import wait_for
+from ..support.bridge_by_hand import Bridge
 from .build import SOURCE, WARNINGS, built, run
 
 TESTS = ("test_core", "test_server")

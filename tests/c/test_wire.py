@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.messages import MessageReader, Moved, Pong, Violation
+from apachews.wire.reader import MessageReader, Moved, Pong, Violation
 
-from ..site import ROOT
+from ..support.site import ROOT
 from .build import built
 
 VECTORS: dict[str, Any] = json.loads((ROOT / "docs" / "wire-vectors.json").read_text())

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .. import autobahn
-from ..site import Site
+from ..support import autobahn
+from ..support.site import Site
 
 ALL = os.environ.get("APACHEWS_AUTOBAHN") == "all"
 # 12 and 13 are compression: by kind of data (12) or parameters (13), then sizes, of

@@ -15,7 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
 from ..conftest import wait_for
-from ..site import for_two_threads
+from ..support.site import for_two_threads
 from .pages import Block
 
 TUTORIAL: Final = "docs/tutorial.md"

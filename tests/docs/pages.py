@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..site import ROOT
+from ..support.site import ROOT
 
 FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}:-]*)\n", re.MULTILINE)
 COMMENT: Final = re.compile(r"<!-- (?P<text>(?:(?!-->).)*?) -->\s*\Z", re.DOTALL)

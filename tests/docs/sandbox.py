@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from ..conftest import wait_for
-from ..site import ROOT
+from ..support.site import ROOT
 from . import checks
 from .pages import Block, blocks_of
 
@@ -66,7 +66,7 @@ def prepare() -> dict[str, str]:
         program.chmod(0o755)
     packages = [
         str(Path(spec.origin).parent)
-        for name in ("apachews", "apachews_handler", "wsproto", "h11")
+        for name in ("apachews", "apachews_handler", "apachews_tools", "wsproto", "h11")
         if (spec := importlib.util.find_spec(name)) and spec.origin
     ]
     return {

@@ -76,7 +76,7 @@ def install(home: Path) -> None:
         shutil.copytree(package, packages / Path(package).name, dirs_exist_ok=True)
     program = home / "bin" / "apachews"
     program.write_text(
-        f"#!{home}/bin/python\nimport sys\nfrom apachews.cli import main\nsys.exit(main())\n"
+        f"#!{home}/bin/python\nimport sys\nfrom apachews_tools.cli import main\nsys.exit(main())\n"
     )
     program.chmod(0o755)
     for name in ("systemd", "logrotate"):

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from ..conftest import DEADLINE_S
-from ..site import HANDLER, Site, running_site
+from ..support.site import HANDLER, Site, running_site
 from .test_snippets import BLOCKS
 
 pytestmark = pytest.mark.skipif(not HANDLER.exists(), reason="apachews_handler is not installed")

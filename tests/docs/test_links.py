@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..site import ROOT
+from ..support.site import ROOT
 from .pages import pages
 
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ..site import IS_ROOT, ROOT
+from ..support.site import IS_ROOT, ROOT
 
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
 PROGRAMS = ("unshare", "setpriv", "ip", "curl", "openssl", "apache2", "cmake", "pkg-config", "gcc")

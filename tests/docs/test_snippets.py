@@ -27,15 +27,15 @@ from typing import Any
 import pytest
 
 from apachews import Server, wire
-from apachews.apache import private_apache
-from apachews.apache.private_apache import DEBIAN_MODULES, PrivateApache
-from apachews.cli import make_parser
+from apachews_tools.cli import make_parser
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import DEBIAN_MODULES, PrivateApache
 
 from ..c import build as c_build
 from ..c.test_library import CMAKE
 from ..conftest import DEADLINE_S, wait_for
-from ..site import HANDLER, ROOT
-from ..unit.test_reference import OPEN, Browser, serving
+from ..library.test_reference import OPEN, Browser, serving
+from ..support.site import HANDLER, ROOT
 from .pages import Block, all_blocks
 from .test_pages_in_a_sandbox import READINGS
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from apachews import wire
-from apachews.answer import Answer
+from apachews.wire.answer import Answer
 
-from ..frames import masked
+from ..support.frames import masked
 from . import targets
 
 SEEDS: Final = Path(__file__).parent / "seeds"

@@ -21,7 +21,7 @@ from typing import Final
 
 from apachews import wire
 from apachews.exceptions import WireError
-from apachews_handler.deflate import Agreement
+from apachews_handler.protocol.deflate import Agreement
 
 TEXT, BINARY, OPEN, MOVE, CLOSE, PING, PONG = 1, 2, 3, 5, 8, 9, 10
 CONTROLS: Final = (CLOSE, PING, PONG)

@@ -50,7 +50,7 @@ MAX_BYTES: Final = 1024
 WORKER: Final = "--worker"
 # What unmasks.
 UNMASKING: Final = ("client_reader", "client_reader_vs_wsproto", "session")
-EXTENSION_NAME: Final = "apachews_handler._mask"
+EXTENSION_NAME: Final = "apachews_handler.protocol._mask"
 
 _COUNTS: Final = re.compile(r"^#\d+\s+DONE\s+cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
 _FINAL: Final = re.compile(r"^stat::(\w+):\s+(\d+)$", re.MULTILINE)
@@ -70,7 +70,7 @@ def work(target: str, options: list[str]) -> None:
 
 def use_extension() -> None:
     """Have this process unmask in C."""
-    (path,) = Path(sysconfig.get_path("platlib"), "apachews_handler").glob("_mask.*.so")
+    (path,) = Path(sysconfig.get_path("platlib"), "apachews_handler", "protocol").glob("_mask.*.so")
     loader = importlib.machinery.ExtensionFileLoader(EXTENSION_NAME, str(path))
     spec = importlib.util.spec_from_loader(EXTENSION_NAME, loader)
     assert spec

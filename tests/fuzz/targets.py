@@ -26,11 +26,14 @@ from wsproto.events import Ping as WsprotoPing
 from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
-from apachews.answer import Answer
 from apachews.exceptions import WireError
-from apachews.messages import Item, MessageReader, Moved, Pong
-from apachews.messages import Violation as WireViolation
-from apachews_handler.client_reader import (
+from apachews.wire.answer import Answer
+from apachews.wire.reader import Item, MessageReader, Moved, Pong
+from apachews.wire.reader import Violation as WireViolation
+from apachews_handler.exceptions import BadSetting, Refusal, Violation
+from apachews_handler.handshake.upgrade import Upgrade, describe
+from apachews_handler.origins import normalise_origin
+from apachews_handler.protocol.client_reader import (
     FRAMES_A_TURN,
     INFLATED_FRAMES,
     Alive,
@@ -38,14 +41,11 @@ from apachews_handler.client_reader import (
     Control,
     Ping,
 )
-from apachews_handler.deflate import Agreement
-from apachews_handler.ends import End
-from apachews_handler.exceptions import BadSetting, Refusal, Violation
-from apachews_handler.origin import normalise_origin
-from apachews_handler.producer_reader import ProducerReader
-from apachews_handler.session import Phase, Session, Side
+from apachews_handler.protocol.deflate import Agreement
+from apachews_handler.protocol.ends import End
+from apachews_handler.protocol.producer_reader import ProducerReader
+from apachews_handler.protocol.session import Phase, Session, Side
 from apachews_handler.settings import PREFIX, Rate, Settings, parse_settings
-from apachews_handler.upgrade import Upgrade, describe
 
 from .oracle import (
     ClientView,

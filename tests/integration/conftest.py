@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ..site import MOD_PYTHON, Site, running_site
+from ..support.site import MOD_PYTHON, Site, running_site
 
 MPMS = ["event", "worker", "prefork"]
 # What starts an Apache for itself takes seconds: behind all of them where tox.ini says so.

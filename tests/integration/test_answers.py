@@ -13,9 +13,9 @@ import pytest
 from apachews import Event
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import IS_ROOT, MOD_PYTHON, Site, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import IS_ROOT, MOD_PYTHON, Site, running_site
 
 
 def answer(site: Site, data: bytes, with_tls: bool = False) -> tuple[int, dict[str, str], str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .. import autobahn
+from ..support import autobahn
 
 SELECTION = ["1.*", "2.*", "4.*", "5.*", "7.1.*", "7.7.*", "7.9.*", "13.3.3"]
 

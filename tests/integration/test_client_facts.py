@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from apachews import Event
-from apachews.apache.private_apache import free_port
+from apachews_tools.httpd.private_apache import free_port
 
 from ..conftest import wait_for
-from ..raw_client import RawClient, request
-from ..site import Site, running_site
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, running_site
 
 FACTS = """
 LoadModule remoteip_module "${MODULES}/mod_remoteip.so"

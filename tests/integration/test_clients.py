@@ -16,7 +16,7 @@ import pytest
 import websocket
 from websockets.asyncio.client import connect
 
-from ..site import Site
+from ..support.site import Site
 
 VERSIONS = {"wss1.2": ssl.TLSVersion.TLSv1_2, "wss1.3": ssl.TLSVersion.TLSv1_3}
 MESSAGES: list[str | bytes] = ["hello", b"\x00\xff", "é" * 1000, b"\x07" * 200_000, "x"]

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from apachews.apache import private_apache
-from apachews.apache.control import Control
-from apachews.apache.directives import Directive, find, walk
-from apachews.apache.installation import choose_wsgi_module
-from apachews.apache.private_apache import DEBIAN_MODULES, PrivateApache, find_httpd
-from apachews.apache.python_environment import PythonEnvironment
-from apachews.cli import main
+from apachews_tools.cli import main
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.control import Control
+from apachews_tools.httpd.directives import Directive, find, walk
+from apachews_tools.httpd.private_apache import DEBIAN_MODULES, PrivateApache, find_httpd
+from apachews_tools.httpd.python_environment import PythonEnvironment
+from apachews_tools.install.installation import choose_wsgi_module
 
-from ..raw_client import RawClient
-from ..site import HANDLER, IS_ROOT, Site, make_readable
+from ..support.raw_client import RawClient
+from ..support.site import HANDLER, IS_ROOT, Site, make_readable
 from .test_answers import listening
 
 MODULES = ("mpm_event", "authz_core", "alias", "dir", "env", "mime", "socache_shmcb", "ssl")

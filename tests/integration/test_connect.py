@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from apachews import Event, publish
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..site import IS_ROOT, Site, echo, running_site
-from ..terminal import COLUMNS, in_terminal
+from ..support.site import IS_ROOT, Site, echo, running_site
+from ..support.terminal import COLUMNS, in_terminal
 
 ROOT = Path(__file__).parents[2]
 CONNECT = ("-m", "apachews", "connect")

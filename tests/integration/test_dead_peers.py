@@ -18,9 +18,9 @@ import pytest
 from apachews import Event, wire
 
 from ..conftest import let_pass, wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import Site, echo, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, echo, running_site
 from .test_producers import HandMade
 
 SETTINGS = """

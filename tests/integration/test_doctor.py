@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from apachews.apache import private_apache
-from apachews.apache.private_apache import DEBIAN_MODULES, SHIPPED, PrivateApache
-from apachews.cli import main
+from apachews_tools.cli import main
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import DEBIAN_MODULES, SHIPPED, PrivateApache
 
-from ..site import HANDLER, IS_ROOT, Site, make_readable
+from ..support.site import HANDLER, IS_ROOT, Site, make_readable
 from .test_answers import listening
 
 PROXY = (

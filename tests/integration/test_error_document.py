@@ -12,8 +12,8 @@ import pytest
 from apachews import Event
 
 from ..conftest import wait_for
-from ..raw_client import RawClient, request
-from ..site import MOD_PYTHON, Site, running_site
+from ..support.raw_client import RawClient, request
+from ..support.site import MOD_PYTHON, Site, running_site
 
 LOCAL, TEXT = "<title>not now</title>", "Come back later, please."
 DOCUMENTS = f"""

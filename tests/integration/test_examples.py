@@ -26,14 +26,14 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from apachews import publish
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 from deploy.examples import Examples
 
 from ..conftest import DEADLINE_S, wait_for
-from ..frames import masked
-from ..producers import children_of, running
-from ..raw_client import RawClient, request
-from ..site import ROOT, Site, running_site
+from ..support.frames import masked
+from ..support.producers import children_of, running
+from ..support.raw_client import RawClient, request
+from ..support.site import ROOT, Site, running_site
 
 NOTIFY = ROOT / "examples" / "notify"
 PASSWORDS = {"ann": "secret", "bob": "other"}

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..flooder import KINDS
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import ROOT, Site, running_site
+from ..support.flooder import KINDS
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import ROOT, Site, running_site
 
 FLOODERS = 8
 # What a client beside them waits for its echo at most.  The longest wait of all is not judged:
@@ -35,8 +35,10 @@ def site() -> Iterator[Site]:
 @pytest.mark.parametrize("manner", ["reading", "deaf"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quiet_client_beside_eight_that_flood(site: Site, kind: str, manner: str) -> None:
-    command = [sys.executable, "-m", "tests.flooder", str(site.apache.port), "/echo.ws", kind]
-    command += [str(FLOODERS), str(MEASURED_S * 10)] + (["--deaf"] if manner == "deaf" else [])
+    command = [sys.executable, "-m", "tests.support.flooder", str(site.apache.port)]
+    command += ["/echo.ws", kind, str(FLOODERS), str(MEASURED_S * 10)] + (
+        ["--deaf"] if manner == "deaf" else []
+    )
     with (
         RawClient(site.dial("ws")).upgrade("/echo.ws") as quiet,
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as flooder,

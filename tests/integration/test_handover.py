@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
-from apachews.snapshot import CUSTODIAN
-from apachews.status import collect
+from apachews.monitoring.snapshot import CUSTODIAN
+from apachews.monitoring.status import collect
 
 from ..conftest import wait_for
-from ..crowd import Crowd, crowd
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import IS_ROOT, Site, running_site
+from ..support.crowd import Crowd, crowd
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import IS_ROOT, Site, running_site
 from .conftest import RESTART_MPMS
 
 # A custodian gives its connections a second after it began, those that were not at rest a

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from ..conftest import wait_for
-from ..h2_client import HTTP_1_1_REQUIRED, H2Client
-from ..raw_client import RawClient
-from ..site import MOD_PYTHON, Site, running_site
+from ..support.h2_client import HTTP_1_1_REQUIRED, H2Client
+from ..support.raw_client import RawClient
+from ..support.site import MOD_PYTHON, Site, running_site
 
 HTTP_2 = """
 LoadModule http2_module "${MODULES}/mod_http2.so"

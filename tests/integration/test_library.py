@@ -11,14 +11,14 @@ from contextlib import contextmanager
 import pytest
 
 from apachews import Event, NobodyListens, PongEvent, aio, publish, threads
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..crowd import crowd
-from ..frames import masked
-from ..producers import ended, program, running
-from ..raw_client import RawClient
-from ..site import Site
+from ..support.crowd import crowd
+from ..support.frames import masked
+from ..support.producers import ended, program, running
+from ..support.raw_client import RawClient
+from ..support.site import Site
 
 
 @contextmanager

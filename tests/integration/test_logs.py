@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import IS_ROOT, MOD_PYTHON, Site, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import IS_ROOT, MOD_PYTHON, Site, running_site
 from .conftest import RESTART_MPMS
 
 FORMAT = r"%h %u \"%r\" %>s \"%{reason}x\" \"%{X-Name}i\" %I %O %{name}x %P"

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from apachews import loopback, publish
-from apachews.apache import private_apache
-from apachews.loopback import Address
+from apachews import publish
+from apachews._listening import loopback
+from apachews._listening.loopback import Address
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import IS_ROOT, Site, echo, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import IS_ROOT, Site, echo, running_site
 
 PROGRAM = """
 import os, sys

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import MOD_PYTHON, Site, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import MOD_PYTHON, Site, running_site
 
 pytestmark = pytest.mark.skipif(not MOD_PYTHON, reason="mod_python is the host in tox -e modpython")
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 import pytest
 
 from apachews import wire
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..crowd import crowd
-from ..frames import masked
-from ..producers import AS_SYSTEMD, children_of, ended, program, running
-from ..raw_client import RawClient, request
-from ..site import Site, running_site
+from ..support.crowd import crowd
+from ..support.frames import masked
+from ..support.producers import AS_SYSTEMD, children_of, ended, program, running
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, running_site
 from .test_producers import by_hand, hand_made
 
 

@@ -12,12 +12,12 @@ import pytest
 import requests
 
 from apachews import Client, Event, wire
-from apachews.messages import Item, MessageReader
+from apachews.wire.reader import Item, MessageReader
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import Site, echo
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, echo
 
 # Clients whose test is over.  Where their producer went first Apache holds them for a
 # moment, until it sees that they have gone too, and offers them to the next one.

@@ -19,9 +19,9 @@ import pytest
 from apachews import wire
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import IS_ROOT, ROOT, Site, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import IS_ROOT, ROOT, Site, running_site
 
 SETTINGS = """
 <Location /raw.ws>

@@ -15,14 +15,14 @@ import pytest
 import requests
 
 from apachews import Event, wire
-from apachews.answer import Answer
-from apachews.apache.private_apache import require_free_port
+from apachews.wire.answer import Answer
+from apachews_tools.httpd.private_apache import require_free_port
 
 from ..conftest import wait_for
-from ..crowd import Crowd, crowd, plain_http
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import Site, private_mib, running_site
+from ..support.crowd import Crowd, crowd, plain_http
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, private_mib, running_site
 from .conftest import RESTART_MPMS
 from .test_producers import by_hand
 

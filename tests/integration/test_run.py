@@ -21,12 +21,12 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from apachews import Server
-from apachews.apache import private_apache
+from apachews_tools.httpd import private_apache
 
 from ..conftest import DEADLINE_S, wait_for
-from ..producers import children_of
-from ..site import IS_ROOT, for_two_threads, make_readable
-from ..terminal import in_terminal
+from ..support.producers import children_of
+from ..support.site import IS_ROOT, for_two_threads, make_readable
+from ..support.terminal import in_terminal
 
 ROOT = Path(__file__).parents[2]
 RUN = ("-m", "apachews", "run")
@@ -114,7 +114,7 @@ def running(
                 process.send_signal(signal.SIGINT)
         process.wait(30)
     assert processes_in(directory) == []
-    # (Every Apache shares the directory of its user, apachews_handler/rundir.py.)
+    # (Every Apache shares the directory of its user, apachews_handler/shared/rundir.py.)
     shared = temporary / f"apachews-{account.get('user', os.geteuid())}"
     assert [path for path in temporary.rglob("*") if path != shared] == []
     assert "Traceback" not in output.read_text()
@@ -395,7 +395,7 @@ def test_an_environment_that_apaches_user_cannot_read_is_copied(
     if is_own_mode:
         (closed / "venv").chmod(0o700)
     (packages,) = (closed / "venv").glob("lib/python*/site-packages")
-    for name in ("apachews", "apachews_handler", "wsproto", "h11", "mod_wsgi"):
+    for name in ("apachews", "apachews_handler", "apachews_tools", "wsproto", "h11", "mod_wsgi"):
         package = Path(sysconfig.get_path("purelib")) / name
         if package.exists():  # (where it is Debian's mod_wsgi, there is none)
             (packages / name).symlink_to(package)

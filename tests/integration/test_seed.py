@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from apachews.apache.private_apache import as_apache_user
+from apachews_tools.httpd.private_apache import as_apache_user
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import Site
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import Site
 
 SEED = """\
 from apachews import *

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from ..conftest import let_pass, wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import Site
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import Site
 
 TEXT, BINARY = 0x81, 0x82
 

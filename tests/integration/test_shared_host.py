@@ -20,13 +20,13 @@ import pytest
 import requests
 
 from apachews import Server, wire
-from apachews.apache import private_apache
-from apachews.apache.private_apache import DEBIAN_MODULES
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import DEBIAN_MODULES
 
 from ..conftest import let_pass, wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import HANDLER, IS_ROOT, MOD_PYTHON, Site, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import HANDLER, IS_ROOT, MOD_PYTHON, Site, running_site
 
 pytestmark = pytest.mark.skipif(not IS_ROOT, reason="root only: the neighbours are other users")
 wsgi_only = pytest.mark.skipif(bool(MOD_PYTHON), reason="about directives of mod_wsgi")

@@ -14,15 +14,15 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from apachews.apache import private_apache
-from apachews.snapshot import CHILD, CUSTODIAN, Status
-from apachews.status import find_apaches
+from apachews.monitoring.snapshot import CHILD, CUSTODIAN, Status
+from apachews.monitoring.status import find_apaches
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..crowd import crowd
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import ROOT, Site, running_site
+from ..support.crowd import crowd
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import ROOT, Site, running_site
 from .conftest import MPMS
 
 PAGE = "/websocket-status"

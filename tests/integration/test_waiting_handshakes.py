@@ -17,14 +17,14 @@ import pytest
 import requests
 
 from apachews import Event
-from apachews.apache import private_apache
-from apachews.status import TIMEOUT_S as STATUS_S
-from apachews_handler.waiting import MAX_COLLECTING
+from apachews.monitoring.status import TIMEOUT_S as STATUS_S
+from apachews_handler.shared.waiting import MAX_COLLECTING
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..producers import program, running
-from ..raw_client import RawClient, request
-from ..site import IS_ROOT, Site, running_site
+from ..support.producers import program, running
+from ..support.raw_client import RawClient, request
+from ..support.site import IS_ROOT, Site, running_site
 
 WORKERS = 25
 CLIENTS = 40

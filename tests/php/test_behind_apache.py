@@ -19,12 +19,12 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from apachews import publish
-from apachews.apache import private_apache
-from apachews.cli import main as apachews
+from apachews_tools.cli import main as apachews
+from apachews_tools.httpd import private_apache
 
 from ..conftest import DEADLINE_S, wait_for
-from ..crowd import crowd
-from ..site import ROOT, Site, for_two_threads, running_site
+from ..support.crowd import crowd
+from ..support.site import ROOT, Site, for_two_threads, running_site
 
 LIBRARY = ROOT / "bindings" / "php"
 EXAMPLES = LIBRARY / "examples"

@@ -14,9 +14,9 @@ import pytest
 
 from apachews import wire
 
-from ..bridge_by_hand import Bridge
 from ..conftest import wait_for
-from ..site import ROOT
+from ..support.bridge_by_hand import Bridge
+from ..support.site import ROOT
 
 LIBRARY = ROOT / "bindings" / "php"
 # What each tool is called in Debian; of Composer's, vendor/bin comes first.

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ..raw_client import RawClient, request
-from ..site import Site, running_site
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, running_site
 from .conftest import scaled
 
 REQUESTS = scaled(100_000, 3_000)

@@ -17,9 +17,9 @@ import pytest
 from apachews import Event
 
 from ..conftest import wait_for
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import Site, echo, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, echo, running_site
 from .conftest import scaled
 
 CLIENTS = scaled(1000, 200)

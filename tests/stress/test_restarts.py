@@ -23,10 +23,10 @@ import requests
 from apachews import wire
 
 from ..conftest import let_pass, wait_for
-from ..crowd import crowd, plain_http
-from ..frames import masked
-from ..raw_client import RawClient, request
-from ..site import Site, private_mib, running_site
+from ..support.crowd import crowd, plain_http
+from ..support.frames import masked
+from ..support.raw_client import RawClient, request
+from ..support.site import Site, private_mib, running_site
 from .conftest import scaled
 
 

@@ -17,9 +17,9 @@ import pytest
 from apachews import Event, wire
 
 from ..conftest import let_pass, wait_for
-from ..frames import masked
-from ..raw_client import RawClient
-from ..site import Site, running_site
+from ..support.frames import masked
+from ..support.raw_client import RawClient
+from ..support.site import Site, running_site
 from .conftest import FULL, scaled
 
 MESSAGE_BYTES = scaled(10 << 20, 2 << 20)

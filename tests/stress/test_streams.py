@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from apachews import wire
-from apachews_handler.mask import unmask
+from apachews_handler.protocol.mask import unmask
 
 from ..integration.test_producers import HandMade
-from ..raw_client import RawClient
-from ..site import Site, running_site
+from ..support.raw_client import RawClient
+from ..support.site import Site, running_site
 from .conftest import scaled
 
 BLOCK_BYTES = 65536

@@ -1,0 +1,1 @@
+"""What the coroutines of ``apachews.aio`` and the threads of ``apachews.threads`` share."""

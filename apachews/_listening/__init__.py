@@ -1,0 +1,1 @@
+"""The endpoint: making a socket file, listening on it, accepting connections."""

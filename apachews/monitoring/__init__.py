@@ -1,0 +1,1 @@
+"""The status of an Apache's bridges: the sealed records, and how they are collected."""

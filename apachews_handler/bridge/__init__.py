@@ -1,0 +1,1 @@
+"""One thread of an Apache child: sockets and epoll."""

@@ -1,0 +1,286 @@
+"""Clients whose producer is gone, and the search for the next one.
+
+Contract: ``add`` a connection, and ``take_resumable`` gives it back with a socket
+to a new producer, sooner or later; or ``discard`` it before that.  Never blocks; on
+the loop's thread.
+
+How this works: all the clients of a path wait together, and one of them tries the
+path for all: at once, then after 20 ms, twice that, up to half a second.  When
+somebody listens again the others follow, so many in a turn; where the backlog is
+full they go on a moment later.
+
+Where the file is a loopback socket's, who listens must prove himself first, and so
+must we: such attempts wait here, and are looked at again every millisecond.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import math
+import os
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from apachews._listening import loopback
+from apachews_handler.endpoints import endpoint_access
+from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES
+from apachews_handler.exceptions import Refusal
+from apachews_handler.native import short_calls
+
+from .connection import Connection
+
+# Between two looks at a path; a file that is not there costs some microseconds.
+FIRST_DELAY_S: Final = 0.02
+MAX_DELAY_S: Final = 0.5
+# After a refusal, which stays until a person changes the links on the way, or their targets.
+# (Each look walks all these links, at the cost of all clients.)
+REFUSED_DELAY_S: Final = 5.0
+# The producer accepts as fast as it can.
+BACKLOG_DELAY_S: Final = 0.005
+# Connections made in one turn, so that the other clients are served meanwhile.
+BATCH: Final = 100
+# How often an attempt on a loopback port is looked at, and how long it may take.
+ATTEMPT_DELAY_S: Final = 0.001
+ATTEMPT_TIMEOUT_S: Final = 1.0
+# Attempts at once: a producer has room for so many who have proved nothing yet, of all
+# children of Apache together (apachews._listening.acceptor).
+MAX_ATTEMPTS: Final = 16
+# A producer that keeps a client for as long works; one that ends sooner may have
+# ended because of it.
+SETTLED_S: Final = 0.5
+
+
+class _Found(enum.Enum):
+    NOBODY = "nobody listens"
+    REFUSED = "a link on the way is not allowed, or there are too many"
+    BUSY = "the backlog is full, or there is no descriptor left"
+    UNDER_WAY = "somebody may listen on a loopback port"
+
+
+class _Attempt:
+    """On the way to a producer on a loopback port: connecting, or proving."""
+
+    __slots__ = ("_caller", "_hello", "_sock", "ends_at")
+
+    def __init__(self, address: loopback.Address, now: float) -> None:
+        self.ends_at = now + ATTEMPT_TIMEOUT_S
+        self._caller = loopback.Caller(address.token)
+        self._hello = self._caller.hello
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            loopback.send_at_once(self._sock)
+            result = self._sock.connect_ex((loopback.HOST, address.port))
+            if result not in (0, errno.EINPROGRESS):
+                raise OSError(result, os.strerror(result))
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def go_on(self) -> socket.socket | None:
+        """Return the socket once both are proven, None where that takes longer.
+
+        Raises:
+            OSError, NotProven: nobody listens, or somebody else.
+        """
+        try:
+            if self._hello:
+                # (Not connected yet: ENOTCONN or EAGAIN; what is sent fits at once.)
+                self._sock.send(self._hello)
+                self._hello = b""
+            data = self._sock.recv(self._caller.wanted)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                return None
+            raise
+        if not data:
+            raise loopback.NotProven("it closed the connection")
+        if proof := self._caller.receive(data):
+            self._sock.send(proof)
+            return self._sock
+        return None
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class _Path:
+    """The clients that wait for one path.
+
+    Attributes:
+        attempts: those under way, where the path is a loopback socket's.
+        connections: a dict for its order.
+        is_proven: the last attempt has found the producer.
+        probe_at: when to look again.
+        delay_s: how long to wait after the next look in vain.
+        refused_until: when the path may be tried again after a refusal.
+    """
+
+    __slots__ = ("attempts", "connections", "delay_s", "is_proven", "probe_at", "refused_until")
+
+    def __init__(self) -> None:
+        self.attempts: list[_Attempt] = []  # no more than there are connections
+        self.is_proven = False
+        self.connections: dict[Connection, None] = {}
+        self.probe_at = 0.0
+        self.delay_s = FIRST_DELAY_S
+        self.refused_until = 0.0
+
+    def connect(self, name: str, now: float) -> socket.socket | _Found:
+        """Try the path once; return a socket to whoever listens there, or why there is none."""
+        if not self.attempts:
+            waiting = next(iter(self.connections))
+            found = _connect(name, waiting.settings.endpoint_directories)
+            if not isinstance(found, loopback.Address):
+                return found
+            try:
+                # One, until somebody has proved himself.
+                for _ in range(min(MAX_ATTEMPTS if self.is_proven else 1, len(self.connections))):
+                    self.attempts.append(_Attempt(found, now))
+            except OSError as error:
+                if not self.attempts:
+                    is_refused = error.errno == errno.ECONNREFUSED
+                    return _Found.NOBODY if is_refused else _Found.BUSY
+        for attempt in list(self.attempts):
+            try:
+                sock = attempt.go_on()
+            except (OSError, loopback.NotProven):
+                self._break_off(attempt)
+                continue
+            if sock is not None:
+                self.attempts.remove(attempt)
+                self.is_proven = True
+                return sock
+            if attempt.ends_at <= now:
+                self._break_off(attempt)
+        return _Found.UNDER_WAY if self.attempts else _Found.NOBODY
+
+    def give_up(self) -> None:
+        for attempt in list(self.attempts):
+            self._break_off(attempt)
+
+    def _break_off(self, attempt: _Attempt) -> None:
+        self.attempts.remove(attempt)
+        self.is_proven = False
+        attempt.close()
+
+
+class Holds:
+    """All connections of a loop that wait for a producer."""
+
+    def __init__(self) -> None:
+        # A path stays here once it is known: there are few.
+        self._paths: dict[str, _Path] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return self._count
+
+    def connections(self) -> Iterator[Connection]:
+        """Give those that wait."""
+        for path in self._paths.values():
+            yield from path.connections
+
+    def add(self, connection: Connection, probe_at: float) -> None:
+        """Have a connection wait for the producer of its path.
+
+        Args:
+            probe_at: when to look for one at the latest.
+        """
+        path = self._paths.setdefault(connection.path, _Path())
+        # Many clients that come one by one would otherwise cause a look each.
+        probe_at = max(probe_at, path.refused_until)
+        if path.connections:
+            path.probe_at = min(path.probe_at, probe_at)
+        else:
+            path.delay_s = FIRST_DELAY_S
+            path.probe_at = probe_at
+        if connection not in path.connections:
+            path.connections[connection] = None
+            self._count += 1
+
+    def discard(self, connection: Connection) -> None:
+        """Have a connection wait no more; does nothing where it does not."""
+        path = self._paths.get(connection.path)
+        if path is not None and connection in path.connections:
+            del path.connections[connection]
+            self._count -= 1
+            if not path.connections:
+                path.give_up()
+
+    def give_up(self) -> None:
+        """Break off the attempts that are under way; they are made again."""
+        for path in self._paths.values():
+            path.give_up()
+
+    def next_at(self) -> float:
+        """Return when ``take_resumable`` has something to do; inf for never."""
+        if not self._count:
+            return math.inf
+        return min(path.probe_at for path in self._paths.values() if path.connections)
+
+    def take_resumable(self, now: float) -> Iterator[tuple[Connection, socket.socket]]:
+        """Look where it is time, and give connections, each with its new producer.
+
+        The sockets are connected and non-blocking; the caller closes them.
+        """
+        for name, path in list(self._paths.items()):
+            if not path.connections or path.probe_at > now:
+                continue
+            for _ in range(BATCH):
+                if not path.connections:
+                    break
+                found = path.connect(name, now)
+                if found is _Found.NOBODY:
+                    path.probe_at = now + path.delay_s
+                    path.delay_s = min(2 * path.delay_s, MAX_DELAY_S)
+                    break
+                if found is _Found.REFUSED:
+                    path.probe_at = path.refused_until = now + REFUSED_DELAY_S
+                    break
+                if found is _Found.BUSY:
+                    path.probe_at = now + BACKLOG_DELAY_S
+                    break
+                if found is _Found.UNDER_WAY:
+                    path.probe_at = now + ATTEMPT_DELAY_S
+                    break
+                assert isinstance(found, socket.socket)
+                path.delay_s = FIRST_DELAY_S
+                connection = next(iter(path.connections))
+                self.discard(connection)
+                yield connection, found
+
+
+def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopback.Address | _Found:
+    """Connect as for a handshake, or say what is to be done instead."""
+    try:
+        with endpoint_access.opened(path, directories, keeps_gil=False) as name:
+            try:
+                return short_calls.connect(name)
+            except BlockingIOError:
+                return _Found.BUSY
+            except OSError as error:
+                if error.errno in OUT_OF_RESOURCES:
+                    raise
+                # Nobody listens, or no permission yet: its mode is set later.
+                return _loopback_address(name)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return _Found.REFUSED
+        return _Found.BUSY if error.errno in OUT_OF_RESOURCES else _Found.NOBODY
+    except Refusal:
+        # A link that may not lead there has taken the place of the socket.
+        return _Found.REFUSED
+
+
+def _loopback_address(name: str) -> loopback.Address | _Found:
+    try:
+        if os.path.isfile(name):
+            return loopback.Address.read(name)
+    except (OSError, loopback.NotAnAddress):
+        pass
+    return _Found.NOBODY

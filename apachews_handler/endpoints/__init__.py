@@ -1,0 +1,1 @@
+"""From a request's path to a connected socket of its producer."""

@@ -1,0 +1,211 @@
+"""Which socket files the author of an .htaccess file may serve: links end at the site's edge.
+
+Contract: ``opened(path, directories)`` is a context manager that gives a name of the file,
+below /proc/self/fd, and keeps it valid; the name stands for that very file, whatever becomes
+of the path meanwhile.  For any thread, and for the bridge's: it waits for file systems only.
+
+How this works: Apache's user may connect to many sockets of a host: other sites' producers,
+PHP-FPM, databases.  A symbolic link in a document root must not lend these rights to its
+author, so a path with links counts only if each link is root's or of the owner of the
+file that it leads to, or if the file lies in a directory that the server's configuration
+names.  (httpd's own SymLinksIfOwnerMatch does not do: with it httpd serves no socket file.)
+
+The file is opened with O_PATH by a call that follows no link (openat2), and the kernel tells
+the descriptor's real path.  If that is the path that was asked for, there was no link on the
+way: three system calls in all.  Otherwise the path is walked: each component is opened
+relative to the descriptor of the component before it, without following a link, and the
+components of a link's target are walked next.  So no link is followed unseen, whatever is
+renamed meanwhile, and the descriptor at the end is the one that is connected to.  Hard links
+are for fs.protected_hardlinks to prevent, which Linux has on.
+
+A walk costs the author of the links nothing, and all clients of the child wait for it if the
+bridge walks.  So a walk has a budget of steps.  The kernel's limit of 40 links bounds too
+little: a target may have 2,000 components.
+
+Sources: path_resolution(7), symlink(7), open(2) (O_PATH), openat2(2), proc(5) (/proc/pid/fd).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from apachews_handler.exceptions import NotSetUp, Refusal
+from apachews_handler.native import short_calls
+
+# Components of one walk, those of the links' targets among them: a path of ten components with
+# three links has fewer.  The walk takes at most some 400 system calls, 0.5 ms.
+MAX_STEPS: Final = 64
+_ROOT: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A symbolic link on the way: its path, and the number of its owner."""
+
+    path: bytes
+    owner: int
+
+
+@contextmanager
+def opened(path: str, directories: tuple[str, ...], *, keeps_gil: bool = True) -> Iterator[str]:
+    """Give a name of the file that a path leads to.
+
+    Args:
+        path: absolute.
+        directories: those whose files any link may lead to; as WSGI has them.
+        keeps_gil: False for a path that was not looked up just before.
+
+    Raises:
+        Refusal: 403, a link is not allowed to lead there; 500, /proc is missing.
+        OSError: as open(2); ELOOP if the walk has more than ``MAX_STEPS``.
+    """
+    data = os.fsencode(path)
+    fd = short_calls.open_direct(data, keeps_gil=keeps_gil)
+    try:
+        if fd is None or _real_path(fd) != data:
+            if fd is not None:
+                short_calls.close_path(fd)
+                fd = None
+            fd = _open_checked(data, directories)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        if fd is not None:
+            short_calls.close_path(fd)
+
+
+def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
+    """Open a path that has links; return the descriptor, which the caller closes.
+
+    Raises:
+        Refusal, OSError: as ``opened``.
+    """
+    links: list[_Link] = []
+    fd = _walk(path, links)
+    try:
+        owner = short_calls.owner_of(fd)
+        foreign = next((link for link in links if link.owner not in (_ROOT, owner)), None)
+        if foreign is not None:
+            _require_open_directory(foreign, _real_path(fd), owner, directories)
+    except BaseException:
+        short_calls.close_path(fd)
+        raise
+    return fd
+
+
+def _walk(path: bytes, links: list[_Link]) -> int:
+    """Open a path so that every link on the way is known.
+
+    Args:
+        path: absolute.
+        links: receives the links, in order.
+
+    Returns:
+        The descriptor, which the caller closes.
+
+    Raises:
+        OSError
+    """
+    pending: list[bytes] = []
+    left = _push(path, pending, MAX_STEPS)
+    directory = short_calls.open_root()
+    try:
+        while pending:
+            name = pending.pop()
+            entry = short_calls.open_entry(directory, name or b".")
+            try:
+                target = short_calls.target_of(entry)
+                if target is not None:
+                    place = os.path.join(_real_path(directory), name)
+                    links.append(_Link(place, short_calls.owner_of(entry)))
+            except BaseException:
+                short_calls.close_path(entry)
+                raise
+            if target is None:
+                directory = _replace(directory, entry)
+                continue
+            short_calls.close_path(entry)
+            left = _push(target, pending, left)
+            if target.startswith(b"/"):
+                directory = _replace(directory, short_calls.open_root())
+    except BaseException:
+        short_calls.close_path(directory)
+        raise
+    return directory
+
+
+def _push(path: bytes, pending: list[bytes], left: int) -> int:
+    """Put the components of a path before those that are pending.
+
+    Args:
+        pending: the next component is the last of the list.
+        left: steps that the walk may still take.
+
+    Returns:
+        The steps that are left.
+
+    Raises:
+        OSError: ELOOP, the path has more components.
+    """
+    # Counted before the path is split, empty ones too: a target may be 4095 slashes.
+    left -= path.count(b"/") + 1
+    if left < 0:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    pending.extend(reversed(path.split(b"/")))
+    return left
+
+
+def _replace(directory: int, fd: int) -> int:
+    """Close a descriptor; return the one that the walk goes on with."""
+    short_calls.close_path(directory)
+    return fd
+
+
+def _require_open_directory(
+    link: _Link, real: bytes, owner: int, directories: tuple[str, ...]
+) -> None:
+    """Refuse a link that leads out of the directories to which any link may lead.
+
+    Raises:
+        Refusal
+    """
+    for directory in directories:
+        base = os.path.realpath(directory.encode("latin-1")).rstrip(b"/") + b"/"
+        if real.startswith(base):
+            return
+    raise _not_allowed(link, real, owner)
+
+
+def _real_path(fd: int) -> bytes:
+    try:
+        return short_calls.path_of(fd)
+    except OSError as error:
+        raise NotSetUp(
+            f"/proc/self/fd cannot be read ({error.strerror}): mount /proc where Apache's"
+            " children run (inside ChrootDir, or the container)"
+        ) from error
+
+
+def _not_allowed(link: _Link, real: bytes, owner: int) -> Refusal:
+    where, file = os.fsdecode(link.path), os.fsdecode(real)
+    return Refusal(
+        "403 Forbidden",
+        "There is no WebSocket here.",
+        f"the symbolic link {where!r} of user {_name(link.owner)} leads to {file!r} of user"
+        f" {_name(owner)}: if that site is to reach it, make the link as root, or as"
+        f" {_name(owner)}; or let all sites use the directory, by Define"
+        f" APACHEWS_ENDPOINT_DIRECTORIES {os.path.dirname(file)} in the server's configuration",
+    )
+
+
+def _name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

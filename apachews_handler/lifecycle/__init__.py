@@ -1,0 +1,1 @@
+"""How a child of Apache begins and ends, and who carries its connections on."""

@@ -1,0 +1,175 @@
+"""A child of Apache: its one bridge, and what becomes of that at the child's end.
+
+Contract: ``prepare()`` when the child begins, on its main thread; ``bridge(…)`` and
+``definitions(…)`` from any thread.  ``end()`` is for a host that calls back when the child
+ends, by itself.
+
+How this works: a child that leaves because others take its place (a graceful
+restart, MaxConnectionsPerChild, too many spare ones) entrusts its WebSockets to a
+custodian; one that is stopped says goodbye to them.  Which of the two it is:
+
+- with the event and worker MPMs httpd's hook tells, as soon as the child is told and
+  before it waits for its workers, one of which may be busy for long;
+- with prefork, a stop ends the child inside the handler of its signal, which is
+  blocked meanwhile.  Otherwise it leaves on its own.
+
+Python hears of the end from mod_wsgi, or mod_python, on the main thread, when no worker
+is left.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from apachews.monitoring.snapshot import CHILD
+from apachews_handler.bridge.connection import Log
+from apachews_handler.bridge.report import not_in_the_status
+from apachews_handler.bridge.thread import Bridge
+from apachews_handler.native.httpd import HttpdError, is_threaded, on_child_stopping
+from apachews_handler.settings import FIELDS, Definitions
+
+from . import custodian
+
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGHUP})
+
+
+class Child:
+    """This child of Apache."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bridge: Bridge | None = None
+        self._definitions: Definitions | None = None
+        self._pid_file: str | None = None
+        self._apache = os.getppid()
+        # None: nobody tells, and so the end is taken for a stop.
+        self._is_graceful: bool | None = None
+        self._is_prefork = False
+        self._is_prepared = False
+        self._is_told = False
+
+    def prepare(self) -> None:
+        """Ask to be told of the child's end.
+
+        Only where this is the main thread before the workers begin: where the
+        configuration lacks WSGIImportScript, a child that ends says goodbye to its
+        clients, whatever the reason.
+        """
+        if self._is_prepared or threading.current_thread() is not threading.main_thread():
+            return
+        self._is_prepared = True
+        try:
+            if is_threaded():
+                on_child_stopping(self._on_stopping)
+            else:
+                self._is_prefork = True
+        except HttpdError:
+            pass  # no httpd, or one that does not tell
+
+    def definitions(self, find: Callable[[str], str | None]) -> Definitions:
+        """Return the settings that the server's configuration fixes by ``Define``.
+
+        Args:
+            find: returns the value of a name, None without one.  The configuration of a
+                child never changes, so only the first caller's is asked.
+        """
+        if self._definitions is None:
+            values = {name: find(name) for name in FIELDS}
+            self._definitions = tuple(
+                (name, value) for name, value in values.items() if value is not None
+            )
+        return self._definitions
+
+    def bridge(self, find_pid_file: Callable[[], str | None], log: Log) -> Bridge:
+        """Return the child's bridge, started.
+
+        Args:
+            find_pid_file: gives Apache's, if known; called once.
+            log: for what is wrong with the status of this child.
+        """
+        return self._bridge or self._start_bridge(find_pid_file, log)
+
+    def _start_bridge(self, find_pid_file: Callable[[], str | None], log: Log) -> Bridge:
+        with self._lock:
+            if self._bridge is None:
+                pid_file = find_pid_file()
+                made = Bridge()
+                try:
+                    made.answer_for(CHILD, self._apache, log)
+                except OSError as error:
+                    log.write("warn", not_in_the_status(error))
+                made.start()
+                # Where it is not to be seen there is nothing to be learnt of it.
+                self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
+                self._subscribe_end()
+                self._bridge = made  # last: who finds it does not ask for the lock
+            return self._bridge
+
+    def _on_stopping(self, is_graceful: bool) -> None:
+        self._is_graceful = is_graceful
+        # Now: a worker that is busy could keep the child from its end until it is killed.
+        if self._bridge and is_graceful:
+            self._bridge.begin_leaving(self._is_apache_ending)
+        elif self._bridge:
+            self._bridge.begin_stop()
+
+    def is_prepared(self) -> bool:
+        """Tell whether ``prepare`` was called in time."""
+        return self._is_prepared
+
+    def expect_end(self) -> None:
+        """Leave it to the caller to call ``end``."""
+        self._is_told = True
+
+    def _subscribe_end(self) -> None:
+        if self._is_told:
+            return
+        try:
+            # On the main thread, before Python's own end (mod_wsgi 4.9 and later).
+            from mod_wsgi import subscribe_shutdown
+        except ImportError:
+            atexit.register(self.end)
+        else:
+            subscribe_shutdown(self.end)
+
+    def end(self, *_: object, **__: object) -> None:
+        """Entrust the WebSockets to a custodian, or say goodbye to them."""
+        bridge = self._bridge
+        if bridge is None:
+            return
+        if not self._is_leaving() or not bridge.freeze():
+            bridge.stop()
+        elif not custodian.entrust(bridge, self._apache, self._pid_file):
+            custodian.say_goodbye(bridge.thaw())
+
+    def _is_leaving(self) -> bool:
+        """Tell whether others take this child's place."""
+        if self._is_apache_ending():
+            return False
+        if self._is_prefork:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            return not mask & _STOP_SIGNALS
+        return self._is_graceful is True
+
+    def _is_apache_ending(self) -> bool:
+        """Tell whether there is, or will soon be, no Apache any more.
+
+        To its children a graceful stop looks like a graceful restart; but then the pid
+        file goes first.
+        """
+        if os.getppid() != self._apache:
+            return True
+        return self._pid_file is not None and not os.path.exists(self._pid_file)
+
+
+_child = Child()
+prepare = _child.prepare
+bridge = _child.bridge
+definitions = _child.definitions
+is_prepared = _child.is_prepared
+expect_end = _child.expect_end
+end = _child.end

@@ -1,0 +1,224 @@
+"""A connection at rest as plain data: what one process tells another that takes it over.
+
+Contract: ``encode(connection)`` returns one JSON document, or None while the connection is
+not at rest; ``decode`` reads it, and ``restore`` builds the connection around its
+descriptors.  Both raise ``NotPortable`` for a document of another form.  The descriptors
+themselves, and the sockets between the processes, are the business of ``handover``.
+
+How this works: a connection is at rest between two frames in both directions, with nothing
+queued and no deadline but the keep-alive's.  Most connections are at rest at most moments,
+and their state is a few numbers, the settings, the OPEN for the next producer, and the
+window of the client's compression.  Bytes that wait in the kernel move with the
+descriptors.
+
+Old and new code meet here: a custodian runs the code that was on the disk when its child
+started.  So the form is explicit, has a number (``FORMAT``), and each of its objects must
+have exactly the expected members, the settings included.  Raise ``FORMAT`` when the meaning
+of a member changes; ``tests/handler/test_portable.py`` notices new state.
+
+TLS never passes: OpenSSL exports no connection.
+
+Sources: docs/how-it-works.md, "Restarts".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import select
+import socket
+from typing import Any, Final
+
+from apachews_handler.bridge.connection import About, Admission, Connection, Log
+from apachews_handler.bridge.transport import PlainTransport
+from apachews_handler.monitoring.closelog import BadFormat, CloseFormat, parse_format
+from apachews_handler.protocol.deflate import Agreement
+from apachews_handler.protocol.progress import Progress
+from apachews_handler.protocol.raw import new_session
+from apachews_handler.settings import Rate, Settings
+from apachews_handler.shared.limits import Admission as Places
+
+FORMAT: Final = 1
+_MEMBERS: Final = frozenset(
+    {
+        "about",
+        "close_line",
+        "deflate",
+        "entrusted_at",
+        "hold_ends_at",
+        "log",
+        "name",
+        "opened_at",
+        "path",
+        "places",
+        "progress",
+        "resumed_at",
+        "said_before",
+        "session",
+        "settings",
+        "watch",
+    }
+)
+_SESSION_MEMBERS: Final = frozenset(
+    {
+        "client",
+        "is_ping_answered",
+        "opened",
+        "pinged_at",
+        "producer",
+        "rated_at",
+        "round_trip_s",
+    }
+)
+_WATCH_MEMBERS: Final = frozenset({"asked_at", "heard_at", "passed_at", "way_s"})
+_SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))
+
+
+class NotPortable(Exception):
+    """The document is not one that this version of the code writes; the text says why."""
+
+
+def encode(connection: Connection) -> bytes | None:
+    """Return a connection as a document; None while it is not at rest, or cannot leave."""
+    if (
+        not isinstance(connection.transport, PlainTransport)
+        or connection.client_mask != select.EPOLLIN
+        or connection.producer_mask != select.EPOLLIN
+        or connection.client_queue
+        or connection.producer_queue
+        or connection.goodbye
+        or connection.is_deaf
+        or connection.is_shut_down
+    ):
+        return None
+    session, watch = connection.session.export_state(), connection.watch.export_state()
+    if session is None or watch is None:
+        return None
+    deflate, line, places = connection.session.deflate, connection.close_line, connection.admission
+    document = {
+        "about": dataclasses.asdict(connection.about),
+        "close_line": line.export_state() if line else None,
+        "deflate": dataclasses.asdict(deflate) if deflate else None,
+        "entrusted_at": connection.entrusted_at,
+        "hold_ends_at": connection.hold_ends_at,
+        # Without a descriptor the log is syslog, which every process has.
+        "log": None if connection.log.descriptor() is None else list(connection.log.style()),
+        "name": connection.name,
+        "opened_at": connection.opened_at,
+        "path": connection.path,
+        "places": places.export_state() if isinstance(places, Places) else None,
+        "progress": connection.progress.export_state() if connection.progress else None,
+        "resumed_at": connection.resumed_at,
+        "said_before": connection.said_before,
+        "session": session,
+        "settings": _encode_settings(connection.settings),
+        "watch": watch,
+    }
+    return json.dumps(document).encode()
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Return the document.
+
+    Raises:
+        NotPortable: it is of another form.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise NotPortable(f"not JSON: {error}") from error
+    _require_members("the connection", document, _MEMBERS)
+    _require_members("its session", document["session"], _SESSION_MEMBERS)
+    _require_members("its watch", document["watch"], _WATCH_MEMBERS)
+    return dict(document)
+
+
+def restore(
+    document: dict[str, Any],
+    client: socket.socket,
+    producer: socket.socket,
+    log: Log,
+    admission: Admission | None,
+) -> Connection:
+    """Return the connection, which owns the sockets.
+
+    Args:
+        document: as ``decode`` returned it.
+        client, producer: non-blocking.
+        log: where its lines go.
+        admission: its places under the limits; None: it has none.
+
+    Raises:
+        NotPortable: a value is of another form; the sockets are still the caller's.
+    """
+    try:
+        settings = _decode_settings(document["settings"])
+        deflate = document["deflate"]
+        session = new_session(settings, Agreement(**deflate) if deflate else None)
+        session.import_state(document["session"])
+        line = document["close_line"]
+        connection = Connection(
+            PlainTransport(client),
+            producer,
+            session,
+            settings,
+            document["path"],
+            document["name"],
+            log,
+            admission,
+            About(**document["about"]),
+            None if line is None else settings.close_log_format.import_line(line),
+        )
+        connection.watch.import_state(document["watch"])
+        for name in ("entrusted_at", "hold_ends_at", "opened_at", "resumed_at"):
+            setattr(connection, name, float(document[name]))
+        connection.said_before = int(document["said_before"])
+        if document["progress"] is not None:
+            connection.progress = Progress.import_state(document["progress"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NotPortable(f"{type(error).__name__}: {error}") from error
+    return connection
+
+
+def _require_members(what: str, found: Any, expected: frozenset[str]) -> None:
+    if not isinstance(found, dict) or found.keys() != expected:
+        raise NotPortable(f"{what} has other members than this version writes")
+
+
+@functools.lru_cache(maxsize=256)
+def _encode_settings(settings: Settings) -> str:
+    return json.dumps(
+        {name: _encode_setting(getattr(settings, name)) for name in sorted(_SETTINGS)}
+    )
+
+
+def _encode_setting(value: Any) -> Any:
+    if isinstance(value, Rate):
+        return {"burst": value.burst, "per_s": value.per_s}
+    if isinstance(value, CloseFormat):
+        return {"text": value.text}
+    return value
+
+
+# As in ``settings``: connections with the same settings have one object in common.
+@functools.lru_cache(maxsize=256)
+def _decode_settings(text: str) -> Settings:
+    found = json.loads(text)
+    _require_members("the settings", found, _SETTINGS)
+    return Settings(**{name: _decode_setting(value) for name, value in found.items()})
+
+
+def _decode_setting(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"burst", "per_s"}:
+        return Rate(int(value["burst"]), float(value["per_s"]))
+    if value.keys() == {"text"}:
+        try:
+            return parse_format(value["text"])
+        except BadFormat as error:
+            raise NotPortable(f"the format of the log of closes: {error}") from error
+    raise NotPortable(f"{value!r:.80}: expected a rate or a format")

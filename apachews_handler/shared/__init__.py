@@ -1,0 +1,1 @@
+"""What the processes of one Apache share: the run directory, limits, generations."""

@@ -1,0 +1,264 @@
+"""A bound on the handshakes that wait for a producer, each of which holds an Apache worker.
+
+Contract: ``place(path, most, spare, timeout_s, user)`` is a context manager for the time that
+a handshake waits: for a full backlog, for the other end of a loopback port, for ANSWER.  It
+raises ``Unavailable`` (503 with ``Retry-After``) if too many handshakes wait already, for the
+same endpoint or for all endpoints.  ``place_for_status()`` does the same for requests that
+collect the status.  For any thread.
+
+How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers) and starts
+more when it has fewer.  Waiting handshakes get half of that number, and those of one
+endpoint a quarter, so pages always find an idle worker.  If that half is taken, each user
+that runs producers has one place more: the stopped producers of one user do not close the
+endpoints of another.  A place is a lock on a byte of a file, as under the limits on
+connections (``limits``): the count spans Apache's children, one of which is one worker with
+prefork, and survives the death of any.
+
+A burst of handshakes can exceed the bound although the producer answers each in some
+milliseconds.  So a handshake without a place tries again for ``PATIENCE_S``, a time that
+each prompt answer begins anew.  If all workers did so for a producer that is stopped or slow,
+pages would wait: after a ``PATIENCE_S`` without such an answer the child rejects the surplus
+handshakes at once, until there is one or ``MEMORY_S`` have passed.  An answer is prompt if it
+took less than ``PATIENCE_S``, or follows another prompt one as soon: a producer that answers
+one after another lets the last of many wait.  The file of the places has the times of these
+answers, because a child with prefork sees none but its own.
+
+Roads not taken: a larger bound on the age of a handshake instead of on their number.  A
+producer that is slower than its clients would get requests of which the client has its 503
+already, and answer fewer of the others (the queue is full of stale requests).  One place
+more for each endpoint instead of each user: an author makes any number of endpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
+from apachews_handler.exceptions import Unavailable
+
+from . import rundir
+from .limits import Places
+
+# Surplus handshakes wait for a place for so long after the last prompt answer.
+PATIENCE_S: Final = 0.25
+# Interval between two tries: other processes release their locks without a notification.
+RETRY_S: Final = 0.02
+# Surplus handshakes are rejected at once for so long after their patience ended.
+MEMORY_S: Final = 30.0
+# Requests that collect the status at a time: each waits up to 2 s for a process that hangs.
+MAX_COLLECTING: Final = 2
+# The file's content: for the hash of a key, the time of the last prompt answer, 0.0 without
+# one.  Two keys with one hash share patience, and no places.
+_TIMES: Final = 4096
+_TIME: Final = struct.Struct("d")
+
+
+class _Limit(NamedTuple):
+    """A limit under which a place is taken.
+
+    Attributes:
+        key: whose prompt answers decide on the patience.
+        regions: keys of regions of places, and how many each has; the first free place is
+            taken.
+        problem: what the log says if all are taken.
+    """
+
+    key: str
+    regions: tuple[tuple[str, int], ...]
+    problem: str
+
+
+class Waiting:
+    """The waiting handshakes of one Apache, as one of its children sees them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._places: Places | None = None
+        # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
+        self._patient_until: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def place(
+        self, path: str, most: int, spare: int, timeout_s: float, user: int
+    ) -> Iterator[None]:
+        """Hold a place while a handshake waits.
+
+        Args:
+            path: the endpoint.
+            most: APACHEWS_MAX_WAITING; 0 for ``auto``.  The server's, as ``spare`` is: the
+                same for all endpoints, which share one count.
+            spare: idle workers that httpd maintains, at least 1.
+            timeout_s: how long to wait for a place at most.
+            user: id of the user that runs the producer.
+
+        Raises:
+            Unavailable: all places are taken, or the process has no file descriptor left.
+        """
+        per_endpoint = most or math.ceil(spare / 4)
+        in_all = max(most, math.ceil(spare / 2))
+        endpoint, owner = f"endpoint {path}", f"user {user}"
+        limits = [
+            _Limit(
+                endpoint,
+                ((endpoint, per_endpoint),),
+                f"{per_endpoint} handshakes wait for the producer of {path!r} already: it is"
+                " stopped or slow; see APACHEWS_MAX_WAITING",
+            ),
+            _Limit(
+                owner,
+                (("all", in_all), (owner, 1)),
+                f"{in_all} handshakes wait for producers already, and one more for a producer"
+                f" of user {user}, who runs that of {path!r} too; see APACHEWS_MAX_WAITING",
+            ),
+        ]
+        with self._hold(limits, timeout_s):
+            yield
+
+    @contextlib.contextmanager
+    def place_for_status(self) -> Iterator[None]:
+        """Hold a place while the processes are asked for their status.
+
+        Raises:
+            Unavailable: as ``place``.
+        """
+        problem = f"{MAX_COLLECTING} requests collect the status already: a process hangs"
+        with self._hold([_Limit("status", (("status", MAX_COLLECTING),), problem)], MEMORY_S):
+            yield
+
+    @contextlib.contextmanager
+    def _hold(self, limits: list[_Limit], timeout_s: float) -> Iterator[None]:
+        places = self._open()
+        deadline = time.monotonic() + timeout_s
+        positions: list[int] = []
+        try:
+            for limit in limits:
+                positions.append(self._take(places, limit, deadline))
+            begun_at = time.monotonic()
+            try:
+                yield
+            except BaseException:
+                self._end_patience(limits)
+                raise
+            for limit in limits:
+                _note_answer(places, limit.key, begun_at)
+        finally:
+            for position in positions:
+                places.free(position)
+
+    def _take(self, places: Places, limit: _Limit, deadline: float) -> int:
+        """Return the position of a place.
+
+        Raises:
+            Unavailable
+        """
+        while True:
+            for key, count in limit.regions:
+                if (position := _try(places, key, count)) is not None:
+                    return position
+            if not self._is_patient(limit.key, deadline, _answered_at(places, limit.key)):
+                raise Unavailable(limit.problem)
+            time.sleep(RETRY_S)
+
+    def _is_patient(self, key: str, deadline: float, answered_at: float) -> bool:
+        """Tell whether a handshake goes on trying to get a place."""
+        now = time.monotonic()
+        with self._lock:
+            self._forget(now)
+            until = self._patient_until.get(key)
+            if until is None or until <= answered_at:
+                until = self._patient_until[key] = now + PATIENCE_S
+        return now < min(max(until, answered_at + PATIENCE_S), deadline)
+
+    def _end_patience(self, limits: list[_Limit]) -> None:
+        """Note that a producer failed."""
+        now = time.monotonic()
+        with self._lock:
+            self._forget(now)
+            for limit in limits:
+                self._patient_until[limit.key] = now
+
+    def _forget(self, now: float) -> None:
+        """Forget whose patience ended long ago."""
+        for key, until in list(self._patient_until.items()):
+            if until + MEMORY_S <= now:
+                self._patient_until.pop(key, None)
+
+    def _open(self) -> Places:
+        with self._lock:
+            if self._places is None:
+                self._places = _open_places()
+            return self._places
+
+
+def _try(places: Places, key: str, count: int) -> int | None:
+    """Return the position of a place, None if all are taken.
+
+    Raises:
+        Unavailable
+    """
+    try:
+        return places.take(key, count)
+    except OSError as error:
+        raise Unavailable(f"a waiting handshake cannot be counted: {error.strerror}") from error
+
+
+def _note_answer(places: Places, key: str, begun_at: float) -> None:
+    """Note the time of an answer if it is prompt.
+
+    Args:
+        begun_at: when the wait for it began.
+    """
+    now = time.monotonic()
+    if now - max(begun_at, _answered_at(places, key)) < PATIENCE_S:
+        with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
+            os.pwrite(places.fileno(), _TIME.pack(now), _offset(key))
+
+
+def _answered_at(places: Places, key: str) -> float:
+    """Return when the last prompt answer was, 0.0 if that is not known (``monotonic``)."""
+    data = os.pread(places.fileno(), _TIME.size, _offset(key))
+    if len(data) < _TIME.size:
+        return 0.0
+    answered_at: float = _TIME.unpack(data)[0]
+    # A file of the time before a restart of the machine has times of another clock.
+    return answered_at if answered_at <= time.monotonic() else 0.0
+
+
+def _offset(key: str) -> int:
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % _TIMES * _TIME.size
+
+
+def _open_places() -> Places:
+    """Open the file of this Apache, or one of this child alone.
+
+    The child's own file, in memory, is for an Apache that cannot use its run directory.
+    WebSockets work without that directory; the error log has the reason already.
+
+    Raises:
+        Unavailable: no file descriptor is left.
+    """
+    apache = os.getppid()
+    try:
+        try:
+            path = os.path.join(rundir.open_directory(apache), f"{apache}.waiting")
+            return Places(path, full_s=0.0)
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                raise
+            return Places(None, full_s=0.0)
+    except OSError as error:
+        raise Unavailable(out_of_descriptors(error)) from error
+
+
+_waiting = Waiting()
+place = _waiting.place
+place_for_status = _waiting.place_for_status

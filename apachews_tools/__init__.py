@@ -1,0 +1,1 @@
+"""The command ``apachews``, and the administration of Apache behind it."""

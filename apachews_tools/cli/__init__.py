@@ -1,0 +1,98 @@
+"""The command line: ``apachews COMMAND …``, or ``python -m apachews COMMAND …``.
+
+Contract: ``main(arguments)`` runs one command and returns its exit status:
+
+- 0: it did what it was asked to;
+- 1: it did not, or found something wrong; one line on standard error says what, and
+  what to do;
+- 2: the arguments make no sense, with the usage;
+- 130: Ctrl-C.
+
+Each command is a module of this package with ``SUMMARY`` (a line), ``add_arguments``
+(to a parser of argparse's; its description and examples too) and ``run`` (with what
+was parsed, to the exit status).  What it found goes to standard output, what it has
+to say about it to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from apachews.exceptions import ApachewsError
+
+from . import config, connect, doctor, listen, publish, run, status
+from .command import Command, CommandError
+
+COMMANDS: Final[dict[str, Command]] = {
+    "config": config,
+    "connect": connect,
+    "doctor": doctor,
+    "listen": listen,
+    "publish": publish,
+    "run": run,
+    "status": status,
+}
+INTERRUPTED: Final = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: those of the command line, without the program's name; None:
+            ``sys.argv``'s.
+
+    Returns:
+        The exit status.
+    """
+    parsed = make_parser().parse_args(arguments)
+    try:
+        return COMMANDS[parsed.command].run(parsed)
+    except (CommandError, ApachewsError) as error:
+        return _fail(parsed.command, str(error))
+    except BrokenPipeError:
+        # Whoever read has had enough, as head(1) has.  Python writes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(parsed.command, f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="apachews",
+        description="WebSockets served by Apache httpd itself.",
+        epilog="apachews COMMAND --help says more, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"apachews {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        command.add_arguments(
+            commands.add_parser(
+                name,
+                help=command.SUMMARY,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("apachews")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _fail(command: str, problem: str) -> int:
+    print(f"apachews {command}: {problem}", file=sys.stderr)
+    return 1

@@ -1,0 +1,212 @@
+"""``apachews config``: the directives for this installation."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from apachews_tools.httpd.ownership import read_as_root, weakness
+from apachews_tools.httpd.python_environment import PythonEnvironment
+from apachews_tools.install.debian_module import DIRECTORY, NAME, DebianModule
+from apachews_tools.install.installation import (
+    USERS,
+    WsgiModule,
+    apache_account,
+    choose_wsgi_module,
+    load_module,
+    require_packages,
+    require_readable,
+    server_directives,
+    tls_virtual_host,
+)
+
+from .command import CommandError
+
+SUMMARY: Final = "print, or install on Debian, what Apache's configuration needs"
+
+DESCRIPTION: Final = """\
+Print the directives that this installation needs in Apache's configuration: the Python
+environment, the handler, and mod_wsgi where it came with pip.
+
+With --debian they become a module that a2enmod enables and a2dismod disables. What was
+written once is not written again, and what somebody has edited is left alone.
+
+Refused is what cannot work: a Python that mod_wsgi is not built for, or an installation
+that Apache's user cannot read. With --debian, root is refused also an installation that
+others can change: Apache reads some of it as root."""
+
+EXAMPLES: Final = """\
+examples:
+  sudo /opt/apachews/bin/apachews config --debian
+  sudo /opt/apachews/bin/apachews config --debian --undo
+  /opt/apachews/bin/apachews config > /etc/httpd/conf.d/apachews.conf
+  apachews config --tls-vhost chat.example.org --docroot /var/www/chat \\
+      | sudo tee /etc/apache2/sites-available/chat.conf
+
+exit status: 0 printed, or installed; 1 it cannot work, or a file was edited"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--debian",
+        action="store_true",
+        help="write it to mods-available, for a2enmod, instead of printing it",
+    )
+    kind.add_argument(
+        "--tls-vhost", metavar="NAME", help="print a virtual host with TLS for NAME instead"
+    )
+    parser.add_argument(
+        "--undo", action="store_true", help="with --debian: disable the module, remove its files"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --debian: also where a file was edited, or where others than root can write",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=DIRECTORY,
+        metavar="DIR",
+        help=f"with --debian: Apache's configuration (default {DIRECTORY})",
+    )
+    parser.add_argument(
+        "--docroot",
+        type=Path,
+        default=Path("/var/www/html"),
+        metavar="DIR",
+        help="with --tls-vhost: its document root (default /var/www/html)",
+    )
+    parser.add_argument(
+        "--certificate", type=Path, metavar="FILE", help="with --tls-vhost (default: certbot's)"
+    )
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="with --tls-vhost (default: certbot's)"
+    )
+    parser.add_argument(
+        "--share-python",
+        action="store_true",
+        help="the site has a WSGIPythonHome of its own: leave it, write WSGIPythonPath",
+    )
+    parser.add_argument(
+        "--wsgi-module", type=Path, metavar="FILE", help="the mod_wsgi that Apache loads already"
+    )
+    parser.add_argument(
+        "--user", metavar="NAME", help=f"Apache's user (default: {', '.join(USERS)})"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the directives, or write them."""
+    if (arguments.undo or arguments.force) and not arguments.debian:
+        raise CommandError("--undo and --force go with --debian")
+    if bool(arguments.certificate) != bool(arguments.key):
+        raise CommandError("--certificate and --key go together")
+    try:
+        if arguments.tls_vhost:
+            print(
+                tls_virtual_host(
+                    arguments.tls_vhost, arguments.docroot, arguments.certificate, arguments.key
+                ),
+                end="",
+            )
+        elif arguments.undo:
+            _undo(DebianModule(arguments.directory), arguments.force)
+        else:
+            environment = PythonEnvironment.running()
+            module = _checked(arguments, environment)
+            if arguments.debian:
+                _install(arguments, environment, module)
+            else:
+                print(
+                    server_directives(environment, module, shares_python=arguments.share_python),
+                    end="",
+                )
+    except PermissionError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}; run this with sudo") from error
+    return 0
+
+
+def _checked(arguments: argparse.Namespace, environment: PythonEnvironment) -> WsgiModule:
+    module = choose_wsgi_module(environment, arguments.wsgi_module)
+    require_packages(environment)
+    account = apache_account([arguments.user] if arguments.user else USERS)
+    if account is None:
+        if arguments.user:
+            raise CommandError(f"there is no user {arguments.user!r}")
+        print(
+            "apachews config: there is no user of Apache's yet; whether he can read this"
+            " installation was not looked at",
+            file=sys.stderr,
+        )
+    else:
+        require_readable(environment, account)
+    return module
+
+
+def _install(
+    arguments: argparse.Namespace, environment: PythonEnvironment, module: WsgiModule
+) -> None:
+    if os.geteuid() == 0 and not arguments.force:
+        _require_ownership(environment, module)
+    place = DebianModule(arguments.directory)
+    fates = place.write(
+        {
+            ".load": _load_file(module),
+            ".conf": server_directives(
+                environment, module, shares_python=arguments.share_python, loads_module=False
+            ),
+        },
+        forced=arguments.force,
+    )
+    for path, fate in fates.items():
+        print(f"{path}: {fate}")
+    older = arguments.directory / "conf-enabled" / f"{NAME}.conf"
+    if older.exists():
+        print(f"{older} has these lines as well: a2disconf {NAME}", file=sys.stderr)
+    commands = [] if place.is_enabled else [f"a2enmod {NAME}"]
+    if module.conflicts and (arguments.directory / "mods-enabled" / "wsgi.load").exists():
+        commands.insert(0, "a2dismod wsgi")
+    if commands or set(fates.values()) != {"unchanged"}:
+        commands.append("systemctl restart apache2")
+        print("\nrun next, as root:\n  " + "\n  ".join(commands))
+
+
+def _require_ownership(environment: PythonEnvironment, module: WsgiModule) -> None:
+    """Refuse to have root's Apache read what somebody else can change.
+
+    Raises:
+        CommandError: somebody can.
+    """
+    for file in read_as_root(environment, module.path):
+        if found := weakness(file):
+            raise CommandError(
+                f"Apache reads {file} as root, and {found}: whoever can write there would be"
+                " root. Install apachews where only root writes (sudo python3 -m venv"
+                " /opt/apachews && sudo /opt/apachews/bin/pip install 'apachews[bridge]'), and run"
+                " config --debian from there; --force does it all the same"
+            )
+
+
+def _load_file(module: WsgiModule) -> str:
+    """Return what a2enmod reads: which other modules it is to enable, or must not find."""
+    if module.is_systems:
+        return "# Depends: wsgi mime env\n"
+    conflicts = "# Conflicts: wsgi\n" if module.conflicts else ""
+    return f"# Depends: mime env\n{conflicts}\n{load_module(module)}\n"
+
+
+def _undo(place: DebianModule, forced: bool) -> None:
+    removed = place.undo(forced=forced)
+    for path in removed:
+        print(f"{path}: removed")
+    if removed:
+        print("\nrun next, as root:\n  systemctl restart apache2")
+    else:
+        print(f"{place.directory}: unchanged; nothing of apachews is there")

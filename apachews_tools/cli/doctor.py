@@ -1,0 +1,421 @@
+"""``apachews doctor``: what is wrong with an Apache, for WebSockets, and what mends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import ssl
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from apachews_tools.doctor.finding import ALWAYS, Finding, Level, error, note, ok, warning
+from apachews_tools.doctor.handshake import check_url
+from apachews_tools.doctor.machine import (
+    ETC_APACHE2,
+    UNITS,
+    check_confinement,
+    check_logrotate,
+    check_process,
+    check_reload,
+    check_unit,
+    check_visible,
+    has_private_tmp,
+    unit_properties,
+)
+from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
+from apachews_tools.doctor.site import check_scope, check_socket, sockets_in
+from apachews_tools.doctor.syntax import check_syntax
+from apachews_tools.httpd.address import Address
+from apachews_tools.httpd.configuration import Configuration, Scope, VirtualHost
+from apachews_tools.httpd.control import Control, ControlError
+from apachews_tools.httpd.directives import find
+from apachews_tools.httpd.mapping import ANY_SOCKET, scope_of, socket_of
+from apachews_tools.httpd.permissions import Account
+from apachews_tools.httpd.private_apache import APACHE_USER
+from apachews_tools.httpd.process import Httpd, running
+from apachews_tools.httpd.shell import word
+from apachews_tools.terminal.terminal import CYAN, GREEN, RED, YELLOW, paint, printable, uses_colour
+
+from .command import CommandError, seconds
+
+SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
+
+DESCRIPTION: Final = """\
+Look at Apache's configuration, the running processes, and the socket files; with a URL,
+do a handshake as a browser would.  Each finding says what is wrong, what it breaks, from
+which load on, and the line or the command that mends it.  Nothing is changed.
+
+Without a URL, every socket file (*.ws) in the document roots is looked at."""
+
+EXAMPLES: Final = """\
+examples:
+  sudo apachews doctor
+  sudo apachews doctor wss://example.org/ws/chat.ws
+  apachews doctor ws://localhost/ws/echo.ws --echo --json
+  apachews doctor --apachectl /usr/sbin/httpd --httpd-arguments -f /srv/httpd.conf -D LOCAL
+
+exit status: 0 nothing is wrong, or there are warnings only; 1 something is wrong.
+docs/troubleshooting.md has what each finding means."""
+
+DEFAULT_WEBSOCKETS: Final = 1000
+LEVEL_COLUMNS: Final = 9
+COLOURS: Final = {
+    Level.OK: GREEN,
+    Level.NOTE: CYAN,
+    Level.WARNING: YELLOW,
+    Level.ERROR: RED,
+}
+# Checks of one site and its socket, and not of the server.
+OF_SITE: Final = frozenset(
+    {
+        *("add-handler", "follow-symlinks", "access", "proxy", "pass-request"),
+        *("socket", "socket-link", "socket-permission", "producer", "private-tmp"),
+    }
+)
+# What is bad stands last: nearest to the prompt.
+_ORDER: Final = [Level.OK, Level.NOTE, Level.WARNING, Level.ERROR]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument("url", metavar="URL", nargs="?", help="of a WebSocket: ws://… or wss://…")
+    parser.add_argument("--socket", metavar="PATH", help="the socket file, where the URL does not")
+    parser.add_argument(
+        "--echo", action="store_true", help="the producer echoes: send a message, and wait for it"
+    )
+    parser.add_argument("--origin", help="connect as a page of this origin, as https://example.com")
+    parser.add_argument(
+        "--ca",
+        "--cafile",
+        metavar="FILE",
+        help="trust these certificates, instead of the system's",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for all of the handshake (default 10)",
+    )
+    parser.add_argument(
+        "--websockets",
+        type=int,
+        default=DEFAULT_WEBSOCKETS,
+        metavar="N",
+        help=f"how many a child of Apache is to have room for (default {DEFAULT_WEBSOCKETS})",
+    )
+    parser.add_argument(
+        "--apachectl", metavar="PATH", help="the program to ask (default: whichever is found)"
+    )
+    parser.add_argument(
+        "--logrotate",
+        type=Path,
+        default=Path("/etc/logrotate.d"),
+        metavar="DIRECTORY",
+        help="logrotate's configuration (default /etc/logrotate.d)",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="also say what is harmless, or could not be seen"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument(
+        "--httpd-arguments",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="…",
+        help="stands last; all that follows goes to httpd, as -f FILE, to name its configuration",
+    )
+
+
+def _require_certificates(file: str) -> None:
+    """Refuse what ``--ca`` cannot name, before all of it looks like the server's fault.
+
+    Raises:
+        CommandError: there is no such file, or it has no certificate.
+    """
+    try:
+        ssl.create_default_context(cafile=file)
+    except ssl.SSLError:
+        raise CommandError(f"--ca {file}: it has no certificate in PEM form") from None
+    except OSError as error:
+        raise CommandError(f"--ca {file}: {error.strerror}") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look at everything; print what was found."""
+    address = Address.parse(arguments.url) if arguments.url else None
+    if arguments.ca is not None:
+        _require_certificates(arguments.ca)
+    findings = list(_without_doubles(_examine(arguments, address)))
+    if not arguments.verbose:
+        findings = [finding for finding in findings if finding.level is not Level.NOTE]
+    findings.sort(key=lambda finding: _ORDER.index(finding.level))
+    is_wrong = any(finding.level is Level.ERROR for finding in findings)
+    if arguments.json:
+        found = [finding.as_dict() for finding in findings]
+        print(json.dumps({"healthy": not is_wrong, "findings": found}))
+    else:
+        print(report(findings, _columns(), uses_colour(sys.stdout)))
+    return 1 if is_wrong else 0
+
+
+def _columns() -> int | None:
+    """Return where to break lines: nowhere, unless it is a terminal that shows them."""
+    try:
+        return max(60, min(os.get_terminal_size(sys.stdout.fileno()).columns, 120))
+    except (OSError, ValueError):
+        return None
+
+
+def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator[Finding]:
+    logs: tuple[str, ...] = ()
+    findings: list[Finding] = []
+    is_another = False
+    try:
+        control = Control(arguments.apachectl, arguments.httpd_arguments)
+        version = control.version()
+        if problem := control.syntax_error():
+            yield from check_syntax(
+                problem, word(control.command), os.geteuid() == 0, _debians_modules(arguments)
+            )
+        else:
+            yield ok("httpd", f"{control.program}, httpd {'.'.join(map(str, version))}")
+            yield ok("syntax", "httpd understands its configuration")
+            configuration = control.read()
+            logs = _error_logs(configuration)
+            findings += _examine_apache(arguments, address, configuration, version)
+            is_another = address is not None and not listens_on(configuration, address.port)
+    except ControlError as failure:
+        make = error if address is None else warning
+        yield make(
+            "httpd",
+            str(failure),
+            breaks="only the URL can be looked at" if address else "nothing can be looked at",
+            mend="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
+            " apache2",
+        )
+    if address is None:
+        yield from findings
+        return
+    tried = list(
+        check_url(
+            address,
+            origin=arguments.origin,
+            echoes=arguments.echo,
+            timeout_s=arguments.timeout,
+            error_logs=logs,
+            cafile=arguments.ca,
+            errors=()
+            if is_another
+            else [finding for finding in findings if finding.level is Level.ERROR],
+        )
+    )
+    if is_another:
+        yield warning(
+            "other-apache",
+            f"nothing in the configuration that is looked at listens on port {address.port}",
+            breaks="nothing; but another Apache may answer at the URL than the one looked at",
+            mend="--httpd-arguments -f FILE, with that one's configuration; nothing, where a"
+            " container or a firewall maps the port",
+        )
+        if any(one.id == "handshake" and one.level is Level.OK for one in tried):
+            # They are about a socket that this handshake did not come to.
+            findings = [one for one in findings if one.id not in OF_SITE or one.level is Level.OK]
+    yield from findings
+    yield from tried
+
+
+def _debians_modules(arguments: argparse.Namespace) -> Path | None:
+    """Return where Debian's modules lie, None where it is not Debian's configuration."""
+    modules = ETC_APACHE2 / "mods-available"
+    is_another = arguments.httpd_arguments or not modules.is_dir()
+    return None if is_another else modules
+
+
+def _examine_apache(
+    arguments: argparse.Namespace,
+    address: Address | None,
+    configuration: Configuration,
+    version: tuple[int, ...],
+) -> Iterator[Finding]:
+    pid_file = configuration.run_config.pid_file
+    httpd = running(pid_file) if pid_file else None
+    account = _account(configuration, httpd)
+    if os.geteuid() != 0 and (httpd is None or httpd.uid != os.geteuid()):
+        yield note("privileges", "not as root: what only root may see is not looked at")
+    yield from check_server(configuration, account, version)
+    if os.geteuid() == 0:
+        yield from check_ownership(configuration)
+    yield from check_process(httpd, pid_file, arguments.websockets)
+    yield from check_reload(httpd, configuration.files)
+    properties = {}
+    unit = _unit(arguments, httpd)
+    if unit:
+        properties = unit_properties(unit)
+        if properties:
+            yield from check_unit(unit, properties, arguments.websockets)
+    yield from check_logrotate(arguments.logrotate, _logs(configuration))
+    yield from check_confinement(httpd)
+    if not handler_scripts(configuration):
+        return  # there is no site to look at
+    # Path -> whether httpd itself looks for it.
+    sockets = {arguments.socket: True} if arguments.socket else {}
+    for scope, is_real in _scopes(configuration, address):
+        found = check_scope(scope)
+        yield from found if is_real else map(_supposed, found)
+        path = socket_of(scope)
+        if is_real and path and not arguments.socket:
+            sockets[path] = path == scope.file
+    open_to_all = configuration.run_config.defines.get("APACHEWS_ENDPOINT_DIRECTORIES", "").split()
+    for path, is_mapped in sockets.items():
+        yield from check_socket(path, account, is_mapped, open_to_all)
+        yield from check_visible(httpd, properties, path, _private_unit(arguments))
+
+
+def _account(configuration: Configuration, httpd: Httpd | None) -> Account:
+    """Return the user whom httpd's children serve as, or will."""
+    if httpd is not None:
+        return Account.of_uid(httpd.uid)
+    for name in (configuration.run_config.user, APACHE_USER):
+        try:
+            return Account.named(name)
+        except KeyError:
+            continue
+    return Account.of_uid(os.geteuid())
+
+
+def _unit(arguments: argparse.Namespace, httpd: Httpd | None) -> str:
+    """Return httpd's systemd unit, "" for none."""
+    if httpd is not None:
+        return httpd.unit
+    if arguments.httpd_arguments or arguments.apachectl:
+        return ""  # another one than the system's
+    return next((unit for unit in UNITS if unit_properties(unit)), "")
+
+
+def _private_unit(arguments: argparse.Namespace) -> str:
+    """Return the unit with a /tmp of its own that starts this httpd, "" for none."""
+    if arguments.httpd_arguments or arguments.apachectl:
+        return ""  # another one than the system's
+    return next((unit for unit in UNITS if has_private_tmp(unit)), "")
+
+
+def _scopes(configuration: Configuration, address: Address | None) -> Iterator[tuple[Scope, bool]]:
+    """Yield what applies to the URL, or else to each socket file there is.
+
+    With each, whether somebody uses it: of a site that has no socket yet, a name is made
+    up, for what would apply to one.
+    """
+    if address is not None:
+        host = configuration.host_for(address.host, address.port, address.is_secure)
+        yield scope_of(configuration, host, unquote(address.target.partition("?")[0])), True
+        return
+    for host in configuration.virtual_hosts():
+        paths = _socket_urls(host)
+        for path in paths:
+            yield scope_of(configuration, host, path), True
+        if not paths:
+            yield scope_of(configuration, host, f"/{ANY_SOCKET}"), False
+
+
+def _socket_urls(host: VirtualHost) -> list[str]:
+    root = host.document_root
+    return [path[len(root.rstrip("/")) :] for path in sockets_in(root)] if root else []
+
+
+def _supposed(finding: Finding) -> Finding:
+    """Return what is to be said of a site where nobody has a WebSocket yet."""
+    if finding.level is Level.OK:
+        return finding
+    if finding.id == "proxy":
+        # A site of another kind, as it seems.
+        return note(finding.id, finding.text, finding.where)
+    return warning(
+        finding.id,
+        finding.text,
+        breaks=finding.breaks,
+        mend=finding.mend,
+        load="the first WebSocket of this site" if finding.load == ALWAYS else finding.load,
+        where=finding.where,
+    )
+
+
+def _error_logs(configuration: Configuration) -> tuple[str, ...]:
+    root = configuration.run_config.server_root
+    found = [one.arguments[0] for one in find(configuration.directives, "ErrorLog")]
+    names = [*found, configuration.run_config.error_log]
+    return tuple(dict.fromkeys(os.path.join(root, name) for name in names if name))
+
+
+def _logs(configuration: Configuration) -> list[str]:
+    root = configuration.run_config.server_root
+    names = find(configuration.directives, "CustomLog", "TransferLog")
+    own = [os.path.join(root, one.arguments[0]) for one in names if one.arguments]
+    return [*_error_logs(configuration), *own]
+
+
+def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Leave out what was said already: of several sites, much is the same."""
+    seen: set[tuple[str, str, str]] = set()
+    for finding in findings:
+        key = (finding.id, finding.text, finding.where)
+        if key not in seen:
+            seen.add(key)
+            yield finding
+
+
+def _one_line(text: str) -> str:
+    """Return text as the report has it: servers and file names have their say in it."""
+    return printable(text).replace("\n", "\\n")
+
+
+def report(findings: list[Finding], columns: int | None, has_colours: bool) -> str:
+    """Return the findings as a table, with a summary.
+
+    Args:
+        findings: in the order of their rows.
+        columns: where to break long texts; None: nowhere.
+        has_colours: the levels have colours.
+    """
+    lines = []
+    names = max((len(finding.id) for finding in findings), default=0) + 2
+    margin = " " * (LEVEL_COLUMNS + names)
+    for finding in findings:
+        label = finding.level.value.ljust(LEVEL_COLUMNS)
+        if has_colours:
+            label = paint(label, COLOURS[finding.level])
+        text = _one_line(finding.text)
+        if columns is not None:
+            text = textwrap.fill(
+                text,
+                columns,
+                initial_indent=margin,
+                subsequent_indent=margin,
+                break_long_words=False,
+                break_on_hyphens=False,
+            ).removeprefix(margin)
+        lines.append(label + finding.id.ljust(names) + text)
+        for name, value in (
+            ("at", finding.where if finding.level is not Level.OK else ""),
+            ("breaks", finding.breaks),
+            ("load", finding.load),
+            ("mend", finding.mend),
+        ):
+            if value:
+                # A line that mends is there to be copied: it is not broken.
+                lines.append(f"{margin}{name + ':':8}{_one_line(value)}")
+    errors = sum(finding.level is Level.ERROR for finding in findings)
+    warnings = sum(finding.level is Level.WARNING for finding in findings)
+    summary = (
+        f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
+        if errors + warnings
+        else "nothing is wrong"
+    )
+    count = f"{len(findings)} check{'s' * (len(findings) != 1)}"
+    return "\n".join([*lines, f"{count}: {summary}"])

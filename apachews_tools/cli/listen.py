@@ -1,0 +1,321 @@
+"""``apachews listen``: a producer in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import os
+import select
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from apachews._processes.signals import Signals
+from apachews.client import Client
+from apachews.events import Event, PongEvent
+from apachews.exceptions import ServerClosed
+from apachews.server import Server
+from apachews_tools.httpd.private_apache import APACHE_USER
+from apachews_tools.terminal.console import Console
+from apachews_tools.terminal.terminal import (
+    CYAN,
+    FAINT,
+    GREEN,
+    RED,
+    YELLOW,
+    describe_bytes,
+    paint,
+    printable,
+)
+
+from .close_codes import describe_close
+from .command import CommandError, utf8_text
+
+SUMMARY: Final = "be a producer: see who comes and what they say, and answer by hand"
+
+# Of a client's id, a UUID: enough to tell some clients apart on a terminal.
+SHOWN_ID: Final = 8
+
+DESCRIPTION: Final = """\
+Listen on PATH for the WebSockets that Apache bridges to it.  Who comes, what they
+say and who goes is shown; each line typed is sent to all of them.  Ctrl-D ends."""
+
+HELP: Final = """\
+/to ID TEXT              send to one client; of its id the beginning will do
+/close ID [CODE [WHY]]   say goodbye to one
+/ping ID                 how far away it is
+/who                     who is connected
+/help                    this
+//TEXT                   send /TEXT to all"""
+
+EXAMPLES: Final = f"""\
+examples:
+  apachews listen /var/www/html/ws/test.ws --echo
+  sudo apachews listen /var/www/html/ws/test.ws --group www-data
+  apachews listen test.ws --json | jq 'select(.event == "message")'
+
+lines that begin with / are commands:
+  {HELP.replace(chr(10), chr(10) + "  ")}
+
+From a pipe, standard input may end, and this goes on until SIGTERM or Ctrl-C;
+either way every client gets a goodbye (1001).
+
+exit status: 0 ended by Ctrl-D, Ctrl-C or SIGTERM; 1 it cannot listen there;
+2 arguments"""
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument("path", metavar="PATH", type=utf8_text, help="the socket file to make")
+    parser.add_argument("--echo", action="store_true", help="send every message back")
+    parser.add_argument(
+        "--mode",
+        type=_mode,
+        default=0o660,
+        help="permissions of the socket file (default 660); Apache's user must be able to write",
+    )
+    parser.add_argument("--group", help="group of the socket file, www-data say")
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="where another producer listens on PATH, have its new clients",
+    )
+    parser.add_argument("--json", action="store_true", help="an object a line, of all that happens")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Listen until told to end."""
+    if not arguments.path:
+        raise CommandError("which socket file? apachews listen PATH")
+    try:
+        server = Server(
+            arguments.path,
+            mode=arguments.mode,
+            group=arguments.group,
+            exclusive=not arguments.take_over,
+        )
+    except LookupError:
+        raise CommandError(f"there is no group {arguments.group!r}") from None
+    if arguments.group is None and (advice := _advice(server.path)):
+        print(f"apachews listen: {advice}", file=sys.stderr, flush=True)
+    signals = Signals(_ENDING)
+    try:
+        with Console() as console:
+            _Session(server, console, arguments).run(signals)
+    finally:
+        server.close()
+        signals.close()
+    return 0
+
+
+def _advice(path: str) -> str:
+    """Return what to say of a socket file that is for a group, and for root's; "" for nothing.
+
+    Apache's children are not in it.  Another mode was asked for by whoever knows why.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""  # somebody has moved it
+    is_groups = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP
+    if status.st_uid or status.st_gid or not is_groups:
+        return ""
+    return (
+        f"{printable(path)} is root:root, mode {stat.S_IMODE(status.st_mode):04o}: Apache's user"
+        f" cannot connect; with --group {APACHE_USER} he can"
+    )
+
+
+class _Session:
+    """What happens on one server."""
+
+    def __init__(self, server: Server, console: Console, arguments: argparse.Namespace) -> None:
+        self._server = server
+        self._console = console
+        self._must_echo: bool = arguments.echo
+        self._json: bool = arguments.json
+        self._commands: dict[str, Callable[[list[str]], None]] = {
+            "/to": self._send_to,
+            "/close": self._close,
+            "/ping": self._ping,
+            "/who": self._show_clients,
+            "/help": lambda words: console.note(HELP),
+        }
+
+    def run(self, signals: Signals) -> None:
+        """Serve until a signal or the end of what is typed; say goodbye."""
+        if self._json:
+            self._show_json("listening", path=self._server.path)
+        else:
+            end = "Ctrl-D ends, /help" if self._console.is_interactive else "Ctrl-C ends"
+            self._console.note(f"listening on {self._server.path}; {end}")
+        while not self._must_end(signals):
+            self._take_events()
+            reading: list[Any] = [self._server, signals]
+            if not self._console.has_ended:
+                reading.append(self._console)
+            select.select(reading, [], [], self._server.next_timer_s())
+            self._take_events()  # who has come can be written to
+            for line in self._console.read_lines_nowait():
+                self._take_line(line)
+        self._server.close()
+        with contextlib.suppress(ServerClosed):
+            self._take_events()
+
+    def _must_end(self, signals: Signals) -> bool:
+        # (The console's own signals come as well.)
+        if set(signals.take_nowait()) & set(_ENDING):
+            return True
+        return self._console.has_ended and self._console.is_interactive
+
+    # What comes
+
+    def _take_events(self) -> None:
+        while event := self._server.dequeue_nowait():
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
+        kind = event.type()
+        if kind is Event.Accept:
+            if event.client().request.answer_required:
+                event.accept()
+            self._show("accept", event, GREEN, "+", _describe(event.client()))
+        elif kind in (Event.IO, Event.NoData):
+            data = event.read()
+            self._show("message", event, CYAN, "<", _describe_message(data))
+            if self._must_echo:
+                event.write(data)
+        elif isinstance(event, PongEvent):
+            self._show("pong", event, FAINT, "~", f"answered after {event.latency_s * 1000:.1f} ms")
+        elif kind is Event.ConnectionClosed:
+            how = describe_close(event.code, event.reason)
+            self._show("close", event, YELLOW, "-", how)
+        elif kind in (Event.Error, Event.Invalid):
+            self._show("error", event, RED, "!", printable(event.reason))
+
+    def _show(self, name: str, event: Event, colour: str, mark: str, text: str) -> None:
+        client = event.client_or_none()
+        if self._json:
+            self._show_json(name, **_members(name, event))
+            return
+        mark = paint(mark, colour) if self._console.colours else mark
+        who = f" {client.guid()[:SHOWN_ID]}" if client else ""
+        margin = "\n" + " " * (SHOWN_ID + 4)
+        self._console.show(f"{mark}{who}  {text.replace(chr(10), margin)}")
+
+    def _show_json(self, event: str, **members: Any) -> None:
+        self._console.show_json({"event": event, **members})
+
+    # What is typed
+
+    def _take_line(self, line: str) -> None:
+        if line.startswith("/") and not line.startswith("//"):
+            words = line.split(" ", 2)
+            try:
+                command = self._commands.get(words[0])
+                if command is None:
+                    raise CommandError(f"there is no command {words[0]}: /help; //… sends /…")
+                command(words[1:])
+            except (CommandError, ValueError) as error:
+                self._console.note(str(error), RED)
+            return
+        reached = self._server.broadcast(line.removeprefix("/") if line[:2] == "//" else line)
+        if not reached:
+            self._console.note("nobody is connected")
+
+    def _send_to(self, words: list[str]) -> None:
+        if len(words) < 2:
+            raise CommandError("/to ID TEXT")
+        self._find(words).send(words[1])
+
+    def _close(self, words: list[str]) -> None:
+        client = self._find(words)
+        code, _, reason = (words[1] if len(words) > 1 else "1000").strip().partition(" ")
+        if not code.isdecimal():
+            raise CommandError(f"{code!r} is no close code: /close ID [CODE [WHY]]")
+        client.close(int(code), reason)
+
+    def _ping(self, words: list[str]) -> None:
+        self._find(words).ping()
+
+    def _show_clients(self, words: list[str]) -> None:
+        clients = self._server.clients()
+        if self._json:
+            self._show_json("who", clients=[client.guid() for client in clients])
+            return
+        for client in clients:
+            self._console.show(f"  {client.guid()[:SHOWN_ID]}  {_describe(client)}")
+        if not clients:
+            self._console.note("nobody is connected")
+
+    def _find(self, words: list[str]) -> Client:
+        """Return the client whose id begins with the first word."""
+        if not words or not words[0]:
+            raise CommandError("which client? (/who)")
+        found = [client for client in self._server.clients() if client.guid().startswith(words[0])]
+        if not found:
+            raise CommandError(f"there is no client {words[0]} (/who)")
+        if len(found) > 1:
+            raise CommandError(f"{len(found)} clients begin with {words[0]}: give more of the id")
+        return found[0]
+
+
+def _describe(client: Client) -> str:
+    request = client.request
+    address, port = request.remote
+    host = f"[{address}]" if ":" in address else address
+    words = [f"{host}:{port}" if port else address or "-", request.uri]
+    if request.user is not None:
+        words.append(f"user {request.user}")
+    if request.subprotocol:
+        words.append(f"subprotocol {request.subprotocol}")
+    if request.resumed:
+        words.append("resumed")
+    return printable("  ".join(words))
+
+
+def _describe_message(data: str | bytes) -> str:
+    return printable(data) if isinstance(data, str) else describe_bytes(data)
+
+
+def _members(name: str, event: Event) -> dict[str, Any]:
+    """Return what the JSON object of an event has."""
+    client = event.client_or_none()
+    members: dict[str, Any] = {"client": client.guid() if client else None}
+    if name == "accept" and client:
+        request = client.request
+        members |= {
+            "remote": list(request.remote),
+            "uri": request.uri,
+            "user": request.user,
+            "subprotocol": request.subprotocol,
+            "resumed": request.resumed,
+        }
+    elif name == "message":
+        data = event.read()
+        if isinstance(data, str):
+            members["text"] = data
+        else:
+            members |= {"bytes": len(data), "base64": base64.b64encode(data).decode()}
+    elif isinstance(event, PongEvent):
+        members["seconds"] = round(event.latency_s, 6)
+    else:
+        members |= {"code": event.code, "reason": event.reason}
+    return members
+
+
+def _mode(text: str) -> int:
+    mode = int(text, 8)
+    if not 0 <= mode <= 0o777:
+        raise ValueError(text)
+    return mode
+
+
+# For argparse's "invalid … value".
+_mode.__name__ = "mode (660, say)"

@@ -1,0 +1,93 @@
+"""``apachews publish``: a message for a producer's clients, from a shell or a cron job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Final
+
+from apachews.publishing import TIMEOUT_S, publish
+
+from .command import CommandError, seconds, utf8_text
+
+SUMMARY: Final = "send a message to the clients of a running producer"
+
+DESCRIPTION: Final = """\
+Send a message to the clients of the producer that listens on PATH.
+
+The producer needs no code for that: its library sends it on.  Who may is who may
+write to the socket file.  Without --message, standard input is the message; where that
+is empty, nothing is sent."""
+
+EXAMPLES: Final = """\
+examples:
+  apachews publish /var/www/html/ws/chat.ws -m 'The server restarts at noon.'
+  df -h / | apachews publish /var/www/html/ws/status.ws disks
+
+exit status: 0 the producer has sent it, even to nobody; 1 it did not"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument("path", metavar="PATH", help="the socket file")
+    parser.add_argument(
+        "group",
+        metavar="GROUP",
+        nargs="?",
+        type=utf8_text,
+        help="only to the members of server.group(GROUP)",
+    )
+    parser.add_argument(
+        "-m", "--message", type=utf8_text, help="the message, instead of standard input's"
+    )
+    parser.add_argument(
+        "--binary", action="store_true", help="a binary message: standard input's bytes"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"wait so long for the producer (default {TIMEOUT_S:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="say whom it reached as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send the message; say whom it reached."""
+    if not arguments.path:
+        raise CommandError("which socket file? apachews publish PATH [GROUP]")
+    message = _message(arguments)
+    if not message and arguments.message is None:
+        print("nothing to send: standard input is empty", file=sys.stderr)
+        return 0
+    try:
+        delivery = publish(arguments.path, message, arguments.group, timeout=arguments.timeout)
+    except TimeoutError:
+        raise CommandError(
+            f"{arguments.path}: the producer has not answered within {arguments.timeout:g} s;"
+            " it may send the message yet"
+        ) from None
+    if arguments.json:
+        print(json.dumps({"reached": delivery.reached, "skipped": delivery.skipped}))
+    else:
+        skipped = f", {delivery.skipped} too slow and skipped" if delivery.skipped else ""
+        print(f"{delivery.reached} reached{skipped}")
+    return 0
+
+
+def _message(arguments: argparse.Namespace) -> str | bytes:
+    if arguments.message is not None:
+        message: str = arguments.message
+        return message.encode() if arguments.binary else message
+    data = sys.stdin.buffer.read()
+    if arguments.binary:
+        return data
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"standard input is not UTF-8 (byte {error.start}): --binary sends it as it is"
+        ) from None

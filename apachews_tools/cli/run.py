@@ -1,0 +1,325 @@
+"""``apachews run``: a private Apache with producers behind it, for development."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import sys
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from apachews._listening.listener import MAX_PATH_BYTES
+from apachews_tools.dev.supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
+from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import APACHE_USER, SHIPPED, PrivateApache
+from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_home
+from apachews_tools.terminal.terminal import FAINT, paint, uses_colour
+
+from .command import CommandError, ignore_signals, temporary_directory, utf8_text
+from .log_lines import LogPrinter
+
+SUMMARY: Final = "run producers behind a private Apache, to develop them"
+
+PORT: Final = 8080
+TLS_PORT: Final = 8443
+# httpd's own 75 are more than the 50 that there may be, of which it would complain.
+FEW_THREADS: Final = "MinSpareThreads 10"
+# In a quoted argument of a directive.
+_NOT_IN_DIRECTIVE: Final = re.compile(r'["\\\0-\x1f\x7f]|\$\{')
+
+DESCRIPTION: Final = """\
+Run producers behind an Apache of their own, which has nothing to do with the
+system's: producer.py serves ws://127.0.0.1:8080/producer.ws.  Each program gets
+the path of its socket file as its argument.  What the programs and Apache's error
+log have to say is shown.  Ctrl-C ends everything, a second one at once."""
+
+EXAMPLES: Final = """\
+examples:
+  apachews run chat.py
+  apachews run --reload --docroot site chat.py echo.py
+  apachews run --tls --path /ws/chat.ws=chat.py
+
+With --reload, a program is started anew when its file, or a Python module in or
+below its directory, changes.  Its clients stay connected, and move to it; where
+the new version does not start, the old one goes on.  (A program that is to know
+who came before finds it by client.guid(); event.resumed tells.)
+
+exit status: 0 ended by Ctrl-C or SIGTERM; 1 it could not start, or Apache ended;
+2 arguments; 130 ended by force"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument(
+        "programs", metavar="PROGRAM", nargs="*", type=utf8_text, help="a producer, a Python file"
+    )
+    parser.add_argument(
+        "--path",
+        metavar="/X.ws=PROGRAM",
+        type=utf8_text,
+        action="append",
+        default=[],
+        help="a producer with a path of its own; may be repeated",
+    )
+    parser.add_argument(
+        "--docroot",
+        metavar="DIR",
+        type=_directory,
+        help="what Apache serves besides, and where the socket files are"
+        " (default: a temporary directory)",
+    )
+    parser.add_argument(
+        "--port", type=_port, default=PORT, help="default %(default)s; 0: any that is free"
+    )
+    parser.add_argument("--tls", action="store_true", help=f"https and wss on port {TLS_PORT}")
+    parser.add_argument("--tls-port", metavar="PORT", type=_port, help="the same on another port")
+    parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        type=_address,
+        default="127.0.0.1",
+        help="default %(default)s; 0.0.0.0: whoever can reach this machine",
+    )
+    parser.add_argument(
+        "--mpm", choices=("event", "worker", "prefork"), default="event", help="httpd's MPM"
+    )
+    parser.add_argument("--reload", action="store_true", help="follow changes of the programs")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the access log, and all of the error log"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run everything until told to end."""
+    with contextlib.ExitStack() as undo:
+        root = undo.enter_context(temporary_directory("apachews-run-"))
+        root.chmod(0o755)
+        docroot = _docroot(arguments.docroot, root)
+        producers = find_producers(arguments.programs, arguments.path, docroot)
+        for producer in producers:
+            undo.enter_context(_directory_for_socket(producer.socket.parent))
+            _require_free(producer.socket)
+        undo.callback(ignore_signals)
+        _require_readable(docroot, producers)
+        home = python_home(root / "python")
+        if home != Path(sys.prefix):
+            _say(f"{APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
+        port = arguments.port or private_apache.free_port()
+        tls_port = arguments.tls_port
+        if tls_port is None:
+            tls_port = TLS_PORT if arguments.tls else 0
+        elif tls_port == 0:
+            while (tls_port := private_apache.free_port()) == port:
+                pass
+        if tls_port == port:
+            raise CommandError(f"http and https cannot both have port {port}: use --tls-port")
+        paths = [
+            urllib.parse.quote(f"/{producer.socket.relative_to(docroot)}") for producer in producers
+        ]
+        apache = PrivateApache(
+            root,
+            docroot,
+            port=port,
+            tls_port=tls_port,
+            wsgi_module=private_apache.find_wsgi_module(),
+            python_home=home,
+            handler=handler_in(home),
+            mpm=arguments.mpm,
+            address=arguments.listen,
+            page=None if (docroot / "index.html").exists() else make_page(root / "page", paths),
+            extra="" if arguments.mpm == "prefork" else FEW_THREADS,
+        )
+        names = [*(producer.name for producer in producers), APACHE]
+        if arguments.verbose:
+            names.append(ACCESS)
+        supervisor = Supervisor(
+            apache,
+            producers,
+            python=interpreter_in(home),
+            reload=arguments.reload,
+            verbose=arguments.verbose,
+            show=LogPrinter(sys.stdout, names).print,
+            say=_say,
+            on_ready=lambda: _announce(apache, paths),
+        )
+        return supervisor.run()
+
+
+def find_producers(
+    programs: Sequence[str], mappings: Sequence[str], docroot: Path
+) -> list[Producer]:
+    """Return the producers that the arguments name.
+
+    Args:
+        programs: files; each listens on its own name, with .ws, in the document root.
+        mappings: a path and a file each, ``/x.ws=file``.
+        docroot: the document root.
+
+    Raises:
+        CommandError: there is none, or one of them cannot be; or two have one path.
+    """
+    wanted = [(f"{Path(program).stem}.ws", program) for program in programs]
+    for mapping in mappings:
+        path, equals, program = mapping.partition("=")
+        if not equals or not program or not path.startswith("/") or not path.endswith(".ws"):
+            raise CommandError(
+                f"--path {mapping}: /x.ws=program.py, with .ws, on which Apache looks"
+            )
+        if ".." in Path(path).parts:
+            raise CommandError(f"--path {mapping}: leads out of the document root")
+        wanted.append((path.lstrip("/"), program))
+    if not wanted:
+        raise CommandError("which producers? apachews run PROGRAM …")
+    producers: dict[Path, Producer] = {}
+    for path, program in wanted:
+        file = Path(program).absolute()
+        try:
+            with file.open("rb"):
+                pass
+        except OSError as error:
+            raise CommandError(f"{program}: {error.strerror}") from None
+        at = docroot / path
+        if len(os.fsencode(at)) > MAX_PATH_BYTES:
+            raise CommandError(
+                f"{at}: a socket file's path has {MAX_PATH_BYTES} bytes at most; use --path, or"
+                " a --docroot with a shorter one"
+            )
+        if at in producers:
+            raise CommandError(
+                f"/{path} is the path of {producers[at].program} and of {file}: use --path"
+            )
+        producers[at] = Producer(path.removesuffix(".ws"), file, at)
+    return list(producers.values())
+
+
+def make_page(directory: Path, paths: Sequence[str]) -> Path:
+    """Make the page for a document root that has none; return its directory."""
+    directory.mkdir()
+    # JSON in HTML: nothing may look like the end of the element.
+    sockets = json.dumps(list(paths)).replace("<", "\\u003c")
+    page = (SHIPPED / "page.html").read_text()
+    marker = '<script type="application/json" id="sockets">'
+    (directory / "index.html").write_text(page.replace(f"{marker}[]", marker + sockets))
+    return directory
+
+
+def _docroot(wanted: Path | None, root: Path) -> Path:
+    if wanted is None:
+        docroot = root / "htdocs"
+        docroot.mkdir()
+        give_to_apache(docroot)
+        return docroot
+    if not wanted.is_dir():
+        raise CommandError(f"--docroot {wanted}: there is no such directory")
+    docroot = wanted.resolve()
+    if _NOT_IN_DIRECTIVE.search(str(docroot)):
+        raise CommandError(
+            f"--docroot {str(docroot)!r}: a quotation mark, a backslash, a control character or"
+            " ${…} would mean something else in Apache's configuration; rename the directory"
+        )
+    return docroot
+
+
+@contextlib.contextmanager
+def _directory_for_socket(directory: Path) -> Iterator[None]:
+    """Make a directory for socket files, and what is missing above it; remove these."""
+    missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+    for made in reversed(missing):
+        made.mkdir()
+        give_to_apache(made)
+    try:
+        if not private_apache.is_permitted(directory, os.W_OK | os.X_OK):
+            raise CommandError(
+                f"{APACHE_USER}, as whom root runs Apache and the producers, cannot make socket"
+                f" files in {directory}: install -d -o {APACHE_USER} {directory}/ws, and --path"
+                " /ws/x.ws=program.py; or run this as a user other than root"
+            )
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise CommandError(f"{directory} may not be written to: no socket file can be there")
+        yield
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):  # somebody has put something there
+                made.rmdir()
+
+
+def _require_free(path: Path) -> None:
+    """Check that a producer that runs already keeps its socket file."""
+    with contextlib.suppress(OSError):  # there is none, or no socket: the program will say so
+        if is_listened_on(path):
+            raise CommandError(f"{path}: another producer listens here; end it, or use --path")
+
+
+def _require_readable(docroot: Path, producers: Sequence[Producer]) -> None:
+    """Check that Apache's user can read all that it must."""
+    programs = [producer.program for producer in producers]
+    blocking = private_apache.unreadable_parts([docroot, *programs])
+    advice = ""
+    if blocking:
+        advice = f"chmod o+x {' '.join(map(str, blocking))}"
+    else:
+        closed = [file for file in programs if not private_apache.is_permitted(file, os.R_OK)]
+        if not private_apache.is_permitted(docroot, os.R_OK):
+            closed.append(docroot)
+        if closed:
+            advice = f"chmod o+r {' '.join(map(str, closed))}"
+    if advice:
+        raise CommandError(
+            f"{APACHE_USER}, as whom root runs Apache and the producers, may not read everything:"
+            f" {advice}; or run this as a user other than root"
+        )
+
+
+def give_to_apache(directory: Path) -> None:
+    """Let the producers make their sockets in a directory, where they are another user."""
+    if account := private_apache.as_apache_user():
+        # (Where others may write, somebody could put a link to another file in its place.)
+        os.chown(directory, account["user"], account["group"], follow_symlinks=False)
+
+
+def _announce(apache: PrivateApache, paths: Sequence[str]) -> None:
+    """Print the URLs."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(apache.address, apache.address)
+    if ":" in host:
+        host = f"[{host}]"
+    lines = [f"  http://{host}:{apache.port}/"]
+    lines += [f"  ws://{host}:{apache.port}{path}" for path in paths]
+    if apache.tls_port:
+        # The name in the certificate.
+        if host in ("127.0.0.1", "[::1]"):
+            host = "localhost"
+        lines.append(f"  https://{host}:{apache.tls_port}/  (with a self-made certificate)")
+        lines += [f"  wss://{host}:{apache.tls_port}{path}" for path in paths]
+    print("\n".join(lines), flush=True)
+
+
+def _say(text: str) -> None:
+    line = f"apachews run: {text}"
+    print(paint(line, FAINT) if uses_colour(sys.stderr) else line, file=sys.stderr, flush=True)
+
+
+def _port(argument: str) -> int:
+    port = int(argument)
+    if not 0 <= port <= 65535:
+        raise ValueError(argument)
+    return port
+
+
+def _address(argument: str) -> str:
+    return str(ipaddress.ip_address(argument))
+
+
+def _directory(argument: str) -> Path:
+    return Path(utf8_text(argument))
+
+
+# For argparse's "invalid … value".
+_port.__name__ = "port"
+_address.__name__ = "IP address"

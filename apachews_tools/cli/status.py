@@ -1,0 +1,402 @@
+"""``apachews status``: who is connected to the Apaches of this machine, or to another one's."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import queue
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from apachews.exceptions import StatusError
+from apachews.monitoring.snapshot import (
+    CUSTODIAN,
+    HELD,
+    ConnectionStatus,
+    EndpointStatus,
+    ProcessStatus,
+    Status,
+)
+from apachews.monitoring.status import MAX_STATUS_BYTES, RunningApache, find_apaches
+from apachews_tools.terminal.terminal import has_cursor, printable_line, uses_colour
+
+from .command import CommandError, number, seconds
+from .figures import count, size, span, table
+
+SUMMARY: Final = "show the WebSockets that Apache has"
+
+DESCRIPTION: Final = """\
+Show Apache's processes, endpoints and connections: how many, how busy, what waits.
+
+Without --apache these are those of every Apache on this machine, whose processes are
+asked themselves: that is for root, or for the user they run as.  A URL is that of a
+status page (WSGIScriptAlias to status.py), here or elsewhere.
+
+"in" is from clients, "out" to them; bytes are those of messages, not compressed."""
+
+EXAMPLES: Final = """\
+examples:
+  sudo apachews status
+  sudo apachews status --watch                          rates as well, every 2 s
+  apachews status --apache https://example.org/websocket-status
+  sudo apachews status --json | jq .processes[].connections_count
+
+exit status: 0 there is a status; 1 there is none to be had"""
+
+INTERVAL_S: Final = 2.0
+MIN_INTERVAL_S: Final = 0.1
+CONNECTIONS: Final = 20
+# Of a status page.
+TIMEOUT_S: Final = 10.0
+# ECMA-48: SGR.
+_BOLD: Final = "\033[1m"
+_PLAIN: Final = "\033[0m"
+
+Ask = Callable[[], Status]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description, parser.epilog = DESCRIPTION, EXAMPLES
+    parser.add_argument(
+        "--watch",
+        type=_interval,
+        nargs="?",
+        const=INTERVAL_S,
+        metavar="SECONDS",
+        help=f"again and again (every {INTERVAL_S:g} s), with rates, until Ctrl-C",
+    )
+    parser.add_argument(
+        "--apache", metavar="PID|URL", help="of this process, or of this status page, only"
+    )
+    parser.add_argument(
+        "--connections",
+        type=number,
+        default=CONNECTIONS,
+        metavar="N",
+        help=f"list so many, those with the most traffic (default {CONNECTIONS}; 0: none)",
+    )
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each Apache")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show it, once or until somebody has had enough."""
+    rates = Rates()
+    screen = Screen()
+    is_first = True
+    while True:
+        try:
+            found = [ask() for ask in _asks(arguments.apache)]
+            if arguments.json:
+                text = "".join(status.encode().decode() + "\n" for status in found)
+            else:
+                text = "\n".join(
+                    "\n".join(render(status, rates, arguments.connections, screen.bold)) + "\n"
+                    for status in found
+                )
+        except CommandError as error:
+            if is_first:
+                raise
+            text = f"{error}\n"  # it may come back
+        if arguments.watch is None:
+            sys.stdout.write(text)
+            return 0
+        screen.show(text, is_redrawn=not arguments.json)
+        is_first = False
+        time.sleep(arguments.watch)
+
+
+class Screen:
+    """A terminal, or what stands in its place."""
+
+    def __init__(self) -> None:
+        self._is_terminal = has_cursor(sys.stdout)
+        self._has_colours = uses_colour(sys.stdout)
+
+    def bold(self, text: str) -> str:
+        """Return a text that stands out, where it can."""
+        return f"{_BOLD}{text}{_PLAIN}" if self._has_colours else text
+
+    def show(self, text: str, is_redrawn: bool) -> None:
+        """Show a text, in the place of the last one where it is a terminal."""
+        if self._is_terminal and is_redrawn:
+            columns, lines = shutil.get_terminal_size()
+            shown = [self._cut(line, columns) for line in text.splitlines()]
+            text = "\033[H\033[J" + "\n".join(shown[: lines - 1]) + "\n"
+        elif is_redrawn:
+            text += "\n"
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def _cut(self, line: str, columns: int) -> str:
+        if line.startswith(_BOLD):
+            return self.bold(line[len(_BOLD) : -len(_PLAIN)][:columns])
+        return line[:columns]
+
+
+class Rates:
+    """What grew since the last time, a second."""
+
+    def __init__(self) -> None:
+        self._before: dict[object, tuple[float, tuple[float, ...]]] = {}
+
+    def of(self, key: object, at: float, *numbers: float) -> list[float | None]:
+        """Return how much each number has grown a second; None the first time."""
+        before = self._before.get(key)
+        self._before[key] = (at, numbers)
+        if before is None or at <= before[0]:
+            return [None] * len(numbers)
+        seconds = at - before[0]
+        return [
+            max(0.0, now - then) / seconds for now, then in zip(numbers, before[1], strict=True)
+        ]
+
+
+def render(
+    status: Status, rates: Rates, listed: int, bold: Callable[[str], str] = str
+) -> Iterator[str]:
+    """Give the lines that show a status.
+
+    Args:
+        rates: for what is shown a second.
+        listed: connections that are listed.
+        bold: has a line stand out.
+    """
+    total = status.total()
+    custodians = sum(process.kind == CUSTODIAN for process in status.processes)
+    yield bold(
+        f"Apache {status.apache}: {_number_of(status.connections_count, 'connection')}"
+        f" ({total.open} open, {total.held} held, {total.closing} closing) with"
+        f" {_number_of(len(status.processes), 'process', 'processes')},"
+        f" {_number_of(custodians, 'custodian')} among them"
+    )
+    if status.silent:
+        pids = ", ".join(map(str, status.silent))
+        yield f"No answer from process {pids}: what it has is missing here."
+    if not status.processes:
+        yield "There was no WebSocket yet."
+        return
+    yield ""
+    yield from _with_bold_head(bold, _processes(status, rates))
+    yield ""
+    yield from _with_bold_head(bold, _endpoints(status, rates))
+    if listed and status.connections_count:
+        yield ""
+        yield from _with_bold_head(bold, _connections(status, listed))
+        left = status.connections_count - min(listed, len(list(status.connections())))
+        if left:
+            yield f"and {left} more"
+
+
+def _with_bold_head(bold: Callable[[str], str], lines: list[str]) -> Iterator[str]:
+    yield bold(lines[0])
+    yield from lines[1:]
+
+
+def _number_of(number: int, name: str, names: str = "") -> str:
+    return f"{number} {name if number == 1 else names or name + 's'}"
+
+
+def _processes(status: Status, rates: Rates) -> list[str]:
+    rows = []
+    for process in status.processes:
+        moved = [0, 0]
+        for endpoint in process.endpoints:
+            moved[0] += endpoint.messages_in
+            moved[1] += endpoint.messages_out
+        key = (status.apache, process.pid, process.started)
+        busy, *grown = rates.of(key, status.time, process.cpu_s, *moved)
+        rows.append(
+            [
+                str(process.pid),
+                printable_line(process.kind),
+                span(max(0.0, status.time - process.started)),
+                str(process.connections_count),
+                *map(count, grown),
+                "-" if busy is None else f"{busy:.1%}",
+                size(process.memory_bytes or None),
+                span(process.longest_turn_s) if process.longest_turn_s else "< 1 ms",
+                _mean(process),
+            ]
+        )
+    heads = ["PROCESS", "<KIND", "AGE", "CONNECTIONS", "IN/S", "OUT/S", "CPU"]
+    return table([*heads, "MEMORY", "LONGEST TURN", "ROUND TRIP"], rows)
+
+
+def _mean(process: ProcessStatus) -> str:
+    trips = process.round_trips
+    return span(trips.sum_s / trips.count if trips.count else None)
+
+
+def _endpoints(status: Status, rates: Rates) -> list[str]:
+    grown: dict[str, list[float | None]] = {}
+    for process in status.processes:
+        for endpoint in process.endpoints:
+            key = (status.apache, process.pid, process.started, endpoint.path)
+            numbers = (endpoint.messages_in, endpoint.messages_out)
+            more = rates.of(key, status.time, *numbers)
+            before = grown.get(endpoint.path, [None, None])
+            grown[endpoint.path] = [_add(a, b) for a, b in zip(before, more, strict=True)]
+    rows = [
+        [
+            printable_line(endpoint.path),
+            *(count(n) for n in (endpoint.open, endpoint.held, endpoint.closing, endpoint.total)),
+            *map(count, grown[endpoint.path]),
+            size(endpoint.bytes_in),
+            size(endpoint.bytes_out),
+            size(endpoint.queued_in),
+            size(endpoint.queued_out),
+            _closes(endpoint),
+        ]
+        for endpoint in status.endpoints()
+    ]
+    heads = ["<ENDPOINT", "OPEN", "HELD", "CLOSING", "EVER", "IN/S", "OUT/S", "BYTES IN", "OUT"]
+    return table([*heads, "QUEUED IN", "OUT", "<CLOSED, BY CODE"], rows)
+
+
+def _add(first: float | None, second: float | None) -> float | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+def _closes(endpoint: EndpointStatus) -> str:
+    return ", ".join(f"{printable_line(code)}: {n}" for code, n in sorted(endpoint.closes.items()))
+
+
+def _connections(status: Status, listed: int) -> list[str]:
+    def weight(item: tuple[ProcessStatus, ConnectionStatus]) -> tuple[bool, int]:
+        _, connection = item
+        waits = connection.state == HELD or connection.queued_in + connection.queued_out > 0
+        return waits, connection.bytes_in + connection.bytes_out
+
+    found = sorted(status.connections(), key=weight, reverse=True)[:listed]
+    rows = [
+        [
+            printable_line(_address(connection)),
+            printable_line(connection.user) or "-",
+            printable_line(connection.path),
+            printable_line(connection.scheme),
+            printable_line(connection.state),
+            span(connection.age_s),
+            count(connection.messages_in),
+            count(connection.messages_out),
+            size(connection.bytes_in),
+            size(connection.bytes_out),
+            size(connection.queued_in),
+            size(connection.queued_out),
+            span(connection.round_trip_s),
+            str(process.pid),
+        ]
+        for process, connection in found
+    ]
+    heads = ["<CLIENT", "<USER", "<PATH", "<", "<STATE", "AGE", "MESSAGES IN", "OUT"]
+    heads += ["BYTES IN", "OUT", "QUEUED IN", "OUT", "ROUND TRIP", "PROCESS"]
+    return table(heads, rows)
+
+
+def _address(connection: ConnectionStatus) -> str:
+    host = f"[{connection.address}]" if ":" in connection.address else connection.address
+    return f"{host}:{connection.port}" if connection.port else connection.address
+
+
+def _asks(apache: str | None) -> list[Ask]:
+    """Return what gives each status that is wanted.
+
+    Raises:
+        CommandError: there is no such Apache.
+    """
+    if apache is not None and not apache.isdecimal():
+        return [lambda: fetch(apache)]
+    found = find_apaches()
+    if not found:
+        raise CommandError(
+            "no Apache httpd runs on this machine; start it, or name another one's status page:"
+            " --apache https://…/websocket-status"
+        )
+    if apache is not None:
+        wanted = [one for one in found if one.pid == int(apache)]
+        if not wanted:
+            pids = ", ".join(str(one.pid) for one in found)
+            raise CommandError(f"process {apache} is no Apache's first one; these are: {pids}")
+        found = wanted
+    return [lambda one=one: _ask(one) for one in found]  # type: ignore[misc]
+
+
+def _ask(apache: RunningApache) -> Status:
+    try:
+        return apache.collect()
+    except PermissionError as error:
+        raise CommandError(
+            f"the processes of Apache {apache.pid} may not be asked ({error.filename}:"
+            f" {error.strerror}); run this as root, or name its status page:"
+            " --apache http://localhost/websocket-status"
+        ) from error
+
+
+def fetch(url: str) -> Status:
+    """Return the status that a status page shows.
+
+    Raises:
+        CommandError: there is none, or not within ``TIMEOUT_S``.
+    """
+    # On a thread of its own, that of a server that sends a byte now and then is left to
+    # itself: timeouts of sockets begin anew with every byte.
+    answers: queue.SimpleQueue[Status | CommandError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_fetch(url))
+        except CommandError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=TIMEOUT_S)
+    except queue.Empty:
+        raise CommandError(f"{url}: no whole answer within {TIMEOUT_S:g} s") from None
+    if isinstance(answer, CommandError):
+        raise answer
+    return answer
+
+
+def _fetch(url: str) -> Status:
+    target = url
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise CommandError(f"{url} is neither a process id nor an http or https URL")
+        # As browsers do it; what is encoded already stays.
+        path = urllib.parse.quote(parts.path or "/", safe="%/:=&!$'()*+,;@~-._")
+        target = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, "json", ""))
+        with urllib.request.urlopen(target, timeout=TIMEOUT_S) as answer:
+            return Status.decode(answer.read(MAX_STATUS_BYTES))
+    except urllib.error.HTTPError as error:
+        mend = {
+            403: "Require in its <Location> does not let this machine in",
+            401: "it wants a login, which is not for this command: ask on the machine itself",
+            404: "there is no status page here: docs/operations.md has its lines",
+        }.get(error.code, "look at Apache's error log")
+        error.close()
+        raise CommandError(f"{target} answers {error.code}; {mend}") from error
+    except StatusError as error:
+        raise CommandError(f"{target}: {error}; is it the status page of apachews?") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = printable_line(str(getattr(error, "reason", error)))
+        raise CommandError(f"{target} cannot be read: {reason}") from error
+    except ValueError as error:
+        raise CommandError(f"{target} is no URL: {error}") from error
+
+
+def _interval(text: str) -> float:
+    interval_s = seconds(text)
+    if interval_s < MIN_INTERVAL_S:
+        raise argparse.ArgumentTypeError(f"{text}: {MIN_INTERVAL_S:g} seconds at least")
+    return interval_s

@@ -1,0 +1,1 @@
+"""Running a site for development: supervised programs, reloads."""

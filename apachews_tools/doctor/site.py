@@ -1,0 +1,409 @@
+"""Checks of a site: what applies to a WebSocket's request, and the socket file behind it.
+
+Contract: ``check_scope(scope)`` yields findings about the configuration,
+``check_socket(path, account)`` about the file; the latter connects once to a socket, and
+closes at once.  ``sockets_in(directory)`` looks for socket files, within a bound.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import itertools
+import os
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from apachews._listening import loopback
+from apachews_tools.httpd.configuration import Scope, is_on
+from apachews_tools.httpd.directives import Directive, quote, section_of
+from apachews_tools.httpd.links import foreign_link
+from apachews_tools.httpd.mapping import SCRIPT, socket_of
+from apachews_tools.httpd.permissions import READ, WRITE, Account, obstacle
+from apachews_tools.httpd.shell import this_program, word
+from apachews_tools.install.diversion import diversion
+
+from .finding import Finding, error, ok, warning
+
+# Files and directories of a document root that are looked at for sockets.
+MAX_LOOKED_AT: Final = 20_000
+CONNECT_TIMEOUT_S: Final = 2.0
+
+
+def check_scope(scope: Scope) -> Iterator[Finding]:
+    """Yield what there is to say about the configuration for a request."""
+    url_path = scope.url_path
+    if found := diversion(scope):
+        rule = found.directive
+        target = "a proxy" if found.is_proxy else f"{rule.arguments[1]}"
+        mend = (
+            f"in front of it: ProxyPass {quote(url_path)} !"
+            if rule.is_named("ProxyPass", "ProxyPassMatch")
+            else r"in front of it: RewriteRule \.ws$ - [END]"
+            if rule.is_named("RewriteRule")
+            else f"<Files *.ws> with SetHandler websocket, or a {rule.name} of narrower scope"
+        )
+        make = error if found.is_certain else warning
+        yield make(
+            "proxy",
+            f"{rule} takes {url_path} to {target}",
+            breaks="the handler never sees the request"
+            + ("" if found.is_certain else ", where its conditions hold")
+            + (
+                ": what the other server makes of it, with a worker held for each"
+                if found.is_proxy
+                else ": another page answers it"
+            ),
+            mend=mend,
+            where=rule.where,
+        )
+    else:
+        yield ok("proxy", f"no rule takes {url_path} elsewhere")
+    yield from _check_handler(scope)
+    yield from _check_pass_request(scope)
+    if denied := scope.denial():
+        yield error(
+            "access",
+            f"{url_path}: access is denied to everybody{_place(scope, denied)}",
+            breaks="every WebSocket is a 403 (AH01630)",
+            mend=f"<Directory {quote(_directory(scope))}> with Require all granted, or whoever may"
+            if _is_above(scope, denied)
+            else f"in place of {denied} at {denied.where}: Require all granted, or whoever may",
+            where=denied.where,
+        )
+    else:
+        yield ok("access", f"{url_path} is open to clients, or to those who log in")
+    if not scope.file.endswith(SCRIPT):
+        yield from _check_links(scope)
+
+
+def _directory(scope: Scope) -> str:
+    return scope.file.rpartition("/")[0] or "/"
+
+
+def _section(scope: Scope, directive: Directive) -> Directive | None:
+    configuration = scope.configuration
+    return section_of(configuration.directives, directive)
+
+
+def _place(scope: Scope, directive: Directive | None) -> str:
+    """Return where a directive stands, to be read behind what it does."""
+    section = _section(scope, directive) if directive else None
+    if section:
+        return f", in {section}"
+    if directive and directive.file.endswith("/.htaccess"):
+        return f", in {directive.file}"
+    return ""
+
+
+def _is_above(scope: Scope, directive: Directive) -> bool:
+    """Tell whether a ``<Directory>`` of the request's own directory overrides a directive."""
+    section = _section(scope, directive)
+    if section is None:
+        return not directive.file.endswith("/.htaccess")
+    if section.is_named("VirtualHost"):
+        return True
+    return (
+        section.is_named("Directory")
+        # A pattern may be of the same depth, and stand behind.
+        and not set("~*?[") & set(section.arguments[0])
+        and section.arguments[0].rstrip("/") != _directory(scope).rstrip("/")
+    )
+
+
+def _check_handler(scope: Scope) -> Iterator[Finding]:
+    if scope.file.endswith(SCRIPT):
+        if socket_of(scope) is None:
+            yield error(
+                "add-handler",
+                f"{scope.url_path} falls under WSGIScriptAlias, and names no socket",
+                breaks="every WebSocket there is a 500 without APACHEWS_ROOT, a 404 without a name",
+                mend="SetEnv APACHEWS_ROOT with the directory of the sockets, in that <Location>",
+            )
+        else:
+            yield ok("add-handler", f"{scope.url_path} belongs to the handler, by WSGIScriptAlias")
+        return
+    handler = scope.handler()
+    if handler is None:
+        name = scope.file.rpartition("/")[2]
+        near = socket_beside(scope.file)
+        yield error(
+            "add-handler",
+            f"nothing gives {name} to the handler websocket",
+            breaks="httpd takes the socket for a file and answers 403 or 404",
+            mend="AddHandler websocket .ws"
+            if name.endswith(".ws")
+            else f"{near} lies beside it: connect to {scope.url_path.rpartition('/')[0]}/{near}"
+            if near
+            else "AddHandler websocket .ws, and a name that ends in .ws",
+        )
+    elif handler.arguments[0].lower() != "websocket":
+        yield error(
+            "add-handler",
+            f"{handler} has {scope.url_path} instead of the handler websocket",
+            breaks="another handler answers every WebSocket",
+            mend='<Files "*.ws"> with SetHandler websocket, in the same section',
+            where=handler.where,
+        )
+    else:
+        yield ok("add-handler", f"{scope.url_path} belongs to the handler", handler.where)
+
+
+def _check_pass_request(scope: Scope) -> Iterator[Finding]:
+    directive = scope.last("WSGIPassApacheRequest")
+    if is_on(directive):
+        yield ok("pass-request", "mod_wsgi hands the handler httpd's request")
+        return
+    yield error(
+        "pass-request",
+        "WSGIPassApacheRequest is not on" if directive is None else "WSGIPassApacheRequest is off",
+        breaks="every WebSocket is a 500: the handler cannot take the connection over",
+        mend="WSGIPassApacheRequest On",
+        where=directive.where if directive else "",
+    )
+
+
+def _check_links(scope: Scope) -> Iterator[Finding]:
+    options, setter = scope.options()
+    directory = _directory(scope)
+    if "followsymlinks" in options:
+        yield ok("follow-symlinks", f"Options of {directory} have FollowSymLinks")
+        return
+    owner = " (SymLinksIfOwnerMatch does not do)" if "symlinksifownermatch" in options else ""
+    yield error(
+        "follow-symlinks",
+        f"Options of {directory} lack FollowSymLinks{owner}{_place(scope, setter)}",
+        breaks="every WebSocket is a 403 (AH00038): httpd takes a socket for a link",
+        mend=f"<Directory {quote(directory)}> with Options +FollowSymLinks"
+        if setter is None or _is_above(scope, setter)
+        else f"behind {setter} at {setter.where}, a line of its own: Options +FollowSymLinks",
+        where=setter.where if setter else "",
+    )
+
+
+def check_socket(
+    path: str, account: Account, is_mapped: bool = True, directories: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """Yield what there is to say about a socket file.
+
+    Args:
+        path: of the file.
+        account: of httpd's children.
+        is_mapped: httpd itself looks for the file, and not only the handler, as with
+            ``WSGIScriptAlias``.
+        directories: those of Define APACHEWS_ENDPOINT_DIRECTORIES.
+    """
+    try:
+        status = os.stat(path)
+        link = foreign_link(path, directories)
+    except PermissionError as failure:
+        yield warning(
+            "privileges",
+            f"{path} cannot be looked at: {failure.strerror}",
+            breaks="nothing; what is there is not known",
+            mend=f"sudo {this_program()} doctor",
+        )
+        return
+    except OSError as failure:
+        yield error(
+            "socket",
+            f"{path}: {failure.strerror}",
+            breaks="every WebSocket of it is a 404",
+            mend=_mend_absent(path, account),
+        )
+        return
+    is_loopback = _is_loopback(path)
+    if not stat.S_ISSOCK(status.st_mode) and not is_loopback:
+        yield error(
+            "socket",
+            f"{path} is not a socket",
+            breaks="every WebSocket of it is a 403",
+            # Never to remove it: the URL was the client's to choose, and the path is root's.
+            mend=f"move the file {word(path)} away, and start the producer, with Server({path!r})"
+            if stat.S_ISREG(status.st_mode) and path.endswith(".ws")
+            else "look at the path: a socket's name ends in .ws",
+        )
+        return
+    yield ok("socket", f"{path} is a {'loopback ' if is_loopback else ''}socket")
+    if is_loopback and status.st_mode & loopback.EVERYBODY:
+        yield error(
+            "socket-permission",
+            f"everybody may read {path}, and the token in it",
+            breaks="every WebSocket of it is a 403",
+            mend=f"chmod o= {word(path)}; where that does nothing, mount its file system with"
+            " umask=007",
+        )
+        return
+    if link:
+        real = Path(path).resolve()
+        yield error(
+            "socket-link",
+            f"{path} leads by the symbolic link {link} to {real}, and they have different owners",
+            breaks="every WebSocket of it is a 403",
+            # Never without the condition: the link may be an attack, and be meant for root.
+            mend="if this site is to reach that socket, and only then, as root:"
+            f" ln -sfn {word(os.readlink(link))} {word(link)};"
+            f" or let all sites use that directory: Define APACHEWS_ENDPOINT_DIRECTORIES"
+            f" {quote(str(real.parent))}",
+        )
+        return
+    found = obstacle(account, Path(path), READ if is_loopback else WRITE)
+    if found:
+        is_directory = found.path != Path(path).resolve()
+        is_lexical = found.path in Path(os.path.abspath(path)).parents
+        status_of = (
+            f"403 ({'AH00035, AH00529' if is_lexical else 'AH00037'})"
+            if is_directory and is_mapped
+            else "500"
+        )
+        transport = ', transport="loopback"' if is_loopback else ""
+        yield error(
+            "socket-permission",
+            f"Apache's user {account.name} may not connect to {path}: {found.path} has mode"
+            f" {found.mode}",
+            breaks=f"every WebSocket of it is a {status_of}",
+            mend=found.mend
+            if is_directory
+            else f"Server({path!r}{transport}, group=<a group of {account.name}>), or run the"
+            f" producer as {account.name}",
+        )
+    else:
+        yield ok("socket-permission", f"Apache's user {account.name} may connect to it")
+    yield from _check_producer(path)
+
+
+def _mend_absent(path: str, account: Account) -> str:
+    """Return what to do about a socket file that is not there."""
+    near = socket_beside(path)
+    meant = f"{near} lies beside it, if that is meant; else " if near else ""
+    place, _, name = path.rpartition("/")
+    directory = Path(place or "/")
+    start = f"start the producer, with Server({path!r})"
+    try:
+        may_write = account.may(directory.stat(), WRITE)
+    except OSError:
+        return f"{meant}install -d -o {word(account.name)} {word(directory)}, and {start}"
+    if may_write:
+        return f"{meant}{start}"
+    own = directory / "ws"
+    return (
+        f"{meant}{start}, as a user who may write to {word(directory)}, which {account.name} may"
+        f" not; or in a directory for sockets: install -d -o {word(account.name)} {word(own)}, and"
+        f" Server({str(own / name)!r})"
+    )
+
+
+def socket_beside(path: str) -> str:
+    """Return the name of the socket file that somebody may mean instead, "" for none.
+
+    One that ends in .ws, or has a name much like it.
+    """
+    place, _, name = path.rpartition("/")
+    try:
+        with os.scandir(place or "/") as entries:
+            names = [
+                entry.name
+                for entry in itertools.islice(entries, MAX_LOOKED_AT)
+                if entry.name.endswith(".ws") and entry.name != name and _is_socket(entry.path)
+            ]
+    except OSError:
+        return ""  # there is no such directory, or it is not for us to see
+    wanted = name.removesuffix(".ws") + ".ws"
+    if wanted in names:
+        return wanted
+    return next(iter(difflib.get_close_matches(wanted, names, 1)), "")
+
+
+def _connect(path: str) -> None:
+    """Connect to a producer, and leave.
+
+    Raises:
+        OSError
+    """
+    if _is_loopback(path):
+        try:
+            loopback.dial(path, CONNECT_TIMEOUT_S).close()
+        except loopback.NotProven as failure:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, str(failure)) from failure
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            # As the handler does: a path may be longer than the name of a Unix socket.
+            probe.connect(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+
+
+def _check_producer(path: str) -> Iterator[Finding]:
+    try:
+        _connect(path)
+    except OSError as failure:
+        if failure.errno in (errno.EACCES, errno.EPERM):
+            yield warning(
+                "privileges",
+                f"no permission to connect to {path}",
+                breaks="nothing; whether somebody listens is not known",
+                mend=f"sudo {this_program()} doctor",
+            )
+        elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
+            yield error(
+                "producer",
+                f"the producer on {path} accepts nobody: its backlog is full",
+                breaks="every new WebSocket of it is a 503",
+                mend="have the program return to server.dequeue(), or restart it",
+                load="as soon as its backlog is full",
+            )
+        else:
+            yield error(
+                "producer",
+                f"nobody listens on {path}: {failure.strerror}",
+                breaks="every WebSocket of it is a 503",
+                mend="start the producer",
+            )
+        return
+    yield ok("producer", f"somebody listens on {path}")
+
+
+def sockets_in(directory: str, limit: int = 20) -> list[str]:
+    """Return the socket files below a document root, at most ``limit`` of them."""
+    found: list[str] = []
+    looked_at = 0
+    for place, directories, files in os.walk(directory):
+        directories.sort()
+        looked_at += len(directories) + len(files)
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if name.endswith(".ws") and _is_socket(path):
+                found.append(path)
+        if len(found) >= limit or looked_at > MAX_LOOKED_AT:
+            break
+    return found[:limit]
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode) or _is_loopback(path)
+    except OSError:
+        return False
+
+
+def _is_loopback(path: str) -> bool:
+    """Tell whether a file says where a loopback socket listens.
+
+    Where it may not be read, its name and its size tell.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        loopback.Address.decode(loopback.read_file(path)[0])
+    except PermissionError:
+        return path.endswith(".ws") and status.st_size in loopback.FILE_BYTES
+    except (OSError, loopback.NotAnAddress):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Changing a system's Apache, and undoing that."""

@@ -1,0 +1,293 @@
+"""The directives for an installation: what ``apachews config`` prints.
+
+Contract: ``server_directives(environment, …)`` is what the server needs besides its own
+configuration, ``tls_virtual_host(…)`` a site; both return text with its reasons in
+comments.  ``choose_wsgi_module``, ``require_packages`` and ``require_readable`` refuse
+what cannot work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from apachews.exceptions import ApachewsError
+from apachews_tools.httpd.permissions import ENTER, READ, Account, obstacles
+from apachews_tools.httpd.python_environment import PythonEnvironment, python_of, version_text
+from apachews_tools.httpd.shell import word
+
+# Whom httpd serves as: Debian, Fedora and its kin, SUSE.
+USERS: Final = ("www-data", "apache", "wwwrun")
+SYSTEM_PREFIX: Final = Path("/usr")
+LETSENCRYPT: Final = Path("/etc/letsencrypt/live")
+_HOST_NAME: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+
+
+class SetUpError(ApachewsError):
+    """An installation cannot serve Apache; the text says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class WsgiModule:
+    """The mod_wsgi to use.
+
+    Attributes:
+        path: its file.
+        is_systems: the distribution's configuration loads it.
+        conflicts: there is another one of the distribution's, for another Python.
+    """
+
+    path: Path
+    is_systems: bool
+    conflicts: bool = False
+
+
+def choose_wsgi_module(environment: PythonEnvironment, given: Path | None = None) -> WsgiModule:
+    """Return the mod_wsgi that was built for the environment's Python.
+
+    Args:
+        environment: where apachews is installed.
+        given: the one that Apache loads already, instead of looking for one.
+
+    Raises:
+        SetUpError: there is none for this Python.
+        OSError: its file cannot be read.
+    """
+    mine = version_text(environment.version)
+    system = given or environment.system_wsgi_module
+    systems = python_of(system) if system else None
+    # Of two that fit, the one that was built for this very interpreter.
+    is_own = environment.wsgi_module is not None and environment.base_prefix != SYSTEM_PREFIX
+    if (
+        system
+        and not (is_own and not given)
+        and (systems == environment.version or (systems is None and given))
+    ):
+        return WsgiModule(system, True)
+    if environment.wsgi_module and not given:
+        built_for = python_of(environment.wsgi_module)
+        if built_for in (environment.version, None):
+            return WsgiModule(environment.wsgi_module, False, system is not None)
+        raise SetUpError(
+            f"{environment.wsgi_module} is built for Python {version_text(built_for)}, and this is"
+            f" {mine}: {_pip(environment)} install --force-reinstall mod_wsgi"
+        )
+    if system is None:
+        raise SetUpError(
+            "mod_wsgi is not installed: on Debian, for the system's own Python, apt-get install"
+            f" libapache2-mod-wsgi-py3; for any other, {_pip(environment)} install"
+            " mod_wsgi (which needs apache2-dev)"
+        )
+    other = version_text(systems) if systems else "another"
+    raise SetUpError(
+        f"{system} is built for Python {other}, and this is Python {mine}: install apachews in an"
+        f" environment of that Python (/usr/bin/python{other} -m venv /opt/apachews), or have a"
+        f" mod_wsgi for this one: {_pip(environment)} install mod_wsgi (which needs"
+        " apache2-dev)"
+    )
+
+
+def _pip(environment: PythonEnvironment) -> str:
+    return word(environment.prefix / "bin" / "pip")
+
+
+def apache_account(names: Iterable[str] = USERS) -> Account | None:
+    """Return the account of httpd's user, None where there is none of these names."""
+    for name in names:
+        try:
+            return Account.named(name)
+        except KeyError:
+            continue
+    return None
+
+
+def require_packages(environment: PythonEnvironment) -> None:
+    """Check that the handler can find what it imports.
+
+    Raises:
+        SetUpError: something is not installed.
+    """
+    missing = [
+        name
+        for name, is_there in (
+            ("apachews_handler", (environment.handler / "wsgi.py").exists()),
+            ("wsproto", importlib.util.find_spec("wsproto") is not None),
+        )
+        if not is_there
+    ]
+    if missing:
+        raise SetUpError(
+            f"{' and '.join(missing)} not installed in {environment.prefix}:"
+            f" {_pip(environment)} install 'apachews[bridge]'"
+        )
+
+
+def require_readable(environment: PythonEnvironment, account: Account) -> None:
+    """Check that httpd's user can read the interpreter and the packages.
+
+    Raises:
+        SetUpError: it cannot; with what is in the way.
+        OSError: something is not there.
+    """
+    wanted = [
+        (environment.prefix, ENTER | READ),
+        (environment.base_prefix / "lib", ENTER | READ),
+        (environment.packages, ENTER | READ),
+        (environment.shipped, READ),
+        *((path, READ) for path in sorted(environment.handler.glob("*.py"))),
+    ]
+    found = dict.fromkeys(
+        obstacle for path, right in wanted for obstacle in obstacles(account, path, right)
+    )
+    if found:
+        first = next(iter(found))
+        raise SetUpError(
+            f"Apache's user {account.name} cannot read this installation: {first.path} has mode"
+            f" {first.mode}; {' && '.join(one.mend for one in found)}, or install apachews"
+            " elsewhere, as in /opt/apachews"
+        )
+
+
+def server_directives(
+    environment: PythonEnvironment,
+    module: WsgiModule,
+    *,
+    shares_python: bool = False,
+    loads_module: bool = True,
+) -> str:
+    """Return what the server needs, once.
+
+    Args:
+        environment: where apachews is installed.
+        module: the mod_wsgi.
+        shares_python: the site runs other Python in Apache's children, and has its
+            own WSGIPythonHome.
+        loads_module: write ``LoadModule`` where the distribution does not.
+    """
+    version = version_text(environment.version)
+    parts = [
+        f"# apachews: WebSockets served by Apache itself, from {environment.prefix} (Python"
+        f" {version}).\n# At the level of the server, once."
+    ]
+    if loads_module and not module.is_systems:
+        parts.append(load_module(module))
+    if shares_python or environment.is_distributions:
+        parts.append(
+            "# Where Python looks besides, to find apachews, apachews_handler and wsproto.\n"
+            "# Without it every WebSocket is a 500. (WSGIPythonHome is left as it is. A second\n"
+            "# WSGIPythonPath would replace this one: join them with a colon.)\n"
+            f"WSGIPythonPath {quoted(environment.packages)}"
+        )
+    else:
+        parts.append(
+            "# The Python environment of Apache's children: the one that has apachews_handler and\n"
+            "# wsproto. Without it every WebSocket is a 500. There is one for all of mod_wsgi's\n"
+            "# embedded mode: where the site has one already, print this with --share-python.\n"
+            f"WSGIPythonHome {quoted(environment.prefix)}"
+        )
+        if not environment.packages.is_relative_to(environment.prefix):
+            parts.append(
+                "# apachews is not in that environment (a checkout?): here it is.\n"
+                f"WSGIPythonPath {quoted(environment.packages)}"
+            )
+    parts.append(
+        "# The handler, and what it needs, each line with its reason; AddHandler websocket .ws is\n"
+        "# in there.\n"
+        f"Define APACHEWS_HANDLER {quoted(environment.handler)}\n"
+        f"Include {quoted(environment.shipped)}"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def load_module(module: WsgiModule) -> str:
+    """Return the ``LoadModule`` of a mod_wsgi from PyPI, with its reason."""
+    other = (
+        "# The distribution's is for another, and must not be loaded besides: a2dismod wsgi.\n"
+        if module.conflicts
+        else ""
+    )
+    return (
+        f"# mod_wsgi, installed with pip for this very Python.\n{other}"
+        f"LoadModule wsgi_module {quoted(module.path)}"
+    )
+
+
+def tls_virtual_host(
+    name: str, document_root: Path, certificate: Path | None = None, key: Path | None = None
+) -> str:
+    """Return a site with TLS.
+
+    Args:
+        name: of the host, as chat.example.org.
+        document_root: its directory.
+        certificate, key: PEM files; None: where certbot has them.
+
+    Raises:
+        SetUpError: the name is none of a host, or a path is not absolute.
+    """
+    name = name.lower().removesuffix(".")
+    if not _HOST_NAME.fullmatch(name) or len(name) > 253:
+        raise SetUpError(f"{name!r} is no name of a host, as chat.example.org")
+    if not document_root.is_absolute():
+        raise SetUpError(f"--docroot {document_root} is not absolute: begin it with /")
+    root = quoted(document_root)
+    certificate = certificate or LETSENCRYPT / name / "fullchain.pem"
+    key = key or LETSENCRYPT / name / "privkey.pem"
+    return f"""\
+# https://{name}/, with WebSockets at wss://{name}/*.ws.
+# Needs mod_ssl and mod_alias (on Debian: a2enmod ssl), and what "apachews config" prints
+# without --tls-vhost.
+#
+# Producers make their sockets in the document root, or below; for those that run as
+# Apache's user:  install -d -o www-data {word(document_root / "ws")}
+
+<VirtualHost *:80>
+    ServerName {name}
+    DocumentRoot {root}
+    # A page that came over http could only open ws://, which everybody on the way can
+    # read. What certbot puts there to prove that the name is yours stays reachable.
+    RedirectMatch permanent "^/(?!\\.well-known/acme-challenge/)(.*)$" "https://{name}/$1"
+    <Directory {root}>
+        Require all granted
+    </Directory>
+</VirtualHost>
+
+<VirtualHost *:443>
+    ServerName {name}
+    DocumentRoot {root}
+
+    SSLEngine on
+    # With the intermediate certificates: without them programs refuse what browsers take.
+    SSLCertificateFile {quoted(certificate)}
+    SSLCertificateKeyFile {quoted(key)}
+
+    # One line in the error log for every WebSocket that closes: who, why, how much.
+    LogLevel warn wsgi:info
+
+    <Directory {root}>
+        # FollowSymLinks: without it httpd takes a socket for a link that it may not
+        # follow, and every WebSocket is a 403 (AH00038).
+        Options FollowSymLinks
+        AllowOverride None
+        Require all granted
+        # Limits, origins and all other settings: docs/configuration.md
+        #SetEnv APACHEWS_MAX_MESSAGE 256K
+    </Directory>
+</VirtualHost>
+"""
+
+
+def quoted(path: Path) -> str:
+    """Return a path as it can stand in httpd's configuration.
+
+    Raises:
+        SetUpError: it cannot.
+    """
+    text = str(path)
+    if re.search(r'["\\\n\r]|\$\{', text):
+        raise SetUpError(f"{text!r} has characters that httpd's configuration cannot have")
+    return f'"{text}"' if re.search(r"\s|#", text) else text

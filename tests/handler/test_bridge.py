@@ -1,0 +1,823 @@
+"""bridge.thread: the loop, over socket pairs, with clients that stall and vanish."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apachews import wire
+from apachews.wire.reader import Item, MessageReader
+from apachews_handler.bridge.connection import Connection
+from apachews_handler.bridge.thread import Bridge
+from apachews_handler.bridge.transport import PlainTransport
+from apachews_handler.lifecycle import child
+from apachews_handler.native import short_calls
+from apachews_handler.protocol.client_reader import KEEPALIVE
+from apachews_handler.protocol.deflate import Agreement
+from apachews_handler.protocol.session import Session
+from apachews_handler.settings import Rate, Settings
+from apachews_handler.shared import rundir
+
+from ..conftest import let_pass, wait_for
+from ..support.frames import masked
+
+MAX_BUFFER = Settings().max_buffer
+OPEN = wire.Open(id="1", uri="/a.ws")
+
+
+class Lines:
+    """A log."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def write(self, level: str, text: str) -> None:
+        self.lines.append((level, text))
+
+    def descriptor(self) -> int | None:
+        return None
+
+    def style(self) -> tuple[str, int]:
+        return "wsgi", 6
+
+
+class Places:
+    """The places of a connection: how often they were released."""
+
+    def __init__(self) -> None:
+        self.released: list[bool] = []
+
+    def release(self) -> None:
+        self.released.append(True)
+
+
+class Peers:
+    """The far ends of a connection: a client and a producer."""
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        deflate_agreement: Agreement | None = None,
+        transport: type[PlainTransport] = PlainTransport,
+        path: str = "",
+        **changes: Any,
+    ) -> None:
+        settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, "hold": 0, **changes})
+        self.client, client_near = tcp_pair()
+        self.producer, producer_near = socket.socketpair()
+        for sock in (client_near, producer_near):
+            sock.setblocking(False)
+        for sock in (self.client, self.producer):
+            sock.settimeout(10)
+        self.log = Lines()
+        self._reader = MessageReader(2**30)
+        self.messages: list[Item] = []
+        places = Places()
+        self.released = places.released
+        session = Session(settings, deflate_agreement)
+        session.open(OPEN)
+        self.connection = Connection(
+            transport(client_near),
+            producer_near,
+            session,
+            settings,
+            path,
+            "[client x] /a.ws",
+            self.log,
+            places,
+        )
+        bridge.adopt(self.connection)
+
+    def next_item(self) -> Item | None:
+        """Return what the producer receives next, None at the end."""
+        while not self.messages:
+            data = self.producer.recv(1 << 20)
+            if not data:
+                return None
+            self.messages += self._reader.receive(data)
+        return self.messages.pop(0)
+
+    def client_reads(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.client.recv(size - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def close(self) -> None:
+        for sock in (self.client, self.producer):
+            sock.close()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        return far, listener.accept()[0]
+
+
+@pytest.fixture
+def bridge() -> Iterator[Bridge]:
+    before = set(os.listdir("/proc/self/fd"))
+    bridge = Bridge()
+    bridge.start()
+    yield bridge
+    bridge.stop()
+    assert not bridge._thread.is_alive()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def connect(bridge: Bridge) -> Iterator[Callable[..., Peers]]:
+    made: list[Peers] = []
+
+    def connect(**settings: Any) -> Peers:
+        peers = Peers(bridge, **settings)
+        made.append(peers)
+        item = peers.next_item()
+        assert isinstance(item, wire.Open)
+        return peers
+
+    yield connect
+    for peers in made:
+        peers.close()
+
+
+def test_messages_pass_both_ways(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.client.sendall(masked(0x81, b"hi") + masked(0x89, b"p"))
+    assert peers.next_item() == "hi"
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"yo"))
+    assert peers.client_reads(7) == b"\x8a\x01p" + b"\x81\x02yo"
+
+
+def test_a_large_message_passes_in_small_pieces(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    data = os.urandom(5_000_000)
+    writer = threading.Thread(target=peers.client.sendall, args=(masked(0x82, data),))
+    writer.start()
+    assert peers.next_item() == data
+    writer.join()
+    frame = wire.encode_frame(wire.BINARY, data)
+    writer = threading.Thread(target=peers.producer.sendall, args=(frame,))
+    writer.start()
+    assert peers.client_reads(len(frame)) == frame
+    writer.join()
+
+
+def stalled(sock: socket.socket, data: bytes) -> int:
+    """Send until nothing more goes in for a while; return how much did."""
+    sent = 0
+    while select.select([], [sock], [], 0.3)[1]:
+        sent += sock.send(data)
+    return sent
+
+
+def test_a_client_that_does_not_read_stops_its_producer_and_nobody_else(
+    connect: Callable[..., Peers],
+) -> None:
+    slow, fast = connect(), connect()
+    frame = wire.encode_frame(wire.BINARY, b"x" * 10_000)
+    slow.producer.setblocking(False)
+    sent = stalled(slow.producer, frame * 10)
+    queued = len(slow.connection.client_queue)
+    assert 0 < queued <= MAX_BUFFER
+    fast.client.sendall(masked(0x81, b"hi"))
+    assert fast.next_item() == "hi"
+    # And everything arrives once it reads; the frame that was begun, when it is whole.
+    frames, begun = divmod(sent, len(frame))
+    assert slow.client_reads(frames * len(frame)) == frame * frames
+    slow.producer.setblocking(True)
+    slow.producer.sendall(frame[begun:])
+    assert slow.client_reads(len(frame)) == frame
+
+
+class Gauge(PlainTransport):
+    """Notes the most that waited for the client."""
+
+    most_bytes = 0
+
+    def send(self, data: bytes | memoryview) -> int:
+        self.most_bytes = max(self.most_bytes, len(data))
+        return super().send(data)
+
+
+def test_what_is_kept_back_of_a_frame_counts_as_held(connect: Callable[..., Peers]) -> None:
+    peers = connect(transport=Gauge)
+    frame = wire.encode_frame(wire.BINARY, bytes(60_000))
+    writer = threading.Thread(target=peers.producer.sendall, args=(frame * 200,))
+    writer.start()
+    assert peers.client_reads(200 * len(frame)) == frame * 200
+    writer.join()
+    transport = peers.connection.transport
+    assert isinstance(transport, Gauge)
+    assert len(frame) <= transport.most_bytes <= MAX_BUFFER
+
+
+def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    frame = masked(0x82, b"x" * 10_000)
+    peers.client.setblocking(False)
+    sent = stalled(peers.client, frame * 10)
+    assert 0 < len(peers.connection.producer_queue) <= MAX_BUFFER + 1000
+    messages = sent // len(frame)
+    for _ in range(messages):
+        assert peers.next_item() == b"x" * 10_000
+
+
+@pytest.mark.parametrize("size", [4096, 1 << 20])
+def test_what_is_held_of_each_direction_is_a_setting(
+    connect: Callable[..., Peers], size: int
+) -> None:
+    peers = connect(max_buffer=size, max_message=1 << 40)
+    peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 1 << 40))
+    for sock in (peers.client, peers.producer):
+        sock.setblocking(False)
+        stalled(sock, b"x" * 60_000)
+    for queue in (peers.connection.client_queue, peers.connection.producer_queue):
+        assert 0 < len(queue) <= size + 100
+
+
+def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.producer.setblocking(False)
+    stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
+    peers.producer.settimeout(10)
+    before = len(peers.connection.client_queue)
+    for _ in range(5_000):
+        peers.client.sendall(masked(0x89, b"p" * 125))
+    peers.client.sendall(masked(0x81, b"end"))
+    assert peers.next_item() == "end"
+    assert len(peers.connection.client_queue) <= before
+
+
+def test_the_client_closes(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.client.sendall(masked(0x88, b"\x03\xe8"))
+    assert peers.next_item() == wire.Close(1000, "")
+    assert peers.next_item() is None
+    assert peers.client_reads(100) == b"\x88\x02\x03\xe8"
+    peers.client.close()
+    wait_for(lambda: peers.log.lines)
+    level, line = peers.log.lines[0]
+    assert level == "info"
+    assert "closed by client (CLIENT_CLOSED) code=1000" in line
+
+
+def test_a_client_that_does_not_go_is_dropped_in_time(connect: Callable[..., Peers]) -> None:
+    peers = connect(close_timeout=0.1)
+    peers.producer.sendall(wire.encode_frame(wire.CLOSE, b""))
+    assert peers.client_reads(100) == b"\x88\x00"
+    assert peers.next_item() is None
+
+
+def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> None:
+    peers = connect(max_message=10)
+    peers.client.sendall(masked(0x81, b"x" * 11))
+    item = peers.next_item()
+    assert isinstance(item, wire.Close)
+    assert item.code == 1009
+    assert peers.client_reads(4)[:1] == b"\x88"
+    peers.client.close()
+    wait_for(lambda: peers.log.lines)
+    assert peers.log.lines[0][0] == "warn"
+    assert "more than 10 bytes" in peers.log.lines[0][1]
+
+
+@pytest.mark.parametrize("half_sent", [False, True])
+def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> None:
+    peers = connect(max_buffer=6)  # a frame that is longer is passed on as it comes
+    frame = wire.encode_frame(wire.TEXT, b"hello")
+    peers.producer.sendall(frame[:4] if half_sent else frame)
+    peers.producer.close()
+    received = peers.client_reads(9 if half_sent else len(frame) + 4)
+    if half_sent:
+        assert received == frame[:4]  # and the end
+    else:
+        assert received == frame + b"\x88\x16" + (1012).to_bytes(2, "big")
+
+
+def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(send_timeout=1.0, close_timeout=0.5)
+    peers.producer.setblocking(False)
+    sent = stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
+    peers.producer.close()
+    wait_for(lambda: peers.connection.producer_mask == -1)
+    used = sum(os.times()[:2])
+    wait_for(lambda: peers.log.lines)
+    assert sum(os.times()[:2]) - used < 0.4
+    with pytest.raises(ConnectionResetError):  # the kernel keeps nothing for it
+        peers.client_reads(sent)
+
+
+def test_a_client_that_vanishes_while_its_producer_is_slow_is_noticed(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(close_timeout=0.5)
+    peers.client.setblocking(False)
+    stalled(peers.client, masked(0x82, b"x" * 60_000))
+    peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peers.client.close()  # with a reset
+    wait_for(lambda: peers.log.lines)
+
+
+def ping() -> bytes:
+    return wire.encode_frame(wire.PING, KEEPALIVE)
+
+
+def test_a_silent_client_is_pinged_and_lives_while_it_answers(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(ping_interval=0.05, ping_timeout=0.3)
+    for _ in range(10):
+        assert peers.client_reads(len(ping())) == ping()
+        peers.client.sendall(masked(0x8A, KEEPALIVE))
+    peers.client.sendall(masked(0x81, b"hi"))
+    assert peers.next_item() == "hi"
+
+
+def test_a_client_that_answers_no_ping_is_closed(connect: Callable[..., Peers]) -> None:
+    peers = connect(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05)
+    assert peers.client_reads(len(ping())) == ping()
+    assert peers.next_item() == wire.Close(1011, "no answer to a ping")
+    assert peers.client_reads(4)[2:] == (1011).to_bytes(2, "big")
+    wait_for(lambda: peers.log.lines)
+    assert peers.log.lines[0][0] == "info"
+    assert "closed by bridge (NO_PONG) code=1011" in peers.log.lines[0][1]
+    assert peers.released == [True]
+
+
+def test_no_ping_is_missed_while_the_producer_is_slow(connect: Callable[..., Peers]) -> None:
+    peers = connect(ping_interval=0.05, ping_timeout=0.05)
+    peers.client.setblocking(False)
+    stalled(peers.client, masked(0x82, b"x" * 60_000))  # for longer than both
+    assert not peers.log.lines
+    assert peers.next_item() == b"x" * 60_000
+
+
+def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout=1)
+    for _ in range(4):
+        peers.producer.sendall(wire.encode_frame(wire.TEXT, b"tick"))
+        assert peers.client_reads(6) == b"\x81\x04tick"
+        let_pass(0.3)
+    assert peers.next_item() == wire.Close(1001, "idle")
+
+
+def test_a_client_that_takes_nothing_is_closed(connect: Callable[..., Peers]) -> None:
+    peers = connect(send_timeout=0.3, close_timeout=0.1)
+    peers.producer.setblocking(False)
+    stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
+    peers.producer.settimeout(10)
+    assert peers.next_item() == wire.Close(1013, "too slow")
+    wait_for(lambda: peers.log.lines)
+    assert peers.log.lines[0][0] == "warn"
+    assert "(TOO_SLOW) code=1013" in peers.log.lines[0][1]
+
+
+def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[..., Peers]) -> None:
+    peers = connect(send_timeout=1.5)
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
+    peers.producer.setblocking(False)
+    sent, received = stalled(peers.producer, b"x" * 60_000), 0
+    while received < sent * 0.9:
+        received += len(peers.client.recv(sent // 12))
+        let_pass(0.2)
+    assert not peers.log.lines
+
+
+def test_a_client_that_reads_slowly_but_steadily_is_not(connect: Callable[..., Peers]) -> None:
+    """The kernel asks for more only when much has gone: for longer than the timeout."""
+    peers = connect(send_timeout=1)
+    peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
+    peers.producer.setblocking(False)
+    stalled(peers.producer, b"x" * 60_000)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        peers.client.recv(1024)
+        let_pass(0.05)
+    assert not peers.log.lines
+
+
+def test_a_slow_transfer_is_not_idle(connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout=0.3)
+    peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
+    peers.producer.setblocking(False)
+    stalled(peers.producer, b"x" * 60_000)
+    let_pass(0.6)
+    assert not peers.log.lines
+
+
+def test_an_answer_that_was_not_read_yet_is_an_answer(
+    connect: Callable[..., Peers],
+) -> None:
+    """The loop was held up for longer than the timeout: nobody is gone for that."""
+    peers, other = connect(ping_interval=0.1, ping_timeout=0.1), connect()
+    held = threading.Event()
+    other.log.write = lambda level, text: held.wait(5) and None  # type: ignore[assignment]
+    assert peers.client_reads(len(ping())) == ping()
+    other.producer.sendall(wire.encode_frame(0x7, b""))  # which is logged
+    peers.client.sendall(masked(0x8A, KEEPALIVE))
+    let_pass(0.4)
+    held.set()
+    assert peers.client_reads(len(ping())) == ping()
+    assert not peers.log.lines
+
+
+def test_nothing_is_kept_of_a_connection_that_is_closed(
+    bridge: Bridge, connect: Callable[..., Peers]
+) -> None:
+    peers = connect(idle_timeout=3600.0, transport=Hoarder)  # which can be referred to weakly
+    transport = weakref.ref(peers.connection.transport)
+    peers.client.close()
+    wait_for(lambda: peers.log.lines)
+    del peers.connection
+    wait_for(lambda: transport() is None)
+
+
+def test_a_rate_that_is_exceeded(connect: Callable[..., Peers]) -> None:
+    peers = connect(message_rate=Rate(3, 1.0))
+    peers.client.sendall(masked(0x81, b"a") * 5)
+    assert [peers.next_item() for _ in range(3)] == ["a"] * 3
+    assert peers.next_item() == wire.Close(1008, "too many messages in a short time")
+
+
+def test_a_bomb_passes_in_bounded_pieces_and_its_producer_is_waited_for(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(deflate_agreement=Agreement())
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    peers.client.sendall(masked(0xC2, bomb) + masked(0x81, b"behind it"))
+    wait_for(lambda: peers.connection.producer_queue)
+    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    assert peers.next_item() == bytes(20_000_000)
+    assert peers.next_item() == "behind it"
+
+
+def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
+    connect: Callable[..., Peers],
+) -> None:
+    """Its message is not all inflated, and the producer is slow: nothing is read of it."""
+    peers = connect(deflate_agreement=Agreement())
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    peers.client.sendall(masked(0xC2, bomb))
+    wait_for(lambda: peers.connection.producer_queue)
+    assert peers.connection.session.is_paused
+    peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    peers.client.close()
+    used = sum(os.times()[:2])
+    wait_for(lambda: peers.connection.client_fd == -1)
+    let_pass(0.5)
+    assert sum(os.times()[:2]) - used < 0.3
+
+
+class Hoarder(PlainTransport):
+    """As OpenSSL: takes all that the descriptor has, and gives out some of it."""
+
+    may_hoard = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.hoard = b""
+
+    def recv(self, size: int) -> bytes | None:
+        data = super().recv(1 << 20)
+        self.hoard += data or b""
+        taken, self.hoard = self.hoard[:size], self.hoard[size:]
+        return taken or data
+
+    def has_pending(self) -> bool:
+        return bool(self.hoard)
+
+
+def test_what_the_transport_holds_behind_a_pause_is_not_forgotten(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(deflate_agreement=Agreement(), max_buffer=4096, transport=Hoarder)
+    stream = zlib.compressobj(6, zlib.DEFLATED, -15)
+    bomb = (stream.compress(bytes(1_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    # One segment: everything is with the transport after the first read.
+    peers.client.sendall(masked(0xC2, bomb) + masked(0x82, b"x" * 9000) + masked(0x81, b"end"))
+    assert [peers.next_item() for _ in range(3)] == [bytes(1_000_000), b"x" * 9000, "end"]
+
+
+class Waiting(PlainTransport):
+    """As OpenSSL while it must write before it reads on."""
+
+    needs_writing = True
+
+
+def test_a_transport_that_must_write_is_no_way_around_a_slow_producer(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(transport=Waiting, max_message=1 << 40)
+    peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
+    peers.client.setblocking(False)
+    stalled(peers.client, b"x" * 60_000)
+    used = sum(os.times()[:2])
+    let_pass(0.5)
+    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    assert sum(os.times()[:2]) - used < 0.3
+    peers.producer.setblocking(False)
+
+    def goes_on() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            peers.producer.recv(1 << 20)
+        return bool(select.select([], [peers.client], [], 0)[1])
+
+    wait_for(goes_on)
+
+
+def test_what_the_producer_sends_is_compressed(connect: Callable[..., Peers]) -> None:
+    peers = connect(deflate_agreement=Agreement())
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"hello " * 1000))
+    first, length = peers.client_reads(2)
+    assert first == 0xC1
+    assert length < 100
+
+
+def test_reserved_opcodes_are_logged(connect: Callable[..., Peers]) -> None:
+    peers = connect()
+    peers.producer.sendall(wire.encode_frame(0x7, b"x") + wire.encode_frame(wire.TEXT, b"a"))
+    assert peers.client_reads(3) == b"\x81\x01a"
+    wait_for(lambda: peers.log.lines)
+    assert "0x7" in peers.log.lines[0][1]
+
+
+def test_an_exception_ends_its_own_connection_only(
+    connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = connect(), connect()
+
+    recv = PlainTransport.recv
+
+    def fail(transport: PlainTransport, size: int) -> bytes | None:
+        if transport is bad.connection.transport:
+            raise RuntimeError("a fault of ours")
+        return recv(transport, size)
+
+    monkeypatch.setattr(PlainTransport, "recv", fail)
+    bad.client.sendall(b"x")
+    assert bad.next_item() is None
+    with pytest.raises(ConnectionResetError):
+        bad.client_reads(1)  # what it sent was never read
+    assert bad.log.lines[0][0] == "error"
+    assert "a fault of ours" in bad.log.lines[0][1]
+    good.client.sendall(masked(0x81, b"hi"))
+    assert good.next_item() == "hi"
+
+
+def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
+    connect: Callable[..., Peers], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = connect(), connect()
+    log_close = Connection.log_close
+
+    def fail(connection: Connection) -> None:
+        if connection is bad.connection:
+            raise RuntimeError("a fault of ours")
+        log_close(connection)
+
+    monkeypatch.setattr(Connection, "log_close", fail)
+    bad.client.sendall(masked(0x88, wire.encode_close(1000, "")))
+    wait_for(lambda: bad.log.lines)
+    assert "a fault of ours" in bad.log.lines[0][1]
+    good.client.sendall(masked(0x81, b"hi"))
+    assert good.next_item() == "hi"
+    assert bridge._loop.tally.endpoints()[""].closes == {"1000": 1}
+
+
+def kept_busy(bridge: Bridge) -> threading.Event:
+    """Have the thread busy until the event is set."""
+    is_busy, may_go_on = threading.Event(), threading.Event()
+    reader, writer = socket.socketpair()
+
+    def be_busy() -> None:
+        bridge._loop.unwatch(reader.fileno())
+        reader.close()
+        writer.close()
+        is_busy.set()
+        may_go_on.wait(10)
+
+    bridge._loop.watch(reader.fileno(), be_busy)
+    writer.send(b"x")
+    assert is_busy.wait(5)
+    return may_go_on
+
+
+def test_what_comes_while_it_is_busy_is_begun_with_together(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = kept_busy(bridge)
+    written: list[int] = []
+    write = short_calls.eventfd_write
+
+    def noted(fd: int, value: int) -> None:
+        written.append(value)
+        write(fd, value)
+
+    monkeypatch.setattr(short_calls, "eventfd_write", noted)
+    several = [Peers(bridge) for _ in range(3)]
+    assert written == [1]
+    may_go_on.set()
+    for peers in several:
+        assert isinstance(peers.next_item(), wire.Open)
+    Peers(bridge).close()
+    assert written == [1, 1]
+    for peers in several:
+        peers.close()
+
+
+@pytest.mark.parametrize("order", ["stop", "freeze"])
+def test_one_that_was_adopted_just_before_the_end_is_not_forgotten(
+    bridge: Bridge, order: str
+) -> None:
+    may_go_on = kept_busy(bridge)
+    peers = Peers(bridge)
+    ender = threading.Thread(target=getattr(bridge, order))
+    ender.start()
+    wait_for(lambda: not bridge.is_running)
+    may_go_on.set()
+    assert isinstance(peers.next_item(), wire.Open)
+    if order == "stop":
+        assert peers.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+        peers.client.sendall(masked(0x88, b"\x03\xe9"))
+        ender.join(5)
+    else:
+        ender.join(5)
+        loop = bridge.thaw()
+        peers.client.sendall(masked(0x81, b"hi"))
+        loop.turn(5)
+        assert peers.next_item() == "hi"
+        loop.close()
+    assert not ender.is_alive()
+    peers.close()
+
+
+class FullEpoll:
+    """An epoll that watches nobody more."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_where_epoll_has_no_room_a_client_gets_its_goodbye(bridge: Bridge) -> None:
+    epoll = bridge._loop._epoll
+    bridge._loop._epoll = FullEpoll(epoll)  # type: ignore[assignment]
+    peers = Peers(bridge)
+    assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
+    assert peers.next_item() is None
+    wait_for(lambda: peers.log.lines)
+    assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
+    assert peers.released == [True]
+    bridge._loop._epoll = epoll
+    peers.close()
+    after = Peers(bridge)
+    assert isinstance(after.next_item(), wire.Open)
+    after.close()
+
+
+def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
+    peers, silent = connect(), connect()
+    stopper = threading.Thread(target=bridge.stop)
+    stopper.start()
+    item = peers.next_item()
+    assert isinstance(item, wire.Close)
+    assert item.code == 1001
+    received = peers.client_reads(4)
+    assert received[2:] == (1001).to_bytes(2, "big")
+    peers.client.sendall(masked(0x88, b"\x03\xe9"))
+    stopper.join(5)  # the silent one does not hold it up for ever
+    assert not stopper.is_alive()
+    assert silent.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+
+
+def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
+    bridge.stop()
+    peers = Peers(bridge)
+    frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
+    assert peers.client_reads(100) == frame  # and the end
+    assert peers.next_item() is None
+    assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
+    peers.close()
+
+
+def test_the_thread_takes_no_signals(bridge: Bridge) -> None:
+    task = f"/proc/self/task/{bridge._thread.native_id}/status"
+    with open(task) as status:
+        blocked = next(line for line in status if line.startswith("SigBlk:")).split()[1]
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGPIPE):
+        assert int(blocked, 16) >> (number - 1) & 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_clients_last_words_arrive_though_nothing_reaches_it_any_more(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect()
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"unread"))
+    wait_for(lambda: select.select([peers.client], [], [], 0)[0])
+    # The loop is held while the client speaks and breaks off, and while its
+    # producer speaks: it then meets the failed send before the last words.
+    held = threading.Event()
+
+    def hold(level: str, text: str) -> None:
+        held.wait(5)
+
+    peers.log.write = hold  # type: ignore[method-assign]
+    peers.producer.sendall(wire.encode_frame(0x7, b""))
+    peers.client.sendall(masked(0x81, b"last words") + masked(0x88, b"\x0f\xa0"))
+    peers.client.close()  # with something unread: a reset
+    peers.producer.sendall(wire.encode_frame(wire.TEXT, b"too late") * 3)
+    held.set()
+    assert peers.next_item() == "last words"
+    assert peers.next_item() == wire.Close(4000, "")
+
+
+def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
+    connect: Callable[..., Peers],
+) -> None:
+    peers = connect(close_timeout=0.2)
+    while not peers.connection.producer_queue:
+        peers.client.sendall(masked(0x82, b"x" * 10_000))
+        let_pass(0.005)  # so that the client's window stays open
+    peers.client.shutdown(socket.SHUT_WR)
+    wait_for(lambda: peers.log.lines)
+
+
+@pytest.mark.parametrize(
+    ("rate", "least_s", "most_s"), [(Rate(20, 20.0), 0.4, 2.0), (None, 0, 0.5)]
+)
+def test_goodbyes_are_spread(
+    bridge: Bridge,
+    connect: Callable[..., Peers],
+    rate: Rate | None,
+    least_s: float,
+    most_s: float,
+) -> None:
+    many = [connect(drain_rate=rate) for _ in range(10)]
+    begun_at = time.monotonic()
+    bridge.begin_stop()
+    told_at = []
+    for peers in many:
+        assert peers.client_reads(4)[2:] == b"\x03\xe9"
+        told_at.append(time.monotonic() - begun_at)
+        peers.client.close()
+    assert least_s < max(told_at) < most_s
+
+
+def test_all_goodbyes_are_said_in_time_however_slow_the_pace(
+    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpd does not wait for ever."""
+    monkeypatch.setattr("apachews_handler.bridge.thread.STOP_SPREAD_S", 0.5)
+    many = [connect(drain_rate=Rate(1, 1.0)) for _ in range(10)]
+    begun_at = time.monotonic()
+    bridge.begin_stop()
+    for peers in many:
+        assert peers.client_reads(4)[2:] == b"\x03\xe9"
+        peers.client.close()
+    assert time.monotonic() - begun_at < 2
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    rundir.open_directory(os.getpid())
+    before = set(os.listdir("/proc/self/fd"))
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    for _ in range(2):  # and it is tried again
+        with pytest.raises(RuntimeError, match="new thread"):
+            child.bridge(lambda: None, Lines())
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert list(temporary.iterdir()) == []

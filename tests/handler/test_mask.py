@@ -1,0 +1,104 @@
+"""Unmasking: the extension and its stand-in do the same."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews_handler.protocol.mask import LONG, unmask_in_python
+
+INSTALLED = Path(sysconfig.get_path("platlib")) / "apachews_handler" / "protocol"
+LENGTHS = [*range(20), 63, 64, 65, 125, 126, *range(LONG - 2, LONG + 6), 65535, 65536, 65537]
+
+
+def extension() -> Callable[[bytes, bytes], bytes]:
+    """Return the extension's function: of what is installed, as the checkout has none."""
+    if not INSTALLED.exists() and "TOX_ENV_NAME" not in os.environ:
+        pytest.skip("apachews is not installed in this environment")
+    (path,) = INSTALLED.glob("_mask.*.so")  # these environments have a compiler
+    loader = importlib.machinery.ExtensionFileLoader("_mask", str(path))
+    spec = importlib.util.spec_from_loader("_mask", loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    function: Callable[[bytes, bytes], bytes] = module.unmask
+    return function
+
+
+def expected(data: bytes, mask: bytes) -> bytes:
+    return bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
+
+
+@given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
+def test_unmask_in_python_is_exclusive_or(data: bytes, mask: bytes) -> None:
+    assert unmask_in_python(data, mask) == expected(data, mask)
+
+
+def test_the_extension_is_exclusive_or() -> None:
+    unmask = extension()
+
+    @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
+    def check(data: bytes, mask: bytes) -> None:
+        assert unmask(data, mask) == expected(data, mask)
+
+    check()
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_both_unmask_every_length_alike(length: int) -> None:
+    data = bytes(i * 7 % 251 for i in range(length))
+    assert unmask_in_python(data, b"\x01\x80\xff\x00") == expected(data, b"\x01\x80\xff\x00")
+    assert extension()(data, b"\x01\x80\xff\x00") == unmask_in_python(data, b"\x01\x80\xff\x00")
+
+
+def test_the_data_is_left_as_it_was() -> None:
+    data = b"x"
+    assert extension()(data, b"abcd") == b"\x19"
+    assert data == b"x"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), (b"x",), (b"x", b"abc"), (b"x", b"abcde"), (bytearray(b"x"), b"abcd"), (b"x", "abcd")],
+)
+def test_the_extension_refuses_what_is_no_bytes_and_a_mask(arguments: tuple[object, ...]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        extension()(*arguments)  # type: ignore[arg-type]
+
+
+def test_without_the_extension_python_does_it() -> None:
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['apachews_handler.protocol._mask'] = None\n"
+            "from apachews_handler.protocol import mask\n"
+            "assert not mask.IS_IN_C and mask.unmask is mask.unmask_in_python",
+        ],
+        check=False,
+    )
+    assert result.returncode == 0
+
+
+def test_with_the_extension_it_is_used() -> None:
+    extension()
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            "from apachews_handler.protocol.mask import *; assert IS_IN_C",
+        ],
+        check=False,
+    )
+    assert result.returncode == 0

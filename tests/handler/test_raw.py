@@ -1,0 +1,329 @@
+"""apachews_handler.protocol.raw: a producer's bytes to frames, frames to bytes, and how it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews import wire
+from apachews.exceptions import WireError
+from apachews.wire.reader import MessageReader, Violation
+from apachews_handler.protocol.deflate import Agreement
+from apachews_handler.protocol.ends import End
+from apachews_handler.protocol.raw import Framer, LineFramer, RawSession, ReadFramer, new_session
+from apachews_handler.protocol.session import Phase, Session, Side
+from apachews_handler.settings import Settings
+
+from ..support.frames import masked
+
+OPEN = wire.Open(id="1", uri="/")
+Message = str | bytes
+
+
+def messages(frames: bytes) -> list[Message]:
+    """Return the messages in whole frames; fails where they are not as RFC 6455 has them."""
+    reader = MessageReader()
+    reader.receive(OPEN.encode())
+    items = reader.receive(frames)
+    assert reader.is_idle, "a message is not whole"
+    assert not [item for item in items if not isinstance(item, (str, bytes))], items
+    return [item for item in items if isinstance(item, (str, bytes))]
+
+
+def frame_all(framer: Framer, pieces: list[bytes]) -> list[Message]:
+    frames: list[bytes] = []
+    for piece in pieces:
+        framer.frame(piece, frames)
+    framer.finish(frames)
+    return messages(b"".join(frames))
+
+
+@pytest.mark.parametrize(
+    ("type_", "reads", "expected"),
+    [
+        ("auto", [b"hi", "ü".encode()], ["hi", "ü"]),
+        ("auto", [b"\xff\x00"], [b"\xff\x00"]),
+        ("auto", [b"a\xc3", b"\xa9b"], ["a", "éb"]),
+        ("auto", [b"\xf0", b"\x9f", b"\x99", b"\x82"], ["🙂"]),
+        ("auto", [b"a\xc3", b"("], ["a", b"\xc3("]),
+        ("auto", [b"a\xc3"], ["a", b"\xc3"]),
+        ("text", [b"hi", b"a\xc3", b"\xa9"], ["hi", "a", "é"]),
+        ("binary", [b"hi", b"\xc3"], [b"hi", b"\xc3"]),
+    ],
+)
+def test_a_read_is_a_message(type_: str, reads: list[bytes], expected: list[Message]) -> None:
+    assert frame_all(ReadFramer(type_), reads) == expected
+
+
+@pytest.mark.parametrize("type_", ["auto", "text", "binary"])
+@pytest.mark.parametrize("by_line", [True, False])
+def test_nothing_is_no_message(type_: str, by_line: bool) -> None:
+    framer = LineFramer(type_, 8) if by_line else ReadFramer(type_)
+    assert frame_all(framer, [b""]) == []
+
+
+@pytest.mark.parametrize(
+    ("type_", "reads", "expected"),
+    [
+        ("auto", [b"a\nb\n"], ["a", "b"]),
+        ("auto", [b"a", b"b\n", b"c"], ["ab", "c"]),
+        ("auto", [b"\n\n"], ["", ""]),
+        ("auto", [b"a\r\n"], ["a\r"]),
+        ("auto", [b"a\n\xff\nb\n"], ["a", b"\xff", "b"]),
+        ("auto", [b"\xc3", b"\xa9\n"], ["é"]),
+        ("auto", [b"\xc3"], [b"\xc3"]),
+        # Longer than is held: in fragments, one message all the same.
+        ("auto", [b"123456789", b"0\nx\n"], ["1234567890", "x"]),
+        ("auto", [b"12345678\xc3", b"\xa9\n"], ["12345678é"]),
+        ("auto", [b"12345678\xff", b"\xff\n"], [b"12345678\xff\xff"]),
+        ("auto", [b"123456789"], ["123456789"]),
+        ("text", [b"a\nb"], ["a", "b"]),
+        ("binary", [b"a\nb\n"], [b"a", b"b"]),
+        ("binary", [b"123456789", b"\n"], [b"123456789"]),
+    ],
+)
+def test_a_line_is_a_message(type_: str, reads: list[bytes], expected: list[Message]) -> None:
+    assert frame_all(LineFramer(type_, 8), reads) == expected
+
+
+@pytest.mark.parametrize(
+    ("framer", "reads"),
+    [
+        (ReadFramer("text"), [b"\xff"]),
+        (ReadFramer("text"), [b"a\xc3"]),
+        (LineFramer("text", 8), [b"\xc3\n"]),
+        (LineFramer("text", 8), [b"\xc3"]),
+        (LineFramer("text", 8), [b"12345678\xff"]),
+        (LineFramer("auto", 8), [b"123456789", b"\xff\n"]),
+        (LineFramer("auto", 8), [b"12345678\xc3"]),
+    ],
+)
+def test_text_must_be_utf8(framer: Framer, reads: list[bytes]) -> None:
+    with pytest.raises(WireError, match="APACHEWS_RAW_TYPE"):
+        frame_all(framer, reads)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=12)))
+def test_no_byte_is_lost_nor_added(reads: list[bytes]) -> None:
+    got = frame_all(ReadFramer("auto"), reads)
+    as_bytes = [one.encode() if isinstance(one, str) else one for one in got]
+    assert b"".join(as_bytes) == b"".join(reads)
+
+
+@given(st.lists(st.binary(max_size=10)), st.integers(1, 9), st.integers(1, 40))
+def test_lines_are_the_same_however_they_are_cut(
+    lines: list[bytes], size: int, max_held: int
+) -> None:
+    lines = [line.replace(b"\n", b"") for line in lines]
+    data = b"".join(line + b"\n" for line in lines)
+    reads = [data[start : start + size] for start in range(0, len(data), size)]
+    framer = LineFramer("binary", max_held)
+    got: list[bytes] = []
+    for read in reads:
+        framer.frame(read, got)
+        assert framer.held_bytes <= max_held
+    framer.finish(got)
+    assert messages(b"".join(got)) == lines
+
+
+@given(st.lists(st.text(max_size=5) | st.binary(max_size=5), max_size=8), st.integers(1, 9))
+def test_lines_are_what_each_is_by_itself(items: list[str | bytes], size: int) -> None:
+    """However they are mixed and cut: text where it is UTF-8."""
+    lines = [item.encode() if isinstance(item, str) else item for item in items]
+    lines = [line.replace(b"\n", b"") for line in lines]
+    data = b"".join(line + b"\n" for line in lines)
+    reads = [data[start : start + size] for start in range(0, len(data), size)]
+    alone = [frame_all(LineFramer("auto", 1000), [line + b"\n"])[0] for line in lines]
+    assert frame_all(LineFramer("auto", 1000), reads) == alone
+
+
+def test_what_stood_before_a_fault_is_good() -> None:
+    ends = Ends(raw_delimiter="newline", raw_type="text")
+    ends.from_producer(b"a\nb\n\xff\nc\n")
+    texts = wire.encode_frame(wire.TEXT, b"a") + wire.encode_frame(wire.TEXT, b"b")
+    assert ends.client == texts + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+
+
+def test_lines_are_read_in_small_pieces() -> None:
+    assert Ends(raw_delimiter="newline", max_buffer=1 << 20).session.producer_room == 4096
+    assert Ends(raw_delimiter="newline", max_buffer=4096).session.producer_room == 4096
+    assert Ends(max_buffer=1 << 20).session.producer_room == 1 << 20
+
+
+class Ends:
+    """A raw session and what its two sides received."""
+
+    def __init__(self, deflate: Agreement | None = None, **changes: Any) -> None:
+        self.session = new_session(Settings(wire="raw", **changes), deflate)
+        assert isinstance(self.session, RawSession)
+        self.client = self.producer = b""
+        self.session.open(OPEN)
+        self.drain()
+
+    def drain(self) -> None:
+        self.client += b"".join(self.session.to_client)
+        self.session.to_client.clear()
+        self.producer += b"".join(self.session.to_producer)
+        self.session.to_producer.clear()
+
+    def from_client(self, *data: bytes) -> None:
+        for piece in data:
+            self.session.receive_client(piece)
+            self.drain()
+
+    def from_producer(self, *data: bytes) -> None:
+        for piece in data:
+            self.session.receive_producer(piece)
+            self.drain()
+
+    def end_producer(self, unsent: bytes = b"", sent: int = 0) -> None:
+        self.session.receive_producer_eof(unsent, sent)
+        self.drain()
+
+
+def test_a_framed_producer_has_the_other_session() -> None:
+    assert type(new_session(Settings())) is Session
+
+
+def test_the_producer_reads_what_the_client_sent() -> None:
+    ends = Ends()
+    ends.from_client(masked(0x81, "hü".encode()) + masked(0x82, b"\0"))
+    ends.from_client(masked(0x81, b"") + masked(0x01, b"a") + masked(0x80, b"b"))
+    ends.from_client(masked(0x8A, b"a pong") + masked(0x89, b"a ping"))
+    assert ends.producer == "hü".encode() + b"\0ab"
+    assert ends.client == wire.encode_frame(wire.PONG, b"a ping")
+
+
+def test_the_producer_reads_lines() -> None:
+    ends = Ends(raw_delimiter="newline")
+    ends.from_client(masked(0x81, b"a") + masked(0x81, b""))
+    ends.from_client(masked(0x01, b"b") + masked(0x00, b"c"))
+    ends.from_client(masked(0x80, b"d"))
+    assert ends.producer == b"a\n\nbcd\n"
+
+
+def test_the_client_reads_what_the_producer_wrote() -> None:
+    ends = Ends()
+    ends.from_producer(b"hi")
+    assert ends.client == wire.encode_frame(wire.TEXT, b"hi")
+    assert ends.session.traffic() == (0, 0, 1, 2)
+
+
+def test_what_is_long_is_compressed() -> None:
+    ends = Ends(deflate=Agreement())
+    ends.from_producer(b"a" * 10_000)
+    assert len(ends.client) < 100
+    assert ends.client[0] == 0xC1
+
+
+def test_what_is_held_is_of_the_same_buffer() -> None:
+    ends = Ends(raw_delimiter="newline", max_buffer=4096)
+    ends.from_producer(b"x" * 2048)
+    assert ends.session.kept_bytes == 2048
+    ends.from_producer(b"x")
+    assert ends.session.kept_bytes == 0
+    assert ends.client[0] == wire.TEXT
+
+
+@pytest.mark.parametrize("unsent", [b"", b"half"])
+def test_a_producer_that_ends_closes_with_1000(unsent: bytes) -> None:
+    ends = Ends(raw_delimiter="newline")
+    ends.from_producer(b"last words")
+    ends.end_producer(unsent, 0)
+    assert ends.session.phase is Phase.CLOSING
+    assert ends.session.side is Side.DONE
+    assert ends.session.end is End.PRODUCER_ENDED
+    goodbye = wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
+    assert ends.client == wire.encode_frame(wire.TEXT, b"last words") + goodbye
+    ends.from_client(masked(0x88, wire.encode_close(1000)))
+    assert ends.session.client_finished
+    assert ends.session.producer_finished
+    assert not ends.producer
+
+
+@pytest.mark.parametrize("type_", ["auto", "text"])
+def test_a_producer_that_ends_inside_a_character(type_: str) -> None:
+    ends = Ends(raw_type=type_)
+    ends.from_producer(b"a\xc3")
+    ends.end_producer()
+    text = wire.encode_frame(wire.TEXT, b"a")
+    if type_ == "auto":
+        assert ends.client.startswith(text + wire.encode_frame(wire.BINARY, b"\xc3"))
+        assert ends.session.close_code == 1000
+    else:
+        assert ends.client == text + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+        assert ends.session.end is End.PRODUCER_ERROR
+        assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
+
+
+def test_text_that_is_none_closes_with_1011() -> None:
+    ends = Ends(raw_type="text")
+    ends.from_producer(b"\xff")
+    assert ends.session.end is End.PRODUCER_ERROR
+    assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
+    assert ends.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+    assert ends.session.side is Side.DONE
+
+
+def test_a_client_that_closes_ends_the_producer() -> None:
+    ends = Ends()
+    ends.from_client(masked(0x81, b"bye") + masked(0x88, wire.encode_close(1000)))
+    assert ends.producer == b"bye"
+    assert ends.session.producer_finished
+    ends.from_producer(b"too late")
+    ends.end_producer()
+    assert ends.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
+
+
+def test_a_client_that_leaves_inside_a_message() -> None:
+    ends = Ends()
+    ends.from_client(masked(0x01, b"ha"))
+    ends.session.receive_client_eof()
+    ends.drain()
+    assert ends.producer == b"ha"
+    assert ends.session.producer_finished
+
+
+@pytest.mark.parametrize("is_deaf", [True, False])
+def test_a_producer_is_never_held(is_deaf: bool) -> None:
+    ends = Ends(hold=30.0)
+    if is_deaf:
+        ends.session.receive_producer_deafness(b"rest", 1)
+        ends.drain()
+        assert ends.session.side is Side.CONNECTED
+    ends.from_client(masked(0x81, b"a"))
+    ends.end_producer()
+    assert ends.session.side is Side.DONE
+    assert not ends.session.waiting_bytes
+
+
+def test_goodbyes_of_the_bridge_tell_the_producer_nothing() -> None:
+    ends = Ends()
+    ends.session.close(End.GOING_AWAY)
+    ends.drain()
+    assert not ends.producer
+    assert ends.client == wire.encode_frame(
+        wire.CLOSE, wire.encode_close(1001, "the server goes away")
+    )
+
+
+@given(
+    st.binary(max_size=200),
+    st.sampled_from(["off", "newline"]),
+    st.sampled_from(["auto", "text", "binary"]),
+)
+def test_whatever_a_producer_writes_the_client_gets_good_frames(
+    data: bytes, delimiter: str, type_: str
+) -> None:
+    ends = Ends(raw_delimiter=delimiter, raw_type=type_)
+    for start in range(0, len(data), 7):
+        ends.from_producer(data[start : start + 7])
+    ends.end_producer()
+    reader = MessageReader()
+    reader.receive(OPEN.encode())
+    items = reader.receive(ends.client)
+    assert not [item for item in items if isinstance(item, Violation)]
+    assert isinstance(items[-1], wire.Close)

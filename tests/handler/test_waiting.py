@@ -1,0 +1,331 @@
+"""shared.waiting: how many handshakes wait at a time, and what happens to the others."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from apachews_handler.exceptions import Unavailable
+from apachews_handler.shared import waiting
+from apachews_handler.shared.waiting import MAX_COLLECTING, Waiting
+
+PATH = "/srv/a.ws"
+USER, OTHER_USER = 1001, 1002
+TIMEOUT_S = 5.0
+
+
+def place(
+    child: Waiting, path: str, most: int, spare: int, user: int = USER
+) -> contextlib.AbstractContextManager[None]:
+    """Take a place for a handshake that waits up to ``TIMEOUT_S``."""
+    return child.place(path, most, spare, TIMEOUT_S, user)
+
+
+@pytest.fixture
+def make(temporary: Path) -> Iterator[Callable[[], Waiting]]:
+    """Make the state of one child; all children of a test have one Apache."""
+    made: list[Waiting] = []
+
+    def make() -> Waiting:
+        made.append(Waiting())
+        return made[-1]
+
+    yield make
+    for child in made:
+        if child._places:
+            child._places.close()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the pauses between two tries, each of which ends the patience."""
+    recorded: list[float] = []
+    clock = [1000.0]
+
+    def pause(_: float) -> None:
+        recorded.append(clock[0])
+        clock[0] += waiting.PATIENCE_S
+
+    monkeypatch.setattr("apachews_handler.shared.waiting.time.sleep", pause)
+    monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: clock[0])
+    return recorded
+
+
+def fill(
+    stack: contextlib.ExitStack, child: Waiting, paths: list[str], most: int, spare: int
+) -> int:
+    """Take places for these endpoints in turn; return how many there were."""
+    taken = 0
+    with contextlib.suppress(Unavailable):
+        while True:
+            stack.enter_context(place(child, paths[taken % len(paths)], most, spare))
+            taken += 1
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("most", "spare", "of_one_endpoint", "in_all"),
+    [
+        (0, 1, 1, 1),
+        (0, 5, 2, 3),  # prefork
+        (0, 25, 7, 13),  # event, as Debian has it
+        (0, 75, 19, 38),  # event
+        (1, 75, 1, 38),
+        (20, 25, 20, 20),
+        (20, 75, 20, 38),
+    ],
+)
+def test_the_bounds(
+    make: Callable[[], Waiting],
+    pauses: list[float],
+    most: int,
+    spare: int,
+    of_one_endpoint: int,
+    in_all: int,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, make(), [PATH], most, spare) == of_one_endpoint
+    with contextlib.ExitStack() as stack:
+        paths = [f"/srv/{number}.ws" for number in range(100)]
+        # One more is of the user, outside of the bound on all.
+        assert fill(stack, make(), paths, most, spare) == in_all + 1
+
+
+def test_children_share_the_places(make: Callable[[], Waiting], pauses: list[float]) -> None:
+    one, other = make(), make()
+    with place(one, PATH, 1, 25):
+        with (
+            pytest.raises(Unavailable, match="APACHEWS_MAX_WAITING") as caught,
+            place(other, PATH, 1, 25),
+        ):
+            pass
+        assert PATH in caught.value.logged
+        assert PATH not in caught.value.told
+        assert dict(caught.value.headers) == {"Retry-After": "5"}
+        with place(other, "/srv/b.ws", 1, 25):
+            pass
+    with place(other, PATH, 1, 25):
+        pass
+
+
+def test_a_refusal_leaves_no_place_taken(make: Callable[[], Waiting], pauses: list[float]) -> None:
+    child = make()
+    with place(child, PATH, 0, 1), place(child, "/srv/reserve.ws", 0, 1):
+        for number in range(5):
+            # It has a place of its endpoint, none of all, and none of its user.
+            with (
+                pytest.raises(Unavailable, match=f"one more for a producer of user {USER}"),
+                place(child, f"/srv/{number}.ws", 0, 1),
+            ):
+                pass
+    with place(child, "/srv/0.ws", 0, 1):
+        pass
+
+
+def test_one_user_does_not_close_the_endpoints_of_another(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    one, other = make(), make()
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, one, [f"/srv/{number}.ws" for number in range(100)], 0, 25) == 13 + 1
+        pauses.clear()
+        for child in (one, other):
+            for _ in range(3):
+                with place(child, PATH, 0, 25, OTHER_USER):
+                    pass
+        assert pauses == []
+        # The first user's surplus is rejected after its patience, once for each child.
+        for number in range(3):
+            with pytest.raises(Unavailable), place(other, f"/srv/new{number}.ws", 0, 25):
+                pass
+        assert len(pauses) == 1
+
+
+def test_the_places_of_others_do_not_end_the_patience_with_an_endpoint(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    child = make()
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, child, [f"/srv/{number}.ws" for number in range(100)], 0, 25) == 13 + 1
+        with (
+            place(child, "/srv/reserve.ws", 0, 25, OTHER_USER),
+            pytest.raises(Unavailable, match=f"user {OTHER_USER}"),
+            place(child, PATH, 0, 25, OTHER_USER),
+        ):
+            pass
+    with place(child, PATH, 1, 25):
+        assert refused_after(child, pauses) == 1
+
+
+def test_places_of_another_bound_are_the_same_places(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    """As before and after a reload that changes APACHEWS_MAX_WAITING."""
+    paths = [f"/srv/{number}.ws" for number in range(100)]
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, make(), paths, 20, 25) == 20 + 1
+        for most in (0, 14, 20):
+            assert fill(stack, make(), paths, most, 25) == 0
+
+
+def test_a_place_comes_back_when_the_wait_fails(make: Callable[[], Waiting]) -> None:
+    child = make()
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="backlog"), place(child, PATH, 1, 1):
+            raise Unavailable("its backlog stayed full")
+
+
+def test_a_place_that_is_released_soon_is_waited_for(
+    make: Callable[[], Waiting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PATIENCE_S", 10.0)
+    one, other = make(), make()
+    got = threading.Event()
+    has_tried = threading.Event()
+    take = waiting._try
+
+    def note(*arguments: object) -> int | None:
+        position = take(*arguments)  # type: ignore[arg-type]
+        if position is None:
+            has_tried.set()
+        return position
+
+    monkeypatch.setattr(waiting, "_try", note)
+
+    def wait() -> None:
+        with place(other, PATH, 1, 25):
+            got.set()
+
+    with place(one, PATH, 1, 25):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert has_tried.wait(10)
+        assert not got.is_set()
+    thread.join()
+    assert got.is_set()
+
+
+def refused_after(child: Waiting, pauses: list[float]) -> int:
+    """Fail to get a place; return how many pauses that took."""
+    pauses.clear()
+    with pytest.raises(Unavailable), place(child, PATH, 1, 25):
+        pass
+    return len(pauses)
+
+
+def test_patience_ends_with_the_first_failure_and_returns_with_a_success(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    holder, child = make(), make()
+    with place(holder, PATH, 1, 25):
+        assert refused_after(child, pauses) == 1
+        assert refused_after(child, pauses) == 0
+        assert refused_after(child, pauses) == 0
+    with place(child, PATH, 1, 25):
+        pass
+    with place(holder, PATH, 1, 25):
+        assert refused_after(child, pauses) == 1
+
+
+def test_a_producer_that_does_not_answer_ends_patience(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    holder, child = make(), make()
+    with pytest.raises(Unavailable), place(child, PATH, 1, 25):
+        raise Unavailable("it did not answer")
+    with place(holder, PATH, 1, 25):
+        assert refused_after(child, pauses) == 0
+
+
+def test_a_slow_answer_is_no_reason_for_patience(
+    make: Callable[[], Waiting], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, child = make(), make()
+    with place(holder, PATH, 1, 25):
+        assert refused_after(child, pauses) == 1
+    with place(child, PATH, 1, 25):
+        time.sleep(0)  # for as long as the producer thinks
+    with place(holder, PATH, 1, 25):
+        assert refused_after(child, pauses) == 0
+
+
+@pytest.mark.parametrize("is_same_child", [True, False])
+def test_patience_lasts_while_the_producer_answers_others(
+    make: Callable[[], Waiting],
+    pauses: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    is_same_child: bool,
+) -> None:
+    """One that answers one after another: the last of them waited for long."""
+    holder, child = make(), make()
+    answering = child if is_same_child else holder
+    step_s = waiting.PATIENCE_S * 0.8
+    begun_at = time.monotonic()
+
+    def answer(_: float) -> None:
+        pauses.append(step_s)
+        now = begun_at + step_s * len(pauses)
+        monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: now)
+        assert answering._places
+        waiting._note_answer(answering._places, f"endpoint {PATH}", begun_at)
+
+    with place(answering, "/srv/b.ws", 1, 25), place(holder, PATH, 1, 25):
+        monkeypatch.setattr("apachews_handler.shared.waiting.time.sleep", answer)
+        assert refused_after(child, pauses) == math.ceil(TIMEOUT_S / step_s)
+
+
+def test_an_endpoint_is_not_remembered_for_ever(
+    make: Callable[[], Waiting], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "MEMORY_S", waiting.PATIENCE_S)
+    holder, child = make(), make()
+    with place(holder, PATH, 1, 25):
+        for _ in range(3):
+            time.sleep(waiting.MEMORY_S)
+            assert refused_after(child, pauses) == 1
+    for number in range(5):
+        time.sleep(waiting.MEMORY_S)
+        with pytest.raises(Unavailable), place(child, f"/srv/{number}.ws", 1, 25):
+            raise Unavailable("it did not answer")
+    assert set(child._patient_until) == {"endpoint /srv/4.ws", f"user {USER}"}
+
+
+def test_without_a_run_directory_each_child_counts_for_itself(
+    make: Callable[[], Waiting], temporary: Path, pauses: list[float]
+) -> None:
+    temporary.write_text("another user's")
+    one, other = make(), make()
+    with contextlib.ExitStack() as stack:
+        assert fill(stack, one, [PATH], 3, 1) == 3
+        assert fill(stack, other, [PATH], 3, 1) == 3
+
+
+def test_without_descriptors_it_may_work_in_a_moment(
+    make: Callable[[], Waiting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(waiting, "Places", fail)
+    with pytest.raises(Unavailable, match="LimitNOFILE"), place(make(), PATH, 0, 25):
+        pass
+
+
+def test_few_requests_collect_the_status_at_a_time(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_COLLECTING):
+            stack.enter_context(make().place_for_status())
+        with pytest.raises(Unavailable, match="a process hangs"), make().place_for_status():
+            pass
+        with place(make(), PATH, 0, 1):  # a bound of its own
+            pass

@@ -1,0 +1,197 @@
+"""apachews_handler.protocol.watch: what silence means, by a clock that the tests turn."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews_handler.protocol.watch import Due, Watch
+from apachews_handler.settings import Settings
+
+# A machine's uptime of nine days: sums of it are rounded.
+START = 800_000.123
+OFF = Settings(ping_interval=0.0, ping_timeout=0.0, idle_timeout=0.0, send_timeout=0.0)
+
+
+def watch(**settings: float) -> Watch:
+    defaults = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0}
+    return Watch(Settings(**{**defaults, **settings}), START)  # type: ignore[arg-type]
+
+
+def test_with_all_off_it_never_asks() -> None:
+    made = Watch(OFF, START)
+    assert made.next_at() == math.inf
+    assert made.due(START + 1e9) is None
+
+
+def test_a_silent_client_is_pinged_and_then_given_up() -> None:
+    made = watch(ping_interval=20, ping_timeout=10)
+    assert made.next_at() == START + 20
+    assert made.due(START + 19) is None
+    assert made.due(START + 20) is Due.PING
+    assert made.next_at() == START + 30
+    assert made.due(START + 29) is None
+    assert made.due(START + 30) is Due.NO_PONG
+
+
+def test_a_pong_has_the_time_of_its_way_in_addition() -> None:
+    made = watch(ping_interval=20, ping_timeout=10)
+    assert made.due(START + 20) is Due.PING
+    made.way_s = 3.0
+    assert made.next_at() == START + 33
+    assert made.due(START + 32) is None
+    assert made.due(START + 33) is Due.NO_PONG
+    made.await_pong(START + 33)  # it takes what was sent before the PING
+    assert made.next_at() == START + 46
+    assert made.due(START + 46) is Due.NO_PONG
+
+
+def test_whatever_it_sends_shows_that_it_lives() -> None:
+    made = watch(ping_interval=20, ping_timeout=10)
+    made.heard_at = START + 15
+    assert made.due(START + 20) is None
+    assert made.next_at() == START + 35
+    assert made.due(START + 35) is Due.PING
+    made.heard_at = START + 36
+    assert made.due(START + 45) is None
+    assert made.next_at() == START + 56
+    assert made.due(START + 56) is Due.PING
+
+
+def test_without_a_timeout_it_is_pinged_again() -> None:
+    made = watch(ping_interval=20)
+    assert made.due(START + 20) is Due.PING
+    assert made.next_at() == START + 40
+    assert made.due(START + 30) is None
+    assert made.due(START + 40) is Due.PING
+
+
+def test_nothing_is_made_of_the_silence_of_a_client_that_is_not_read() -> None:
+    made = watch(ping_interval=20, ping_timeout=10)
+    assert made.due(START + 20) is Due.PING
+    made.is_heard = False
+    assert made.due(START + 30) is None
+    assert made.next_at() == START + 50
+    made.is_heard = True
+    assert made.due(START + 50) is Due.PING
+
+
+def test_a_ping_is_not_put_behind_what_waits() -> None:
+    made = watch(ping_interval=20, ping_timeout=10, send_timeout=100)
+    made.waiting_since = START + 19
+    assert made.due(START + 20) is None
+    assert made.due(START + 118) is None
+    assert made.due(START + 119) is Due.TOO_SLOW
+
+
+def test_a_ping_that_could_not_be_sent_is_put_off() -> None:
+    made = watch(ping_interval=20, ping_timeout=10)
+    assert made.due(START + 20) is Due.PING
+    made.postpone_ping(START + 20)
+    assert made.next_at() == START + 40
+    assert made.due(START + 39) is None
+    assert made.due(START + 40) is Due.PING
+
+
+def test_a_client_that_takes_nothing() -> None:
+    made = watch(send_timeout=30)
+    assert made.next_at() == math.inf
+    made.waiting_since = START + 5
+    assert made.next_at() == START + 35
+    made.waiting_since = START + 20  # it took some
+    assert made.due(START + 35) is None
+    assert made.due(START + 50) is Due.TOO_SLOW
+
+
+def test_idle() -> None:
+    made = watch(idle_timeout=60, ping_interval=20, ping_timeout=20)
+    made.heard_at = START + 59  # a PONG
+    assert made.due(START + 60) is Due.IDLE
+    made.passed_at = START + 30
+    assert made.due(START + 60) is None
+    assert made.next_at() == START + 79  # a PING comes first
+
+
+def test_what_waits_for_a_client_is_no_idleness() -> None:
+    made = watch(idle_timeout=10, send_timeout=100)
+    made.waiting_since = START + 5
+    assert made.next_at() == START + 105
+    assert made.due(START + 20) is None
+
+
+def test_leaving_counts_alone() -> None:
+    made = watch(ping_interval=20, ping_timeout=10, idle_timeout=15)
+    made.leaves_at = START + 100
+    assert made.next_at() == START + 100
+    assert made.due(START + 99) is None
+    assert made.due(START + 100) is Due.OVERDUE
+
+
+@given(
+    st.tuples(*[st.sampled_from([0.0, 0.3, 1.1, 20.0])] * 4),
+    st.lists(
+        st.tuples(
+            st.floats(0, 10),
+            st.sampled_from(["heard_at", "passed_at", "waiting_since", "nothing", "is_heard"]),
+        ),
+        max_size=30,
+    ),
+)
+def test_it_never_asks_to_be_asked_at_once_again(
+    times: tuple[float, ...], steps: list[tuple[float, str]]
+) -> None:
+    """The driver would spin: after ``due`` said nothing, its next time is to come."""
+    names = ("ping_interval", "ping_timeout", "idle_timeout", "send_timeout")
+    made = watch(**dict(zip(names, times, strict=True)))
+    now = START
+    for step_s, what in steps:
+        now += step_s
+        if what == "is_heard":
+            made.is_heard = not made.is_heard
+        elif what != "nothing":
+            setattr(made, what, now)
+        for _ in range(3):
+            due = made.due(now)
+            if due not in (None, Due.PING):
+                return  # the driver closes it
+        assert made.next_at() > now
+
+
+@given(
+    st.floats(1.0, 1e7),
+    st.sampled_from([0.001, 0.1, 0.3, 1.1, 20.0]),
+    st.sampled_from(["ping_interval", "idle_timeout", "send_timeout"]),
+)
+def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, name: str) -> None:
+    """To the very tick: next_at() and due() are to be rounded alike."""
+    settings = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0, name: limit_s}
+    made = Watch(Settings(**settings), now)  # type: ignore[arg-type]
+    made.waiting_since = now if name == "send_timeout" else 0.0
+    assert made.due(made.next_at()) is not None
+
+
+def test_a_quiet_client_is_asked_early_once() -> None:
+    watch = Watch(Settings(ping_interval=20.0, ping_timeout=5.0), START)
+    assert not watch.ask_early(START + 9)
+    assert watch.ask_early(START + 10)
+    assert not watch.ask_early(START + 11), "it was asked"
+    assert watch.next_at() == START + 15
+    assert watch.due(START + 15) is Due.NO_PONG
+    watch.heard_at = START + 14
+    assert watch.due(START + 15) is None
+    assert watch.next_at() == START + 34
+    assert watch.ask_early(START + 24)
+
+
+@pytest.mark.parametrize("name", ["waiting_since", "held_until", "goodbye_at", "leaves_at"])
+def test_one_with_another_deadline_is_not_asked_early(name: str) -> None:
+    watch = Watch(Settings(), START)
+    setattr(watch, name, START)
+    assert not watch.ask_early(START + 15)
+
+
+def test_without_pings_nothing_is_asked_early() -> None:
+    assert not Watch(Settings(ping_interval=0.0), START).ask_early(START + 1000)

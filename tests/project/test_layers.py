@@ -1,0 +1,150 @@
+"""Folders are the layers: what each may import, held against every module."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "how-it-works.md"
+PACKAGES = ("apachews", "apachews_handler", "apachews_tools")
+
+# Modules that a layer never imports.
+NO_IO = {"socket", "select", "ctypes", "threading", "asyncio", "time", "os", "signal"}
+NO_C = {"ctypes"}
+NO_THREADS = {"threading", "asyncio", "select"}
+# From the lowest to the highest: a folder, or a module at the top of its package, imports only
+# what stands before it.
+LAYERS: dict[str, set[str]] = {
+    "apachews.exceptions": NO_IO,
+    "apachews.wire": NO_IO,
+    "apachews.monitoring": NO_C,
+    "apachews._listening": NO_C,
+    "apachews._connection": NO_C,
+    "apachews.client": NO_C,
+    "apachews.groups": NO_C,
+    "apachews.events": NO_IO,
+    "apachews._processes": NO_C,
+    "apachews._server": NO_C,
+    "apachews.server": NO_C,
+    "apachews.publishing": NO_C,
+    "apachews._forms": NO_C,
+    "apachews.aio": NO_C,
+    "apachews.threads": NO_C,
+    "apachews.program": NO_C,
+    "apachews.runner": NO_C,
+    "apachews_handler.native": NO_THREADS,
+    "apachews_handler.exceptions": NO_IO,
+    "apachews_handler.origins": NO_IO,
+    "apachews_handler.monitoring": NO_C | {"socket", "select", "threading", "asyncio"},
+    "apachews_handler.settings": NO_IO,
+    "apachews_handler.protocol": NO_IO,
+    "apachews_handler.endpoints": NO_C | {"threading", "asyncio"},
+    "apachews_handler.shared": NO_C,
+    "apachews_handler.bridge": NO_C,
+    "apachews_handler.lifecycle": NO_C,
+    "apachews_handler.handshake": NO_C,
+    "apachews_handler.status": NO_C,
+    "apachews_handler.wsgi": NO_C,
+    "apachews_handler.modpython": NO_C,
+    "apachews_tools": NO_C,
+}
+ORDER = [*LAYERS]
+# What only the command that needs it imports, and says how to install.
+THIRD_PARTY = {"apachews_tools.cli.websocket_client": {"wsproto"}}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def layer_of(name: str) -> str | None:
+    """Return the layer of a module, None for one of others or for a package as a whole."""
+    parts = name.split(".")
+    return next((layer for n in (1, 2) if (layer := ".".join(parts[:n])) in LAYERS), None)
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Return every module a file imports when it runs, ours with their full names."""
+    found = set()
+    tree = ast.parse(path.read_text())
+    for statement in tree.body:  # what is only for type checkers does not count
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            statement.body = []
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1]
+            origin = ".".join([*base, node.module or ""]).rstrip(".") if node.level else node.module
+            assert origin, "an import without a module is relative"
+            found.add(origin)
+            found |= {f"{origin}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    without = {name for name in modules() if layer_of(name) is None}
+    assert without == {"apachews", "apachews.__main__", "apachews_handler"}
+
+
+def test_the_documented_table_is_this_one() -> None:
+    text = TABLE.read_text()
+    rows = re.findall(r"^\| `([a-z_./]+)` \|", text[text.index("## Layers") :], re.MULTILINE)
+    folders = [row.rstrip("/").removesuffix(".py").replace("/", ".") for row in rows]
+    assert folders == ORDER
+
+
+@pytest.mark.parametrize("name", sorted(name for name in modules() if layer_of(name)))
+def test_imports_point_downwards(name: str) -> None:
+    layer = layer_of(name)
+    assert layer
+    imported = imports(name, modules()[name])
+    assert not imported & LAYERS[layer], f"{name} is in a layer without these"
+    for other in {layer_of(other) for other in imported} - {None}:
+        assert other
+        assert ORDER.index(other) <= ORDER.index(layer), f"{name} imports {other}"
+    if layer == "apachews_handler.native":
+        ours = {other for other in imported if other.startswith(PACKAGES)}
+        assert all(other.startswith("apachews_handler.native") for other in ours)
+    if layer == "apachews_tools":
+        assert not any(other.startswith("apachews_handler") for other in imported)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in modules() if name.split(".")[0] in ("apachews", "apachews_tools")]
+)
+def test_the_library_and_the_tools_need_the_standard_library_only(name: str) -> None:
+    for imported in imports(name, modules()[name]):
+        top = imported.split(".")[0]
+        ours = {"apachews", "apachews_tools"} if name.startswith("apachews_tools") else {"apachews"}
+        if name == "apachews.__main__":
+            ours.add("apachews_tools")  # python -m apachews is the command line
+        allowed = {*ours, *sys.stdlib_module_names, *THIRD_PARTY.get(name, ())}
+        assert top in allowed, f"{name} imports {imported}"
+
+
+def test_the_library_imports_without_anything_installed() -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r});"
+            "import apachews, apachews_tools.cli;"
+            "assert not any('handler' in name for name in sys.modules)",
+        ],
+        check=True,
+    )

@@ -1,0 +1,151 @@
+"""A terminal for commands that want one: a pty, and what its screen shows."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..conftest import wait_for
+
+ROOT = Path(__file__).parents[2]
+COLUMNS = 60
+_CONTROL = re.compile(r"\x1b\[([\d;]*)([A-Za-z])|.", re.DOTALL)
+
+
+class Screen:
+    """The few control functions that the commands use; rows without an end."""
+
+    def __init__(self) -> None:
+        self.rows = [""]
+        self.column = 0
+        self.painted: list[str] = []  # parameters of the colours that were used
+
+    def write(self, text: str) -> None:
+        for match in _CONTROL.finditer(text):
+            parameter, function = match.groups()
+            if function == "K":
+                assert not parameter
+                self.rows[-1] = self.rows[-1][: self.column]
+            elif function == "C":
+                self.column += int(parameter)
+            elif function == "m":
+                self.painted.append(parameter)
+            elif function:
+                raise AssertionError(f"the screen knows no {match.group()!r}")
+            elif match.group() == "\r":
+                self.column = 0
+            elif match.group() == "\n":
+                self.rows.append("")
+                self.column = 0
+            else:
+                row = self.rows[-1].ljust(self.column)
+                self.rows[-1] = row[: self.column] + match.group() + row[self.column + 1 :]
+                self.column += 1
+
+
+class Terminal:
+    """A command that runs in a terminal of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
+        self.process = process
+        self.screen = Screen()
+        self._fd = fd
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    @property
+    def modes(self) -> list[Any]:
+        return termios.tcgetattr(self._fd)
+
+    @modes.setter
+    def modes(self, modes: list[Any]) -> None:
+        termios.tcsetattr(self._fd, termios.TCSANOW, modes)
+
+    def resize(self, columns: int) -> None:
+        """Give the window another width; the program gets SIGWINCH."""
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+
+    def read(self) -> list[str]:
+        """Return the rows, with what has been written by now."""
+        while select.select([self._fd], [], [], 0)[0]:
+            try:
+                data = os.read(self._fd, 1 << 16)
+            except OSError:  # EIO: nobody has it open any more
+                break
+            if not data:
+                break
+            self.screen.write(data.decode())
+        return [row.rstrip() for row in self.screen.rows]
+
+    def wait_for_rows(self, *rows: str) -> None:
+        """Wait until the last rows are these."""
+        wait_for(lambda: self.read()[-len(rows) :] == list(rows), what=lambda: self.screen.rows)
+
+    def wait_for_row(self, pattern: str) -> re.Match[str]:
+        """Wait until a row matches."""
+
+        def find() -> re.Match[str] | None:
+            for row in self.read():
+                if match := re.search(pattern, row):
+                    return match
+            return None
+
+        found = wait_for(find, what=lambda: self.screen.rows)
+        assert found
+        return found
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit status."""
+
+        def has_ended() -> bool:
+            self.read()  # a program cannot end while its last words wait for a reader
+            return self.process.poll() is not None
+
+        wait_for(has_ended, what=lambda: self.screen.rows)
+        self.read()
+        return int(self.process.returncode)
+
+
+@contextmanager
+def in_terminal(*command: str, env: dict[str, str] | None = None) -> Iterator[Terminal]:
+    """Run Python with these arguments in a terminal; at the end it must be gone, or is killed."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", 24, COLUMNS, 0, 0))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    environ.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CONTROLLING, *command],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**environ, **(env or {})},
+        start_new_session=True,
+    )
+    os.close(child)
+    try:
+        yield Terminal(process, parent)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(parent)
+
+
+# Makes standard input the terminal that Ctrl-C belongs to, and becomes the command.
+_CONTROLLING = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-W", "error", *sys.argv[1:]])
+"""

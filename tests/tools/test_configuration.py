@@ -1,0 +1,315 @@
+"""What httpd's configuration says for a request: its order of precedence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from apachews_tools.httpd.configuration import (
+    Configuration,
+    RunConfig,
+    Scope,
+    alias_matches,
+    parse_modules,
+    parse_run_config,
+)
+from apachews_tools.httpd.directives import IncludedFile, parse_files
+from apachews_tools.httpd.mapping import scope_of, socket_of
+from apachews_tools.install.diversion import diversion
+
+MODULES = frozenset({"proxy_module", "rewrite_module", "wsgi_module", "mpm_event_module"})
+
+
+def configuration(text: str) -> Configuration:
+    directives = parse_files(IncludedFile("/c", 0), lambda _: text, MODULES, {})
+    return Configuration(directives, {}, MODULES, RunConfig(document_root="/default"))
+
+
+def scope(text: str, url_path: str = "/ws/a.ws", host: str = "a.example") -> Scope:
+    read = configuration(text)
+    return scope_of(read, read.host_for(host, 80, False), url_path)
+
+
+RUN_CONFIG = """\
+ServerRoot: "/etc/apache2"
+Main DocumentRoot: "/var/www/html"
+Main ErrorLog: "/var/log/apache2/error.log"
+Mutex default: dir="/var/run/apache2/" mechanism=default
+PidFile: "/var/run/apache2/apache2.pid"
+Define: DUMP_RUN_CFG
+Define: APACHEWS_HANDLER=/opt/a=b/apachews_handler
+User: name="www-data" id=33
+Group: name="www-data" id=33
+"""
+
+
+def test_what_httpd_says_of_itself() -> None:
+    assert parse_run_config(RUN_CONFIG) == RunConfig(
+        "/etc/apache2",
+        "/var/www/html",
+        "/var/log/apache2/error.log",
+        "/var/run/apache2/apache2.pid",
+        "www-data",
+        {"DUMP_RUN_CFG": "", "APACHEWS_HANDLER": "/opt/a=b/apachews_handler"},
+    )
+    assert parse_run_config("") == RunConfig()
+
+
+def test_modules_are_listed() -> None:
+    text = "Loaded Modules:\n core_module (static)\n mpm_event_module (shared)\nSyntax OK\n"
+    assert parse_modules(text) == ["core_module", "mpm_event_module"]
+
+
+HOSTS = """\
+ServerName main.example
+DocumentRoot /main
+<VirtualHost *:80>
+    ServerName first.example
+</VirtualHost>
+<VirtualHost 10.0.0.1:80 [::1]:80>
+    ServerName https://a.example:8443
+    ServerAlias *.a.example B.example
+    DocumentRoot /a/
+</VirtualHost>
+<VirtualHost _default_:443>
+    ServerName t.example
+    SSLEngine on
+</VirtualHost>
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "port", "is_tls", "found"),
+    [
+        ("a.example", 80, False, "a.example"),
+        ("WWW.a.example", 80, False, "a.example"),
+        ("b.example", 80, False, "a.example"),
+        ("elsewhere.example", 80, False, "first.example"),  # the first of its port
+        ("elsewhere.example", 443, True, "t.example"),
+        ("t.example", 8443, True, "t.example"),  # a port that something maps
+        ("a.example", 8080, False, "a.example"),
+        ("elsewhere.example", 8080, False, "main.example"),
+    ],
+)
+def test_a_host_is_chosen_by_port_and_name(name: str, port: int, is_tls: bool, found: str) -> None:
+    assert configuration(HOSTS).host_for(name, port, is_tls).names[0] == found
+
+
+def test_hosts_inherit_the_servers_document_root() -> None:
+    hosts = {host.names[0]: host for host in configuration(HOSTS).virtual_hosts()}
+    assert {name: host.document_root for name, host in hosts.items()} == {
+        "main.example": "/main",
+        "first.example": "/main",
+        "a.example": "/a",
+        "t.example": "/main",
+    }
+    assert hosts["t.example"].is_tls
+    # A server that has no document root of its own is no site where there are hosts.
+    without = HOSTS.replace("DocumentRoot /main\n", "")
+    assert len(configuration(without).virtual_hosts()) == 3
+    assert configuration("").virtual_hosts()[0].document_root == "/default"
+
+
+@pytest.mark.parametrize(
+    ("text", "follows"),
+    [
+        ("", True),
+        ("Options None", False),
+        ("<Directory />\nOptions None\n</Directory>", False),
+        ("<Directory /default>\nOptions Indexes\n</Directory>", False),
+        ("<Directory /default/ws/>\nOptions -FollowSymLinks\n</Directory>", False),
+        ("<Directory /default/other>\nOptions None\n</Directory>", True),
+        ("<Directory /default/w>\nOptions None\n</Directory>", True),
+        (
+            "<Directory /default>\nOptions +FollowSymLinks\n</Directory>\n"
+            "<Directory />\nOptions None\n</Directory>",
+            True,  # the longer path counts, whatever comes first
+        ),
+        (
+            "<Directory />\nOptions None\n</Directory>\n"
+            "<Directory /d*/ws>\nOptions All\n</Directory>",
+            True,
+        ),
+        ("<DirectoryMatch ^/default/>\nOptions None\n</DirectoryMatch>", False),
+        ('<Directory ~ "/ws/?$">\nOptions None\n</Directory>', False),
+        ("<Location /ws>\nOptions None\n</Location>", True),  # links are decided on before
+        ("<Directory />\nOptions SymLinksIfOwnerMatch\n</Directory>", False),
+    ],
+)
+def test_options_are_merged_along_the_path(text: str, follows: bool) -> None:
+    options, _ = scope(text).options()
+    assert ("followsymlinks" in options) is follows
+
+
+def test_a_hosts_section_wins_over_the_servers() -> None:
+    text = (
+        "<Directory /default>\nOptions None\n</Directory>\n"
+        "<VirtualHost *:80>\n<Directory /default>\nOptions FollowSymLinks\n</Directory>\n"
+        "</VirtualHost>"
+    )
+    options, setter = scope(text).options()
+    assert options == {"followsymlinks"}
+    assert setter is not None
+    assert setter.where == "/c:6"
+
+
+@pytest.mark.parametrize(
+    ("text", "handler"),
+    [
+        ("", None),
+        ("AddHandler websocket .ws", "AddHandler websocket .ws"),
+        ("AddHandler websocket WS", "AddHandler websocket WS"),
+        ("AddHandler websocket .wsx", None),
+        ("AddHandler websocket .ws\n<Directory />\nRemoveHandler .ws\n</Directory>", None),
+        (
+            "AddHandler websocket .ws\n<Files *.ws>\nSetHandler other\n</Files>",
+            "SetHandler other",
+        ),
+        ("<FilesMatch \\.ws$>\nSetHandler websocket\n</FilesMatch>", "SetHandler websocket"),
+        ("<Location />\nSetHandler x\n</Location>\nSetHandler y", "SetHandler x"),
+        ("SetHandler y\n<Location /ws>\nSetHandler None\n</Location>", None),
+        (
+            "<Directory /default/ws>\nAddHandler websocket .ws\n</Directory>",
+            "AddHandler websocket .ws",
+        ),
+        ("<Directory /elsewhere>\nAddHandler websocket .ws\n</Directory>", None),
+    ],
+)
+def test_the_handler_of_a_file(text: str, handler: str | None) -> None:
+    found = scope(text).handler()
+    assert (None if found is None else str(found)) == handler
+
+
+@pytest.mark.parametrize(
+    ("text", "is_denied"),
+    [
+        ("", False),
+        ("<Directory />\nRequire all denied\n</Directory>", True),
+        (
+            "<Directory />\nRequire all denied\n</Directory>\n"
+            "<Directory /default>\nRequire all granted\n</Directory>",
+            False,
+        ),
+        ("<Directory />\n<RequireAll>\nRequire all denied\n</RequireAll>\n</Directory>", True),
+        ("<Directory />\nRequire all denied\nRequire ip 10.0.0.1\n</Directory>", False),
+        ("<Location /ws>\nRequire valid-user\n</Location>", False),
+        ("<Files *.ws>\nRequire all denied\n</Files>", True),
+        ("<Files .ht*>\nRequire all denied\n</Files>", False),
+    ],
+)
+def test_who_is_kept_out(text: str, is_denied: bool) -> None:
+    assert (scope(text).denial() is not None) is is_denied
+
+
+def test_a_path_becomes_a_file() -> None:
+    assert socket_of(scope("")) == "/default/ws/a.ws"
+    assert socket_of(scope("Alias /ws /run/apachews")) == "/run/apachews/a.ws"
+    assert socket_of(scope("Alias /w /run/apachews")) == "/default/ws/a.ws"
+    assert socket_of(scope("AliasMatch ^/ws/(.*) /run/$1")) == "/run/a.ws"
+
+
+ALIAS = "WSGIScriptAlias /ws /opt/apachews_handler/wsgi.py\n"
+
+
+def test_a_script_alias_has_its_sockets_elsewhere() -> None:
+    text = ALIAS + "<Location /ws>\nSetEnv APACHEWS_ROOT /run/apachews/\n</Location>"
+    assert socket_of(scope(text, "/ws/chat")) == "/run/apachews/chat.ws"
+    assert socket_of(scope(text, "/ws/")) is None
+    assert socket_of(scope(ALIAS, "/ws/chat")) is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "path", "matches"),
+    [
+        ("/", "/a", True),
+        ("/ws", "/ws", True),
+        ("/ws", "/ws/a", True),
+        ("/ws", "/wsa", False),
+        ("/ws/", "/ws/a", True),
+        ("/ws/", "/ws", True),
+    ],
+)
+def test_an_alias_ends_at_a_slash(alias: str, path: str, matches: bool) -> None:
+    assert alias_matches(alias, path) is matches
+
+
+def test_htaccess_counts_where_it_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "ws").mkdir()
+    (tmp_path / "ws" / ".htaccess").write_text("Options -FollowSymLinks\n")
+    allowed = f"DocumentRoot {tmp_path}\n<Directory {tmp_path}>\nAllowOverride %s\n</Directory>"
+    assert "followsymlinks" not in scope(allowed % "All").options()[0]
+    assert "followsymlinks" in scope(allowed % "None").options()[0]
+    assert "followsymlinks" in scope(f"DocumentRoot {tmp_path}").options()[0]
+
+
+REWRITE = "RewriteEngine On\n"
+UPGRADE = "RewriteCond %{HTTP:Upgrade} =websocket [NC]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", None),
+        ("ProxyPass / http://b/", ("proxy", "certain")),
+        ("ProxyPass /ws http://b/", ("proxy", "certain")),
+        ("ProxyPass /app http://b/", None),
+        ("ProxyPass /ws !\nProxyPass / http://b/", None),
+        ("ProxyPass / http://b/\nProxyPass /ws !", ("proxy", "certain")),  # the first counts
+        ("ProxyPassMatch \\.ws$ http://b/", ("proxy", "certain")),
+        ("<Location /ws>\nProxyPass http://b/\n</Location>", ("proxy", "certain")),
+        ("<Location /app>\nProxyPass http://b/\n</Location>", None),
+        ("<Files *.ws>\nSetHandler proxy:http://b/\n</Files>", ("proxy", "certain")),
+        (f"{REWRITE}RewriteRule .* http://b/ [P]", ("proxy", "certain")),
+        ("RewriteRule .* http://b/ [P]", None),  # the engine is off
+        (f"{REWRITE}RewriteRule ^/app http://b/ [P]", None),
+        (
+            f"{REWRITE}RewriteCond %{{HTTP:Upgrade}} websocket [NC]\nRewriteRule .* ws://b/ [P,L]",
+            ("proxy", "certain"),
+        ),
+        (f"{REWRITE}{UPGRADE}RewriteRule .* ws://b/ [P]", ("proxy", "perhaps")),
+        (
+            f"{REWRITE}RewriteCond %{{HTTP:Upgrade}} !websocket\nRewriteRule .* http://b/ [P]",
+            None,
+        ),
+        (
+            f"{REWRITE}RewriteCond %{{HTTP_HOST}} b\nRewriteRule .* http://b/ [P]",
+            ("proxy", "perhaps"),
+        ),
+        (
+            f"{REWRITE}RewriteCond %{{HTTP_HOST}} b [OR]\n"
+            "RewriteCond %{REQUEST_URI} \\.ws$\nRewriteRule .* http://b/ [P]",
+            ("proxy", "certain"),
+        ),
+        (f"{REWRITE}RewriteRule \\.ws$ - [END]\nRewriteRule .* http://b/ [P]", None),
+        (f"{REWRITE}RewriteRule !\\.ws$ http://b/ [P]", None),
+        (
+            f"<Directory /default>\n{REWRITE}RewriteCond %{{REQUEST_FILENAME}} !-f\n"
+            "RewriteRule . /index.php [L]\n</Directory>",
+            ("page", "certain"),
+        ),
+        (
+            f"<Directory /default>\n{REWRITE}RewriteRule ^index\\.php$ - [L]\n"
+            "RewriteCond %{REQUEST_FILENAME} -f\nRewriteRule . /x [L]\n</Directory>",
+            None,
+        ),
+        (
+            f"<Directory /default>\n{REWRITE}RewriteRule . /index.php [L]\n</Directory>\n"
+            f"<Directory /default/ws>\nRewriteEngine Off\n</Directory>",
+            None,
+        ),
+    ],
+)
+def test_rules_that_take_a_request_elsewhere(text: str, found: tuple[str, str] | None) -> None:
+    rule = diversion(scope(text))
+    told = rule and (
+        "proxy" if rule.is_proxy else "page",
+        "certain" if rule.is_certain else "perhaps",
+    )
+    assert told == found
+
+
+def test_a_rule_of_a_module_that_is_not_there_takes_nothing() -> None:
+    read = configuration("ProxyPass / http://b/")
+    read.modules = frozenset()
+    assert diversion(Scope(read, read.virtual_hosts()[0], "/a.ws", "/default/a.ws")) is None
