@@ -15,6 +15,7 @@ import zlib
 from .frames import masked
 from .raw_client import RawClient, dial_tcp
 
+_BOMB = zlib.compressobj(9, zlib.DEFLATED, -15)
 # What one client sends over and over.
 KINDS = {
     "one-byte": masked(0x82, b"x"),
@@ -25,7 +26,7 @@ KINDS = {
     "compressed-streams": masked(0xC2, b"\x03\0" * 14 + b"\0"),
     "compressed-bomb": masked(
         0xC2,
-        zlib.compress(bytes(60_000), 9, -15),  # a final block ends it, and no padding
+        _BOMB.compress(bytes(60_000)) + _BOMB.flush(),  # a final block ends it, and no padding
     ),
 }
 CHUNK_BYTES = 1 << 16
