@@ -20,7 +20,7 @@ from ..conftest import wait_for
 from ..support.crowd import Crowd, crowd
 from ..support.frames import masked
 from ..support.raw_client import RawClient, request
-from ..support.site import IS_ROOT, Site, running_site
+from ..support.site import IS_ROOT, MOD_PYTHON, Site, running_site
 from .conftest import RESTART_MPMS
 
 # A custodian gives its connections a second after it began, those that were not at rest a
@@ -296,7 +296,8 @@ def status_of(client: RawClient) -> int:
 
 def test_closing_lines_go_to_the_log_of_the_virtual_host() -> None:
     """As before the handover, and as `LogLevel` of the virtual host says."""
-    with running_site("event", extra="LogLevel wsgi:info") as site, contextlib.ExitStack() as stack:
+    level = f"LogLevel {'python' if MOD_PYTHON else 'wsgi'}:info"
+    with running_site("event", extra=level) as site, contextlib.ExitStack() as stack:
         stack.enter_context(RawClient(site.dial("ws"))).upgrade()
         site.renew()
         oldest = merged(site)
