@@ -208,8 +208,7 @@ class Inflater:
             if self._takes_block(b""):
                 self._zlib.decompress(_TAIL)
             elif not self._takes_block(b"\x01"):
-                # (Between two blocks: the sender left the tail in place, which is harmless.
-                # A final block, because its first bit tells whether bits of a byte are left.)
+                # (Between two blocks: the sender left the tail in place, which is harmless.)
                 raise Violation(wire.INVALID_DATA, "a compressed message is cut off")
         if self._zlib.eof:
             self._begin_stream()
@@ -231,11 +230,15 @@ class Inflater:
         self._history_bytes = 0
 
     def _takes_block(self, header: bytes) -> bool:
-        """Tell whether a stored block would be read as one behind this part of its header."""
+        """Tell whether a stored block would be read as one after this part of its header."""
+        stream = self._zlib.copy()
         try:
-            return self._zlib.copy().decompress(header + _BLOCK, len(_BLOCK)) == _BLOCK_BYTES
+            is_read = stream.decompress(header + _BLOCK, len(_BLOCK)) == _BLOCK_BYTES
         except zlib.error:
             return False
+        # If the block before has not ended, its last code takes the header's first bit, and
+        # with it what makes the block a final one.
+        return is_read and (not header or stream.eof)
 
     def _decompress(self, data: bytes, size: int) -> bytes:
         try:

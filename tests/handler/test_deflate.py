@@ -141,6 +141,13 @@ def test_what_is_not_compressed_is_a_violation(data: bytes) -> None:
     assert caught.value.code == 1007
 
 
+def test_a_message_that_lacks_the_last_code_of_its_block_is_a_violation() -> None:
+    # A block of dynamic codes, whose end would be one bit.
+    payload = bytes.fromhex("ecc1010d000000c2a0da8f6f0e37a0000078d2ff")
+    with pytest.raises(Violation, match="cut off"):
+        inflate(Inflater(15), payload)
+
+
 def test_no_more_comes_out_than_there_is_room_for() -> None:
     bomb = compressed(bytes(10_000_000))
     assert len(bomb) < 10_000

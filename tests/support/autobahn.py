@@ -59,7 +59,7 @@ def running_target() -> Iterator[Site]:
 @contextmanager
 def without_extension() -> Iterator[None]:
     """Have Apaches started here do without the extension, as where there was no compiler."""
-    (extension,) = HANDLER.glob("_mask.*.so")
+    (extension,) = (HANDLER / "protocol").glob("_mask.*.so")
     aside = extension.with_suffix(".aside")
     extension.rename(aside)
     try:
