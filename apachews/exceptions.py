@@ -3,7 +3,7 @@
 ::
 
     ApachewsError
-     +-- ServerError        the socket file cannot be served: path, problem, mend
+     +-- ServerError        the socket file cannot be served: path, problem, remedy
      |    +-- SocketInUse   another producer listens there
      |    +-- NotASocket    the path holds something that is not a socket
      |    +-- NobodyListens publish(): no producer listens there
@@ -53,24 +53,24 @@ class ServerError(ApachewsError):
     Attributes:
         path: the socket file.
         problem: what is wrong with it.
-        mend: what to do.
+        remedy: what to do.
 
     Example:
         >>> try:
         ...     Server("/var/www/html/ws/index.html")
         ... except ServerError as error:
-        ...     print(error.problem, "-", error.mend)
+        ...     print(error.problem, "-", error.remedy)
         there is a file here that is not a socket - move it away, or serve on another path
     """
 
-    def __init__(self, path: str, problem: str, mend: str) -> None:
-        super().__init__(path, problem, mend)
+    def __init__(self, path: str, problem: str, remedy: str) -> None:
+        super().__init__(path, problem, remedy)
         self.path = path
         self.problem = problem
-        self.mend = mend
+        self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.mend}"
+        return f"{self.path}: {self.problem}; {self.remedy}"
 
 
 class SocketInUse(ServerError):

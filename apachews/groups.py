@@ -96,7 +96,7 @@ class Group:
     def broadcast(
         self,
         data: str | bytes | bytearray | memoryview,
-        without: Client | Iterable[Client] = (),
+        exclude: Client | Iterable[Client] = (),
     ) -> Delivery:
         """Send a message to every member; it is encoded once.
 
@@ -111,12 +111,12 @@ class Group:
             >>> room = server.group("room")
             >>> room.add(client)
             True
-            >>> room.broadcast(event.read(), without=event.client())
+            >>> room.broadcast(event.read(), exclude=event.client())
             Delivery(reached=0, skipped=0)
         """
-        return self._broadcast_frame(encode_message(data), without)
+        return self._broadcast_frame(encode_message(data), exclude)
 
-    def broadcast_json(self, value: Any, without: Client | Iterable[Client] = ()) -> Delivery:
+    def broadcast_json(self, value: Any, exclude: Client | Iterable[Client] = ()) -> Delivery:
         """Send a value to every member as a JSON text; see ``broadcast``.
 
         Raises:
@@ -129,10 +129,10 @@ class Group:
             >>> room.broadcast_json({"count": len(room)})
             Delivery(reached=1, skipped=0)
         """
-        return self._broadcast_frame(encode_json(value), without)
+        return self._broadcast_frame(encode_json(value), exclude)
 
-    def _broadcast_frame(self, frame: bytes, without: Client | Iterable[Client]) -> Delivery:
-        left_out = {without} if isinstance(without, Client) else set(without)
+    def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
+        left_out = {exclude} if isinstance(exclude, Client) else set(exclude)
         with self._lock:
             members = [client for client in self._members if client not in left_out]
             reached = sum(client.send_frame(frame) for client in members)

@@ -3,7 +3,7 @@
     python -m apachews.runner [options] PROGRAM [ARG ...]
 
 Contract: the program is any that makes an ``apachews.Server``, unchanged; it runs in
-a process of its own (``program.py``), as ``python PROGRAM ARG…`` would run it.  To
+a process of its own (``bootstrap.py``), as ``python PROGRAM ARG…`` would run it.  To
 this one belong the signals:
 
 - SIGTERM, SIGINT: passed on.  The program's servers say goodbye, it ends, and this
@@ -42,10 +42,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from apachews._listening.activation import inherited_descriptors
-from apachews._processes.notify import NotifyReceiver, notify, watchdog_timeout_s
+from apachews._processes.sd_notify import NotifyReceiver, notify, watchdog_timeout_s
 from apachews._processes.signals import Lifeline, Signals
 
-from .program import Instructions
+from ._bootstrap import Instructions
 from .server import DRAIN_TIMEOUT_S
 
 # How long a new program may take to listen; less than the 90 s that systemd gives a
@@ -72,7 +72,13 @@ class _Child:
         self.deadline: float | None = None
         try:
             self.process = subprocess.Popen(
-                [*_interpreter(), "-m", "apachews.program", instructions.encode(), *command],
+                [
+                    *_interpreter(),
+                    "-m",
+                    "apachews._bootstrap",
+                    instructions.encode(),
+                    *command,
+                ],
                 env=env,
                 pass_fds=(*inherited_descriptors(), lifeline.reader_fd),
                 # Ctrl-C is for this process; the program gets it from here.

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, overload
 
-from apachews._listening.listener import LoopbackFile, SocketFile
-from apachews._processes.notify import notify, notify_ready
+from apachews._listening.socket_file import LoopbackFile, SocketFile
+from apachews._processes.sd_notify import notify, notify_ready
 from apachews._processes.workers import fork_workers
 from apachews._server.languages import preferred_language
 from apachews._server.loop import Loop
@@ -45,7 +45,7 @@ _servers: Final[weakref.WeakValueDictionary[int, Server]] = weakref.WeakValueDic
 def open_servers() -> list[Server]:
     """Return the servers of this process that are not closed.
 
-    For whoever looks after a program that is not his own (``program.py``); may be
+    For whoever looks after a program that is not his own (``bootstrap.py``); may be
     called by any thread and by signal handlers.
     """
     # (valuerefs() copies in one step; to iterate over the rest is not safe there.)

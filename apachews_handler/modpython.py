@@ -22,8 +22,7 @@ from mod_python import apache
 
 from apachews_handler.native.httpd import ErrorLog, Request
 
-from . import status as status_page
-from . import wsgi
+from . import status_page, wsgi
 from .exceptions import NotSetUp
 from .lifecycle import child
 
@@ -141,7 +140,7 @@ def _prepare() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     # (wsgi has called prepare().)
-    child.expect_end()
+    child.end_is_called_by_host()
     apache.register_cleanup(child.end)
 
 

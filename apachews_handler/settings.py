@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from apachews_handler.monitoring.closelog import (
+from apachews_handler.monitoring.close_log import (
     DEFAULT_FORMAT,
     BadFormat,
     CloseFormat,

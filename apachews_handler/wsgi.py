@@ -20,7 +20,7 @@ from typing import Any
 
 from apachews import wire
 from apachews.wire.answer import Answer
-from apachews_handler.bridge.connection import About, Connection
+from apachews_handler.bridge.connection import Connection, ConnectionInfo
 from apachews_handler.endpoints import endpoint
 from apachews_handler.exceptions import (
     CheckFailed,
@@ -34,8 +34,8 @@ from apachews_handler.exceptions import (
 from apachews_handler.handshake.detach import client_address, detach, local_address, tls_facts
 from apachews_handler.handshake.upgrade import Upgrade, describe, require_no_error_document
 from apachews_handler.lifecycle import child
-from apachews_handler.monitoring.closelog import CloseLine, Handshake
-from apachews_handler.native import short_calls
+from apachews_handler.monitoring.close_log import CloseLine, Handshake
+from apachews_handler.native import syscalls
 from apachews_handler.native.httpd import HttpdError, Request, spare_workers
 from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
@@ -178,16 +178,16 @@ def _new_id() -> str:
 
     That one imports ``platform``, which every child would keep.
     """
-    data = bytearray(short_calls.urandom(16))
+    data = bytearray(syscalls.urandom(16))
     data[6] = data[6] & 0x0F | 0x40
     data[8] = data[8] & 0x3F | 0x80
     text = data.hex()
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def _about(open_: wire.Open, subprotocol: str | None) -> About:
+def _about(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
     """Return what the status may say of a connection: no query, which may have secrets."""
-    return About(
+    return ConnectionInfo(
         id=open_.id,
         path=open_.uri.partition("?")[0][:200],
         address=open_.remote[0],

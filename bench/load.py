@@ -48,7 +48,7 @@ class Messages:
         return (b"%012d" % number)[:12] + self._usual[12:]
 
 
-class Tally:
+class Counters:
     """What all clients of this process have counted."""
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class Tally:
 class Client(WSListener):
     """One connection that has what it sends echoed."""
 
-    def __init__(self, tally: Tally, messages: Messages) -> None:
-        self.tally = tally
+    def __init__(self, counters: Counters, messages: Messages) -> None:
+        self.counters = counters
         self.messages = messages
         self.type = messages.type
         self.sent = 0
@@ -82,15 +82,15 @@ class Client(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """Count an end that nobody here wanted."""
-        if not self.tally.is_closing:
-            self.tally.dropped += 1
+        if not self.counters.is_closing:
+            self.counters.dropped += 1
 
     def send(self) -> None:
         """Send the next message."""
         number = self.sent
         self.sent = number + 1
-        self.tally.sent += 1
-        if self.tally.round_trips_ns is not None:
+        self.counters.sent += 1
+        if self.counters.round_trips_ns is not None:
             self.sent_at_ns = time.perf_counter_ns()
         self.transport.send(self.type, self.messages.number(number))
 
@@ -102,7 +102,7 @@ class Client(WSListener):
                 number % CHECK_EVERY == 0
                 and frame.get_payload_as_bytes() != self.messages.number(number)
             ):
-                self.tally.wrong += 1
+                self.counters.wrong += 1
         elif not self._is_whole_with(frame):
             return
         self.on_message()
@@ -117,20 +117,20 @@ class Client(WSListener):
         if not frame.fin:
             return False
         if b"".join(self._parts) != self.messages.number(self.received):
-            self.tally.wrong += 1
+            self.counters.wrong += 1
         self._parts.clear()
         return True
 
     def on_message(self) -> None:
         """Count an answer and go on."""
-        tally = self.tally
+        counters = self.counters
         if self.received >= self.sent:
-            tally.extra += 1
+            counters.extra += 1
         self.received += 1
-        tally.received += 1
-        if tally.round_trips_ns is not None:
-            tally.round_trips_ns.append(time.perf_counter_ns() - self.sent_at_ns)
-        if tally.is_sending:
+        counters.received += 1
+        if counters.round_trips_ns is not None:
+            counters.round_trips_ns.append(time.perf_counter_ns() - self.sent_at_ns)
+        if counters.is_sending:
             self.send()
 
 
@@ -150,18 +150,18 @@ class Listener(Client):
         """Count a delivery; when one message has reached all, send the next."""
         crowd = self.crowd
         if self.received >= crowd.published:
-            self.tally.extra += 1
+            self.counters.extra += 1
         self.received += 1
-        self.tally.received += 1
-        if self.tally.received >= crowd.due and self.tally.is_sending:
+        self.counters.received += 1
+        if self.counters.received >= crowd.due and self.counters.is_sending:
             crowd.publish()
 
 
 class Crowd:
     """What is sent to all of the listeners: two messages are under way at a time."""
 
-    def __init__(self, tally: Tally, listeners: list[Listener]) -> None:
-        self.tally = tally
+    def __init__(self, counters: Counters, listeners: list[Listener]) -> None:
+        self.counters = counters
         self.listeners = listeners
         self.published = 0
         self.due = 0  # deliveries after which the next message is sent
@@ -195,7 +195,7 @@ class Crowd:
         self.due = self.published * len(self.listeners)
         message = conductor.messages.number(self.published)
         self.published += 1
-        self.tally.sent += len(self.listeners)
+        self.counters.sent += len(self.listeners)
         conductor.transport.send(conductor.type, message)
 
 
@@ -203,7 +203,7 @@ class Load:
     """The state of this process, and the commands it knows."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.counters = Counters()
         self.clients: list[Client] = []
         self.handshakers: list[asyncio.Task[None]] = []
 
@@ -227,7 +227,7 @@ class Load:
 
         async def connect_some() -> None:
             for _ in waiting:
-                client = (Listener if fan_out else Client)(self.tally, messages)
+                client = (Listener if fan_out else Client)(self.counters, messages)
                 try:
                     await _dial(client, url, context, source)
                 except Exception as error:  # whatever it was, the case fails and says it
@@ -246,8 +246,8 @@ class Load:
         self, window: int, active: int | None = None, timed: bool = False
     ) -> dict[str, Any]:
         """Have the first so many clients send, until halted."""
-        self.tally.is_sending = True
-        self.tally.round_trips_ns = [] if timed else None
+        self.counters.is_sending = True
+        self.counters.round_trips_ns = [] if timed else None
         for client in self.clients[:active]:
             for _ in range(window):
                 client.send()
@@ -261,29 +261,29 @@ class Load:
 
     async def fan_out(self) -> dict[str, Any]:
         """Have messages sent to all, until halted."""
-        crowd = Crowd(self.tally, [c for c in self.clients if isinstance(c, Listener)])
+        crowd = Crowd(self.counters, [c for c in self.clients if isinstance(c, Listener)])
         await crowd.meet()
-        self.tally.is_sending = True
+        self.counters.is_sending = True
         crowd.publish()
         crowd.publish()
         return {}
 
     async def handshakes(self, url: str, at_once: int, certificate: str = "") -> dict[str, Any]:
         """Connect and leave again and again, so many at once, until halted."""
-        self.tally.is_sending = self.tally.is_closing = True
+        self.counters.is_sending = self.counters.is_closing = True
         messages = Messages(64, False)
         context = _context(certificate)
 
         async def come_and_go() -> None:
-            while self.tally.is_sending:
-                client = Client(self.tally, messages)
-                self.tally.sent += 1
+            while self.counters.is_sending:
+                client = Client(self.counters, messages)
+                self.counters.sent += 1
                 try:
                     await _dial(client, url, context, "")
                 except Exception as error:  # counted as lost, and shown
                     print(f"{type(error).__name__}: {error}"[:300], file=sys.stderr, flush=True)
                     continue
-                self.tally.received += 1
+                self.counters.received += 1
                 client.transport.send_close(WSCloseCode.OK)
                 await client.transport.wait_disconnected()
 
@@ -293,36 +293,36 @@ class Load:
     async def mark(self) -> dict[str, Any]:
         """Say what has been counted so far; begin anew with round trips."""
         result = {
-            "received": self.tally.received,
+            "received": self.counters.received,
             "processor_ns": time.process_time_ns(),
             "at_ns": time.monotonic_ns(),
         }
-        if self.tally.round_trips_ns:
-            ordered = sorted(self.tally.round_trips_ns)
+        if self.counters.round_trips_ns:
+            ordered = sorted(self.counters.round_trips_ns)
             result["p50_ns"] = ordered[len(ordered) // 2]
             result["p99_ns"] = ordered[len(ordered) * 99 // 100]
-            self.tally.round_trips_ns = []
+            self.counters.round_trips_ns = []
         return result
 
     async def halt(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """Send nothing more; wait for what is under way; say what is missing."""
-        self.tally.is_sending = False
+        self.counters.is_sending = False
         if self.handshakers:
             await asyncio.wait(self.handshakers, timeout=timeout_s)
         deadline = time.monotonic() + timeout_s
-        while self.tally.received < self.tally.sent and time.monotonic() < deadline:
+        while self.counters.received < self.counters.sent and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)  # an answer too many would come now
         return {
-            "lost": max(0, self.tally.sent - self.tally.received),
-            "extra": self.tally.extra,
-            "wrong": self.tally.wrong,
-            "dropped": self.tally.dropped,
+            "lost": max(0, self.counters.sent - self.counters.received),
+            "extra": self.counters.extra,
+            "wrong": self.counters.wrong,
+            "dropped": self.counters.dropped,
         }
 
     async def close(self, timeout_s: float = 30.0) -> dict[str, Any]:
         """Say goodbye on every connection, and wait until all have ended."""
-        self.tally.is_closing = True
+        self.counters.is_closing = True
         for client in self.clients:
             if not client.transport.is_disconnected:
                 client.transport.send_close(WSCloseCode.OK)
@@ -334,7 +334,7 @@ class Load:
         for client in self.clients:
             client.transport.disconnect(False)
         self.clients.clear()
-        self.tally = Tally()
+        self.counters = Counters()
         return {"open_still": open_still}
 
 

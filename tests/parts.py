@@ -60,11 +60,11 @@ NOT_PORTABILITY: Final = (
     "project/test_bench_report.py",
     "project/test_bench_results.py",
     "project/test_deploy.py",
-    "handler/test_ends.py",
+    "handler/test_close_causes.py",
     "project/test_fuzz_seeds.py",
     "project/test_layers.py",
     "project/test_suite.py",
-    "project/test_units.py",
+    "project/test_systemd_units.py",
 )
 
 

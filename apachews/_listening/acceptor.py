@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from . import loopback
-from .listener import LoopbackFile, SocketFile
+from .socket_file import LoopbackFile, SocketFile
 
 # How long accepting rests when the process has no descriptor left.
 ACCEPT_REST_S: Final = 1.0

@@ -35,12 +35,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .notify import NotifyReceiver, notify, watchdog_timeout_s
+from .sd_notify import NotifyReceiver, notify, watchdog_timeout_s
 from .siblings import Siblings
 from .signals import Lifeline, Signals, signal_at_end_of
 
 if TYPE_CHECKING:
-    from apachews._listening.listener import SocketFile
+    from apachews._listening.socket_file import SocketFile
 
 # How long after its start a worker's end counts as a failure to start.
 SETTLED_S: Final = 10.0

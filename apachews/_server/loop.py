@@ -41,8 +41,8 @@ from typing import Final
 from apachews import wire
 from apachews._connection import RECEIVING, Connection, State
 from apachews._listening.acceptor import new_acceptor
-from apachews._listening.listener import SocketFile
-from apachews._processes.notify import start_heartbeat
+from apachews._listening.socket_file import SocketFile
+from apachews._processes.sd_notify import start_heartbeat
 from apachews._processes.siblings import Siblings
 from apachews.client import Client, encode_message
 from apachews.events import (

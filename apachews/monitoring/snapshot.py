@@ -5,7 +5,7 @@ Contract: data.  A process with WebSockets describes itself in a ``ProcessStatus
 checks what it reads and raises ``StatusError``; names it does not know are passed
 over, so that a later version may say more.  Sans-I/O.
 
-``apachews_handler`` makes these, ``apachews.monitoring.status`` collects them; the status page
+``apachews_handler`` makes these, ``apachews.monitoring.collect`` collects them; the status page
 and the command line show them.  Nothing of a message is in them, no query string, no
 cookie.  *In* is from the client, *out* to it; bytes are those of messages, not
 compressed.

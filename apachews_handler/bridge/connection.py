@@ -14,12 +14,12 @@ import socket
 import time
 from typing import Final, Protocol
 
-from apachews_handler.monitoring.closelog import CloseLine, Ending
-from apachews_handler.monitoring.logfile import append
-from apachews_handler.protocol.ends import End
+from apachews_handler.monitoring.close_log import CloseLine, Ending
+from apachews_handler.monitoring.log_file import append
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
-from apachews_handler.protocol.session import Session, Side
-from apachews_handler.protocol.watch import Watch
+from apachews_handler.protocol.session import ProducerState, Session
+from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Settings
 
 from .transport import Transport
@@ -41,7 +41,7 @@ class Log(Protocol):
         """
 
 
-class Admission(Protocol):
+class Permit(Protocol):
     """The places of a connection under the limits; ``limits.Admission`` is one."""
 
     def release(self) -> None:
@@ -49,7 +49,7 @@ class Admission(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class About:
+class ConnectionInfo:
     """What the status says of a connection besides what it has passed.
 
     Attributes:
@@ -69,7 +69,7 @@ class About:
     subprotocol: str = ""
 
 
-_NOTHING: Final = About()
+_NOTHING: Final = ConnectionInfo()
 
 
 class Connection:
@@ -96,6 +96,7 @@ class Connection:
     __slots__ = (
         "about",
         "admission",
+        "can_use_fast_path",
         "client_fd",
         "client_mask",
         "client_queue",
@@ -103,10 +104,8 @@ class Connection:
         "entrusted_at",
         "goodbye",
         "hold_ends_at",
-        "is_deaf",
         "is_finished",
         "is_shut_down",
-        "is_simple",
         "log",
         "name",
         "opened_at",
@@ -126,6 +125,7 @@ class Connection:
         "transport",
         "unsent_bytes",
         "watch",
+        "write_failed",
     )
 
     def __init__(
@@ -137,8 +137,8 @@ class Connection:
         path: str,
         name: str,
         log: Log,
-        admission: Admission | None = None,
-        about: About = _NOTHING,
+        admission: Permit | None = None,
+        about: ConnectionInfo = _NOTHING,
         close_line: CloseLine | None = None,
     ) -> None:
         self.transport = transport
@@ -161,14 +161,14 @@ class Connection:
         self.hold_ends_at = 0.0  # when the search for a producer is given up
         self.resumed_at = 0.0  # when it was found last
         self.said_before = 0  # ``producer_said``, then
-        self.is_deaf = False  # nothing reaches the client any more
+        self.write_failed = False  # nothing reaches the client any more
         self.is_finished = False  # it is closed, counted and logged
         self.is_shut_down = False  # nothing more will be sent to it
-        self.is_simple = not transport.may_hoard
+        self.can_use_fast_path = not transport.buffers_input
         self.opened_at = time.monotonic()
-        self.watch = Watch(settings, self.opened_at)
+        self.watch = Timeouts(settings, self.opened_at)
         self.entrusted_at = 0.0
-        self.goodbye: End | None = None  # why it is sent away, once it is to be
+        self.goodbye: CloseCause | None = None  # why it is sent away, once it is to be
         self.scheduled_at = math.inf  # when the loop asks the watch
         self.ticket = 0  # for that, see Deadlines
         # What the client takes: since the last PING, or since it is being closed.
@@ -181,7 +181,8 @@ class Connection:
         return (
             self.client_fd == -1
             and self.producer_fd == -1
-            and self.session.side is not Side.AWAY  # and there is nothing to say to the next one
+            and self.session.producer_state
+            is not ProducerState.AWAY  # and there is nothing to say to the next one
         )
 
     def take_producer(self, producer: socket.socket) -> None:

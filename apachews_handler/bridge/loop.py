@@ -12,11 +12,11 @@ and a header) and a few frames of the bridge's own wait in each direction, and t
 buffers carry the backpressure to the other end.
 
 Time is looked at once a turn.  Every connection has a place in ``Deadlines``, for
-when its ``Watch`` wants to be asked again.  What is due within ``TIMERS_S`` is done
+when its ``Timeouts`` wants to be asked again.  What is due within ``TIMERS_S`` is done
 together: among thousands of idle clients one is to be pinged every few milliseconds,
 and to wake up for each by itself costs several times as much as the ping.
 
-A client whose producer is gone is in ``Holds`` until there is another one; it is
+A client whose producer is gone is in ``Reconnector`` until there is another one; it is
 read meanwhile, up to a buffer.
 
 Nothing is allocated for an idle connection beyond its few objects, no closure and
@@ -41,20 +41,20 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from apachews_handler.monitoring.tally import Tally
-from apachews_handler.protocol.ends import End
+from apachews_handler.monitoring.counters import Counters
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import SLOWEST_CLOSING_BYTES_S, Progress
-from apachews_handler.protocol.session import HEADER_BYTES, Phase, Side
-from apachews_handler.protocol.watch import Due
+from apachews_handler.protocol.session import HEADER_BYTES, ClientState, ProducerState
+from apachews_handler.protocol.timeouts import Due
 
 from .connection import Connection
 from .deadlines import Deadlines
-from .holds import MAX_DELAY_S, SETTLED_S, Holds
+from .reconnect import MAX_DELAY_S, SETTLED_S, Reconnector
 from .transport import discard_unsent, tcp_state, unsent_bytes
 
 # (To look a member of an Enum up costs as much as a call in Python 3.11.)
-_OPEN: Final = Phase.OPEN
-_CONNECTED: Final = Side.CONNECTED
+_OPEN: Final = ClientState.OPEN
+_CONNECTED: Final = ProducerState.CONNECTED
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 _GONE: Final = select.EPOLLHUP | select.EPOLLERR
@@ -75,7 +75,7 @@ class Loop:
         self._epoll = select.epoll()
         self._clients: dict[int, Connection] = {}
         self._producers: dict[int, Connection] = {}
-        self._holds = Holds()
+        self._holds = Reconnector()
         self._others: dict[int, Callable[[], None]] = {}
         self._deadlines: Deadlines[Connection] = Deadlines()
         # Clients to handle in the next turn whether epoll names them or not: their TLS
@@ -85,7 +85,7 @@ class Loop:
         self._now = time.monotonic()
         # When a turn began and how long it took: none before a longer one.
         self._long_turns: deque[tuple[float, float]] = deque()
-        self.tally = Tally()
+        self.counters = Counters()
 
     def connections(self) -> set[Connection]:
         """Return those that are not closed."""
@@ -156,14 +156,14 @@ class Loop:
         del self._clients[connection.client_fd], self._producers[connection.producer_fd]
         self._pending.pop(connection, None)
         self._deadlines.drop(connection)
-        self.tally.leave(connection.path, connection.session.traffic())
+        self.counters.leave(connection.path, connection.session.traffic())
 
     def adopt(self, connection: Connection) -> None:
         """Take over a connection that was released, by this process or by another one."""
         self._guard(self._adopt, connection)
 
     def send_away(
-        self, connections: Iterable[Connection], end: End, within_s: float | None = None
+        self, connections: Iterable[Connection], end: CloseCause, within_s: float | None = None
     ) -> float:
         """Close connections one after the other, at the pace of their settings.
 
@@ -176,7 +176,11 @@ class Loop:
             After how many seconds the last one is told.
         """
         now = time.monotonic()
-        going = [connection for connection in connections if connection.session.phase is Phase.OPEN]
+        going = [
+            connection
+            for connection in connections
+            if connection.session.client_state is ClientState.OPEN
+        ]
         after_s = 0.0
         for connection in going:
             watch, rate = connection.watch, connection.settings.drain_rate
@@ -299,8 +303,8 @@ class Loop:
         self._long_turns.append((self._now, took_s))
 
     def _begin(self, connection: Connection) -> None:
-        self.tally.begin(connection.path)
-        connection.session.round_trips = self.tally.round_trips
+        self.counters.begin(connection.path)
+        connection.session.round_trips = self.counters.round_trips
         connection.transport.limit_unsent(connection.settings.max_buffer)
         self._clients[connection.client_fd] = connection
         try:
@@ -319,8 +323,8 @@ class Loop:
             self._pending[connection] = None
 
     def _adopt(self, connection: Connection) -> None:
-        self.tally.adopt(connection.path, connection.session.traffic())
-        connection.session.round_trips = self.tally.round_trips
+        self.counters.adopt(connection.path, connection.session.traffic())
+        connection.session.round_trips = self.counters.round_trips
         self._clients[connection.client_fd] = connection
         self._epoll.register(connection.client_fd, _IN)
         connection.client_mask = _IN
@@ -337,7 +341,7 @@ class Loop:
         """Do what ``_on_client`` does where there is nothing but a client's messages to send."""
         session, transport = connection.session, connection.transport
         # The mask says that nothing waits for either side.
-        if connection.client_mask != _IN or session.phase is not _OPEN or session.is_paused:
+        if connection.client_mask != _IN or session.client_state is not _OPEN or session.is_paused:
             self._on_client(connection, ready)
             return
         data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
@@ -348,11 +352,11 @@ class Loop:
             frames = session.to_producer
             if (
                 frames
-                and session.phase is _OPEN
-                and session.side is _CONNECTED
+                and session.client_state is _OPEN
+                and session.producer_state is _CONNECTED
                 and not session.to_client
                 and not session.is_paused
-                and (connection.is_simple or not self._has_more(connection))
+                and (connection.can_use_fast_path or not self._has_more(connection))
             ):
                 queue = frames[0] if len(frames) == 1 else b"".join(frames)
                 try:
@@ -407,7 +411,7 @@ class Loop:
         """Do what ``_on_producer`` does where there is nothing but its messages to send."""
         session = connection.session
         # The mask says that nothing waits for the client.
-        if connection.producer_mask != _IN or session.phase is not _OPEN:
+        if connection.producer_mask != _IN or session.client_state is not _OPEN:
             self._on_producer(connection, ready)
             return
         try:
@@ -423,11 +427,11 @@ class Loop:
         frames = session.to_client
         if (
             len(frames) == 1
-            and session.phase is _OPEN
-            and session.side is _CONNECTED
+            and session.client_state is _OPEN
+            and session.producer_state is _CONNECTED
             and not session.ignored
             and not session.to_producer
-            and not connection.is_deaf
+            and not connection.write_failed
         ):
             queue = frames[0]
             try:
@@ -479,7 +483,7 @@ class Loop:
             connection.watch.passed_at = self._now
             connection.producer_queue += _take(session.to_producer)
             self._send_producer_queue(connection)
-        if session.to_client and connection.is_deaf:
+        if session.to_client and connection.write_failed:
             session.to_client.clear()
         if session.to_client:
             data = _take(session.to_client)
@@ -487,7 +491,7 @@ class Loop:
                 bytes(connection.client_queue) + data if connection.client_queue else data
             )
             self._send_client_queue(connection)
-        if session.phase is not Phase.OPEN:
+        if session.client_state is not ClientState.OPEN:
             self._close_what_is_finished(connection)
         self._watch(connection)
 
@@ -498,7 +502,7 @@ class Loop:
         except OSError:
             # The client is gone.  Its last words may still be there to read; the
             # end of file comes after them.
-            connection.is_deaf = True
+            connection.write_failed = True
             sent = len(queue)
         watch = connection.watch
         if sent == len(queue):
@@ -538,7 +542,7 @@ class Loop:
         is_moving = session.is_moving
         session.receive_producer_eof(connection.producer_queue, connection.producer_sent)
         self._close_producer(connection)
-        if session.side is not Side.AWAY:
+        if session.producer_state is not ProducerState.AWAY:
             return
         # One that ends at once, again, may end because of this client: it is not asked
         # again at once, nor, where it has not said a word, for longer than at first.
@@ -546,7 +550,7 @@ class Loop:
         if not is_short or session.producer_said != connection.said_before:
             connection.hold_ends_at = self._now + connection.settings.hold
         watch.held_until = connection.hold_ends_at
-        if session.phase is Phase.OPEN:
+        if session.client_state is ClientState.OPEN:
             watch.leaves_at = 0.0  # the client stays
         self._holds.add(connection, self._now + (MAX_DELAY_S if is_short else 0.0))
         self._schedule(connection)
@@ -571,7 +575,7 @@ class Loop:
         session = connection.session
         if connection.client_fd != -1:
             mask = _OUT if connection.client_queue else 0
-            if session.phase is Phase.CLOSED or not (
+            if session.client_state is ClientState.CLOSED or not (
                 connection.producer_queue or session.waiting_bytes >= connection.settings.max_buffer
             ):
                 mask = _OUT if connection.transport.needs_writing else mask | _IN
@@ -589,7 +593,7 @@ class Loop:
             mask = _OUT if connection.producer_queue else 0
             if session.client_finished:
                 # Of one that moves, the end is still awaited: the next one waits for it.
-                mask |= _IN if session.side is Side.MOVED else 0
+                mask |= _IN if session.producer_state is ProducerState.MOVED else 0
             elif not connection.client_queue:
                 mask |= _IN
             if mask != connection.producer_mask:
@@ -603,7 +607,7 @@ class Loop:
 
     def _close_what_is_finished(self, connection: Connection) -> None:
         session = connection.session
-        if session.phase is Phase.GONE:
+        if session.client_state is ClientState.GONE:
             self._close_client(connection)
         elif (
             session.client_finished and not connection.client_queue and not connection.is_shut_down
@@ -614,7 +618,7 @@ class Loop:
             connection.transport.shutdown()
         if session.producer_finished and not connection.producer_queue:
             self._close_producer(connection)
-        if session.side is not Side.AWAY:
+        if session.producer_state is not ProducerState.AWAY:
             self._holds.discard(connection)
         if connection.is_closed:
             self._finish(connection)
@@ -627,7 +631,7 @@ class Loop:
             self._clients.pop(connection.client_fd, None)
             connection.client_fd = -1
             connection.client_queue = b""
-            connection.is_deaf = True
+            connection.write_failed = True
             connection.watch.has_client = False
             connection.transport.close()
 
@@ -658,7 +662,7 @@ class Loop:
             return  # what came after failed, and the guard tries again
         connection.is_finished = True
         session = connection.session
-        self.tally.end(connection.path, session.traffic(), session.close_code)
+        self.counters.end(connection.path, session.traffic(), session.close_code)
         connection.log_close()
 
     def _limit_leaving(self, connection: Connection) -> None:
@@ -682,13 +686,13 @@ class Loop:
                 watch.leaves_at = self._now + connection.settings.close_timeout
                 self._schedule(connection)
                 return
-            is_away = session.side is Side.MOVED and session.waiting_bytes
+            is_away = session.producer_state is ProducerState.MOVED and session.waiting_bytes
             if is_away or connection.producer_mask == _NOT_WATCHED:
                 self._lose_producer(connection)
             session.receive_client_eof()
             if connection.client_fd != -1:
                 discard_unsent(connection.client_fd)
-            if session.side is not Side.AWAY:
+            if session.producer_state is not ProducerState.AWAY:
                 self._forget(connection)
                 return
             # Only what it said before it left is still to be delivered.
@@ -716,7 +720,7 @@ class Loop:
             if self._is_taking(connection):
                 watch.passed_at = self._now
             else:
-                session.close(End.IDLE)
+                session.close(CloseCause.IDLE)
         if connection.is_closed:
             return
         self._flush(connection)
@@ -731,7 +735,7 @@ class Loop:
         """
         unsent = unsent_bytes(connection.client_fd)
         if unsent >= connection.unsent_bytes:
-            connection.session.close(End.TOO_SLOW)
+            connection.session.close(CloseCause.TOO_SLOW)
         else:
             connection.unsent_bytes = unsent
             connection.watch.waiting_since = self._now
@@ -757,7 +761,7 @@ class Loop:
         state, progress = tcp_state(connection.client_fd), connection.progress
         assert progress, "a PING was sent, by this process or by the one before"
         if not progress.is_reading(state, self._now):
-            connection.session.close(End.NO_PONG)
+            connection.session.close(CloseCause.NO_PONG)
             return
         connection.watch.await_pong(self._now)
         if not state.unacked:
@@ -785,7 +789,7 @@ class Loop:
 
 def turn_away(connection: Connection) -> None:
     """Say goodbye to a client that was never begun with; the caller closes the connection."""
-    connection.session.close(End.GOING_AWAY)
+    connection.session.close(CloseCause.GOING_AWAY)
     try:
         connection.transport.send(b"".join(connection.session.to_client))
     except OSError:

@@ -1,4 +1,4 @@
-"""A process's answer to who asks for its status: ``apachews.monitoring.status``, nobody else.
+"""A process's answer to who asks for its status: ``apachews.monitoring.collect``, nobody else.
 
 Contract: ``Reporter(loop, …)`` listens on a Unix socket in the run directory and has the
 loop look after it; ``close`` ends that and takes the file away.  On the loop's thread, or
@@ -29,6 +29,7 @@ import time
 from traceback import format_exc
 from typing import Final
 
+from apachews.monitoring.collect import SEALS, fitting_path, socket_name
 from apachews.monitoring.snapshot import (
     CLOSING,
     HELD,
@@ -38,9 +39,8 @@ from apachews.monitoring.snapshot import (
     EndpointStatus,
     ProcessStatus,
 )
-from apachews.monitoring.status import SEALS, fitting_path, socket_name
-from apachews_handler.monitoring.tally import add_traffic
-from apachews_handler.protocol.session import Phase, Side
+from apachews_handler.monitoring.counters import add_traffic
+from apachews_handler.protocol.session import ClientState, ProducerState
 from apachews_handler.shared import rundir
 
 from .connection import Connection, Log
@@ -79,8 +79,8 @@ class Walk:
         self._apache = apache
         self._started = started
         self._now = time.monotonic()
-        self._endpoints = loop.tally.endpoints()
-        self._round_trips = loop.tally.round_trips.copy()
+        self._endpoints = loop.counters.endpoints()
+        self._round_trips = loop.counters.round_trips.copy()
         connections = loop.connections_by_age()
         self._left = iter(connections)
         self._count = self._unseen = len(connections)
@@ -111,7 +111,7 @@ class Walk:
 
     def _look_at(self, connection: Connection) -> None:
         session, about = connection.session, connection.about
-        name = self._loop.tally.name_of(connection.path)
+        name = self._loop.counters.name_of(connection.path)
         endpoint = self._endpoints.get(name)
         if endpoint is None:  # it was the last one that is not counted as one of the others
             endpoint = self._endpoints[name] = EndpointStatus(name)
@@ -122,10 +122,10 @@ class Walk:
         add_traffic(endpoint, traffic)
         endpoint.queued_in += queued_in
         endpoint.queued_out += queued_out
-        if session.phase is not Phase.OPEN:
+        if session.client_state is not ClientState.OPEN:
             state = CLOSING
             endpoint.closing += 1
-        elif session.side is Side.AWAY:
+        elif session.producer_state is ProducerState.AWAY:
             state = HELD
             endpoint.held += 1
         else:

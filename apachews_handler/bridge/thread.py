@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from apachews_handler.native import short_calls
-from apachews_handler.protocol.ends import End
+from apachews_handler.native import syscalls
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.shared.signals import signals_blocked
 
 from .connection import Connection, Log
@@ -116,7 +116,7 @@ class Bridge:
             if not self._has_ended:
                 self._adopted.append(connection)
                 if len(self._adopted) == 1:  # the others were not begun with yet
-                    short_calls.eventfd_write(self._wakeup, 1)
+                    syscalls.eventfd_write(self._wakeup, 1)
                 return
         _give_up(connection)
 
@@ -224,7 +224,9 @@ class Bridge:
         for connection in adopted:
             self._loop.add(connection)
         if order is _Order.STOP:
-            spread_s = self._loop.send_away(self._loop.connections(), End.GOING_AWAY, STOP_SPREAD_S)
+            spread_s = self._loop.send_away(
+                self._loop.connections(), CloseCause.GOING_AWAY, STOP_SPREAD_S
+            )
             self._stop_at = self._stop_at or time.monotonic() + spread_s + STOP_GRACE_S
 
 

@@ -33,7 +33,7 @@ class Transport(Protocol):
         may_hoard: ``has_pending`` or ``needs_writing`` may ever be true.
     """
 
-    may_hoard: ClassVar[bool]
+    buffers_input: ClassVar[bool]
 
     @property
     def needs_writing(self) -> bool: ...
@@ -83,7 +83,7 @@ class PlainTransport:
 
     __slots__ = ("_socket",)
 
-    may_hoard: ClassVar = False
+    buffers_input: ClassVar = False
     needs_writing = False
 
     def __init__(self, sock: socket.socket) -> None:

@@ -27,7 +27,7 @@ from apachews._listening import loopback
 from apachews.exceptions import WireError
 from apachews.wire.answer import MAX_ANSWER_BYTES, Answer
 from apachews_handler.exceptions import NotSetUp, Refusal, Unavailable
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 from . import endpoint_access
 
@@ -107,7 +107,7 @@ def connect(
     """
     try:
         with endpoint_access.opened(path, directories) as name:
-            return short_calls.connect(name)
+            return syscalls.connect(name)
     except OSError:
         pass  # what is wrong with it, or whether only the backlog is full, is found out below
     try:
@@ -123,10 +123,10 @@ def connect(
 def _absent(path: str) -> str:
     """Return what the log says of a file that does not exist."""
     length = len(os.fsencode(path))
-    if length > short_calls.MAX_PATH_BYTES:
+    if length > syscalls.MAX_PATH_BYTES:
         return (
             f"{path!r:.400} does not exist: it has {length} bytes, and a producer can make a"
-            f" Unix socket of at most {short_calls.MAX_PATH_BYTES}; choose a shorter path"
+            f" Unix socket of at most {syscalls.MAX_PATH_BYTES}; choose a shorter path"
         )
     return f"{path!r} does not exist: is the producer running?"
 
@@ -154,7 +154,7 @@ def _connect_patiently(
             f"{path!r} is not a socket: a producer must create it",
         )
     try:
-        return short_calls.connect(name)
+        return syscalls.connect(name)
     except BlockingIOError:
         with place(status.st_uid):
             return _wait_for_backlog(path, name, timeout_s)

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from apachews_handler.exceptions import NotSetUp, Refusal
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 # Components of one walk, those of the links' targets among them: a path of ten components with
 # three links has fewer.  The walk takes at most some 400 system calls, 0.5 ms.
@@ -65,17 +65,17 @@ def opened(path: str, directories: tuple[str, ...], *, keeps_gil: bool = True) -
         OSError: as open(2); ELOOP if the walk has more than ``MAX_STEPS``.
     """
     data = os.fsencode(path)
-    fd = short_calls.open_direct(data, keeps_gil=keeps_gil)
+    fd = syscalls.open_direct(data, keeps_gil=keeps_gil)
     try:
         if fd is None or _real_path(fd) != data:
             if fd is not None:
-                short_calls.close_path(fd)
+                syscalls.close_path(fd)
                 fd = None
             fd = _open_checked(data, directories)
         yield f"/proc/self/fd/{fd}"
     finally:
         if fd is not None:
-            short_calls.close_path(fd)
+            syscalls.close_path(fd)
 
 
 def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
@@ -87,12 +87,12 @@ def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
     links: list[_Link] = []
     fd = _walk(path, links)
     try:
-        owner = short_calls.owner_of(fd)
+        owner = syscalls.owner_of(fd)
         foreign = next((link for link in links if link.owner not in (_ROOT, owner)), None)
         if foreign is not None:
             _require_open_directory(foreign, _real_path(fd), owner, directories)
     except BaseException:
-        short_calls.close_path(fd)
+        syscalls.close_path(fd)
         raise
     return fd
 
@@ -112,28 +112,28 @@ def _walk(path: bytes, links: list[_Link]) -> int:
     """
     pending: list[bytes] = []
     left = _push(path, pending, MAX_STEPS)
-    directory = short_calls.open_root()
+    directory = syscalls.open_root()
     try:
         while pending:
             name = pending.pop()
-            entry = short_calls.open_entry(directory, name or b".")
+            entry = syscalls.open_entry(directory, name or b".")
             try:
-                target = short_calls.target_of(entry)
+                target = syscalls.target_of(entry)
                 if target is not None:
                     place = os.path.join(_real_path(directory), name)
-                    links.append(_Link(place, short_calls.owner_of(entry)))
+                    links.append(_Link(place, syscalls.owner_of(entry)))
             except BaseException:
-                short_calls.close_path(entry)
+                syscalls.close_path(entry)
                 raise
             if target is None:
                 directory = _replace(directory, entry)
                 continue
-            short_calls.close_path(entry)
+            syscalls.close_path(entry)
             left = _push(target, pending, left)
             if target.startswith(b"/"):
-                directory = _replace(directory, short_calls.open_root())
+                directory = _replace(directory, syscalls.open_root())
     except BaseException:
-        short_calls.close_path(directory)
+        syscalls.close_path(directory)
         raise
     return directory
 
@@ -161,7 +161,7 @@ def _push(path: bytes, pending: list[bytes], left: int) -> int:
 
 def _replace(directory: int, fd: int) -> int:
     """Close a descriptor; return the one that the walk goes on with."""
-    short_calls.close_path(directory)
+    syscalls.close_path(directory)
     return fd
 
 
@@ -182,7 +182,7 @@ def _require_open_directory(
 
 def _real_path(fd: int) -> bytes:
     try:
-        return short_calls.path_of(fd)
+        return syscalls.path_of(fd)
     except OSError as error:
         raise NotSetUp(
             f"/proc/self/fd cannot be read ({error.strerror}): mount /proc where Apache's"

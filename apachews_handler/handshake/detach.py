@@ -35,7 +35,7 @@ from apachews import wire
 from apachews_handler.bridge.transport import PlainTransport, Transport
 from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
 from apachews_handler.exceptions import CheckFailed, ClientGone, Refusal, Unavailable
-from apachews_handler.native import httpd, short_calls, tls
+from apachews_handler.native import httpd, openssl, syscalls
 
 _NON_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 # Multipath TCP (RFC 8684) is to its user what TCP is.
@@ -112,7 +112,7 @@ def detach(request: httpd.Request, head: bytes) -> Transport:
         return _detach(request, head)
     except httpd.HttpdError as error:
         raise CheckFailed(error.check, error.found) from error
-    except tls.TlsError as error:
+    except openssl.TlsError as error:
         raise CheckFailed("OpenSSL does as mod_ssl needs", str(error)) from error
     except httpd.WriteFailed as error:
         request.abandon()
@@ -144,7 +144,7 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
                 if request.ssl_address():
                     raise CheckFailed("mod_ssl lets go of the connection", "it still has its SSL")
                 session.take_over(client)
-            short_calls.dup2(sink, descriptor)
+            syscalls.dup2(sink, descriptor)
         except BaseException:
             request.abandon()
             raise
@@ -158,22 +158,22 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
     return session or PlainTransport(client)
 
 
-def _share_session(request: httpd.Request) -> tls.TlsSession:
+def _share_session(request: httpd.Request) -> openssl.TlsSession:
     ssl = request.ssl_address()
     if not ssl:
         raise CheckFailed("mod_ssl encrypts the connection", "no SSL in its record")
-    return tls.TlsSession.share(ssl, request.connection_address, request.mod_ssl_path())
+    return openssl.TlsSession.share(ssl, request.connection_address, request.mod_ssl_path())
 
 
 def _duplicate(descriptor: int) -> socket.socket:
     """Return the client's socket, which the caller closes."""
     try:
-        fd = short_calls.dup(descriptor)
+        fd = syscalls.dup(descriptor)
     except OSError as error:
         raise Unavailable(out_of_descriptors(error)) from error
     try:
         # (setblocking() lets go of the GIL.)
-        short_calls.set_nonblocking(fd)
+        syscalls.set_nonblocking(fd)
         client = socket.socket(type=_NON_BLOCKING, fileno=fd)
     except OSError as error:
         os.close(fd)

@@ -121,7 +121,7 @@ class Child:
         """Tell whether ``prepare`` was called in time."""
         return self._is_prepared
 
-    def expect_end(self) -> None:
+    def end_is_called_by_host(self) -> None:
         """Leave it to the caller to call ``end``."""
         self._is_told = True
 
@@ -171,5 +171,5 @@ prepare = _child.prepare
 bridge = _child.bridge
 definitions = _child.definitions
 is_prepared = _child.is_prepared
-expect_end = _child.expect_end
+end_is_called_by_host = _child.end_is_called_by_host
 end = _child.end

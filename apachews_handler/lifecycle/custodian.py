@@ -56,9 +56,9 @@ from apachews_handler.bridge.connection import Connection, Log
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.report import Reporter, not_in_the_status
 from apachews_handler.bridge.thread import STOP_GRACE_S, STOP_SPREAD_S, Bridge
-from apachews_handler.monitoring.logfile import Syslog
-from apachews_handler.native import short_calls
-from apachews_handler.protocol.ends import End
+from apachews_handler.monitoring.log_file import Syslog
+from apachews_handler.native import syscalls
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.shared import limits, rundir
 from apachews_handler.shared.generations import Generation
 from apachews_handler.shared.signals import signals_blocked
@@ -137,7 +137,7 @@ def say_goodbye(loop: Loop, within_s: float = STOP_SPREAD_S) -> None:
         within_s: all are told within so many seconds, whatever the pace.
     """
     end_at = time.monotonic() + STOP_GRACE_S
-    end_at += loop.send_away(loop.connections(), End.GOING_AWAY, within_s)
+    end_at += loop.send_away(loop.connections(), CloseCause.GOING_AWAY, within_s)
     while not loop.is_empty and (rest_s := end_at - time.monotonic()) > 0:
         loop.turn(rest_s)
     loop.close()
@@ -190,7 +190,7 @@ class Custodian:
         give_up_descriptors(keep)
         syslog.openlog("apachews", syslog.LOG_PID, syslog.LOG_DAEMON)
         _raise_descriptor_limit()
-        short_calls.forbid_huge_pages()
+        syscalls.forbid_huge_pages()
         _shrink()
         # What is there now is never collected: it would only be copied.
         gc.freeze()
@@ -210,7 +210,7 @@ class Custodian:
 
     def watch_for_the_end(self) -> None:
         """Learn from the loop of signals, and of Apache's end."""
-        self._signals = short_calls.signalfd({*_ENDING_SIGNALS, signal.SIGIO})
+        self._signals = syscalls.signalfd({*_ENDING_SIGNALS, signal.SIGIO})
         self._loop.watch(self._signals, self._on_signal)
         self._loop.watch(self._parent, self._on_parents_end)
         if self._pid_file is None:
@@ -281,7 +281,7 @@ class Custodian:
         self._end(HURRY_S)
 
     def _on_signal(self) -> None:
-        data = os.read(self._signals, short_calls.SIGNALFD_BYTES)
+        data = os.read(self._signals, syscalls.SIGNALFD_BYTES)
         if int.from_bytes(data[:4], sys.byteorder) in _ENDING_SIGNALS:
             self._end(STOP_SPREAD_S)
         else:
@@ -331,7 +331,7 @@ class Custodian:
                 else:
                     self._old_at = min(self._old_at, old_at)
         if old:
-            self._loop.send_away(old, End.DRAINED)
+            self._loop.send_away(old, CloseCause.DRAINED)
 
     def _close_surplus(
         self, now: float, generation: Generation, connections: set[Connection]
@@ -349,13 +349,13 @@ class Custodian:
         exceeded = {limit for limit, at in self._surplus_since.items() if now - at >= CHECK_S}
         if exceeded:
             going = [c for c in connections if c.settings.max_custodians in exceeded]
-            self._loop.send_away(going, End.DRAINED)
+            self._loop.send_away(going, CloseCause.DRAINED)
 
 
 def _shrink() -> None:
     """Give back memory that only the child needed."""
     gc.collect()
-    short_calls.trim_memory()
+    syscalls.trim_memory()
 
 
 def _raise_descriptor_limit() -> None:

@@ -39,11 +39,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from apachews.monitoring.status import fitting_path
-from apachews_handler.bridge.connection import Admission, Connection, Log
+from apachews.monitoring.collect import fitting_path
+from apachews_handler.bridge.connection import Connection, Log, Permit
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
-from apachews_handler.monitoring.logfile import FileLog, Syslog
+from apachews_handler.monitoring.log_file import FileLog, Syslog
 from apachews_handler.shared import limits
 
 from . import portable
@@ -223,7 +223,7 @@ class Taker:
             self._logs[key] = FileLog(os.dup(fd), module, threshold)
         return self._logs[key]
 
-    def _admission(self, places: dict[str, Any], fd: int) -> Admission:
+    def _admission(self, places: dict[str, Any], fd: int) -> Permit:
         token = str(places["token"])
         lent = self._places.get(token)
         if lent is None or lent.is_closed:
@@ -409,7 +409,7 @@ def _descriptors(connection: Connection) -> list[int]:
     places = connection.admission
     further = (
         connection.log.descriptor(),
-        places.descriptor() if isinstance(places, limits.Admission) else None,
+        places.descriptor() if isinstance(places, limits.Permit) else None,
     )
     return [connection.client_fd, connection.producer_fd, *(fd for fd in further if fd is not None)]
 
@@ -417,7 +417,7 @@ def _descriptors(connection: Connection) -> list[int]:
 def _let_go(connection: Connection) -> None:
     """Close the descriptors of a connection that the other process has."""
     connection.abandon()
-    if isinstance(connection.admission, limits.Admission):
+    if isinstance(connection.admission, limits.Permit):
         connection.admission.forget()
 
 

@@ -30,14 +30,14 @@ import select
 import socket
 from typing import Any, Final
 
-from apachews_handler.bridge.connection import About, Admission, Connection, Log
+from apachews_handler.bridge.connection import Connection, ConnectionInfo, Log, Permit
 from apachews_handler.bridge.transport import PlainTransport
-from apachews_handler.monitoring.closelog import BadFormat, CloseFormat, parse_format
+from apachews_handler.monitoring.close_log import BadFormat, CloseFormat, parse_format
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
 from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Rate, Settings
-from apachews_handler.shared.limits import Admission as Places
+from apachews_handler.shared.limits import Permit as SlotFile
 
 FORMAT: Final = 1
 _MEMBERS: Final = frozenset(
@@ -88,7 +88,7 @@ def encode(connection: Connection) -> bytes | None:
         or connection.client_queue
         or connection.producer_queue
         or connection.goodbye
-        or connection.is_deaf
+        or connection.write_failed
         or connection.is_shut_down
     ):
         return None
@@ -107,7 +107,7 @@ def encode(connection: Connection) -> bytes | None:
         "name": connection.name,
         "opened_at": connection.opened_at,
         "path": connection.path,
-        "places": places.export_state() if isinstance(places, Places) else None,
+        "places": places.export_state() if isinstance(places, SlotFile) else None,
         "progress": connection.progress.export_state() if connection.progress else None,
         "resumed_at": connection.resumed_at,
         "said_before": connection.said_before,
@@ -139,7 +139,7 @@ def restore(
     client: socket.socket,
     producer: socket.socket,
     log: Log,
-    admission: Admission | None,
+    admission: Permit | None,
 ) -> Connection:
     """Return the connection, which owns the sockets.
 
@@ -167,7 +167,7 @@ def restore(
             document["name"],
             log,
             admission,
-            About(**document["about"]),
+            ConnectionInfo(**document["about"]),
             None if line is None else settings.close_log_format.import_line(line),
         )
         connection.watch.import_state(document["watch"])

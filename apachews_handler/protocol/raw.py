@@ -26,10 +26,10 @@ from apachews_handler.exceptions import Violation
 from apachews_handler.settings import AUTO, NEWLINE, RAW, Settings
 from apachews_handler.settings import TEXT as TEXT_ALWAYS
 
+from .close_causes import CloseCause
 from .deflate import Agreement
-from .ends import End
 from .producer_reader import ProducerReader
-from .session import HEADER_BYTES, Phase, Session, Side
+from .session import HEADER_BYTES, ClientState, ProducerState, Session
 
 # What is read at once of a program that writes lines: 4,096 empty ones take 3 ms.
 LINES_READ_BYTES: Final = 4096
@@ -302,10 +302,10 @@ class RawSession(Session):
         """The producer has ended, or died: there is no telling."""
         self.to_producer.clear()
         violation = None if self.client_finished else self._raw.receive_eof()
-        self.side = Side.DONE
-        if self.phase is not Phase.OPEN:
+        self.producer_state = ProducerState.DONE
+        if self.client_state is not ClientState.OPEN:
             return
-        self._begin_close(End.PRODUCER_ERROR if violation else End.PRODUCER_ENDED)
+        self._begin_close(CloseCause.PRODUCER_ERROR if violation else CloseCause.PRODUCER_ENDED)
         if violation:
             self.close_reason = violation.reason
 

@@ -2,7 +2,7 @@
 
 Contract: bytes and ends of file go in (``receive_*``), bytes come out in
 ``to_client`` and ``to_producer``, which the driver sends and empties after every
-call.  ``phase`` and the two ``*_finished`` tell it what to do with the sockets.
+call.  ``client_state`` and the two ``*_finished`` tell it what to do with the sockets.
 No I/O, no clock; one session a connection, on one thread.
 
 How this works: the two readers do the work while the phase is OPEN; this class
@@ -23,7 +23,7 @@ is about how it ends.
     ``close(end)``       CLOSING; CLOSE to both    (ignored)
     ===================  ========================  ==========================
 
-The producer's side has a life of its own (``Side``): while the client is open, one
+The producer's side has a life of its own (``ProducerState``): while the client is open, one
 producer may take over from another.  Meanwhile the client's messages wait here, up
 to one buffer and a read; a client that leaves before they could be delivered is
 outlived by them.
@@ -68,10 +68,10 @@ from apachews_handler.exceptions import Violation
 from apachews_handler.settings import Settings
 
 from .client_reader import KEEPALIVE, Alive, ClientReader, Ping
+from .close_causes import CloseCause
 from .deflate import Agreement
-from .ends import End
 from .producer_reader import SHORT_READ_BYTES, ProducerReader
-from .wire_queue import rest_of_messages
+from .redelivery import undelivered_frames
 
 # What is read beyond a buffer, so that a message as long as a buffer, and both are round
 # numbers mostly, comes with its header in one read: 2 bytes, 8 of length, 4 of mask (RFC
@@ -83,7 +83,7 @@ _LAST_FRAMES = frozenset(
 )
 
 
-class Phase(enum.Enum):
+class ClientState(enum.Enum):
     """Where a connection is in its life; it only ever moves down this list."""
 
     OPEN = "messages flow both ways"
@@ -92,7 +92,7 @@ class Phase(enum.Enum):
     GONE = "the client is gone, or cannot be told anything any more: drop it"
 
 
-class Side(enum.Enum):
+class ProducerState(enum.Enum):
     """Where the producer's side of a connection is."""
 
     CONNECTED = "messages flow both ways"
@@ -104,8 +104,8 @@ class Side(enum.Enum):
 
 
 # (To look a member of an Enum up costs as much as a call in Python 3.11.)
-_OPEN: Final = Phase.OPEN
-_CONNECTED: Final = Side.CONNECTED
+_OPEN: Final = ClientState.OPEN
+_CONNECTED: Final = ProducerState.CONNECTED
 
 
 class Session:
@@ -116,8 +116,8 @@ class Session:
         deflate: what was agreed on with the client; None: no compression.
 
     Attributes:
-        phase: see ``Phase``.
-        side: see ``Side``.
+        phase: see ``ClientState``.
+        side: see ``ProducerState``.
         to_client, to_producer: bytes to send; the driver empties them.
         end: why it ends; None while it is open.
         close_code, close_reason: what it was closed with; the reason is for the
@@ -142,14 +142,14 @@ class Session:
         "_rated_at",
         "_waiting",
         "_waiting_ends",
+        "client_state",
         "close_code",
         "close_reason",
         "end",
         "ignored",
-        "phase",
+        "producer_state",
         "round_trip_s",
         "round_trips",
-        "side",
         "to_client",
         "to_producer",
     )
@@ -166,13 +166,13 @@ class Session:
             self._client.max_frames = self._rate.burst
         self._use_reader(self._producer)
         self.to_producer = self._client.wire_out
-        self.phase = Phase.OPEN
-        self.side = Side.CONNECTED
+        self.client_state = ClientState.OPEN
+        self.producer_state = ProducerState.CONNECTED
         self._hold_s = settings.hold
         self._opened = b""  # the OPEN, where the next producer is to be told it
         self._waiting: bytearray | bytes = b""  # frames for the next producer
         self._waiting_ends = False  # the last of them is a CLOSE
-        self.end: End | None = None
+        self.end: CloseCause | None = None
         self.close_code = 0
         self.close_reason = ""
         self._is_congested = False
@@ -200,12 +200,16 @@ class Session:
     @property
     def client_finished(self) -> bool:
         """Nothing is added to ``to_client`` any more: send it, then shut down."""
-        return self.phase is Phase.GONE or (self.phase is Phase.CLOSED and self._producer.has_ended)
+        return self.client_state is ClientState.GONE or (
+            self.client_state is ClientState.CLOSED and self._producer.has_ended
+        )
 
     @property
     def producer_finished(self) -> bool:
         """Nothing is added to ``to_producer``, or wanted of the producer, any more."""
-        return self.side is Side.LATE or (self.side is Side.DONE and self.client_finished)
+        return self.producer_state is ProducerState.LATE or (
+            self.producer_state is ProducerState.DONE and self.client_finished
+        )
 
     @property
     def waiting_bytes(self) -> int:
@@ -260,8 +264,8 @@ class Session:
         with nothing to send.
         """
         if (
-            self.phase is not _OPEN
-            or self.side is not _CONNECTED
+            self.client_state is not _OPEN
+            or self.producer_state is not _CONNECTED
             or self.to_client
             or self.to_producer
             or self._is_congested
@@ -318,14 +322,14 @@ class Session:
             now: a clock's reading, seconds; for the rate of messages and round trips.
             busy: how many connections share what a turn of the loop takes.
         """
-        if self.phase is not _OPEN and self.phase is not Phase.CLOSING:
+        if self.client_state is not _OPEN and self.client_state is not ClientState.CLOSING:
             return
         if self._rate:
             self._allow_frames(now)
         controls = self._client.receive(data, busy)
-        if self.phase is not _OPEN:
+        if self.client_state is not _OPEN:
             self.to_producer.clear()  # no message passes after a CLOSE
-        elif self.side is not _CONNECTED:
+        elif self.producer_state is not _CONNECTED:
             self._divert()
         for control in controls:
             if isinstance(control, Alive):
@@ -335,30 +339,36 @@ class Session:
 
     def receive_client_eof(self) -> None:
         """The client is gone: after its CLOSE, or without a word."""
-        self._note(End.CLIENT_LEFT)
-        self.phase = Phase.GONE
+        self._note(CloseCause.CLIENT_LEFT)
+        self.client_state = ClientState.GONE
         self._finish_producer()
 
     def receive_producer(self, data: bytes) -> None:
         """Take bytes from the producer."""
-        if self.phase is not _OPEN and (self.client_finished or self.side is Side.LATE):
+        if self.client_state is not _OPEN and (
+            self.client_finished or self.producer_state is ProducerState.LATE
+        ):
             return
         end = self._producer.receive(data)
         if end is None and not self._producer.wants_to_move:
             return
-        if end is not None and self.side is Side.MOVED:
+        if end is not None and self.producer_state is ProducerState.MOVED:
             # It closes the client rather than leave it to the next one.
             self._drop_waiting()
-            self.side = Side.DONE
+            self.producer_state = ProducerState.DONE
         if isinstance(end, wire.Close):
-            self._begin_close(End.PRODUCER_CLOSED, end.code, end.reason)
+            self._begin_close(CloseCause.PRODUCER_CLOSED, end.code, end.reason)
         elif end is not None:
             self._send_producer_close(end.code, "")
-            if self.phase is Phase.OPEN:
-                self._begin_close(End.PRODUCER_ERROR)
+            if self.client_state is ClientState.OPEN:
+                self._begin_close(CloseCause.PRODUCER_ERROR)
                 self.close_reason = end.reason  # the producer's fault is not the client's business
-        elif self._producer.wants_to_move and self._opened and self.side is Side.CONNECTED:
-            self.side = Side.LEAVING
+        elif (
+            self._producer.wants_to_move
+            and self._opened
+            and self.producer_state is ProducerState.CONNECTED
+        ):
+            self.producer_state = ProducerState.LEAVING
             if not self._client.has_begun_message:
                 self._send_move()
 
@@ -371,23 +381,23 @@ class Session:
             unsent: whole frames of which it was not sent everything, in order.
             sent: how many bytes of these it was sent.
         """
-        if self.side is Side.LATE:
+        if self.producer_state is ProducerState.LATE:
             self.to_producer.clear()
             return
-        if self._opened and self.side is not Side.DONE:
+        if self._opened and self.producer_state is not ProducerState.DONE:
             self._keep(unsent + b"".join(self.to_producer), sent)
         self.to_producer.clear()
         can_go_on = self._producer.is_between_messages
-        self.side = Side.AWAY if self._waiting else Side.DONE
-        if self.phase is Phase.OPEN and self._opened and can_go_on:
-            self.side = Side.AWAY
+        self.producer_state = ProducerState.AWAY if self._waiting else ProducerState.DONE
+        if self.client_state is ClientState.OPEN and self._opened and can_go_on:
+            self.producer_state = ProducerState.AWAY
             self._producer.begin_again()
         elif self._producer.is_between_frames:
-            self._begin_close(End.PRODUCER_LEFT)
+            self._begin_close(CloseCause.PRODUCER_LEFT)
         else:
             # Half a frame is out; whatever followed would be read as its rest.
-            self._note(End.PRODUCER_CUT_OFF)
-            self.phase = Phase.GONE
+            self._note(CloseCause.PRODUCER_CUT_OFF)
+            self.client_state = ClientState.GONE
 
     def receive_producer_deafness(self, unsent: bytes, sent: int) -> None:
         """The producer takes nothing more; what it said before may still come.
@@ -395,10 +405,13 @@ class Session:
         Args:
             unsent, sent: as in ``receive_producer_eof``.
         """
-        is_open = self.phase is Phase.OPEN and self.side in (Side.CONNECTED, Side.LEAVING)
-        if self._opened and (is_open or self.side is Side.MOVED):
+        is_open = self.client_state is ClientState.OPEN and self.producer_state in (
+            ProducerState.CONNECTED,
+            ProducerState.LEAVING,
+        )
+        if self._opened and (is_open or self.producer_state is ProducerState.MOVED):
             self._keep(unsent, sent)
-            self.side = Side.MOVED
+            self.producer_state = ProducerState.MOVED
 
     def resume(self) -> None:
         """There is another producer: tell it of the connection and what waited for it."""
@@ -406,13 +419,15 @@ class Session:
         if self._waiting:
             self.to_producer.append(bytes(self._waiting))
         self._drop_waiting()
-        self.side = Side.CONNECTED if self.phase is Phase.OPEN else Side.LATE
+        self.producer_state = (
+            ProducerState.CONNECTED if self.client_state is ClientState.OPEN else ProducerState.LATE
+        )
 
     def give_up_holding(self) -> None:
         """There was no other producer in time."""
         self._drop_waiting()
-        self.side = Side.DONE
-        self._begin_close(End.PRODUCER_LEFT)
+        self.producer_state = ProducerState.DONE
+        self._begin_close(CloseCause.PRODUCER_LEFT)
 
     def set_congested(self, is_congested: bool) -> None:
         """Say whether earlier bytes still wait for the client."""
@@ -436,17 +451,17 @@ class Session:
         self._is_ping_answered = False
         return True
 
-    def close(self, end: End) -> None:
+    def close(self, end: CloseCause) -> None:
         """Say goodbye to both sides."""
-        if self.phase is Phase.OPEN:
+        if self.client_state is ClientState.OPEN:
             self._send_producer_close(end.code, end.reason)
             self._begin_close(end)
 
     def fail(self) -> None:
         """Give up: an error of ours."""
-        self._note(End.FAILED)
-        self.phase = Phase.GONE
-        self.side = Side.DONE
+        self._note(CloseCause.FAILED)
+        self.client_state = ClientState.GONE
+        self.producer_state = ProducerState.DONE
         self._drop_waiting()
 
     def _allow_frames(self, now: float) -> None:
@@ -474,25 +489,25 @@ class Session:
             else:
                 self._producer.insert(frame)
             return
-        was_open, self.phase = self.phase is Phase.OPEN, Phase.CLOSED
+        was_open, self.client_state = self.client_state is ClientState.OPEN, ClientState.CLOSED
         if isinstance(control, Violation):
-            self._note(End.of_violation(control.code), control.code, control.reason)
+            self._note(CloseCause.of_violation(control.code), control.code, control.reason)
         else:
-            self._note(End.CLIENT_CLOSED, control.code, control.reason)
+            self._note(CloseCause.CLIENT_CLOSED, control.code, control.reason)
         self._send_producer_close(control.code, control.reason)
         if was_open:
             # The answer to a CLOSE repeats its code (RFC 6455 5.5.1), and its reason: browsers
             # show the page what the answer says.
             self._send_client_close(control.code, control.reason)
 
-    def _begin_close(self, end: End, code: int = 0, reason: str = "") -> None:
+    def _begin_close(self, end: CloseCause, code: int = 0, reason: str = "") -> None:
         """Send the client a CLOSE and wait for its own."""
-        if self.phase is Phase.OPEN:
+        if self.client_state is ClientState.OPEN:
             self._note(end, code, reason)
-            self.phase = Phase.CLOSING
+            self.client_state = ClientState.CLOSING
             self._send_client_close(self.close_code, self.close_reason)
 
-    def _note(self, end: End, code: int = 0, reason: str = "") -> None:
+    def _note(self, end: CloseCause, code: int = 0, reason: str = "") -> None:
         if self.end is None:
             self.end = end
             self.close_code = code or end.code
@@ -503,7 +518,7 @@ class Session:
 
     def _send_producer_close(self, code: int, reason: str) -> None:
         frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
-        if self.side in (Side.CONNECTED, Side.LEAVING):
+        if self.producer_state in (ProducerState.CONNECTED, ProducerState.LEAVING):
             self.to_producer.append(frame)
         elif self._waiting and not self._waiting_ends:
             self._waiting += frame
@@ -512,17 +527,17 @@ class Session:
 
     def _finish_producer(self) -> None:
         """Nothing more will be put out for the producer; what waits is delivered first."""
-        if not self._waiting and self.side is not Side.LATE:
-            self.side = Side.DONE
+        if not self._waiting and self.producer_state is not ProducerState.LATE:
+            self.producer_state = ProducerState.DONE
 
     def _send_move(self) -> None:
         self.to_producer.append(wire.encode_frame(wire.MOVE, b""))
-        self.side = Side.MOVED
+        self.producer_state = ProducerState.MOVED
 
     def _divert(self) -> None:
         """Have what the client sent wait for the next producer, but for what this one began."""
         frames = self.to_producer
-        if self.side is not Side.LEAVING:
+        if self.producer_state is not ProducerState.LEAVING:
             self._wait(frames)
             frames.clear()
             return
@@ -535,8 +550,10 @@ class Session:
 
     def _keep(self, frames: bytes, sent: int) -> None:
         """Have what the producer was not sent wait for the next one, before all else."""
-        has_begun = self._client.has_begun_message and self.side is not Side.MOVED
-        kept, is_lost = rest_of_messages(frames, sent, has_begun)
+        has_begun = (
+            self._client.has_begun_message and self.producer_state is not ProducerState.MOVED
+        )
+        kept, is_lost = undelivered_frames(frames, sent, has_begun)
         if is_lost:
             self._client.discard_message()
         if kept:

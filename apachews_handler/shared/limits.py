@@ -1,7 +1,7 @@
 """How many connections there may be: in all, of one address, to one producer.
 
 Contract: ``admit(settings, address, path)`` takes a place under each limit that is
-set, or raises ``Refusal``; the ``Admission`` it returns gives them back, when it is
+set, or raises ``Refusal``; the ``Permit`` it returns gives them back, when it is
 released or when the process ends.  For any thread.
 
 How this works: Apache's children know nothing of each other, so the count must be
@@ -54,12 +54,12 @@ FULL_S: Final = 0.1
 _SPREAD: Final = 7919
 
 
-class Admission:
+class Permit:
     """The places that one connection has."""
 
     __slots__ = ("_places", "_positions")
 
-    def __init__(self, places: Places | LentPlaces | None, positions: list[int]) -> None:
+    def __init__(self, places: SlotFile | LentPlaces | None, positions: list[int]) -> None:
         self._places = places
         self._positions = positions
 
@@ -112,10 +112,10 @@ class LentPlaces:
         self.token = token
         self.is_closed = False
 
-    def admission(self, positions: list[int]) -> Admission:
+    def admission(self, positions: list[int]) -> Permit:
         """Return the places of one connection."""
         self._taken += len(positions)
-        return Admission(self, positions)
+        return Permit(self, positions)
 
     def free(self, position: int) -> None:
         """Give a place back."""
@@ -151,7 +151,7 @@ class _Region:
         self.full_until = 0.0
 
 
-class Places:
+class SlotFile:
     """The file of one Apache, opened by one of its children.
 
     Args:
@@ -257,12 +257,12 @@ def _flock(kind: int, position: int) -> bytes:
 
 
 # Where nothing is limited.
-_FREE: Final = Admission(None, [])
+_FREE: Final = Permit(None, [])
 _lock = threading.Lock()
-_places: Places | None = None
+_places: SlotFile | None = None
 
 
-def admit(settings: Settings, address: str, path: str) -> Admission:
+def admit(settings: Settings, address: str, path: str) -> Permit:
     """Take a place under each limit.
 
     Args:
@@ -313,10 +313,10 @@ def admit(settings: Settings, address: str, path: str) -> Admission:
             refusal = Unavailable(f"the connection cannot be counted: {error.strerror}")
             position = None
         if position is None:
-            Admission(places, positions).release()
+            Permit(places, positions).release()
             raise refusal
         positions.append(position)
-    return Admission(places, positions)
+    return Permit(places, positions)
 
 
 def _too_many(name: str) -> Refusal:
@@ -335,14 +335,14 @@ def _client(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
-def _open_places() -> Places:
+def _open_places() -> SlotFile:
     global _places
     with _lock:
         if _places is None:
             directory = ""
             try:
                 directory = rundir.open_directory(os.getppid())
-                _places = Places(os.path.join(directory, f"{os.getppid()}.places"))
+                _places = SlotFile(os.path.join(directory, f"{os.getppid()}.places"))
             except OSError as error:
                 if error.errno in OUT_OF_RESOURCES:
                     raise Unavailable(out_of_descriptors(error)) from error

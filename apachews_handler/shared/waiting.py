@@ -45,7 +45,7 @@ from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descrip
 from apachews_handler.exceptions import Unavailable
 
 from . import rundir
-from .limits import Places
+from .limits import SlotFile
 
 # Surplus handshakes wait for a place for so long after the last prompt answer.
 PATIENCE_S: Final = 0.25
@@ -81,7 +81,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places: Places | None = None
+        self._places: SlotFile | None = None
         # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
         self._patient_until: dict[str, float] = {}
 
@@ -153,7 +153,7 @@ class Waiting:
             for position in positions:
                 places.free(position)
 
-    def _take(self, places: Places, limit: _Limit, deadline: float) -> int:
+    def _take(self, places: SlotFile, limit: _Limit, deadline: float) -> int:
         """Return the position of a place.
 
         Raises:
@@ -191,14 +191,14 @@ class Waiting:
             if until + MEMORY_S <= now:
                 self._patient_until.pop(key, None)
 
-    def _open(self) -> Places:
+    def _open(self) -> SlotFile:
         with self._lock:
             if self._places is None:
                 self._places = _open_places()
             return self._places
 
 
-def _try(places: Places, key: str, count: int) -> int | None:
+def _try(places: SlotFile, key: str, count: int) -> int | None:
     """Return the position of a place, None if all are taken.
 
     Raises:
@@ -210,7 +210,7 @@ def _try(places: Places, key: str, count: int) -> int | None:
         raise Unavailable(f"a waiting handshake cannot be counted: {error.strerror}") from error
 
 
-def _note_answer(places: Places, key: str, begun_at: float) -> None:
+def _note_answer(places: SlotFile, key: str, begun_at: float) -> None:
     """Note the time of an answer if it is prompt.
 
     Args:
@@ -222,7 +222,7 @@ def _note_answer(places: Places, key: str, begun_at: float) -> None:
             os.pwrite(places.fileno(), _TIME.pack(now), _offset(key))
 
 
-def _answered_at(places: Places, key: str) -> float:
+def _answered_at(places: SlotFile, key: str) -> float:
     """Return when the last prompt answer was, 0.0 if that is not known (``monotonic``)."""
     data = os.pread(places.fileno(), _TIME.size, _offset(key))
     if len(data) < _TIME.size:
@@ -237,7 +237,7 @@ def _offset(key: str) -> int:
     return int.from_bytes(digest, "big") % _TIMES * _TIME.size
 
 
-def _open_places() -> Places:
+def _open_places() -> SlotFile:
     """Open the file of this Apache, or one of this child alone.
 
     The child's own file, in memory, is for an Apache that cannot use its run directory.
@@ -250,11 +250,11 @@ def _open_places() -> Places:
     try:
         try:
             path = os.path.join(rundir.open_directory(apache), f"{apache}.waiting")
-            return Places(path, full_s=0.0)
+            return SlotFile(path, full_s=0.0)
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 raise
-            return Places(None, full_s=0.0)
+            return SlotFile(None, full_s=0.0)
     except OSError as error:
         raise Unavailable(out_of_descriptors(error)) from error
 

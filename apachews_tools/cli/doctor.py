@@ -197,7 +197,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             "httpd",
             str(failure),
             breaks="only the URL can be looked at" if address else "nothing can be looked at",
-            mend="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
+            remedy="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
             " apache2",
         )
     if address is None:
@@ -221,7 +221,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             "other-apache",
             f"nothing in the configuration that is looked at listens on port {address.port}",
             breaks="nothing; but another Apache may answer at the URL than the one looked at",
-            mend="--httpd-arguments -f FILE, with that one's configuration; nothing, where a"
+            remedy="--httpd-arguments -f FILE, with that one's configuration; nothing, where a"
             " container or a firewall maps the port",
         )
         if any(one.id == "handshake" and one.level is Level.OK for one in tried):
@@ -340,7 +340,7 @@ def _supposed(finding: Finding) -> Finding:
         finding.id,
         finding.text,
         breaks=finding.breaks,
-        mend=finding.mend,
+        remedy=finding.remedy,
         load="the first WebSocket of this site" if finding.load == ALWAYS else finding.load,
         where=finding.where,
     )
@@ -405,7 +405,7 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
             ("at", finding.where if finding.level is not Level.OK else ""),
             ("breaks", finding.breaks),
             ("load", finding.load),
-            ("mend", finding.mend),
+            ("remedy", finding.remedy),
         ):
             if value:
                 # A line that mends is there to be copied: it is not broken.

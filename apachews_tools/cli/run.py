@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from apachews._listening.listener import MAX_PATH_BYTES
+from apachews._listening.socket_file import MAX_PATH_BYTES
 from apachews_tools.dev.supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import APACHE_USER, SHIPPED, PrivateApache

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from apachews.exceptions import StatusError
+from apachews.monitoring.collect import MAX_STATUS_BYTES, RunningApache, find_apaches
 from apachews.monitoring.snapshot import (
     CUSTODIAN,
     HELD,
@@ -24,7 +25,6 @@ from apachews.monitoring.snapshot import (
     ProcessStatus,
     Status,
 )
-from apachews.monitoring.status import MAX_STATUS_BYTES, RunningApache, find_apaches
 from apachews_tools.terminal.terminal import has_cursor, printable_line, uses_colour
 
 from .command import CommandError, number, seconds
@@ -379,13 +379,13 @@ def _fetch(url: str) -> Status:
         with urllib.request.urlopen(target, timeout=TIMEOUT_S) as answer:
             return Status.decode(answer.read(MAX_STATUS_BYTES))
     except urllib.error.HTTPError as error:
-        mend = {
+        remedy = {
             403: "Require in its <Location> does not let this machine in",
             401: "it wants a login, which is not for this command: ask on the machine itself",
             404: "there is no status page here: docs/operations.md has its lines",
         }.get(error.code, "look at Apache's error log")
         error.close()
-        raise CommandError(f"{target} answers {error.code}; {mend}") from error
+        raise CommandError(f"{target} answers {error.code}; {remedy}") from error
     except StatusError as error:
         raise CommandError(f"{target}: {error}; is it the status page of apachews?") from error
     except (OSError, http.client.HTTPException) as error:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from apachews._processes.notify import NotifyReceiver
+from apachews._processes.sd_notify import NotifyReceiver
 from apachews._processes.signals import Signals
 from apachews_tools.cli.log_lines import FileFollower, LineSplitter, brief
 from apachews_tools.httpd.private_apache import (

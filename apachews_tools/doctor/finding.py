@@ -81,7 +81,7 @@ class Finding:
         text: what is wrong; or right.
         breaks: what does not work, because of it.
         load: from which load on, or at which moments; "" where nothing is wrong.
-        mend: the line or the command that mends it.
+        remedy: the line or the command that fixes it.
         where: file and line; "" for nowhere.
     """
 
@@ -90,7 +90,7 @@ class Finding:
     text: str
     breaks: str = ""
     load: str = ""
-    mend: str = ""
+    remedy: str = ""
     where: str = ""
 
     def __post_init__(self) -> None:
@@ -112,14 +112,14 @@ def note(id: str, text: str, where: str = "") -> Finding:
 
 
 def warning(
-    id: str, text: str, *, breaks: str, mend: str, load: str = ALWAYS, where: str = ""
+    id: str, text: str, *, breaks: str, remedy: str, load: str = ALWAYS, where: str = ""
 ) -> Finding:
     """Return a finding of something that works, but not as it should."""
-    return Finding(id, Level.WARNING, text, breaks, load, mend, where)
+    return Finding(id, Level.WARNING, text, breaks, load, remedy, where)
 
 
 def error(
-    id: str, text: str, *, breaks: str, mend: str, load: str = ALWAYS, where: str = ""
+    id: str, text: str, *, breaks: str, remedy: str, load: str = ALWAYS, where: str = ""
 ) -> Finding:
     """Return a finding of something because of which WebSockets do not work."""
-    return Finding(id, Level.ERROR, text, breaks, load, mend, where)
+    return Finding(id, Level.ERROR, text, breaks, load, remedy, where)

@@ -326,7 +326,7 @@ def check_url(
             "connect",
             f"{address.host_header}: {failure.strerror or failure}",
             breaks="nobody reaches the site",
-            mend="start Apache; Listen with that port; look at the firewall and at the name",
+            remedy="start Apache; Listen with that port; look at the firewall and at the name",
         )
         return
     our_port = plain.getsockname()[1]
@@ -345,8 +345,8 @@ def check_url(
             "connect",
             f"{address.url}: {getattr(failure, 'strerror', None) or failure}",
             breaks="nobody gets a WebSocket there",
-            mend=f"is it {'wss' if not address.is_secure else 'ws'}:// on this port? The error log"
-            " may say more",
+            remedy=f"is it {'wss' if not address.is_secure else 'ws'}:// on this port? The error"
+            " log may say more",
         )
         sock.close()
         return
@@ -360,7 +360,7 @@ def check_url(
                 "handshake",
                 f"{address.url}: 101, with a Sec-WebSocket-Accept that does not answer the key",
                 breaks="browsers refuse it",
-                mend="something in between answers from a cache, or is no WebSocket server",
+                remedy="something in between answers from a cache, or is no WebSocket server",
             )
             return
         yield ok("handshake", f"{address.url}: 101 Switching Protocols")
@@ -391,7 +391,7 @@ def _start_tls(
             "certificate",
             f"{address.host}: {bad.verify_message}",
             breaks="browsers refuse the WebSocket, without asking their user",
-            mend="SSLCertificateFile with a certificate for that name and the intermediate ones,"
+            remedy="SSLCertificateFile with a certificate for that name and the intermediate ones,"
             " as certbot's fullchain.pem"
             + ("; for one of your own making: --cafile FILE" if bad.verify_code in _OWN else ""),
         )
@@ -457,7 +457,7 @@ def explain(
         answer: what came.
         origin: the one that was asked for, or None.
         logged: what the error log says, or "".
-        errors: what other checks have found: one that is the reason has the better mend.
+        errors: what other checks have found: one that is the reason has the better remedy.
     """
     shown = logged if len(logged) <= MAX_LOGGED else f"{logged[:MAX_LOGGED]}…"
     says = f"; the error log says: {shown}" if logged else ""
@@ -468,21 +468,21 @@ def explain(
             "handshake",
             f"{address.url}: {answer.status}, to {location or 'nowhere'}{says}",
             breaks="browsers follow no redirect of a WebSocket",
-            mend=f"connect to {there}" if there else "connect to where it is to lead",
+            remedy=f"connect to {there}" if there else "connect to where it is to lead",
         )
-    meaning, mend = next(
+    meaning, remedy = next(
         (
-            (meaning, mend)
-            for status, piece, meaning, mend in ANSWERS
+            (meaning, remedy)
+            for status, piece, meaning, remedy in ANSWERS
             if status == answer.status and piece in answer.body
         ),
         ("an answer that the handler never gives", "what the error log says"),
     )
-    meaning, mend = next(
-        (known for piece, known in LOGGED.items() if piece in logged), (meaning, mend)
+    meaning, remedy = next(
+        (known for piece, known in LOGGED.items() if piece in logged), (meaning, remedy)
     )
     if reason := _reason(answer, logged, errors):
-        mend = f"{reason.mend} ({reason.id}, above)"
+        remedy = f"{reason.remedy} ({reason.id}, above)"
         if not logged:
             meaning = reason.text
     # A page of another origin that is refused is what was to be found out.
@@ -493,7 +493,7 @@ def explain(
         f"{address.url}: {answer.status}: {meaning}{says}",
         breaks="no WebSocket" + (f" for pages of {origin}" if is_wanted else ""),
         load=ALWAYS,
-        mend=mend,
+        remedy=remedy,
     )
 
 
@@ -538,7 +538,7 @@ def _check_echo(channel: _Channel, address: Address) -> Iterator[Finding]:
         "echo",
         f"{address.url}: {why}",
         breaks="the producer does not send back what it gets",
-        mend="nothing, where it is no echo; else look at its log, and for CLOSE codes at"
+        remedy="nothing, where it is no echo; else look at its log, and for CLOSE codes at"
         " docs/close-codes.md",
     )
 

@@ -82,7 +82,7 @@ def check_process(httpd: Httpd | None, pid_file: str, websockets: int) -> Iterat
             "running",
             f"httpd does not run (by {pid_file or 'its pid file'})",
             breaks="everything",
-            mend=f"systemctl start {service()}",
+            remedy=f"systemctl start {service()}",
         )
         return
     yield ok("running", f"httpd runs: process {httpd.pid}, {len(httpd.children)} children")
@@ -98,7 +98,7 @@ def check_process(httpd: Httpd | None, pid_file: str, websockets: int) -> Iterat
             text,
             breaks="further WebSockets get 503, and soon the site's pages do as well",
             load=f"{has_room} WebSockets in one child (two descriptors each)",
-            mend=_drop_in(httpd.unit)
+            remedy=_drop_in(httpd.unit)
             if httpd.unit
             else f"ulimit -n {ENOUGH}, in the shell that starts httpd",
         )
@@ -138,7 +138,7 @@ def check_reload(httpd: Httpd | None, files: Iterable[str]) -> Iterator[Finding]
                 "reload",
                 f"{file} has been changed since httpd has read it",
                 breaks="the running Apache may do other than what is said here",
-                mend=f"systemctl reload {word(httpd.unit.removesuffix('.service'))}"
+                remedy=f"systemctl reload {word(httpd.unit.removesuffix('.service'))}"
                 if httpd.unit
                 else f"kill -USR1 {httpd.pid}  (apachectl graceful)",
             )
@@ -206,7 +206,7 @@ def check_unit(unit: str, properties: Mapping[str, str], websockets: int) -> Ite
             breaks="clients of custodians (those that were there before a reload) may be cut off"
             " (1006), instead of a goodbye (1001)",
             load="a stop or restart of Apache after a reload",
-            mend=_drop_in(unit),
+            remedy=_drop_in(unit),
         )
     else:
         yield ok("systemd-drop-in", f"{unit} lets custodians say goodbye")
@@ -223,7 +223,7 @@ def check_unit(unit: str, properties: Mapping[str, str], websockets: int) -> Ite
             f"{unit} gives httpd {number} descriptors",
             breaks="further WebSockets get 503, and soon the site's pages do as well",
             load=f"{room(number)} WebSockets in one child (two descriptors each)",
-            mend=_drop_in(unit),
+            remedy=_drop_in(unit),
         )
     else:
         yield ok("descriptors-unit", f"{unit}: room for {room(number)} WebSockets a child")
@@ -244,7 +244,7 @@ def check_visible(
     real = os.path.realpath(path)
     is_temporary = real.startswith(("/tmp/", "/var/tmp/"))
     shown = path if real == os.path.abspath(path) else f"{path}, a link to {real}"
-    mend = (
+    remedy = (
         "have the producer make its socket in the document root, or in /run/apachews"
         f" ({shipped('systemd/apachews.tmpfiles.conf')})"
     )
@@ -269,7 +269,7 @@ def check_visible(
             f"Apache does not see {shown}: it has a {'/tmp' if is_temporary else 'file system'}"
             " of its own" + (" (PrivateTmp)" if is_temporary else ""),
             breaks="every WebSocket of it is a 404",
-            mend=mend,
+            remedy=remedy,
         )
     elif is_temporary and private_unit:
         yield warning(
@@ -277,7 +277,7 @@ def check_visible(
             f"{private_unit} has PrivateTmp, a /tmp of its own, without {shown}",
             breaks="every WebSocket of it is a 404",
             load="Apache that systemd has started",
-            mend=mend,
+            remedy=remedy,
         )
     else:
         yield ok("private-tmp", f"Apache sees {path}")
@@ -305,7 +305,7 @@ def check_logrotate(directory: Path, logs: Iterable[str]) -> Iterator[Finding]:
                     f"{file} has Apache restarted after a rotation ({found})",
                     breaks="all clients get 1001",
                     load="every rotation: daily, on Debian",
-                    mend=f"in its postrotate: systemctl reload {service()}, or apachectl graceful",
+                    remedy=f"in its postrotate: systemctl reload {service()} or apachectl graceful",
                     where=str(file),
                 )
             else:
@@ -371,7 +371,7 @@ def check_confinement(httpd: Httpd | None) -> Iterator[Finding]:
             f"{system} confines httpd ({context})",
             breaks="where its policy does not let httpd connect to the producers' sockets, every"
             " WebSocket is a 500",
-            mend="ausearch -m avc -c httpd shows what was denied; audit2allow makes the rule"
+            remedy="ausearch -m avc -c httpd shows what was denied; audit2allow makes the rule"
             if is_selinux
             else "journalctl -k | grep DENIED shows what was denied; allow the sockets' paths"
             " with rw in the profile",

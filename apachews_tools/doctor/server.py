@@ -83,7 +83,7 @@ def check_server(
             "mod-wsgi",
             "mod_wsgi is not loaded",
             breaks="there are no WebSockets",
-            mend="on Debian: apt-get install libapache2-mod-wsgi-py3 && apachews config --debian,"
+            remedy="on Debian: apt-get install libapache2-mod-wsgi-py3 && apachews config --debian,"
             " and the two commands that it prints; elsewhere: the lines of apachews config",
         )
         return
@@ -95,7 +95,7 @@ def check_server(
             "handler-script",
             "no WSGIHandlerScript websocket, and no WSGIScriptAlias to the handler",
             breaks="there are no WebSockets: httpd knows no handler of that name",
-            mend=CONFIG,
+            remedy=CONFIG,
         )
         return
     script = Path(scripts[0].arguments[1])
@@ -104,7 +104,7 @@ def check_server(
             "handler-script",
             f"{script} does not exist",
             breaks=EVERY,
-            mend="Define APACHEWS_HANDLER with the directory that this prints: python -c"
+            remedy="Define APACHEWS_HANDLER with the directory that this prints: python -c"
             ' "import apachews_handler; print(apachews_handler.__path__[0])"',
             where=scripts[0].where,
         )
@@ -144,8 +144,8 @@ def check_ownership(
                 "ownership",
                 f"Apache reads {file} as root, and {found}",
                 breaks="nothing; but whoever can write there can become root",
-                mend="install apachews where only root writes (sudo python3 -m venv /opt/apachews),"
-                " and have the lines of apachews config from there",
+                remedy="install apachews where only root writes (sudo python3 -m venv"
+                " /opt/apachews), and have the lines of apachews config from there",
             )
             return
     if ours:
@@ -189,7 +189,7 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
                 f"{name} is loaded",
                 breaks="a WebSocket over TLS of that module is a 500: only mod_ssl's can be"
                 " taken over",
-                mend="a2enmod ssl, and SSLEngine on in the virtual hosts with WebSockets",
+                remedy="a2enmod ssl, and SSLEngine on in the virtual hosts with WebSockets",
             )
     switched_on = [one for one in find(configuration.directives, "H2WebSockets") if is_on(one)]
     offered = [
@@ -203,7 +203,7 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
             "H2WebSockets is on",
             breaks="browsers that speak HTTP/2 with this server open WebSockets over it; they are"
             " told to use HTTP/1.1, which Chromium does after another round trip; Firefox fails",
-            mend="H2WebSockets off",
+            remedy="H2WebSockets off",
             where=switched_on[-1].where,
         )
     elif "http2_module" in configuration.modules:
@@ -238,7 +238,7 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
             " some 13 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) those with the fewest clients"
             " close them with 1012",
             load=f"{256 * each} connections within the life of a WebSocket",
-            mend="MaxConnectionsPerChild 0",
+            remedy="MaxConnectionsPerChild 0",
             where=directive.where if directive else "",
         )
     else:
@@ -271,7 +271,7 @@ def _check_restart_support(
             f"older than {' and '.join(lacks)}",
             breaks="all WebSockets are closed with 1001",
             load="every reload of Apache; logrotate does one daily",
-            mend=f"upgrade to {' and '.join(lacks)}",
+            remedy=f"upgrade to {' and '.join(lacks)}",
         )
     else:
         yield ok("restart-support", "httpd and the kernel can restart without dropping anybody")
@@ -286,7 +286,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 "handler-mode",
                 "WSGIRestrictEmbedded is on: mod_wsgi runs nothing in Apache's children",
                 breaks=EVERY,
-                mend="WSGIRestrictEmbedded Off",
+                remedy="WSGIRestrictEmbedded Off",
                 where=directive.where,
             )
     for script in scripts:
@@ -309,7 +309,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 "handler-mode",
                 f"{script.name} {script.arguments[0]}: {why}",
                 breaks=EVERY,
-                mend=f"{script.name} {quote(script.arguments[0])} {quote(script.arguments[1])}"
+                remedy=f"{script.name} {quote(script.arguments[0])} {quote(script.arguments[1])}"
                 f" process-group={GLOBAL} application-group={GLOBAL}",
                 where=script.where,
             )
@@ -340,7 +340,7 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
         "no WSGIImportScript for the handler",
         breaks="all WebSockets are closed with 1001",
         load="every reload of Apache; logrotate does one daily",
-        mend=f"WSGIImportScript {quote(str(script))} process-group={GLOBAL}"
+        remedy=f"WSGIImportScript {quote(str(script))} process-group={GLOBAL}"
         f" application-group={GLOBAL}",
     )
 
@@ -362,8 +362,8 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
             "status-page",
             f"{directive}: the status page is not a handler",
             breaks="there is no page; as a handler every .htaccess could show it",
-            mend=f"in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
-            f' "${{APACHEWS_HANDLER}}/status.py" process-group={GLOBAL} application-group={GLOBAL}',
+            remedy=f"in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
+            f' "${{APACHEWS_HANDLER}}/status_page.py" process-group={GLOBAL} application-group={GLOBAL}',
             where=directive.where,
         )
     pages = [
@@ -390,7 +390,7 @@ def _check_version(
             f"mod_wsgi is built for Python {version_text(version)}, and the handler is installed"
             f" for {version_text(installed)}",
             breaks=EVERY + ", or Apache does not start at all",
-            mend=f"install apachews in an environment of Python {version_text(version)}"
+            remedy=f"install apachews in an environment of Python {version_text(version)}"
             f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in that of"
             f" {version_text(installed)}, and then: apachews config",
         )
@@ -419,7 +419,7 @@ def _check_readable(
                 f"WSGIPythonHome {prefix} does not exist",
                 breaks="Python does not start in Apache's children: each ends at once, or every"
                 " WebSocket is a 500",
-                mend=CONFIG,
+                remedy=CONFIG,
                 where=home.where,
             )
             return
@@ -439,7 +439,7 @@ def _check_readable(
                 f"Apache's user {account.name} cannot read {path}:"
                 f" {found.path} has mode {found.mode}",
                 breaks=EVERY + " (WSGI0036, or ModuleNotFoundError in the error log)",
-                mend=found.mend
+                remedy=found.remedy
                 + (
                     ""
                     if OPT in (found.path, *found.path.parents) or found.path in OPT.parents
@@ -452,7 +452,7 @@ def _check_readable(
             "privileges",
             f"{script} cannot be looked at",
             breaks="nothing; what Apache's user may read is not known",
-            mend=f"sudo {this_program()} doctor",
+            remedy=f"sudo {this_program()} doctor",
         )
         return
     yield ok("readable", f"Apache's user {account.name} can read the interpreter and the packages")
@@ -486,7 +486,7 @@ def _check_packages(
             "packages",
             f"the Python in {prefix} cannot import the handler: {last_line}",
             breaks=EVERY,
-            mend=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
+            remedy=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
             if home
             else f"WSGIPythonPath {quote(str(script.parents[1]))}, and wsproto installed there",
             where=(home or path or Directive("", ())).where if home or path else "",
@@ -509,7 +509,7 @@ def _check_packages(
                 "settings",
                 f"Define {directive.arguments[0]} is unknown",
                 breaks="nothing; it has no effect",
-                mend=_mend_setting(directive, allowed),
+                remedy=_mend_setting(directive, allowed),
                 where=directive.where if directive.file else "",
             )
         elif allowed:
@@ -518,7 +518,7 @@ def _check_packages(
                 "settings",
                 f"{directive.name} {directive.arguments[0]} {_value(directive)!r} is not allowed",
                 breaks=EVERY + " where it applies",
-                mend=_mend_setting(directive, allowed),
+                remedy=_mend_setting(directive, allowed),
                 where=directive.where if directive.file else "",
             )
     if settings and not bad:

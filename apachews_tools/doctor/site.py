@@ -39,7 +39,7 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
     if found := diversion(scope):
         rule = found.directive
         target = "a proxy" if found.is_proxy else f"{rule.arguments[1]}"
-        mend = (
+        remedy = (
             f"in front of it: ProxyPass {quote(url_path)} !"
             if rule.is_named("ProxyPass", "ProxyPassMatch")
             else r"in front of it: RewriteRule \.ws$ - [END]"
@@ -57,7 +57,7 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
                 if found.is_proxy
                 else ": another page answers it"
             ),
-            mend=mend,
+            remedy=remedy,
             where=rule.where,
         )
     else:
@@ -69,7 +69,7 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
             "access",
             f"{url_path}: access is denied to everybody{_place(scope, denied)}",
             breaks="every WebSocket is a 403 (AH01630)",
-            mend=f"<Directory {quote(_directory(scope))}> with Require all granted, or whoever may"
+            remedy=f"<Directory {quote(_directory(scope))}> with Require all granted, or who may"
             if _is_above(scope, denied)
             else f"in place of {denied} at {denied.where}: Require all granted, or whoever may",
             where=denied.where,
@@ -121,7 +121,7 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
                 "add-handler",
                 f"{scope.url_path} falls under WSGIScriptAlias, and names no socket",
                 breaks="every WebSocket there is a 500 without APACHEWS_ROOT, a 404 without a name",
-                mend="SetEnv APACHEWS_ROOT with the directory of the sockets, in that <Location>",
+                remedy="SetEnv APACHEWS_ROOT with the directory of the sockets, in that <Location>",
             )
         else:
             yield ok("add-handler", f"{scope.url_path} belongs to the handler, by WSGIScriptAlias")
@@ -134,7 +134,7 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
             "add-handler",
             f"nothing gives {name} to the handler websocket",
             breaks="httpd takes the socket for a file and answers 403 or 404",
-            mend="AddHandler websocket .ws"
+            remedy="AddHandler websocket .ws"
             if name.endswith(".ws")
             else f"{near} lies beside it: connect to {scope.url_path.rpartition('/')[0]}/{near}"
             if near
@@ -145,7 +145,7 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
             "add-handler",
             f"{handler} has {scope.url_path} instead of the handler websocket",
             breaks="another handler answers every WebSocket",
-            mend='<Files "*.ws"> with SetHandler websocket, in the same section',
+            remedy='<Files "*.ws"> with SetHandler websocket, in the same section',
             where=handler.where,
         )
     else:
@@ -161,7 +161,7 @@ def _check_pass_request(scope: Scope) -> Iterator[Finding]:
         "pass-request",
         "WSGIPassApacheRequest is not on" if directive is None else "WSGIPassApacheRequest is off",
         breaks="every WebSocket is a 500: the handler cannot take the connection over",
-        mend="WSGIPassApacheRequest On",
+        remedy="WSGIPassApacheRequest On",
         where=directive.where if directive else "",
     )
 
@@ -177,7 +177,7 @@ def _check_links(scope: Scope) -> Iterator[Finding]:
         "follow-symlinks",
         f"Options of {directory} lack FollowSymLinks{owner}{_place(scope, setter)}",
         breaks="every WebSocket is a 403 (AH00038): httpd takes a socket for a link",
-        mend=f"<Directory {quote(directory)}> with Options +FollowSymLinks"
+        remedy=f"<Directory {quote(directory)}> with Options +FollowSymLinks"
         if setter is None or _is_above(scope, setter)
         else f"behind {setter} at {setter.where}, a line of its own: Options +FollowSymLinks",
         where=setter.where if setter else "",
@@ -204,7 +204,7 @@ def check_socket(
             "privileges",
             f"{path} cannot be looked at: {failure.strerror}",
             breaks="nothing; what is there is not known",
-            mend=f"sudo {this_program()} doctor",
+            remedy=f"sudo {this_program()} doctor",
         )
         return
     except OSError as failure:
@@ -212,7 +212,7 @@ def check_socket(
             "socket",
             f"{path}: {failure.strerror}",
             breaks="every WebSocket of it is a 404",
-            mend=_mend_absent(path, account),
+            remedy=_mend_absent(path, account),
         )
         return
     is_loopback = _is_loopback(path)
@@ -222,7 +222,7 @@ def check_socket(
             f"{path} is not a socket",
             breaks="every WebSocket of it is a 403",
             # Never to remove it: the URL was the client's to choose, and the path is root's.
-            mend=f"move the file {word(path)} away, and start the producer, with Server({path!r})"
+            remedy=f"move the file {word(path)} away, and start the producer, with Server({path!r})"
             if stat.S_ISREG(status.st_mode) and path.endswith(".ws")
             else "look at the path: a socket's name ends in .ws",
         )
@@ -233,7 +233,7 @@ def check_socket(
             "socket-permission",
             f"everybody may read {path}, and the token in it",
             breaks="every WebSocket of it is a 403",
-            mend=f"chmod o= {word(path)}; where that does nothing, mount its file system with"
+            remedy=f"chmod o= {word(path)}; where that does nothing, mount its file system with"
             " umask=007",
         )
         return
@@ -244,7 +244,7 @@ def check_socket(
             f"{path} leads by the symbolic link {link} to {real}, and they have different owners",
             breaks="every WebSocket of it is a 403",
             # Never without the condition: the link may be an attack, and be meant for root.
-            mend="if this site is to reach that socket, and only then, as root:"
+            remedy="if this site is to reach that socket, and only then, as root:"
             f" ln -sfn {word(os.readlink(link))} {word(link)};"
             f" or let all sites use that directory: Define APACHEWS_ENDPOINT_DIRECTORIES"
             f" {quote(str(real.parent))}",
@@ -265,7 +265,7 @@ def check_socket(
             f"Apache's user {account.name} may not connect to {path}: {found.path} has mode"
             f" {found.mode}",
             breaks=f"every WebSocket of it is a {status_of}",
-            mend=found.mend
+            remedy=found.remedy
             if is_directory
             else f"Server({path!r}{transport}, group=<a group of {account.name}>), or run the"
             f" producer as {account.name}",
@@ -348,14 +348,14 @@ def _check_producer(path: str) -> Iterator[Finding]:
                 "privileges",
                 f"no permission to connect to {path}",
                 breaks="nothing; whether somebody listens is not known",
-                mend=f"sudo {this_program()} doctor",
+                remedy=f"sudo {this_program()} doctor",
             )
         elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
             yield error(
                 "producer",
                 f"the producer on {path} accepts nobody: its backlog is full",
                 breaks="every new WebSocket of it is a 503",
-                mend="have the program return to server.dequeue(), or restart it",
+                remedy="have the program return to server.dequeue(), or restart it",
                 load="as soon as its backlog is full",
             )
         else:
@@ -363,7 +363,7 @@ def _check_producer(path: str) -> Iterator[Finding]:
                 "producer",
                 f"nobody listens on {path}: {failure.strerror}",
                 breaks="every WebSocket of it is a 503",
-                mend="start the producer",
+                remedy="start the producer",
             )
         return
     yield ok("producer", f"somebody listens on {path}")

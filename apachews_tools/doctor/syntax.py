@@ -61,14 +61,14 @@ def check_syntax(
             "privileges",
             f"{hidden} is not for us to read, and so the configuration is not looked at",
             breaks="nothing; whether the configuration is good is not known",
-            mend=f"sudo {this_program()} doctor",
+            remedy=f"sudo {this_program()} doctor",
         )
         return
     yield error(
         "syntax",
         problem,
         breaks="Apache does not start, nor reload: it goes on with what it has",
-        mend=_mend(problem, modules)
+        remedy=_mend(problem, modules)
         or f"{command} -t, when that line is mended"
         + ("" if is_root else "; as root, for it may be a file that only root may read"),
     )

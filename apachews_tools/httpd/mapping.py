@@ -17,7 +17,7 @@ from .configuration import Configuration, Scope, VirtualHost, alias_matches
 from .directives import Directive, IncludedFile, parse_files
 
 SCRIPT: Final = "apachews_handler/wsgi.py"
-STATUS_SCRIPT: Final = "apachews_handler/status.py"
+STATUS_SCRIPT: Final = "apachews_handler/status_page.py"
 # Of a site without a file of that name, to see what would apply to one.
 ANY_SOCKET: Final = "apachews-doctor.ws"
 

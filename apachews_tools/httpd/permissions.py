@@ -62,12 +62,12 @@ class Obstacle:
     Attributes:
         path: a directory that he may not enter, or the file itself.
         mode: its mode, as ``0700``.
-        mend: a command that lets him pass.
+        remedy: a command that lets it pass.
     """
 
     path: Path
     mode: str
-    mend: str
+    remedy: str
 
 
 def obstacle(account: Account, path: Path, right: int = READ) -> Obstacle | None:

@@ -147,7 +147,7 @@ def require_readable(environment: PythonEnvironment, account: Account) -> None:
         first = next(iter(found))
         raise SetUpError(
             f"Apache's user {account.name} cannot read this installation: {first.path} has mode"
-            f" {first.mode}; {' && '.join(one.mend for one in found)}, or install apachews"
+            f" {first.mode}; {' && '.join(one.remedy for one in found)}, or install apachews"
             " elsewhere, as in /opt/apachews"
         )
 

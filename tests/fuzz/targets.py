@@ -41,10 +41,10 @@ from apachews_handler.protocol.client_reader import (
     Control,
     Ping,
 )
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.ends import End
 from apachews_handler.protocol.producer_reader import ProducerReader
-from apachews_handler.protocol.session import Phase, Session, Side
+from apachews_handler.protocol.session import ClientState, ProducerState, Session
 from apachews_handler.settings import PREFIX, Rate, Settings, parse_settings
 
 from .oracle import (
@@ -445,9 +445,9 @@ def documents(data: bytes) -> None:
 # Both sides
 
 CLIENT, PRODUCER, CLIENT_EOF, PRODUCER_EOF, PING, END, CONGESTED, RESUME = range(8)
-ENDS: Final = (End.GOING_AWAY, End.IDLE, End.NO_PONG, End.TOO_SLOW)
+ENDS: Final = (CloseCause.GOING_AWAY, CloseCause.IDLE, CloseCause.NO_PONG, CloseCause.TOO_SLOW)
 FAIL: Final = 24  # the upper bits of an END that is an error of ours
-ORDER: Final = list(Phase)
+ORDER: Final = list(ClientState)
 
 
 def session(data: bytes) -> None:
@@ -477,7 +477,7 @@ def session(data: bytes) -> None:
         what, how = step & 7, step >> 3
         if what == CLIENT:
             session.receive_client(source.take(source.byte() or 256), now)
-        elif what in (PRODUCER, PRODUCER_EOF) and session.side is Side.AWAY:
+        elif what in (PRODUCER, PRODUCER_EOF) and session.producer_state is ProducerState.AWAY:
             if what == PRODUCER:
                 session.resume()
                 sides.begin_again()
@@ -489,9 +489,12 @@ def session(data: bytes) -> None:
             session.receive_client_eof()
         elif what == PRODUCER_EOF:
             session.receive_producer_eof()
-            assert sides.client.is_between or session.phase is Phase.GONE
+            assert sides.client.is_between or session.client_state is ClientState.GONE
         elif what == PING:
-            assert session.ping() == sides.client.is_between or session.phase is Phase.GONE
+            assert (
+                session.ping() == sides.client.is_between
+                or session.client_state is ClientState.GONE
+            )
         elif what == END and how < FAIL:
             session.close(ENDS[how % len(ENDS)])
         elif what == END:
@@ -513,7 +516,7 @@ class _Sides:
         self.session = session
         self.client = ClientView(deflate)
         self.producer = ProducerView()
-        self._phase = Phase.OPEN
+        self._phase = ClientState.OPEN
         self._client_finished = self._producer_finished = False
         (hello,) = session.to_producer
         assert hello == HELLO
@@ -527,7 +530,7 @@ class _Sides:
     def check(self) -> None:
         """Take what the session puts out, as the bridge does after every call."""
         session = self.session
-        if self._phase is Phase.GONE:
+        if self._phase is ClientState.GONE:
             session.to_client.clear()  # the bridge has closed the client, and the producer
         assert not (self._client_finished and session.to_client), "client_finished was wrong"
         assert not (self._producer_finished and session.to_producer), "producer_finished was wrong"
@@ -538,15 +541,17 @@ class _Sides:
         session.ignored.clear()
         assert self.producer.is_between
 
-        assert ORDER.index(session.phase) >= ORDER.index(self._phase), "back to an earlier phase"
-        self._phase = session.phase
-        assert (session.end is None) == (session.phase is Phase.OPEN)
+        assert ORDER.index(session.client_state) >= ORDER.index(self._phase), (
+            "back to an earlier phase"
+        )
+        self._phase = session.client_state
+        assert (session.end is None) == (session.client_state is ClientState.OPEN)
         if session.end:
             code = session.close_code
             assert code == wire.ABNORMAL or code == wire.NO_CODE or wire.is_sendable_code(code)
-        if session.phase is Phase.OPEN:
+        if session.client_state is ClientState.OPEN:
             assert not self.client.is_closed and not self.producer.is_closed
-        elif session.phase is not Phase.GONE:
+        elif session.client_state is not ClientState.GONE:
             # The client has its CLOSE, but for one that waits for the end of a frame.
             assert self.client.is_closed == self.client.is_between
         assert session.client_finished or not self._client_finished

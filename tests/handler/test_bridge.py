@@ -24,7 +24,7 @@ from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.lifecycle import child
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.session import Session
@@ -54,7 +54,7 @@ class Lines:
         return "wsgi", 6
 
 
-class Places:
+class SlotFile:
     """The places of a connection: how often they were released."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Peers:
         self.log = Lines()
         self._reader = MessageReader(2**30)
         self.messages: list[Item] = []
-        places = Places()
+        places = SlotFile()
         self.released = places.released
         session = Session(settings, deflate_agreement)
         session.open(OPEN)
@@ -494,7 +494,7 @@ def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
 class Hoarder(PlainTransport):
     """As OpenSSL: takes all that the descriptor has, and gives out some of it."""
 
-    may_hoard = True
+    buffers_input = True
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -604,7 +604,7 @@ def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
     assert "a fault of ours" in bad.log.lines[0][1]
     good.client.sendall(masked(0x81, b"hi"))
     assert good.next_item() == "hi"
-    assert bridge._loop.tally.endpoints()[""].closes == {"1000": 1}
+    assert bridge._loop.counters.endpoints()[""].closes == {"1000": 1}
 
 
 def kept_busy(bridge: Bridge) -> threading.Event:
@@ -630,13 +630,13 @@ def test_what_comes_while_it_is_busy_is_begun_with_together(
 ) -> None:
     may_go_on = kept_busy(bridge)
     written: list[int] = []
-    write = short_calls.eventfd_write
+    write = syscalls.eventfd_write
 
     def noted(fd: int, value: int) -> None:
         written.append(value)
         write(fd, value)
 
-    monkeypatch.setattr(short_calls, "eventfd_write", noted)
+    monkeypatch.setattr(syscalls, "eventfd_write", noted)
     several = [Peers(bridge) for _ in range(3)]
     assert written == [1]
     may_go_on.set()

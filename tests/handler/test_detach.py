@@ -15,7 +15,7 @@ import pytest
 
 from apachews_handler.exceptions import CheckFailed, Unavailable
 from apachews_handler.handshake import detach
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 
 def tcp_pair(protocol: int) -> tuple[socket.socket, socket.socket]:
@@ -68,7 +68,7 @@ def test_there_is_no_descriptor_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(*_: object) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(short_calls, "dup", none_left)
+    monkeypatch.setattr(syscalls, "dup", none_left)
     with pytest.raises(Unavailable) as caught:
         detach._duplicate(0)
     assert "LimitNOFILE" in caught.value.logged

@@ -15,7 +15,7 @@ from apachews._listening.loopback import Address
 from apachews_handler.endpoints.endpoint import connect, locate, script_filename, user_of
 from apachews_handler.endpoints.endpoint_access import MAX_STEPS
 from apachews_handler.exceptions import Refusal, Unavailable
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_a_producer_that_takes_over_is_found_at_the_second_try(
             raise ConnectionRefusedError(errno.ECONNREFUSED, "")
         return real(path)
 
-    real = short_calls.connect
-    monkeypatch.setattr(short_calls, "connect", connect_once)
+    real = syscalls.connect
+    monkeypatch.setattr(syscalls, "connect", connect_once)
     connect(listener[0], 1, place=Place(is_full=True)).close()
     assert len(tries) == 2
 

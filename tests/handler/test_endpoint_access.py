@@ -12,7 +12,7 @@ import pytest
 from apachews_handler.endpoints import endpoint_access
 from apachews_handler.endpoints.endpoint_access import MAX_STEPS, opened
 from apachews_handler.exceptions import Refusal
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 from ..support.site import IS_ROOT
 
@@ -156,7 +156,7 @@ def test_a_file_that_is_replaced_while_it_is_opened(
     """The descriptor's path ends with " (deleted)" then; the new file is the one wanted."""
     path = base / "a.ws"
     path.write_text("old")
-    open_direct = short_calls.open_direct
+    open_direct = syscalls.open_direct
 
     def replaced(data: bytes, *, keeps_gil: bool) -> int | None:
         fd = open_direct(data, keeps_gil=keeps_gil)
@@ -164,7 +164,7 @@ def test_a_file_that_is_replaced_while_it_is_opened(
         (base / "b.ws").rename(path)
         return fd
 
-    monkeypatch.setattr(short_calls, "open_direct", replaced)
+    monkeypatch.setattr(syscalls, "open_direct", replaced)
     with opened(str(path), ()) as name:
         assert Path(name).read_text() == "new"
 
@@ -208,7 +208,7 @@ def counted_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return counted
 
     for name in ("_open", "_openat", "_close", "_readlink", "_readlinkat", "_statx", "_syscall"):
-        monkeypatch.setattr(short_calls, name, count(name, getattr(short_calls, name)))
+        monkeypatch.setattr(syscalls, name, count(name, getattr(syscalls, name)))
     return calls
 
 
@@ -246,7 +246,7 @@ def test_many_links_within_the_budget_cost_a_bounded_number_of_system_calls(
 
 
 def test_without_openat2_the_path_is_walked(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(short_calls, "open_direct", lambda path, keeps_gil: None)
+    monkeypatch.setattr(syscalls, "open_direct", lambda path, keeps_gil: None)
     (base / "a.ws").touch()
     (base / "link").symlink_to("a.ws")
     for path in (base / "a.ws", base / "link"):
@@ -264,7 +264,7 @@ def test_a_call_that_fails_leaves_no_descriptor(
 
     (base / "a.ws").touch()
     (base / "link.ws").symlink_to("a.ws")
-    monkeypatch.setattr(short_calls, call, fail)
+    monkeypatch.setattr(syscalls, call, fail)
     with pytest.raises(OSError, match="Input/output"):
         reached(base / "link.ws")
 
@@ -274,7 +274,7 @@ def test_without_proc_it_says_what_to_mount(base: Path, monkeypatch: pytest.Monk
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     (base / "a.ws").touch()
-    monkeypatch.setattr(short_calls, "path_of", fail)
+    monkeypatch.setattr(syscalls, "path_of", fail)
     with pytest.raises(Refusal, match="mount /proc") as caught, opened(str(base / "a.ws"), ()):
         pass
     assert caught.value.status.startswith("500")

@@ -45,7 +45,7 @@ class FileLines(Lines):
 class Client:
     """The far ends of a connection of a loop."""
 
-    def __init__(self, loop: Loop, log: Lines, admission: limits.Admission | None = None) -> None:
+    def __init__(self, loop: Loop, log: Lines, admission: limits.Permit | None = None) -> None:
         settings = Settings()
         self.socket, near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
@@ -102,7 +102,7 @@ class Site:
         self._takers.append(taker)
         return taker
 
-    def client(self, admission: limits.Admission | None = None) -> Client:
+    def client(self, admission: limits.Permit | None = None) -> Client:
         self._clients.append(Client(self.younger, self.log, admission))
         turn(self.younger)
         return self._clients[-1]
@@ -284,12 +284,12 @@ def test_a_giver_that_ends_before_it_commits_keeps_its_client(site: Site) -> Non
 
 
 def test_places_of_an_offer_without_commit_stay_with_the_giver(site: Site) -> None:
-    places = limits.Places(str(site.directory / f"{APACHE}.places"))
-    others = limits.Places(str(site.directory / f"{APACHE}.places"))
+    places = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
+    others = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
     position = places.take("all of 1", 1)
     assert position is not None
     site.taker()
-    client = site.client(limits.Admission(places, [position]))
+    client = site.client(limits.Permit(places, [position]))
     document = b"O" + (encode(client.connection) or b"")
     fds = [client.connection.client_fd, client.connection.producer_fd, site.log.file.fileno()]
     with giver_by_hand(site) as sock:
@@ -415,11 +415,11 @@ def test_a_request_with_long_headers_stays(site: Site, monkeypatch: pytest.Monke
 
 
 def test_places_stay_taken_until_the_client_leaves(site: Site) -> None:
-    places = limits.Places(str(site.directory / f"{APACHE}.places"))
-    others = limits.Places(str(site.directory / f"{APACHE}.places"))
+    places = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
+    others = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
     taken = [places.take("all of 2", 2) for _ in range(2)]
     site.taker()
-    clients = [site.client(limits.Admission(places, [p])) for p in taken if p is not None]
+    clients = [site.client(limits.Permit(places, [p])) for p in taken if p is not None]
     site.give()
     assert site.younger.is_empty
     places.close()  # its process ends

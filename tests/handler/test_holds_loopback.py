@@ -1,4 +1,4 @@
-"""apachews_handler.bridge.holds: the search for a producer on a loopback port."""
+"""apachews_handler.bridge.reconnect: the search for a producer on a loopback port."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from apachews import Server
 from apachews._listening import loopback
-from apachews_handler.bridge import holds as module
+from apachews_handler.bridge import reconnect as module
 from apachews_handler.bridge.connection import Connection
-from apachews_handler.bridge.holds import BATCH, Holds
+from apachews_handler.bridge.reconnect import BATCH, Reconnector
 from apachews_handler.settings import Settings
 
 from ..conftest import wait_for
@@ -31,14 +31,14 @@ class Held:
         self.settings = Settings()
 
 
-def hold(holds: Holds, path: Path, count: int = 1) -> list[Connection]:
+def hold(holds: Reconnector, path: Path, count: int = 1) -> list[Connection]:
     held = [cast(Connection, Held(path)) for _ in range(count)]
     for one in held:
         holds.add(one, 0.0)
     return held
 
 
-def take(holds: Holds) -> list[socket.socket]:
+def take(holds: Reconnector) -> list[socket.socket]:
     """Look once, as the loop does when it is time."""
     now = time.monotonic()
     return [sock for _, sock in holds.take_resumable(now)] if holds.next_at() <= now else []
@@ -78,7 +78,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def resume(holds: Holds, path: Path, count: int) -> None:
+def resume(holds: Reconnector, path: Path, count: int) -> None:
     """Find a producer that comes, for all."""
     with Server(path, transport="loopback") as server:
         found: list[socket.socket] = []
@@ -111,7 +111,7 @@ def test_who_has_the_port_of_a_producer_that_is_gone(
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPT_TIMEOUT_S", 0.05)
     path = tmp_path / "a.ws"
-    holds = Holds()
+    holds = Reconnector()
     before = descriptors()
     hold(holds, path, 20)
     with squatter(path, serve) as accepted:
@@ -125,7 +125,7 @@ def test_who_has_the_port_of_a_producer_that_is_gone(
 
 def test_the_last_client_that_leaves_breaks_the_search_off(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
-    holds = Holds()
+    holds = Reconnector()
     with squatter(path, lambda sock: None) as accepted:
         held = hold(holds, path, 2)
         before = descriptors()
@@ -139,7 +139,7 @@ def test_the_last_client_that_leaves_breaks_the_search_off(tmp_path: Path) -> No
 def test_a_search_that_is_broken_off_begins_again(tmp_path: Path) -> None:
     """As it is where the process was forked."""
     path = tmp_path / "a.ws"
-    holds = Holds()
+    holds = Reconnector()
     hold(holds, path)
     with squatter(path, lambda sock: None) as accepted:
         wait_for(lambda: take(holds) == [] and accepted)
@@ -153,7 +153,7 @@ def test_a_search_that_is_broken_off_begins_again(tmp_path: Path) -> None:
 
 def test_many_follow_the_first(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
-    holds = Holds()
+    holds = Reconnector()
     hold(holds, path, 2 * BATCH + 50)
     resume(holds, path, 2 * BATCH + 50)
 
@@ -165,7 +165,7 @@ def test_nobody_listens_on_the_port(tmp_path: Path) -> None:
         address = loopback.Address(unused.getsockname()[1], loopback.new_token())
         path.write_bytes(address.encode())
         path.chmod(0o660)
-        holds = Holds()
+        holds = Reconnector()
         hold(holds, path)
         before = descriptors()
         wait_for(lambda: take(holds) == [] and holds.next_at() > time.monotonic() + 0.1)

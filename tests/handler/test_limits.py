@@ -16,7 +16,7 @@ import pytest
 from apachews_handler.exceptions import NotSetUp, Refusal, Unavailable
 from apachews_handler.settings import Settings
 from apachews_handler.shared import limits, rundir
-from apachews_handler.shared.limits import Places, admit
+from apachews_handler.shared.limits import SlotFile, admit
 
 from ..conftest import wait_for
 
@@ -34,9 +34,9 @@ def temporary(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         os.close(rundir._directory_fd)
 
 
-def places(path: Path, count: int) -> list[Places]:
+def places(path: Path, count: int) -> list[SlotFile]:
     """Open the file as several children would."""
-    return [Places(str(path / "a.places")) for _ in range(count)]
+    return [SlotFile(str(path / "a.places")) for _ in range(count)]
 
 
 def test_a_limit_is_shared(short_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_a_limit_is_shared(short_path: Path) -> None:
 def test_places_come_back_when_a_process_is_killed(short_path: Path) -> None:
     (here,) = places(short_path, 1)
     program = (
-        "import sys, time; from apachews_handler.shared.limits import Places\n"
-        f"p = Places({str(short_path / 'a.places')!r})\n"
+        "import sys, time; from apachews_handler.shared.limits import SlotFile\n"
+        f"p = SlotFile({str(short_path / 'a.places')!r})\n"
         "print([p.take('k', 3) for _ in range(3)], flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(
@@ -218,7 +218,7 @@ def test_without_descriptors_it_may_work_in_a_moment(
     def fail(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(limits, "Places", fail)
+    monkeypatch.setattr(limits, "SlotFile", fail)
     with pytest.raises(Unavailable, match="LimitNOFILE"):
         admit(Settings(max_connections=1), "192.0.2.1", "/a.ws")
 

@@ -45,7 +45,7 @@ class Lines:
 class Hoarder(PlainTransport):
     """Takes all that the descriptor has, as OpenSSL does, and gives out some of it."""
 
-    may_hoard = True
+    buffers_input = True
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -122,8 +122,8 @@ def play(seed: int, *, general: bool) -> list[Any]:
     outcome = [
         *received.values(),
         log.lines,
-        session.phase,
-        session.side,
+        session.client_state,
+        session.producer_state,
         session.traffic(),
         session.close_code,
         connection.client_mask,

@@ -31,12 +31,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         register_cleanup=calls.cleanups.append, OK=0, APLOG_ERR=3, import_module=None
     )
 
-    def expect_end() -> None:
+    def end_is_called_by_host() -> None:
         calls.is_told = True
 
     monkeypatch.setitem(sys.modules, "mod_python", module)
     monkeypatch.delitem(sys.modules, "apachews_handler.modpython", raising=False)
-    monkeypatch.setattr(child, "expect_end", expect_end)
+    monkeypatch.setattr(child, "end_is_called_by_host", end_is_called_by_host)
     return calls
 
 

@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews_handler.bridge.connection import About, Connection
+from apachews_handler.bridge.connection import Connection, ConnectionInfo
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.lifecycle.portable import NotPortable, decode, encode, restore
-from apachews_handler.monitoring.closelog import CloseFormat, Ending, Handshake
+from apachews_handler.monitoring.close_log import CloseFormat, Ending, Handshake
 from apachews_handler.protocol.client_reader import ClientReader
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement, Inflater
-from apachews_handler.protocol.ends import End
 from apachews_handler.protocol.producer_reader import ProducerReader
 from apachews_handler.protocol.progress import Progress, TcpState
 from apachews_handler.protocol.raw import RawReader, RawSession, new_session
 from apachews_handler.protocol.session import Session
-from apachews_handler.protocol.watch import Watch
+from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Rate, Settings
 
 from ..support.frames import masked
@@ -92,7 +92,7 @@ def state_of(value: Any) -> dict[str, Any]:
 def test_everything_comes_through(make: Make) -> None:
     handshake = Handshake({"SERVER_PROTOCOL": "HTTP/1.1"}, OPEN, None, "/a.ws", NOW)
     format_ = CloseFormat('%h "%r" %>s %{ms}T %{id}x')
-    about = About("id", "/a.ws", "192.0.2.1", 4711, "ann", "ws", "chat")
+    about = ConnectionInfo("id", "/a.ws", "192.0.2.1", 4711, "ann", "ws", "chat")
     changes = {
         "message_rate": Rate(10, 5.0),
         "origins": ("https://example.org",),
@@ -162,7 +162,7 @@ def producer(data: bytes) -> Callable[[Session], None]:
         producer(b"\x85\x00"),  # MOVE
         producer(b"\x86\x00"),  # to be logged
         lambda session: session.set_congested(True),
-        lambda session: session.close(End.IDLE),
+        lambda session: session.close(CloseCause.IDLE),
         lambda session: session.receive_client_eof(),
         lambda session: session.receive_producer_eof(),
     ],
@@ -181,8 +181,8 @@ def test_what_is_not_at_rest_stays(make: Make, spoil: Callable[[Session], None])
         ("producer_queue", b"x"),
         ("client_mask", 0),
         ("producer_mask", -1),
-        ("goodbye", End.DRAINED),
-        ("is_deaf", True),
+        ("goodbye", CloseCause.DRAINED),
+        ("write_failed", True),
         ("is_shut_down", True),
     ],
 )
@@ -278,7 +278,7 @@ def test_new_state_is_noticed() -> None:
     """Whoever adds state to these decides what becomes of it in ``portable``, then here."""
     kinds = (
         *(ClientReader, ProducerReader, RawReader, RawSession),
-        *(Session, Watch, Inflater, Connection),
+        *(Session, Timeouts, Inflater, Connection),
     )
     assert {kind.__name__: len(kind.__slots__) for kind in kinds} == {
         "ClientReader": 24,
@@ -286,11 +286,11 @@ def test_new_state_is_noticed() -> None:
         "RawReader": 1,
         "RawSession": 2,
         "Session": 23,
-        "Watch": 11,
+        "Timeouts": 11,
         "Inflater": 6,
         "Connection": 32,
     }
-    assert len(dataclasses.fields(About)) == 7
+    assert len(dataclasses.fields(ConnectionInfo)) == 7
     assert len(dataclasses.fields(Agreement)) == 4
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from apachews import wire
 from apachews.exceptions import WireError
 from apachews.wire.reader import MessageReader, Violation
+from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.ends import End
 from apachews_handler.protocol.raw import Framer, LineFramer, RawSession, ReadFramer, new_session
-from apachews_handler.protocol.session import Phase, Session, Side
+from apachews_handler.protocol.session import ClientState, ProducerState, Session
 from apachews_handler.settings import Settings
 
 from ..support.frames import masked
@@ -233,9 +233,9 @@ def test_a_producer_that_ends_closes_with_1000(unsent: bytes) -> None:
     ends = Ends(raw_delimiter="newline")
     ends.from_producer(b"last words")
     ends.end_producer(unsent, 0)
-    assert ends.session.phase is Phase.CLOSING
-    assert ends.session.side is Side.DONE
-    assert ends.session.end is End.PRODUCER_ENDED
+    assert ends.session.client_state is ClientState.CLOSING
+    assert ends.session.producer_state is ProducerState.DONE
+    assert ends.session.end is CloseCause.PRODUCER_ENDED
     goodbye = wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
     assert ends.client == wire.encode_frame(wire.TEXT, b"last words") + goodbye
     ends.from_client(masked(0x88, wire.encode_close(1000)))
@@ -255,17 +255,17 @@ def test_a_producer_that_ends_inside_a_character(type_: str) -> None:
         assert ends.session.close_code == 1000
     else:
         assert ends.client == text + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
-        assert ends.session.end is End.PRODUCER_ERROR
+        assert ends.session.end is CloseCause.PRODUCER_ERROR
         assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
 
 
 def test_text_that_is_none_closes_with_1011() -> None:
     ends = Ends(raw_type="text")
     ends.from_producer(b"\xff")
-    assert ends.session.end is End.PRODUCER_ERROR
+    assert ends.session.end is CloseCause.PRODUCER_ERROR
     assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
     assert ends.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
-    assert ends.session.side is Side.DONE
+    assert ends.session.producer_state is ProducerState.DONE
 
 
 def test_a_client_that_closes_ends_the_producer() -> None:
@@ -287,22 +287,22 @@ def test_a_client_that_leaves_inside_a_message() -> None:
     assert ends.session.producer_finished
 
 
-@pytest.mark.parametrize("is_deaf", [True, False])
-def test_a_producer_is_never_held(is_deaf: bool) -> None:
+@pytest.mark.parametrize("write_failed", [True, False])
+def test_a_producer_is_never_held(write_failed: bool) -> None:
     ends = Ends(hold=30.0)
-    if is_deaf:
+    if write_failed:
         ends.session.receive_producer_deafness(b"rest", 1)
         ends.drain()
-        assert ends.session.side is Side.CONNECTED
+        assert ends.session.producer_state is ProducerState.CONNECTED
     ends.from_client(masked(0x81, b"a"))
     ends.end_producer()
-    assert ends.session.side is Side.DONE
+    assert ends.session.producer_state is ProducerState.DONE
     assert not ends.session.waiting_bytes
 
 
 def test_goodbyes_of_the_bridge_tell_the_producer_nothing() -> None:
     ends = Ends()
-    ends.session.close(End.GOING_AWAY)
+    ends.session.close(CloseCause.GOING_AWAY)
     ends.drain()
     assert not ends.producer
     assert ends.client == wire.encode_frame(

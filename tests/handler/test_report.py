@@ -1,4 +1,4 @@
-"""bridge.report and apachews.monitoring.status: a process is asked, and answers."""
+"""bridge.report and apachews.monitoring.collect: a process is asked, and answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
+from apachews.monitoring.collect import SEALS, RunningApache, collect, socket_name
 from apachews.monitoring.snapshot import CHILD, CLOSING, HELD, MAX_LISTED, OPEN, Status
-from apachews.monitoring.status import SEALS, RunningApache, collect, socket_name
 from apachews_handler.bridge import report
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.report import Reporter
@@ -231,12 +231,12 @@ def test_a_child_that_becomes_a_custodian_meanwhile_is_not_missed(
 
     def list_too_early(path: str) -> list[str]:
         names = listed(path)
-        monkeypatch.setattr("apachews.monitoring.status.os.listdir", listed)
+        monkeypatch.setattr("apachews.monitoring.collect.os.listdir", listed)
         custodian.answer_for("custodian", APACHE, LOG)
         custodian.start()
         return [*names, socket_name(APACHE, 999_999_999)]
 
-    monkeypatch.setattr("apachews.monitoring.status.os.listdir", list_too_early)
+    monkeypatch.setattr("apachews.monitoring.collect.os.listdir", list_too_early)
     try:
         (process,) = collect(str(temporary), APACHE).processes
         assert process.kind == "custodian"

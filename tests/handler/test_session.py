@@ -14,8 +14,8 @@ from apachews import wire
 from apachews.monitoring.snapshot import RoundTrips
 from apachews.wire.reader import Item, MessageReader, Moved
 from apachews_handler.protocol.client_reader import KEEPALIVE
-from apachews_handler.protocol.ends import End
-from apachews_handler.protocol.session import Phase, Session, Side
+from apachews_handler.protocol.close_causes import CloseCause
+from apachews_handler.protocol.session import ClientState, ProducerState, Session
 from apachews_handler.settings import Rate, Settings
 
 from ..support.frames import masked
@@ -56,7 +56,7 @@ class Ends:
     def next_producer(self, unsent: bytes = b"", sent: int = 0) -> Ends:
         """Have the producer die and another one come; ``producer`` is the new one's."""
         self.session.receive_producer_eof(unsent, sent)
-        assert self.session.side is Side.AWAY
+        assert self.session.producer_state is ProducerState.AWAY
         return self.resume()
 
     def resume(self) -> Ends:
@@ -67,7 +67,7 @@ class Ends:
         return self
 
     @property
-    def why(self) -> tuple[End | None, int]:
+    def why(self) -> tuple[CloseCause | None, int]:
         return self.session.end, self.session.close_code
 
 
@@ -79,7 +79,7 @@ def test_messages_pass_both_ways() -> None:
     ends = Ends().from_client(masked(0x81, b"a")).from_producer(TEXT)
     assert ends.producer == ["a"]
     assert ends.client == TEXT
-    assert ends.session.phase is Phase.OPEN
+    assert ends.session.client_state is ClientState.OPEN
 
 
 def test_a_ping_is_answered_and_not_passed_on() -> None:
@@ -107,10 +107,10 @@ def test_client_closes() -> None:
     ends = Ends().from_client(masked(0x81, b"a") + masked(0x88, b"\x0f\xa0bye"))
     assert ends.producer == ["a", wire.Close(4000, "bye")]
     assert ends.client == close(4000, "bye")  # both come back (RFC 6455 5.5.1)
-    assert ends.session.phase is Phase.CLOSED
+    assert ends.session.client_state is ClientState.CLOSED
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == (End.CLIENT_CLOSED, 4000)
+    assert ends.why == (CloseCause.CLIENT_CLOSED, 4000)
 
 
 def test_client_closes_without_a_code() -> None:
@@ -123,9 +123,9 @@ def test_client_violates() -> None:
     ends = Ends().from_client(masked(0x81, b"\xff"))
     assert ends.producer == [wire.Close(1007, "a text message is not UTF-8")]
     assert ends.client == close(1007, "a text message is not UTF-8")
-    assert ends.session.phase is Phase.CLOSED
+    assert ends.session.client_state is ClientState.CLOSED
     assert ends.session.client_finished
-    assert ends.why == (End.INVALID_DATA, 1007)
+    assert ends.why == (CloseCause.INVALID_DATA, 1007)
     assert "UTF-8" in ends.session.close_reason
 
 
@@ -134,22 +134,22 @@ def test_client_breaks_off() -> None:
     ends.session.receive_client_eof()
     ends.drain()
     assert (ends.producer, ends.client) == ([], b"")
-    assert ends.session.phase is Phase.GONE
+    assert ends.session.client_state is ClientState.GONE
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == (End.CLIENT_LEFT, 1006)
+    assert ends.why == (CloseCause.CLIENT_LEFT, 1006)
 
 
 def test_producer_closes_and_gets_the_answer() -> None:
     ends = Ends().from_producer(TEXT + close(3001, "x") + TEXT)
     assert ends.client == TEXT + close(3001, "x")
-    assert (ends.session.phase, ends.session.client_finished) == (Phase.CLOSING, False)
+    assert (ends.session.client_state, ends.session.client_finished) == (ClientState.CLOSING, False)
     ends.from_client(masked(0x81, b"crossing") + masked(0x88, b"\x0b\xb9"))
     assert ends.producer == [wire.Close(3001, "")]
     assert ends.client == TEXT + close(3001, "x")
-    assert (ends.session.phase, ends.session.client_finished) == (Phase.CLOSED, True)
+    assert (ends.session.client_state, ends.session.client_finished) == (ClientState.CLOSED, True)
     assert ends.session.producer_finished
-    assert ends.why == (End.PRODUCER_CLOSED, 3001)
+    assert ends.why == (CloseCause.PRODUCER_CLOSED, 3001)
 
 
 def test_producer_dies_between_frames() -> None:
@@ -157,7 +157,7 @@ def test_producer_dies_between_frames() -> None:
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT + close(1012, "the producer is gone")
-    assert ends.session.phase is Phase.CLOSING
+    assert ends.session.client_state is ClientState.CLOSING
     ends.from_client(masked(0x88, b"\x03\xf4"))
     assert ends.session.client_finished
     assert ends.session.producer_finished
@@ -168,26 +168,26 @@ def test_producer_dies_inside_a_frame() -> None:
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT[:3]
-    assert ends.session.phase is Phase.GONE
+    assert ends.session.client_state is ClientState.GONE
     assert ends.session.client_finished
-    assert ends.why == (End.PRODUCER_CUT_OFF, 1006)
+    assert ends.why == (CloseCause.PRODUCER_CUT_OFF, 1006)
 
 
 def test_producer_violates() -> None:
     ends = Ends().from_producer(TEXT + b"\xc1\x00")
     assert ends.client == TEXT + close(1011)
     assert ends.producer == [wire.Close(1002, "")]
-    assert ends.session.phase is Phase.CLOSING
-    assert ends.why == (End.PRODUCER_ERROR, 1011)
+    assert ends.session.client_state is ClientState.CLOSING
+    assert ends.why == (CloseCause.PRODUCER_ERROR, 1011)
     assert "RSV" in ends.session.close_reason
 
 
 def test_bridge_closes() -> None:
     ends = Ends()
-    ends.session.close(End.GOING_AWAY)
-    ends.session.close(End.TOO_SLOW)
+    ends.session.close(CloseCause.GOING_AWAY)
+    ends.session.close(CloseCause.TOO_SLOW)
     ends.drain()
-    goodbye = End.GOING_AWAY.reason
+    goodbye = CloseCause.GOING_AWAY.reason
     assert ends.client == close(1001, goodbye)
     assert ends.producer == [wire.Close(1001, goodbye)]
     ends.from_producer(TEXT).from_client(masked(0x81, b"late"))
@@ -195,7 +195,7 @@ def test_bridge_closes() -> None:
     ends.from_client(masked(0x88, b"\x03\xe9"))
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == (End.GOING_AWAY, 1001)
+    assert ends.why == (CloseCause.GOING_AWAY, 1001)
 
 
 @pytest.mark.parametrize("how", ["close", "violation", "bridge"])
@@ -206,7 +206,7 @@ def test_a_close_waits_for_the_producers_frame(how: str) -> None:
     elif how == "violation":
         ends.from_client(b"\x81\x00")
     else:
-        ends.session.close(End.GOING_AWAY)
+        ends.session.close(CloseCause.GOING_AWAY)
         ends.drain()
     assert ends.client == TEXT[:2]
     assert not ends.session.client_finished
@@ -230,18 +230,18 @@ def test_a_rate_is_a_bucket_that_time_refills() -> None:
     session = Session(Settings(message_rate=Rate(3, 0.5)))
     frame = masked(0x81, b"a")
     session.receive_client(frame * 3, now=100.0)
-    assert session.phase is Phase.OPEN
+    assert session.client_state is ClientState.OPEN
     session.receive_client(frame * 2, now=104.0)
-    assert session.phase is Phase.OPEN
+    assert session.client_state is ClientState.OPEN
     session.receive_client(frame, now=105.0)
-    assert (session.end, session.close_code) == (End.TOO_MANY_MESSAGES, 1008)
+    assert (session.end, session.close_code) == (CloseCause.TOO_MANY_MESSAGES, 1008)
 
 
 def test_a_bucket_does_not_overflow() -> None:
     session = Session(Settings(message_rate=Rate(3, 100.0)))
     session.receive_client(masked(0x81, b"a"), now=100.0)
     session.receive_client(masked(0x81, b"a") * 4, now=1000.0)
-    assert session.end is End.TOO_MANY_MESSAGES
+    assert session.end is CloseCause.TOO_MANY_MESSAGES
 
 
 def test_a_ping_of_the_bridges_own() -> None:
@@ -278,7 +278,7 @@ def test_round_trips_are_measured_where_one_ping_is_under_way() -> None:
 def test_a_fault_of_ours_is_an_end_as_well() -> None:
     ends = Ends()
     ends.session.fail()
-    assert ends.why == (End.FAILED, 1006)
+    assert ends.why == (CloseCause.FAILED, 1006)
     assert ends.session.producer_finished
 
 
@@ -293,7 +293,10 @@ RESUMED = dataclasses.replace(OPEN, resumed=True)
 def test_a_client_is_held_and_resumed_with_the_same_id() -> None:
     ends = Ends().from_client(masked(0x81, b"read")).from_producer(TEXT + TEXT[:3])
     ends.session.receive_producer_eof()
-    assert (ends.session.phase, ends.session.side) == (Phase.OPEN, Side.AWAY)
+    assert (ends.session.client_state, ends.session.producer_state) == (
+        ClientState.OPEN,
+        ProducerState.AWAY,
+    )
     ends.from_client(masked(0x81, b"one") + masked(0x89, b"p") + masked(0x8A, b"old"))
     ends.from_client(masked(0x01, b"t"))
     assert ends.producer == ["read"]
@@ -335,15 +338,15 @@ def test_nobody_comes_in_time() -> None:
     ends.from_client(masked(0x88, b"\x03\xf4"))
     assert ends.session.client_finished
     assert ends.session.producer_finished
-    assert ends.why == (End.PRODUCER_LEFT, 1012)
+    assert ends.why == (CloseCause.PRODUCER_LEFT, 1012)
 
 
 @pytest.mark.parametrize("data", [wire.encode_frame(wire.TEXT, b"a", fin=False), TEXT[:3]])
 def test_inside_a_message_nobody_can_go_on(data: bytes) -> None:
     ends = Ends(max_buffer=3).from_producer(data)
     ends.session.receive_producer_eof()
-    assert ends.session.side is Side.DONE
-    assert ends.session.phase in (Phase.CLOSING, Phase.GONE)
+    assert ends.session.producer_state is ProducerState.DONE
+    assert ends.session.client_state in (ClientState.CLOSING, ClientState.GONE)
 
 
 @pytest.mark.parametrize("goes", ["close", "eof", "bridge"])
@@ -359,9 +362,9 @@ def test_a_held_client_that_goes_is_outlived_by_its_messages(goes: str, waits: b
     elif goes == "eof":
         ends.session.receive_client_eof()
     else:
-        ends.session.close(End.IDLE)
+        ends.session.close(CloseCause.IDLE)
         ends.from_client(masked(0x88, b"\x03\xe9"))
-    assert ends.session.side is (Side.AWAY if waits else Side.DONE)
+    assert ends.session.producer_state is (ProducerState.AWAY if waits else ProducerState.DONE)
     if waits:
         ends.resume()
         expected: list[Item] = [RESUMED, "last words"]
@@ -441,8 +444,8 @@ def test_nobody_goes_on_with_half_a_message_whatever_waits(begun: bytes) -> None
     ends.session.receive_producer_eof()
     ends.drain()
     told = ends.client
-    assert ends.session.phase in (Phase.CLOSING, Phase.GONE)
-    assert ends.session.side is Side.AWAY
+    assert ends.session.client_state in (ClientState.CLOSING, ClientState.GONE)
+    assert ends.session.producer_state is ProducerState.AWAY
     ends.resume().from_producer(TEXT)
     assert ends.producer == [RESUMED, "unsent"]
     assert ends.client == told, "the next one has no say"
@@ -468,12 +471,12 @@ def test_a_producer_that_closes_after_all_means_it() -> None:
     ends.from_client(masked(0x88, b"\x0f\xa0"))
     assert ends.session.producer_finished
     ends.session.receive_producer_eof()
-    assert ends.session.side is Side.DONE
+    assert ends.session.producer_state is ProducerState.DONE
 
 
 def test_a_move_inside_a_message_is_a_violation() -> None:
     ends = Ends().from_producer(wire.encode_frame(wire.TEXT, b"a", fin=False) + MOVE)
-    assert ends.why == (End.PRODUCER_ERROR, 1011)
+    assert ends.why == (CloseCause.PRODUCER_ERROR, 1011)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=20) | st.none()), max_size=20))
@@ -483,7 +486,7 @@ def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | No
         if data is None:
             if is_client:
                 ends.session.receive_client_eof()
-            elif ends.session.side is Side.AWAY:
+            elif ends.session.producer_state is ProducerState.AWAY:
                 ends.resume()
             else:
                 ends.session.receive_producer_eof()

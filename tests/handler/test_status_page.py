@@ -1,4 +1,4 @@
-"""apachews_handler.status: the answers, and that the page keeps to its own policy."""
+"""apachews_handler.status_page: the answers, and that the page keeps to its own policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsgiref.validate import validator
 import pytest
 
 from apachews.monitoring.snapshot import CHILD, Status
-from apachews_handler import status
+from apachews_handler import status_page
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.shared import rundir, waiting
 from apachews_handler.shared.waiting import MAX_COLLECTING
@@ -50,7 +50,7 @@ def ask(query: str = "", method: str = "GET") -> Answer:
         answered.append((code, dict(headers)))
         return lambda data: None
 
-    result = validator(status.application)(environ, start_response)  # type: ignore[arg-type]
+    result = validator(status_page.application)(environ, start_response)  # type: ignore[arg-type]
     try:
         body = b"".join(result)
     finally:

@@ -314,7 +314,7 @@ def test_without_descriptors_it_may_work_in_a_moment(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(waiting, "Places", fail)
+    monkeypatch.setattr(waiting, "SlotFile", fail)
     with pytest.raises(Unavailable, match="LimitNOFILE"), place(make(), PATH, 0, 25):
         pass
 

@@ -127,7 +127,7 @@ def test_a_redirect_is_explained(
     assert main(["doctor", target, *given]) == 1
     findings = {one["id"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
     assert findings["handshake"]["level"] == "error"
-    assert findings["handshake"]["mend"] == "connect to wss://localhost/echo.ws"
+    assert findings["handshake"]["remedy"] == "connect to wss://localhost/echo.ws"
 
 
 def test_the_files_say_the_same_as_httpd(event_site: Site) -> None:

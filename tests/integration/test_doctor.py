@@ -41,7 +41,7 @@ class Seed:
     Attributes:
         id: of the check that is to find it.
         level: of what it is to find.
-        mend: a piece of what it is to say that mends it.
+        remedy: a piece of the remedy that it is to name.
         status: HTTP status that clients get because of it; None where they get
             their WebSocket all the same.
         extra: directives that make it so.
@@ -51,7 +51,7 @@ class Seed:
 
     id: str
     level: str
-    mend: str
+    remedy: str
     status: int | None
     extra: str = ""
     replace: tuple[str, str] = ("", "")
@@ -333,7 +333,7 @@ def test_a_seeded_misconfiguration_is_found_with_its_mend(
         assert list(by_id) == [seed.id], findings
         found = by_id[seed.id]
         assert found["level"] == seed.level
-        assert seed.mend.replace("{extra}", f"{short_path}/conf.d/extra.conf") in found["mend"]
+        assert seed.remedy.replace("{extra}", f"{short_path}/conf.d/extra.conf") in found["remedy"]
         assert found["breaks"]
         assert found["load"]
         if seed.status:
@@ -402,7 +402,7 @@ def test_logs_whose_rotation_restarts(short_path: Path, capsys: pytest.CaptureFi
         file.write_text(text % (short_path, "restart"))
         status, (finding,) = doctor(capsys, apache, url(apache))
         assert (status, finding["id"], finding["where"]) == (0, "logrotate", str(file))
-        assert "reload" in finding["mend"]
+        assert "reload" in finding["remedy"]
         file.write_text(text % (short_path, "reload"))
         assert doctor(capsys, apache, url(apache)) == (0, [])
 
@@ -418,7 +418,7 @@ def test_packages_that_apaches_user_cannot_read(
     with seeded_apache(short_path, seed, closed / "apachews_handler") as apache:
         status, findings = doctor(capsys, apache, url(apache))
     assert (status, [one["id"] for one in findings]) == (1, ["readable", "handshake"])
-    assert seed.mend in findings[0]["mend"]
+    assert seed.remedy in findings[0]["remedy"]
     assert "0700" in findings[0]["text"]
 
 
@@ -435,7 +435,7 @@ def problems_of_socket(
 def test_a_socket_that_is_not_there(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     found = problems_of_socket(capsys, event_site, "doctor-absent.ws")
     assert list(found) == ["socket", "handshake"]
-    assert f"Server('{event_site.docroot}/doctor-absent.ws')" in found["socket"]["mend"]
+    assert f"Server('{event_site.docroot}/doctor-absent.ws')" in found["socket"]["remedy"]
     assert ": 404: there is no such socket file" in found["handshake"]["text"]
     assert "is the producer running?" in found["handshake"]["text"]  # the error log's own words
 
@@ -446,8 +446,8 @@ def test_a_url_that_misses_its_socket(
 ) -> None:
     with listening(event_site.docroot / "doctor-beside.ws"):
         found = problems_of_socket(capsys, event_site, name)
-    assert "doctor-beside.ws lies beside it" in found["socket"]["mend"]
-    assert "doctor-beside.ws lies beside it" in found["handshake"]["mend"]
+    assert "doctor-beside.ws lies beside it" in found["socket"]["remedy"]
+    assert "doctor-beside.ws lies beside it" in found["handshake"]["remedy"]
 
 
 def test_a_file_in_the_place_of_a_socket(
@@ -458,7 +458,7 @@ def test_a_file_in_the_place_of_a_socket(
     found = problems_of_socket(capsys, event_site, file.name)
     file.unlink()
     assert list(found) == ["socket", "handshake"]
-    assert f"move the file {file} away" in found["socket"]["mend"]
+    assert f"move the file {file} away" in found["socket"]["remedy"]
 
 
 def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -469,7 +469,7 @@ def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixt
     found = problems_of_socket(capsys, event_site, file.name)
     file.unlink()
     assert list(found) == ["producer", "handshake"]
-    assert found["producer"]["mend"] == "start the producer"
+    assert found["producer"]["remedy"] == "start the producer"
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache is the user itself")
@@ -481,7 +481,7 @@ def test_a_socket_that_apaches_user_may_not_connect_to(
         file.chmod(0o600)
         found = problems_of_socket(capsys, event_site, file.name)
     assert list(found) == ["socket-permission", "handshake"]
-    assert "group=" in found["socket-permission"]["mend"]
+    assert "group=" in found["socket-permission"]["remedy"]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache is the user itself")
@@ -502,7 +502,7 @@ def test_a_directory_that_apaches_user_may_not_enter(
             assert logged in found["breaks"]
             assert ": 403: Apache's user may not enter a directory" in handshake["text"]
             assert logged in handshake["text"]
-            assert handshake["mend"] == f"chmod o+x {directory} (socket-permission, above)"
+            assert handshake["remedy"] == f"chmod o+x {directory} (socket-permission, above)"
             directory.chmod(0o701)
             assert doctor(capsys, apache, url(apache, "/closed/a.ws")) == (0, [])
 
@@ -514,10 +514,10 @@ def test_options_of_an_htaccess(short_path: Path, capsys: pytest.CaptureFixture[
         file.write_text("# none\nOptions None\n")
         _, (found, handshake) = doctor(capsys, apache, url(apache))
         assert (found["id"], handshake["id"]) == ("follow-symlinks", "handshake")
-        assert found["mend"] == (
+        assert found["remedy"] == (
             f"behind Options None at {file}:2, a line of its own: Options +FollowSymLinks"
         )
-        assert found["mend"] in handshake["mend"]
+        assert found["remedy"] in handshake["remedy"]
         # To the letter, it mends.
         file.write_text("# none\nOptions None\nOptions +FollowSymLinks\n")
         assert doctor(capsys, apache, url(apache)) == (0, [])
@@ -529,7 +529,7 @@ def test_an_origin_that_may_not_connect(
     given = [event_site.ws("/echo.ws?doctor"), "--origin", "https://elsewhere.example"]
     status, (finding,) = doctor(capsys, event_site.apache, *given)
     assert (status, finding["id"], finding["level"]) == (0, "handshake", "warning")
-    assert "APACHEWS_ORIGINS" in finding["mend"]
+    assert "APACHEWS_ORIGINS" in finding["remedy"]
 
 
 def test_a_port_that_is_for_tls(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -538,7 +538,7 @@ def test_a_port_that_is_for_tls(event_site: Site, capsys: pytest.CaptureFixture[
     assert status == 1
     assert findings[-1]["id"] == "handshake"
     assert ": 400: this port is for TLS" in findings[-1]["text"]
-    assert findings[-1]["mend"] == "connect with wss://"
+    assert findings[-1]["remedy"] == "connect with wss://"
 
 
 def test_a_certificate_that_nobody_trusts(
@@ -546,8 +546,8 @@ def test_a_certificate_that_nobody_trusts(
 ) -> None:
     status, (finding,) = doctor(capsys, event_site.apache, event_site.wss())
     assert (status, finding["id"]) == (1, "certificate")
-    assert "SSLCertificateFile" in finding["mend"]
-    assert finding["mend"].endswith("--cafile FILE")
+    assert "SSLCertificateFile" in finding["remedy"]
+    assert finding["remedy"].endswith("--cafile FILE")
 
 
 def test_a_url_of_another_apache(
@@ -559,13 +559,13 @@ def test_a_url_of_another_apache(
     with seeded_apache(short_path, seed) as apache, listening(file):
         status, (found,) = doctor(capsys, apache, event_site.ws(f"/{file.name}"))
         assert (status, found["id"], found["level"]) == (0, seed.id, seed.level)
-        assert seed.mend in found["mend"]
+        assert seed.remedy in found["remedy"]
         # What fails is explained by what is known of that one only.
         status, findings = doctor(capsys, apache, event_site.ws("/doctor-absent.ws"))
         assert status == 1
         assert "other-apache" in [one["id"] for one in findings]
         assert findings[-1]["id"] == "handshake"
-        assert "above" not in findings[-1]["mend"]
+        assert "above" not in findings[-1]["remedy"]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache was the user itself")
@@ -587,4 +587,4 @@ def test_a_file_that_was_changed_and_not_read(
         status, findings = doctor(capsys, apache, url(apache))
         # The files are wrong already, and clients do not notice yet.
         assert (status, [one["id"] for one in findings]) == (1, ["reload", "follow-symlinks"])
-        assert f"kill -USR1 {apache.pid}" in findings[0]["mend"]
+        assert f"kill -USR1 {apache.pid}" in findings[0]["remedy"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
+from apachews.monitoring.collect import collect
 from apachews.monitoring.snapshot import CUSTODIAN
-from apachews.monitoring.status import collect
 
 from ..conftest import wait_for
 from ..support.crowd import Crowd, crowd

@@ -120,7 +120,7 @@ def test_a_room(event_site: Site) -> None:
         if event.type() is Event.Accept:
             room.add(event.client())
         elif event.type() is Event.IO:
-            reached, skipped = room.broadcast(event.read(), without=event.client())
+            reached, skipped = room.broadcast(event.read(), exclude=event.client())
             event.write(f"{reached} {skipped}")
 
     with event_site.producer("rooms.ws", serve) as server:

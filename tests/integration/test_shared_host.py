@@ -47,7 +47,7 @@ ELSEWHERE = f"""
 LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so
 LoadModule actions_module {DEBIAN_MODULES}/mod_actions.so
 <IfDefine WSGI_MODULE>
-    WSGIScriptAlias /private-status "${{APACHEWS_HANDLER}}/status.py" \\
+    WSGIScriptAlias /private-status "${{APACHEWS_HANDLER}}/status_page.py" \\
         process-group=%{{GLOBAL}} application-group=%{{GLOBAL}}
 </IfDefine>
 <Location /private-status>
@@ -309,8 +309,8 @@ def test_what_only_define_may_say_is_refused_from_setenv(host: Host, setting: st
     [
         "Define APACHEWS_ENDPOINT_DIRECTORIES /",
         "UnDefine APACHEWS_MAX_BUFFER",
-        pytest.param('WSGIScriptAlias /s "${APACHEWS_HANDLER}/status.py"', marks=wsgi_only),
-        pytest.param('WSGIHandlerScript s "${APACHEWS_HANDLER}/status.py"', marks=wsgi_only),
+        pytest.param('WSGIScriptAlias /s "${APACHEWS_HANDLER}/status_page.py"', marks=wsgi_only),
+        pytest.param('WSGIHandlerScript s "${APACHEWS_HANDLER}/status_page.py"', marks=wsgi_only),
         pytest.param("WSGIPassApacheRequest Off", marks=wsgi_only),
         pytest.param("WSGIApplicationGroup %{GLOBAL}", marks=wsgi_only),
         pytest.param('WSGIImportScript "/x.py"', marks=wsgi_only),
@@ -328,8 +328,8 @@ def test_directives_of_the_servers_configuration_are_refused(host: Host, directi
 
 STATUS_WAYS = {
     "handler": ("SetHandler websocket-status\n", None),
-    "handler script": ("SetHandler wsgi-script\n", "status.py"),
-    "callable": ("SetHandler websocket\nWSGICallableObject application\n", "status.py"),
+    "handler script": ("SetHandler wsgi-script\n", "status_page.py"),
+    "callable": ("SetHandler websocket\nWSGICallableObject application\n", "status_page.py"),
     "rewriting": ("RewriteEngine on\nRewriteRule ^page$ /private-status?json [PT,L]\n", None),
     "action": ("Action mine /private-status\nSetHandler mine\n", None),
     "error document": (

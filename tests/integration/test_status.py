@@ -14,8 +14,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from apachews.monitoring.collect import find_apaches
 from apachews.monitoring.snapshot import CHILD, CUSTODIAN, Status
-from apachews.monitoring.status import find_apaches
 from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
@@ -29,7 +29,7 @@ PAGE = "/websocket-status"
 # (private.conf has the page itself.)
 EXTRA = """
 <IfDefine WSGI_MODULE>
-    WSGIScriptAlias /private-status "${APACHEWS_HANDLER}/status.py" \\
+    WSGIScriptAlias /private-status "${APACHEWS_HANDLER}/status_page.py" \\
         process-group=%{GLOBAL} application-group=%{GLOBAL}
 </IfDefine>
 <Location /private-status>

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from apachews import Event
-from apachews.monitoring.status import TIMEOUT_S as STATUS_S
+from apachews.monitoring.collect import TIMEOUT_S as STATUS_S
 from apachews_handler.shared.waiting import MAX_COLLECTING
 from apachews_tools.httpd import private_apache
 

@@ -51,8 +51,8 @@ def test_a_broadcast_reaches_the_members_and_nobody_else(server: Server, connect
         assert room.add(client)
     assert (len(room), list(room), clients[3] in room) == (3, list(clients[:3]), False)
     assert room.broadcast("to all") == Delivery(reached=3, skipped=0)
-    assert room.broadcast(b"but one", without=clients[0]) == (2, 0)
-    assert room.broadcast("but two", without=clients[:2]) == (1, 0)
+    assert room.broadcast(b"but one", exclude=clients[0]) == (2, 0)
+    assert room.broadcast("but two", exclude=clients[:2]) == (1, 0)
     received = [bridge.read_available() for bridge in bridges]
     assert received == [["to all"], ["to all", b"but one"], ["to all", b"but one", "but two"], []]
 
@@ -134,7 +134,7 @@ def test_values_are_sent_as_json(server: Server, connect: Connect) -> None:
     room = server.group("room")
     room.add(client)
     assert room.broadcast_json({"grüße": 1}) == (1, 0)
-    assert room.broadcast_json([], without=client) == (0, 0)
+    assert room.broadcast_json([], exclude=client) == (0, 0)
     assert server.broadcast_json(None) == 1
     assert bridge.read_available() == ['{"grüße":1}', "null"]
     for broadcast in (room.broadcast_json, server.broadcast_json):

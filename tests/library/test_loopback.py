@@ -31,8 +31,8 @@ from apachews import (
 )
 from apachews._listening import acceptor, loopback
 from apachews._listening.acceptor import LoopbackAcceptor
-from apachews._listening.listener import LoopbackFile
 from apachews._listening.loopback import Address, Answerer, Caller, NotAnAddress, NotProven
+from apachews._listening.socket_file import LoopbackFile
 from apachews_handler.endpoints import endpoint
 from apachews_handler.exceptions import Refusal
 
@@ -384,7 +384,7 @@ def test_the_file_has_the_token_when_its_permissions_are_in_force(
     def chown(beside: str, group: object) -> None:
         seen.append((Path(beside).stat().st_mode & 0o777, Path(beside).read_bytes()))
 
-    monkeypatch.setattr("apachews._listening.listener.shutil.chown", chown)
+    monkeypatch.setattr("apachews._listening.socket_file.shutil.chown", chown)
     with Server(tmp_path / "a.ws", group=os.getegid(), transport="loopback"):
         assert seen == [(0o600, b"")]
         assert Address.read(str(tmp_path / "a.ws"))
@@ -406,7 +406,7 @@ def test_a_file_system_with_a_mode_of_its_own(
     def refuse(path: str, mode: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr("apachews._listening.listener.os.chmod", refuse)
+    monkeypatch.setattr("apachews._listening.socket_file.os.chmod", refuse)
     path = tmp_path / "a.ws"
     with serving(path):
         another = tmp_path / "another"
@@ -420,7 +420,7 @@ def test_a_file_system_that_shows_everything(
 ) -> None:
     chmod = os.chmod
     monkeypatch.setattr(
-        "apachews._listening.listener.os.chmod", lambda path, mode: chmod(path, 0o777)
+        "apachews._listening.socket_file.os.chmod", lambda path, mode: chmod(path, 0o777)
     )
     with pytest.raises(ServerError, match=r"a\.ws: everybody may read .* mount it with"):
         Server(tmp_path / "a.ws", transport="loopback")
@@ -433,7 +433,7 @@ def test_a_file_that_cannot_be_written_is_not_left_behind(
     def fsync(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("apachews._listening.listener.os.fsync", fsync)
+    monkeypatch.setattr("apachews._listening.socket_file.os.fsync", fsync)
     with pytest.raises(OSError, match=r"No space left .*/a\.ws"):
         Server(tmp_path / "a.ws", transport="loopback")
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
-from apachews._processes.notify import NotifyReceiver
+from apachews._processes.sd_notify import NotifyReceiver
 from apachews.wire.reader import Moved
 
 from ..conftest import let_pass, wait_for

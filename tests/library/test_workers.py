@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from apachews import Server, wire
-from apachews._processes.notify import NotifyReceiver
+from apachews._processes.sd_notify import NotifyReceiver
 from apachews.wire.reader import Moved
 
 from ..conftest import wait_for

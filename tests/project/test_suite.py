@@ -144,7 +144,7 @@ def test_the_table_names_what_exists(entry: str) -> None:
         ("tests/stress/test_memory.py::test_memory[ws]", ["alone"]),
         ("tests/handler/test_mask.py::test_x", ["portability"]),
         ("tests/handler/test_limits.py::test_a_fork_keeps_the_places", ["alone", "portability"]),
-        ("tests/project/test_units.py::test_x", []),
+        ("tests/project/test_systemd_units.py::test_x", []),
         ("tests/conftest_c.py::test_x", []),
     ],
 )

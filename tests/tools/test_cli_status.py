@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apachews.monitoring.collect import RunningApache
 from apachews.monitoring.snapshot import CUSTODIAN, EndpointStatus, Status
-from apachews.monitoring.status import RunningApache
 from apachews_tools import cli
 from apachews_tools.cli import figures, main
 from apachews_tools.cli import status as command
@@ -145,7 +145,7 @@ def test_who_may_not_ask_is_told_who_may(
         raise PermissionError(13, os.strerror(13), path)
 
     apaches.append(RunningApache(7, 7, (("/var/tmp/apachews-33", 33),)))
-    monkeypatch.setattr("apachews.monitoring.status.os.lstat", refuse)
+    monkeypatch.setattr("apachews.monitoring.collect.os.lstat", refuse)
     assert main(["status"]) == 1
     error = capsys.readouterr().err
     assert "Apache 7 may not be asked (/var/tmp/apachews-33: Permission denied)" in error

@@ -93,7 +93,7 @@ def test_all_that_is_in_the_way_is_named(short_path: Path) -> None:
     inner.chmod(0o710)
     file.chmod(0o640)
     found = obstacles(SOMEBODY, file, READ | WRITE)
-    assert [(str(one.path), one.mode, one.mend) for one in found] == [
+    assert [(str(one.path), one.mode, one.remedy) for one in found] == [
         (f"{short_path}/a", "0700", f"chmod o+x {short_path}/a"),
         (f"{short_path}/a/b", "0710", f"chmod o+x {short_path}/a/b"),
         (f"{short_path}/a/b/c.ws", "0640", f"chmod o+rw {short_path}/a/b/c.ws"),
@@ -131,8 +131,8 @@ def test_a_chmod_is_of_this_file_only(short_path: Path) -> None:
     short_path.chmod(0o755)
     (directory / "$(id).ws").touch(mode=0o600)
     first, second = obstacles(SOMEBODY, directory / "$(id).ws", WRITE)
-    assert first.mend == f"chmod o+x '{directory}'"
-    assert second.mend == f"chmod o+w '{directory}/$(id).ws'"
+    assert first.remedy == f"chmod o+x '{directory}'"
+    assert second.remedy == f"chmod o+w '{directory}/$(id).ws'"
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_what_mends_a_line_that_httpd_refuses(
     text = f"Syntax error on line 3 of {tmp_path}/mods-enabled/apachews.conf: {problem}"
     (found,) = check_syntax(text, "httpd", True, modules)
     assert (found.id, found.level, found.text) == ("syntax", Level.ERROR, text)
-    assert on_debian in found.mend
+    assert on_debian in found.remedy
     (found,) = check_syntax(text, "httpd", True, None)
-    assert elsewhere in found.mend
+    assert elsewhere in found.remedy
 
 
 def test_a_module_that_debian_has_not_installed(tmp_path: Path) -> None:
     (found,) = check_syntax(UNKNOWN % "WSGIPythonHome", "httpd", True, tmp_path / "mods-available")
-    assert found.mend.startswith("sudo apt-get install libapache2-mod-wsgi-py3 && sudo a2enmod")
+    assert found.remedy.startswith("sudo apt-get install libapache2-mod-wsgi-py3 && sudo a2enmod")
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_a_file_that_is_not_for_us_to_read_is_no_mistake(says: str, short_path: 
         (found,) = check_syntax(text, "httpd", False)
     assert (found.id, found.level) == ("privileges", Level.WARNING)
     assert found.text.startswith(f"{file} is not for us to read")
-    assert found.mend.startswith("sudo ")
-    assert found.mend.endswith(" doctor")
+    assert found.remedy.startswith("sudo ")
+    assert found.remedy.endswith(" doctor")
     (found,) = check_syntax(text, "httpd", True)
     assert found.id == "syntax"
     file.unlink()
@@ -285,9 +285,9 @@ def test_where_to_install_is_not_said_of_what_is_there(
     for opt, has_advice in ((home, False), (short_path / "opt", True)):
         monkeypatch.setattr("apachews_tools.doctor.server.OPT", opt)
         found = check_server(Configuration(directives, {}, names, RunConfig()), SOMEBODY, ())
-        (mend,) = [one.mend for one in found if one.id == "readable"]
-        assert mend.startswith(f"chmod o+x {home}")
-        assert ("elsewhere" in mend) is has_advice
+        (remedy,) = [one.remedy for one in found if one.id == "readable"]
+        assert remedy.startswith(f"chmod o+x {home}")
+        assert ("elsewhere" in remedy) is has_advice
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_old_httpds_and_other_tls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "mend"),
+    ("section", "remedy"),
     [
         ("<Directory />", "<Directory /srv/ws> with Require all granted"),
         ("<Directory /srv>", "<Directory /srv/ws> with Require all granted"),
@@ -352,7 +352,7 @@ def test_old_httpds_and_other_tls() -> None:
     ],
 )
 @pytest.mark.parametrize("around", ["", "RequireAll"])
-def test_a_line_is_overridden_where_it_can_be(section: str, mend: str, around: str) -> None:
+def test_a_line_is_overridden_where_it_can_be(section: str, remedy: str, around: str) -> None:
     rule = "Require all denied"
     lines = [section, f"<{around}>" if around else "#", rule, f"</{around}>" if around else "#"]
     text = "\n".join([*lines, f"</{section[1:].split()[0].rstrip('>')}>"])
@@ -361,7 +361,7 @@ def test_a_line_is_overridden_where_it_can_be(section: str, mend: str, around: s
     found = {
         one.id: one for one in check_scope(scope_of(read, read.virtual_hosts()[0], "/ws/a.ws"))
     }
-    assert found["access"].mend.startswith(mend)
+    assert found["access"].remedy.startswith(remedy)
     assert section in found["access"].text
 
 
@@ -405,9 +405,9 @@ def test_descriptors_are_two_for_each_websocket() -> None:
     (_, found) = check_process(httpd(), "", 4065)
     assert found.level is Level.WARNING
     assert found.load.startswith("4064 WebSockets")
-    assert "/etc/systemd/system/apache2.service.d/apachews.conf" in found.mend
+    assert "/etc/systemd/system/apache2.service.d/apachews.conf" in found.remedy
     (_, found) = check_process(httpd(unit="", descriptor_limit=1024), "", 1000)
-    assert "ulimit -n 65536" in found.mend
+    assert "ulimit -n 65536" in found.remedy
     assert levels(check_process(httpd(descriptor_limit=None), "", 1))["descriptors"] == "note"
     assert levels(check_process(None, "/run/a.pid", 1)) == {"running": "warning"}
 
@@ -445,7 +445,7 @@ def test_the_service_to_start_is_the_distributions(
     for place, name in ((tmp_path, "apache2"), (tmp_path / "none", "httpd")):
         monkeypatch.setattr(machine, "ETC_APACHE2", place)
         (found,) = check_process(None, "", 1)
-        assert found.mend == f"systemctl start {name}"
+        assert found.remedy == f"systemctl start {name}"
 
 
 LIMITS = """\
@@ -604,7 +604,7 @@ def test_files_that_httpd_has_not_read_yet(tmp_path: Path) -> None:
     os.utime(file, (1000.0, 1000.0))
     assert levels(check_reload(httpd(renewed_at=1001.0), [str(file)])) == {"reload": "ok"}
     (found,) = check_reload(httpd(renewed_at=999.0), ["/nonexistent", str(file)])
-    assert (found.level, found.mend) == (Level.WARNING, "systemctl reload apache2")
+    assert (found.level, found.remedy) == (Level.WARNING, "systemctl reload apache2")
     assert list(check_reload(None, [str(file)])) == []
 
 
@@ -740,8 +740,8 @@ def test_a_link_of_another_user(short_path: Path) -> None:
             *_, found = check_socket(path, SOMEBODY)
             assert (found.id, found.level) == ("socket-link", Level.ERROR)
             assert f"the symbolic link {real / name} to {real}/run/a.ws" in found.text
-            assert "and only then" in found.mend
-            assert f"Define APACHEWS_ENDPOINT_DIRECTORIES {real}/run" in found.mend
+            assert "and only then" in found.remedy
+            assert f"Define APACHEWS_ENDPOINT_DIRECTORIES {real}/run" in found.remedy
             assert levels(check_socket(path, SOMEBODY, True, [f"{real}/alias"])) == fine
             os.chown(real / name, 0, 0, follow_symlinks=False)
         os.chown(real / "y.ws", 23001, 23001, follow_symlinks=False)
@@ -775,12 +775,12 @@ def test_a_loopback_socket(short_path: Path) -> None:
     path.chmod(0o664)
     _, found_mode = check_socket(str(path), me)
     assert (found_mode.id, found_mode.level) == ("socket-permission", Level.ERROR)
-    assert found_mode.mend.startswith(f"chmod o= {path}")
+    assert found_mode.remedy.startswith(f"chmod o= {path}")
     path.chmod(0o600)
     short_path.chmod(0o755)
     _, found_reader, _ = check_socket(str(path), SOMEBODY)
     assert (found_reader.id, found_reader.level) == ("socket-permission", Level.ERROR)
-    assert 'transport="loopback", group=<a group of somebody>' in found_reader.mend
+    assert 'transport="loopback", group=<a group of somebody>' in found_reader.remedy
 
 
 def test_a_loopback_socket_that_may_not_be_read(
@@ -814,8 +814,8 @@ def test_a_socket_that_lies_beside_is_named(short_path: Path) -> None:
     ):
         (found,) = check_socket(str(short_path / name), SOMEBODY)
         assert found.id == "socket"
-        assert (f"{near} lies beside it" in found.mend) is bool(near)
-        assert "start the producer" in found.mend
+        assert (f"{near} lies beside it" in found.remedy) is bool(near)
+        assert "start the producer" in found.remedy
 
 
 def test_a_directory_for_sockets_is_to_be_made(short_path: Path) -> None:
@@ -823,12 +823,12 @@ def test_a_directory_for_sockets_is_to_be_made(short_path: Path) -> None:
     short_path.chmod(0o755)
     (found,) = check_socket(str(short_path / "a.ws"), SOMEBODY)
     own = f"{short_path}/ws"
-    assert f"install -d -o somebody {own}, and Server('{own}/a.ws')" in found.mend
+    assert f"install -d -o somebody {own}, and Server('{own}/a.ws')" in found.remedy
     (found,) = check_socket(str(short_path / "b" / "a.ws"), SOMEBODY)
-    assert found.mend.startswith(f"install -d -o somebody {short_path}/b, and start the producer")
+    assert found.remedy.startswith(f"install -d -o somebody {short_path}/b, and start the producer")
     short_path.chmod(0o777)
     (found,) = check_socket(str(short_path / "a.ws"), me)
-    assert found.mend == f"start the producer, with Server('{short_path}/a.ws')"
+    assert found.remedy == f"start the producer, with Server('{short_path}/a.ws')"
 
 
 @pytest.mark.parametrize("name", ["index.html", "passwd", ".", "directory.ws"])
@@ -838,14 +838,14 @@ def test_nothing_that_a_url_leads_to_is_to_be_removed(name: str, tmp_path: Path)
         (tmp_path / file).touch()
     (found,) = check_socket(str(tmp_path / name), SOMEBODY)
     assert (found.id, found.level) == ("socket", Level.ERROR)
-    assert found.mend == "look at the path: a socket's name ends in .ws"
+    assert found.remedy == "look at the path: a socket's name ends in .ws"
 
 
 def test_a_file_in_the_way_of_a_socket_is_to_be_moved(tmp_path: Path) -> None:
     path = tmp_path / "$(reboot).ws"
     path.touch()
     (found,) = check_socket(str(path), SOMEBODY)
-    assert found.mend.startswith(f"move the file '{path}' away, and start the producer")
+    assert found.remedy.startswith(f"move the file '{path}' away, and start the producer")
 
 
 # The handshake.
@@ -905,7 +905,7 @@ ADDRESS = Address.parse("wss://a.example/x.ws")
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "says", "mend"),
+    ("status", "body", "says", "remedy"),
     [
         (200, "<html>", "has not come to the handler", "AddHandler"),
         (400, "You're speaking plain HTTP to an SSL-enabled server port.", "for TLS", "wss://"),
@@ -924,47 +924,47 @@ ADDRESS = Address.parse("wss://a.example/x.ws")
         (418, "", "never gives", "error log"),
     ],
 )
-def test_answers_are_explained(status: int, body: str, says: str, mend: str) -> None:
+def test_answers_are_explained(status: int, body: str, says: str, remedy: str) -> None:
     found = explain(ADDRESS, Answer(status, {}, body), None, "AH0: why")
     assert f": {status}: " in found.text
     assert says in found.text
     assert found.text.endswith("the error log says: AH0: why")
-    assert mend in found.mend
+    assert remedy in found.remedy
 
 
 @pytest.mark.parametrize("logged", LOGGED)
 def test_what_was_logged_is_known_better_than_the_status(logged: str) -> None:
     found = explain(ADDRESS, Answer(403, {}, "<html>"), None, f"{logged}: and more" + "x" * 400)
-    meaning, mend = LOGGED[logged]
+    meaning, remedy = LOGGED[logged]
     assert meaning in found.text
     assert found.text.endswith("x…")
-    assert found.mend == mend
+    assert found.remedy == remedy
     assert logged in TROUBLESHOOTING.read_text()
 
 
 def test_a_finding_that_is_the_reason_has_the_mend() -> None:
-    denied = error("access", "denied", breaks="b", mend="line 3")
-    closed = error("socket-permission", "closed", breaks="b", mend="chmod o+x /a")
+    denied = error("access", "denied", breaks="b", remedy="line 3")
+    closed = error("socket-permission", "closed", breaks="b", remedy="chmod o+x /a")
     refused = Answer(403, {}, "<html>")
     found = explain(ADDRESS, refused, None, "AH00035: access denied", [denied, closed])
     assert "may not enter a directory" in found.text
-    assert found.mend == "chmod o+x /a (socket-permission, above)"
+    assert found.remedy == "chmod o+x /a (socket-permission, above)"
     found = explain(ADDRESS, refused, None, "", [closed])
-    assert (found.text, found.mend) == (
+    assert (found.text, found.remedy) == (
         f"{ADDRESS.url}: 403: closed",
         "chmod o+x /a (socket-permission, above)",
     )
     # The handler's own words are better known.
     found = explain(ADDRESS, Answer(403, {}, "This page's origin"), None, "", [denied])
-    assert "APACHEWS_ORIGINS" in found.mend
+    assert "APACHEWS_ORIGINS" in found.remedy
     found = explain(ADDRESS, refused, None, "AH00038: no link", [denied])
-    assert found.mend == LOGGED["AH00038"][1]
+    assert found.remedy == LOGGED["AH00038"][1]
 
 
 def test_a_redirect_leads_to_a_url_for_websockets() -> None:
     answer = Answer(301, {"location": "https://b.example/x.ws"}, "")
     found = explain(ADDRESS, answer, None)
-    assert (found.level, found.mend) == (Level.ERROR, "connect to wss://b.example/x.ws")
+    assert (found.level, found.remedy) == (Level.ERROR, "connect to wss://b.example/x.ws")
 
 
 def test_all_answers_of_the_handler_are_documented() -> None:
@@ -1103,7 +1103,7 @@ def test_without_httpd_it_says_where_to_look(capsys: pytest.CaptureFixture[str])
     assert main(["doctor", "--json", "--apachectl", "/nonexistent/apachectl"]) == 1
     (found,) = json.loads(capsys.readouterr().out)["findings"]
     assert (found["id"], found["level"]) == ("httpd", "error")
-    assert "--apachectl" in found["mend"]
+    assert "--apachectl" in found["remedy"]
     with pytest.raises(ControlError, match="no program"):
         Control("/nonexistent/apachectl")
 
@@ -1131,8 +1131,10 @@ def test_an_httpd_that_never_answers(
 FINDINGS = [
     ok("syntax", "it is good"),
     note("reqtimeout", "harmless"),
-    warning("running", "it does not run", breaks="all", mend="start it"),
-    error("access", "denied " + "to everybody " * 8, breaks="b", load="l", mend="m", where="/c:1"),
+    warning("running", "it does not run", breaks="all", remedy="start it"),
+    error(
+        "access", "denied " + "to everybody " * 8, breaks="b", load="l", remedy="m", where="/c:1"
+    ),
 ]
 
 
@@ -1146,7 +1148,7 @@ def test_the_report_is_a_table() -> None:
         "                     at:     /c:1",
         "                     breaks: b",
         "                     load:   l",
-        "                     mend:   m",
+        "                     remedy: m",
     ]
     assert lines[-1] == "4 checks: 1 error, 1 warning"
     assert report(FINDINGS[:2], None, False).endswith("\n2 checks: nothing is wrong")
@@ -1168,7 +1170,7 @@ def test_the_report_has_colours_on_a_terminal_only() -> None:
 def test_what_others_have_said_does_not_steer_the_terminal() -> None:
     rude = "a\033]0;title\007b\nok       fine\u202e"
     told = report(
-        [warning("running", rude, breaks=rude, mend=rude, load=rude, where=rude)], 80, False
+        [warning("running", rude, breaks=rude, remedy=rude, load=rude, where=rude)], 80, False
     )
     assert told.count("\n") == 5
     assert all(line.isprintable() for line in told.splitlines())

@@ -124,7 +124,7 @@ final class SocketFileTest extends TestCase
             self::fail('it was taken over');
         } catch (SocketInUse $error) {
             self::assertSame($this->path, $error->path);
-            self::assertSame('end it, or serve on another path', $error->mend);
+            self::assertSame('end it, or serve on another path', $error->remedy);
         }
         (new Bridge($this->path))->leave();
         self::assertSame(EventType::Accept, $server->dequeue(Bridge::DEADLINE_S)?->type());

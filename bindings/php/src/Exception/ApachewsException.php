@@ -7,7 +7,7 @@ namespace apachews\Exception;
 /**
  * Everything the library throws of its own:
  *
- *     ServerException     the socket file cannot be served: path, problem, mend
+ *     ServerException     the socket file cannot be served: path, problem, remedy
  *      +-- SocketInUse    another producer listens there
  *      +-- NotASocket     the path holds something that is not a socket
  *      +-- NobodyListens  publish(): no producer listens there

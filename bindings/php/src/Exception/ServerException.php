@@ -12,13 +12,13 @@ class ServerException extends \RuntimeException implements ApachewsException
     /**
      * @param string $path    the socket file
      * @param string $problem what is wrong with it
-     * @param string $mend    what to do
+     * @param string $remedy    what to do
      */
     public function __construct(
         public readonly string $path,
         public readonly string $problem,
-        public readonly string $mend
+        public readonly string $remedy
     ) {
-        parent::__construct("$path: $problem; $mend");
+        parent::__construct("$path: $problem; $remedy");
     }
 }

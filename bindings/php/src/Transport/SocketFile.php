@@ -195,8 +195,8 @@ final class SocketFile
 
     private function failed(string $problem): ServerException
     {
-        $mend = 'let the user of this program write to the directory, and be in the group if there is one';
-        return new ServerException($this->path, $problem, $mend);
+        $remedy = 'let the user of this program write to the directory, and be in the group if there is one';
+        return new ServerException($this->path, $problem, $remedy);
     }
 
     /**

@@ -27,7 +27,7 @@ from apachews._listening import loopback
 from apachews_handler.endpoints import endpoint_access
 from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES
 from apachews_handler.exceptions import Refusal
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 from .connection import Connection
 
@@ -168,7 +168,7 @@ class _Path:
         attempt.close()
 
 
-class Holds:
+class Reconnector:
     """All connections of a loop that wait for a producer."""
 
     def __init__(self) -> None:
@@ -260,7 +260,7 @@ def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopbac
     try:
         with endpoint_access.opened(path, directories, keeps_gil=False) as name:
             try:
-                return short_calls.connect(name)
+                return syscalls.connect(name)
             except BlockingIOError:
                 return _Found.BUSY
             except OSError as error:

@@ -1,4 +1,4 @@
-"""apachews_handler.native.short_calls: what os and socket do, without letting go of the GIL."""
+"""apachews_handler.native.syscalls: what os and socket do, without letting go of the GIL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews_handler.native import short_calls
+from apachews_handler.native import syscalls
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 def test_a_duplicate_is_of_the_same_and_not_inherited() -> None:
     reader, writer = os.pipe()
-    duplicate = short_calls.dup(writer)
+    duplicate = syscalls.dup(writer)
     assert duplicate != writer
     assert not os.get_inheritable(duplicate)
     os.write(duplicate, b"x")
@@ -37,7 +37,7 @@ def test_one_takes_the_place_of_another() -> None:
     reader, writer = os.pipe()
     other = os.open(os.devnull, os.O_WRONLY)
     os.set_inheritable(other, True)
-    short_calls.dup2(writer, other)
+    syscalls.dup2(writer, other)
     assert not os.get_inheritable(other)
     os.write(other, b"x")
     assert os.read(reader, 1) == b"x"
@@ -51,7 +51,7 @@ def test_nothing_waits_any_more(is_blocking: bool) -> None:
     with near, far:
         near.setblocking(is_blocking)
         flags = fcntl.fcntl(near, fcntl.F_GETFL)
-        short_calls.set_nonblocking(near.fileno())
+        syscalls.set_nonblocking(near.fileno())
         assert fcntl.fcntl(near, fcntl.F_GETFL) == flags | os.O_NONBLOCK
         with pytest.raises(BlockingIOError):
             os.read(near.fileno(), 1)
@@ -60,14 +60,14 @@ def test_nothing_waits_any_more(is_blocking: bool) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: short_calls.dup(-1),
-        lambda: short_calls.dup2(-1, 0),
-        lambda: short_calls.set_nonblocking(-1),
-        lambda: short_calls.eventfd_write(-1, 1),
-        lambda: short_calls.close_path(-1),
-        lambda: short_calls.open_entry(-1, b"x"),
-        lambda: short_calls.target_of(-1),
-        lambda: short_calls.owner_of(-1),
+        lambda: syscalls.dup(-1),
+        lambda: syscalls.dup2(-1, 0),
+        lambda: syscalls.set_nonblocking(-1),
+        lambda: syscalls.eventfd_write(-1, 1),
+        lambda: syscalls.close_path(-1),
+        lambda: syscalls.open_entry(-1, b"x"),
+        lambda: syscalls.target_of(-1),
+        lambda: syscalls.owner_of(-1),
     ],
 )
 def test_a_descriptor_that_is_none(call: Callable[[], object]) -> None:
@@ -78,8 +78,8 @@ def test_a_descriptor_that_is_none(call: Callable[[], object]) -> None:
 
 def test_an_eventfd_is_added_to() -> None:
     fd = os.eventfd(0, os.EFD_NONBLOCK)
-    short_calls.eventfd_write(fd, 2)
-    short_calls.eventfd_write(fd, 1 << 40)
+    syscalls.eventfd_write(fd, 2)
+    syscalls.eventfd_write(fd, 1 << 40)
     assert os.eventfd_read(fd) == (1 << 40) + 2
     os.close(fd)
 
@@ -90,7 +90,7 @@ def test_a_connection_is_what_socket_makes_of_one(short_path: Path, name: str) -
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        with short_calls.connect(path) as made, listener.accept()[0] as accepted:
+        with syscalls.connect(path) as made, listener.accept()[0] as accepted:
             assert (made.family, made.type, made.proto) == (
                 socket.AF_UNIX,
                 socket.SOCK_STREAM,
@@ -107,28 +107,28 @@ def test_a_connection_is_what_socket_makes_of_one(short_path: Path, name: str) -
 
 
 def test_a_path_has_as_many_bytes_as_the_kernel_takes(short_path: Path) -> None:
-    room = short_calls.MAX_PATH_BYTES - len(str(short_path)) - 1
+    room = syscalls.MAX_PATH_BYTES - len(str(short_path)) - 1
     longest = str(short_path / ("x" * room))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(longest)
         listener.listen()
-        short_calls.connect(longest).close()
+        syscalls.connect(longest).close()
     with pytest.raises(OSError, match="too long"):
-        short_calls.connect(f"{longest}x")
+        syscalls.connect(f"{longest}x")
 
 
 @pytest.mark.parametrize("path", ["", "\0abstract", "/a\0b"])
 def test_what_is_no_path_is_never_asked_for(path: str) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
-        short_calls.connect(path)
+        syscalls.connect(path)
 
 
 def test_nobody_listens(short_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        short_calls.connect(str(short_path / "none.ws"))
+        syscalls.connect(str(short_path / "none.ws"))
     (short_path / "file.ws").touch()
     with pytest.raises(ConnectionRefusedError):
-        short_calls.connect(str(short_path / "file.ws"))
+        syscalls.connect(str(short_path / "file.ws"))
 
 
 def test_a_full_backlog_is_not_waited_for(short_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_full_backlog_is_not_waited_for(short_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(0)
-        waiting = [short_calls.connect(path)]
+        waiting = [syscalls.connect(path)]
         with pytest.raises(BlockingIOError):
             for _ in range(10):
-                waiting.append(short_calls.connect(path))
+                waiting.append(syscalls.connect(path))
         for made in waiting:
             made.close()
 
@@ -151,20 +151,20 @@ def test_a_path_without_links_is_named(tmp_path: Path, keeps_gil: bool) -> None:
     (tmp_path / "link").symlink_to(file)
     (tmp_path / "up").symlink_to(".")
     for path in (tmp_path / "link", tmp_path / "up" / file.name, tmp_path / "up" / "none"):
-        assert short_calls.open_direct(os.fsencode(path), keeps_gil=keeps_gil) is None
-    fd = short_calls.open_direct(os.fsencode(file), keeps_gil=keeps_gil)
+        assert syscalls.open_direct(os.fsencode(path), keeps_gil=keeps_gil) is None
+    fd = syscalls.open_direct(os.fsencode(file), keeps_gil=keeps_gil)
     assert fd is not None
     assert not os.get_inheritable(fd)
-    assert short_calls.path_of(fd) == os.fsencode(file.resolve())
+    assert syscalls.path_of(fd) == os.fsencode(file.resolve())
     file.rename(tmp_path / "y")
-    assert short_calls.path_of(fd) == os.fsencode(tmp_path.resolve() / "y")
+    assert syscalls.path_of(fd) == os.fsencode(tmp_path.resolve() / "y")
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.read(fd, 1)
-    short_calls.close_path(fd)
+    syscalls.close_path(fd)
     with pytest.raises(FileNotFoundError):
-        short_calls.path_of(fd)
+        syscalls.path_of(fd)
     with pytest.raises(FileNotFoundError):
-        short_calls.open_direct(os.fsencode(file), keeps_gil=keeps_gil)
+        syscalls.open_direct(os.fsencode(file), keeps_gil=keeps_gil)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
@@ -175,47 +175,47 @@ def test_a_kernel_without_openat2_is_told_from_a_missing_file(
         ctypes.set_errno(number)
         return -1
 
-    monkeypatch.setattr(short_calls, "_syscall", fail)
-    assert short_calls.open_direct(os.fsencode(tmp_path), keeps_gil=True) is None
+    monkeypatch.setattr(syscalls, "_syscall", fail)
+    assert syscalls.open_direct(os.fsencode(tmp_path), keeps_gil=True) is None
 
 
 def test_the_root_is_named() -> None:
-    fd = short_calls.open_root()
-    assert short_calls.path_of(fd) == b"/"
+    fd = syscalls.open_root()
+    assert syscalls.path_of(fd) == b"/"
     assert not os.get_inheritable(fd)
-    short_calls.close_path(fd)
+    syscalls.close_path(fd)
 
 
 def test_an_entry_is_named_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("\udcff/x")
     (tmp_path / "file").touch()
     os.chown(tmp_path / "link", os.geteuid(), os.getegid(), follow_symlinks=False)
-    directory = short_calls.open_direct(os.fsencode(tmp_path.resolve()), keeps_gil=True)
+    directory = syscalls.open_direct(os.fsencode(tmp_path.resolve()), keeps_gil=True)
     assert directory is not None
-    link = short_calls.open_entry(directory, b"link")
-    file = short_calls.open_entry(directory, b"file")
+    link = syscalls.open_entry(directory, b"link")
+    file = syscalls.open_entry(directory, b"file")
     assert not os.get_inheritable(link)
-    assert short_calls.target_of(link) == b"\xff/x"
-    assert short_calls.target_of(file) is None
-    assert short_calls.target_of(directory) is None
+    assert syscalls.target_of(link) == b"\xff/x"
+    assert syscalls.target_of(file) is None
+    assert syscalls.target_of(directory) is None
     for fd in (directory, link, file):
-        assert short_calls.owner_of(fd) == os.geteuid()
+        assert syscalls.owner_of(fd) == os.geteuid()
     if os.geteuid() == 0:
         os.chown(tmp_path / "link", 70001, -1, follow_symlinks=False)
-        assert short_calls.owner_of(link) == 70001
+        assert syscalls.owner_of(link) == 70001
     with pytest.raises(FileNotFoundError):
-        short_calls.open_entry(directory, b"none")
+        syscalls.open_entry(directory, b"none")
     for fd in (directory, link, file):
-        short_calls.close_path(fd)
+        syscalls.close_path(fd)
     with pytest.raises(OSError, match="Invalid argument"):
-        short_calls.open_direct(b"/tmp\0x", keeps_gil=True)
+        syscalls.open_direct(b"/tmp\0x", keeps_gil=True)
 
 
 def test_random_bytes() -> None:
-    assert [len(short_calls.urandom(size)) for size in (1, 16, 256)] == [1, 16, 256]
-    assert len({short_calls.urandom(16) for _ in range(100)}) == 100
+    assert [len(syscalls.urandom(size)) for size in (1, 16, 256)] == [1, 16, 256]
+    assert len({syscalls.urandom(16) for _ in range(100)}) == 100
 
 
 def test_random_bytes_before_the_kernel_has_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(short_calls, "_getrandom", lambda *_: -1)
-    assert len({short_calls.urandom(16) for _ in range(100)}) == 100
+    monkeypatch.setattr(syscalls, "_getrandom", lambda *_: -1)
+    assert len({syscalls.urandom(16) for _ in range(100)}) == 100

@@ -107,7 +107,7 @@ class TlsSession:
     ``share`` makes one; ``release`` or ``close`` ends it.
     """
 
-    may_hoard: ClassVar = True
+    buffers_input: ClassVar = True
     __slots__ = ("_has_ended", "_is_drained", "_library", "_socket", "_ssl", "needs_writing")
 
     def __init__(self, library: _Library, ssl: int) -> None:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from apachews import wire
 from apachews_handler.exceptions import BadSetting
-from apachews_handler.monitoring import logfile
-from apachews_handler.monitoring.closelog import (
+from apachews_handler.monitoring import log_file
+from apachews_handler.monitoring.close_log import (
     _EXTENSIONS,
     _PLAIN,
     _WITH_ARGUMENT,
@@ -207,7 +207,7 @@ def test_the_manual_lists_every_directive() -> None:
 
 @pytest.fixture(autouse=True)
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logfile, "_broken", set())
+    monkeypatch.setattr(log_file, "_broken", set())
 
 
 def test_lines_are_added_and_a_file_may_be_moved_away(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_lines_are_added_and_a_file_may_be_moved_away(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         for number in range(2):
-            logfile.append(str(path.parent), str(path), b"%d\n" % number, log)
+            log_file.append(str(path.parent), str(path), b"%d\n" % number, log)
     finally:
         os.umask(before)
     assert path.read_bytes() == b"0\n1\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     path.rename(tmp_path / "close.log.1")
-    logfile.append(str(path.parent), str(path), b"2\n", log)
+    log_file.append(str(path.parent), str(path), b"2\n", log)
     assert path.read_bytes() == b"2\n"
     assert log.lines == []
 
@@ -230,23 +230,23 @@ def test_what_is_wrong_is_said_once_with_its_mend(tmp_path: Path) -> None:
     directory = tmp_path / "none"
     path, log = directory / "close.log", Lines()
     for _ in range(3):
-        logfile.append(str(path.parent), str(path), b"x\n", log)
+        log_file.append(str(path.parent), str(path), b"x\n", log)
     ((level, text),) = log.lines
     assert level == "error"
     assert text.startswith(f"APACHEWS_CLOSE_LOG {path} cannot be written: No such file")
     assert text.endswith(f" -m 2750 {directory}")
     directory.mkdir()
-    logfile.append(str(path.parent), str(path), b"y\n", log)
+    log_file.append(str(path.parent), str(path), b"y\n", log)
     assert path.read_bytes() == b"y\n"
     assert [level for level, _ in log.lines] == ["error", "notice"]
 
 
 def test_a_name_is_bytes_whatever_the_locale(tmp_path: Path) -> None:
     log = Lines()
-    logfile.append(str(tmp_path), str(tmp_path / "\xc3\xa9.log"), b"x\n", log)  # as WSGI has it
+    log_file.append(str(tmp_path), str(tmp_path / "\xc3\xa9.log"), b"x\n", log)  # as WSGI has it
     assert os.listdir(os.fsencode(tmp_path)) == ["é.log".encode()]
     for name in ("\u20ac.log", "\0.log"):  # which it never has
-        logfile.append(str(tmp_path), str(tmp_path / name), b"x\n", log)
+        log_file.append(str(tmp_path), str(tmp_path / name), b"x\n", log)
     assert len(log.lines) == 2
 
 
@@ -254,7 +254,7 @@ def test_a_link_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "app.php").touch()
     (tmp_path / "x.log").symlink_to(tmp_path / "app.php")
     log = Lines()
-    logfile.append(str(tmp_path), str(tmp_path / "x.log"), b"<?php\n", log)
+    log_file.append(str(tmp_path), str(tmp_path / "x.log"), b"<?php\n", log)
     assert (tmp_path / "app.php").read_bytes() == b""
     assert "it is a symbolic link" in log.lines[0][1]
 
@@ -264,15 +264,15 @@ def test_directories_on_the_way_are_no_links(tmp_path: Path) -> None:
     for directory in (logs / "site" / "deep", elsewhere):
         directory.mkdir(parents=True)
     log = Lines()
-    logfile.append(f"{logs}/", f"{logs}/site/deep/x.log", b"x\n", log)
+    log_file.append(f"{logs}/", f"{logs}/site/deep/x.log", b"x\n", log)
     assert (logs / "site" / "deep" / "x.log").read_bytes() == b"x\n"
     (logs / "site" / "link").symlink_to(elsewhere)
-    logfile.append(str(logs), f"{logs}/site/link/x.log", b"x\n", log)
+    log_file.append(str(logs), f"{logs}/site/link/x.log", b"x\n", log)
     assert list(elsewhere.iterdir()) == []
     assert "a symbolic link in the place of a directory" in log.lines[0][1]
     # The directory itself is the administrator's: it may be a link.
     (tmp_path / "named").symlink_to(elsewhere)
-    logfile.append(f"{tmp_path}/named", f"{tmp_path}/named/x.log", b"y\n", log)
+    log_file.append(f"{tmp_path}/named", f"{tmp_path}/named/x.log", b"y\n", log)
     assert (elsewhere / "x.log").read_bytes() == b"y\n"
     assert len(log.lines) == 1
 
@@ -281,8 +281,8 @@ def test_nobody_is_waited_for(tmp_path: Path) -> None:
     """A pipe that nobody reads, and a full disk."""
     log = Lines()
     os.mkfifo(tmp_path / "pipe")
-    logfile.append(str(tmp_path), str(tmp_path / "pipe"), b"x\n", log)
-    logfile.append("/dev", "/dev/full", b"x\n", log)
+    log_file.append(str(tmp_path), str(tmp_path / "pipe"), b"x\n", log)
+    log_file.append("/dev", "/dev/full", b"x\n", log)
     assert len(log.lines) == 2
     assert "No space left" in log.lines[1][1]
 

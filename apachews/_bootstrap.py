@@ -1,6 +1,6 @@
 """Runs a producer program as ``python PROGRAM ARG…`` would, and gives it manners.
 
-Contract: ``runner.py`` starts ``python -m apachews.program INSTRUCTIONS PROGRAM ARG…``.
+Contract: ``runner.py`` starts ``python -m apachews._bootstrap INSTRUCTIONS PROGRAM ARG…``.
 The program has ``sys.argv``, ``sys.path`` and ``__main__`` to itself, as ever.  Its
 signals mean, whatever it is:
 
@@ -33,8 +33,7 @@ import threading
 import types
 from collections.abc import Callable
 
-from apachews._processes.signals import signal_at_end_of
-
+from ._processes.signals import signal_at_end_of
 from .exceptions import ServerClosed
 from .server import Server, open_servers
 
@@ -60,7 +59,7 @@ class Instructions:
         return json.dumps(dataclasses.asdict(self))
 
 
-class _Manners:
+class _SignalHandlers:
     """The handlers of the signals."""
 
     def __init__(self, instructions: Instructions) -> None:
@@ -104,7 +103,7 @@ def main() -> None:
         os.environ["LISTEN_PID"] = str(os.getpid())
     # What a program was at when the watchdog's SIGABRT came, in the log.
     faulthandler.enable()
-    manners = _Manners(instructions)
+    manners = _SignalHandlers(instructions)
     manners.install()
     signal_at_end_of(instructions.lifeline_fd, signal.SIGHUP)
     _excuse_threads()

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from apachews.monitoring.collect import collect
 from apachews.monitoring.snapshot import Status
-from apachews.monitoring.status import collect
 from apachews_handler.exceptions import Unavailable
 from apachews_handler.monitoring import metrics
 from apachews_handler.shared import rundir, waiting

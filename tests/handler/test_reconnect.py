@@ -16,7 +16,7 @@ import pytest
 
 from apachews import wire
 from apachews.wire.reader import Item, MessageReader, Moved
-from apachews_handler.bridge import holds
+from apachews_handler.bridge import reconnect
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.endpoints import endpoint_access
 
@@ -202,9 +202,9 @@ def test_one_probe_a_path_however_many_wait(
 
     def fail(path: str, directories: tuple[str, ...]) -> object:
         probes.append(path)
-        return holds._Found.NOBODY
+        return reconnect._Found.NOBODY
 
-    monkeypatch.setattr(holds, "_connect", fail)
+    monkeypatch.setattr(reconnect, "_connect", fail)
     many = [connect() for _ in range(20)]
     for peers in many:
         peers.producer.close()
@@ -253,7 +253,7 @@ def test_a_path_that_was_refused_is_tried_again(
     walks: list[bytes],
     path: Path,
 ) -> None:
-    monkeypatch.setattr(holds, "REFUSED_DELAY_S", 0.1)
+    monkeypatch.setattr(reconnect, "REFUSED_DELAY_S", 0.1)
     peers = connect()
     path.symlink_to(TOO_LONG)
     peers.producer.close()

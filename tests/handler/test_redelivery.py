@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.wire_queue: no message twice, and none in part."""
+"""apachews_handler.protocol.redelivery: no message twice, and none in part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews_handler.protocol.wire_queue import rest_of_messages
+from apachews_handler.protocol.redelivery import undelivered_frames
 
 HI = wire.encode_frame(wire.TEXT, b"hi")
 YO = wire.encode_frame(wire.BINARY, b"yo")
@@ -44,7 +44,7 @@ PONG = wire.encode_frame(wire.PONG, b"x")
 def test_only_messages_of_which_nothing_was_sent(
     frames: list[bytes], sent: int, has_begun: bool, kept: list[bytes], is_lost: bool
 ) -> None:
-    assert rest_of_messages(b"".join(frames), sent, has_begun) == (kept, is_lost)
+    assert undelivered_frames(b"".join(frames), sent, has_begun) == (kept, is_lost)
 
 
 @given(st.lists(st.integers(1, 4), max_size=6), st.integers(0, 200))
@@ -58,7 +58,7 @@ def test_what_is_kept_are_the_last_messages_whole(parts: list[int], sent: int) -
         for count in parts
     ]
     frames = b"".join(b"".join(message) for message in messages)
-    kept, is_lost = rest_of_messages(frames, min(sent, len(frames)), has_begun=False)
+    kept, is_lost = undelivered_frames(frames, min(sent, len(frames)), has_begun=False)
     untouched = [
         message
         for index, message in enumerate(messages)

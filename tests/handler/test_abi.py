@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from apachews_handler.bridge.transport import TCP_INFO
-from apachews_handler.native import httpd, tls
+from apachews_handler.native import httpd, openssl
 
 STRUCTURES = {
     "conn_rec": httpd._ConnRec,
@@ -57,7 +57,7 @@ CONSTANTS = {
     "sizeof(apr_off_t)": ctypes.sizeof(ctypes.c_long),
     "sizeof(apr_table_entry_t)": ctypes.sizeof(httpd._TableEntry),
 }
-TLS_CONSTANTS = {name: getattr(tls, name) for name in dir(tls) if name.startswith("SSL_")}
+TLS_CONSTANTS = {name: getattr(openssl, name) for name in dir(openssl) if name.startswith("SSL_")}
 
 
 def compiled(directory: Path, source: str, *flags: str) -> dict[str, int]:

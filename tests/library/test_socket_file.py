@@ -1,4 +1,4 @@
-"""apachews._listening.listener: making the socket file, and what it refuses."""
+"""apachews._listening.socket_file: making the socket file, and what it refuses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from apachews._listening import listener
-from apachews._listening.listener import SocketFile
+from apachews._listening import socket_file
+from apachews._listening.socket_file import SocketFile
 from apachews.exceptions import NotASocket, ServerError, SocketInUse
 
 from ..conftest import wait_for
@@ -187,7 +187,7 @@ def test_a_file_system_without_locks(short_path: Path, monkeypatch: pytest.Monke
     def flock(fd: int, operation: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("apachews._listening.listener.fcntl.flock", flock)
+    monkeypatch.setattr("apachews._listening.socket_file.fcntl.flock", flock)
     number = errno.EBADF  # NFS
     made = SocketFile(str(short_path / "a.ws"), 0o600, None)
     made.close()
@@ -200,7 +200,7 @@ def test_a_file_system_without_locks(short_path: Path, monkeypatch: pytest.Monke
 def test_nobody_keeps_a_producer_from_starting_by_a_lock(
     short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(socket_file, "LOCK_TIMEOUT_S", 0.05)
     (short_path / ".apachews-0123abcd").touch()
     stranger = os.open(short_path, os.O_RDONLY)
     fcntl.flock(stranger, fcntl.LOCK_SH)

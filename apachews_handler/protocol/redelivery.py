@@ -10,7 +10,7 @@ from __future__ import annotations
 from apachews import wire
 
 
-def rest_of_messages(frames: bytes, sent: int, has_begun: bool) -> tuple[list[bytes], bool]:
+def undelivered_frames(frames: bytes, sent: int, has_begun: bool) -> tuple[list[bytes], bool]:
     """Return the frames that another producer may have.
 
     Args:

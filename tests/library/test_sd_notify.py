@@ -1,4 +1,4 @@
-"""apachews._processes.notify: what systemd hears, in a process and from several servers."""
+"""apachews._processes.sd_notify: what systemd hears, in a process and from several servers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from apachews import Event, Server, wire
-from apachews._processes import notify
-from apachews._processes.notify import Heartbeat, NotifyReceiver
+from apachews._processes import sd_notify
+from apachews._processes.sd_notify import Heartbeat, NotifyReceiver
 
 from ..conftest import wait_for
 from ..support.bridge_by_hand import Bridge
@@ -23,7 +23,7 @@ from ..support.bridge_by_hand import Bridge
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifyReceiver]:
     receiver = NotifyReceiver()
     monkeypatch.setenv("NOTIFY_SOCKET", receiver.address)
-    monkeypatch.setattr(notify, "_ready_in", None)
+    monkeypatch.setattr(sd_notify, "_ready_in", None)
     yield receiver
     receiver.close()
 
@@ -49,7 +49,7 @@ def test_a_path_is_an_address_too(short_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
-        assert notify.notify("STATUS=fine", "X=1")
+        assert sd_notify.notify("STATUS=fine", "X=1")
         assert systemd.recv(100) == b"STATUS=fine\nX=1"
 
 
@@ -58,16 +58,16 @@ def test_that_nobody_listens_is_no_fault(
     short_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    assert not notify.notify("READY=1")
+    assert not sd_notify.notify("READY=1")
     Server(short_path / "a.ws").close()
 
 
 def test_a_queue_that_stays_full_is_given_up(
     receiver: NotifyReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "SEND_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sd_notify, "SEND_TIMEOUT_S", 0.01)
     sent = 0
-    while notify.notify("X=1"):
+    while sd_notify.notify("X=1"):
         sent += 1
         assert sent < 10_000
     assert len(heard(receiver)) == sent
@@ -94,9 +94,9 @@ def test_whether_systemd_watches(
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert notify.watchdog_timeout_s() == timeout_s
+    assert sd_notify.watchdog_timeout_s() == timeout_s
     monkeypatch.delenv("NOTIFY_SOCKET")
-    assert notify.watchdog_timeout_s() is None
+    assert sd_notify.watchdog_timeout_s() is None
 
 
 def test_an_idle_server_gives_signs_of_life(
@@ -122,7 +122,7 @@ def test_a_busy_program_gives_them_between_events(
         heard(receiver)
         now = 10.0**9
         monkeypatch.setattr(time, "monotonic", lambda: now)
-        monkeypatch.setattr(notify.Heartbeat, "_last", {})
+        monkeypatch.setattr(sd_notify.Heartbeat, "_last", {})
         assert server.dequeue(5)
         assert heard(receiver) == [["WATCHDOG=1"]]
         now += 0.9

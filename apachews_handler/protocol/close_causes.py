@@ -15,7 +15,7 @@ from apachews import wire
 
 
 @enum.unique
-class End(enum.Enum):
+class CloseCause(enum.Enum):
     """One way to end.
 
     Attributes:
@@ -51,12 +51,17 @@ class End(enum.Enum):
         self.reason = reason
 
     @classmethod
-    def of_violation(cls, code: int) -> End:
+    def of_violation(cls, code: int) -> CloseCause:
         """Return the row for a client's violation, by its close code."""
         return _VIOLATIONS[code]
 
 
 _VIOLATIONS = {
     end.code: end
-    for end in (End.PROTOCOL_ERROR, End.INVALID_DATA, End.TOO_MANY_MESSAGES, End.TOO_BIG)
+    for end in (
+        CloseCause.PROTOCOL_ERROR,
+        CloseCause.INVALID_DATA,
+        CloseCause.TOO_MANY_MESSAGES,
+        CloseCause.TOO_BIG,
+    )
 }

@@ -229,8 +229,8 @@ class LoopbackFile(SocketFile):
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
         if mode & loopback.EVERYBODY:
-            mend = f"use {mode & ~loopback.EVERYBODY:#o}"
-            raise ValueError(f"mode={mode:#o}: everybody could read the token; {mend}")
+            remedy = f"use {mode & ~loopback.EVERYBODY:#o}"
+            raise ValueError(f"mode={mode:#o}: everybody could read the token; {remedy}")
         self.token = loopback.new_token()
         super().__init__(path, mode, group, exclusive)
 

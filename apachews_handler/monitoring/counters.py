@@ -22,7 +22,7 @@ MAX_CODES: Final = 32
 OTHER_CODES: Final = "other"
 
 
-class Tally:
+class Counters:
     """The totals of one process.
 
     Attributes:

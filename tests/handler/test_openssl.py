@@ -1,4 +1,4 @@
-"""apachews_handler.native.tls: what is made of OpenSSL's answers, with a libssl played by hand.
+"""apachews_handler.native.openssl: what is made of OpenSSL's answers, with a libssl played by hand.
 
 The real one is behind every ``wss`` test of ``tests/integration``.
 """
@@ -14,8 +14,8 @@ import pytest
 
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.thread import Bridge
-from apachews_handler.native import tls
-from apachews_handler.native.tls import READ_BYTES, RECORD_BYTES, TlsError, TlsSession
+from apachews_handler.native import openssl
+from apachews_handler.native.openssl import READ_BYTES, RECORD_BYTES, TlsError, TlsSession
 from apachews_handler.protocol.session import Session
 from apachews_handler.settings import Settings
 
@@ -70,43 +70,43 @@ def session(*reads: bytes | int) -> tuple[TlsSession, Libssl]:
     return TlsSession(library, 1), library  # type: ignore[arg-type]
 
 
-FULL = b"x" * tls.RECORD_BYTES
+FULL = b"x" * openssl.RECORD_BYTES
 
 
 def test_a_short_record_is_given_at_once() -> None:
     made, library = session(b"hi", b"later")
-    assert made.recv(4 * tls.RECORD_BYTES) == b"hi"
+    assert made.recv(4 * openssl.RECORD_BYTES) == b"hi"
     assert library.read_calls == 1
 
 
 def test_full_records_are_gathered_to_a_bound() -> None:
     made, _ = session(FULL, FULL, b"end")
-    assert made.recv(4 * tls.RECORD_BYTES) == FULL * 2 + b"end"
+    assert made.recv(4 * openssl.RECORD_BYTES) == FULL * 2 + b"end"
     made, library = session(FULL)
-    assert made.recv(4 * tls.RECORD_BYTES) == FULL * 4
+    assert made.recv(4 * openssl.RECORD_BYTES) == FULL * 4
     assert library.read_calls == 4
 
 
 @pytest.mark.parametrize("error", [FATAL, CLOSED])
 def test_the_end_is_given_after_what_came_before_it(error: int) -> None:
     made, library = session(FULL, error)
-    assert made.recv(4 * tls.RECORD_BYTES) == FULL
+    assert made.recv(4 * openssl.RECORD_BYTES) == FULL
     assert made.has_pending()  # no event of the descriptor may follow
-    assert made.recv(4 * tls.RECORD_BYTES) == b""
+    assert made.recv(4 * openssl.RECORD_BYTES) == b""
     assert library.read_calls == 2
 
 
 def test_nothing_there() -> None:
     made, _ = session(WANT_READ)
-    assert made.recv(4 * tls.RECORD_BYTES) is None
+    assert made.recv(4 * openssl.RECORD_BYTES) is None
     assert not made.needs_writing
 
 
 def test_a_wait_for_the_socket_ends_with_what_is_read() -> None:
     made, _ = session(WANT_WRITE, FULL)
-    assert made.recv(4 * tls.RECORD_BYTES) is None
+    assert made.recv(4 * openssl.RECORD_BYTES) is None
     assert made.needs_writing
-    assert made.recv(4 * tls.RECORD_BYTES) == FULL * 4
+    assert made.recv(4 * openssl.RECORD_BYTES) == FULL * 4
     assert not made.needs_writing
 
 
@@ -167,7 +167,7 @@ def test_after_close_nothing_reaches_openssl() -> None:
     made, library = session(b"hi")
     made.close()
     made.close()
-    assert made.recv(4 * tls.RECORD_BYTES) == b""
+    assert made.recv(4 * openssl.RECORD_BYTES) == b""
     assert not made.has_pending()
     with pytest.raises(ConnectionError):
         made.send(b"x")
@@ -177,7 +177,7 @@ def test_after_close_nothing_reaches_openssl() -> None:
 
 def test_an_ssl_of_another_connection_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Libssl()
-    monkeypatch.setitem(tls._libraries, "mod_ssl.so", library)
+    monkeypatch.setitem(openssl._libraries, "mod_ssl.so", library)
     with pytest.raises(TlsError, match="does not belong"):
         TlsSession.share(1, 4711, "mod_ssl.so")
     TlsSession.share(1, 1, "mod_ssl.so")

@@ -20,7 +20,7 @@ from apachews_handler.settings import Settings
 
 
 class Due(enum.Enum):
-    """What ``Watch.due`` asks for."""
+    """What ``Timeouts.due`` asks for."""
 
     PING = "nothing came from the client for a while: ask it"
     NO_PONG = "nothing was read after the PING either: does it take what was sent before?"
@@ -31,7 +31,7 @@ class Due(enum.Enum):
     OVERDUE = "it was being closed and has not gone: does it still take what was sent?"
 
 
-class Watch:
+class Timeouts:
     """The times of one connection.
 
     Args:

@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.watch: what silence means, by a clock that the tests turn."""
+"""apachews_handler.protocol.timeouts: what silence means, by a clock that the tests turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.protocol.watch import Due, Watch
+from apachews_handler.protocol.timeouts import Due, Timeouts
 from apachews_handler.settings import Settings
 
 # A machine's uptime of nine days: sums of it are rounded.
@@ -16,13 +16,13 @@ START = 800_000.123
 OFF = Settings(ping_interval=0.0, ping_timeout=0.0, idle_timeout=0.0, send_timeout=0.0)
 
 
-def watch(**settings: float) -> Watch:
+def watch(**settings: float) -> Timeouts:
     defaults = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0}
-    return Watch(Settings(**{**defaults, **settings}), START)  # type: ignore[arg-type]
+    return Timeouts(Settings(**{**defaults, **settings}), START)  # type: ignore[arg-type]
 
 
 def test_with_all_off_it_never_asks() -> None:
-    made = Watch(OFF, START)
+    made = Timeouts(OFF, START)
     assert made.next_at() == math.inf
     assert made.due(START + 1e9) is None
 
@@ -168,13 +168,13 @@ def test_it_never_asks_to_be_asked_at_once_again(
 def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, name: str) -> None:
     """To the very tick: next_at() and due() are to be rounded alike."""
     settings = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0, name: limit_s}
-    made = Watch(Settings(**settings), now)  # type: ignore[arg-type]
+    made = Timeouts(Settings(**settings), now)  # type: ignore[arg-type]
     made.waiting_since = now if name == "send_timeout" else 0.0
     assert made.due(made.next_at()) is not None
 
 
 def test_a_quiet_client_is_asked_early_once() -> None:
-    watch = Watch(Settings(ping_interval=20.0, ping_timeout=5.0), START)
+    watch = Timeouts(Settings(ping_interval=20.0, ping_timeout=5.0), START)
     assert not watch.ask_early(START + 9)
     assert watch.ask_early(START + 10)
     assert not watch.ask_early(START + 11), "it was asked"
@@ -188,10 +188,10 @@ def test_a_quiet_client_is_asked_early_once() -> None:
 
 @pytest.mark.parametrize("name", ["waiting_since", "held_until", "goodbye_at", "leaves_at"])
 def test_one_with_another_deadline_is_not_asked_early(name: str) -> None:
-    watch = Watch(Settings(), START)
+    watch = Timeouts(Settings(), START)
     setattr(watch, name, START)
     assert not watch.ask_early(START + 15)
 
 
 def test_without_pings_nothing_is_asked_early() -> None:
-    assert not Watch(Settings(ping_interval=0.0), START).ask_early(START + 1000)
+    assert not Timeouts(Settings(ping_interval=0.0), START).ask_early(START + 1000)
