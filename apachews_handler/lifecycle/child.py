@@ -29,7 +29,7 @@ from apachews.monitoring.snapshot import CHILD
 from apachews_handler.bridge.connection import Log
 from apachews_handler.bridge.report import not_in_the_status
 from apachews_handler.bridge.thread import Bridge
-from apachews_handler.native.httpd import HttpdError, is_threaded, on_child_stopping
+from apachews_handler.native.httpd_process import HttpdError, is_threaded, on_child_stopping
 from apachews_handler.settings import FIELDS, Definitions
 
 from . import custodian

@@ -362,8 +362,9 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
             "status-page",
             f"{directive}: the status page is not a handler",
             breaks="there is no page; as a handler every .htaccess could show it",
-            remedy=f"in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
-            f' "${{APACHEWS_HANDLER}}/status_page.py" process-group={GLOBAL} application-group={GLOBAL}',
+            remedy="in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
+            ' "${APACHEWS_HANDLER}/status_page.py"'
+            f" process-group={GLOBAL} application-group={GLOBAL}",
             where=directive.where,
         )
     pages = [

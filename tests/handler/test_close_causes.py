@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
-from apachews_handler.native.httpd import LOG_LEVELS
+from apachews_handler.native.httpd_abi import LOG_LEVELS
 from apachews_handler.protocol.close_causes import CloseCause
 
 TABLE = Path(__file__).parents[2] / "docs" / "close-codes.md"
