@@ -61,7 +61,7 @@ NOT_PORTABILITY: Final = (
     "project/test_bench_results.py",
     "project/test_deploy.py",
     "handler/test_close_causes.py",
-    "project/test_fuzz_seeds.py",
+    "project/test_fuzz_corpus.py",
     "project/test_layers.py",
     "project/test_suite.py",
     "project/test_systemd_units.py",

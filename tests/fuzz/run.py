@@ -33,8 +33,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from . import corpus
+
 ROOT: Final = Path(__file__).parents[2]
-SEEDS: Final = Path(__file__).parent / "seeds"
 ARTEFACTS: Final = ROOT / "artefacts" / "fuzz"
 
 # What a short run finds is worth its time in CI; a long one is started by hand.
@@ -82,9 +83,10 @@ def use_extension() -> None:
 def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
     """Fuzz one target in a process of its own; print what came of it, return whether it is good."""
     directory = ARTEFACTS / target
-    corpus, found = directory / "corpus", directory / "found"
-    for path in (corpus, found):
+    kept_inputs, start, found = (directory / name for name in ("corpus", "start", "found"))
+    for path in (kept_inputs, found):
         path.mkdir(parents=True, exist_ok=True)
+    corpus.unpack(target, start)
     log = directory / "log"
     before = set(found.iterdir())
     options = [
@@ -97,8 +99,8 @@ def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
         "-len_control=0",
         "-print_final_stats=1",
         f"-artifact_prefix={found}/",
-        str(corpus),
-        str(SEEDS / target),
+        str(kept_inputs),
+        str(start),
     ]
     with log.open("wb") as stream:
         process = subprocess.run(
@@ -157,7 +159,7 @@ def main() -> bool:
             use_extension()
             target, *options = options
         work(target, options)
-    names = sorted(path.name for path in SEEDS.iterdir())
+    names = corpus.targets()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run")
     parser.add_argument("--seconds", type=int, default=DEFAULT_SECONDS, help="for each target")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="one input, of one target")

@@ -3,7 +3,7 @@
 Contract: a target takes any bytes, and raises if a promise of the product does not
 hold: AssertionError, or whatever the product itself let out.  ``TARGETS`` has them
 by name.  No fuzzer is imported here: ``run.py`` drives them with one, the unit
-tests drive them with the seeds.
+tests drive them with the corpora.
 
 Each begins with a comment on what its input is made of (``source.py``).
 
