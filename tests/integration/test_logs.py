@@ -20,7 +20,7 @@ from ..support.raw_client import RawClient, request
 from ..support.site import IS_ROOT, MOD_PYTHON, Site, running_site
 from .conftest import RESTART_MPMS
 
-FORMAT = r"%h %u \"%r\" %>s \"%{reason}x\" \"%{X-Name}i\" %I %O %{name}x %P"
+FORMAT = r"%h %u \"%r\" %>s \"%{reason}x\" \"%{X-Name}i\" %{bytes_in}x %{bytes_out}x %{name}x %P"
 
 
 def directives(directory: Path, port: int) -> str:
