@@ -44,7 +44,7 @@ from apachews_handler.bridge.connection import Connection, Log, Permit
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.monitoring.log_file import FileLog, Syslog
-from apachews_handler.shared import limits
+from apachews_handler.shared import slots
 
 from . import portable
 from .portable import NotPortable
@@ -85,7 +85,7 @@ class Taker:
         self._load = load
         self._givers: dict[int, _Conversation] = {}
         self._logs: dict[tuple[int, int, str, int], FileLog] = {}
-        self._places: dict[str, limits.LentPlaces] = {}
+        self._places: dict[str, slots.LentSlots] = {}
         self._path = os.path.join(directory, name + SUFFIX)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -227,8 +227,8 @@ class Taker:
         token = str(places["token"])
         lent = self._places.get(token)
         if lent is None or lent.is_closed:
-            lent = self._places[token] = limits.LentPlaces(os.dup(fd), token)
-        return lent.admission([int(position) for position in places["positions"]])
+            lent = self._places[token] = slots.LentSlots(os.dup(fd), token)
+        return lent.permit([int(position) for position in places["positions"]])
 
 
 class _Conversation:
@@ -409,7 +409,7 @@ def _descriptors(connection: Connection) -> list[int]:
     places = connection.admission
     further = (
         connection.log.descriptor(),
-        places.descriptor() if isinstance(places, limits.Permit) else None,
+        places.descriptor() if isinstance(places, slots.Permit) else None,
     )
     return [connection.client_fd, connection.producer_fd, *(fd for fd in further if fd is not None)]
 
@@ -417,7 +417,7 @@ def _descriptors(connection: Connection) -> list[int]:
 def _let_go(connection: Connection) -> None:
     """Close the descriptors of a connection that the other process has."""
     connection.abandon()
-    if isinstance(connection.admission, limits.Permit):
+    if isinstance(connection.admission, slots.Permit):
         connection.admission.forget()
 
 

@@ -37,7 +37,7 @@ from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
 from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Rate, Settings
-from apachews_handler.shared.limits import Permit as SlotFile
+from apachews_handler.shared import slots
 
 FORMAT: Final = 1
 _MEMBERS: Final = frozenset(
@@ -107,7 +107,7 @@ def encode(connection: Connection) -> bytes | None:
         "name": connection.name,
         "opened_at": connection.opened_at,
         "path": connection.path,
-        "places": places.export_state() if isinstance(places, SlotFile) else None,
+        "places": places.export_state() if isinstance(places, slots.Permit) else None,
         "progress": connection.progress.export_state() if connection.progress else None,
         "resumed_at": connection.resumed_at,
         "said_before": connection.said_before,

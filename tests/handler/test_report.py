@@ -371,7 +371,7 @@ def test_what_is_no_answer_is_silent(bridge: Bridge, temporary: Path) -> None:
         answer(92, False, good.replace(str(os.getpid()).encode(), b"92"))  # not sealed
         answer(93, True, good)  # another process's
         (temporary / f"{os.getppid()}.status.94").touch()  # another Apache's
-        (temporary / f"{APACHE}.places").touch()
+        (temporary / f"{APACHE}.slots").touch()
         before = len(os.listdir("/proc/self/fd"))
         status = collect(str(temporary), APACHE, 0.3)
         assert [process.pid for process in status.processes] == [os.getpid()]
