@@ -316,9 +316,9 @@ def http_figures(running: Site, seconds: float) -> Figures:
 
 
 def _ask(port: int, due: float) -> float:
-    """Ask for a small file; return how long after the time it was due the answer was there.
+    """Request a small file; return the time from the planned start to the answer, seconds.
 
-    (Not after it was sent: one that waits delays nobody unseen.)
+    (Not from the actual start: a delayed request must count its delay.)
     """
     time.sleep(max(0.0, due - time.monotonic()))
     with socket.create_connection(("127.0.0.1", port), HTTP_TIMEOUT_S) as connection:

@@ -26,13 +26,13 @@ class Target:
 
     Attributes:
         case: of which case.
-        what: of which figure, in words.
-        metric: of which figure.
-        limit: the ratio; the figure itself where it is compared with nobody.
-        against: with whom, of the same round.
-        peer: whose.
+        what: the figure, in words.
+        metric: the figure.
+        limit: of the ratio; of the figure itself without ``against``.
+        against: the peer to compare with, in the same round.
+        peer: the peer that is judged.
         at_least: whether more is better.
-        unit: where it is compared with nobody.
+        unit: of the figure, without ``against``.
     """
 
     case: str

@@ -115,7 +115,7 @@ def _open_slots() -> SlotFile:
                 raise NotSetUp(
                     f"connections cannot be counted in {error.filename or directory or '/tmp'}:"
                     f" {error.strerror}; Apache's user must own it and be able to write there:"
-                    " remove it if it is another's, or set TMPDIR for Apache"
+                    " remove it if it belongs to another user, or set TMPDIR for Apache"
                 ) from error
         return _slots
 
