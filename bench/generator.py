@@ -95,4 +95,4 @@ class Generator:
                 try:
                     stream.close()
                 except BrokenPipeError:
-                    pass  # what was written to it has nobody to read it any more
+                    pass  # the reader of the pipe has exited
