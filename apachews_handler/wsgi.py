@@ -133,15 +133,15 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
         place = functools.partial(
-            waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout
+            waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout_s
         )
         producer = endpoint.connect(
-            path, settings.connect_timeout, settings.endpoint_directories, place
+            path, settings.connect_timeout_s, settings.endpoint_directories, place
         )
         undo.callback(producer.close)
         if settings.accept == "producer":
             with place(endpoint.user_of(producer, path, settings.endpoint_directories)):
-                answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
+                answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout_s)
             head, subprotocol = _accept(upgrade, settings, answer), answer.subprotocol
         else:
             subprotocol = open_.subprotocol

@@ -305,7 +305,7 @@ class Loop:
     def _begin(self, connection: Connection) -> None:
         self.counters.begin(connection.path)
         connection.session.round_trips = self.counters.round_trips
-        connection.transport.limit_unsent(connection.settings.max_buffer)
+        connection.transport.limit_unsent(connection.settings.max_buffer_bytes)
         self._clients[connection.client_fd] = connection
         try:
             self._epoll.register(connection.client_fd, _IN)
@@ -344,7 +344,7 @@ class Loop:
         if connection.client_mask != _IN or session.client_state is not _OPEN or session.is_paused:
             self._on_client(connection, ready)
             return
-        data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
+        data = transport.recv(connection.settings.max_buffer_bytes + HEADER_BYTES)
         if data:
             watch = connection.watch
             watch.heard_at = self._now
@@ -391,7 +391,7 @@ class Loop:
             connection.watch.heard_at = self._now  # its PONG may be in what is kept
             session.receive_client(b"", self._now, self._busy)
         elif may_read and (ready & (_IN | _GONE) or transport.needs_writing):
-            data = transport.recv(connection.settings.max_buffer + HEADER_BYTES)
+            data = transport.recv(connection.settings.max_buffer_bytes + HEADER_BYTES)
             if data:
                 connection.watch.heard_at = self._now
                 session.receive_client(data, self._now, self._busy)
@@ -548,7 +548,7 @@ class Loop:
         # again at once, nor, where it has not said a word, for longer than at first.
         is_short = not is_moving and self._now - connection.resumed_at < SETTLED_S
         if not is_short or session.producer_said != connection.said_before:
-            connection.hold_ends_at = self._now + connection.settings.hold
+            connection.hold_ends_at = self._now + connection.settings.hold_s
         watch.held_until = connection.hold_ends_at
         if session.client_state is ClientState.OPEN:
             watch.leaves_at = 0.0  # the client stays
@@ -576,7 +576,8 @@ class Loop:
         if connection.client_fd != -1:
             mask = _OUT if connection.client_queue else 0
             if session.client_state is ClientState.CLOSED or not (
-                connection.producer_queue or session.waiting_bytes >= connection.settings.max_buffer
+                connection.producer_queue
+                or session.waiting_bytes >= connection.settings.max_buffer_bytes
             ):
                 mask = _OUT if connection.transport.needs_writing else mask | _IN
             elif not connection.watch.leaves_at:
@@ -668,7 +669,7 @@ class Loop:
     def _limit_leaving(self, connection: Connection) -> None:
         """Give a connection that is closing ``APACHEWS_CLOSE_TIMEOUT`` and no more."""
         if not connection.watch.leaves_at:
-            connection.watch.leaves_at = self._now + connection.settings.close_timeout
+            connection.watch.leaves_at = self._now + connection.settings.close_timeout_s
             self._is_taking(connection)  # since now, when it is asked again
             self._schedule(connection)
 
@@ -680,10 +681,10 @@ class Loop:
         session, watch = connection.session, connection.watch
         due = watch.due(self._now)
         if due is Due.OVERDUE:
-            least = int(SLOWEST_CLOSING_BYTES_S * connection.settings.close_timeout)
+            least = int(SLOWEST_CLOSING_BYTES_S * connection.settings.close_timeout_s)
             if self._is_taking(connection, least):
                 # What was sent to it before the CLOSE would be lost, and the CLOSE as well.
-                watch.leaves_at = self._now + connection.settings.close_timeout
+                watch.leaves_at = self._now + connection.settings.close_timeout_s
                 self._schedule(connection)
                 return
             is_away = session.producer_state is ProducerState.MOVED and session.waiting_bytes

@@ -324,8 +324,8 @@ class Custodian:
         """Close those that have been with custodians for long enough."""
         old, self._old_at = [], math.inf
         for connection in connections:
-            if connection.settings.custodian_age and not connection.goodbye:
-                old_at = connection.entrusted_at + connection.settings.custodian_age
+            if connection.settings.custodian_age_s and not connection.goodbye:
+                old_at = connection.entrusted_at + connection.settings.custodian_age_s
                 if old_at <= now:
                     old.append(connection)
                 else:

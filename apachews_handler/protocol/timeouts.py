@@ -46,7 +46,7 @@ class Timeouts:
             made of its silence.
         passed_at: when bytes of a message last passed, either way; while some wait
             for the client it is not idle.
-        way_s: how long a PONG may be on its way, in addition to ``ping_timeout``.
+        way_s: how long a PONG may be on its way, in addition to ``ping_timeout_s``.
         waiting_since: when the client last took some of what waits for it; 0.0
             while nothing does.
         held_until: when another producer must have come; 0.0 while there is one.
@@ -119,15 +119,15 @@ class Timeouts:
         settings = self._settings
         times = [at for at in (self.held_until, self.goodbye_at) if at]
         if self.waiting_since:
-            if settings.send_timeout:
-                times.append(self.waiting_since + settings.send_timeout)
-        elif settings.idle_timeout:
-            times.append(self.passed_at + settings.idle_timeout)
-        if settings.ping_interval:
+            if settings.send_timeout_s:
+                times.append(self.waiting_since + settings.send_timeout_s)
+        elif settings.idle_timeout_s:
+            times.append(self.passed_at + settings.idle_timeout_s)
+        if settings.ping_interval_s:
             if self._asked_at:
-                times.append(self._asked_at + (self._pong_s() or settings.ping_interval))
+                times.append(self._asked_at + (self._pong_s() or settings.ping_interval_s))
             else:
-                times.append(self.heard_at + settings.ping_interval)
+                times.append(self.heard_at + settings.ping_interval_s)
         return min(times, default=math.inf)
 
     def due(self, now: float) -> Due | None:
@@ -141,9 +141,9 @@ class Timeouts:
             return None
         if self.goodbye_at and now >= self.goodbye_at:
             return Due.GOODBYE
-        if self._lasts(self.waiting_since, settings.send_timeout, now):
+        if self._lasts(self.waiting_since, settings.send_timeout_s, now):
             return Due.TOO_SLOW
-        if not self.waiting_since and self._lasts(self.passed_at, settings.idle_timeout, now):
+        if not self.waiting_since and self._lasts(self.passed_at, settings.idle_timeout_s, now):
             return Due.IDLE
         if not self.is_heard or self.waiting_since:
             # It cannot be heard, or a PING would wait with the rest: ask later.
@@ -151,9 +151,9 @@ class Timeouts:
             return None
         if self.heard_at > self._asked_at:
             self._asked_at = 0.0
-        if self._asked_at and settings.ping_timeout:
+        if self._asked_at and settings.ping_timeout_s:
             return Due.NO_PONG if self._lasts(self._asked_at, self._pong_s(), now) else None
-        if self._lasts(self._asked_at or self.heard_at, settings.ping_interval, now):
+        if self._lasts(self._asked_at or self.heard_at, settings.ping_interval_s, now):
             self._asked_at = now
             return Due.PING
         return None
@@ -163,7 +163,7 @@ class Timeouts:
 
         Clients that are asked together answer together: their process wakes up less often.
         """
-        interval_s = self._settings.ping_interval
+        interval_s = self._settings.ping_interval_s
         is_quiet = bool(interval_s) and now - self.heard_at >= interval_s / 2
         if not is_quiet or self._asked_at or not self.is_heard or not self.has_client:
             return False
@@ -181,7 +181,7 @@ class Timeouts:
         self._asked_at = now
 
     def _pong_s(self) -> float:
-        timeout_s = self._settings.ping_timeout
+        timeout_s = self._settings.ping_timeout_s
         return timeout_s + self.way_s if timeout_s else 0.0
 
     @staticmethod

@@ -34,7 +34,7 @@ from apachews_handler.shared import rundir
 from ..conftest import let_pass, wait_for
 from ..support.frames import masked
 
-MAX_BUFFER = Settings().max_buffer
+MAX_BUFFER = Settings().max_buffer_bytes
 OPEN = wire.Open(id="1", uri="/a.ws")
 
 
@@ -75,7 +75,9 @@ class Peers:
         path: str = "",
         **changes: Any,
     ) -> None:
-        settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, "hold": 0, **changes})
+        settings = Settings(
+            **{"max_message_bytes": 2**30, "close_timeout_s": 5.0, "hold_s": 0, **changes}
+        )
         self.client, client_near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
         for sock in (client_near, producer_near):
@@ -243,7 +245,7 @@ def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., P
 def test_what_is_held_of_each_direction_is_a_setting(
     connect: Callable[..., Peers], size: int
 ) -> None:
-    peers = connect(max_buffer=size, max_message=1 << 40)
+    peers = connect(max_buffer_bytes=size, max_message_bytes=1 << 40)
     peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 1 << 40))
     for sock in (peers.client, peers.producer):
@@ -280,14 +282,14 @@ def test_the_client_closes(connect: Callable[..., Peers]) -> None:
 
 
 def test_a_client_that_does_not_go_is_dropped_in_time(connect: Callable[..., Peers]) -> None:
-    peers = connect(close_timeout=0.1)
+    peers = connect(close_timeout_s=0.1)
     peers.producer.sendall(wire.encode_frame(wire.CLOSE, b""))
     assert peers.client_reads(100) == b"\x88\x00"
     assert peers.next_item() is None
 
 
 def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> None:
-    peers = connect(max_message=10)
+    peers = connect(max_message_bytes=10)
     peers.client.sendall(masked(0x81, b"x" * 11))
     item = peers.next_item()
     assert isinstance(item, wire.Close)
@@ -301,7 +303,7 @@ def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> No
 
 @pytest.mark.parametrize("half_sent", [False, True])
 def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> None:
-    peers = connect(max_buffer=6)  # a frame that is longer is passed on as it comes
+    peers = connect(max_buffer_bytes=6)  # a frame that is longer is passed on as it comes
     frame = wire.encode_frame(wire.TEXT, b"hello")
     peers.producer.sendall(frame[:4] if half_sent else frame)
     peers.producer.close()
@@ -315,7 +317,7 @@ def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> No
 def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(send_timeout=1.0, close_timeout=0.5)
+    peers = connect(send_timeout_s=1.0, close_timeout_s=0.5)
     peers.producer.setblocking(False)
     sent = stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.close()
@@ -330,7 +332,7 @@ def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
 def test_a_client_that_vanishes_while_its_producer_is_slow_is_noticed(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(close_timeout=0.5)
+    peers = connect(close_timeout_s=0.5)
     peers.client.setblocking(False)
     stalled(peers.client, masked(0x82, b"x" * 60_000))
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -345,7 +347,7 @@ def ping() -> bytes:
 def test_a_silent_client_is_pinged_and_lives_while_it_answers(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(ping_interval=0.05, ping_timeout=0.3)
+    peers = connect(ping_interval_s=0.05, ping_timeout_s=0.3)
     for _ in range(10):
         assert peers.client_reads(len(ping())) == ping()
         peers.client.sendall(masked(0x8A, KEEPALIVE))
@@ -354,7 +356,7 @@ def test_a_silent_client_is_pinged_and_lives_while_it_answers(
 
 
 def test_a_client_that_answers_no_ping_is_closed(connect: Callable[..., Peers]) -> None:
-    peers = connect(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05)
+    peers = connect(ping_interval_s=0.05, ping_timeout_s=0.05, close_timeout_s=0.05)
     assert peers.client_reads(len(ping())) == ping()
     assert peers.next_item() == wire.Close(1011, "no answer to a ping")
     assert peers.client_reads(4)[2:] == (1011).to_bytes(2, "big")
@@ -365,7 +367,7 @@ def test_a_client_that_answers_no_ping_is_closed(connect: Callable[..., Peers]) 
 
 
 def test_no_ping_is_missed_while_the_producer_is_slow(connect: Callable[..., Peers]) -> None:
-    peers = connect(ping_interval=0.05, ping_timeout=0.05)
+    peers = connect(ping_interval_s=0.05, ping_timeout_s=0.05)
     peers.client.setblocking(False)
     stalled(peers.client, masked(0x82, b"x" * 60_000))  # for longer than both
     assert not peers.log.lines
@@ -373,7 +375,7 @@ def test_no_ping_is_missed_while_the_producer_is_slow(connect: Callable[..., Pee
 
 
 def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
-    peers = connect(idle_timeout=1)
+    peers = connect(idle_timeout_s=1)
     for _ in range(4):
         peers.producer.sendall(wire.encode_frame(wire.TEXT, b"tick"))
         assert peers.client_reads(6) == b"\x81\x04tick"
@@ -382,7 +384,7 @@ def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
 
 
 def test_a_client_that_takes_nothing_is_closed(connect: Callable[..., Peers]) -> None:
-    peers = connect(send_timeout=0.3, close_timeout=0.1)
+    peers = connect(send_timeout_s=0.3, close_timeout_s=0.1)
     peers.producer.setblocking(False)
     stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.settimeout(10)
@@ -393,7 +395,7 @@ def test_a_client_that_takes_nothing_is_closed(connect: Callable[..., Peers]) ->
 
 
 def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[..., Peers]) -> None:
-    peers = connect(send_timeout=1.5)
+    peers = connect(send_timeout_s=1.5)
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
     peers.producer.setblocking(False)
     sent, received = stalled(peers.producer, b"x" * 60_000), 0
@@ -405,7 +407,7 @@ def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[...,
 
 def test_a_client_that_reads_slowly_but_steadily_is_not(connect: Callable[..., Peers]) -> None:
     """The kernel asks for more only when much has gone: for longer than the timeout."""
-    peers = connect(send_timeout=1)
+    peers = connect(send_timeout_s=1)
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
     peers.producer.setblocking(False)
@@ -418,7 +420,7 @@ def test_a_client_that_reads_slowly_but_steadily_is_not(connect: Callable[..., P
 
 
 def test_a_slow_transfer_is_not_idle(connect: Callable[..., Peers]) -> None:
-    peers = connect(idle_timeout=0.3)
+    peers = connect(idle_timeout_s=0.3)
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
     peers.producer.setblocking(False)
     stalled(peers.producer, b"x" * 60_000)
@@ -430,7 +432,7 @@ def test_an_answer_that_was_not_read_yet_is_an_answer(
     connect: Callable[..., Peers],
 ) -> None:
     """The loop was held up for longer than the timeout: nobody is gone for that."""
-    peers, other = connect(ping_interval=0.1, ping_timeout=0.1), connect()
+    peers, other = connect(ping_interval_s=0.1, ping_timeout_s=0.1), connect()
     held = threading.Event()
     other.log.write = lambda level, text: held.wait(5) and None  # type: ignore[assignment]
     assert peers.client_reads(len(ping())) == ping()
@@ -445,7 +447,7 @@ def test_an_answer_that_was_not_read_yet_is_an_answer(
 def test_nothing_is_kept_of_a_connection_that_is_closed(
     bridge: Bridge, connect: Callable[..., Peers]
 ) -> None:
-    peers = connect(idle_timeout=3600.0, transport=Hoarder)  # which can be referred to weakly
+    peers = connect(idle_timeout_s=3600.0, transport=Hoarder)  # which can be referred to weakly
     transport = weakref.ref(peers.connection.transport)
     peers.client.close()
     wait_for(lambda: peers.log.lines)
@@ -513,7 +515,7 @@ class Hoarder(PlainTransport):
 def test_what_the_transport_holds_behind_a_pause_is_not_forgotten(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(deflate_agreement=Agreement(), max_buffer=4096, transport=Hoarder)
+    peers = connect(deflate_agreement=Agreement(), max_buffer_bytes=4096, transport=Hoarder)
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(1_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
     # One segment: everything is with the transport after the first read.
@@ -530,7 +532,7 @@ class Waiting(PlainTransport):
 def test_a_transport_that_must_write_is_no_way_around_a_slow_producer(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(transport=Waiting, max_message=1 << 40)
+    peers = connect(transport=Waiting, max_message_bytes=1 << 40)
     peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
     peers.client.setblocking(False)
     stalled(peers.client, b"x" * 60_000)
@@ -763,7 +765,7 @@ def test_a_clients_last_words_arrive_though_nothing_reaches_it_any_more(
 def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(close_timeout=0.2)
+    peers = connect(close_timeout_s=0.2)
     while not peers.connection.producer_queue:
         peers.client.sendall(masked(0x82, b"x" * 10_000))
         let_pass(0.005)  # so that the client's window stays open

@@ -67,9 +67,9 @@ def play(seed: int, *, general: bool) -> list[Any]:
     settings = Settings(
         wire=RAW if chance.random() < 0.2 else "framed",
         message_rate=Rate(5, 1.0) if chance.random() < 0.2 else None,
-        max_buffer=chance.choice([4096, 65536]),
-        hold=chance.choice([0.0, 30.0]),
-        ping_interval=0.0,
+        max_buffer_bytes=chance.choice([4096, 65536]),
+        hold_s=chance.choice([0.0, 30.0]),
+        ping_interval_s=0.0,
     )
     agreement = Agreement() if chance.random() < 0.3 else None
     transport = Hoarder if chance.random() < 0.3 else PlainTransport

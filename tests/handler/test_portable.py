@@ -223,7 +223,7 @@ def test_one_with_tls_stays(make: Make) -> None:
         lambda document: document["session"].pop("opened"),
         lambda document: document["watch"].pop("heard_at"),
         lambda document: document.update(settings=change_settings(document, more=1)),
-        lambda document: document.update(settings=change_settings(document, hold=None)),
+        lambda document: document.update(settings=change_settings(document, hold_s=None)),
         lambda document: document.update(settings=change_settings(document, drain_rate={"a": 1})),
         lambda document: document["session"]["client"].pop("messages"),
         lambda document: document["about"].update(more=1),
@@ -248,8 +248,8 @@ def test_a_document_of_another_version_is_refused(
 
 def change_settings(document: dict[str, Any], **changes: Any) -> str:
     settings = {**json.loads(document["settings"]), **changes}
-    if settings["hold"] is None:
-        del settings["hold"]
+    if settings["hold_s"] is None:
+        del settings["hold_s"]
     return json.dumps(settings)
 
 
@@ -260,7 +260,7 @@ def test_what_is_no_document_is_refused(data: bytes) -> None:
 
 
 def test_connections_with_the_same_settings_have_one_object(make: Make) -> None:
-    pair = make(None, {"max_message": 4711})
+    pair = make(None, {"max_message_bytes": 4711})
     assert pair.moved().settings is pair.moved().settings
 
 
@@ -387,7 +387,7 @@ def test_a_session_that_moves_says_what_one_that_stays_says(
 ) -> None:
     """At any message the state may move; both sides see the same bytes."""
     agreement = Agreement(10, 10) if is_compressed else None
-    pair = Pair(Settings(message_rate=Rate(5, 1.0), deflate_min_size=10_000), agreement)
+    pair = Pair(Settings(message_rate=Rate(5, 1.0), deflate_min_size_bytes=10_000), agreement)
     staying, moving = Session(pair.connection.settings, agreement), pair.connection.session
     deflater = zlib.compressobj(9, zlib.DEFLATED, -10)
     for session in (staying, moving):

@@ -85,7 +85,7 @@ def connect(bridge: Bridge, path: Path) -> Iterator[Callable[..., Peers]]:
     made: list[Peers] = []
 
     def connect(**settings: object) -> Peers:
-        peers = Peers(bridge, path=str(path), **{"hold": 30.0, **settings})  # type: ignore[arg-type]
+        peers = Peers(bridge, path=str(path), **{"hold_s": 30.0, **settings})  # type: ignore[arg-type]
         made.append(peers)
         assert peers.next_item() == OPEN
         return peers
@@ -134,7 +134,7 @@ def test_a_client_goes_on_with_the_next_producer(
 def test_what_is_sent_meanwhile_has_a_bound_and_is_all_delivered(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
-    peers = connect(max_buffer=8192)
+    peers = connect(max_buffer_bytes=8192)
     peers.producer.close()
     peers.client.setblocking(False)
     sent = 0
@@ -157,7 +157,7 @@ def test_a_slow_client_gets_all_that_its_last_producer_said(
     connect: Callable[..., Peers], listen: Callable[..., Producer], moves: bool
 ) -> None:
     """However long it reads: for longer than it is held, or has to leave."""
-    peers = connect(max_buffer=4096, hold=0.5, close_timeout=0.5)
+    peers = connect(max_buffer_bytes=4096, hold_s=0.5, close_timeout_s=0.5)
     frame = wire.encode_frame(wire.BINARY, b"x" * 1000)
     if moves:
         peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
@@ -186,7 +186,7 @@ def test_a_slow_client_gets_all_that_its_last_producer_said(
 
 
 def test_nobody_comes(connect: Callable[..., Peers]) -> None:
-    peers = connect(hold=0.3)
+    peers = connect(hold_s=0.3)
     peers.producer.close()
     assert peers.client_reads(4) == b"\x88\x16\x03\xf4"
     peers.client.close()
@@ -277,7 +277,7 @@ def test_a_producer_that_ends_with_each_client(
     connect: Callable[..., Peers], listen: Callable[..., Producer], says_something: bool
 ) -> None:
     """It is asked again at a pace; where it never says a word, until the hold is over."""
-    peers = connect(hold=1.2)
+    peers = connect(hold_s=1.2)
     producer = listen()
     peers.producer.close()
     asked = 0
@@ -302,7 +302,7 @@ def test_a_producer_that_ends_with_each_client(
 def test_a_slow_client_stays_when_it_has_taken_what_the_dead_one_said(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
-    peers = connect(close_timeout=0.5)
+    peers = connect(close_timeout_s=0.5)
     message = wire.encode_frame(wire.BINARY, b"x" * 60_000)
     for _ in range(200):  # far more than the kernel and the bridge hold
         if not select.select([], [peers.producer], [], 0.2)[1]:
@@ -344,7 +344,7 @@ def test_who_leaves_while_his_producer_moves_has_had_his_say(
 
 
 def test_waiting_for_the_next_producer_takes_no_processor(connect: Callable[..., Peers]) -> None:
-    peers = connect(idle_timeout=0.3, ping_interval=0.3, send_timeout=0.3, hold=2.0)
+    peers = connect(idle_timeout_s=0.3, ping_interval_s=0.3, send_timeout_s=0.3, hold_s=2.0)
     peers.producer.close()
     peers.client.sendall(masked(0x81, b"last"))
     wait_for(lambda: peers.connection.session.waiting_bytes)

@@ -94,11 +94,11 @@ def test_what_has_passed_and_what_has_ended(connect: Callable[..., Peers], tempo
 def test_states_and_queues(
     connect: Callable[..., Peers], temporary: Path, short_path: Path
 ) -> None:
-    held = connect(path=str(short_path / "nobody.ws"), hold=60.0)
+    held = connect(path=str(short_path / "nobody.ws"), hold_s=60.0)
     held.producer.close()
-    closing = connect(path="/closing.ws", close_timeout=60.0)
+    closing = connect(path="/closing.ws", close_timeout_s=60.0)
     closing.producer.sendall(wire.encode_frame(wire.CLOSE, wire.encode_close(1000, "")))
-    slow = connect(path="/slow.ws", max_buffer=65536)
+    slow = connect(path="/slow.ws", max_buffer_bytes=65536)
     # Its client reads nothing: the kernel's buffers fill up, then ours.
     frame = wire.encode_frame(wire.BINARY, bytes(60_000))
     slow.producer.setblocking(False)
@@ -125,7 +125,7 @@ def test_states_and_queues(
 def test_the_round_trip_of_a_ping_is_measured(
     connect: Callable[..., Peers], temporary: Path
 ) -> None:
-    peers = connect(path="/a.ws", ping_interval=0.05, ping_timeout=10.0)
+    peers = connect(path="/a.ws", ping_interval_s=0.05, ping_timeout_s=10.0)
     ping = wire.encode_frame(wire.PING, KEEPALIVE)
     assert peers.client_reads(len(ping)) == ping
     peers.client.sendall(masked(0x8A, KEEPALIVE))

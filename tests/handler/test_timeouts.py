@@ -13,11 +13,11 @@ from apachews_handler.settings import Settings
 
 # A machine's uptime of nine days: sums of it are rounded.
 START = 800_000.123
-OFF = Settings(ping_interval=0.0, ping_timeout=0.0, idle_timeout=0.0, send_timeout=0.0)
+OFF = Settings(ping_interval_s=0.0, ping_timeout_s=0.0, idle_timeout_s=0.0, send_timeout_s=0.0)
 
 
 def watch(**settings: float) -> Timeouts:
-    defaults = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0}
+    defaults = {"ping_interval_s": 0.0, "ping_timeout_s": 0.0, "send_timeout_s": 0.0}
     return Timeouts(Settings(**{**defaults, **settings}), START)  # type: ignore[arg-type]
 
 
@@ -28,7 +28,7 @@ def test_with_all_off_it_never_asks() -> None:
 
 
 def test_a_silent_client_is_pinged_and_then_given_up() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+    made = watch(ping_interval_s=20, ping_timeout_s=10)
     assert made.next_at() == START + 20
     assert made.due(START + 19) is None
     assert made.due(START + 20) is Due.PING
@@ -38,7 +38,7 @@ def test_a_silent_client_is_pinged_and_then_given_up() -> None:
 
 
 def test_a_pong_has_the_time_of_its_way_in_addition() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+    made = watch(ping_interval_s=20, ping_timeout_s=10)
     assert made.due(START + 20) is Due.PING
     made.way_s = 3.0
     assert made.next_at() == START + 33
@@ -50,7 +50,7 @@ def test_a_pong_has_the_time_of_its_way_in_addition() -> None:
 
 
 def test_whatever_it_sends_shows_that_it_lives() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+    made = watch(ping_interval_s=20, ping_timeout_s=10)
     made.heard_at = START + 15
     assert made.due(START + 20) is None
     assert made.next_at() == START + 35
@@ -62,7 +62,7 @@ def test_whatever_it_sends_shows_that_it_lives() -> None:
 
 
 def test_without_a_timeout_it_is_pinged_again() -> None:
-    made = watch(ping_interval=20)
+    made = watch(ping_interval_s=20)
     assert made.due(START + 20) is Due.PING
     assert made.next_at() == START + 40
     assert made.due(START + 30) is None
@@ -70,7 +70,7 @@ def test_without_a_timeout_it_is_pinged_again() -> None:
 
 
 def test_nothing_is_made_of_the_silence_of_a_client_that_is_not_read() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+    made = watch(ping_interval_s=20, ping_timeout_s=10)
     assert made.due(START + 20) is Due.PING
     made.is_heard = False
     assert made.due(START + 30) is None
@@ -80,7 +80,7 @@ def test_nothing_is_made_of_the_silence_of_a_client_that_is_not_read() -> None:
 
 
 def test_a_ping_is_not_put_behind_what_waits() -> None:
-    made = watch(ping_interval=20, ping_timeout=10, send_timeout=100)
+    made = watch(ping_interval_s=20, ping_timeout_s=10, send_timeout_s=100)
     made.waiting_since = START + 19
     assert made.due(START + 20) is None
     assert made.due(START + 118) is None
@@ -88,7 +88,7 @@ def test_a_ping_is_not_put_behind_what_waits() -> None:
 
 
 def test_a_ping_that_could_not_be_sent_is_put_off() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+    made = watch(ping_interval_s=20, ping_timeout_s=10)
     assert made.due(START + 20) is Due.PING
     made.postpone_ping(START + 20)
     assert made.next_at() == START + 40
@@ -97,7 +97,7 @@ def test_a_ping_that_could_not_be_sent_is_put_off() -> None:
 
 
 def test_a_client_that_takes_nothing() -> None:
-    made = watch(send_timeout=30)
+    made = watch(send_timeout_s=30)
     assert made.next_at() == math.inf
     made.waiting_since = START + 5
     assert made.next_at() == START + 35
@@ -107,7 +107,7 @@ def test_a_client_that_takes_nothing() -> None:
 
 
 def test_idle() -> None:
-    made = watch(idle_timeout=60, ping_interval=20, ping_timeout=20)
+    made = watch(idle_timeout_s=60, ping_interval_s=20, ping_timeout_s=20)
     made.heard_at = START + 59  # a PONG
     assert made.due(START + 60) is Due.IDLE
     made.passed_at = START + 30
@@ -116,14 +116,14 @@ def test_idle() -> None:
 
 
 def test_what_waits_for_a_client_is_no_idleness() -> None:
-    made = watch(idle_timeout=10, send_timeout=100)
+    made = watch(idle_timeout_s=10, send_timeout_s=100)
     made.waiting_since = START + 5
     assert made.next_at() == START + 105
     assert made.due(START + 20) is None
 
 
 def test_leaving_counts_alone() -> None:
-    made = watch(ping_interval=20, ping_timeout=10, idle_timeout=15)
+    made = watch(ping_interval_s=20, ping_timeout_s=10, idle_timeout_s=15)
     made.leaves_at = START + 100
     assert made.next_at() == START + 100
     assert made.due(START + 99) is None
@@ -144,7 +144,7 @@ def test_it_never_asks_to_be_asked_at_once_again(
     times: tuple[float, ...], steps: list[tuple[float, str]]
 ) -> None:
     """The driver would spin: after ``due`` said nothing, its next time is to come."""
-    names = ("ping_interval", "ping_timeout", "idle_timeout", "send_timeout")
+    names = ("ping_interval_s", "ping_timeout_s", "idle_timeout_s", "send_timeout_s")
     made = watch(**dict(zip(names, times, strict=True)))
     now = START
     for step_s, what in steps:
@@ -163,18 +163,18 @@ def test_it_never_asks_to_be_asked_at_once_again(
 @given(
     st.floats(1.0, 1e7),
     st.sampled_from([0.001, 0.1, 0.3, 1.1, 20.0]),
-    st.sampled_from(["ping_interval", "idle_timeout", "send_timeout"]),
+    st.sampled_from(["ping_interval_s", "idle_timeout_s", "send_timeout_s"]),
 )
 def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, name: str) -> None:
     """To the very tick: next_at() and due() are to be rounded alike."""
-    settings = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0, name: limit_s}
+    settings = {"ping_interval_s": 0.0, "ping_timeout_s": 0.0, "send_timeout_s": 0.0, name: limit_s}
     made = Timeouts(Settings(**settings), now)  # type: ignore[arg-type]
-    made.waiting_since = now if name == "send_timeout" else 0.0
+    made.waiting_since = now if name == "send_timeout_s" else 0.0
     assert made.due(made.next_at()) is not None
 
 
 def test_a_quiet_client_is_asked_early_once() -> None:
-    watch = Timeouts(Settings(ping_interval=20.0, ping_timeout=5.0), START)
+    watch = Timeouts(Settings(ping_interval_s=20.0, ping_timeout_s=5.0), START)
     assert not watch.ask_early(START + 9)
     assert watch.ask_early(START + 10)
     assert not watch.ask_early(START + 11), "it was asked"
@@ -194,4 +194,4 @@ def test_one_with_another_deadline_is_not_asked_early(name: str) -> None:
 
 
 def test_without_pings_nothing_is_asked_early() -> None:
-    assert not Timeouts(Settings(ping_interval=0.0), START).ask_early(START + 1000)
+    assert not Timeouts(Settings(ping_interval_s=0.0), START).ask_early(START + 1000)
