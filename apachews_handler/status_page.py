@@ -1,7 +1,7 @@
 """The status page: an entry point for mod_wsgi, beside Apache's own ``server-status``.
 
 ``application`` is for ``WSGIScriptAlias /websocket-status <this file>``, which only the
-server's configuration can say; ``docs/operations.md`` has the lines.  There is no
+server's configuration can say; ``docs/howto/operations.md`` has the lines.  There is no
 ``handle_request``: with ``WSGIHandlerScript`` the page would have the name of a handler, and
 every .htaccess with ``SetHandler`` could show all sites' users.  Who may see it is for Apache
 to say (``Require``).

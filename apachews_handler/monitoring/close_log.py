@@ -82,7 +82,7 @@ class Ending:
 
     Attributes:
         code, reason: what it was closed with.
-        by: who closed it; ``name``: that of the row in docs/close-codes.md.
+        by: who closed it; ``name``: that of the row in docs/reference/close-codes.md.
         after_s: since it began.
         at: when, seconds since 1970.
         traffic: as ``Session.traffic``.
