@@ -392,7 +392,7 @@ class Settings:
         "users of other sites' pages",
     )
     require_origin: bool = _setting(
-        False, parse_switch, _SWITCH, "producers, from programs that are no browsers"
+        False, parse_switch, _SWITCH, "producers, from programs other than browsers"
     )
     forwarded: str = _setting(
         OFF,
@@ -407,7 +407,7 @@ class Settings:
         "bridge",
         one_of("bridge", "producer"),
         "bridge or producer",
-        "whatever only the producer can judge",
+        "decisions that only the producer can make",
     )
     pass_env: tuple[str, ...] = _setting(
         (), parse_variables, "a list of names of variables parted by blanks", "nothing"
