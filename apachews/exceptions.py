@@ -11,7 +11,7 @@
      +-- ServerClosed       dequeue() after close()
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
-     +-- WireError          bytes that break docs/wire.md: reason, close code
+     +-- WireError          bytes that break docs/reference/wire.md: reason, close code
      +-- StatusError        what should tell Apache's status does not: where, problem
 
 Operating-system errors of the socket file (permission, missing directory) stay
@@ -205,7 +205,7 @@ class NotAsked(ApachewsError):
 
 
 class WireError(ApachewsError):
-    r"""Bytes that break the specification of the wire, docs/wire.md.
+    r"""Bytes that break the specification of the wire, docs/reference/wire.md.
 
     Attributes:
         reason: what was wrong.

@@ -1,7 +1,7 @@
 """Messages for a producer's clients, from any other program on the machine.
 
 Contract: one call, which blocks; no thread, no state.  What is behind it is PUBLISH in
-docs/wire.md, a few lines in any language.
+docs/reference/wire.md, a few lines in any language.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ for a name that is misspelt.  Pure; called once a handshake.
 ``Define``, of the same names, is the server's configuration only: it fixes a setting for
 all sites, and it alone sets what reaches beyond one (``server_only``).
 
-``docs/configuration.md`` has the same table for people; a test holds the two
+``docs/reference/configuration.md`` has the same table for people; a test holds the two
 against each other.
 """
 
@@ -323,7 +323,7 @@ class Settings:
         subprotocols: those that may be chosen, best first.
         accept: who decides on a connection: ``bridge`` or ``producer``.
         pass_env: names of variables the producer is told.
-        wire: what crosses the socket: ``framed`` (docs/wire.md) or ``raw``.
+        wire: what crosses the socket: ``framed`` (docs/reference/wire.md) or ``raw``.
         raw_delimiter: with ``raw``, what ends a message: ``off`` (a read) or ``newline``.
         raw_type: with ``raw``, of the producer's messages: ``auto`` (text where it is
             UTF-8), ``text`` or ``binary``.
@@ -392,7 +392,7 @@ class Settings:
         "users of other sites' pages",
     )
     require_origin: bool = _setting(
-        False, parse_switch, _SWITCH, "producers, from programs that are no browsers"
+        False, parse_switch, _SWITCH, "producers, from programs other than browsers"
     )
     forwarded: str = _setting(
         OFF,
@@ -407,7 +407,7 @@ class Settings:
         "bridge",
         one_of("bridge", "producer"),
         "bridge or producer",
-        "whatever only the producer can judge",
+        "decisions that only the producer can make",
     )
     pass_env: tuple[str, ...] = _setting(
         (), parse_variables, "a list of names of variables parted by blanks", "nothing"
@@ -432,7 +432,7 @@ class Settings:
     close_log_format: CloseFormat = _setting(  # noqa: RUF009  # a field, as the others are
         CloseFormat(DEFAULT_FORMAT),
         parse_format,
-        "text and directives as LogFormat's, those that docs/configuration.md lists",
+        "text and directives as LogFormat's, those that docs/reference/configuration.md lists",
         "nothing",
     )
     log_directory: str = _setting(

@@ -56,7 +56,7 @@ html_theme_options = {
 }
 
 # Pages of the contents that a checkout may lack.
-OPTIONAL = ("command-line", "troubleshooting", "examples/*")
+OPTIONAL = ("examples/*",)
 
 
 def adapt(app: Sphinx, name: str, source: list[str]) -> None:

@@ -15,7 +15,7 @@ token, and neither shows it: each sends a random number, and the HMAC of both nu
 with the token as its key.  The caller sends nothing else, and nothing that a stranger
 who wrote the file could choose, before the other end has proved itself.
 
-Sources: docs/wire.md, *Loopback*; RFC 2104 (HMAC).
+Sources: docs/reference/wire.md, *Loopback*; RFC 2104 (HMAC).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ rest of what was read stays with its reader for the turns after that; the socket
 again before.  So what is buffered is bounded: one read and one unfinished message per
 client, and the events of one turn.
 
-How ``drain()`` loses nothing (docs/wire.md, *Moving*): each client is sent a MOVE.
+How ``drain()`` loses nothing (docs/reference/wire.md, *Moving*): each client is sent a MOVE.
 What it sends before the bridge's answering MOVE becomes events as ever, and what the
 program sends meanwhile goes to it as ever.  Behind these events comes its
 ConnectionClosed, and when the program comes back for the event after that, it has

@@ -1,7 +1,7 @@
 """The wire, version 1: what crosses the Unix socket between bridge and producer.
 
 Frames of RFC 6455, never masked, RSV bits zero, in both directions, after one
-OPEN frame from the bridge.  ``docs/wire.md`` is the specification; this module
+OPEN frame from the bridge.  ``docs/reference/wire.md`` is the specification; this module
 is its only implementation in Python, used by the library and by the bridge.
 
 Contract: pure functions and constants.  No I/O, no state; callable from any

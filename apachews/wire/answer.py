@@ -4,7 +4,7 @@ Contract: ``Answer`` is data that was checked when it was made; ``encode`` gives
 ANSWER frame, ``decode`` reads its payload.  Pure; used by the library and by the
 bridge, which believes no producer.
 
-Sources: docs/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status);
+Sources: docs/reference/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status);
 RFC 6455 4.2.2 (subprotocol).
 """
 
@@ -120,4 +120,6 @@ class Answer:
         except KeyError as error:
             raise WireError(f"the ANSWER lacks the member {error}") from error
         except (TypeError, ValueError, RecursionError) as error:
-            raise WireError(f"the ANSWER is not as docs/wire.md has it: {error}") from error
+            raise WireError(
+                f"the ANSWER is not as docs/reference/wire.md has it: {error}"
+            ) from error

@@ -18,7 +18,7 @@ of a member changes; ``tests/handler/test_portable.py`` notices new state.
 
 TLS never passes: OpenSSL exports no connection.
 
-Sources: docs/how-it-works.md, "Restarts".
+Sources: docs/explanation/how-it-works.md, "Restarts".
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ the client cannot be told and is dropped.  While the client does not take what i
 sent to it, only its last PING is remembered (RFC 6455 5.5.3 allows it), so that
 one that pings and never reads costs nothing.
 
-Sources: RFC 6455 5.5 (control frames), 7.1 (closing); docs/wire.md.
+Sources: RFC 6455 5.5 (control frames), 7.1 (closing); docs/reference/wire.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 <?php
 /**
  * Sends a message to the clients of the producer that listens on a socket file, as
- * docs/wire.md has it under "Publishing"; $group null: to all.
+ * docs/reference/wire.md has it under "Publishing"; $group null: to all.
  *
  * Returns how many it reached; throws RuntimeException where nobody listens or answers.
  */

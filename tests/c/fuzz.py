@@ -32,7 +32,7 @@ GRACE_S: Final = 60
 
 def seeds(target: str) -> list[Path]:
     """Write what a target begins with; return the files."""
-    vectors = json.loads((ROOT / "docs" / "wire-vectors.json").read_text())
+    vectors = json.loads((ROOT / "docs" / "reference" / "wire-vectors.json").read_text())
     hello = bytes.fromhex(vectors["open"])
     streams = [
         (hello if vector["open"] else b"") + bytes.fromhex(vector["hex"])

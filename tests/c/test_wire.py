@@ -1,4 +1,4 @@
-"""The reader in C against docs/wire-vectors.json, and against the reader in Python."""
+"""The reader in C against docs/reference/wire-vectors.json, and against the reader in Python."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from apachews.wire.reader import MessageReader, Moved, Pong, Violation
 from ..support.site import ROOT
 from .build import built
 
-VECTORS: dict[str, Any] = json.loads((ROOT / "docs" / "wire-vectors.json").read_text())
+VECTORS: dict[str, Any] = json.loads(
+    (ROOT / "docs" / "reference" / "wire-vectors.json").read_text()
+)
 MAX_MESSAGE = 16 * 1024 * 1024
 OPEN = wire.Open(id="1", uri="/").encode()
 

@@ -18,7 +18,8 @@ from ..conftest import wait_for
 from ..support.site import for_two_threads
 from .pages import Block
 
-TUTORIAL: Final = "docs/tutorial.md"
+QUICK_START: Final = "docs/tutorial/quickstart.md"
+TUTORIAL: Final = "docs/tutorial/tutorial.md"
 TIMEOUT_S: Final = 10.0
 CONSOLE: Final = "console of "
 
@@ -31,8 +32,8 @@ def answered(block: Block, output: str) -> None:
 
 
 ANSWERS: Final = {
-    ("docs/quickstart.md", "curl --include"): "HTTP/1.1 426 ",
-    ("docs/quickstart.md", "tail"): "426 Upgrade Required for /ws/echo.ws: not a WebSocket request",
+    (QUICK_START, "curl --include"): "HTTP/1.1 426 ",
+    (QUICK_START, "tail"): "426 Upgrade Required for /ws/echo.ws: not a WebSocket request",
     ("docs/howto/publish.md", "-m 'The server"): "0 reached",
     (TUTORIAL, "configtest"): "Syntax OK",
     (TUTORIAL, "--head"): "HTTP/1.1 ",

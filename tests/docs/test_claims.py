@@ -43,7 +43,9 @@ def site() -> Iterator[Site]:
     extra = "".join(f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"\n' for name in MODULES)
     for name, directives in DIRECTORIES.items():
         extra += f'<Directory "${{DOCROOT}}/{name}">\n{directives}\n</Directory>\n'
-    alias = block("docs/migration.md", "WSGIScriptAlias").replace("/var/www/html/ws", "${DOCROOT}")
+    alias = block("docs/howto/migration.md", "WSGIScriptAlias").replace(
+        "/var/www/html/ws", "${DOCROOT}"
+    )
     with running_site(extra=extra + alias) as site:
         for name in DIRECTORIES:
             (site.docroot / name).mkdir()
@@ -78,7 +80,7 @@ def test_a_socket_needs_follow_symlinks(site: Site) -> None:
 
 def test_where_users_upload_it_can_be_switched_off(site: Site) -> None:
     assert answer(site, "/uploads/echo.ws") != 101
-    assert "RemoveHandler .ws" in block("docs/security.md", "RemoveHandler")
+    assert "RemoveHandler .ws" in block("docs/explanation/security.md", "RemoveHandler")
 
 
 def test_a_url_can_stay_as_it_was_behind_a_proxy(site: Site) -> None:

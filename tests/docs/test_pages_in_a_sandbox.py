@@ -22,12 +22,12 @@ PROGRAMS = ("unshare", "setpriv", "ip", "curl", "openssl", "apache2", "cmake", "
 READINGS = [
     ["README.md"],
     [
-        "docs/quickstart.md",
-        "docs/c.md",
-        "docs/tutorial.md",
+        "docs/tutorial/quickstart.md",
+        "docs/reference/c.md",
+        "docs/tutorial/tutorial.md",
         "docs/howto/publish.md",
         "docs/howto/deploy.md",
-        "docs/operations.md",
+        "docs/howto/operations.md",
     ],
 ]
 

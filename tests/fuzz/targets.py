@@ -7,7 +7,7 @@ tests drive them with the corpora.
 
 Each begins with a comment on what its input is made of (``source.py``).
 
-Sources: the contracts at the head of the modules; docs/wire.md; RFC 6455; RFC 7692.
+Sources: the contracts at the head of the modules; docs/reference/wire.md; RFC 6455; RFC 7692.
 """
 
 from __future__ import annotations

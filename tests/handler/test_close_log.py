@@ -33,7 +33,7 @@ from apachews_handler.settings import parse_settings
 from ..support.site import IS_ROOT, ROOT
 from .test_bridge import Lines
 
-MANUAL = ROOT / "docs" / "configuration.md"
+MANUAL = ROOT / "docs" / "reference" / "configuration.md"
 OPENED = datetime.datetime(2026, 3, 4, 5, 6, 7, 250_000).astimezone()
 ZONE = f"{OPENED:%z}"
 ENVIRON = {
@@ -157,7 +157,7 @@ def test_a_bad_format_is_a_bad_setting(format_: str, what: str) -> None:
     with pytest.raises(BadSetting) as caught:
         parse_settings({"APACHEWS_CLOSE_LOG_FORMAT": format_})
     assert what in caught.value.logged
-    assert "docs/configuration.md" in caught.value.logged
+    assert "docs/reference/configuration.md" in caught.value.logged
 
 
 @given(st.text())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apachews_handler.exceptions import BadSetting
 from apachews_handler.settings import FIELDS, Rate, Settings, parse_settings
 
-TABLE = Path(__file__).parents[2] / "docs" / "configuration.md"
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
 
 def test_defaults_and_other_variables() -> None:

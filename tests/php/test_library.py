@@ -157,7 +157,7 @@ def test_a_program_of_the_original_needs_no_line_that_loads_the_library(
 
 
 def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "php.md").read_text()
+    page = (ROOT / "docs" / "reference" / "php.md").read_text()
     commands = re.findall(r"`composer ([^`]+)`", page)
     assert len(commands) == 2
     (tmp_path / "composer.json").write_text('{"repositories": [{"packagist.org": false}]}')
@@ -191,7 +191,7 @@ def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "php.md").read_text()
+    page = (ROOT / "docs" / "reference" / "php.md").read_text()
     (drop_in,) = re.findall(r"^```ini\n(.*?)^```", page, re.M | re.S)
     name = "apachews-producer@.service"
     template = (ROOT / "deploy" / "systemd" / name).read_text()

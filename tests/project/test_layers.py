@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TABLE = ROOT / "docs" / "how-it-works.md"
+TABLE = ROOT / "docs" / "explanation" / "how-it-works.md"
 PACKAGES = ("apachews", "apachews_handler", "apachews_tools")
 
 # Modules that a layer never imports.

@@ -88,7 +88,7 @@ def _item(opcode: int, payload: bytes) -> Item:
 
 
 class HeldClient:
-    """One client that numbers its messages, and is resumed as docs/wire.md has it.
+    """One client that numbers its messages, and is resumed as docs/reference/wire.md has it.
 
     Attributes:
         sent, answered: messages that went out, and answers that came, in order.

@@ -2,7 +2,7 @@
  *
  * For programs that were written for that library: they compile as they stand, and are
  * linked with -lapachews.  New programs have apachews.h; a program may use both, as the
- * clients are the same.  docs/c.md says what differs.
+ * clients are the same.  docs/reference/c.md says what differs.
  *
  * Lifetimes: an event is the program's, until apachews_event_free().  A client lives until the
  * event whose apachews_event_read() gave ApacheWSConnectionClosed is freed and the next one

@@ -2,7 +2,7 @@
  *
  * A program listens on a Unix socket that is a .ws file in Apache's document root, and
  * Apache bridges every WebSocket that asks for that file to it.  This header is all of
- * the interface; docs/c.md has it with examples, docs/wire.md what passes underneath.
+ * the interface; docs/reference/c.md has it with examples, docs/reference/wire.md what passes underneath.
  *
  *     apachews_server *server = apachews_server_open(path, NULL, &error);
  *     apachews_event event;
@@ -133,7 +133,7 @@ typedef struct apachews_pair {
     size_t length;
 } apachews_pair;
 
-/* What Apache says of a client; for OPEN of docs/wire.md. */
+/* What Apache says of a client; for OPEN of docs/reference/wire.md. */
 typedef struct apachews_request {
     const char *id; /* unique; stays the same when the client is resumed */
     const char *method;

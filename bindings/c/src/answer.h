@@ -3,7 +3,7 @@
  * Contract: an answer is checked and becomes the payload of an ANSWER, or *error says what
  * may not be sent.  No I/O.
  *
- * Sources: docs/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status).
+ * Sources: docs/reference/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status).
  */
 #ifndef APACHEWS_ANSWER_H
 #define APACHEWS_ANSWER_H

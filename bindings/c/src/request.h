@@ -1,4 +1,4 @@
-/* What OPEN and PUBLISH say: their payloads, read.  docs/wire.md has their members.  No I/O.
+/* What OPEN and PUBLISH say: their payloads, read.  docs/reference/wire.md has their members.  No I/O.
  *
  * A text of OPEN that holds U+0000 is refused, because a string of C would end there and say
  * something else ("ann\0…"); only the values of headers and variables may have it, as these

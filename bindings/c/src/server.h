@@ -10,7 +10,7 @@
  * message and one read per client.  A message that came whole is given out where it lies, without
  * a copy.
  *
- * How drain() loses nothing (docs/wire.md, Moving): each client is sent a MOVE.  What it sends
+ * How drain() loses nothing (docs/reference/wire.md, Moving): each client is sent a MOVE.  What it sends
  * before the bridge's answering MOVE becomes events as ever, and what the program sends
  * meanwhile goes to it as ever.  Behind these events comes its CLOSE, and when the program
  * comes back for the event after that, it has had its say: what it sent goes out, and the

@@ -1,4 +1,4 @@
-/* The wire, version 1: what crosses the Unix socket.  docs/wire.md is its specification.
+/* The wire, version 1: what crosses the Unix socket.  docs/reference/wire.md is its specification.
  *
  * Contract: bytes in, items out; no I/O, no clock.  One reader a connection.
  *
@@ -57,7 +57,7 @@ enum {
 #define WIRE_MAX_CONTROL 125
 /* RFC 6455 5.5.1: two of those bytes are the code. */
 #define WIRE_MAX_REASON 123
-/* docs/wire.md: OPEN, and frames of reserved opcodes below 0x8. */
+/* docs/reference/wire.md: OPEN, and frames of reserved opcodes below 0x8. */
 #define WIRE_MAX_OPEN (8u * 1024 * 1024)
 #define WIRE_MAX_ANSWER (64u * 1024)
 

@@ -1,4 +1,4 @@
-/* The library's side of docs/wire-vectors.json, for tests/c/test_wire.py: it reads one request
+/* The library's side of docs/reference/wire-vectors.json, for tests/c/test_wire.py: it reads one request
  * a line and writes one answer a line.
  *
  *     read MAX HEX       the items of a stream to the producer, as a JSON array; cut at every

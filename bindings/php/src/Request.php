@@ -8,7 +8,7 @@ use apachews\Exception\WireError;
 use apachews\Wire\Document;
 
 /**
- * The client's request, as Apache tells of it (OPEN in docs/wire.md).
+ * The client's request, as Apache tells of it (OPEN in docs/reference/wire.md).
  */
 final class Request
 {

@@ -5,11 +5,11 @@ declare(strict_types=1);
 namespace apachews\Tests;
 
 /**
- * The wire's examples, docs/wire-vectors.json, which every library is held against.
+ * The wire's examples, docs/reference/wire-vectors.json, which every library is held against.
  */
 final class Vectors
 {
-    private const FILE = __DIR__ . '/../../../docs/wire-vectors.json';
+    private const FILE = __DIR__ . '/../../../docs/reference/wire-vectors.json';
 
     /**
      * @return array<string, array{array<string, mixed>}> by name, as PHPUnit takes them

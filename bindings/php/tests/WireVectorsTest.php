@@ -19,7 +19,7 @@ use apachews\Wire\Violation;
 use PHPUnit\Framework\TestCase;
 
 /**
- * The sans-I/O core against docs/wire-vectors.json, which is the wire's and not ours.
+ * The sans-I/O core against docs/reference/wire-vectors.json, which is the wire's and not ours.
  */
 final class WireVectorsTest extends TestCase
 {

@@ -15,7 +15,7 @@ namespace apachews\Exception;
  *     InvalidArgument     a value that may not be sent; the text says which
  *     NoClient            the event has no client
  *     NotAsked            Apache does not leave the decision to the producer
- *     WireError           bytes that break docs/wire.md; never out of the library
+ *     WireError           bytes that break docs/reference/wire.md; never out of the library
  */
 interface ApachewsException extends \Throwable
 {

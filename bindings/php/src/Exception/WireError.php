@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * Bytes that break the specification of the wire, docs/wire.md.
+ * Bytes that break the specification of the wire, docs/reference/wire.md.
  */
 final class WireError extends \RuntimeException implements ApachewsException
 {

@@ -44,7 +44,7 @@ use apachews\Wire\Violation;
  * buffered is bounded: one unfinished message and one read per client, and the events of
  * one turn.
  *
- * How drain() loses nothing (docs/wire.md, Moving): each client is sent a MOVE. What it
+ * How drain() loses nothing (docs/reference/wire.md, Moving): each client is sent a MOVE. What it
  * sends before the bridge's answering MOVE becomes events as ever, and what the program
  * sends meanwhile goes to it as ever. Behind these events comes its ConnectionClosed, and
  * when the program comes back for the event after that, it has had its say: what it sent

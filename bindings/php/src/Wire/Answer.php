@@ -9,7 +9,7 @@ use apachews\Exception\InvalidArgument;
 /**
  * The producer's answer to OPEN, where Apache leaves the decision to it.
  *
- * Data that was checked when it was made. Sources: docs/wire.md; RFC 9110 5.1, 5.5 (field
+ * Data that was checked when it was made. Sources: docs/reference/wire.md; RFC 9110 5.1, 5.5 (field
  * names and values), 15 (status); RFC 6455 4.2.2 (subprotocol).
  */
 final class Answer

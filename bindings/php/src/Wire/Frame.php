@@ -9,7 +9,7 @@ use apachews\Exception\WireError;
 /**
  * The frames of the wire: RFC 6455 5.2, never masked, RSV bits zero.
  *
- * docs/wire.md is the specification. Pure functions and constants.
+ * docs/reference/wire.md is the specification. Pure functions and constants.
  */
 final class Frame
 {

@@ -19,7 +19,7 @@ use apachews\Request;
  * Only headers, control frames and OPEN wait in $rest until they are whole; each has a
  * bound.
  *
- * Sources: docs/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
+ * Sources: docs/reference/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
  *
  * @phpstan-type Item Message|Request|Publish|Close|Pong|Moved|Violation
  */
@@ -239,7 +239,7 @@ final class MessageReader
             $items[] = new Pong($payload);
         } else {
             // PING and ANSWER do not occur in this direction, and the other opcodes are
-            // reserved: left out, so that the wire can grow (docs/wire.md).
+            // reserved: left out, so that the wire can grow (docs/reference/wire.md).
             $this->ignored[$opcode] = true;
         }
         return true;
