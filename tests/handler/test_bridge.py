@@ -90,14 +90,14 @@ class Peers:
         session = Session(settings, deflate_agreement)
         session.open(OPEN)
         self.connection = Connection(
-            transport(client_near),
-            producer_near,
-            session,
-            settings,
-            path,
-            "[client x] /a.ws",
-            self.log,
-            places,
+            transport=transport(client_near),
+            producer_socket=producer_near,
+            session=session,
+            settings=settings,
+            endpoint=path,
+            name="[client x] /a.ws",
+            log=self.log,
+            admission=places,
         )
         bridge.adopt(self.connection)
 
@@ -194,7 +194,7 @@ def test_a_client_that_does_not_read_stops_its_producer_and_nobody_else(
     frame = wire.encode_frame(wire.BINARY, b"x" * 10_000)
     slow.producer.setblocking(False)
     sent = stalled(slow.producer, frame * 10)
-    queued = len(slow.connection.client_queue)
+    queued = slow.connection.client.queue.unsent_bytes
     assert 0 < queued <= MAX_BUFFER
     fast.client.sendall(masked(0x81, b"hi"))
     assert fast.next_item() == "hi"
@@ -233,7 +233,7 @@ def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., P
     frame = masked(0x82, b"x" * 10_000)
     peers.client.setblocking(False)
     sent = stalled(peers.client, frame * 10)
-    assert 0 < len(peers.connection.producer_queue) <= MAX_BUFFER + 1000
+    assert 0 < peers.connection.producer.queue.unsent_bytes <= MAX_BUFFER + 1000
     messages = sent // len(frame)
     for _ in range(messages):
         assert peers.next_item() == b"x" * 10_000
@@ -249,8 +249,8 @@ def test_what_is_held_of_each_direction_is_a_setting(
     for sock in (peers.client, peers.producer):
         sock.setblocking(False)
         stalled(sock, b"x" * 60_000)
-    for queue in (peers.connection.client_queue, peers.connection.producer_queue):
-        assert 0 < len(queue) <= size + 100
+    for leg in (peers.connection.client, peers.connection.producer):
+        assert 0 < leg.queue.unsent_bytes <= size + 100
 
 
 def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[..., Peers]) -> None:
@@ -258,12 +258,12 @@ def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[...
     peers.producer.setblocking(False)
     stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.settimeout(10)
-    before = len(peers.connection.client_queue)
+    before = peers.connection.client.queue.unsent_bytes
     for _ in range(5_000):
         peers.client.sendall(masked(0x89, b"p" * 125))
     peers.client.sendall(masked(0x81, b"end"))
     assert peers.next_item() == "end"
-    assert len(peers.connection.client_queue) <= before
+    assert peers.connection.client.queue.unsent_bytes <= before
 
 
 def test_the_client_closes(connect: Callable[..., Peers]) -> None:
@@ -319,7 +319,7 @@ def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
     peers.producer.setblocking(False)
     sent = stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.close()
-    wait_for(lambda: peers.connection.producer_mask == -1)
+    wait_for(lambda: peers.connection.producer.mask == -1)
     used = sum(os.times()[:2])
     wait_for(lambda: peers.log.lines)
     assert sum(os.times()[:2]) - used < 0.4
@@ -467,8 +467,8 @@ def test_a_bomb_passes_in_bounded_pieces_and_its_producer_is_waited_for(
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
     peers.client.sendall(masked(0xC2, bomb) + masked(0x81, b"behind it"))
-    wait_for(lambda: peers.connection.producer_queue)
-    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    wait_for(lambda: peers.connection.producer.queue.unsent_bytes)
+    assert peers.connection.producer.queue.unsent_bytes <= MAX_BUFFER + 100
     assert peers.next_item() == bytes(20_000_000)
     assert peers.next_item() == "behind it"
 
@@ -481,12 +481,12 @@ def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
     peers.client.sendall(masked(0xC2, bomb))
-    wait_for(lambda: peers.connection.producer_queue)
+    wait_for(lambda: peers.connection.producer.queue.unsent_bytes)
     assert peers.connection.session.is_paused
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peers.client.close()
     used = sum(os.times()[:2])
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     let_pass(0.5)
     assert sum(os.times()[:2]) - used < 0.3
 
@@ -536,7 +536,7 @@ def test_a_transport_that_must_write_is_no_way_around_a_slow_producer(
     stalled(peers.client, b"x" * 60_000)
     used = sum(os.times()[:2])
     let_pass(0.5)
-    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    assert peers.connection.producer.queue.unsent_bytes <= MAX_BUFFER + 100
     assert sum(os.times()[:2]) - used < 0.3
     peers.producer.setblocking(False)
 
@@ -604,7 +604,7 @@ def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
     assert "a fault of ours" in bad.log.lines[0][1]
     good.client.sendall(masked(0x81, b"hi"))
     assert good.next_item() == "hi"
-    assert bridge._loop.counters.endpoints()[""].closes == {"1000": 1}
+    assert bridge.loop.counters.endpoints()[""].closes == {"1000": 1}
 
 
 def kept_busy(bridge: Bridge) -> threading.Event:
@@ -613,13 +613,13 @@ def kept_busy(bridge: Bridge) -> threading.Event:
     reader, writer = socket.socketpair()
 
     def be_busy() -> None:
-        bridge._loop.unwatch(reader.fileno())
+        bridge.loop.remove_reader(reader.fileno())
         reader.close()
         writer.close()
         is_busy.set()
         may_go_on.wait(10)
 
-    bridge._loop.watch(reader.fileno(), be_busy)
+    bridge.loop.add_reader(reader.fileno(), be_busy)
     writer.send(b"x")
     assert is_busy.wait(5)
     return may_go_on
@@ -688,15 +688,16 @@ class FullEpoll:
 
 
 def test_where_epoll_has_no_room_a_client_gets_its_goodbye(bridge: Bridge) -> None:
-    epoll = bridge._loop._epoll
-    bridge._loop._epoll = FullEpoll(epoll)  # type: ignore[assignment]
+    poller = bridge.loop._poller
+    epoll = poller.epoll
+    poller.epoll = FullEpoll(epoll)  # type: ignore[assignment]
     peers = Peers(bridge)
     assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
     assert peers.next_item() is None
     wait_for(lambda: peers.log.lines)
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
     assert peers.released == [True]
-    bridge._loop._epoll = epoll
+    poller.epoll = epoll
     peers.close()
     after = Peers(bridge)
     assert isinstance(after.next_item(), wire.Open)
@@ -764,7 +765,7 @@ def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
     connect: Callable[..., Peers],
 ) -> None:
     peers = connect(close_timeout=0.2)
-    while not peers.connection.producer_queue:
+    while not peers.connection.producer.queue.unsent_bytes:
         peers.client.sendall(masked(0x82, b"x" * 10_000))
         let_pass(0.005)  # so that the client's window stays open
     peers.client.shutdown(socket.SHUT_WR)
@@ -783,7 +784,7 @@ def test_goodbyes_are_spread(
 ) -> None:
     many = [connect(drain_rate=rate) for _ in range(10)]
     begun_at = time.monotonic()
-    bridge.begin_stop()
+    bridge.stop_nowait()
     told_at = []
     for peers in many:
         assert peers.client_reads(4)[2:] == b"\x03\xe9"
@@ -799,7 +800,7 @@ def test_all_goodbyes_are_said_in_time_however_slow_the_pace(
     monkeypatch.setattr("apachews_handler.bridge.thread.STOP_SPREAD_S", 0.5)
     many = [connect(drain_rate=Rate(1, 1.0)) for _ in range(10)]
     begun_at = time.monotonic()
-    bridge.begin_stop()
+    bridge.stop_nowait()
     for peers in many:
         assert peers.client_reads(4)[2:] == b"\x03\xe9"
         peers.client.close()

@@ -27,7 +27,7 @@ class Held:
     """As much of a connection as is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self.path = str(path)
+        self.endpoint = str(path)
         self.settings = Settings()
 
 
@@ -41,7 +41,7 @@ def hold(holds: Reconnector, path: Path, count: int = 1) -> list[Connection]:
 def take(holds: Reconnector) -> list[socket.socket]:
     """Look once, as the loop does when it is time."""
     now = time.monotonic()
-    return [sock for _, sock in holds.take_resumable(now)] if holds.next_at() <= now else []
+    return [sock for _, sock in holds.connect_due(now)] if holds.next_at() <= now else []
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def test_a_search_that_is_broken_off_begins_again(tmp_path: Path) -> None:
     with squatter(path, lambda sock: None) as accepted:
         wait_for(lambda: take(holds) == [] and accepted)
         before = descriptors()
-        holds.give_up()
+        holds.abort_attempts()
         assert descriptors() == before - 1
         assert len(holds) == 1
     path.unlink()

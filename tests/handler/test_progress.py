@@ -20,8 +20,8 @@ def asked(state: TcpState, *, has_read: bool = True) -> Progress:
     """Return the state of a client that is sent a PING, and has answered one just before."""
     progress = Progress(state)
     if has_read:
-        progress.ask(state, NOW, is_answered=False)
-    progress.ask(state, NOW, is_answered=has_read)
+        progress.note_ping(state, NOW, is_answered=False)
+    progress.note_ping(state, NOW, is_answered=has_read)
     return progress
 
 
@@ -78,7 +78,7 @@ def test_the_time_for_what_is_unread_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "is_taking"),
+    ("first", "second", "is_receiving"),
     [
         pytest.param(START, START, False, id="nothing arrives"),
         pytest.param(START, TcpState(1001, 499, 10), True, id="some arrives, some is to come"),
@@ -86,8 +86,10 @@ def test_the_time_for_what_is_unread_is_bounded() -> None:
         pytest.param(ARRIVED, TcpState(1504, 0, 9000), False, id="only the CLOSE arrives"),
     ],
 )
-def test_a_client_that_is_being_closed(first: TcpState, second: TcpState, is_taking: bool) -> None:
+def test_a_client_that_is_being_closed(
+    first: TcpState, second: TcpState, is_receiving: bool
+) -> None:
     progress = Progress(first)
-    assert progress.is_taking(second) is is_taking
-    assert progress.is_taking(second) is False
-    assert Progress(first).is_taking(second, 2) is False  # too little
+    assert progress.is_receiving(second) is is_receiving
+    assert progress.is_receiving(second) is False
+    assert Progress(first).is_receiving(second, 2) is False  # too little

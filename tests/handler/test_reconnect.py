@@ -167,7 +167,7 @@ def test_a_slow_client_gets_all_that_its_last_producer_said(
     sent, begun = divmod(stalled(peers.producer, frame), len(frame))
     assert not begun
     peers.producer.close()
-    wait_for(lambda: peers.connection.producer_mask == -1)
+    wait_for(lambda: peers.connection.producer.mask == -1)
     started_at = time.monotonic()
     while time.monotonic() - started_at < 2:  # it goes on taking a little
         assert peers.client_reads(len(frame)) == frame
@@ -202,7 +202,7 @@ def test_one_probe_a_path_however_many_wait(
 
     def fail(path: str, directories: tuple[str, ...]) -> object:
         probes.append(path)
-        return reconnect._Found.NOBODY
+        return reconnect._Failure.NOT_LISTENING
 
     monkeypatch.setattr(reconnect, "_connect", fail)
     many = [connect() for _ in range(20)]
@@ -241,7 +241,7 @@ def test_a_refused_path_is_tried_rarely(
     path.symlink_to(TOO_LONG)
     for peers in many:
         peers.producer.close()
-        wait_for(lambda peers=peers: peers.connection.producer_fd == -1)  # type: ignore[misc]
+        wait_for(lambda peers=peers: peers.connection.producer.fd == -1)  # type: ignore[misc]
     let_pass(1.0)
     assert walks == [os.fsencode(path)]
 
@@ -334,7 +334,7 @@ def test_who_leaves_while_his_producer_moves_has_had_his_say(
     if is_polite:
         assert peers.client_reads(4) == b"\x88\x02\x03\xe8"
     peers.client.close()
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     peers.producer.sendall(TEXT)  # to nobody
     peers.producer.close()
     client = listen().accept()
@@ -349,7 +349,7 @@ def test_waiting_for_the_next_producer_takes_no_processor(connect: Callable[...,
     peers.client.sendall(masked(0x81, b"last"))
     wait_for(lambda: peers.connection.session.waiting_bytes)
     peers.client.close()
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     used = sum(os.times()[:2])
     let_pass(1.0)
     assert sum(os.times()[:2]) - used < 0.3, "it spins"
@@ -394,7 +394,7 @@ def test_the_last_words_of_one_who_left_are_delivered(
     if is_polite:
         assert peers.client_reads(4) == b"\x88\x02\x03\xe8"
     peers.client.close()
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     client = listen().accept()
     assert is_resumed(client.next_item())
     assert client.next_item() == "last"
@@ -441,6 +441,6 @@ def test_a_producer_that_takes_nothing_more_is_replaced_when_it_ends(
 def test_a_stop_tells_those_that_are_held(bridge: Bridge, connect: Callable[..., Peers]) -> None:
     peers = connect()
     peers.producer.close()
-    wait_for(lambda: peers.connection.producer_fd == -1)
-    bridge.begin_stop()
+    wait_for(lambda: peers.connection.producer.fd == -1)
+    bridge.stop_nowait()
     assert peers.client_reads(4)[2:] == b"\x03\xe9"

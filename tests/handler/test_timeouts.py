@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.protocol.timeouts import Due, Timeouts
+from apachews_handler.protocol.timeouts import CRASH_DELAY_S, SETTLED_S, Due, Timeouts
 from apachews_handler.settings import Settings
 
 # A machine's uptime of nine days: sums of it are rounded.
@@ -124,7 +124,7 @@ def test_what_waits_for_a_client_is_no_idleness() -> None:
 
 def test_leaving_counts_alone() -> None:
     made = watch(ping_interval=20, ping_timeout=10, idle_timeout=15)
-    made.leaves_at = START + 100
+    made.close_by = START + 100
     assert made.next_at() == START + 100
     assert made.due(START + 99) is None
     assert made.due(START + 100) is Due.OVERDUE
@@ -175,23 +175,66 @@ def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, nam
 
 def test_a_quiet_client_is_asked_early_once() -> None:
     watch = Timeouts(Settings(ping_interval=20.0, ping_timeout=5.0), START)
-    assert not watch.ask_early(START + 9)
-    assert watch.ask_early(START + 10)
-    assert not watch.ask_early(START + 11), "it was asked"
+    assert not watch.ping_early(START + 9)
+    assert watch.ping_early(START + 10)
+    assert not watch.ping_early(START + 11), "it was asked"
     assert watch.next_at() == START + 15
     assert watch.due(START + 15) is Due.NO_PONG
     watch.heard_at = START + 14
     assert watch.due(START + 15) is None
     assert watch.next_at() == START + 34
-    assert watch.ask_early(START + 24)
+    assert watch.ping_early(START + 24)
 
 
-@pytest.mark.parametrize("name", ["waiting_since", "held_until", "goodbye_at", "leaves_at"])
+@pytest.mark.parametrize("name", ["waiting_since", "held_until", "drain_at", "close_by"])
 def test_one_with_another_deadline_is_not_asked_early(name: str) -> None:
     watch = Timeouts(Settings(), START)
     setattr(watch, name, START)
-    assert not watch.ask_early(START + 15)
+    assert not watch.ping_early(START + 15)
 
 
 def test_without_pings_nothing_is_asked_early() -> None:
-    assert not Timeouts(Settings(ping_interval=0.0), START).ask_early(START + 1000)
+    assert not Timeouts(Settings(ping_interval=0.0), START).ping_early(START + 1000)
+
+
+def test_a_client_is_held_from_the_end_of_its_producer() -> None:
+    made = watch(hold=30)
+    assert made.start_hold(START + 5, 7, is_moving=False) == START + 5, "look at once"
+    assert made.held_until == START + 35
+    assert made.due(START + 34) is None
+    assert made.due(START + 35) is Due.HOLD_EXPIRED
+    made.end_hold(START + 20, 7)
+    assert made.held_until == 0.0
+    assert made.next_at() == math.inf
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "said", "is_moving", "delay_s", "held_until"),
+    [
+        pytest.param(SETTLED_S / 2, 7, False, CRASH_DELAY_S, START + 30, id="it crashes"),
+        pytest.param(SETTLED_S / 2, 8, False, CRASH_DELAY_S, None, id="it has said something"),
+        pytest.param(SETTLED_S / 2, 7, True, 0.0, None, id="it moves"),
+        pytest.param(SETTLED_S * 2, 7, False, 0.0, None, id="it has settled"),
+    ],
+)
+def test_a_producer_that_ends_right_after_it_got_the_client(
+    lasted_s: float, said: int, is_moving: bool, delay_s: float, held_until: float | None
+) -> None:
+    made = watch(hold=30)
+    made.start_hold(START, 7, is_moving=False)
+    made.end_hold(START + 10, 7)
+    ended_at = START + 10 + lasted_s
+    assert made.start_hold(ended_at, said, is_moving=is_moving) == ended_at + delay_s
+    assert made.held_until == (ended_at + 30 if held_until is None else held_until)
+
+
+def test_producers_that_all_crash_are_given_the_client_until_the_hold_ends() -> None:
+    made, now, attempts = watch(hold=2.0), START, 0
+    retry_at = made.start_hold(now, 0, is_moving=False)
+    while retry_at < made.held_until:
+        made.end_hold(retry_at, 0)
+        attempts += 1
+        now = retry_at + 0.001
+        retry_at = made.start_hold(now, 0, is_moving=False)
+    assert made.held_until == START + 2.0
+    assert attempts == 4

@@ -1,4 +1,4 @@
-"""bridge.report and apachews.monitoring.collect: a process is asked, and answers."""
+"""bridge.reporter and apachews.monitoring.collect: a process is asked, and answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pytest
 from apachews import wire
 from apachews.monitoring.collect import SEALS, RunningApache, collect, socket_name
 from apachews.monitoring.snapshot import CHILD, CLOSING, HELD, MAX_LISTED, OPEN, Status
-from apachews_handler.bridge import report
+from apachews_handler.bridge import reporter
 from apachews_handler.bridge.loop import Loop
-from apachews_handler.bridge.report import Reporter
+from apachews_handler.bridge.reporter import Reporter
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.shared import rundir
@@ -40,8 +40,7 @@ LOG = Lines()
 def bridge(temporary: Path) -> Iterator[Bridge]:
     """A bridge that answers, and leaves nothing behind."""
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE, LOG)
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, APACHE, LOG))
     yield bridge
     bridge.stop()
     assert list(temporary.iterdir()) == []
@@ -114,7 +113,7 @@ def test_states_and_queues(
         return {c.endpoint: c.state for _, c in status.connections()} if queued else {}
 
     assert wait_for(states) == {
-        held.connection.path: HELD,
+        held.connection.endpoint: HELD,
         "/closing.ws": CLOSING,
         "/slow.ws": OPEN,
     }
@@ -144,12 +143,12 @@ def test_the_round_trip_of_a_ping_is_measured(
 def test_thousands_are_counted_and_the_oldest_described(
     connect: Callable[..., Peers], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "MAX_LISTED", 5)
-    monkeypatch.setattr(report, "STEP_CONNECTIONS", 2)
+    monkeypatch.setattr(reporter, "MAX_LISTED", 5)
+    monkeypatch.setattr(reporter, "STEP_CONNECTIONS", 2)
     made = [connect(path=f"/{number}.ws") for number in range(9)]
     (process,) = collect(str(temporary), APACHE).processes
     assert process.connections_count == 9
-    assert [c.endpoint for c in process.connections] == [p.connection.path for p in made[:5]]
+    assert [c.endpoint for c in process.connections] == [p.connection.endpoint for p in made[:5]]
     assert len(process.endpoints) == 9
     assert MAX_LISTED == 1000
 
@@ -163,13 +162,13 @@ def test_messages_pass_while_a_walk_goes_on(
     """One has no end until a message has passed that was sent when it had begun."""
     peers = connect(path="/a.ws")
     has_begun, has_passed = threading.Event(), threading.Event()
-    real = report.Walk.step
+    real = reporter.Walk.step
 
-    def step(walk: report.Walk) -> bool:
+    def step(walk: reporter.Walk) -> bool:
         has_begun.set()
         return real(walk) and has_passed.is_set()
 
-    monkeypatch.setattr(report.Walk, "step", step)
+    monkeypatch.setattr(reporter.Walk, "step", step)
     found: list[Status] = []
     asked = threading.Thread(
         target=lambda: found.append(collect(str(temporary), APACHE, DEADLINE_S))
@@ -186,7 +185,7 @@ def test_messages_pass_while_a_walk_goes_on(
 def test_a_reader_that_does_not_read_is_not_waited_for(bridge: Bridge, temporary: Path) -> None:
     path = str(temporary / socket_name(APACHE, os.getpid()))
     with ExitStack() as stack:
-        for _ in range(report.MAX_READERS * 2):
+        for _ in range(reporter.MAX_READERS * 2):
             idle = stack.enter_context(socket.socket(socket.AF_UNIX))
             idle.connect(path)
         wait_for(lambda: not bridge._reporter or not bridge._reporter._readers)
@@ -196,12 +195,12 @@ def test_a_reader_that_does_not_read_is_not_waited_for(bridge: Bridge, temporary
 def test_a_walk_that_fails_costs_no_websocket(
     connect: Callable[..., Peers], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(walk: report.Walk) -> bool:
+    def fail(walk: reporter.Walk) -> bool:
         raise RuntimeError("a bug")
 
     peers = connect(path="/a.ws")
     with monkeypatch.context() as patched:
-        patched.setattr(report.Walk, "step", fail)
+        patched.setattr(reporter.Walk, "step", fail)
         assert collect(str(temporary), APACHE, 0.2).silent == (os.getpid(),)
     level, line = LOG.lines[-1]
     assert (level, line.splitlines()[-1]) == ("error", "RuntimeError: a bug")
@@ -232,8 +231,7 @@ def test_a_child_that_becomes_a_custodian_meanwhile_is_not_missed(
     def list_too_early(path: str) -> list[str]:
         names = listed(path)
         monkeypatch.setattr("apachews.monitoring.collect.os.listdir", listed)
-        custodian.answer_for("custodian", APACHE, LOG)
-        custodian.start()
+        custodian.start(Reporter(custodian.loop, "custodian", APACHE, LOG))
         return [*names, socket_name(APACHE, 999_999_999)]
 
     monkeypatch.setattr("apachews.monitoring.collect.os.listdir", list_too_early)
@@ -280,8 +278,7 @@ def test_a_process_without_descriptors_sends_callers_away(bridge: Bridge, tempor
 
 def test_a_frozen_bridge_answers_no_more(temporary: Path) -> None:
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE, LOG)
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, APACHE, LOG))
     peers = Peers(bridge)
     assert peers.next_item() is not None
     assert bridge.freeze()
@@ -305,8 +302,8 @@ def test_the_directory_of_somebody_else_is_an_error_with_its_name(temporary: Pat
     temporary.symlink_to(temporary.parent)
     bridge = Bridge()
     with pytest.raises(PermissionError) as refused:
-        bridge.answer_for(CHILD, APACHE, LOG)
-    assert str(temporary) in report.not_in_the_status(refused.value)
+        Reporter(bridge.loop, CHILD, APACHE, LOG)
+    assert str(temporary) in reporter.describe_failure(refused.value)
     bridge.start()
     bridge.stop()
 
@@ -318,8 +315,7 @@ def test_paths_may_be_longer_than_an_address(
     deep.mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE, LOG)
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, APACHE, LOG))
     (process,) = collect(str(deep / temporary.name), APACHE).processes
     assert process.pid == os.getpid()
     bridge.stop()
@@ -398,6 +394,7 @@ def test_a_closed_reader_wakes_nobody(bridge: Bridge, temporary: Path) -> None:
 # As systemd does for a service with PrivateTmp.
 WITH_A_TMP_OF_ITS_OWN = """
 import ctypes, os, sys, tempfile
+from apachews_handler.bridge.reporter import Reporter
 from apachews_handler.bridge.thread import Bridge
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
@@ -409,8 +406,7 @@ if (
     sys.exit("no namespaces here")
 tempfile.tempdir = "/tmp"
 bridge = Bridge()
-bridge.answer_for("child", os.getpid(), None)
-bridge.start()
+bridge.start(Reporter(bridge.loop, "child", os.getpid(), None))
 print("ready", flush=True)
 sys.stdin.read()
 bridge.stop()
@@ -448,7 +444,7 @@ def test_one_that_cannot_be_watched_leaves_no_file(
 
     loop = Loop()
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "watch", refuse)
+        patched.setattr(loop, "add_reader", refuse)
         with pytest.raises(OSError) as refused:
             Reporter(loop, CHILD, APACHE, LOG)
     assert refused.value.filename == str(temporary)
