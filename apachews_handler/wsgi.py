@@ -153,16 +153,18 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         transport = detach(request, head)
         undo.callback(transport.close)
         connection = Connection(
-            transport,
-            producer,
-            session,
-            settings,
-            path,
-            f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
-            log,
-            admission if admission.is_counted else None,
-            _about(open_, subprotocol),
-            _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
+            transport=transport,
+            producer_socket=producer,
+            session=session,
+            settings=settings,
+            endpoint=path,
+            name=f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
+            log=log,
+            admission=admission if admission.is_counted else None,
+            info=_connection_info(open_, subprotocol),
+            close_line=_close_line(
+                settings, Handshake(environ, open_, subprotocol, path, time.time())
+            ),
         )
         bridge.adopt(connection)
         undo.pop_all()
@@ -186,7 +188,7 @@ def _new_id() -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def _about(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
+def _connection_info(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
     """Return what the status may say of a connection: no query, which may have secrets."""
     return ConnectionInfo(
         id=open_.id,

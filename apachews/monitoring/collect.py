@@ -7,7 +7,7 @@ who may are root and the user whose processes they are.
 
 How this works: each process that has, or had, a WebSocket listens on a socket in its
 user's directory, named ``<process id of Apache's parent>.status.<its own>``.  Whoever
-connects is sent the descriptor of a file with its status (``apachews_handler.bridge.report``).
+connects is sent the descriptor of a file with its status (``apachews_handler.bridge.reporter``).
 It must be sealed: so it is in memory, its size is what it is, and reading it waits for
 nobody, whoever made it.  A process that was killed has left its socket, at which nobody
 listens: that is taken away here.

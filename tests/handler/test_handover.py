@@ -54,7 +54,14 @@ class Client:
         session = Session(settings)
         session.open(OPEN)
         self.connection = Connection(
-            PlainTransport(near), producer_near, session, settings, "/a.ws", "[x]", log, admission
+            transport=PlainTransport(near),
+            producer_socket=producer_near,
+            session=session,
+            settings=settings,
+            endpoint="/a.ws",
+            name="[x]",
+            log=log,
+            admission=admission,
         )
         self._reader = MessageReader(2**30)
         self._items: list[Item] = []
@@ -175,7 +182,7 @@ def test_connections_move_to_the_elder_and_go_on(site: Site) -> None:
     for client in clients:
         client.says(b"after", site.elder)
         assert client.connection.transport.fileno() == -1
-        assert client.connection.producer.fileno() == -1
+        assert client.connection.producer_socket.fileno() == -1
 
 
 def test_what_is_on_its_way_moves_along(site: Site) -> None:
@@ -244,7 +251,7 @@ def test_an_offer_that_does_not_fit_is_refused_and_its_descriptors_are_closed(si
     site.taker()
     client = site.client()
     document = b"O" + (encode(client.connection) or b"")
-    fds = [client.connection.client_fd, client.connection.producer_fd]
+    fds = [client.connection.client.fd, client.connection.producer.fd]
     log = site.log.file.fileno()
     before = _descriptors()
     for data, offered in (
@@ -272,7 +279,7 @@ def test_a_giver_that_ends_before_it_commits_keeps_its_client(site: Site) -> Non
     site.taker()
     client = site.client()
     document = b"O" + (encode(client.connection) or b"")
-    fds = [client.connection.client_fd, client.connection.producer_fd, site.log.file.fileno()]
+    fds = [client.connection.client.fd, client.connection.producer.fd, site.log.file.fileno()]
     with giver_by_hand(site) as sock:
         assert answer_to(site, sock, HELLO) == b"y"
         assert answer_to(site, sock, document, fds) == b"y"
@@ -291,7 +298,7 @@ def test_places_of_an_offer_without_commit_stay_with_the_giver(site: Site) -> No
     site.taker()
     client = site.client(slots.Permit(places, [position]))
     document = b"O" + (encode(client.connection) or b"")
-    fds = [client.connection.client_fd, client.connection.producer_fd, site.log.file.fileno()]
+    fds = [client.connection.client.fd, client.connection.producer.fd, site.log.file.fileno()]
     with giver_by_hand(site) as sock:
         assert answer_to(site, sock, HELLO) == b"y"
         before = _descriptors()

@@ -1,18 +1,17 @@
-"""A process's answer to who asks for its status: ``apachews.monitoring.collect``, nobody else.
+"""A process reports its status to ``apachews.monitoring.collect``.
 
-Contract: ``Reporter(loop, …)`` listens on a Unix socket in the run directory and has the
-loop look after it; ``close`` ends that and takes the file away.  On the loop's thread, or
-before that begins.  Whoever connects is sent one descriptor, and the connection is
-closed: of a file in memory, sealed, with a ``ProcessStatus`` in JSON.
+Contract: ``Reporter(loop, …)`` listens on a Unix socket in the run directory, and the loop
+watches it; ``close`` stops that and removes the file.  On the loop's thread, or before the
+thread starts.  Each peer that connects is sent one file descriptor, and its connection is
+closed: a sealed file in memory that holds a ``ProcessStatus`` in JSON.
 
-How this works: connections are walked through some at a time, one such step in a turn of
-the loop, so that messages wait for none of the rest.  All who ask meanwhile get the same
-answer.  The answer is a descriptor because that is one small message, which a new
-connection always has room for: nobody who reads slowly, or never, is waited for, and
-nothing is kept for them.
+How this works: each turn of the loop walks through some of the connections, so that messages
+wait for a step and not for the whole walk.  All peers that connect meanwhile get the same answer.
+The answer is a descriptor because that is one small message, for which a new connection
+always has room: no state is kept for a peer that reads slowly or never.
 
-What is counted is consistent: the walk begins with the totals of what has ended, and of
-the connections that are there then; one that ends during the walk still has its numbers.
+The counts are consistent: the walk starts with the totals of the connections that have ended,
+and with a list of the others.  A connection that ends during the walk still has its numbers.
 
 Sources: memfd_create(2), fcntl(2) "File sealing", unix(7) SCM_RIGHTS, proc(5) smaps_rollup.
 """
@@ -40,26 +39,25 @@ from apachews.monitoring.snapshot import (
     ProcessStatus,
 )
 from apachews_handler.monitoring.counters import add_traffic
-from apachews_handler.protocol.session import ClientState, ProducerState
 from apachews_handler.shared import rundir
 
 from .connection import Connection, Log
 from .loop import Loop
 
-# Connections that are looked at in a step: half a millisecond, about.
+# Connections per step of a walk: about half a millisecond.
 STEP_CONNECTIONS: Final = 50
-# Those who may wait for an answer at a time; one more is sent away.
+# Peers that may wait for an answer at a time; the connection of one more is closed.
 MAX_READERS: Final = 32
 _BACKLOG: Final = 64
 
 
-def not_in_the_status(error: OSError) -> str:
-    """Return the line for the log where a ``Reporter`` cannot be made."""
+def describe_failure(error: OSError) -> str:
+    """Return the line for the log if ``Reporter(…)`` has raised an error."""
     return (
         f"process {os.getpid()} is not in the status:"
         f" {error.filename or rundir.NAME}: {error.strerror};"
         " Apache's user must own that directory and be able to write there: remove it if it is"
-        " another's, or set TMPDIR for Apache.  WebSockets work without"
+        " another user's, or set TMPDIR for Apache.  WebSockets work without it"
     )
 
 
@@ -67,7 +65,7 @@ class Walk:
     """One walk through the connections of a loop.
 
     Args:
-        loop: whose.
+        loop: of the process.
         kind: of the process: ``child`` or ``custodian``.
         apache: process id of Apache's parent.
         started: when the process began, seconds since 1970.
@@ -83,13 +81,13 @@ class Walk:
         self._round_trips = loop.counters.round_trips.copy()
         connections = loop.connections_by_age()
         self._left = iter(connections)
-        self._count = self._unseen = len(connections)
+        self._total = self._unseen = len(connections)
         self._listed: list[str] = []
 
     def step(self) -> bool:
-        """Look at some more; return True where there are none left."""
+        """Count some more connections; return True once all are counted."""
         for connection in itertools.islice(self._left, STEP_CONNECTIONS):
-            self._look_at(connection)
+            self._count(connection)
             self._unseen -= 1
         return not self._unseen
 
@@ -104,28 +102,26 @@ class Walk:
             longest_turn_s=self._loop.longest_turn_s(),
             round_trips=self._round_trips,
             endpoints=tuple(self._endpoints[path] for path in sorted(self._endpoints)),
-            connections_count=self._count,
+            connections_count=self._total,
             memory_bytes=_own_memory_bytes(),
         )
         return status.encode(self._listed)
 
-    def _look_at(self, connection: Connection) -> None:
-        session, about = connection.session, connection.about
-        name = self._loop.counters.name_of(connection.path)
+    def _count(self, connection: Connection) -> None:
+        name = self._loop.counters.name_of(connection.endpoint)
         endpoint = self._endpoints.get(name)
-        if endpoint is None:  # it was the last one that is not counted as one of the others
+        if endpoint is None:
+            # It is counted by this name only since the walk started.
             endpoint = self._endpoints[name] = EndpointStatus(name)
-        traffic = session.traffic()
-        queued_in = len(connection.producer_queue) - connection.producer_sent
-        queued_in += session.waiting_bytes
-        queued_out = len(connection.client_queue) + session.kept_bytes
+        traffic = connection.session.traffic()
+        queued_in, queued_out = connection.queued_in_bytes, connection.queued_out_bytes
         add_traffic(endpoint, traffic)
         endpoint.queued_in += queued_in
         endpoint.queued_out += queued_out
-        if session.client_state is not ClientState.OPEN:
+        if not connection.is_open:
             state = CLOSING
             endpoint.closing += 1
-        elif session.producer_state is ProducerState.AWAY:
+        elif connection.is_held:
             state = HELD
             endpoint.held += 1
         else:
@@ -133,28 +129,29 @@ class Walk:
             endpoint.open += 1
         if len(self._listed) >= MAX_LISTED:
             return
+        info = connection.info
         self._listed.append(
             ConnectionStatus(
-                about.id,
-                connection.path,
-                about.path,
-                about.address,
-                about.port,
-                about.user,
-                about.scheme,
-                about.subprotocol,
+                info.id,
+                connection.endpoint,
+                info.path,
+                info.address,
+                info.port,
+                info.user,
+                info.scheme,
+                info.subprotocol,
                 state,
                 self._now - connection.opened_at,
                 *traffic,
                 queued_in,
                 queued_out,
-                session.round_trip_s,
+                connection.session.round_trip_s,
             ).encode()
         )
 
 
 def _own_memory_bytes() -> int:
-    """Return the memory that this process shares with no other, 0 if the kernel does not tell."""
+    """Return the private memory of this process; 0 if the kernel does not tell it."""
     try:
         with open("/proc/self/smaps_rollup", "rb") as file:
             lines = file.read().splitlines()
@@ -167,13 +164,13 @@ class Reporter:
     """The socket of one process.
 
     Args:
-        loop: the process's, which looks after the socket.
+        loop: the process's, which watches the socket.
         kind: ``child`` or ``custodian``.
         apache: process id of Apache's parent.
         log: for errors of ours.
 
     Raises:
-        OSError: the run directory cannot be used; ``filename`` tells which.
+        OSError: the run directory cannot be used; ``filename`` is its path.
     """
 
     def __init__(self, loop: Loop, kind: str, apache: int, log: Log) -> None:
@@ -194,18 +191,18 @@ class Reporter:
             self._socket.setblocking(False)
             with fitting_path(directory, name + ".new") as path:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # of a process that had this number, and was killed
+                    os.unlink(path)  # left by a killed process that had the same process id
                 self._socket.bind(path)
             self._socket.listen(_BACKLOG)
-            # It has its name when it answers, not before.
+            # ``collect`` finds it by its name, so it gets that once it can answer.
             os.rename(self._path + ".new", self._path)
-            # With no descriptor left, a caller could not even be sent away, and so would
-            # be reported again and again.
+            # Without a free descriptor a peer cannot be accepted, and epoll would report it in
+            # every turn.  This one is closed then, to accept the peer and close it.
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            loop.watch(self._socket.fileno(), self._on_reader)
+            loop.add_reader(self._socket.fileno(), self._on_reader)
         except OSError as error:
             self._socket.close()
-            self._give_up_spare()
+            self._close_spare()
             for left in (self._path + ".new", self._path):
                 with contextlib.suppress(OSError):
                     os.unlink(left)
@@ -214,30 +211,31 @@ class Reporter:
             raise
 
     def close(self) -> None:
-        """Answer nobody any more; again does nothing."""
+        """Stop reporting; a second call does nothing."""
         if self._socket.fileno() == -1:
             return
-        self._loop.unwatch(self._socket.fileno())
+        self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        self._give_up_spare()
+        self._close_spare()
         try:
             os.unlink(self._path)
         except OSError:
-            pass  # somebody has tidied up
-        self._send_away()
+            pass  # ENOENT: the directory was cleaned
+        self._drop_readers()
 
     def _on_reader(self) -> None:
         try:
             reader, _ = self._socket.accept()
         except BlockingIOError:
-            return  # it has gone
+            return  # the peer has gone
         except OSError:
-            self._give_up_spare()
+            self._close_spare()
             try:
                 self._socket.accept()[0].close()
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                # Somebody else took it: better no status than a busy loop.
+                # Another thread has taken the descriptor.  No status is better than a loop that
+                # is busy because epoll reports the peer in every turn.
                 self._log.write(
                     "warn", f"process {os.getpid()} is not in the status: no descriptor is left"
                 )
@@ -248,20 +246,20 @@ class Reporter:
             reader.close()
             return
         try:
-            # Which is at once, and in every turn until it has its answer.
-            self._loop.watch(fd, lambda: self._go_on(fd), select.EPOLLOUT)
+            # A new socket is writable: one step per turn, until the peer has its answer.
+            self._loop.add_reader(fd, lambda: self._step(fd), select.EPOLLOUT)
         except OSError:
             reader.close()
         else:
             self._readers[fd] = reader
 
-    def _give_up_spare(self) -> None:
+    def _close_spare(self) -> None:
         if self._spare != -1:
             os.close(self._spare)
             self._spare = -1
 
-    def _go_on(self, fd: int) -> None:
-        """Do a step of the walk, one a turn however many wait for it."""
+    def _step(self, fd: int) -> None:
+        """Take a step of the walk; one per turn, so only for the first peer."""
         if fd != next(iter(self._readers), -1):
             return
         try:
@@ -269,14 +267,14 @@ class Reporter:
                 self._walk = Walk(self._loop, self._kind, self._apache, self._started)
             if self._walk.step():
                 self._answer(self._walk.result())
-                self._send_away()
+                self._drop_readers()
         except Exception:
-            # Whatever is wrong here, no WebSocket is to end of it; who asked has no answer.
-            self._complain(format_exc())
-            self._send_away()
+            # A bug here must not close a WebSocket; the peers get no answer.
+            self._log_once(format_exc())
+            self._drop_readers()
 
-    def _complain(self, problem: str) -> None:
-        if not self._has_failed:  # they ask again, and again
+    def _log_once(self, problem: str) -> None:
+        if not self._has_failed:  # peers ask every few seconds
             self._has_failed = True
             self._log.write("error", f"no status of process {os.getpid()}: {problem}")
 
@@ -284,20 +282,20 @@ class Reporter:
         try:
             file = os.memfd_create("apachews-status", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError as error:
-            self._complain(f"memfd_create: {error.strerror}")
+            self._log_once(f"memfd_create: {error.strerror}")
             return
         try:
             os.write(file, data)
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, SEALS)
             for reader in self._readers.values():
-                with contextlib.suppress(OSError):  # it has gone
+                with contextlib.suppress(OSError):  # EPIPE: the peer has gone
                     socket.send_fds(reader, [b"1"], [file])
         finally:
             os.close(file)
 
-    def _send_away(self) -> None:
+    def _drop_readers(self) -> None:
         self._walk = None
         for fd, reader in self._readers.items():
-            self._loop.unwatch(fd)
+            self._loop.remove_reader(fd)
             reader.close()
         self._readers.clear()

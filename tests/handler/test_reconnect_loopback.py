@@ -1,4 +1,4 @@
-"""apachews_handler.bridge.reconnect: the search for a producer on a loopback port."""
+"""bridge.reconnect: the search for a producer on a loopback port."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ from ..conftest import wait_for
 
 
 class Held:
-    """As much of a connection as is asked for."""
+    """The attributes of a connection that ``Reconnector`` reads."""
 
     def __init__(self, path: Path) -> None:
-        self.path = str(path)
+        self.endpoint = str(path)
         self.settings = Settings()
 
 
-def hold(holds: Reconnector, path: Path, count: int = 1) -> list[Connection]:
+def hold(reconnector: Reconnector, path: Path, count: int = 1) -> list[Connection]:
     held = [cast(Connection, Held(path)) for _ in range(count)]
     for one in held:
-        holds.add(one, 0.0)
+        reconnector.add(one, 0.0)
     return held
 
 
-def take(holds: Reconnector) -> list[socket.socket]:
-    """Look once, as the loop does when it is time."""
+def connect_due(reconnector: Reconnector) -> list[socket.socket]:
+    """Make the attempts that are due, as the loop does."""
     now = time.monotonic()
-    return [sock for _, sock in holds.take_resumable(now)] if holds.next_at() <= now else []
+    return (
+        [sock for _, sock in reconnector.connect_due(now)] if reconnector.next_at() <= now else []
+    )
 
 
 @contextmanager
 def squatter(path: Path, serve: Callable[[socket.socket], Any]) -> Iterator[list[socket.socket]]:
-    """Listen on the port that a file names, without its token."""
+    """Listen on the port that a file names, without knowing its token."""
     accepted: list[socket.socket] = []
     with socket.create_server((loopback.HOST, 0)) as listener:
         address = loopback.Address(listener.getsockname()[1], loopback.new_token())
@@ -78,21 +80,21 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def resume(holds: Reconnector, path: Path, count: int) -> None:
-    """Find a producer that comes, for all."""
+def resume(reconnector: Reconnector, path: Path, count: int) -> None:
+    """Start a producer, and check that all clients get a socket to it."""
     with Server(path, transport="loopback") as server:
         found: list[socket.socket] = []
 
         def are_all_found() -> bool:
             server.dequeue(0.001)
-            found.extend(take(holds))
+            found.extend(connect_due(reconnector))
             return len(found) == count
 
         wait_for(are_all_found)
         for sock in found:
             assert not sock.getblocking()
             sock.close()
-    assert not holds
+    assert not reconnector
 
 
 @pytest.mark.parametrize(
@@ -106,67 +108,71 @@ def resume(holds: Reconnector, path: Path, count: int) -> None:
     ],
     ids=["silent", "closes", "rubbish", "proof of another token", "stops"],
 )
-def test_who_has_the_port_of_a_producer_that_is_gone(
+def test_another_program_on_the_port_of_a_dead_producer_gets_no_client(
     tmp_path: Path, serve: Callable[[socket.socket], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPT_TIMEOUT_S", 0.05)
     path = tmp_path / "a.ws"
-    holds = Reconnector()
+    reconnector = Reconnector()
     before = descriptors()
-    hold(holds, path, 20)
+    hold(reconnector, path, 20)
     with squatter(path, serve) as accepted:
-        assert wait_for(lambda: take(holds) == [] and len(accepted) == 2)
-        # One at a time, as long as nobody has proved himself.
+        assert wait_for(lambda: connect_due(reconnector) == [] and len(accepted) == 2)
+        # One at a time, as long as no producer is authenticated.
         assert len(accepted) == 2
     path.unlink()
-    resume(holds, path, 20)
+    resume(reconnector, path, 20)
     assert descriptors() == before
 
 
-def test_the_last_client_that_leaves_breaks_the_search_off(tmp_path: Path) -> None:
+def test_the_last_client_that_leaves_aborts_the_attempt(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
-    holds = Reconnector()
+    reconnector = Reconnector()
     with squatter(path, lambda sock: None) as accepted:
-        held = hold(holds, path, 2)
+        held = hold(reconnector, path, 2)
         before = descriptors()
-        wait_for(lambda: take(holds) == [] and accepted)
+        wait_for(lambda: connect_due(reconnector) == [] and accepted)
         assert descriptors() == before + 2  # both ends of the attempt
-        holds.discard(held[0])
-        holds.discard(held[1])
+        reconnector.discard(held[0])
+        reconnector.discard(held[1])
         assert descriptors() == before + 1
 
 
-def test_a_search_that_is_broken_off_begins_again(tmp_path: Path) -> None:
-    """As it is where the process was forked."""
+def test_an_aborted_attempt_is_made_again(tmp_path: Path) -> None:
+    """A process that was forked aborts the attempts of its parent."""
     path = tmp_path / "a.ws"
-    holds = Reconnector()
-    hold(holds, path)
+    reconnector = Reconnector()
+    hold(reconnector, path)
     with squatter(path, lambda sock: None) as accepted:
-        wait_for(lambda: take(holds) == [] and accepted)
+        wait_for(lambda: connect_due(reconnector) == [] and accepted)
         before = descriptors()
-        holds.give_up()
+        reconnector.abort_attempts()
         assert descriptors() == before - 1
-        assert len(holds) == 1
+        assert len(reconnector) == 1
     path.unlink()
-    resume(holds, path, 1)
+    resume(reconnector, path, 1)
 
 
-def test_many_follow_the_first(tmp_path: Path) -> None:
+def test_many_clients_follow_the_first(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
-    holds = Reconnector()
-    hold(holds, path, 2 * BATCH + 50)
-    resume(holds, path, 2 * BATCH + 50)
+    reconnector = Reconnector()
+    hold(reconnector, path, 2 * BATCH + 50)
+    resume(reconnector, path, 2 * BATCH + 50)
 
 
-def test_nobody_listens_on_the_port(tmp_path: Path) -> None:
+def test_no_program_listens_on_the_port(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
     with socket.socket() as unused:
         unused.bind((loopback.HOST, 0))
         address = loopback.Address(unused.getsockname()[1], loopback.new_token())
         path.write_bytes(address.encode())
         path.chmod(0o660)
-        holds = Reconnector()
-        hold(holds, path)
+        reconnector = Reconnector()
+        hold(reconnector, path)
         before = descriptors()
-        wait_for(lambda: take(holds) == [] and holds.next_at() > time.monotonic() + 0.1)
+        wait_for(
+            lambda: (
+                connect_due(reconnector) == [] and reconnector.next_at() > time.monotonic() + 0.1
+            )
+        )
         assert descriptors() == before

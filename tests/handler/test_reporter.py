@@ -1,4 +1,4 @@
-"""bridge.report and apachews.monitoring.collect: a process is asked, and answers."""
+"""bridge.reporter and apachews.monitoring.collect: a process is asked, and answers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pytest
 from apachews import wire
 from apachews.monitoring.collect import SEALS, RunningApache, collect, socket_name
 from apachews.monitoring.snapshot import CHILD, CLOSING, HELD, MAX_LISTED, OPEN, Status
-from apachews_handler.bridge import report
+from apachews_handler.bridge import reporter
 from apachews_handler.bridge.loop import Loop
-from apachews_handler.bridge.report import Reporter
+from apachews_handler.bridge.reporter import Reporter
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.shared import rundir
@@ -38,10 +38,9 @@ LOG = Lines()
 
 @pytest.fixture
 def bridge(temporary: Path) -> Iterator[Bridge]:
-    """A bridge that answers, and leaves nothing behind."""
+    """A bridge that reports its status, and removes its files."""
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE, LOG)
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, APACHE, LOG))
     yield bridge
     bridge.stop()
     assert list(temporary.iterdir()) == []
@@ -94,12 +93,12 @@ def test_what_has_passed_and_what_has_ended(connect: Callable[..., Peers], tempo
 def test_states_and_queues(
     connect: Callable[..., Peers], temporary: Path, short_path: Path
 ) -> None:
-    held = connect(path=str(short_path / "nobody.ws"), hold_s=60.0)
+    held = connect(path=str(short_path / "absent.ws"), hold_s=60.0)
     held.producer.close()
     closing = connect(path="/closing.ws", close_timeout_s=60.0)
     closing.producer.sendall(wire.encode_frame(wire.CLOSE, wire.encode_close(1000, "")))
     slow = connect(path="/slow.ws", max_buffer_bytes=65536)
-    # Its client reads nothing: the kernel's buffers fill up, then ours.
+    # Its client does not read, so the kernel's buffers fill up, then ours.
     frame = wire.encode_frame(wire.BINARY, bytes(60_000))
     slow.producer.setblocking(False)
 
@@ -114,7 +113,7 @@ def test_states_and_queues(
         return {c.endpoint: c.state for _, c in status.connections()} if queued else {}
 
     assert wait_for(states) == {
-        held.connection.path: HELD,
+        held.connection.endpoint: HELD,
         "/closing.ws": CLOSING,
         "/slow.ws": OPEN,
     }
@@ -144,12 +143,12 @@ def test_the_round_trip_of_a_ping_is_measured(
 def test_thousands_are_counted_and_the_oldest_described(
     connect: Callable[..., Peers], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "MAX_LISTED", 5)
-    monkeypatch.setattr(report, "STEP_CONNECTIONS", 2)
+    monkeypatch.setattr(reporter, "MAX_LISTED", 5)
+    monkeypatch.setattr(reporter, "STEP_CONNECTIONS", 2)
     made = [connect(path=f"/{number}.ws") for number in range(9)]
     (process,) = collect(str(temporary), APACHE).processes
     assert process.connections_count == 9
-    assert [c.endpoint for c in process.connections] == [p.connection.path for p in made[:5]]
+    assert [c.endpoint for c in process.connections] == [p.connection.endpoint for p in made[:5]]
     assert len(process.endpoints) == 9
     assert MAX_LISTED == 1000
 
@@ -160,22 +159,22 @@ def test_messages_pass_while_a_walk_goes_on(
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One has no end until a message has passed that was sent when it had begun."""
+    """The walk of the test does not end before a message has passed that was sent during it."""
     peers = connect(path="/a.ws")
-    has_begun, has_passed = threading.Event(), threading.Event()
-    real = report.Walk.step
+    has_started, has_passed = threading.Event(), threading.Event()
+    real = reporter.Walk.step
 
-    def step(walk: report.Walk) -> bool:
-        has_begun.set()
+    def step(walk: reporter.Walk) -> bool:
+        has_started.set()
         return real(walk) and has_passed.is_set()
 
-    monkeypatch.setattr(report.Walk, "step", step)
+    monkeypatch.setattr(reporter.Walk, "step", step)
     found: list[Status] = []
     asked = threading.Thread(
         target=lambda: found.append(collect(str(temporary), APACHE, DEADLINE_S))
     )
     asked.start()
-    assert has_begun.wait(DEADLINE_S)
+    assert has_started.wait(DEADLINE_S)
     peers.client.sendall(masked(0x81, b"x"))
     assert peers.next_item() == "x"
     has_passed.set()
@@ -186,22 +185,22 @@ def test_messages_pass_while_a_walk_goes_on(
 def test_a_reader_that_does_not_read_is_not_waited_for(bridge: Bridge, temporary: Path) -> None:
     path = str(temporary / socket_name(APACHE, os.getpid()))
     with ExitStack() as stack:
-        for _ in range(report.MAX_READERS * 2):
+        for _ in range(reporter.MAX_READERS * 2):
             idle = stack.enter_context(socket.socket(socket.AF_UNIX))
             idle.connect(path)
         wait_for(lambda: not bridge._reporter or not bridge._reporter._readers)
         assert collect(str(temporary), APACHE).processes
 
 
-def test_a_walk_that_fails_costs_no_websocket(
+def test_a_walk_that_fails_closes_no_websocket(
     connect: Callable[..., Peers], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(walk: report.Walk) -> bool:
+    def fail(walk: reporter.Walk) -> bool:
         raise RuntimeError("a bug")
 
     peers = connect(path="/a.ws")
     with monkeypatch.context() as patched:
-        patched.setattr(report.Walk, "step", fail)
+        patched.setattr(reporter.Walk, "step", fail)
         assert collect(str(temporary), APACHE, 0.2).silent == (os.getpid(),)
     level, line = LOG.lines[-1]
     assert (level, line.splitlines()[-1]) == ("error", "RuntimeError: a bug")
@@ -210,7 +209,7 @@ def test_a_walk_that_fails_costs_no_websocket(
     assert collect(str(temporary), APACHE).processes
 
 
-def test_a_directory_of_another_users_is_not_believed(bridge: Bridge, temporary: Path) -> None:
+def test_a_directory_of_another_user_is_refused(bridge: Bridge, temporary: Path) -> None:
     for path in (temporary, temporary / "link"):
         if path != temporary:
             path.symlink_to(temporary)
@@ -224,7 +223,7 @@ def test_a_directory_of_another_users_is_not_believed(bridge: Bridge, temporary:
 def test_a_child_that_becomes_a_custodian_meanwhile_is_not_missed(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its socket is listed, and gone when it is asked."""
+    """Its socket is listed, and removed before ``collect`` connects to it."""
     rundir.open_directory(APACHE)
     listed = os.listdir
     custodian = Bridge()
@@ -232,8 +231,7 @@ def test_a_child_that_becomes_a_custodian_meanwhile_is_not_missed(
     def list_too_early(path: str) -> list[str]:
         names = listed(path)
         monkeypatch.setattr("apachews.monitoring.collect.os.listdir", listed)
-        custodian.answer_for("custodian", APACHE, LOG)
-        custodian.start()
+        custodian.start(Reporter(custodian.loop, "custodian", APACHE, LOG))
         return [*names, socket_name(APACHE, 999_999_999)]
 
     monkeypatch.setattr("apachews.monitoring.collect.os.listdir", list_too_early)
@@ -244,9 +242,9 @@ def test_a_child_that_becomes_a_custodian_meanwhile_is_not_missed(
         custodian.stop()
 
 
-def test_nothing_is_left_open(bridge: Bridge, temporary: Path) -> None:
+def test_no_descriptor_is_left_open(bridge: Bridge, temporary: Path) -> None:
     def descriptors() -> set[str]:
-        # (The one who asked may have the answer before the others' ends are closed.)
+        # (The caller may have its answer before the reporter has closed the other ends.)
         wait_for(lambda: not bridge._reporter or not bridge._reporter._readers)
         return set(os.listdir("/proc/self/fd"))
 
@@ -257,56 +255,57 @@ def test_nothing_is_left_open(bridge: Bridge, temporary: Path) -> None:
     assert descriptors() == before
 
 
-def test_a_process_without_descriptors_sends_callers_away(bridge: Bridge, temporary: Path) -> None:
-    """It could not even accept them: they would be reported again and again."""
+def test_a_process_without_descriptors_closes_the_connections_of_callers(
+    bridge: Bridge, temporary: Path
+) -> None:
+    """If they were not accepted, epoll would report them in every turn."""
     path = str(temporary / socket_name(APACHE, os.getpid()))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(10)
-        taken = []
+        opened = []
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
         try:
             with pytest.raises(OSError):
                 while True:
-                    taken.append(os.open(os.devnull, os.O_RDONLY))
+                    opened.append(os.open(os.devnull, os.O_RDONLY))
             caller.connect(path)
             assert caller.recv(1) == b""
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            for fd in taken:
+            for fd in opened:
                 os.close(fd)
     assert collect(str(temporary), APACHE).processes
 
 
-def test_a_frozen_bridge_answers_no_more(temporary: Path) -> None:
+def test_a_frozen_bridge_has_no_reporter(temporary: Path) -> None:
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE, LOG)
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, APACHE, LOG))
     peers = Peers(bridge)
     assert peers.next_item() is not None
     assert bridge.freeze()
     assert list(temporary.iterdir()) == []
     loop = bridge.thaw()
     reporter = Reporter(loop, "custodian", APACHE, LOG)
-    taken: list[Status] = []
-    asked = threading.Thread(target=lambda: taken.append(collect(str(temporary), APACHE)))
+    found: list[Status] = []
+    asked = threading.Thread(target=lambda: found.append(collect(str(temporary), APACHE)))
     asked.start()
     while asked.is_alive():
         loop.turn(0.01)
-    (process,) = taken[0].processes
+    (process,) = found[0].processes
     assert (process.kind, process.connections_count) == ("custodian", 1)
     loop.close()
-    reporter.close()  # after the loop, as a custodian does that has said goodbye
+    reporter.close()  # after the loop, as a custodian does that has closed its clients
     peers.close()
     assert list(temporary.iterdir()) == []
 
 
-def test_the_directory_of_somebody_else_is_an_error_with_its_name(temporary: Path) -> None:
+def test_the_directory_of_another_user_is_an_error_with_its_path(temporary: Path) -> None:
     temporary.symlink_to(temporary.parent)
     bridge = Bridge()
     with pytest.raises(PermissionError) as refused:
-        bridge.answer_for(CHILD, APACHE, LOG)
-    assert str(temporary) in report.not_in_the_status(refused.value)
+        Reporter(bridge.loop, CHILD, APACHE, LOG)
+    assert str(temporary) in reporter.describe_failure(refused.value)
     bridge.start()
     bridge.stop()
 
@@ -318,14 +317,15 @@ def test_paths_may_be_longer_than_an_address(
     deep.mkdir(parents=True)
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     bridge = Bridge()
-    bridge.answer_for(CHILD, APACHE, LOG)
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, APACHE, LOG))
     (process,) = collect(str(deep / temporary.name), APACHE).processes
     assert process.pid == os.getpid()
     bridge.stop()
 
 
-def test_killed_processes_are_not_shown_and_tidied_up(bridge: Bridge, temporary: Path) -> None:
+def test_sockets_of_killed_processes_are_skipped_and_removed(
+    bridge: Bridge, temporary: Path
+) -> None:
     program = f"""
 import socket
 sock = socket.socket(socket.AF_UNIX)
@@ -340,7 +340,7 @@ sock.listen()
     assert not (temporary / f"{APACHE}.status.77").exists()
 
 
-def test_what_is_no_answer_is_silent(bridge: Bridge, temporary: Path) -> None:
+def test_a_process_with_an_invalid_answer_counts_as_silent(bridge: Bridge, temporary: Path) -> None:
     with ExitStack() as stack:
 
         def listen(pid: int) -> socket.socket:
@@ -369,9 +369,9 @@ def test_what_is_no_answer_is_silent(bridge: Bridge, temporary: Path) -> None:
         listen(90)  # does not answer
         answer(91, True, b"{}")
         answer(92, False, good.replace(str(os.getpid()).encode(), b"92"))  # not sealed
-        answer(93, True, good)  # another process's
-        (temporary / f"{os.getppid()}.status.94").touch()  # another Apache's
-        (temporary / f"{APACHE}.slots").touch()
+        answer(93, True, good)  # the status of another process
+        (temporary / f"{os.getppid()}.status.94").touch()  # of another Apache
+        (temporary / f"{APACHE}.places").touch()
         before = len(os.listdir("/proc/self/fd"))
         status = collect(str(temporary), APACHE, 0.3)
         assert [process.pid for process in status.processes] == [os.getpid()]
@@ -382,11 +382,11 @@ def test_what_is_no_answer_is_silent(bridge: Bridge, temporary: Path) -> None:
             path.unlink()
 
 
-def test_no_directory_is_no_websocket_yet(short_path: Path) -> None:
+def test_without_the_directory_there_are_no_processes(short_path: Path) -> None:
     assert collect(str(short_path / "none"), 1).processes == ()
 
 
-def test_a_closed_reader_wakes_nobody(bridge: Bridge, temporary: Path) -> None:
+def test_a_caller_that_closes_early_does_no_harm(bridge: Bridge, temporary: Path) -> None:
     with socket.socket(socket.AF_UNIX) as caller:
         caller.connect(str(temporary / socket_name(APACHE, os.getpid())))
         poll = select.poll()
@@ -395,9 +395,10 @@ def test_a_closed_reader_wakes_nobody(bridge: Bridge, temporary: Path) -> None:
     assert collect(str(temporary), APACHE).processes
 
 
-# As systemd does for a service with PrivateTmp.
-WITH_A_TMP_OF_ITS_OWN = """
+# What systemd does for a service with PrivateTmp.
+WITH_A_PRIVATE_TMP = """
 import ctypes, os, sys, tempfile
+from apachews_handler.bridge.reporter import Reporter
 from apachews_handler.bridge.thread import Bridge
 libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
@@ -409,8 +410,7 @@ if (
     sys.exit("no namespaces here")
 tempfile.tempdir = "/tmp"
 bridge = Bridge()
-bridge.answer_for("child", os.getpid(), None)
-bridge.start()
+bridge.start(Reporter(bridge.loop, "child", os.getpid(), None))
 print("ready", flush=True)
 sys.stdin.read()
 bridge.stop()
@@ -418,9 +418,9 @@ bridge.stop()
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="root only: other users have no namespaces of their own")
-def test_processes_with_a_tmp_of_their_own_are_reached() -> None:
+def test_processes_with_a_private_tmp_are_reached() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", WITH_A_TMP_OF_ITS_OWN],
+        [sys.executable, "-c", WITH_A_PRIVATE_TMP],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -440,7 +440,7 @@ def test_processes_with_a_tmp_of_their_own_are_reached() -> None:
             child.stdin.close()
 
 
-def test_one_that_cannot_be_watched_leaves_no_file(
+def test_a_reporter_that_cannot_be_watched_leaves_no_file(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -448,7 +448,7 @@ def test_one_that_cannot_be_watched_leaves_no_file(
 
     loop = Loop()
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "watch", refuse)
+        patched.setattr(loop, "add_reader", refuse)
         with pytest.raises(OSError) as refused:
             Reporter(loop, CHILD, APACHE, LOG)
     assert refused.value.filename == str(temporary)

@@ -1,7 +1,7 @@
-"""The loop's short ways for messages do what the general ones do, whatever happens.
+"""bridge.fast_path does what the general functions of bridge.relay do, whatever happens.
 
-One script of what client and producer do, at random, is played to two loops: as it is,
-and with the short ways switched off.  What comes out must be the same to the byte.
+One random script of what client and producer do is played to two loops: with the fast path,
+and without it.  All that comes out must be equal, to the byte, and so must the state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLIENT_FIRST = [0x81, 0x82, 0x81, 0x01, 0x80, 0x89, 0x8A]
 PRODUCER_OPCODES = [0x1, 0x2, 0x1, 0x9, 0x7]
 
 
-class Lines:
+class RecordingLog:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -42,27 +42,27 @@ class Lines:
         return "wsgi", 6
 
 
-class Hoarder(PlainTransport):
-    """Takes all that the descriptor has, as OpenSSL does, and gives out some of it."""
+class BufferingTransport(PlainTransport):
+    """Reads all that the descriptor has, as OpenSSL does, and returns some of it."""
 
     buffers_input = True
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self.hoard = b""
+        self.buffer = b""
 
     def recv(self, size: int) -> bytes | None:
         data = super().recv(1 << 20)
-        self.hoard += data or b""
-        taken, self.hoard = self.hoard[:1000], self.hoard[1000:]
-        return taken or data
+        self.buffer += data or b""
+        returned, self.buffer = self.buffer[:1000], self.buffer[1000:]
+        return returned or data
 
     def has_pending(self) -> bool:
-        return bool(self.hoard)
+        return bool(self.buffer)
 
 
 def play(seed: int, *, general: bool) -> list[Any]:
-    """Return everything that came out."""
+    """Return all that came out, and the state at the end."""
     chance = random.Random(seed)
     settings = Settings(
         wire=RAW if chance.random() < 0.2 else "framed",
@@ -72,23 +72,29 @@ def play(seed: int, *, general: bool) -> list[Any]:
         ping_interval_s=0.0,
     )
     agreement = Agreement() if chance.random() < 0.3 else None
-    transport = Hoarder if chance.random() < 0.3 else PlainTransport
+    transport = BufferingTransport if chance.random() < 0.3 else PlainTransport
     client, client_near = socket.socketpair()
     producer, producer_near = socket.socketpair()
     for sock in (client, client_near, producer, producer_near):
         sock.setblocking(False)
-    if seed % 2:  # what the loop sends is taken in part
+    if seed % 2:  # small buffers, so that the kernel takes a part of what the loop sends
         for sock in (client_near, producer_near):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
-    log = Lines()
+    log = RecordingLog()
     session = new_session(settings, agreement)
     session.open(wire.Open(id="x", uri="/"))
     loop = Loop()
     if general:
-        loop._pass_on = loop._on_client  # type: ignore[method-assign]
-        loop._pass_back = loop._on_producer  # type: ignore[method-assign]
+        loop._fast_path.relay_client = loop._relay.on_client  # type: ignore[method-assign]
+        loop._fast_path.relay_producer = loop._relay.on_producer  # type: ignore[method-assign]
     connection = Connection(
-        transport(client_near), producer_near, session, settings, "/nowhere/x.ws", "x", log
+        transport=transport(client_near),
+        producer_socket=producer_near,
+        session=session,
+        settings=settings,
+        endpoint="/nowhere/x.ws",
+        name="x",
+        log=log,
     )
     loop.add(connection)
     received = {client: b"", producer: b""}
@@ -126,11 +132,11 @@ def play(seed: int, *, general: bool) -> list[Any]:
         session.producer_state,
         session.traffic(),
         session.close_code,
-        connection.client_mask,
-        connection.producer_mask,
-        bytes(connection.client_queue),
-        connection.producer_sent,
-        connection in loop._pending,
+        connection.client.mask,
+        connection.producer.mask,
+        connection.client.queue.undelivered(),
+        connection.producer.queue.undelivered(),
+        connection in loop._poller.pending,
     ]
     loop.close()
     client.close()
@@ -148,11 +154,11 @@ def offer(sock: socket.socket, chance: random.Random, frame: Callable[[int], byt
     try:
         sock.send(data)
     except OSError:
-        pass  # there is none, or it has gone
+        pass  # EAGAIN, or the loop has closed the other end
 
 
 def read(sock: socket.socket) -> bytes:
-    """Return what is there, and how it ended."""
+    """Return what can be read, and how it ended."""
     data = b""
     try:
         while more := sock.recv(1 << 20):
@@ -165,6 +171,6 @@ def read(sock: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("start", range(0, 300, 20))
-def test_the_short_ways_do_what_the_general_ones_do(start: int) -> None:
+def test_the_fast_path_does_what_the_general_functions_do(start: int) -> None:
     for seed in range(start, start + 20):
         assert play(seed, general=False) == play(seed, general=True), seed
