@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import Client, Delivery, Group
     from .events import (
         AcceptEvent,
         CloseEvent,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
         SocketInUse,
         WireError,
     )
-    from .groups import Delivery, Group
     from .publishing import publish
     from .server import Server
 
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
 # these modules, in every child.
 _MODULES: Final = {
     "Client": "client",
+    "Delivery": "client",
+    "Group": "client",
     "AcceptEvent": "events",
     "CloseEvent": "events",
     "ConnectionClosedEvent": "events",
@@ -69,8 +70,6 @@ _MODULES: Final = {
     "ServerError": "exceptions",
     "SocketInUse": "exceptions",
     "WireError": "exceptions",
-    "Delivery": "groups",
-    "Group": "groups",
     "publish": "publishing",
     "Server": "server",
 }

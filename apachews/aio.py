@@ -24,16 +24,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
-from apachews._forms.handlers import (
+from . import wire
+from ._handled import (
     HANDLER_END_S,
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
 )
-
-from . import wire
-from .client import Client, encode_json, encode_message
-from .events import AcceptEvent, Event, PongEvent, decode_json
+from ._server.loop import Consumer
+from .client import Client
+from .events import AcceptEvent, Event, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .server import Server, loop_of
 
@@ -86,9 +86,9 @@ class Connection(HandledConnection):
         """
         while not self._mailbox:
             if self.close_code is not None:
-                raise self._ended()
+                raise self._closed_error()
             await self._wait()
-        return self._take()
+        return self._next_message()
 
     async def send(self, data: str | bytes | bytearray | memoryview) -> None:
         """Send a message, and wait while the client has much still to read.
@@ -100,7 +100,7 @@ class Connection(HandledConnection):
         Example:
             >>> await connection.send("hello to you, too")
         """
-        await self._send_frame(encode_message(data))
+        await self._send_frame(wire.encode_message(data))
 
     async def receive_json(self) -> Any:
         """Wait for the next message; return its value, see ``Event.json``.
@@ -109,7 +109,7 @@ class Connection(HandledConnection):
             >>> await connection.receive_json()
             {'x': 1}
         """
-        return decode_json(await self.receive())
+        return wire.decode_json(await self.receive())
 
     async def send_json(self, value: Any) -> None:
         """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``.
@@ -117,11 +117,11 @@ class Connection(HandledConnection):
         Example:
             >>> await connection.send_json({"count": 3})
         """
-        await self._send_frame(encode_json(value))
+        await self._send_frame(wire.encode_json(value))
 
     async def _send_frame(self, frame: bytes) -> None:
-        if not self.client.send_frame(frame):
-            raise self._ended()
+        if not self.client._send_frame(frame):
+            raise self._closed_error()
         while self.client.queued_bytes > SEND_HIGH_BYTES:
             await self._wait()
 
@@ -136,23 +136,19 @@ class Connection(HandledConnection):
             True
         """
         if self.close_code is not None or not self.client.ping():
-            raise self._ended()
+            raise self._closed_error()
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._pongs.append(future)
         return await future
 
-    def take_in(self, event: Event) -> None:
-        """Take an event of this connection.
-
-        :meta private:
-        """
-        super().take_in(event)
+    def _deliver(self, event: Event) -> None:
+        super()._deliver(event)
         if isinstance(event, PongEvent):
             while self._pongs:
                 _resolve(self._pongs.pop(), event.latency_s)
         elif self.close_code is not None:
             while self._pongs:
-                _resolve(self._pongs.pop(), self._ended())
+                _resolve(self._pongs.pop(), self._closed_error())
 
     def _wake(self) -> None:
         self._changed.set()
@@ -205,10 +201,9 @@ class AsyncServer(HandlingServer):
     async def __aenter__(self) -> AsyncServer:
         self.server = Server(self._path, **self._settings)
         self._loop = asyncio.get_running_loop()
-        self._behind = loop_of(self.server)
-        self._behind.is_released_later = True
+        has_handler = self._handler is not None
+        loop_of(self.server).consumer = Consumer.HANDLERS if has_handler else Consumer.EVENT_LOOP
         if self._handler is not None:
-            self._behind.parts_when_told = True
             self._dispatcher = asyncio.create_task(self._dispatch(self._handler))
         return self
 
@@ -263,7 +258,7 @@ class AsyncServer(HandlingServer):
         if self._dispatcher is not None:
             await self._dispatcher
         else:
-            self._behind.release()
+            loop_of(self.server).release()
 
     async def _next_event(self) -> Event:
         self._in_a_row += 1
@@ -312,13 +307,13 @@ class AsyncServer(HandlingServer):
             while True:
                 event = await self._next_event()
                 if isinstance(event, AcceptEvent):
-                    self._begin(event.client(), handler)
+                    self._start_handler(event.client(), handler)
                 elif (connection := self._connections.get(event.client_or_none())) is not None:
-                    connection.take_in(event)
+                    connection._deliver(event)
         except ServerClosed:
             pass
 
-    def _begin(self, client: Client, handler: Handler) -> None:
+    def _start_handler(self, client: Client, handler: Handler) -> None:
         connection = self._connections[client] = Connection(client, self)
         task = asyncio.create_task(self._handle(connection, handler))
         self._tasks.add(task)
@@ -336,7 +331,7 @@ class AsyncServer(HandlingServer):
             _logger.exception("%s: its handler failed", client)
         finally:
             del self._connections[client]
-            connection.finish(code)
+            connection._finish(code)
 
 
 def serve(

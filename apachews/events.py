@@ -7,15 +7,12 @@ For the thread that runs ``dequeue()``.
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from . import wire
+from .client import Client
 from .exceptions import ApachewsError
-
-if TYPE_CHECKING:
-    from .client import Client
 
 
 class EventType(enum.Enum):
@@ -267,25 +264,6 @@ def _text_if_utf8(data: bytes | bytearray | memoryview) -> str | bytes | bytearr
         return data
 
 
-def decode_json(message: str | bytes) -> Any:
-    """Return the value of a JSON text, in UTF-8 where it is binary.
-
-    Raises:
-        ValueError: it is none, or nested too deeply.
-    """
-    try:
-        # (json would take other encodings for bytes as well.)
-        text = message if isinstance(message, str) else message.decode()
-        return json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("the JSON text is nested too deeply") from error
-
-
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's module takes and RFC 8259 does not have."""
-    raise ValueError(f"{name} is no JSON")
-
-
 class AcceptEvent(Event):
     """A client connected, or asks to: ``AcceptEvent(client)``.
 
@@ -361,7 +339,7 @@ class MessageEvent(Event):
             >>> event.json()["x"]
             1
         """
-        return decode_json(self._data)
+        return wire.decode_json(self._data)
 
 
 class PongEvent(Event):

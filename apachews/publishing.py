@@ -13,9 +13,8 @@ from typing import Final
 
 from . import wire
 from ._listening import loopback
-from .client import encode_message
+from .client import Delivery
 from .exceptions import NobodyListens, NotASocket, PublishError
-from .groups import Delivery
 
 # Between two events a producer has; siblings of a worker are waited for for as long.
 TIMEOUT_S: Final = 10.0
@@ -57,7 +56,7 @@ def publish(
         Delivery(reached=1, skipped=0)
     """
     name = os.fspath(path)
-    frame = encode_message(data)
+    frame = wire.encode_message(data)
     with _connect(name, timeout) as sock:
         try:
             sock.sendall(wire.Publish(group).encode() + frame)

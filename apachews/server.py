@@ -18,15 +18,15 @@ from typing import Any, Final, overload
 from apachews._listening.socket_file import LoopbackFile, SocketFile
 from apachews._processes.sd_notify import notify, notify_ready
 from apachews._processes.workers import fork_workers
+from apachews._server.connection import SENDING, State
 from apachews._server.languages import preferred_language
 from apachews._server.loop import Loop
 from apachews.wire.reader import DEFAULT_MAX_MESSAGE_BYTES
 
-from ._connection import SENDING, State
-from .client import Client, encode_json, encode_message
+from . import wire
+from .client import Client, Group
 from .events import Event
 from .exceptions import ServerClosed
-from .groups import Group
 
 # Frames that may wait for one slow client.  A broadcast's frame is one object
 # however many clients wait for it.
@@ -156,10 +156,10 @@ class Server:
         with self._loop.lock:
             return [
                 connection.client
-                for connection in self._loop.connections.values()
+                for connection in self._loop.connections.by_fd.values()
                 if connection.client
                 and connection.state in SENDING
-                and connection.state is not State.PARTING
+                and connection.state is not State.LAST_EVENT
             ]
 
     @overload
@@ -249,7 +249,7 @@ class Server:
             >>> server.broadcast("lunch is ready")
             1
         """
-        return self._broadcast_frame(encode_message(data))
+        return self._broadcast_frame(wire.encode_message(data))
 
     def broadcast_json(self, value: Any) -> int:
         """Send a value to every client as a JSON text; see ``broadcast``.
@@ -261,11 +261,11 @@ class Server:
             >>> server.broadcast_json({"menu": ["soup", "fish"]})
             1
         """
-        return self._broadcast_frame(encode_json(value))
+        return self._broadcast_frame(wire.encode_json(value))
 
     def _broadcast_frame(self, frame: bytes) -> int:
         with self._loop.lock:
-            return self._loop.broadcast(frame)
+            return self._loop.connections.broadcast(frame)
 
     def group(self, name: str) -> Group:
         """Return the group of this name; one that nobody has joined yet is empty.
@@ -359,7 +359,7 @@ class Server:
             [(Event.ConnectionClosed, 1001)]
         """
         with self._loop.lock:
-            if self._loop.is_awaited:
+            if self._loop.is_waiting:
                 # That thread does it: what it waits for cannot be closed here.
                 self._loop.call_soon(lambda: self._loop.close(spread))
             else:

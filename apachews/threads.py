@@ -27,16 +27,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Final
 
-from apachews._forms.handlers import (
+from . import wire
+from ._handled import (
     HANDLER_END_S,
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
 )
-
-from . import wire
-from .client import Client, encode_json, encode_message
-from .events import AcceptEvent, Event, PongEvent, decode_json
+from ._server.loop import Consumer
+from .client import Client
+from .events import AcceptEvent, Event, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .server import Server, loop_of
 
@@ -93,8 +93,8 @@ class Connection(HandledConnection):
         with self._condition:
             self._wait_until(lambda: bool(self._mailbox) or self.close_code is not None, timeout)
             if not self._mailbox:
-                raise self._ended()
-            return self._take()
+                raise self._closed_error()
+            return self._next_message()
 
     def send(
         self, data: str | bytes | bytearray | memoryview, timeout: float | None = None
@@ -113,7 +113,7 @@ class Connection(HandledConnection):
         Example:
             >>> connection.send("hello to you, too", timeout=5)
         """
-        self._send_frame(encode_message(data), timeout)
+        self._send_frame(wire.encode_message(data), timeout)
 
     def receive_json(self, timeout: float | None = None) -> Any:
         """Wait for the next message; return its value, see ``receive`` and ``Event.json``.
@@ -122,7 +122,7 @@ class Connection(HandledConnection):
             >>> connection.receive_json()
             {'x': 1}
         """
-        return decode_json(self.receive(timeout))
+        return wire.decode_json(self.receive(timeout))
 
     def send_json(self, value: Any, timeout: float | None = None) -> None:
         """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``.
@@ -130,12 +130,12 @@ class Connection(HandledConnection):
         Example:
             >>> connection.send_json({"count": 3})
         """
-        self._send_frame(encode_json(value), timeout)
+        self._send_frame(wire.encode_json(value), timeout)
 
     def _send_frame(self, frame: bytes, timeout: float | None) -> None:
         with self._condition:
-            if not self.client.send_frame(frame):
-                raise self._ended()
+            if not self.client._send_frame(frame):
+                raise self._closed_error()
             self._wait_until(lambda: self.client.queued_bytes <= SEND_HIGH_BYTES, timeout)
 
     def ping(self, timeout: float | None = None) -> float:
@@ -152,31 +152,23 @@ class Connection(HandledConnection):
         with self._condition:
             self._latency_s = None
             if self.close_code is not None or not self.client.ping():
-                raise self._ended()
+                raise self._closed_error()
             self._wait_until(
                 lambda: self._latency_s is not None or self.close_code is not None, timeout
             )
             if self._latency_s is None:
-                raise self._ended()
+                raise self._closed_error()
             return self._latency_s
 
-    def take_in(self, event: Event) -> None:
-        """Take an event of this connection.
-
-        :meta private:
-        """
+    def _deliver(self, event: Event) -> None:
         with self._condition:
             if isinstance(event, PongEvent):
                 self._latency_s = event.latency_s
-            super().take_in(event)
+            super()._deliver(event)
 
-    def finish(self, code: int) -> None:
-        """Close it, if it is not: nobody takes its messages any more.
-
-        :meta private:
-        """
+    def _finish(self, code: int) -> None:
         with self._condition:
-            super().finish(code)
+            super()._finish(code)
 
     def _wake(self) -> None:
         self._condition.notify_all()
@@ -204,7 +196,7 @@ class ThreadServer(HandlingServer):
         settings: dict[str, Any],
     ) -> None:
         self.server = Server(path, **settings)
-        loop_of(self.server).parts_when_told = True
+        loop_of(self.server).consumer = Consumer.HANDLERS
         self._handler = handler
         self._connections: dict[Client | None, Connection] = {}
         self._pool = ThreadPoolExecutor(max_threads, "apachews-handler")
@@ -271,9 +263,9 @@ class ThreadServer(HandlingServer):
         """Give every event to its connection, until the server ends."""
         for event in self.server:
             if isinstance(event, AcceptEvent):
-                self._begin(event.client())
+                self._start_handler(event.client())
             elif (connection := self._connections.get(event.client_or_none())) is not None:
-                connection.take_in(event)
+                connection._deliver(event)
 
     def _join(self) -> None:
         self._thread.join()
@@ -281,7 +273,7 @@ class ThreadServer(HandlingServer):
         if failure is not None:
             raise failure
 
-    def _begin(self, client: Client) -> None:
+    def _start_handler(self, client: Client) -> None:
         connection = self._connections[client] = Connection(client, self)
         future = self._pool.submit(self._handle, connection)
         self._running.add(future)
@@ -300,7 +292,7 @@ class ThreadServer(HandlingServer):
             _logger.exception("%s: its handler failed", client)
         finally:
             self._connections.pop(client, None)
-            connection.finish(code)
+            connection._finish(code)
 
 
 def serve(

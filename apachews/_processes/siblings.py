@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apachews.groups import Delivery
+from apachews.client import Delivery
 
 _ANSWER = struct.Struct("=QQ")
 # The name of a group is the only thing in a datagram that can be long.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import stat
 import threading
@@ -33,6 +32,7 @@ from apachews._listening import acceptor, loopback
 from apachews._listening.acceptor import LoopbackAcceptor
 from apachews._listening.loopback import Address, Answerer, Caller, NotAnAddress, NotProven
 from apachews._listening.socket_file import LoopbackFile
+from apachews._server.poller import Poller
 from apachews_handler.endpoints import endpoint
 from apachews_handler.exceptions import Refusal
 
@@ -322,8 +322,8 @@ def test_a_flood_of_strangers_does_not_stop_the_program(
 ) -> None:
     monkeypatch.setattr(loopback, "send_at_once", lambda sock: None)
     file = LoopbackFile(str(tmp_path / "a.ws"), 0o660, None)
-    with select.epoll() as epoll, closing(Flooded()) as flooded:
-        accepting = LoopbackAcceptor(file, epoll)
+    with closing(Poller(threading.RLock())) as poller, closing(Flooded()) as flooded:
+        accepting = LoopbackAcceptor(file, poller, list)
         with monkeypatch.context() as patch:
             patch.setattr(file, "socket", flooded)
             assert accepting.accept_nowait() is None
@@ -337,8 +337,8 @@ def test_a_stranger_makes_room_where_there_is_no_descriptor_left(
 ) -> None:
     monkeypatch.setattr(loopback, "send_at_once", lambda sock: None)
     file = LoopbackFile(str(tmp_path / "a.ws"), 0o660, None)
-    with select.epoll() as epoll, closing(Flooded()) as flooded:
-        accepting = LoopbackAcceptor(file, epoll)
+    with closing(Poller(threading.RLock())) as poller, closing(Flooded()) as flooded:
+        accepting = LoopbackAcceptor(file, poller, list)
 
         def accept() -> tuple[socket.socket, None]:
             if flooded.accepted == 2:
@@ -351,12 +351,12 @@ def test_a_stranger_makes_room_where_there_is_no_descriptor_left(
         with monkeypatch.context() as patch:
             patch.setattr(file, "socket", SimpleNamespace(accept=accept))
             assert accepting.accept_nowait() is None
-            assert accepting.again_at is None, "it does not rest"
+            assert not accepting.is_resting, "it does not rest"
             patch.setattr(flooded, "accepted", 2)
-            accepting.stop_waiting()
+            accepting.drop_waiting()
             with pytest.raises(OSError, match="open files"):
                 accepting.accept_nowait()
-            assert accepting.again_at is not None, "there is nobody to let go"
+            assert accepting.is_resting, "there is no connection to drop"
         accepting.stop()
 
 

@@ -98,7 +98,7 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
     for base in inspect.getmro(cls):
         if base.__module__.startswith("apachews"):
             for name, value in vars(base).items():
-                is_inherited = base is not cls and base.__module__ != "apachews._forms.handlers"
+                is_inherited = base is not cls and base.__module__ != "apachews._handled"
                 if is_inherited or name.startswith("_") or not callable_or_property(value):
                     continue
                 if name in vars(cls) and base is not cls:

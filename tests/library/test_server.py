@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import apachews._listening.acceptor
+import apachews._server.connections
 import apachews._server.loop
 from apachews import (
     AcceptEvent,
@@ -35,6 +36,7 @@ from apachews import (
     ServerClosed,
     wire,
 )
+from apachews._server.connection import connection_of
 from apachews.server import open_servers
 from apachews.wire.answer import Answer
 from apachews.wire.reader import FRAMES_A_TURN
@@ -230,7 +232,7 @@ def test_the_producer_closes(server: Server, connect: Connect) -> None:
 def test_a_close_that_is_not_answered_ends_all_the_same(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apachews._server.loop, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews._server.connections, "CLOSE_TIMEOUT_S", 0.05)
     bridge, client = connect()
     client.close()
     started = time.monotonic()
@@ -525,7 +527,7 @@ def test_a_million_tiny_messages_take_the_memory_of_their_bytes(
 ) -> None:
     _, client = connect()
     client.send(b"x" * 1_000_000)  # what the kernel takes is full
-    connection = client._connection
+    connection = connection_of(client)
     assert connection._queue
     before = len(connection._queue)
     for _ in range(100_000):
@@ -542,7 +544,7 @@ def test_a_half_sent_frame_in_a_run_of_them_is_finished_before_the_close(
         sent = 0
         while client.send(b"%0500d" % sent):
             sent += 1
-            if client._connection.has_queue and sent % 50 == 0:
+            if connection_of(client).has_queue and sent % 50 == 0:
                 bridge.socket.recv(1001)  # so that the queue moves, and ends somewhere
                 server.dequeue(0)
         assert next_event(server, Event.ConnectionClosed).code == 1013
@@ -616,7 +618,7 @@ def test_close_with_a_client_that_no_turn_has_come_to(server: Server, connect: C
     client.send("x" * 3_000_000)  # so that close() has something to wait for
     late = Bridge(server.path)
     # As epoll would have named it in a turn that ended before it came so far.
-    server._loop._ready.append((server._loop._acceptor.fd, select.EPOLLIN))
+    server._loop._poller.ready.append((server._file.socket.fileno(), select.EPOLLIN))
     server.close()
     late.socket.close()
     assert next_event(server, Event.ConnectionClosed).code == 1001
@@ -663,7 +665,7 @@ def test_the_producer_rejects(server: Server) -> None:
     assert not event.client().send("late")
     bridge.socket.close()
     closed = next_event(server, Event.ConnectionClosed)
-    assert (closed.code, closed.reason) == (1006, "it was refused")
+    assert (closed.code, closed.reason) == (1006, "it was rejected")
     assert closed.client() is event.client()
 
 
@@ -801,7 +803,7 @@ def test_a_ping_is_timed(server: Server, connect: Connect) -> None:
 
 def test_a_loop_of_ones_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for the descriptor and the timer, and for nothing else."""
-    monkeypatch.setattr(apachews._server.loop, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews._server.connections, "CLOSE_TIMEOUT_S", 0.05)
     poll = select.poll()
     poll.register(server.fileno(), select.POLLIN)
     events: list[Event] = []
