@@ -12,7 +12,7 @@
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
      +-- WireError          bytes that break docs/wire.md: reason, close code
-     +-- StatusError        what should tell Apache's status does not: where, problem
+     +-- StatusError        a document is not Apache's status: problem
 
 Operating-system errors of the socket file (permission, missing directory) stay
 what they are: OSError, with the path in them.
@@ -230,17 +230,15 @@ class WireError(ApachewsError):
 
 
 class StatusError(ApachewsError):
-    """What should be the status of a process, or a status page's, is none.
+    """A document is not the status of a process or of a status page.
 
     Attributes:
-        where: the name in it that is wrong.
-        problem: what is wrong there.
+        problem: what is wrong with it.
     """
 
-    def __init__(self, where: str, problem: str) -> None:
-        super().__init__(where, problem)
-        self.where = where
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"this is no status of apachews: {self.where}: {self.problem}"
+        return f"not an apachews status document: {self.problem}"

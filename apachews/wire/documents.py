@@ -23,14 +23,14 @@ _encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How a connection is encrypted, between client and Apache.
+    """The encryption between client and Apache.
 
     Attributes:
         version: as OpenSSL names it: ``TLSv1.3``.
         cipher: as OpenSSL names it: ``TLS_AES_256_GCM_SHA384``.
         server_name: the host that the client asked for (SNI), or None.
-        client_subject: subject of the certificate that the client has shown and Apache
-            has verified (``SSLVerifyClient``), or None.
+        client_subject: subject of the client certificate that Apache has verified
+            (``SSLVerifyClient``), or None.
 
     Example:
         >>> client.request.tls.version, client.request.tls.server_name
@@ -42,11 +42,8 @@ class TLS:
     server_name: str | None = None
     client_subject: str | None = None
 
-    def members(self) -> dict[str, str | None]:
-        """Return what OPEN has of it.
-
-        :meta private:
-        """
+    def _members(self) -> dict[str, str | None]:
+        """Return the members of the JSON object in OPEN."""
         return {
             "version": self.version,
             "cipher": self.cipher,
@@ -57,28 +54,28 @@ class TLS:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """What the bridge says of a connection in its first frame.
+    """The first frame of the bridge: the connection and its request.
 
     Attributes:
         id: unique name of the connection; stays the same when it is resumed.
-        resumed: True where the client was connected before, to a producer that
-            is gone or has handed it on.
+        resumed: True if the client was connected before, to a producer that is gone or
+            has handed it over.
         method, uri: the request line as the client sent it, ``uri`` with its query,
             undecoded.
-        rewritten_query: the query that Apache gave the request instead of the URI's
+        rewritten_query: the query that Apache gave the request in place of the URI's
             (``RewriteRule``), undecoded; None if Apache left the query as it was.
         headers: name (lower case) and value of each request header, in no
             particular order; a value is text in ISO 8859-1.
         remote, local: address and port of the client and of Apache's socket.  The
             client's port is 0 if only its address is known (``RemoteIPHeader``).
         scheme: ``ws`` or ``wss``.
-        tls: how it is encrypted; None with ``ws``.
+        tls: the encryption; None with ``ws``.
         user: ``REMOTE_USER`` as Apache authenticated it, or None.
         vhost: ``ServerName`` of the virtual host.
-        offered, subprotocol: what the client offered, and what was chosen.
+        offered, subprotocol: the subprotocols that the client offered, and the chosen one.
         env: variables that ``APACHEWS_PASS_ENV`` names.
-        answer_required: True where the client has had no response yet and the
-            producer decides on it (``APACHEWS_ACCEPT producer``).
+        answer_required: True if the client has no response yet and the producer accepts
+            or rejects it (``APACHEWS_ACCEPT producer``).
 
     Example:
         >>> request = client.request
@@ -128,10 +125,10 @@ class Open:
 
     @property
     def query(self) -> dict[str, list[str]]:
-        """The variables of the query, decoded; each may stand there several times.
+        """The variables of the query, decoded; each may occur several times.
 
-        The query is the one that CGI has in QUERY_STRING: ``rewritten_query``, or else that
-        of the URI.
+        The query is that of CGI's QUERY_STRING: ``rewritten_query``, or else that of the
+        URI.
 
         Example:
             >>> client.request.query.get("room", ["lobby"])[0]
@@ -144,9 +141,9 @@ class Open:
 
     @property
     def cookies(self) -> dict[str, str]:
-        """The cookies, as they stand in the Cookie header (RFC 6265 5.4).
+        """The cookies of the Cookie header (RFC 6265 5.4).
 
-        Of several of one name that is the first: the one of the longest path.
+        Of several cookies with one name this is the first: the one of the longest path.
 
         Example:
             >>> client.request.cookies
@@ -160,9 +157,11 @@ class Open:
         return cookies
 
     def encode(self) -> bytes:
-        """Return the OPEN frame.
+        """Return the OPEN frame, as a bridge sends it.
 
-        :meta private:
+        Example:
+            >>> wire.Open(id="1", uri="/ws/chat.ws").encode()[:1]
+            b'\x83'
         """
         request: dict[str, object] = {
             "method": self.method,
@@ -179,7 +178,7 @@ class Open:
             "remote": self.remote,
             "local": self.local,
             "scheme": self.scheme,
-            "tls": self.tls and self.tls.members(),
+            "tls": self.tls and self.tls._members(),
             "user": self.user,
             "vhost": self.vhost,
             "subprotocols": {"offered": self.offered, "chosen": self.subprotocol},
@@ -190,13 +189,17 @@ class Open:
 
     @classmethod
     def decode(cls, payload: bytes) -> Open:
-        """Read the payload of an OPEN frame; members it does not know are ignored.
+        """Read the payload of an OPEN frame; ignore unknown members.
 
         Raises:
-            WireError: no JSON object, another version, or a member that is
-                missing or of the wrong type.
+            WireError: not a JSON object, another version, or a member that is missing or
+                of the wrong type.
 
-        :meta private:
+        Example:
+            >>> opening = wire.Open(id="1", uri="/ws/chat.ws").encode()
+            >>> _, _, start = wire.decode_header(opening, 0)
+            >>> wire.Open.decode(opening[start:]).uri
+            '/ws/chat.ws'
         """
         document = _decode_json(payload, "OPEN")
         try:
@@ -225,15 +228,15 @@ class Open:
                 rewritten_query=optional_text(request.get("query")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise WireError(f"OPEN lacks a member or has one of the wrong type: {error}") from error
+            raise WireError(f"invalid OPEN: missing or wrong member: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """What a program that is no bridge says in its first frame: it has messages for clients.
+    """The first frame of a publisher: a program with messages for clients.
 
     Attributes:
-        group: for whom: a group's name; None for all clients.
+        group: name of the group that receives them; None: all clients.
     """
 
     group: str | None
@@ -245,24 +248,24 @@ class Publish:
 
     @classmethod
     def decode(cls, payload: bytes) -> Publish:
-        """Read the payload of a PUBLISH frame; members it does not know are ignored.
+        """Read the payload of a PUBLISH frame; ignore unknown members.
 
         Raises:
-            WireError: no JSON object, another version, or no group.
+            WireError: not a JSON object, another version, or a group that is not text.
         """
         document = _decode_json(payload, "PUBLISH")
         group = document.get("group")
         if group is not None and not isinstance(group, str):
-            raise WireError(f"the group of PUBLISH is neither text nor null: {group!r:.80}")
+            raise WireError(f"invalid PUBLISH: the group {group!r:.80} is neither text nor null")
         return cls(group)
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the producer answers to each message that was published.
+    """The producer's answer to each published message.
 
     Attributes:
-        reached, skipped: clients that it was sent to or queued for, and that it was not.
+        reached, skipped: see ``Delivery``.
     """
 
     reached: int
@@ -278,13 +281,13 @@ class Published:
         """Read the payload of a PUBLISH frame.
 
         Raises:
-            WireError: no JSON object, another version, or a member that is missing or no
-                number.
+            WireError: not a JSON object, another version, or a member that is missing or not
+                a number.
         """
         document = _decode_json(payload, "PUBLISH")
         reached, skipped = document.get("reached"), document.get("skipped")
         if not isinstance(reached, int) or not isinstance(skipped, int):
-            raise WireError("the answer to PUBLISH lacks its numbers")
+            raise WireError("invalid PUBLISH: reached and skipped must be numbers")
         return cls(reached, skipped)
 
 
@@ -292,9 +295,9 @@ def _decode_json(payload: bytes, name: str) -> dict[str, Any]:
     try:
         document = json.loads(payload.decode())
     except (ValueError, RecursionError) as error:
-        raise WireError(f"{name} is not a JSON document in UTF-8") from error
+        raise WireError(f"invalid {name}: not JSON in UTF-8") from error
     if not isinstance(document, dict) or document.get("version") != VERSION:
-        raise WireError(f"{name} is not of version {VERSION} of the wire")
+        raise WireError(f"invalid {name}: expected version {VERSION} of the wire")
     return document
 
 
@@ -305,7 +308,7 @@ def require_text(value: Any) -> str:
         TypeError
     """
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is not a string")
+        raise TypeError(f"{value!r:.80} is not text")
     return value
 
 
@@ -332,5 +335,5 @@ def _tls(value: Any) -> TLS | None:
 def _address(value: Any) -> tuple[str, int]:
     host, port = value
     if not isinstance(port, int):
-        raise TypeError(f"{port!r:.80} is not a port")
+        raise TypeError(f"{port!r:.80} is not a port number")
     return require_text(host), port

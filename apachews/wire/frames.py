@@ -15,8 +15,7 @@ from typing import Final
 
 from apachews.exceptions import WireError
 
-# Opcodes (RFC 6455 5.2), and OPEN, ANSWER, MOVE and PUBLISH, which take numbers reserved
-# there.
+# Opcodes of RFC 6455 5.2; OPEN, ANSWER, MOVE and PUBLISH have numbers that it reserves.
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
@@ -33,13 +32,13 @@ RSV: Final = 0x70
 OPCODE: Final = 0x0F
 MASKED: Final = 0x80
 
-# RFC 6455 5.5: what a control frame may carry at most.
+# RFC 6455 5.5: the longest payload of a control frame.
 MAX_CONTROL_BYTES: Final = 125
-# RFC 6455 5.5.1: two of those bytes are the code.
+# RFC 6455 5.5.1: two of its bytes are the code.
 MAX_REASON_BYTES: Final = MAX_CONTROL_BYTES - 2
-# OPEN carries the request head as JSON.  httpd itself allows 100 fields of
-# 8190 bytes (LimitRequestFields, LimitRequestFieldSize); escaping can make a
-# byte six.  A bound, so that a stranger on the socket cannot fill the memory.
+# OPEN carries the request head as JSON.  httpd itself allows 100 fields of 8190 bytes
+# (LimitRequestFields, LimitRequestFieldSize), and escaping can turn one byte into six.  The bound
+# protects the memory from other programs that connect to the socket.
 MAX_OPEN_BYTES: Final = 8 * 1024 * 1024
 
 # Close codes (RFC 6455 7.4.1 and IANA) that this project sends or reports.
@@ -65,7 +64,7 @@ def encode_header(first: int, length: int) -> bytes:
     """Return the 2, 4 or 10 bytes before an unmasked payload.
 
     Args:
-        first: FIN bit and opcode, as they stand in the first byte.
+        first: the first byte: FIN bit and opcode.
         length: bytes of payload, 0 or more.
     """
     if length < 126:
@@ -84,12 +83,12 @@ def decode_header(data: bytes, start: int) -> tuple[int, int, int] | None:
     """Read the frame header that begins at ``data[start]``.
 
     Returns:
-        ``(first byte, payload length, offset of the payload)``, or None where
-        the header is not complete yet.
+        ``(first byte, payload length, offset of the payload)``, or None if the
+        header is incomplete.
 
     Raises:
         WireError: a masked frame, or a length that is not in its shortest form
-            or over 2**63 - 1 (RFC 6455 5.2).
+            or exceeds 2**63 - 1 (RFC 6455 5.2).
     """
     end = len(data)
     if end - start < 2:
@@ -98,26 +97,26 @@ def decode_header(data: bytes, start: int) -> tuple[int, int, int] | None:
     if length < 126:
         return data[start], length, start + 2
     if length >= MASKED:
-        raise WireError("a frame is masked; the wire is never masked")
+        raise WireError("masked frame: the wire never masks")
     if length == 126:
         if end - start < 4:
             return None
         length = _LENGTH_16.unpack_from(data, start + 2)[0]
         if length < 126:
-            raise WireError("a length is not in its shortest form")
+            raise WireError("frame length not in its shortest form")
         return data[start], length, start + 4
     if end - start < 10:
         return None
     length = _LENGTH_64.unpack_from(data, start + 2)[0]
     if length < 65536:
-        raise WireError("a length is not in its shortest form")
+        raise WireError("frame length not in its shortest form")
     if length >> 63:
-        raise WireError("a length is over 2**63 - 1")
+        raise WireError("frame length exceeds 2**63 - 1")
     return data[start], length, start + 10
 
 
 def is_sendable_code(code: int) -> bool:
-    """Tell whether a CLOSE frame may carry the code (RFC 6455 7.4)."""
+    """Return whether a CLOSE frame may carry the code (RFC 6455 7.4)."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
@@ -125,32 +124,30 @@ def encode_close(code: int, reason: str = "") -> bytes:
     """Return the payload of a CLOSE frame.
 
     Args:
-        code: 1005 (NO_CODE) gives the empty payload.
+        code: 1005 (NO_CODE) returns the empty payload.
         reason: text of at most 123 bytes in UTF-8.
 
     Raises:
-        ValueError: a code that may not be sent, a reason that is too long, or
-            a reason without a code.
+        ValueError: a code that a CLOSE may not carry, a reason that is too long, or a
+            reason without a code.
     """
     if code == NO_CODE:
         if reason:
-            raise ValueError("a CLOSE without a code cannot carry a reason")
+            raise ValueError("a CLOSE without a code (1005) cannot carry a reason")
         return b""
     if not is_sendable_code(code):
-        raise ValueError(
-            f"close code {code} may not be sent: use 1000-1003, 1007-1014 or 3000-4999"
-        )
+        raise ValueError(f"close code {code} is not allowed: use 1000-1003, 1007-1014 or 3000-4999")
     text = reason.encode()
     if len(text) > MAX_REASON_BYTES:
         raise ValueError(
-            f"the close reason has {len(text)} bytes in UTF-8; at most {MAX_REASON_BYTES} fit"
+            f"the close reason has {len(text)} bytes in UTF-8; the limit is {MAX_REASON_BYTES}"
         )
     return _LENGTH_16.pack(code) + text
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """What a CLOSE frame says; code 1005 (NO_CODE) stands for an empty one."""
+    """The content of a CLOSE frame; code 1005 (NO_CODE) stands for an empty one."""
 
     code: int
     reason: str
@@ -160,21 +157,21 @@ def decode_close(payload: bytes) -> Close:
     """Read the payload of a CLOSE frame.
 
     Raises:
-        WireError: its ``code`` is the close code that answers the fault.
+        WireError: ``WireError.code`` is the close code of the answer.
     """
     if not payload:
         return Close(NO_CODE, "")
     if len(payload) == 1:
-        raise WireError("the payload of a CLOSE has one byte; it needs none or two and more")
+        raise WireError("CLOSE payload is 1 byte; it must be empty or at least 2")
     code = _LENGTH_16.unpack_from(payload)[0]
     if not is_sendable_code(code):
-        raise WireError(f"close code {code} may not be sent")
+        raise WireError(f"close code {code} is not allowed")
     try:
         return Close(code, payload[2:].decode())
     except UnicodeDecodeError as error:
-        raise WireError("the reason of a CLOSE is not UTF-8", INVALID_DATA) from error
+        raise WireError("the CLOSE reason is not UTF-8", INVALID_DATA) from error
 
 
 def truncate_reason(reason: str) -> str:
-    """Cut a reason to the 123 bytes that a CLOSE can carry, between characters."""
+    """Cut a reason to the 123 bytes that a CLOSE can carry, at a character boundary."""
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
