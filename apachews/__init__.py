@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from .publishing import publish
     from .server import Server
 
-# Public name -> its module, which the first use imports: Apache's side needs only a few of
-# these modules, in every child.
+# Public name -> its module, which the first use imports: the handler needs only a few of these
+# modules, in every child of Apache.
 _MODULES: Final = {
     "Client": "client",
     "Delivery": "client",

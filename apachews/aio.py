@@ -1,4 +1,4 @@
-"""The library for asyncio: the events in an ``async for``, or a coroutine a connection::
+"""The library for asyncio: events in an ``async for``, or a coroutine per connection::
 
     async def chat(connection):
         async for message in connection:
@@ -8,11 +8,11 @@
         async with apachews.aio.serve("/var/www/html/ws/chat.ws", chat) as server:
             await server.wait_closed()
 
-Contract: everything here is for the one event loop in which ``serve`` was entered.  Inside
-is an ``apachews.Server``; what that promises holds here.
+Contract: all objects belong to the event loop in which ``serve`` was entered.  Inside is an
+``apachews.Server``, whose contract holds here.
 
-How this works: asyncio watches the descriptor of the server's own epoll, and only while
-nothing is left to do; so what is not asked for is not read.
+How this works: asyncio watches the descriptor of the server's epoll, only while the server has
+no event.  So messages that the program does not ask for stay in the kernel.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .server import Server, loop_of
 
 Handler = Callable[["Connection"], Awaitable[object]]
 
-# Events after which the other tasks have their turn, however many wait.
+# The other tasks run after this number of events, even if more wait.
 EVENTS_IN_A_ROW: Final = 100
 
 _logger: Final = logging.getLogger("apachews")
@@ -49,7 +49,7 @@ class Connection(HandledConnection):
     """One WebSocket, for its handler: ``async for message in connection``.
 
     Attributes:
-        server: the one it came to.
+        server: the server that accepted it.
 
     Example:
         >>> async def chat(connection):
@@ -78,7 +78,7 @@ class Connection(HandledConnection):
         """Wait for the next message.
 
         Raises:
-            ConnectionClosed: there is none any more.
+            ConnectionClosed: the connection has ended, and its last message was received.
 
         Example:
             >>> await asyncio.wait_for(connection.receive(), timeout=5)
@@ -91,7 +91,7 @@ class Connection(HandledConnection):
         return self._next_message()
 
     async def send(self, data: str | bytes | bytearray | memoryview) -> None:
-        """Send a message, and wait while the client has much still to read.
+        """Send a message, and wait while more than 64 KiB are queued for the client.
 
         Raises:
             ConnectionClosed: the client is gone or being closed.
@@ -126,10 +126,10 @@ class Connection(HandledConnection):
             await self._wait()
 
     async def ping(self) -> float:
-        """Ask for a sign of life; return the seconds it took.
+        """Send a PING; return the seconds until its answer.
 
         Raises:
-            ConnectionClosed: it is gone, or went before it answered.
+            ConnectionClosed: the client is gone, or went before it answered.
 
         Example:
             >>> await connection.ping() < 10
@@ -154,14 +154,14 @@ class Connection(HandledConnection):
         self._changed.set()
 
     async def _wait(self) -> None:
-        """Wait until something is different."""
+        """Wait until an event was delivered or the queue has become shorter."""
         self._changed.clear()
         await self._changed.wait()
 
 
 def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
     if future.done():
-        return  # who waited was cancelled
+        return  # the waiting task was cancelled
     if isinstance(result, Exception):
         future.set_exception(result)
     else:
@@ -169,10 +169,10 @@ def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
 
 
 class AsyncServer(HandlingServer):
-    """What ``serve`` gives: a server in the running event loop.
+    """The result of ``serve``: a server in the running event loop.
 
-    Without a handler, ``async for event in server`` gives the events that
-    ``apachews.Server`` would, and ends when it is closed or drained.
+    Without a handler, ``async for event in server`` iterates over the events of
+    ``apachews.Server``, and stops when it is closed or drained.
 
     Example:
         >>> async with serve("/var/www/html/ws/news.ws") as server:
@@ -187,8 +187,8 @@ class AsyncServer(HandlingServer):
     ) -> None:
         if settings.get("workers"):
             raise ValueError(
-                "workers cannot be forked from a running event loop: run several programs on"
-                " a socket of systemd's instead"
+                "workers: not available in a running event loop; run several programs on a socket"
+                " of systemd instead"
             )
         self._path = path
         self._handler = handler
@@ -220,7 +220,7 @@ class AsyncServer(HandlingServer):
 
     async def __anext__(self) -> Event:
         if self._handler is not None:
-            raise TypeError("this server has a handler, which gets what comes")
+            raise TypeError("this server has a handler, which receives all messages")
         try:
             return await self._next_event()
         except ServerClosed:
@@ -230,7 +230,7 @@ class AsyncServer(HandlingServer):
         """Wait until the server was closed or drained, and all handlers have ended.
 
         Raises:
-            Exception: what a function raised that ``call_soon()`` was given.
+            Exception: from a function that was passed to ``call_soon()``.
 
         Example:
             >>> asyncio.get_running_loop().call_later(0.1, server.drain) is None
@@ -241,9 +241,9 @@ class AsyncServer(HandlingServer):
             await asyncio.shield(self._dispatcher)
 
     async def close(self, spread: float = 0.0) -> None:
-        """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
+        """Close every client; see ``Server.close``.  Waits for the handlers.
 
-        One that goes on for another ten seconds is cancelled.
+        Handlers that run for another ten seconds are cancelled.
 
         Example:
             >>> await server.close(spread=0.1)
@@ -289,10 +289,10 @@ class AsyncServer(HandlingServer):
 
     async def _dispatch(self, handler: Handler) -> None:
         try:
-            await self._feed(handler)
-        except Exception:  # of a function that call_soon() was given, perhaps
+            await self._deliver_events(handler)
+        except Exception:  # for example from a function that was passed to call_soon()
             self.server.close()
-            await self._feed(handler)
+            await self._deliver_events(handler)
             raise
         finally:
             if self._tasks:
@@ -301,8 +301,8 @@ class AsyncServer(HandlingServer):
                     task.cancel()
                 await asyncio.gather(*late, return_exceptions=True)
 
-    async def _feed(self, handler: Handler) -> None:
-        """Give every event to its connection, until the server ends."""
+    async def _deliver_events(self, handler: Handler) -> None:
+        """Deliver every event to its connection, until the server ends."""
         try:
             while True:
                 event = await self._next_event()
@@ -325,10 +325,10 @@ class AsyncServer(HandlingServer):
         try:
             await handler(connection)
         except ConnectionClosed:
-            pass  # it sent to a client that had gone: that is its end
+            pass  # it sent to a client that is gone: the usual end of a handler
         except Exception:
             code = wire.INTERNAL_ERROR
-            _logger.exception("%s: its handler failed", client)
+            _logger.exception("%s: the handler failed", client)
         finally:
             del self._connections[client]
             connection._finish(code)
@@ -341,10 +341,10 @@ def serve(
 
     Args:
         path: the socket file.
-        handler: called with each ``Connection``, in a task of its own; when it returns,
-            the connection is closed with 1000; when it raises, that is logged, and the
-            connection is closed with 1011.  None: ``async for event in server``.
-        settings: as ``apachews.Server``, but ``workers``.
+        handler: called with each ``Connection``, in a task of its own.  When it returns, the
+            connection is closed with 1000; its exception is logged, and the connection is
+            closed with 1011.  None: ``async for event in server``.
+        settings: as ``apachews.Server``, except ``workers``.
 
     Raises:
         ServerError, OSError: as ``apachews.Server``, from the ``async with``.

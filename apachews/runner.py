@@ -268,7 +268,7 @@ class Runner:
 
 
 def _interpreter() -> list[str]:
-    """Return how to call Python as this one was called, with its options."""
+    """Return the command that calls Python with the options of this process."""
     options = sys.orig_argv[1 : -len(sys.argv[1:]) or None]
     if options[-2:] == ["-m", "apachews.runner"]:
         return [sys.executable, *options[:-2]]
@@ -291,55 +291,55 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m apachews.runner",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="""\
-Run a producer program, as "python PROGRAM ARG ..." would, so that it ends and
-restarts without harm to its clients.  The program needs no code for it.
+Run a producer program, as "python PROGRAM ARG ..." would, so that it stops and
+restarts without harm to its clients.  The program needs no code for that.
 
 signals:
-  TERM, INT  tell every client that the server goes away (1001), and end with
-             status 0; the second one ends at once
-  HUP        deploy: start PROGRAM anew, and when that listens, hand every client
-             on to it; nobody is disconnected, and no message is lost.  Where it
-             fails to start, the old one goes on.
+  TERM, INT  close every client (1001, going away), and exit with status 0; the
+             second signal terminates the program at once
+  HUP        deploy: start PROGRAM again, and when the new one listens, hand all
+             clients over to it; no client is disconnected, and no message is
+             lost.  If the new one fails to start, the old one continues.
 """,
         epilog="""\
 example:
   python -m apachews.runner --spread 10 /srv/chat.py /var/www/html/chat.ws
 
-Under systemd, READY, RELOADING, STATUS and the watchdog are spoken (Type=notify), and
-sockets of a .socket unit are used.  See deploy/systemd for units.
+Under systemd the runner reports READY, RELOADING, STATUS and the watchdog (Type=notify),
+and uses the sockets of a .socket unit.  See deploy/systemd for units.
 """,
     )
     parser.add_argument("program", metavar="PROGRAM", help="a Python file")
     parser.add_argument(
-        "arguments", metavar="ARG", nargs=argparse.REMAINDER, help="what it finds in sys.argv"
+        "arguments", metavar="ARG", nargs=argparse.REMAINDER, help="its sys.argv[1:]"
     )
     parser.add_argument(
         "--spread",
         metavar="SECONDS",
         type=_seconds,
         default=0.0,
-        help="say the goodbyes over so long a time, so that not all clients come back in the "
-        "same second (default: at once)",
+        help="close the clients over this time, so that they do not all reconnect in the same "
+        "second (default: at once)",
     )
     parser.add_argument(
         "--hold",
         action="store_true",
-        help="on TERM and INT say no goodbye: Apache keeps the clients (APACHEWS_HOLD, 30 s), "
-        "and the next producer on the same path has them",
+        help="on TERM and INT do not close the clients: Apache holds them (APACHEWS_HOLD, 30 s) "
+        "for the next producer on the same path",
     )
     parser.add_argument(
         "--drain-timeout",
         metavar="SECONDS",
         type=_seconds,
         default=DRAIN_TIMEOUT_S,
-        help="how long handing the clients on may take (default: %(default)g)",
+        help="time limit for handing the clients over (default: %(default)g)",
     )
     parser.add_argument(
         "--start-timeout",
         metavar="SECONDS",
         type=_seconds,
         default=START_TIMEOUT_S,
-        help="how long the new program may take to listen, on HUP (default: %(default)g)",
+        help="time limit for the new program to listen, on HUP (default: %(default)g)",
     )
     return parser
 

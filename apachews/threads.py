@@ -1,4 +1,4 @@
-"""The library for threads: a function a connection, each call in a thread of a pool::
+"""The library for threads: a function per connection, each call in a thread of a pool::
 
     def chat(connection):
         for message in connection:
@@ -7,13 +7,13 @@
     with apachews.threads.serve("/var/www/html/ws/chat.ws", chat) as server:
         server.wait_closed()
 
-Contract: ``serve`` from any thread; a handler's connection is for its thread, and its
-``client`` for any.  Inside is an ``apachews.Server``; what that promises holds here.
+Contract: any thread may call ``serve``; a handler's connection is for its thread, and its
+``client`` for any.  Inside is an ``apachews.Server``, whose contract holds here.
 
-How this works: one thread takes the events and puts messages where the handlers find
-them.  A handler that waits holds a thread of the pool; a connection that finds none free
-waits for one, and is not read beyond a bound meanwhile.  All wait under the server's one
-lock, so that nothing can change between a look and the wait.
+How this works: one thread takes the events and puts messages into the mailboxes of the
+connections.  A handler that waits occupies a thread of the pool.  If all threads are occupied,
+a new connection waits for one, and is not read beyond the mailbox's bound meanwhile.  All threads
+wait under the server's one lock, so that no change is lost between a check and the wait.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from .server import Server, loop_of
 
 Handler = Callable[["Connection"], object]
 
-# A thread takes some tens of KB while it waits; Linux gives a user some ten thousand.
+# A waiting thread takes some tens of KB; Linux allows a user some ten thousand threads.
 MAX_THREADS: Final = 100
 
 _logger: Final = logging.getLogger("apachews")
-_here: Final = threading.local()  # ``server``: the one whose handlers run in this thread
+_here: Final = threading.local()  # ``server``: whose handler this thread runs
 
 
 class Connection(HandledConnection):
     """One WebSocket, for its handler: ``for message in connection``.
 
     Attributes:
-        server: the one it came to.
+        server: the server that accepted it.
 
     Example:
         >>> def chat(connection):
@@ -80,11 +80,11 @@ class Connection(HandledConnection):
         """Wait for the next message.
 
         Args:
-            timeout: seconds to wait at most; None waits for ever.
+            timeout: seconds to wait at most; None: no limit.
 
         Raises:
-            ConnectionClosed: there is none any more.
-            TimeoutError: none came in time.
+            ConnectionClosed: the connection has ended, and its last message was received.
+            TimeoutError: no message arrived in time.
 
         Example:
             >>> connection.receive(timeout=5)
@@ -99,11 +99,11 @@ class Connection(HandledConnection):
     def send(
         self, data: str | bytes | bytearray | memoryview, timeout: float | None = None
     ) -> None:
-        """Send a message, and wait while the client has much still to read.
+        """Send a message, and wait while more than 64 KiB are queued for the client.
 
         Args:
             data: as ``Client.send``.
-            timeout: seconds to wait at most; the message is on its way even then.
+            timeout: seconds to wait at most; the message is sent or queued in any case.
 
         Raises:
             ConnectionClosed: the client is gone or being closed.
@@ -139,10 +139,10 @@ class Connection(HandledConnection):
             self._wait_until(lambda: self.client.queued_bytes <= SEND_HIGH_BYTES, timeout)
 
     def ping(self, timeout: float | None = None) -> float:
-        """Ask for a sign of life; return the seconds it took.
+        """Send a PING; return the seconds until its answer.
 
         Raises:
-            ConnectionClosed: it is gone, or went before it answered.
+            ConnectionClosed: the client is gone, or went before it answered.
             TimeoutError: it did not answer in time.
 
         Example:
@@ -175,11 +175,11 @@ class Connection(HandledConnection):
 
     def _wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
         if not self._condition.wait_for(condition, timeout_s):
-            raise TimeoutError(f"{self.client}: waited {timeout_s:g} s in vain")
+            raise TimeoutError(f"{self.client}: timeout after {timeout_s:g} s")
 
 
 class ThreadServer(HandlingServer):
-    """What ``serve`` gives: a server with a thread of its own, and those of the handlers.
+    """The result of ``serve``: a server with a thread of its own, and those of the handlers.
 
     Example:
         >>> def greet(connection):
@@ -220,7 +220,7 @@ class ThreadServer(HandlingServer):
         """Wait until the server was closed or drained, and all handlers have ended.
 
         Raises:
-            Exception: what a function raised that ``call_soon()`` was given.
+            Exception: from a function that was passed to ``call_soon()``.
 
         Example:
             >>> threading.Timer(0.1, server.drain).start()
@@ -229,10 +229,10 @@ class ThreadServer(HandlingServer):
         self._join()
 
     def close(self, spread: float = 0.0) -> None:
-        """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
+        """Close every client; see ``Server.close``.  Waits for the handlers.
 
-        Ten seconds at most; what goes on after that is logged, and goes on.  Called by
-        one of them it does not wait.
+        The wait has a limit of ten seconds; handlers that run longer are logged, and
+        continue.  A call from a handler does not wait.
 
         Example:
             >>> server.close(spread=0.1)
@@ -249,18 +249,18 @@ class ThreadServer(HandlingServer):
 
     def _dispatch(self) -> None:
         try:
-            self._feed()
-        except BaseException as error:  # of a function that call_soon() was given, perhaps
+            self._deliver_events()
+        except BaseException as error:  # for example from a function passed to call_soon()
             self._failure = error
             self.server.close()
-            self._feed()
+            self._deliver_events()
         late = wait(self._running, HANDLER_END_S).not_done
         if late:
-            _logger.error("%s: %d handlers go on though it has ended", self.path, len(late))
+            _logger.error("%s: %d handlers still run after the end", self.path, len(late))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _feed(self) -> None:
-        """Give every event to its connection, until the server ends."""
+    def _deliver_events(self) -> None:
+        """Deliver every event to its connection, until the server ends."""
         for event in self.server:
             if isinstance(event, AcceptEvent):
                 self._start_handler(event.client())
@@ -286,10 +286,10 @@ class ThreadServer(HandlingServer):
         try:
             self._handler(connection)
         except (ConnectionClosed, ServerClosed):
-            pass  # it sent to a client that had gone: that is its end
+            pass  # it sent to a client that is gone: the usual end of a handler
         except Exception:
             code = wire.INTERNAL_ERROR
-            _logger.exception("%s: its handler failed", client)
+            _logger.exception("%s: the handler failed", client)
         finally:
             self._connections.pop(client, None)
             connection._finish(code)
@@ -306,10 +306,10 @@ def serve(
 
     Args:
         path: the socket file.
-        handler: called with each ``Connection``, in a thread of a pool; when it returns,
-            the connection is closed with 1000; when it raises, that is logged, and the
-            connection is closed with 1011.
-        max_threads: handlers that run at the same time; other clients wait.
+        handler: called with each ``Connection``, in a thread of a pool.  When it returns, the
+            connection is closed with 1000; its exception is logged, and the connection is
+            closed with 1011.
+        max_threads: the number of handlers that run at the same time; other clients wait.
         settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
 
     Raises:

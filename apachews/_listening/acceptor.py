@@ -224,7 +224,7 @@ class LoopbackAcceptor(Acceptor):
             fd, one = next(iter(self._unproven.items()))
             if one.deadline > now:
                 return one.deadline if rests_until is None else min(one.deadline, rests_until)
-            self._drop(fd, "it has proved nothing in time")
+            self._drop(fd, "no proof in time")
         return rests_until
 
     def stop(self) -> None:
