@@ -278,7 +278,7 @@ class Server:
             Delivery(reached=1, skipped=0)
         """
         with self._loop.lock:
-            return self._loop.group(name)
+            return self._loop.connections.group(name)
 
     def language(self, client: Client) -> str | None:
         """Return the language that the client's browser prefers, as ``en-GB``, or None.
@@ -310,6 +310,29 @@ class Server:
             called
         """
         self._loop.call_soon(function)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function in ``dequeue()``, on its thread, after some seconds.
+
+        For work that a program does from time to time; a function that calls
+        ``call_later`` again repeats itself.  ``dequeue()`` calls it between two events and
+        continues to wait; it raises the exceptions of the function.  After ``close()``, or
+        a complete ``drain()``, the function is not called.
+
+        Args:
+            seconds: 0 or more.
+
+        Example:
+            >>> def tick():
+            ...     print(server.broadcast("tick"), "clients")
+            >>> server.call_later(0.1, tick)
+            >>> server.dequeue(timeout=1)
+            1 clients
+        """
+        if seconds < 0:
+            raise ValueError(f"call_later({seconds:g}): expected 0 or more seconds")
+        with self._loop.lock:
+            self._loop.call_later(seconds, function)
 
     def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
         """Hand all clients over to the producer that listens next, without losing a message.

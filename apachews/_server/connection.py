@@ -13,6 +13,7 @@ the bound.
 from __future__ import annotations
 
 import enum
+import logging
 import socket
 import threading
 from collections import deque
@@ -35,6 +36,7 @@ RUN_BYTES: Final = 65536
 # The HTTP status for a client that is closed before it was accepted.
 CLOSED_UNANSWERED_STATUS: Final = 503
 
+_logger: Final = logging.getLogger("apachews")
 _MOVE: Final = wire.encode_frame(wire.MOVE, b"")
 
 
@@ -166,6 +168,12 @@ class Connection:
             return None
         except ConnectionError:
             return b""
+
+    def log_ignored_frames(self) -> None:
+        """Log the opcodes of the frames that the reader has ignored."""
+        opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(self._reader.ignored)))
+        self._reader.ignored.clear()
+        _logger.warning("%s: ignored frames of opcodes %s", self.client, opcodes)
 
     def send_frame(self, frame: bytes) -> bool:
         """Send or queue one whole data frame; return False if it cannot be sent."""

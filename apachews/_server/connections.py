@@ -1,4 +1,4 @@
-"""The connections of a server: their epoll masks, their deadlines and their last events.
+"""The connections of a server: epoll masks, deadlines, last events, and groups.
 
 Contract: for ``Loop``, under its lock.  Every connection that had an OPEN gets exactly one
 ConnectionClosed event, from ``end``; ``forget`` closes the socket without an event.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from apachews import wire
+from apachews.client import Group
 from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
 from .connection import RECEIVING, Connection, State
@@ -25,7 +27,7 @@ CLOSE_TIMEOUT_S: Final = 10.0
 
 
 class Connections:
-    """All connections of one server.
+    """All connections of one server, and its groups.
 
     Args:
         lock: the server's.
@@ -58,6 +60,8 @@ class Connections:
         # Connections that are closing, with their deadlines.  All have the same timeout, so
         # that the queue is in the order of the deadlines.
         self._closing: deque[tuple[float, Connection]] = deque()
+        # Weak: a group lives as long as it has a member, or the program refers to it.
+        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
 
     def add(self, sock: socket.socket) -> None:
         """Add an accepted socket."""
@@ -67,6 +71,13 @@ class Connections:
         self.by_fd[sock.fileno()] = connection
         connection.watched = IN
         self._poller.add(sock.fileno(), IN)
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name."""
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = Group(name, self._lock)
+        return group
 
     def broadcast(self, frame: bytes) -> int:
         """Send a frame to all clients; return how many it was sent to or queued for."""

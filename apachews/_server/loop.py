@@ -16,11 +16,8 @@ of one turn.
 from __future__ import annotations
 
 import enum
-import logging
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -29,7 +26,7 @@ from apachews._listening.acceptor import new_acceptor
 from apachews._listening.socket_file import SocketFile
 from apachews._processes.sd_notify import start_heartbeat
 from apachews._processes.siblings import Siblings
-from apachews.client import Client, Group
+from apachews.client import Client
 from apachews.events import (
     AcceptEvent,
     CloseEvent,
@@ -42,6 +39,7 @@ from apachews.events import (
 from apachews.exceptions import ServerClosed
 from apachews.wire.reader import Moved, Violation
 
+from .calls import Calls
 from .connection import RECEIVING, Connection, State
 from .connections import Connections
 from .poller import GONE, IN, OUT, READABLE, Poller
@@ -51,8 +49,6 @@ from .publications import Publications
 TURN_EVENTS: Final = 1000
 # The time limit for close() to send the last CLOSE frames.
 FLUSH_TIMEOUT_S: Final = 1.0
-
-_logger: Final = logging.getLogger("apachews")
 
 
 class Consumer(enum.Enum):
@@ -98,7 +94,7 @@ class Loop:
         # whose last event the program has.
         self._moved: dict[Event, Connection] = {}
         self._last_event_of: Connection | None = None
-        self._calls: deque[Callable[[], object]] = deque()
+        self._calls = Calls()
         self._heartbeat = start_heartbeat()
         self._poller = Poller(self.lock)
         self.connections = Connections(
@@ -106,9 +102,7 @@ class Loop:
         )
         self.events = self.connections.events  # the same queue
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
-        # Weak: a group lives as long as it has a member, or the program refers to it.
-        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
-        self._publications = Publications(self.connections, self.group, self._poller, siblings)
+        self._publications = Publications(self.connections, self._poller, siblings)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``turn(0)`` has something to do."""
@@ -141,16 +135,17 @@ class Loop:
             # The program is back: it has sent its last messages to the client that moved.
             self._last_event_of.finish_move()
             self._last_event_of = None
-        if self._calls:
-            self._run_calls()
+        calls = self._calls
+        if calls.soon or calls.later:
+            calls.run_due()
         while not self.events:
             if self.is_closed or self._is_drained():
                 self.release()
                 raise ServerClosed
             wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             self.turn(wait_s)
-            if self._calls:
-                self._run_calls()
+            if calls.soon or calls.later:
+                calls.run_due()
             if not self.events and deadline is not None and time.monotonic() >= deadline:
                 if self._poller.has_paused:
                     # Bytes that were read already do not make the descriptor readable.
@@ -164,17 +159,16 @@ class Loop:
                 self._last_event_of = moved
         return event
 
-    def group(self, name: str) -> Group:
-        """Return the group of this name."""
-        group = self._groups.get(name)
-        if group is None:
-            group = self._groups[name] = Group(name, self.lock)
-        return group
-
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call a function between two events; from any thread, without the lock."""
-        self._calls.append(function)
+        self._calls.call_soon(function)
         self._poller.wake()
+
+    def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
+        """Call a function between two events after some seconds; never after the end."""
+        if not self.is_closed:
+            self._calls.call_later(delay_s, function)
+            self._poller.wake_if_waited_for()
 
     def drain(self, timeout_s: float) -> None:
         """Start handing all clients over; see ``Server.drain`` and docs/wire.md, *Moving*."""
@@ -202,6 +196,7 @@ class Loop:
         if self.is_closed:
             return
         self.is_closed = self.connections.ignores_messages = True
+        self._calls.later.clear()  # a function that is due would end every wait below at once
         self._acceptor.stop()
         self._on_ending()
         connections = list(self.connections.by_fd.values())
@@ -258,7 +253,7 @@ class Loop:
     def next_timer_s(self) -> float | None:
         """Return after how many seconds ``turn(0)`` has work even if no socket is ready."""
         with self.lock:
-            if self.events or self._calls or self._poller.ready or self._poller.has_paused:
+            if self.events or self._calls.soon or self._poller.ready or self._poller.has_paused:
                 return 0.0
             if self._last_event_of is not None:
                 return 0.0
@@ -271,6 +266,7 @@ class Loop:
         # Fast path: every turn comes here, and most servers have no timer most of the time.
         if not (
             self.connections.has_timers
+            or self._calls.later
             or self._heartbeat is not None
             or self._drain_deadline is not None
             or self._publications.has_timers
@@ -280,6 +276,7 @@ class Loop:
         now = time.monotonic()
         timers = [
             self.connections.run_timers(now),
+            self._calls.next_at(),  # next_event() calls the functions
             self._heartbeat.beat() if self._heartbeat is not None else None,
             self._check_drain_deadline(now),
             self._publications.run_timers(now),
@@ -352,10 +349,8 @@ class Loop:
                 latency_s = connection.client._receive_pong(item.payload)
                 if latency_s is not None and connection.state in RECEIVING:
                     self.events.append(PongEvent(connection.client, latency_s))
-        if ignored := reader.ignored:
-            opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(ignored)))
-            ignored.clear()
-            _logger.warning("%s: ignored frames of opcodes %s", connection.client, opcodes)
+        if reader.ignored:
+            connection.log_ignored_frames()
 
     def _receive_open(self, connection: Connection, item: wire.Open) -> None:
         connection.client = Client(connection, item.id, connection.reader.take_opening())
@@ -435,6 +430,7 @@ class Loop:
     def _shut(self) -> None:
         """End the server; queued events stay."""
         self.is_closed = True
+        self._calls.later.clear()
         self._acceptor.stop()
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -451,7 +447,3 @@ class Loop:
         if not self._poller.is_closed:
             self._publications.close()
         self._poller.close()
-
-    def _run_calls(self) -> None:
-        while self._calls:
-            self._calls.popleft()()

@@ -14,12 +14,11 @@ import functools
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from apachews import wire
 from apachews._processes.siblings import Siblings, read_answers
-from apachews.client import Delivery, Group
+from apachews.client import Delivery
 
 from .connection import Connection
 from .connections import Connections
@@ -47,7 +46,6 @@ class Publications:
 
     Args:
         connections: the server's, of clients among others.
-        group: returns the group of a name.
         poller: the server's.
         siblings: other workers, or None.
     """
@@ -55,12 +53,10 @@ class Publications:
     def __init__(
         self,
         connections: Connections,
-        group: Callable[[str], Group],
         poller: Poller,
         siblings: Siblings | None,
     ) -> None:
         self._connections = connections
-        self._group = group
         self._poller = poller
         self._siblings = siblings
         self._publishers: dict[Connection, _Publisher] = {}
@@ -122,7 +118,7 @@ class Publications:
     def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
         """Send a message to the clients of this process."""
         if group is not None:
-            return self._group(group).broadcast(message)
+            return self._connections.group(group).broadcast(message)
         connections = self._connections.by_fd.values()
         clients = sum(connection.client is not None for connection in connections)
         reached = self._connections.broadcast(wire.encode_message(message))

@@ -41,6 +41,7 @@ from apachews.server import open_servers
 from apachews.wire.answer import Answer
 from apachews.wire.reader import FRAMES_A_TURN
 
+from ..conftest import wait_for
 from ..support.bridge_by_hand import OPEN, Bridge, Item
 
 Connect = Callable[[], tuple[Bridge, Client]]
@@ -799,6 +800,100 @@ def test_a_ping_is_timed(server: Server, connect: Connect) -> None:
     assert next_event(server, Event.IO).read() == "next"
     client.close()
     assert not client.ping()
+
+
+def test_a_function_is_called_later(server: Server) -> None:
+    done: list[object] = []
+    started_at = time.monotonic()
+    server.call_later(0.2, lambda: done.append(time.monotonic() - started_at))
+    server.call_later(0.1, lambda: done.append("first"))
+    server.call_later(60, lambda: done.append("never"))
+    assert server.dequeue(timeout=0) is None
+    assert done == []
+    assert 0 < (server.next_timer_s() or 0) <= 0.1
+    assert server.dequeue(timeout=0.5) is None
+    assert done[0] == "first"
+    assert isinstance(done[1], float)
+    assert 0.2 <= done[1] < 5
+    assert len(done) == 2
+
+
+def test_a_function_that_repeats_itself_does_not_keep_events_back(
+    server: Server, connect: Connect
+) -> None:
+    calls: list[None] = []
+
+    def again() -> None:
+        calls.append(None)
+        server.call_later(0, again)
+
+    bridge, _ = connect()
+    again()
+    for text in ("a", "b", "c"):
+        bridge.socket.sendall(wire.encode_frame(wire.TEXT, text.encode()))
+        before = len(calls)
+        assert next_event(server, Event.IO).read() == text
+        assert len(calls) > before
+
+
+def test_a_function_is_called_though_events_are_queued(server: Server, connect: Connect) -> None:
+    bridge, _ = connect()
+    bridge.socket.sendall(wire.encode_frame(wire.TEXT, b"x") * 3)
+    assert next_event(server, Event.IO).read() == "x"
+    called: list[None] = []
+    server.call_later(0, lambda: called.append(None))
+    assert server.dequeue(timeout=5) is not None
+    assert called == [None]
+
+
+def test_another_thread_sets_a_timer(server: Server) -> None:
+    called = threading.Event()
+    waiting = threading.Thread(target=lambda: [server.dequeue(timeout=1), None])
+    waiting.start()
+    wait_for(lambda: server._loop.is_waiting)
+    server.call_later(0.05, called.set)
+    assert called.wait(0.9)
+    waiting.join()
+
+
+def test_what_a_later_function_raises_dequeue_raises(server: Server) -> None:
+    def fail() -> None:
+        raise LookupError("later")
+
+    done: list[str] = []
+    server.call_later(0, fail)
+    server.call_later(0, lambda: done.append("next"))
+    with pytest.raises(LookupError, match="later"):
+        server.dequeue(timeout=1)
+    assert server.dequeue(timeout=0) is None
+    assert done == ["next"]
+    with pytest.raises(ValueError, match="expected 0 or more seconds"):
+        server.call_later(-1, fail)
+
+
+@pytest.mark.parametrize("end", [Server.close, Server.drain])
+def test_a_server_that_has_ended_calls_no_function(
+    server: Server, end: Callable[[Server], None]
+) -> None:
+    called: list[None] = []
+    server.call_later(0.01, lambda: called.append(None))
+    end(server)
+    for _ in server:
+        pass
+    server.call_later(0, lambda: called.append(None))
+    with pytest.raises(ServerClosed):
+        server.dequeue(timeout=0)
+    assert called == []
+
+
+def test_a_timer_that_is_due_does_not_make_close_spin(server: Server, connect: Connect) -> None:
+    _, client = connect()
+    client.send("x" * 3_000_000)  # close() waits until it is sent, or a second
+    server.call_later(0, lambda: None)
+    server.call_soon(lambda: None)
+    before = time.process_time()
+    server.close()
+    assert time.process_time() - before < 0.5
 
 
 def test_a_loop_of_ones_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
