@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .client import Client
+    from .client import Client, Delivery, Group
     from .events import (
         AcceptEvent,
         CloseEvent,
@@ -42,14 +42,15 @@ if TYPE_CHECKING:
         SocketInUse,
         WireError,
     )
-    from .groups import Delivery, Group
     from .publishing import publish
     from .server import Server
 
-# Public name -> its module, which the first use imports: Apache's side needs only a few of
-# these modules, in every child.
+# Public name -> its module, which the first use imports: the handler needs only a few of these
+# modules, in every child of Apache.
 _MODULES: Final = {
     "Client": "client",
+    "Delivery": "client",
+    "Group": "client",
     "AcceptEvent": "events",
     "CloseEvent": "events",
     "ConnectionClosedEvent": "events",
@@ -69,8 +70,6 @@ _MODULES: Final = {
     "ServerError": "exceptions",
     "SocketInUse": "exceptions",
     "WireError": "exceptions",
-    "Delivery": "groups",
-    "Group": "groups",
     "publish": "publishing",
     "Server": "server",
 }

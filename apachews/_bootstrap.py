@@ -1,21 +1,24 @@
-"""Runs a producer program as ``python PROGRAM ARG…`` would, and gives it manners.
+"""Runs a producer program as ``python PROGRAM ARG…`` would, with signal handlers.
 
-Contract: ``runner.py`` starts ``python -m apachews._bootstrap INSTRUCTIONS PROGRAM ARG…``.
-The program has ``sys.argv``, ``sys.path`` and ``__main__`` to itself, as ever.  Its
-signals mean, whatever it is:
+Contract: ``runner.py`` starts ``python -m apachews._bootstrap INSTRUCTIONS PROGRAM ARG…``.  The
+program has its own ``sys.argv``, ``sys.path`` and ``__main__``.  The signals mean for any
+program:
 
-- SIGTERM, SIGINT: goodbye to all clients, or, with ``hold``, they are handed on to
-  whoever listens next.  The second one ends the process at once.
-- SIGHUP, which also comes when the runner dies: the clients are handed on.
+- SIGTERM, SIGINT: close all clients with 1001, or, with ``hold``, hand them over to the producer
+  that listens next.  The second one terminates the process at once.
+- SIGHUP, which the kernel also sends when the runner dies: hand the clients over.
 
-How this works: a handler changes nothing itself, as the program may be anywhere; it
-asks every server of the process to do it (``Server.call_soon``), which the next
-``dequeue()`` does, or the one that waits.  A program that is stuck elsewhere does not
-hear it: for that there is the second SIGTERM, or SIGKILL, which systemd sends after
-``TimeoutStopSec=``.  A program without a server, still starting say, just ends.
+A signal handler changes nothing itself, because it may interrupt the program anywhere.  It asks
+every server of the process (``Server.call_soon``), and the next ``dequeue()``, or a waiting one,
+closes or drains.  A program that hangs elsewhere does not react: the second SIGTERM ends it, or
+SIGKILL, which systemd sends after ``TimeoutStopSec=``.  A program that has no server yet exits at
+once.
 
-``dequeue()`` then raises ServerClosed when all is done.  A program that does not
-catch it, like ``while True: server.dequeue()``, has come to its end, and no harm.
+``dequeue()`` raises ServerClosed at the end.  A program that does not catch it, like
+``while True: server.dequeue()``, ends there, with status 0 and without a traceback.
+
+This module stands beside ``runner.py`` and not in ``_processes/``, because it uses ``Server``,
+which is above that folder.
 """
 
 from __future__ import annotations
@@ -40,13 +43,13 @@ from .server import Server, open_servers
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instructions:
-    """What the runner's options come to.
+    """The runner's options that concern the program's process.
 
     Attributes:
-        spread_s: over how many seconds goodbyes are spread.
-        drain_timeout_s: how long clients may take to move.
-        hold: whether SIGTERM and SIGINT hand clients on as well.
-        lifeline_fd: ends when the runner does, see ``signals.Lifeline``.
+        spread_s: seconds over which CLOSE frames are spread, see ``Server.close``.
+        drain_timeout_s: the time limit for clients to move, see ``Server.drain``.
+        hold: SIGTERM and SIGINT hand clients over as well.
+        lifeline_fd: ends when the runner exits, see ``signals.Lifeline``.
     """
 
     spread_s: float
@@ -60,31 +63,36 @@ class Instructions:
 
 
 class _SignalHandlers:
-    """The handlers of the signals."""
+    """The handlers of SIGTERM, SIGINT and SIGHUP.
+
+    Attributes:
+        must_close: servers that are left must close their clients.
+        has_ended: the program has; Python's own shutdown is left.
+    """
 
     def __init__(self, instructions: Instructions) -> None:
         self._drain = functools.partial(Server.drain, timeout=instructions.drain_timeout_s)
         self._close = functools.partial(Server.close, spread=instructions.spread_s)
         self._hold = instructions.hold
-        self.must_say_goodbye = False
-        self.has_ended = False  # the program has; what is left is Python's own end
-        self._has_been_told = False
+        self.must_close = False
+        self.has_ended = False
+        self._is_ending = False
 
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
-        signal.signal(signal.SIGHUP, self._hand_on)
+        signal.signal(signal.SIGHUP, self._hand_over)
 
     def _end(self, number: int, frame: types.FrameType | None) -> None:
-        if self._has_been_told:
+        if self._is_ending:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self._has_been_told = True
-        self.must_say_goodbye = not self._hold
+        self._is_ending = True
+        self.must_close = not self._hold
         self._ask(self._drain if self._hold else self._close)
 
-    def _hand_on(self, number: int, frame: types.FrameType | None) -> None:
+    def _hand_over(self, number: int, frame: types.FrameType | None) -> None:
         self._ask(self._drain)
 
     def _ask(self, call: Callable[[Server], None]) -> None:
@@ -99,41 +107,41 @@ def main() -> None:
     """Run the program of the command line."""
     instructions = Instructions(**json.loads(sys.argv[1]))
     del sys.argv[:2]
-    if "LISTEN_FDS" in os.environ:  # the runner passes on what is its own only
+    if "LISTEN_FDS" in os.environ:  # the runner removes it if the sockets are not its own
         os.environ["LISTEN_PID"] = str(os.getpid())
-    # What a program was at when the watchdog's SIGABRT came, in the log.
+    # Logs the traceback of a hanging program at the watchdog's SIGABRT.
     faulthandler.enable()
-    manners = _SignalHandlers(instructions)
-    manners.install()
+    handlers = _SignalHandlers(instructions)
+    handlers.install()
     signal_at_end_of(instructions.lifeline_fd, signal.SIGHUP)
-    _excuse_threads()
+    _end_threads_quietly()
     try:
         _run(sys.argv[0])
     except ServerClosed:
         pass
     finally:
-        manners.has_ended = True
-    if manners.must_say_goodbye:
-        _close_what_is_left()
+        handlers.has_ended = True
+    if handlers.must_close:
+        _close_remaining_servers()
 
 
-def _close_what_is_left() -> None:
-    """Say goodbye for servers that nobody serves any more.
+def _close_remaining_servers() -> None:
+    """Close the servers whose loop has ended.
 
-    Of several in one loop, the first to close has ended the loop.  Those of other
-    threads were asked as well, and end there; a server is for one thread.
+    If a program serves several in one loop, the first that closes ends the loop.  Servers of
+    other threads have received the same call, and close there; a server is for one thread.
     """
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     for thread in others:
         if not thread.daemon:
-            thread.join()  # as Python itself would before it ends
+            thread.join()  # as Python itself would at its end
     if not any(thread.is_alive() for thread in others):
         for server in open_servers():
             server.close()
 
 
 def _run(path: str) -> None:
-    """Run a file as ``__main__``; an exception's traceback begins there."""
+    """Run a file as ``__main__``; the traceback of an exception begins in it."""
     module = types.ModuleType("__main__")
     module.__file__ = os.path.abspath(path)
     module.__loader__ = importlib.machinery.SourceFileLoader("__main__", module.__file__)
@@ -157,8 +165,8 @@ def _run(path: str) -> None:
     exec(code, module.__dict__)
 
 
-def _excuse_threads() -> None:
-    """Let a thread that serves end with ServerClosed, like the program itself."""
+def _end_threads_quietly() -> None:
+    """Let ServerClosed end a thread without a traceback, like the main thread."""
     show = threading.excepthook
 
     def show_unless_closed(args: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,4 @@
-"""The library for asyncio: the events in an ``async for``, or a coroutine a connection::
+"""The library for asyncio: events in an ``async for``, or a coroutine per connection::
 
     async def chat(connection):
         async for message in connection:
@@ -8,11 +8,11 @@
         async with apachews.aio.serve("/var/www/html/ws/chat.ws", chat) as server:
             await server.wait_closed()
 
-Contract: everything here is for the one event loop in which ``serve`` was entered.  Inside
-is an ``apachews.Server``; what that promises holds here.
+Contract: all objects belong to the event loop in which ``serve`` was entered.  Inside is an
+``apachews.Server``, whose contract holds here.
 
-How this works: asyncio watches the descriptor of the server's own epoll, and only while
-nothing is left to do; so what is not asked for is not read.
+How this works: asyncio watches the descriptor of the server's epoll, only while the server has
+no event.  So messages that the program does not ask for stay in the kernel.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final
 
-from apachews._forms.handlers import (
+from . import wire
+from ._handled import (
     HANDLER_END_S,
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
 )
-
-from . import wire
-from .client import Client, encode_json, encode_message
-from .events import AcceptEvent, Event, PongEvent, decode_json
+from ._server.loop import Consumer
+from .client import Client
+from .events import AcceptEvent, Event, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .server import Server, loop_of
 
 Handler = Callable[["Connection"], Awaitable[object]]
 
-# Events after which the other tasks have their turn, however many wait.
+# The other tasks run after this number of events, even if more wait.
 EVENTS_IN_A_ROW: Final = 100
 
 _logger: Final = logging.getLogger("apachews")
@@ -49,7 +49,7 @@ class Connection(HandledConnection):
     """One WebSocket, for its handler: ``async for message in connection``.
 
     Attributes:
-        server: the one it came to.
+        server: the server that accepted it.
 
     Example:
         >>> async def chat(connection):
@@ -78,7 +78,7 @@ class Connection(HandledConnection):
         """Wait for the next message.
 
         Raises:
-            ConnectionClosed: there is none any more.
+            ConnectionClosed: the connection has ended, and its last message was received.
 
         Example:
             >>> await asyncio.wait_for(connection.receive(), timeout=5)
@@ -86,12 +86,12 @@ class Connection(HandledConnection):
         """
         while not self._mailbox:
             if self.close_code is not None:
-                raise self._ended()
+                raise self._closed_error()
             await self._wait()
-        return self._take()
+        return self._next_message()
 
     async def send(self, data: str | bytes | bytearray | memoryview) -> None:
-        """Send a message, and wait while the client has much still to read.
+        """Send a message, and wait while more than 64 KiB are queued for the client.
 
         Raises:
             ConnectionClosed: the client is gone or being closed.
@@ -100,7 +100,7 @@ class Connection(HandledConnection):
         Example:
             >>> await connection.send("hello to you, too")
         """
-        await self._send_frame(encode_message(data))
+        await self._send_frame(wire.encode_message(data))
 
     async def receive_json(self) -> Any:
         """Wait for the next message; return its value, see ``Event.json``.
@@ -109,7 +109,7 @@ class Connection(HandledConnection):
             >>> await connection.receive_json()
             {'x': 1}
         """
-        return decode_json(await self.receive())
+        return wire.decode_json(await self.receive())
 
     async def send_json(self, value: Any) -> None:
         """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``.
@@ -117,55 +117,51 @@ class Connection(HandledConnection):
         Example:
             >>> await connection.send_json({"count": 3})
         """
-        await self._send_frame(encode_json(value))
+        await self._send_frame(wire.encode_json(value))
 
     async def _send_frame(self, frame: bytes) -> None:
-        if not self.client.send_frame(frame):
-            raise self._ended()
+        if not self.client._send_frame(frame):
+            raise self._closed_error()
         while self.client.queued_bytes > SEND_HIGH_BYTES:
             await self._wait()
 
     async def ping(self) -> float:
-        """Ask for a sign of life; return the seconds it took.
+        """Send a PING; return the seconds until its answer.
 
         Raises:
-            ConnectionClosed: it is gone, or went before it answered.
+            ConnectionClosed: the client is gone, or went before it answered.
 
         Example:
             >>> await connection.ping() < 10
             True
         """
         if self.close_code is not None or not self.client.ping():
-            raise self._ended()
+            raise self._closed_error()
         future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._pongs.append(future)
         return await future
 
-    def take_in(self, event: Event) -> None:
-        """Take an event of this connection.
-
-        :meta private:
-        """
-        super().take_in(event)
+    def _deliver(self, event: Event) -> None:
+        super()._deliver(event)
         if isinstance(event, PongEvent):
             while self._pongs:
                 _resolve(self._pongs.pop(), event.latency_s)
         elif self.close_code is not None:
             while self._pongs:
-                _resolve(self._pongs.pop(), self._ended())
+                _resolve(self._pongs.pop(), self._closed_error())
 
     def _wake(self) -> None:
         self._changed.set()
 
     async def _wait(self) -> None:
-        """Wait until something is different."""
+        """Wait until an event was delivered or the queue has become shorter."""
         self._changed.clear()
         await self._changed.wait()
 
 
 def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
     if future.done():
-        return  # who waited was cancelled
+        return  # the waiting task was cancelled
     if isinstance(result, Exception):
         future.set_exception(result)
     else:
@@ -173,10 +169,10 @@ def _resolve(future: asyncio.Future[float], result: float | Exception) -> None:
 
 
 class AsyncServer(HandlingServer):
-    """What ``serve`` gives: a server in the running event loop.
+    """The result of ``serve``: a server in the running event loop.
 
-    Without a handler, ``async for event in server`` gives the events that
-    ``apachews.Server`` would, and ends when it is closed or drained.
+    Without a handler, ``async for event in server`` iterates over the events of
+    ``apachews.Server``, and stops when it is closed or drained.
 
     Example:
         >>> async with serve("/var/www/html/ws/news.ws") as server:
@@ -191,8 +187,8 @@ class AsyncServer(HandlingServer):
     ) -> None:
         if settings.get("workers"):
             raise ValueError(
-                "workers cannot be forked from a running event loop: run several programs on"
-                " a socket of systemd's instead"
+                "workers: not available in a running event loop; run several programs on a socket"
+                " of systemd instead"
             )
         self._path = path
         self._handler = handler
@@ -205,10 +201,9 @@ class AsyncServer(HandlingServer):
     async def __aenter__(self) -> AsyncServer:
         self.server = Server(self._path, **self._settings)
         self._loop = asyncio.get_running_loop()
-        self._behind = loop_of(self.server)
-        self._behind.is_released_later = True
+        has_handler = self._handler is not None
+        loop_of(self.server).consumer = Consumer.HANDLERS if has_handler else Consumer.EVENT_LOOP
         if self._handler is not None:
-            self._behind.parts_when_told = True
             self._dispatcher = asyncio.create_task(self._dispatch(self._handler))
         return self
 
@@ -225,7 +220,7 @@ class AsyncServer(HandlingServer):
 
     async def __anext__(self) -> Event:
         if self._handler is not None:
-            raise TypeError("this server has a handler, which gets what comes")
+            raise TypeError("this server has a handler, which receives all messages")
         try:
             return await self._next_event()
         except ServerClosed:
@@ -235,7 +230,7 @@ class AsyncServer(HandlingServer):
         """Wait until the server was closed or drained, and all handlers have ended.
 
         Raises:
-            Exception: what a function raised that ``call_soon()`` was given.
+            Exception: from a function that was passed to ``call_soon()``.
 
         Example:
             >>> asyncio.get_running_loop().call_later(0.1, server.drain) is None
@@ -246,9 +241,9 @@ class AsyncServer(HandlingServer):
             await asyncio.shield(self._dispatcher)
 
     async def close(self, spread: float = 0.0) -> None:
-        """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
+        """Close every client; see ``Server.close``.  Waits for the handlers.
 
-        One that goes on for another ten seconds is cancelled.
+        Handlers that run for another ten seconds are cancelled.
 
         Example:
             >>> await server.close(spread=0.1)
@@ -263,7 +258,7 @@ class AsyncServer(HandlingServer):
         if self._dispatcher is not None:
             await self._dispatcher
         else:
-            self._behind.release()
+            loop_of(self.server).release()
 
     async def _next_event(self) -> Event:
         self._in_a_row += 1
@@ -294,10 +289,10 @@ class AsyncServer(HandlingServer):
 
     async def _dispatch(self, handler: Handler) -> None:
         try:
-            await self._feed(handler)
-        except Exception:  # of a function that call_soon() was given, perhaps
+            await self._deliver_events(handler)
+        except Exception:  # for example from a function that was passed to call_soon()
             self.server.close()
-            await self._feed(handler)
+            await self._deliver_events(handler)
             raise
         finally:
             if self._tasks:
@@ -306,19 +301,19 @@ class AsyncServer(HandlingServer):
                     task.cancel()
                 await asyncio.gather(*late, return_exceptions=True)
 
-    async def _feed(self, handler: Handler) -> None:
-        """Give every event to its connection, until the server ends."""
+    async def _deliver_events(self, handler: Handler) -> None:
+        """Deliver every event to its connection, until the server ends."""
         try:
             while True:
                 event = await self._next_event()
                 if isinstance(event, AcceptEvent):
-                    self._begin(event.client(), handler)
+                    self._start_handler(event.client(), handler)
                 elif (connection := self._connections.get(event.client_or_none())) is not None:
-                    connection.take_in(event)
+                    connection._deliver(event)
         except ServerClosed:
             pass
 
-    def _begin(self, client: Client, handler: Handler) -> None:
+    def _start_handler(self, client: Client, handler: Handler) -> None:
         connection = self._connections[client] = Connection(client, self)
         task = asyncio.create_task(self._handle(connection, handler))
         self._tasks.add(task)
@@ -330,13 +325,13 @@ class AsyncServer(HandlingServer):
         try:
             await handler(connection)
         except ConnectionClosed:
-            pass  # it sent to a client that had gone: that is its end
+            pass  # it sent to a client that is gone: the usual end of a handler
         except Exception:
             code = wire.INTERNAL_ERROR
-            _logger.exception("%s: its handler failed", client)
+            _logger.exception("%s: the handler failed", client)
         finally:
             del self._connections[client]
-            connection.finish(code)
+            connection._finish(code)
 
 
 def serve(
@@ -346,10 +341,10 @@ def serve(
 
     Args:
         path: the socket file.
-        handler: called with each ``Connection``, in a task of its own; when it returns,
-            the connection is closed with 1000; when it raises, that is logged, and the
-            connection is closed with 1011.  None: ``async for event in server``.
-        settings: as ``apachews.Server``, but ``workers``.
+        handler: called with each ``Connection``, in a task of its own.  When it returns, the
+            connection is closed with 1000; its exception is logged, and the connection is
+            closed with 1011.  None: ``async for event in server``.
+        settings: as ``apachews.Server``, except ``workers``.
 
     Raises:
         ServerError, OSError: as ``apachews.Server``, from the ``async with``.

@@ -1,36 +1,55 @@
-"""One connected client, as the producer sees it.
+"""A connected client and groups of clients, as the producer sees them.
 
-Contract: made by ``Server``; every method returns at once, whatever the client
-does.  For any thread.
+Contract: ``Server`` makes both; every method returns at once, whatever the client does, and may
+be called by any thread.  A client leaves its groups when its connection ends.
+
+``Client`` and ``Group`` name each other in their interfaces, so that one module defines both.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import threading
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from apachews.wire.answer import Answer
 
 from . import wire
-from ._connection import Connection, State
 from .exceptions import NotAsked
 
-if TYPE_CHECKING:
-    from .groups import Group
 
-_TEXT_WHOLE: Final = wire.FIN | wire.TEXT
-_BINARY_WHOLE: Final = wire.FIN | wire.BINARY
-_ENDED: Final = frozenset({State.PARTING, State.CLOSING, State.CLOSED})
+class Link(Protocol):
+    """What a client needs of its connection (``_server/connection.py``).
+
+    Attributes:
+        lock: the server's; the caller of a method holds it.
+        queued_bytes: bytes that wait for the bridge.
+        has_ended: the program can send nothing more.
+    """
+
+    lock: threading.RLock
+    queued_bytes: int
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Send or queue one whole data frame; return False if it cannot be sent."""
+
+    def send_answer(self, answer: Answer) -> bool:
+        """Send the ANSWER; return False if the bridge does not wait for one."""
+
+    def send_close(self, code: int, reason: str) -> None:
+        """Send or queue a CLOSE, once."""
 
 
 class Client:
     """A connected client.
 
     Attributes:
-        state: the program's own: whatever it wants to know of this client.
+        state: any value of the program's own about this client.
 
     Example:
         >>> client.state = {"name": "Ann"}
@@ -40,15 +59,15 @@ class Client:
         True
     """
 
-    __slots__ = ("__weakref__", "_connection", "_groups", "_id", "_ping", "_request", "state")
+    __slots__ = ("__weakref__", "_groups", "_id", "_link", "_ping", "_request", "state")
 
-    def __init__(self, connection: Connection, open_id: str, opening: bytes) -> None:
-        self._connection = connection
+    def __init__(self, link: Link, open_id: str, opening: bytes) -> None:
+        self._link = link
         self._groups: set[Group] | None = None
         self._id = open_id
-        self._ping: tuple[bytes, float] | None = None  # the last: payload, when
-        # The payload of the OPEN, until somebody asks: a third of the memory of what it
-        # says, and most programs never ask, or about few.
+        self._ping: tuple[bytes, float] | None = None  # the last: payload, time
+        # The payload of the OPEN until its first use: it takes a third of the memory of the
+        # decoded request, which most programs never read, or for few clients.
         self._request: bytes | wire.Open = opening
         self.state: Any = None
 
@@ -73,9 +92,9 @@ class Client:
 
     @property
     def queued_bytes(self) -> int:
-        """What waits for the client to read; 0 for one that is gone.
+        """Bytes in this process that wait for the client to read; 0 once it is gone.
 
-        Beside what the kernel has, some hundred KB, and Apache, ``APACHEWS_MAX_BUFFER``.
+        The kernel (some hundred KB) and Apache (``APACHEWS_MAX_BUFFER``) hold more.
 
         Example:
             >>> client.send("hello")
@@ -83,7 +102,7 @@ class Client:
             >>> client.queued_bytes  # it reads as fast as the program writes
             0
         """
-        return self._connection.queued_bytes
+        return self._link.queued_bytes
 
     @property
     def has_ended(self) -> bool:
@@ -96,7 +115,7 @@ class Client:
             >>> client.has_ended
             True
         """
-        return self._connection.state in _ENDED
+        return self._link.has_ended
 
     @property
     def groups(self) -> list[Group]:
@@ -123,9 +142,9 @@ class Client:
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Let the client in, where Apache leaves that to the producer.
+        """Accept the client, if Apache leaves the decision to the producer.
 
-        That is with ``SetEnv APACHEWS_ACCEPT producer``.  Until then the client has
+        It does with ``SetEnv APACHEWS_ACCEPT producer``.  Until then the client has
         no response, is not among ``Server.clients()``, and nothing can be sent.
 
         Args:
@@ -133,14 +152,14 @@ class Client:
             headers: names and values to add to the response.
 
         Returns:
-            False where nobody waits for it: it was answered, or Apache gave up
-            (``APACHEWS_CONNECT_TIMEOUT``, 5 s), or accepts by itself.
+            False if Apache does not wait for an answer: it was answered, Apache gave up
+            (``APACHEWS_CONNECT_TIMEOUT``, 5 s), or Apache accepts by itself.
 
         Raises:
-            NotAsked: Apache accepts by itself, and there is a subprotocol or a
-                header that would be lost.
-            ValueError: a subprotocol that was not offered, or a header that may
-                not be sent.
+            NotAsked: Apache accepts by itself, and a subprotocol or a header would be
+                lost.
+            ValueError: a subprotocol that was not offered, or a header that is not
+                allowed.
 
         Example:
             >>> client.request.offered
@@ -153,14 +172,16 @@ class Client:
             raise NotAsked("accept() with a subprotocol or headers")
         if subprotocol is not None and subprotocol not in self.request.offered:
             offered = ", ".join(self.request.offered) or "none"
-            raise ValueError(f"the client did not offer {subprotocol!r:.80}, but {offered}")
-        with self._connection.lock:
-            return self._connection.send_answer(answer)
+            raise ValueError(
+                f"the client did not offer the subprotocol {subprotocol!r:.80}; offered: {offered}"
+            )
+        with self._link.lock:
+            return self._link.send_answer(answer)
 
     def reject(
         self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Refuse the client with an HTTP response, where Apache leaves that to the producer.
+        """Reject the client with an HTTP response, if Apache leaves the decision to the producer.
 
         A ConnectionClosed event follows.
 
@@ -170,11 +191,12 @@ class Client:
             headers: names and values to add to the response.
 
         Returns:
-            False where nobody waits for it: it was answered, or Apache gave up.
+            False if Apache does not wait for an answer: it was answered, or Apache gave up.
 
         Raises:
-            NotAsked: Apache accepts by itself; the client is in.
-            ValueError: a status or a header that may not be sent, or too much.
+            NotAsked: Apache accepts by itself; the client is connected.
+            ValueError: a status or a header that is not allowed, or an answer that is too
+                large.
 
         Example:
             >>> client.reject(404, "There is no such room.")
@@ -183,20 +205,20 @@ class Client:
         answer = Answer.reject(status, headers, body)
         if not self.request.answer_required:
             raise NotAsked("reject()")
-        with self._connection.lock:
-            return self._connection.send_answer(answer)
+        with self._link.lock:
+            return self._link.send_answer(answer)
 
     def send(self, data: str | bytes | bytearray | memoryview) -> bool:
-        r"""Send a message: str as text, bytes and the like as binary.
+        r"""Send a message: str as text, bytes-like objects as binary.
 
         Returns:
-            True: sent, or queued for a client that is slow.  False: the client
-            is gone or being closed; or more than ``max_queue_bytes`` wait for it
-            already, and this message cost it the connection, with code 1013.  A
-            ConnectionClosed event tells.
+            True: sent, or queued for a slow client.  False: the client is gone or being
+            closed; or more than ``max_queue_bytes`` were queued for it before this
+            message, so that the server closes it with code 1013.  A ConnectionClosed
+            event follows.
 
         Raises:
-            TypeError: neither text nor bytes.
+            TypeError: neither str nor bytes-like.
             UnicodeEncodeError: text with surrogates, which UTF-8 cannot carry.
 
         Example:
@@ -205,40 +227,37 @@ class Client:
             >>> client.send(b"\x00\x01 binary")
             True
         """
-        frame = encode_message(data)
-        connection = self._connection
-        with connection.lock:
-            return connection.send_frame(frame)
+        frame = wire.encode_message(data)
+        link = self._link
+        with link.lock:
+            return link.send_frame(frame)
 
     def send_json(self, value: Any) -> bool:
         """Send a value as a JSON text; see ``send``.
 
         Raises:
-            TypeError: something in it has no JSON.
-            ValueError: it refers to itself, or has a number that is not finite.
+            TypeError: a value in it has no JSON form.
+            ValueError: it contains itself, or a number that is not finite.
 
         Example:
             >>> client.send_json({"count": 3})
             True
         """
-        return self.send_frame(encode_json(value))
+        return self._send_frame(wire.encode_json(value))
 
-    def send_frame(self, frame: bytes) -> bool:
-        """Send what ``encode_message`` gave, as ``send`` does.
-
-        :meta private:
-        """
-        with self._connection.lock:
-            return self._connection.send_frame(frame)
+    def _send_frame(self, frame: bytes) -> bool:
+        """Send the frame that ``encode_message`` returned, as ``send`` does."""
+        with self._link.lock:
+            return self._link.send_frame(frame)
 
     def ping(self) -> bool:
-        """Ask the client for a sign of life; a Pong event tells how long it took.
+        """Send a PING; a Pong event with the latency follows when the client answers.
 
-        Browsers answer by themselves.  (Apache pings every client too, by itself, and
-        closes who does not answer: ``APACHEWS_PING_INTERVAL``.)
+        Browsers answer by themselves.  (Apache pings every client too, and closes those
+        that do not answer: ``APACHEWS_PING_INTERVAL``.)
 
         Returns:
-            False where the client is gone or being closed.
+            False if the client is gone or being closed.
 
         Example:
             >>> client.ping()
@@ -247,57 +266,34 @@ class Client:
             True
         """
         payload = os.urandom(8)
-        with self._connection.lock:
+        with self._link.lock:
             self._ping = payload, time.monotonic()
-            return self._connection.send_frame(wire.encode_frame(wire.PING, payload))
+            return self._link.send_frame(wire.encode_frame(wire.PING, payload))
 
-    def receive_pong(self, payload: bytes) -> float | None:
-        """Return the seconds since the ping that this answers; None: it answers none.
-
-        :meta private:
-        """
+    def _receive_pong(self, payload: bytes) -> float | None:
+        """Return the seconds since the ping that a PONG answers; None if it answers none."""
         if self._ping is None or self._ping[0] != payload:
             return None
         latency_s, self._ping = time.monotonic() - self._ping[1], None
         return latency_s
 
-    def joined(self, group: Group) -> None:
-        """Note that it is in a group.
-
-        :meta private:
-        """
-        if self._groups is None:
-            self._groups = set()
-        self._groups.add(group)
-
-    def left(self, group: Group) -> None:
-        """Note that it is in a group no more.
-
-        :meta private:
-        """
-        if self._groups is not None:
-            self._groups.discard(group)
-
-    def leave_groups(self) -> None:
-        """Leave all groups: the connection has ended.
-
-        :meta private:
-        """
+    def _leave_groups(self) -> None:
+        """Leave all groups: the connection has ended."""
         for group in self.groups:
             group.discard(self)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
-        """Say goodbye; a ConnectionClosed event follows.
+        """Close the connection; a ConnectionClosed event follows.
 
-        Queued messages go first, as far as the client takes them within 10 s
+        Queued messages are sent first, as far as the client reads them within 10 s
         (``APACHEWS_CLOSE_TIMEOUT`` in Apache, ``CLOSE_TIMEOUT_S`` here).
 
-        To a client that was not accepted yet it is a ``reject(503)``.
+        A client that was not accepted yet is rejected with 503.
 
         Closing again, or closing a client that is gone, does nothing.
 
         Raises:
-            ValueError: a code that may not be sent (use 1000-1003, 1007-1014 or
+            ValueError: a code that a CLOSE may not carry (use 1000-1003, 1007-1014 or
                 3000-4999), or a reason of more than 123 bytes in UTF-8.
 
         Example:
@@ -305,40 +301,135 @@ class Client:
             >>> server.dequeue().code  # what the client answered
             4000
         """
-        with self._connection.lock:
-            self._connection.send_close(code, reason)
+        with self._link.lock:
+            self._link.send_close(code, reason)
 
 
-def encode_message(data: str | bytes | bytearray | memoryview) -> bytes:
-    """Return the frame of one message: TEXT for str, BINARY for bytes and the like.
+class Delivery(NamedTuple):
+    """The result of a broadcast.
 
-    Raises:
-        TypeError: something else.
-        UnicodeEncodeError: text with surrogates.
+    Attributes:
+        reached: number of clients that it was sent to or queued for.
+        skipped: number of clients that it was not sent to: those that are gone or being
+            closed, and those that it closed with 1013 because more than
+            ``max_queue_bytes`` were queued for them already.
+
+    Example:
+        >>> reached, skipped = server.group("room").broadcast("hello, room")
+        >>> reached, skipped
+        (0, 0)
     """
-    if isinstance(data, str):
-        first, payload = _TEXT_WHOLE, data.encode()
-    elif isinstance(data, (bytes, bytearray, memoryview)):
-        first, payload = _BINARY_WHOLE, bytes(data)
-    else:
-        raise TypeError(f"a message is str or bytes, not {type(data).__name__}: {data!r:.80}")
-    length = len(payload)
-    # (Short messages are many: their header without another call.)
-    return (bytes((first, length)) if length < 126 else wire.encode_header(first, length)) + payload
+
+    reached: int
+    skipped: int
 
 
-def encode_json(value: Any) -> bytes:
-    """Return the frame of one message with a JSON text.
+class Group:
+    """Clients under one name: a room, a channel, a topic.
 
-    Raises:
-        TypeError, ValueError: see ``Client.send_json``.
+    Attributes:
+        name: the name that ``Server.group`` was given.
+
+    Example:
+        >>> room = server.group("room")
+        >>> room.add(client)
+        True
+        >>> len(room), client in room, [member.request.user for member in room]
+        (1, True, ['ann'])
     """
-    # Not finite numbers are no JSON (RFC 8259 6), though Python's module writes them.
-    return encode_message(
-        json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    )
 
+    __slots__ = ("__weakref__", "_lock", "_members", "name")
 
-def connection_of(client: Client) -> Connection:
-    """Return what is behind a client; for the library's own forms of serving."""
-    return client._connection
+    def __init__(self, name: str, lock: threading.RLock) -> None:
+        self.name = name
+        self._lock = lock
+        self._members: dict[Client, None] = {}  # in the order in which they were added
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r} of {len(self)}>"
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._members
+
+    def __iter__(self) -> Iterator[Client]:
+        """Iterate over the present members, in the order in which they were added."""
+        with self._lock:
+            return iter(list(self._members))
+
+    def add(self, client: Client) -> bool:
+        """Add a client, once; return False if its connection has ended.
+
+        Example:
+            >>> server.group(client.request.query["room"][0]).add(client)
+            True
+        """
+        with self._lock:
+            if client.has_ended:
+                return False
+            self._members[client] = None
+            if client._groups is None:
+                client._groups = set()
+            client._groups.add(self)
+            return True
+
+    def discard(self, client: Client) -> None:
+        """Remove a client, if it is a member.
+
+        Example:
+            >>> room = server.group("room")
+            >>> room.discard(client)
+            >>> client in room
+            False
+        """
+        with self._lock:
+            self._members.pop(client, None)
+            if client._groups is not None:
+                client._groups.discard(self)
+
+    def broadcast(
+        self,
+        data: str | bytes | bytearray | memoryview,
+        exclude: Client | Iterable[Client] = (),
+    ) -> Delivery:
+        """Send a message to every member; it is encoded once.
+
+        Args:
+            data: as ``Client.send``.
+            exclude: one member or several that do not receive it, the sender for example.
+
+        Raises:
+            TypeError, UnicodeEncodeError: as ``Client.send``.
+
+        Example:
+            >>> room = server.group("room")
+            >>> room.add(client)
+            True
+            >>> room.broadcast(event.read(), exclude=event.client())
+            Delivery(reached=0, skipped=0)
+        """
+        return self._broadcast_frame(wire.encode_message(data), exclude)
+
+    def broadcast_json(self, value: Any, exclude: Client | Iterable[Client] = ()) -> Delivery:
+        """Send a value to every member as a JSON text; see ``broadcast``.
+
+        Raises:
+            TypeError, ValueError: as ``Client.send_json``.
+
+        Example:
+            >>> room = server.group("room")
+            >>> room.add(client)
+            True
+            >>> room.broadcast_json({"count": len(room)})
+            Delivery(reached=1, skipped=0)
+        """
+        return self._broadcast_frame(wire.encode_json(value), exclude)
+
+    def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
+        excluded = {exclude} if isinstance(exclude, Client) else set(exclude)
+        with self._lock:
+            members = [client for client in self._members if client not in excluded]
+            reached = sum(client._send_frame(frame) for client in members)
+        return Delivery(reached, len(members) - reached)

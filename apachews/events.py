@@ -1,66 +1,62 @@
-"""What ``Server.dequeue()`` returns.
+"""The events that ``Server.dequeue()`` returns.
 
-Contract: plain data and short-cuts to the client; every method returns at once.
-For the thread that runs ``dequeue()``.
+Contract: immutable data and shortcuts to the client; every method returns at once.  For the
+thread that calls ``dequeue()``.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from . import wire
+from .client import Client
 from .exceptions import ApachewsError
-
-if TYPE_CHECKING:
-    from .client import Client
 
 
 class EventType(enum.Enum):
     """The types of event; ``Event.Accept`` and so on name the same objects.
 
-    They are no strings and no numbers, so that nothing a client sends can equal
-    one of them.
+    They are neither strings nor numbers, so that no message of a client equals one of
+    them.
 
     Example:
         >>> event.type() is EventType.IO is Event.IO
         True
     """
 
-    Accept = "a client connected, or asks to (APACHEWS_ACCEPT producer)"
-    IO = "a message came"
-    NoData = "an empty message came"
-    Close = "the other side sent a CLOSE; ConnectionClosed follows"
-    ConnectionClosed = "the connection is gone"
-    Error = "something went wrong; Event.reason says what"
-    Pong = "the client answered Client.ping(); its latency_s says how fast"
-    Invalid = "somebody connected who does not speak the wire"
+    Accept = "a client connected, or waits to be accepted (APACHEWS_ACCEPT producer)"
+    IO = "a message arrived"
+    NoData = "an empty message arrived"
+    Close = "the client sent a CLOSE; ConnectionClosed follows"
+    ConnectionClosed = "the connection has ended"
+    Error = "an error occurred; Event.reason describes it"
+    Pong = "the client answered Client.ping(); latency_s is the time that it took"
+    Invalid = "a program connected that does not speak the wire"
 
     def __repr__(self) -> str:
         return f"Event.{self.name}"
 
 
-# (To look a member of an Enum up costs as much as a call in Python 3.11.)
+# Hoisted: access to an Enum member costs about a function call on Python 3.11.
 _IO: Final = EventType.IO
 _NO_DATA: Final = EventType.NoData
 
 
 class Event:
-    """One thing that happened.
+    """An event of a client or of the server.
 
-    Of every client the events are: one ``Accept``; then ``IO`` and ``NoData`` in
-    the order in which it sent its messages; then exactly one
-    ``ConnectionClosed``, however the connection ended.  A ``Close`` (somebody
-    said goodbye) or an ``Error`` (something was wrong with what came) may stand
-    before it.  ``Error`` without a client is about the server itself, ``Invalid``
-    about a connection that never became a client.
+    Every client causes one ``Accept``; then ``IO`` and ``NoData`` in the order of its
+    messages; then exactly one ``ConnectionClosed``, for whatever reason the connection
+    ended.  A ``Close`` (the client closed the connection) or an ``Error`` (the client
+    sent invalid data) may precede it.  An ``Error`` without a client is about the server
+    itself, an ``Invalid`` about a connection that never became a client.
 
-    A client that a producer handed on (``Server.drain()``), or left behind when it
-    died, is an ``Accept`` at the next one, with ``resumed`` True.
+    A client of a producer that handed it over (``Server.drain()``) or died causes an
+    ``Accept`` at the next producer, with ``resumed`` True.
 
-    Each kind has a class of its own, for ``match``.  An event never changes.
+    Each type has a class of its own, for ``match``.  An event never changes.
 
     Example:
         >>> match event:
@@ -85,7 +81,7 @@ class Event:
     Invalid: ClassVar = EventType.Invalid
 
     _type: ClassVar[EventType]
-    # What read() gives where there is no message.
+    # What read() returns without a message.
     _read: ClassVar[EventType]
 
     def __init__(
@@ -105,8 +101,8 @@ class Event:
     def code(self) -> int:
         """Close code of a ``Close``, ``ConnectionClosed``, ``Error`` or ``Invalid``.
 
-        1006 where the connection broke off, 1005 where the client gave none, 1012
-        where it went to another producer (``Server.drain()``), 0 for all other events.
+        1006: the connection broke off; 1005: the client gave none; 1012: the client moved
+        to another producer (``Server.drain()``); 0 for all other events.
 
         Example:
             >>> client.close(1000)
@@ -117,7 +113,7 @@ class Event:
 
     @property
     def reason(self) -> str:
-        """Text that goes with the code, or ``""``.
+        """Text of the code, or ``""``.
 
         Example:
             >>> client.close(4000, "the room is closed")
@@ -127,7 +123,7 @@ class Event:
         return self._reason
 
     def type(self) -> EventType:
-        """Return what happened, one of ``Event.Accept`` and so on.
+        """Return the type: ``Event.Accept`` and so on.
 
         Example:
             >>> event.type()
@@ -149,8 +145,8 @@ class Event:
         """Return the client of the event.
 
         Raises:
-            ApachewsError: an ``Invalid``, or an ``Error`` of the server itself,
-                which have none.
+            ApachewsError: an ``Invalid``, or an ``Error`` of the server itself: they have
+                none.
 
         Example:
             >>> event.client().request.user
@@ -161,7 +157,7 @@ class Event:
         return self._client
 
     def client_or_none(self) -> Client | None:
-        """Return the client of the event, None for one that has none.
+        """Return the client of the event, or None.
 
         Example:
             >>> event.client_or_none() is client
@@ -172,12 +168,12 @@ class Event:
     def read(self) -> Any:
         """Return the message: str for text, bytes for binary.
 
-        Events that carry no message give ``Event.ConnectionClosed`` (also for a
-        ``Close``), ``Event.Error`` (also for an ``Invalid``), or ``Event.NoData``
-        for an ``Accept``.  Reading twice gives the same.
+        An event without a message returns ``Event.ConnectionClosed`` (also a ``Close``),
+        ``Event.Error`` (also an ``Invalid``), or ``Event.NoData`` (an ``Accept``).
+        Reading twice returns the same.
 
-        (Any, not a union, because only ``type()`` tells which it is, and what
-        comes of an ``IO`` may go straight into ``write()``.)
+        (Any, not a union: only ``type()`` tells which it is, and programs pass the
+        result for an ``IO`` straight to ``write()``.)
 
         Example:
             >>> event.read()
@@ -189,8 +185,8 @@ class Event:
         """Return the value of a message that is a JSON text.
 
         Raises:
-            ValueError: it is not; json.JSONDecodeError says where.
-            ApachewsError: the event is no message.
+            ValueError: it is not one; json.JSONDecodeError has the position.
+            ApachewsError: the event has no message.
 
         Example:
             >>> event.read()
@@ -198,7 +194,7 @@ class Event:
             >>> event.json()
             {'x': 1}
         """
-        raise ApachewsError(f"{self.type()!r} is no message")
+        raise ApachewsError(f"{self.type()!r} has no message")
 
     def write(self, data: str | bytes | bytearray | memoryview) -> bool:
         """Send a message to the client of the event; see ``Client.send``.
@@ -211,11 +207,11 @@ class Event:
         return (client if client is not None else self.client()).send(data)
 
     def respond(self, data: str | bytes | bytearray | memoryview) -> bool:
-        """Send an answer in the kind of the message, as the first apachews did.
+        """Send an answer in the type of the message, as the first apachews did.
 
-        Bytes that are UTF-8 are sent as text, unless they answer a binary message; all else
-        as by ``write``, which sends bytes as binary.  For programs that were written for the
-        first apachews: it knew bytes only, and its answers reached the page as text.
+        Bytes that are UTF-8 are sent as text, unless they answer a binary message; anything
+        else as ``write`` sends it, bytes as binary.  For programs that were written for the
+        first apachews, which had bytes only and sent them to the page as text.
 
         Returns and raises: see ``Client.send``.
 
@@ -223,7 +219,7 @@ class Event:
             >>> event.respond(b"hello, as text")
             True
         """
-        # (An event without a message has the empty str.)
+        # An event without a message has an empty str.
         if isinstance(self._data, str) and not isinstance(data, str):
             data = _text_if_utf8(data)
         return self.write(data)
@@ -231,7 +227,7 @@ class Event:
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Let the client of the event in; see ``Client.accept``.
+        """Accept the client of the event; see ``Client.accept``.
 
         Example:
             >>> event.accept(subprotocol="chat")
@@ -242,7 +238,7 @@ class Event:
     def reject(
         self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Refuse the client of the event; see ``Client.reject``.
+        """Reject the client of the event; see ``Client.reject``.
 
         Example:
             >>> event.reject(403, "Members only.")
@@ -260,34 +256,15 @@ class Event:
 
 
 def _text_if_utf8(data: bytes | bytearray | memoryview) -> str | bytes | bytearray | memoryview:
-    """Return the text if the bytes are UTF-8, else the bytes."""
+    """Return the text of bytes that are UTF-8, and other bytes as they are."""
     try:
         return bytes(memoryview(data)).decode()
     except UnicodeDecodeError:
         return data
 
 
-def decode_json(message: str | bytes) -> Any:
-    """Return the value of a JSON text, in UTF-8 where it is binary.
-
-    Raises:
-        ValueError: it is none, or nested too deeply.
-    """
-    try:
-        # (json would take other encodings for bytes as well.)
-        text = message if isinstance(message, str) else message.decode()
-        return json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("the JSON text is nested too deeply") from error
-
-
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's module takes and RFC 8259 does not have."""
-    raise ValueError(f"{name} is no JSON")
-
-
 class AcceptEvent(Event):
-    """A client connected, or asks to: ``AcceptEvent(client)``.
+    """A client connected, or waits to be accepted: ``AcceptEvent(client)``.
 
     Example:
         >>> match event:
@@ -314,7 +291,7 @@ class AcceptEvent(Event):
 
 
 class MessageEvent(Event):
-    """A message came: ``MessageEvent(client, data)``; an empty one is of type ``NoData``.
+    """A message arrived: ``MessageEvent(client, data)``; an empty one has type ``NoData``.
 
     Example:
         >>> match event:
@@ -361,7 +338,7 @@ class MessageEvent(Event):
             >>> event.json()["x"]
             1
         """
-        return decode_json(self._data)
+        return wire.decode_json(self._data)
 
 
 class PongEvent(Event):
@@ -394,7 +371,7 @@ class PongEvent(Event):
 
 
 class CloseEvent(Event):
-    """The other side said goodbye: ``CloseEvent(client, code, reason)``.
+    """The client closed the connection: ``CloseEvent(client, code, reason)``.
 
     Example:
         >>> match event:
@@ -410,7 +387,7 @@ class CloseEvent(Event):
 
 
 class ConnectionClosedEvent(Event):
-    """The connection is gone: ``ConnectionClosedEvent(client, code, reason)``.
+    """The connection has ended: ``ConnectionClosedEvent(client, code, reason)``.
 
     Example:
         >>> match event:
@@ -426,7 +403,7 @@ class ConnectionClosedEvent(Event):
 
 
 class ErrorEvent(Event):
-    """Something went wrong: ``ErrorEvent(client, code, reason)``; client None: the server.
+    """An error: ``ErrorEvent(client, code, reason)``; client None: of the server.
 
     Example:
         >>> match event:
@@ -442,7 +419,7 @@ class ErrorEvent(Event):
 
 
 class InvalidEvent(Event):
-    """Somebody connected who does not speak the wire: ``InvalidEvent(code, reason)``.
+    """A program connected that does not speak the wire: ``InvalidEvent(code, reason)``.
 
     Example:
         >>> match event:

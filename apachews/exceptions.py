@@ -1,21 +1,21 @@
-"""Everything the library raises of its own.
+"""The exceptions of the library.
 
 ::
 
     ApachewsError
-     +-- ServerError        the socket file cannot be served: path, problem, remedy
+     +-- ServerError        the socket file cannot be used: path, problem, remedy
      |    +-- SocketInUse   another producer listens there
-     |    +-- NotASocket    the path holds something that is not a socket
+     |    +-- NotASocket    the path is a file of another type
      |    +-- NobodyListens publish(): no producer listens there
      |    +-- PublishError  publish(): the producer did not answer
-     +-- ServerClosed       dequeue() after close()
+     +-- ServerClosed       dequeue() after close() and the last event
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
-     +-- WireError          bytes that break docs/reference/wire.md: reason, close code
-     +-- StatusError        what should tell Apache's status does not: where, problem
+     +-- WireError          bytes that violate docs/reference/wire.md: reason, close code
+     +-- StatusError        a document is not Apache's status: problem
 
-Operating-system errors of the socket file (permission, missing directory) stay
-what they are: OSError, with the path in them.
+Operating-system errors of the socket file (permission, missing directory) stay OSError, with
+the path in them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class ApachewsError(Exception):
-    """Base of everything the library raises of its own.
+    """Base of the library's exceptions.
 
     Example:
         >>> try:
@@ -48,7 +48,7 @@ class ApachewsError(Exception):
 
 
 class ServerError(ApachewsError):
-    """A socket file cannot be served.
+    """A socket file cannot be used.
 
     Attributes:
         path: the socket file.
@@ -60,7 +60,7 @@ class ServerError(ApachewsError):
         ...     Server("/var/www/html/ws/index.html")
         ... except ServerError as error:
         ...     print(error.problem, "-", error.remedy)
-        there is a file here that is not a socket - move it away, or serve on another path
+        the file is not a socket - move it, or use another path
     """
 
     def __init__(self, path: str, problem: str, remedy: str) -> None:
@@ -81,15 +81,15 @@ class SocketInUse(ServerError):
         ...     Server("/var/www/html/ws/chat.ws", exclusive=True)
         ... except SocketInUse as error:
         ...     print(error)
-        /var/www/html/ws/chat.ws: another producer listens here; end it, or serve on another path
+        /var/www/html/ws/chat.ws: another producer listens here; stop it, or use another path
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(path, "another producer listens here", "end it, or serve on another path")
+        super().__init__(path, "another producer listens here", "stop it, or use another path")
 
 
 class NotASocket(ServerError):
-    """The path holds something that is not a socket; it is left alone.
+    """The path is a file of another type; it is left alone.
 
     Example:
         >>> try:
@@ -102,13 +102,13 @@ class NotASocket(ServerError):
     def __init__(self, path: str) -> None:
         super().__init__(
             path,
-            "there is a file here that is not a socket",
-            "move it away, or serve on another path",
+            "the file is not a socket",
+            "move it, or use another path",
         )
 
 
 class NobodyListens(ServerError):
-    """No producer listens on the socket file, or there is none.
+    """No producer listens on the socket file, or the file does not exist.
 
     Example:
         >>> try:
@@ -119,11 +119,11 @@ class NobodyListens(ServerError):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(path, "no producer listens here", "start it, or look at the path")
+        super().__init__(path, "no producer listens here", "start it, or check the path")
 
 
 class PublishError(ServerError):
-    """The producer ended before it answered, or does not know PUBLISH.
+    """The producer exited before it answered, or does not support PUBLISH.
 
     Example:
         >>> try:
@@ -137,12 +137,12 @@ class PublishError(ServerError):
         super().__init__(
             path,
             "the producer did not answer",
-            "it has just ended, or its library is older than publish(): look at its log",
+            "it has exited, or its library is older than publish(): see its log",
         )
 
 
 class ServerClosed(ApachewsError):
-    """The server was closed, and there is no event left.
+    """The server was closed, and the last event was taken.
 
     Example:
         >>> server.close()
@@ -151,11 +151,11 @@ class ServerClosed(ApachewsError):
         ...         event = server.dequeue()
         ... except ServerClosed as error:
         ...     print(error)
-        the server is closed and all its events were taken
+        the server is closed, and all its events were taken
     """
 
     def __str__(self) -> str:
-        return "the server is closed and all its events were taken"
+        return "the server is closed, and all its events were taken"
 
 
 class ConnectionClosed(ApachewsError):
@@ -169,8 +169,8 @@ class ConnectionClosed(ApachewsError):
         >>> try:
         ...     await connection.send("are you there?")
         ... except ConnectionClosed as error:
-        ...     print("no")
-        no
+        ...     print("it is gone")
+        it is gone
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -183,10 +183,10 @@ class ConnectionClosed(ApachewsError):
 
 
 class NotAsked(ApachewsError):
-    """Apache has let the client in itself; what was to decide on it comes too late.
+    """Apache has accepted the client itself, so that the producer cannot decide any more.
 
     Attributes:
-        call: what was called.
+        call: the call that failed.
 
     Example:
         >>> try:
@@ -205,11 +205,11 @@ class NotAsked(ApachewsError):
 
 
 class WireError(ApachewsError):
-    r"""Bytes that break the specification of the wire, docs/reference/wire.md.
+    r"""Bytes that violate the specification of the wire, docs/reference/wire.md.
 
     Attributes:
-        reason: what was wrong.
-        code: the close code that answers it.
+        reason: the violation.
+        code: the close code of the answer.
 
     Example:
         >>> from apachews import wire
@@ -217,7 +217,7 @@ class WireError(ApachewsError):
         ...     wire.decode_close(b"\x03")
         ... except WireError as error:
         ...     print(error.code, error.reason)
-        1002 the payload of a CLOSE has one byte; it needs none or two and more
+        1002 CLOSE payload is 1 byte; it must be empty or at least 2
     """
 
     def __init__(self, reason: str, code: int = 1002) -> None:
@@ -230,17 +230,15 @@ class WireError(ApachewsError):
 
 
 class StatusError(ApachewsError):
-    """What should be the status of a process, or a status page's, is none.
+    """A document is not the status of a process or of a status page.
 
     Attributes:
-        where: the name in it that is wrong.
-        problem: what is wrong there.
+        problem: what is wrong with it.
     """
 
-    def __init__(self, where: str, problem: str) -> None:
-        super().__init__(where, problem)
-        self.where = where
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"this is no status of apachews: {self.where}: {self.problem}"
+        return f"not an apachews status document: {self.problem}"

@@ -1,7 +1,7 @@
 """Messages for a producer's clients, from any other program on the machine.
 
-Contract: one call, which blocks; no thread, no state.  What is behind it is PUBLISH in
-docs/reference/wire.md, a few lines in any language.
+Contract: one call, which blocks; no thread, no state.  It sends PUBLISH
+(docs/reference/wire.md), which takes a few lines in any language.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Final
 
 from . import wire
 from ._listening import loopback
-from .client import encode_message
+from .client import Delivery
 from .exceptions import NobodyListens, NotASocket, PublishError
-from .groups import Delivery
 
-# Between two events a producer has; siblings of a worker are waited for for as long.
+# A producer answers between two events; a worker waits for its siblings for half of this time.
 TIMEOUT_S: Final = 10.0
 
 _NOBODY: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})
@@ -32,23 +31,23 @@ def publish(
 ) -> Delivery:
     """Send a message to the clients of the producer that listens on a socket file.
 
-    From wherever: a cron job, another web application, a shell (``apachews publish``).
-    Who may is who may write to the file.
+    For any program: a cron job, another web application, a shell (``apachews publish``).
+    It needs the right to write to the file.
 
     Args:
         path: the socket file, or a loopback socket's.
         data: as ``Client.send``.
-        group: whose members get it (``Server.group``); None: every client.
+        group: name of the group that receives it (``Server.group``); None: every client.
         timeout: seconds to wait at most, for the connection and for the answer.
 
     Returns:
-        Whom it reached.  Nobody, where there is no client or no such group.
+        The number of clients that it reached: 0 without a client, or without such a group.
 
     Raises:
         NobodyListens: no producer listens there.
         PublishError: the producer ended before it answered, or does not know PUBLISH.
-        TimeoutError: it is too busy; whether it goes out later is not known.
-        NotASocket: it is neither a socket nor the file of a loopback socket.
+        TimeoutError: it is too busy; the message may still be delivered later.
+        NotASocket: the file is neither a socket nor that of a loopback socket.
         OSError: no permission; the path is in it.
         TypeError, UnicodeEncodeError: as ``Client.send``.
 
@@ -57,7 +56,7 @@ def publish(
         Delivery(reached=1, skipped=0)
     """
     name = os.fspath(path)
-    frame = encode_message(data)
+    frame = wire.encode_message(data)
     with _connect(name, timeout) as sock:
         try:
             sock.sendall(wire.Publish(group).encode() + frame)

@@ -1,9 +1,9 @@
-"""The producer's server: what a program calls.
+"""The producer's server: the API that a program calls.
 
-Contract: ``Server(path)`` listens; ``dequeue()`` hands out one event after the
-other.  Nothing here blocks but ``dequeue()`` itself and, for as long as it was told
-to and at most a second more, ``close()``.  One thread at a time takes events, and
-sockets make progress only inside ``dequeue()``; everything else is for any thread.
+Contract: ``Server(path)`` listens; ``dequeue()`` returns one event after the other.  Only
+``dequeue()`` blocks, and ``close()`` for its ``spread`` and at most a second more.  One thread
+at a time calls ``dequeue()``, and sockets make progress only inside it; any thread may call the
+other methods.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any, Final, overload
 from apachews._listening.socket_file import LoopbackFile, SocketFile
 from apachews._processes.sd_notify import notify, notify_ready
 from apachews._processes.workers import fork_workers
+from apachews._server.connection import SENDING, State
 from apachews._server.languages import preferred_language
 from apachews._server.loop import Loop
 from apachews.wire.reader import DEFAULT_MAX_MESSAGE_BYTES
 
-from ._connection import SENDING, State
-from .client import Client, encode_json, encode_message
+from . import wire
+from .client import Client, Group
 from .events import Event
 from .exceptions import ServerClosed
-from .groups import Group
 
-# Frames that may wait for one slow client.  A broadcast's frame is one object
-# however many clients wait for it.
+# Bytes of frames that may wait for one slow client.  The frame of a broadcast is one object for
+# all clients that wait for it.
 DEFAULT_MAX_QUEUE_BYTES: Final = 4 * 1024 * 1024
-# How long drain() gives clients and program to move; as long as a bridge holds a
-# client that nobody serves (APACHEWS_HOLD).
+# The time limit of drain(); a bridge holds a client without a producer for as long
+# (APACHEWS_HOLD).
 DRAIN_TIMEOUT_S: Final = 30.0
 
-# What listens, by the transport's name.
+# The class of the listening socket, by the name of the transport.
 _FILES: Final = {"unix": SocketFile, "loopback": LoopbackFile}
 
 # The servers of this process.
@@ -45,10 +45,11 @@ _servers: Final[weakref.WeakValueDictionary[int, Server]] = weakref.WeakValueDic
 def open_servers() -> list[Server]:
     """Return the servers of this process that are not closed.
 
-    For whoever looks after a program that is not his own (``bootstrap.py``); may be
-    called by any thread and by signal handlers.
+    For ``_bootstrap.py``, which runs a program of the user; any thread and signal handlers
+    may call it.
     """
-    # (valuerefs() copies in one step; to iterate over the rest is not safe there.)
+    # valuerefs() copies in one step; a signal handler cannot iterate over the dictionary
+    # safely.
     return [
         server
         for ref in _servers.valuerefs()
@@ -59,40 +60,40 @@ def open_servers() -> list[Server]:
 class Server:
     """Listens on a socket file for the WebSockets that Apache bridges to it.
 
-    Where systemd has made the socket (LISTEN_FDS), that one is used; its file is
-    left as it is, and outlives the server.  Under systemd (NOTIFY_SOCKET) it is told
+    If systemd has made the socket (LISTEN_FDS), the server uses it, and leaves its file
+    alone, which outlives the server.  Under systemd (NOTIFY_SOCKET) the server reports
     READY, STOPPING when the last server of the process closes or drains, and, with
-    ``WatchdogSec=``, that ``dequeue()`` is called.
+    ``WatchdogSec=``, that the program calls ``dequeue()``.
 
     Args:
-        path: the socket file, in Apache's document root.  A file left by a
-            producer that died is replaced.  One on which another producer listens
-            is taken over: new clients come here, the other keeps those it has.
+        path: the socket file, in Apache's document root.  The file of a producer that
+            died is replaced.  The file of a producer that listens is taken over: new
+            clients connect here, the other producer keeps its clients.
         mode: permissions of the file.  Apache's user needs the right to write.
-        group: group of the file (name or number), ``www-data`` say, where the
+        group: group of the file (name or number), for example ``www-data``, if the
             producer runs as another user than Apache; None leaves it.
-        max_message_bytes: the longest message taken (16 MiB); a client that sends more
+        max_message_bytes: the longest message (16 MiB); a client that sends a longer one
             is closed with 1009.
-        max_queue_bytes: what may wait for a client that does not read (4 MiB); one for
-            whom more waits when another message is sent is closed with 1013.
-        exclusive: refuse to take a socket over.
-        workers: processes to serve with.  With 0 this one does.  With more, that
-            many are forked, and the constructor returns in each of them; here it
-            never returns, but looks after them, and ends with SystemExit when all
-            have ended (see ``apachews._processes.workers``).  They share the socket, and
-            nothing else: ``clients()``, ``broadcast()``, ``close()`` and ``drain()``
-            are about the clients of one.  From the main thread, and before the
-            program starts another.
-        transport: ``unix``; or ``loopback``, where the file system, or the host, knows no
-            Unix sockets: the file is a regular one then, which says how to reach a
-            port of 127.0.0.1; Apache's user needs the right to read.  systemd's sockets
-            are not looked at.
+        max_queue_bytes: bytes that may wait for a client that does not read (4 MiB); a
+            client with more is closed with 1013 when the next message is sent.
+        exclusive: fail with SocketInUse instead of taking a socket over.
+        workers: number of worker processes; 0: this process serves.  With 1 or more the
+            constructor forks them and returns in each of them.  In this process it does
+            not return: it supervises the workers, and ends with SystemExit when all have
+            exited (see ``apachews._processes.workers``).  The workers share only the
+            socket: ``clients()``, ``broadcast()``, ``close()`` and ``drain()`` are about
+            the clients of one process.  On the main thread, and before the program
+            starts another thread.
+        transport: ``unix``; or ``loopback``, if the file system or the host does not
+            support Unix sockets: the file is then a regular one with a port of 127.0.0.1
+            and a token; Apache's user needs the right to read.  systemd's sockets are
+            not used.
 
     Raises:
         SocketInUse: with ``exclusive``, another producer listens there.
-        NotASocket: the path holds something else.
-        ServerError: the path is longer than a socket's can be.
-        OSError: the directory is missing or may not be written to.
+        NotASocket: the path is a file of another type.
+        ServerError: the path is longer than that of a Unix socket can be.
+        OSError: the directory does not exist or is not writable.
 
     Example:
         >>> with Server("/var/www/html/ws/news.ws", max_message_bytes=65536) as server:
@@ -115,11 +116,11 @@ class Server:
         transport: str = "unix",
     ) -> None:
         if workers < 0:
-            raise ValueError(f"workers={workers}: there can be 0 or more")
+            raise ValueError(f"workers={workers}: expected 0 or more")
         if workers and open_servers():
-            raise ValueError("a server with workers must be the only one of its program")
+            raise ValueError("a server with workers must be the first and only one of its program")
         if transport not in _FILES:
-            raise ValueError(f"transport={transport!r}: use one of {', '.join(_FILES)}")
+            raise ValueError(f"transport={transport!r}: expected one of {', '.join(_FILES)}")
         self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
         notify_ready(f"listening on {self._file.path}")
         siblings = fork_workers(workers, self._file) if workers else None
@@ -145,9 +146,9 @@ class Server:
     def clients(self) -> list[Client]:
         """Return the clients that are connected, accepted and not being closed.
 
-        Also those whose Accept waits to be dequeued: a broadcast may reach them before
-        the program's greeting does, and their ``state`` is None.  Those whom the program
-        has met are what a group of its own is for.
+        Clients whose Accept waits to be dequeued are among them: a broadcast may reach
+        them before the program's greeting, and their ``state`` is None.  A group of its
+        own holds only the clients that the program has added.
 
         Example:
             >>> [client.request.remote[0] for client in server.clients()]
@@ -156,10 +157,10 @@ class Server:
         with self._loop.lock:
             return [
                 connection.client
-                for connection in self._loop.connections.values()
+                for connection in self._loop.connections.by_fd.values()
                 if connection.client
                 and connection.state in SENDING
-                and connection.state is not State.PARTING
+                and connection.state is not State.LAST_EVENT
             ]
 
     @overload
@@ -170,15 +171,14 @@ class Server:
         """Wait for the next event.
 
         Args:
-            timeout: seconds to wait at most; 0 does not wait; None waits for
-                ever.
+            timeout: seconds to wait at most; 0 does not wait; None: no limit.
 
         Returns:
-            The event, or None when the time is over.
+            The event, or None at the timeout.
 
         Raises:
-            ServerClosed: after ``close()``, or when ``drain()`` is through, once
-                all events were taken.
+            ServerClosed: after ``close()``, or a complete ``drain()``, and the last
+                event.
 
         Example:
             >>> event = server.dequeue(timeout=5)
@@ -202,11 +202,12 @@ class Server:
         return self.dequeue(0)
 
     def fileno(self) -> int:
-        """Return a descriptor for a loop of your own, select's or a toolkit's.
+        """Return a descriptor for another event loop: select's or that of a toolkit.
 
-        It is readable when ``dequeue_nowait()`` has something to do, which is not
-        always an event.  Call that until it gives None, also after at most
-        ``next_timer_s()`` seconds, and after whatever else the program did.
+        It is readable when ``dequeue_nowait()`` has work, which does not always make an
+        event.  Call ``dequeue_nowait()`` until it returns None: when the descriptor is
+        readable, after at most ``next_timer_s()`` seconds, and after other work of the
+        program.
 
         Example:
             >>> import select
@@ -218,19 +219,19 @@ class Server:
             return self._loop.fileno()
 
     def next_timer_s(self) -> float | None:
-        """Return after how many seconds ``dequeue_nowait()`` is due; None: when readable.
+        """Return the seconds until ``dequeue_nowait()`` is due; None: when readable.
 
         Example:
             >>> server.next_timer_s() is None
             True
-            >>> client.close()  # its answer is waited for, but not for ever
+            >>> client.close()  # the server waits for its answer, with a limit
             >>> 0 < server.next_timer_s() <= 10
             True
         """
         return self._loop.next_timer_s()
 
     def __iter__(self) -> Iterator[Event]:
-        """Give event after event until the server is closed."""
+        """Iterate over the events until the server is closed."""
         try:
             while True:
                 yield self.dequeue()
@@ -240,7 +241,7 @@ class Server:
     def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
         """Send a message to every client; return how many it was sent to or queued for.
 
-        It is encoded once.  For some of them, see ``group``.
+        It is encoded once.  For a part of the clients, see ``group``.
 
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
@@ -249,7 +250,7 @@ class Server:
             >>> server.broadcast("lunch is ready")
             1
         """
-        return self._broadcast_frame(encode_message(data))
+        return self._broadcast_frame(wire.encode_message(data))
 
     def broadcast_json(self, value: Any) -> int:
         """Send a value to every client as a JSON text; see ``broadcast``.
@@ -261,14 +262,14 @@ class Server:
             >>> server.broadcast_json({"menu": ["soup", "fish"]})
             1
         """
-        return self._broadcast_frame(encode_json(value))
+        return self._broadcast_frame(wire.encode_json(value))
 
     def _broadcast_frame(self, frame: bytes) -> int:
         with self._loop.lock:
-            return self._loop.broadcast(frame)
+            return self._loop.connections.broadcast(frame)
 
     def group(self, name: str) -> Group:
-        """Return the group of this name; one that nobody has joined yet is empty.
+        """Return the group of this name; a new group is empty.
 
         Example:
             >>> server.group("room").add(client)
@@ -277,10 +278,10 @@ class Server:
             Delivery(reached=1, skipped=0)
         """
         with self._loop.lock:
-            return self._loop.group(name)
+            return self._loop.connections.group(name)
 
     def language(self, client: Client) -> str | None:
-        """Return the language the client's browser prefers, as ``en-GB``, or None.
+        """Return the language that the client's browser prefers, as ``en-GB``, or None.
 
         Source: its Accept-Language header (RFC 9110 12.5.4).
 
@@ -293,15 +294,15 @@ class Server:
         return preferred_language(client.request.header("accept-language") or "")
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Have a function called by ``dequeue()``, in its thread, between two events.
+        """Call a function in ``dequeue()``, on its thread, between two events.
 
-        At once where ``dequeue()`` waits.  This is the one method for signal
-        handlers::
+        A waiting ``dequeue()`` calls it at once.  This is the only method that signal
+        handlers may call::
 
             signal.signal(signal.SIGTERM, lambda *_: server.call_soon(server.close))
 
-        What the function raises, ``dequeue()`` raises.  After ``close()`` it is not
-        called any more.
+        ``dequeue()`` raises the exceptions of the function.  After ``close()`` the
+        function is not called.
 
         Example:
             >>> server.call_soon(lambda: print("called"))
@@ -310,26 +311,48 @@ class Server:
         """
         self._loop.call_soon(function)
 
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function in ``dequeue()``, on its thread, after some seconds.
+
+        For work that a program does from time to time; a function that calls
+        ``call_later`` again repeats itself.  ``dequeue()`` calls it between two events and
+        continues to wait; it raises the exceptions of the function.  After ``close()``, or
+        a complete ``drain()``, the function is not called.
+
+        Args:
+            seconds: 0 or more.
+
+        Example:
+            >>> def tick():
+            ...     print(server.broadcast("tick"), "clients")
+            >>> server.call_later(0.1, tick)
+            >>> server.dequeue(timeout=1)
+            1 clients
+        """
+        if seconds < 0:
+            raise ValueError(f"call_later({seconds:g}): expected 0 or more seconds")
+        with self._loop.lock:
+            self._loop.call_later(seconds, function)
+
     def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
-        """Hand every client on to the producer that listens next, losing nothing.
+        """Hand all clients over to the producer that listens next, without losing a message.
 
-        Returns at once; go on with ``dequeue()`` until it raises ServerClosed, as
-        ``for event in server`` does by itself.  No new client comes, and the socket
-        file is removed where it is still this server's.  Of each client the events
-        go on until it has moved: then comes its ConnectionClosed, code 1012, and
-        until the next ``dequeue()`` the program can send to it.  An answer that is
-        given later than that is lost.
+        Returns at once; continue with ``dequeue()`` until it raises ServerClosed, as
+        ``for event in server`` does.  The server accepts no new clients, and removes the
+        socket file if it is still its own.  Each client's events continue until it has
+        moved: then its ConnectionClosed follows, code 1012, and until the next
+        ``dequeue()`` the program can send to it.  Later answers are lost.
 
-        Where nobody listens, Apache holds the clients for ``APACHEWS_HOLD``.  Who
-        waits to be accepted (APACHEWS_ACCEPT producer) is refused with 503.
-        ``close()`` ends it, with a goodbye to who is left.  Draining again does
+        If no producer listens, Apache holds the clients for ``APACHEWS_HOLD``.  Clients
+        that wait to be accepted (APACHEWS_ACCEPT producer) are rejected with 503.
+        ``close()`` ends the drain, and closes the remaining clients.  Draining again does
         nothing.
 
         Args:
-            timeout: seconds after which who is still here is left without a word;
-                Apache hands these on as well, but what was on its way to this
-                producer is lost, and so is what waited in ``max_queue_bytes`` for a
-                client that is slow.
+            timeout: seconds after which the remaining clients are left without a CLOSE.
+                Apache hands these over as well, but messages on their way to this
+                producer are lost, and those that wait in ``max_queue_bytes`` for a slow
+                client.
 
         Example:
             >>> server.drain(timeout=10)
@@ -341,17 +364,17 @@ class Server:
             self._loop.drain(timeout)
 
     def close(self, spread: float = 0.0) -> None:
-        """Say goodbye to every client (1001), and remove the socket file.
+        """Close every client with 1001, and remove the socket file.
 
-        Waits for ``spread``, and at most a second for the last goodbyes to leave; where
-        another thread waits in ``dequeue()``, that does this, and here it returns at
-        once.  (Other threads wait meanwhile with whatever they want of the server.)
-        Nothing more is read of the clients.  Each still gets its ConnectionClosed
-        event.  Closing again does nothing.
+        Waits for ``spread``, and at most a second until the last CLOSE frames are sent.  If
+        another thread waits in ``dequeue()``, that thread closes the server, and this
+        method returns at once.  (Other methods of the server wait meanwhile.)  Messages
+        of the clients are not read any more.  Each client still causes its
+        ConnectionClosed event.  Closing again does nothing.
 
         Args:
-            spread: seconds over which the goodbyes are spread evenly, so that many
-                clients do not all come back in the same second; 0 says them at once.
+            spread: seconds over which the CLOSE frames are spread evenly, so that many
+                clients do not all reconnect in the same second; 0 sends them at once.
 
         Example:
             >>> server.close()
@@ -359,8 +382,8 @@ class Server:
             [(Event.ConnectionClosed, 1001)]
         """
         with self._loop.lock:
-            if self._loop.is_awaited:
-                # That thread does it: what it waits for cannot be closed here.
+            if self._loop.is_waiting:
+                # That thread closes the server: this one cannot close the epoll that it waits for.
                 self._loop.call_soon(lambda: self._loop.close(spread))
             else:
                 self._loop.close(spread)
@@ -384,5 +407,5 @@ def _notify_stopping() -> None:
 
 
 def loop_of(server: Server) -> Loop:
-    """Return what is behind a server; for the library's own forms of serving."""
+    """Return the loop of a server; for the library's own modules."""
     return server._loop

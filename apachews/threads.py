@@ -1,4 +1,4 @@
-"""The library for threads: a function a connection, each call in a thread of a pool::
+"""The library for threads: a function per connection, each call in a thread of a pool::
 
     def chat(connection):
         for message in connection:
@@ -7,13 +7,13 @@
     with apachews.threads.serve("/var/www/html/ws/chat.ws", chat) as server:
         server.wait_closed()
 
-Contract: ``serve`` from any thread; a handler's connection is for its thread, and its
-``client`` for any.  Inside is an ``apachews.Server``; what that promises holds here.
+Contract: any thread may call ``serve``; a handler's connection is for its thread, and its
+``client`` for any.  Inside is an ``apachews.Server``, whose contract holds here.
 
-How this works: one thread takes the events and puts messages where the handlers find
-them.  A handler that waits holds a thread of the pool; a connection that finds none free
-waits for one, and is not read beyond a bound meanwhile.  All wait under the server's one
-lock, so that nothing can change between a look and the wait.
+How this works: one thread takes the events and puts messages into the mailboxes of the
+connections.  A handler that waits occupies a thread of the pool.  If all threads are occupied,
+a new connection waits for one, and is not read beyond the mailbox's bound meanwhile.  All threads
+wait under the server's one lock, so that no change is lost between a check and the wait.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Final
 
-from apachews._forms.handlers import (
+from . import wire
+from ._handled import (
     HANDLER_END_S,
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
 )
-
-from . import wire
-from .client import Client, encode_json, encode_message
-from .events import AcceptEvent, Event, PongEvent, decode_json
+from ._server.loop import Consumer
+from .client import Client
+from .events import AcceptEvent, Event, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .server import Server, loop_of
 
 Handler = Callable[["Connection"], object]
 
-# A thread takes some tens of KB while it waits; Linux gives a user some ten thousand.
+# A waiting thread takes some tens of KB; Linux allows a user some ten thousand threads.
 MAX_THREADS: Final = 100
 
 _logger: Final = logging.getLogger("apachews")
-_here: Final = threading.local()  # ``server``: the one whose handlers run in this thread
+_here: Final = threading.local()  # ``server``: whose handler this thread runs
 
 
 class Connection(HandledConnection):
     """One WebSocket, for its handler: ``for message in connection``.
 
     Attributes:
-        server: the one it came to.
+        server: the server that accepted it.
 
     Example:
         >>> def chat(connection):
@@ -80,11 +80,11 @@ class Connection(HandledConnection):
         """Wait for the next message.
 
         Args:
-            timeout: seconds to wait at most; None waits for ever.
+            timeout: seconds to wait at most; None: no limit.
 
         Raises:
-            ConnectionClosed: there is none any more.
-            TimeoutError: none came in time.
+            ConnectionClosed: the connection has ended, and its last message was received.
+            TimeoutError: no message arrived in time.
 
         Example:
             >>> connection.receive(timeout=5)
@@ -93,17 +93,17 @@ class Connection(HandledConnection):
         with self._condition:
             self._wait_until(lambda: bool(self._mailbox) or self.close_code is not None, timeout)
             if not self._mailbox:
-                raise self._ended()
-            return self._take()
+                raise self._closed_error()
+            return self._next_message()
 
     def send(
         self, data: str | bytes | bytearray | memoryview, timeout: float | None = None
     ) -> None:
-        """Send a message, and wait while the client has much still to read.
+        """Send a message, and wait while more than 64 KiB are queued for the client.
 
         Args:
             data: as ``Client.send``.
-            timeout: seconds to wait at most; the message is on its way even then.
+            timeout: seconds to wait at most; the message is sent or queued in any case.
 
         Raises:
             ConnectionClosed: the client is gone or being closed.
@@ -113,7 +113,7 @@ class Connection(HandledConnection):
         Example:
             >>> connection.send("hello to you, too", timeout=5)
         """
-        self._send_frame(encode_message(data), timeout)
+        self._send_frame(wire.encode_message(data), timeout)
 
     def receive_json(self, timeout: float | None = None) -> Any:
         """Wait for the next message; return its value, see ``receive`` and ``Event.json``.
@@ -122,7 +122,7 @@ class Connection(HandledConnection):
             >>> connection.receive_json()
             {'x': 1}
         """
-        return decode_json(self.receive(timeout))
+        return wire.decode_json(self.receive(timeout))
 
     def send_json(self, value: Any, timeout: float | None = None) -> None:
         """Send a value as a JSON text, as ``send`` does; see ``Client.send_json``.
@@ -130,19 +130,19 @@ class Connection(HandledConnection):
         Example:
             >>> connection.send_json({"count": 3})
         """
-        self._send_frame(encode_json(value), timeout)
+        self._send_frame(wire.encode_json(value), timeout)
 
     def _send_frame(self, frame: bytes, timeout: float | None) -> None:
         with self._condition:
-            if not self.client.send_frame(frame):
-                raise self._ended()
+            if not self.client._send_frame(frame):
+                raise self._closed_error()
             self._wait_until(lambda: self.client.queued_bytes <= SEND_HIGH_BYTES, timeout)
 
     def ping(self, timeout: float | None = None) -> float:
-        """Ask for a sign of life; return the seconds it took.
+        """Send a PING; return the seconds until its answer.
 
         Raises:
-            ConnectionClosed: it is gone, or went before it answered.
+            ConnectionClosed: the client is gone, or went before it answered.
             TimeoutError: it did not answer in time.
 
         Example:
@@ -152,42 +152,34 @@ class Connection(HandledConnection):
         with self._condition:
             self._latency_s = None
             if self.close_code is not None or not self.client.ping():
-                raise self._ended()
+                raise self._closed_error()
             self._wait_until(
                 lambda: self._latency_s is not None or self.close_code is not None, timeout
             )
             if self._latency_s is None:
-                raise self._ended()
+                raise self._closed_error()
             return self._latency_s
 
-    def take_in(self, event: Event) -> None:
-        """Take an event of this connection.
-
-        :meta private:
-        """
+    def _deliver(self, event: Event) -> None:
         with self._condition:
             if isinstance(event, PongEvent):
                 self._latency_s = event.latency_s
-            super().take_in(event)
+            super()._deliver(event)
 
-    def finish(self, code: int) -> None:
-        """Close it, if it is not: nobody takes its messages any more.
-
-        :meta private:
-        """
+    def _finish(self, code: int) -> None:
         with self._condition:
-            super().finish(code)
+            super()._finish(code)
 
     def _wake(self) -> None:
         self._condition.notify_all()
 
     def _wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
         if not self._condition.wait_for(condition, timeout_s):
-            raise TimeoutError(f"{self.client}: waited {timeout_s:g} s in vain")
+            raise TimeoutError(f"{self.client}: timeout after {timeout_s:g} s")
 
 
 class ThreadServer(HandlingServer):
-    """What ``serve`` gives: a server with a thread of its own, and those of the handlers.
+    """The result of ``serve``: a server with a thread of its own, and those of the handlers.
 
     Example:
         >>> def greet(connection):
@@ -204,7 +196,7 @@ class ThreadServer(HandlingServer):
         settings: dict[str, Any],
     ) -> None:
         self.server = Server(path, **settings)
-        loop_of(self.server).parts_when_told = True
+        loop_of(self.server).consumer = Consumer.HANDLERS
         self._handler = handler
         self._connections: dict[Client | None, Connection] = {}
         self._pool = ThreadPoolExecutor(max_threads, "apachews-handler")
@@ -228,7 +220,7 @@ class ThreadServer(HandlingServer):
         """Wait until the server was closed or drained, and all handlers have ended.
 
         Raises:
-            Exception: what a function raised that ``call_soon()`` was given.
+            Exception: from a function that was passed to ``call_soon()``.
 
         Example:
             >>> threading.Timer(0.1, server.drain).start()
@@ -237,10 +229,10 @@ class ThreadServer(HandlingServer):
         self._join()
 
     def close(self, spread: float = 0.0) -> None:
-        """Say goodbye to every client; see ``Server.close``.  Waits for the handlers.
+        """Close every client; see ``Server.close``.  Waits for the handlers.
 
-        Ten seconds at most; what goes on after that is logged, and goes on.  Called by
-        one of them it does not wait.
+        The wait has a limit of ten seconds; handlers that run longer are logged, and
+        continue.  A call from a handler does not wait.
 
         Example:
             >>> server.close(spread=0.1)
@@ -257,23 +249,23 @@ class ThreadServer(HandlingServer):
 
     def _dispatch(self) -> None:
         try:
-            self._feed()
-        except BaseException as error:  # of a function that call_soon() was given, perhaps
+            self._deliver_events()
+        except BaseException as error:  # for example from a function passed to call_soon()
             self._failure = error
             self.server.close()
-            self._feed()
+            self._deliver_events()
         late = wait(self._running, HANDLER_END_S).not_done
         if late:
-            _logger.error("%s: %d handlers go on though it has ended", self.path, len(late))
+            _logger.error("%s: %d handlers still run after the end", self.path, len(late))
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _feed(self) -> None:
-        """Give every event to its connection, until the server ends."""
+    def _deliver_events(self) -> None:
+        """Deliver every event to its connection, until the server ends."""
         for event in self.server:
             if isinstance(event, AcceptEvent):
-                self._begin(event.client())
+                self._start_handler(event.client())
             elif (connection := self._connections.get(event.client_or_none())) is not None:
-                connection.take_in(event)
+                connection._deliver(event)
 
     def _join(self) -> None:
         self._thread.join()
@@ -281,7 +273,7 @@ class ThreadServer(HandlingServer):
         if failure is not None:
             raise failure
 
-    def _begin(self, client: Client) -> None:
+    def _start_handler(self, client: Client) -> None:
         connection = self._connections[client] = Connection(client, self)
         future = self._pool.submit(self._handle, connection)
         self._running.add(future)
@@ -294,13 +286,13 @@ class ThreadServer(HandlingServer):
         try:
             self._handler(connection)
         except (ConnectionClosed, ServerClosed):
-            pass  # it sent to a client that had gone: that is its end
+            pass  # it sent to a client that is gone: the usual end of a handler
         except Exception:
             code = wire.INTERNAL_ERROR
-            _logger.exception("%s: its handler failed", client)
+            _logger.exception("%s: the handler failed", client)
         finally:
             self._connections.pop(client, None)
-            connection.finish(code)
+            connection._finish(code)
 
 
 def serve(
@@ -314,10 +306,10 @@ def serve(
 
     Args:
         path: the socket file.
-        handler: called with each ``Connection``, in a thread of a pool; when it returns,
-            the connection is closed with 1000; when it raises, that is logged, and the
-            connection is closed with 1011.
-        max_threads: handlers that run at the same time; other clients wait.
+        handler: called with each ``Connection``, in a thread of a pool.  When it returns, the
+            connection is closed with 1000; its exception is logged, and the connection is
+            closed with 1011.
+        max_threads: the number of handlers that run at the same time; other clients wait.
         settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
 
     Raises:

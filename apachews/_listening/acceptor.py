@@ -1,24 +1,26 @@
-"""Letting clients in from the listening socket, one among several processes perhaps.
+"""Accepting connections from the listening socket, which other processes may share.
 
-Contract: for ``Server``, on the thread that runs ``dequeue()``.  Nothing blocks.  The
-listening socket stays ``SocketFile``'s, and is closed with it by ``stop``.
+Contract: for ``Loop``, on its thread.  Nothing blocks.  ``stop`` closes the listening socket of
+``SocketFile``.
 
-How this works with a loopback socket: who connects is let in once it has proved that
-it knows the token; until then it waits here, with a deadline.  Any program on the machine
-can connect, as often as it likes: so few are accepted in a turn, few wait, the oldest of
-them goes where there is no descriptor left, and they are counted in the log, not listed.
+Any program of the machine can connect to a loopback socket, as often as it likes.  So
+``LoopbackAcceptor`` accepts a connection for the loop only after it has proved that it knows
+the token, and has limits: accepted connections per turn, unproven connections, seconds for the
+proof.  It drops the oldest unproven connection if the process runs out of descriptors, and the
+log counts refused connections instead of listing them.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import logging
-import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from . import loopback
 from .socket_file import LoopbackFile, SocketFile
@@ -26,44 +28,61 @@ from .socket_file import LoopbackFile, SocketFile
 # How long accepting rests when the process has no descriptor left.
 ACCEPT_REST_S: Final = 1.0
 
-# How long who connects to a loopback socket has to prove itself, and how many may be
-# at it: of more, the one that has taken longest is let go.  An honest one takes a
-# millisecond.
+# Limits of unproven connections to a loopback socket: the seconds that a proof may take, and
+# their number; with more, the oldest is dropped.  An honest caller takes a millisecond.
 PROOF_TIMEOUT_S: Final = 5.0
 MAX_UNPROVEN: Final = 256
-# How many of them are accepted in a turn of the loop: a part of these, so that one who
-# came has some turns to say what he has to, however many come behind him.
+# Connections accepted in one turn of the loop: a part of MAX_UNPROVEN, so that each has some
+# turns for its proof before newer ones displace it.
 MAX_ACCEPTED: Final = 64
-# How often there is a line in the log about those that were refused.
+# The interval between log lines about refused connections.
 WARN_INTERVAL_S: Final = 60.0
 
 _logger: Final = logging.getLogger("apachews")
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
-class Acceptor:
-    """Watches a listening socket in an epoll, and accepts from it.
+class Readers(Protocol):
+    """What an acceptor needs of the server's poller (``_server/poller.py``)."""
 
-    Attributes:
-        fd: what epoll names when somebody waits; -1 once it has stopped.
-        again_at: when a rest ends (``time.monotonic()``), or None.
+    def add_reader(
+        self, fd: int, function: Callable[[], object], *, is_exclusive: bool = False
+    ) -> None:
+        """Call a function whenever a descriptor is readable."""
+
+    def remove_reader(self, fd: int) -> None:
+        """Stop watching a descriptor."""
+
+
+class Acceptor:
+    """Watches a listening socket, and accepts from it.
+
+    Args:
+        file: has the listening socket.
+        readers: watch the descriptors.
+        on_ready: called when ``accept_nowait`` may have a connection.
     """
 
-    def __init__(self, file: SocketFile, epoll: select.epoll) -> None:
+    def __init__(self, file: SocketFile, readers: Readers, on_ready: Callable[[], object]) -> None:
         self._file = file
-        self._epoll = epoll
-        self.fd = file.socket.fileno()
-        self.again_at: float | None = None
+        self._readers = readers
+        self._on_ready = on_ready
+        self._fd = file.socket.fileno()  # -1 once it has stopped
+        self._rests_until: float | None = None
         self._watch()
 
+    @property
+    def is_resting(self) -> bool:
+        """True while the process had no descriptor left: nothing is accepted."""
+        return self._rests_until is not None
+
     def accept_nowait(self) -> socket.socket | None:
-        """Return the next client's socket, non-blocking, or None.
+        """Return the next connection, non-blocking, or None.
 
         Raises:
-            OSError: where ``again_at`` is set, there is no descriptor or no memory
-                left, and accepting rests.
+            OSError: if ``is_resting``, the process has no descriptor or no memory left.
         """
-        while self.fd != -1:
+        while self._fd != -1:
             try:
                 sock = self._file.socket.accept()[0]
             except BlockingIOError:
@@ -78,54 +97,51 @@ class Acceptor:
             return sock
         return None
 
-    def receive(self, fd: int) -> bool:
-        """Look at a descriptor that epoll named; True where ``accept_nowait`` has a client."""
-        return False
-
     @property
     def has_timers(self) -> bool:
-        """Whether ``expire`` or ``end_rest`` has something to do, now or later."""
-        return self.again_at is not None
+        """True if ``run_timers`` has work now or later."""
+        return self._rests_until is not None
 
-    def expire(self, now: float) -> float | None:
-        """Let go of whom it is time to; return when (``time.monotonic()``) to look again."""
-        return None
+    def run_timers(self, now: float) -> float | None:
+        """End a rest that is over; return the next deadline (``time.monotonic()``), or None."""
+        if self._rests_until is not None and self._rests_until <= now:
+            self._end_rest()
+        return self._rests_until
 
     def let_others_go_first(self) -> None:
-        """Go to the end of the row of processes that accept from the same socket.
+        """Move to the end of the queue of processes that accept from the same socket.
 
-        The kernel wakes the first in the row that sleeps: without this, one would
-        have all the clients.
+        The kernel wakes the first sleeping process in the queue; otherwise one process would
+        accept all clients.
         """
-        if self.again_at is None:
-            self._epoll.unregister(self.fd)
+        if self._rests_until is None:
+            self._readers.remove_reader(self._fd)
             self._watch()
 
-    def end_rest(self) -> None:
-        """Accept again."""
-        self.again_at = None
-        self._watch()
-
     def stop(self) -> None:
-        """Accept no more, and close the socket; again does nothing."""
-        if self.fd != -1:
-            if self.again_at is None:
-                # Closing would not do: other processes may hold the same socket.
-                self._epoll.unregister(self.fd)
-            self.again_at = None
-            self.fd = -1
+        """Stop accepting, and close the socket; a second time does nothing."""
+        if self._fd != -1:
+            if self._rests_until is None:
+                # Closing is not enough: the epoll watches the socket as long as any process
+                # holds it.
+                self._readers.remove_reader(self._fd)
+            self._rests_until = None
+            self._fd = -1
         self._file.close()
 
     def _watch(self) -> None:
-        # Exclusive: a client that comes wakes one process, and not all of them.
-        self._epoll.register(self.fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        self._readers.add_reader(self._fd, self._on_ready, is_exclusive=True)
 
     def _rest(self) -> None:
-        # A listening socket that cannot be accepted from stays ready: watching
-        # it on would turn the loop into a spin.
-        if self.again_at is None:
-            self._epoll.unregister(self.fd)
-        self.again_at = time.monotonic() + ACCEPT_REST_S
+        # A listening socket with connections stays readable: watching it would make the loop
+        # spin.
+        if self._rests_until is None:
+            self._readers.remove_reader(self._fd)
+        self._rests_until = time.monotonic() + ACCEPT_REST_S
+
+    def _end_rest(self) -> None:
+        self._rests_until = None
+        self._watch()
 
 
 @dataclass(slots=True)
@@ -136,14 +152,16 @@ class _Unproven:
 
 
 class LoopbackAcceptor(Acceptor):
-    """Accepts from a loopback socket: those that know the token."""
+    """Accepts from a loopback socket the connections that know the token."""
 
-    def __init__(self, file: LoopbackFile, epoll: select.epoll) -> None:
-        super().__init__(file, epoll)
+    def __init__(
+        self, file: LoopbackFile, readers: Readers, on_ready: Callable[[], object]
+    ) -> None:
+        super().__init__(file, readers, on_ready)
         self._token = file.token
         self._unproven: dict[int, _Unproven] = {}  # the oldest first
         self._proven: deque[socket.socket] = deque()
-        self._refused = 0  # since the last line about them
+        self._refused = 0  # since the last log line
         self._warn_at = 0.0
 
     def accept_nowait(self) -> socket.socket | None:
@@ -153,92 +171,92 @@ class LoopbackAcceptor(Acceptor):
             try:
                 sock = super().accept_nowait()
             except OSError:
-                if self.again_at is None or not self._unproven:
+                if not self.is_resting or not self._unproven:
                     raise
-                self._drop(next(iter(self._unproven)), "there is no descriptor left")
-                self.end_rest()
+                self._drop(next(iter(self._unproven)), "the process has no descriptor left")
+                self._end_rest()
                 continue
             if sock is None:
                 break
             loopback.send_at_once(sock)
             if len(self._unproven) >= MAX_UNPROVEN:
-                self._drop(next(iter(self._unproven)), "too many connect and prove nothing")
-            self._unproven[sock.fileno()] = _Unproven(
+                self._drop(next(iter(self._unproven)), "too many unproven connections")
+            fd = sock.fileno()
+            self._unproven[fd] = _Unproven(
                 sock, loopback.Answerer(self._token), time.monotonic() + PROOF_TIMEOUT_S
             )
-            self._epoll.register(sock.fileno(), select.EPOLLIN)
+            self._readers.add_reader(fd, functools.partial(self._receive, fd))
         return self._proven.popleft() if self._proven else None
 
-    def receive(self, fd: int) -> bool:
-        one = self._unproven.get(fd)
-        if one is None:
-            return False
+    def _receive(self, fd: int) -> None:
+        """Continue the proof of a connection."""
+        one = self._unproven[fd]
         try:
             data = one.sock.recv(one.answerer.wanted)
             if not data:
                 raise loopback.NotProven("it closed the connection")
             answer = one.answerer.receive(data)
-            # (A hundred bytes always find room in a socket that nothing was written to.)
+            # A socket that nothing was written to always has room for a hundred bytes.
             if answer and one.sock.send(answer) < len(answer):
                 raise loopback.NotProven("it reads nothing")
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             self._drop(fd, error.strerror or str(error))
-            return False
+            return
         except loopback.NotProven as error:
             self._drop(fd, str(error))
-            return False
+            return
         if one.answerer.wanted:
-            return False
+            return
         del self._unproven[fd]
-        self._epoll.unregister(fd)
+        self._readers.remove_reader(fd)
         self._proven.append(one.sock)
-        return True
+        self._on_ready()
 
     @property
     def has_timers(self) -> bool:
         return bool(self._unproven) or super().has_timers
 
-    def expire(self, now: float) -> float | None:
+    def run_timers(self, now: float) -> float | None:
+        rests_until = super().run_timers(now)
         while self._unproven:
-            fd = next(iter(self._unproven))
-            if self._unproven[fd].deadline > now:
-                return self._unproven[fd].deadline
-            self._drop(fd, "it has proved nothing in time")
-        return None
+            fd, one = next(iter(self._unproven.items()))
+            if one.deadline > now:
+                return one.deadline if rests_until is None else min(one.deadline, rests_until)
+            self._drop(fd, "no proof in time")
+        return rests_until
 
     def stop(self) -> None:
-        self.stop_waiting()
+        self.drop_waiting()
         super().stop()
 
-    def stop_waiting(self) -> None:
-        """Let go of everybody who has not been let in."""
+    def drop_waiting(self) -> None:
+        """Close all connections that were not returned yet."""
         for fd in list(self._unproven):
             self._close(fd)
         while self._proven:
             self._proven.popleft().close()
 
-    def _drop(self, fd: int, why: str) -> None:
+    def _drop(self, fd: int, reason: str) -> None:
         self._close(fd)
         self._refused += 1
         now = time.monotonic()
         if now >= self._warn_at:
             _logger.warning(
-                "connections to the loopback port that were refused: %d; the last: %s",
+                "refused connections to the loopback port: %d; the last: %s",
                 self._refused,
-                why,
+                reason,
             )
             self._refused = 0
             self._warn_at = now + WARN_INTERVAL_S
 
     def _close(self, fd: int) -> None:
-        self._epoll.unregister(fd)
+        self._readers.remove_reader(fd)
         self._unproven.pop(fd).sock.close()
 
 
-def new_acceptor(file: SocketFile, epoll: select.epoll) -> Acceptor:
-    """Return what accepts from a file's socket."""
-    if isinstance(file, LoopbackFile):
-        return LoopbackAcceptor(file, epoll)
-    return Acceptor(file, epoll)
+def new_acceptor(file: SocketFile, readers: Readers, on_ready: Callable[[], object]) -> Acceptor:
+    """Return the acceptor for a file's socket."""
+    kind = LoopbackAcceptor if isinstance(file, LoopbackFile) else Acceptor
+    return kind(file, readers, on_ready)  # type: ignore[arg-type]

@@ -1,12 +1,11 @@
-"""Sockets that systemd made and handed over: LISTEN_FDS, see sd_listen_fds(3).
+"""Sockets that systemd made and passed: LISTEN_FDS, see sd_listen_fds(3).
 
-Contract: ``inherited_socket(path)`` gives the one that listens on the path, or None.
-Pure look-up: the descriptors stay open, so that a server can be closed and opened
-again, and a successor be started with them; what is returned is a duplicate, which
-the caller closes.
+Contract: ``inherited_socket(path)`` returns a duplicate of the socket that listens on the path,
+or None; the caller closes it.  The inherited descriptors stay open, so that the program can
+close its server and open it again, and the runner can start a successor with them.
 
-Such a socket outlives the producer.  While none runs, connections wait in systemd's
-hands; so nobody but systemd may remove its file.
+Such a socket outlives the producer: connections wait in it until the next producer runs.  So only
+systemd may remove its file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ FIRST_FD: Final = 3
 
 
 def inherited_descriptors() -> range:
-    """Return the descriptors that were handed to this very process."""
+    """Return the descriptors that were passed to this very process."""
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return range(0)
@@ -33,7 +32,7 @@ def inherited_socket(path: str) -> socket.socket | None:
     """Return a duplicate, non-blocking, of the inherited socket that listens on the path."""
     for fd in inherited_descriptors():
         try:
-            # What was handed to this process is not for its children.
+            # The sockets were passed to this process and not to its children.
             os.set_inheritable(fd, False)
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 continue
@@ -54,9 +53,9 @@ def _listens_on(sock: socket.socket, path: str) -> bool:
         return False
     bound = sock.getsockname()
     if not bound or not isinstance(bound, str):
-        return False  # of no name, or of an abstract one
+        return False  # without a name, or with an abstract one
     try:
-        # The unit may name the file by another way than the program does.
+        # The unit and the program may name the file by different paths.
         return bound == path or os.path.samefile(bound, path)
     except OSError:
         return False

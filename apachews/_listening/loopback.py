@@ -1,19 +1,19 @@
-"""Socket files that are none: a loopback port and a token in a regular file.
+"""Loopback sockets: a port of 127.0.0.1 and a token in a regular file.
 
-For file systems that cannot hold a Unix socket, and hosts that have none: many a
-network, FUSE or virtual machine's mount.  ``Server(path, transport="loopback")``
-writes the file; who can read it can connect.
+For file systems and hosts without Unix sockets: many mounts of networks, FUSE and virtual
+machines.  ``Server(path, transport="loopback")`` writes the file; a program that can read it can
+connect.
 
-Contract: ``Address`` is what is in the file.  ``Caller`` and ``Answerer`` are the two
-ends of the handshake, sans-I/O: they say how many bytes they want, take them and give
-what is to be sent, and raise ``NotProven``.  ``connect`` and ``dial`` do the caller's part,
-and block.
+Contract: ``Address`` is the content of the file.  ``Caller`` and ``Answerer`` are the two ends of
+the handshake, sans-I/O: ``wanted`` is the number of bytes that they need next, ``receive``
+accepts them, returns the bytes to send, and raises ``NotProven``.  ``connect`` and ``dial`` are
+the blocking caller.
 
-How this works: anybody on the machine can connect to a port, and whoever comes first
-can listen on one that a dead producer had.  So both ends prove that they know the
-token, and neither shows it: each sends a random number, and the HMAC of both numbers
-with the token as its key.  The caller sends nothing else, and nothing that a stranger
-who wrote the file could choose, before the other end has proved itself.
+How this works: any program of the machine can connect to a port, and any program can listen on
+the port of a dead producer.  So both ends prove that they know the token without sending it: each
+sends a random number, and the HMAC of both numbers with the token as its key.  Before the other
+end has proved itself, the caller sends only its random number, so that the author of a forged
+file controls no byte of it.
 
 Sources: docs/reference/wire.md, *Loopback*; RFC 2104 (HMAC).
 """
@@ -41,23 +41,23 @@ _PROOF: Final = re.compile(rb"([0-9a-f]{64})\n")
 _HELLO_BYTES: Final = 53
 _ANSWER_BYTES: Final = 98
 _PROOF_BYTES: Final = 65
-# Of the file, by the digits of the port; one of another size is something else.
+# The size of the file, which depends on the digits of the port.
 FILE_BYTES: Final = range(87, 92)
-# What a file's mode must not grant.
-EVERYBODY: Final = 0o007
+# The permissions that the file must not grant.
+OTHERS: Final = 0o007
 
 
 class NotAnAddress(ValueError):
-    """A file is no loopback socket's, or everybody may read it."""
+    """A file is not that of a loopback socket, or all users can read it."""
 
 
 class NotProven(Exception):
-    """The other end does not know the token, or speaks of something else."""
+    """The other end does not know the token, or speaks another protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a producer listens, and what proves that it is that one.
+    """The content of the file: the port of a producer, and the shared secret.
 
     Attributes:
         port: of ``127.0.0.1``.
@@ -80,7 +80,7 @@ class Address:
         """
         match = _FILE.fullmatch(data)
         if not match or int(match[1]) > 65535:
-            raise NotAnAddress("it is neither a socket nor what a loopback server writes")
+            raise NotAnAddress("neither a socket nor the file of a loopback server")
         return cls(int(match[1]), bytes.fromhex(match[2].decode()))
 
     @classmethod
@@ -88,23 +88,23 @@ class Address:
         """Read a file.
 
         Raises:
-            NotAnAddress: also where others than its owner and group may read it.
+            NotAnAddress: also if users other than its owner and group can read it.
             OSError
         """
         data, mode = read_file(path)
         address = cls.decode(data)
-        if mode & EVERYBODY:
-            raise NotAnAddress("everybody may read the token in it: chmod o= it")
+        if mode & OTHERS:
+            raise NotAnAddress("all users can read the token: chmod o= the file")
         return address
 
 
 def read_file(path: str) -> tuple[bytes, int]:
-    """Return the content of a file, of a longer one its beginning, and its mode.
+    """Return the beginning of a file, enough for an address, and its mode.
 
     Raises:
         OSError
     """
-    # (Not waiting for who writes to it, should it be a FIFO.)
+    # O_NONBLOCK: if the path is a FIFO, open() would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return os.read(fd, FILE_BYTES.stop), os.fstat(fd).st_mode
@@ -113,7 +113,7 @@ def read_file(path: str) -> tuple[bytes, int]:
 
 
 def new_token() -> bytes:
-    """Return a token that nobody can guess."""
+    """Return a random token."""
     return secrets.token_bytes(TOKEN_BYTES)
 
 
@@ -129,8 +129,8 @@ class Caller:
     """The end that connects.
 
     Attributes:
-        hello: to be sent first.
-        wanted: how many bytes are to be read next; 0 at the end.
+        hello: the bytes to send first.
+        wanted: number of bytes to read next; 0 at the end.
     """
 
     __slots__ = ("_data", "_number", "_token", "hello", "wanted")
@@ -143,7 +143,7 @@ class Caller:
         self.wanted = _ANSWER_BYTES
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, ``wanted`` of them at most; return what is to be sent.
+        """Accept at most ``wanted`` bytes; return the bytes to send.
 
         Raises:
             NotProven
@@ -154,7 +154,7 @@ class Caller:
             return b""
         match = _ANSWER.fullmatch(self._data)
         if not match:
-            raise NotProven("it answers something else")
+            raise NotProven("it speaks another protocol")
         numbers = self._number + b" " + match[1]
         if not hmac.compare_digest(_prove(self._token, b"producer", numbers), match[2]):
             raise NotProven("it does not know the token")
@@ -165,7 +165,7 @@ class Answerer:
     """The end that listens.
 
     Attributes:
-        wanted: how many bytes are to be read next; 0 once the caller is proven.
+        wanted: number of bytes to read next; 0 once the caller has proved itself.
     """
 
     __slots__ = ("_data", "_numbers", "_token", "wanted")
@@ -177,7 +177,7 @@ class Answerer:
         self.wanted = _HELLO_BYTES
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, ``wanted`` of them at most; return what is to be sent.
+        """Accept at most ``wanted`` bytes; return the bytes to send.
 
         Raises:
             NotProven
@@ -195,7 +195,7 @@ class Answerer:
             return b""
         match = _HELLO.fullmatch(data)
         if not match:
-            raise NotProven("it says something else")
+            raise NotProven("it speaks another protocol")
         number = _new_number()
         self._numbers = match[1] + b" " + number
         self.wanted = _PROOF_BYTES
@@ -203,17 +203,17 @@ class Answerer:
 
 
 def connect(address: Address, timeout_s: float) -> socket.socket:
-    """Connect, and have both ends prove themselves.
+    """Connect; both ends prove themselves.
 
     Args:
-        timeout_s: for all of it.
+        timeout_s: for all steps together.
 
     Returns:
         The socket, blocking, without a timeout; the caller closes it.
 
     Raises:
-        NotProven: somebody else listens on the port.
-        OSError: nobody does; TimeoutError: in time.
+        NotProven: another program listens on the port.
+        OSError: no program listens; TimeoutError: the time is over.
     """
     deadline = time.monotonic() + timeout_s
     sock = socket.create_connection((HOST, address.port), timeout_s)
@@ -240,10 +240,10 @@ def connect(address: Address, timeout_s: float) -> socket.socket:
 def dial(
     path: str, timeout_s: float, read: Callable[[str], Address] | None = None
 ) -> socket.socket:
-    """Connect to the producer whose file this is.
+    """Connect to the producer of a file.
 
-    A producer that takes over replaces the file, and the port that was read may be closed a
-    moment later: then the new one is tried.
+    A producer that takes over replaces the file, and the old port may be closed before it is
+    used: then the new port is tried.
 
     Args:
         read: reads the file of a path; None for ``Address.read``.
@@ -252,8 +252,8 @@ def dial(
         As ``connect``.
 
     Raises:
-        NotAnAddress, NotProven, OSError: as ``Address.read`` and ``connect``; and what
-            ``read`` raises.
+        NotAnAddress, NotProven, OSError: as ``Address.read`` and ``connect``; and the
+            exceptions of ``read``.
     """
     deadline = time.monotonic() + timeout_s
     read = read or Address.read
@@ -272,5 +272,5 @@ def dial(
 
 
 def send_at_once(sock: socket.socket) -> None:
-    """Have short writes wait for nothing, as a Unix socket's do."""
+    """Disable Nagle's algorithm: short writes leave at once, as on a Unix socket."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,26 +1,21 @@
-"""The socket file: making it, taking it over, and taking it away again.
+"""The socket file: making it, taking it over, and removing it.
 
-Contract: ``SocketFile(path, …)`` listens or raises; ``close`` is idempotent and
-removes the file only where it is still the one made here.  The caller reads
-from ``socket`` and must not close it.
+Contract: ``SocketFile(path, …)`` listens or raises; ``close`` is idempotent and removes the file
+only if it is still the one made here.  The caller accepts from ``socket`` and must not close it.
 
-How this works: the new socket is bound beside the path, made ready there, and
-renamed onto it once it listens.  So whoever connects finds the old one or the new
-one, and never nobody: a file that a dead producer left and a live producer's are
-replaced alike.  A live one goes on with the clients it has.  The permissions are
-set before ``bind`` makes the file, so that there is no moment at which it is open
-to more than it should be.
+How this works: the new socket is bound under a temporary name beside the path, and renamed to
+the path once it listens.  So every connection reaches the old or the new socket; the files of a
+dead and of a live producer are replaced in the same way, and a live producer keeps its clients.
 
-The directory is locked meanwhile, where the file system can, and while a file is
-removed: two producers that start at once come one after the other, and nobody removes
-what a successor has just put in the place of his file.  What lies beside the path while
-the lock is free was left by a start that died, and is cleared away.
+The directory is locked meanwhile, if the file system supports that, and while a file is removed:
+two producers that start at the same time take turns, and a producer cannot remove the file of
+its successor.  Temporary names that exist while the lock is free belong to starts that died, and
+are removed.
 
-A ``LoopbackFile`` does the same with a regular file, which says where a loopback
-socket listens (``loopback.py``).
+A ``LoopbackFile`` does the same with a regular file that contains the port of a loopback socket
+(``loopback.py``).
 
-Where systemd made the socket (``activation.py``), that one is used, and its file is
-left as it is.
+A socket that systemd made (``activation.py``) is used as it is, and its file is left alone.
 """
 
 from __future__ import annotations
@@ -46,22 +41,22 @@ from .activation import inherited_socket
 
 # sockaddr_un.sun_path, less the final NUL.
 MAX_PATH_BYTES: Final = 107
-# Clients that may wait for accept(); the kernel cuts it to net.core.somaxconn,
-# 4096 on Linux since 5.4.
+# Connections that may wait for accept(); the kernel limits it to net.core.somaxconn, 4096 on
+# Linux since 5.4.
 BACKLOG: Final = 4096
 
-# How long a producer that is asked whether it listens may take.
+# The time limit for a probe whether a producer listens.
 PROBE_TIMEOUT_S: Final = 1.0
 
-# How long others that start or end in the same directory are waited for, which take a
-# millisecond each; and how often they are looked for.
+# The time limit for the lock of the directory, which other producers hold for a millisecond each,
+# and the interval between attempts.
 LOCK_TIMEOUT_S: Final = 5.0
 LOCK_INTERVAL_S: Final = 0.01
 
-# A name beside the path.  It does not end in .ws: Apache would take it for one.
+# A temporary name.  It does not end in .ws, because Apache would serve it.
 _BESIDE: Final = re.compile(r"\.apachews-[0-9a-f]{8}")
 
-# How flock() says that a file system has no locks for a directory.
+# The errors of flock() on file systems that cannot lock a directory.
 _CANNOT_LOCK: Final = frozenset(
     {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 )
@@ -73,10 +68,10 @@ class SocketFile:
     """A listening Unix socket and its file.
 
     Args:
-        path: where the file is to be.
-        mode: its permissions; connecting takes the right to write.
-        group: name or number of the group it is given to, or None.
-        exclusive: refuse to take a socket over on which somebody listens.
+        path: the path of the file.
+        mode: its permissions; connecting needs the right to write.
+        group: name or number of the file's group, or None.
+        exclusive: fail instead of taking over the socket of a producer that listens.
 
     Attributes:
         socket: listens, non-blocking.
@@ -84,18 +79,18 @@ class SocketFile:
 
     Raises:
         SocketInUse: with ``exclusive``, another producer listens there.
-        NotASocket: something else lies there.
+        NotASocket: the path is a file of another type.
         ServerError: the path is too long for a socket.
-        OSError, LookupError: the directory is missing or may not be written to;
-            there is no such group.
+        OSError, LookupError: the directory does not exist or is not writable; the group
+            does not exist.
     """
 
     def __init__(
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
         self.path = path
-        self._place = os.path.abspath(path)  # also where the program goes elsewhere
-        self._identity: object = None  # while it is to be removed from here
+        self._place = os.path.abspath(path)  # valid after a chdir() of the program
+        self._identity: object = None  # set while close() must remove the file
         self._bound: object = None
         self.is_shared = False
         self.socket = self._new_socket()
@@ -104,7 +99,7 @@ class SocketFile:
         try:
             with _directory_of(path) as (directory_fd, is_alone):
                 if is_alone:
-                    _clear_left_overs(directory_fd)
+                    _remove_left_overs(directory_fd)
                 self._listen(directory_fd, mode, group, exclusive)
         except BaseException:
             self.socket.close()
@@ -114,8 +109,8 @@ class SocketFile:
         if len(os.fsencode(self.path)) > MAX_PATH_BYTES:
             raise ServerError(
                 self.path,
-                f"the path is longer than the {MAX_PATH_BYTES} bytes that a Unix socket can have",
-                'choose a shorter one, or transport="loopback"',
+                f"the path is longer than the {MAX_PATH_BYTES} bytes of a Unix socket's address",
+                'use a shorter one, or transport="loopback"',
             )
         inherited = inherited_socket(self.path)
         self.is_shared = inherited is not None
@@ -128,7 +123,7 @@ class SocketFile:
         if is_live and exclusive:
             raise SocketInUse(self.path)
         name = f".apachews-{secrets.token_hex(4)}"
-        # A name beside a path that just fits may not; this way it always does.
+        # The temporary path can exceed the limit though the final path does not.
         beside = os.path.join(os.path.dirname(self.path), name)
         if len(os.fsencode(beside)) > MAX_PATH_BYTES:
             beside = f"/proc/self/fd/{directory_fd}/{name}"
@@ -149,25 +144,26 @@ class SocketFile:
             raise
         self._identity = self._bound = identity
         if is_live:
-            # A warning, because two producers started by mistake look the same.
+            # A warning, because two producers that were started by mistake look the same.
             _logger.warning(
-                "%s: taken over from another producer, which keeps the clients it has", self.path
+                "%s: taken over from another producer, which keeps its clients", self.path
             )
 
     def _make(self, beside: str, mode: int) -> None:
-        """Bind the socket, and make its file."""
+        """Bind the socket, which makes its file."""
+        # Before bind(), so that the file never has more permissions than it should.
         os.fchmod(self.socket.fileno(), mode)
         self.socket.bind(beside)
 
     def _permit(self, beside: str, mode: int) -> None:
-        """Set the file's permissions once more, without the umask."""
+        """Set the file's permissions: bind() has applied the umask."""
         os.chmod(beside, mode)
 
     def _fill(self, beside: str) -> None:
-        """Write what is in the file; its permissions are in force."""
+        """Write the content of the file; its permissions are in force."""
 
     def _identify(self, path: str) -> object:
-        """Return what tells the file from others, those that will have its name included.
+        """Return a value that distinguishes the file from later ones of the same name.
 
         Raises:
             OSError
@@ -176,12 +172,12 @@ class SocketFile:
         return status.st_dev, status.st_ino
 
     def share(self) -> None:
-        """Leave the file to somebody else: another process listens on the same socket."""
+        """Never remove the file: another process listens on the same socket and will."""
         self.is_shared = True
         self._identity = None
 
     def is_in_place(self) -> bool:
-        """Tell whether who looks for the path finds this socket; systemd's always is."""
+        """Return whether the path still leads to this socket; that of systemd always does."""
         if self._bound is None:
             return True
         try:
@@ -190,20 +186,20 @@ class SocketFile:
             return False
 
     def remove(self) -> None:
-        """Remove the file if it is still this one; the socket listens on."""
+        """Remove the file if it is still this one; the socket continues to listen."""
         identity, self._identity = self._identity, None
         if identity is None:
             return
         try:
             with _directory_of(self._place) as (_, is_alone):
-                # (Not alone, it could be a successor's a moment later.)
+                # Without the lock it could become a successor's file before the unlink.
                 if is_alone and self._identify(self._place) == identity:
                     os.unlink(self._place)
         except FileNotFoundError:
-            pass  # somebody has tidied up already
+            pass  # another process has removed it
         except OSError as error:
-            # The next to start replaces it.
-            _logger.warning("%s: the socket file stays: %s", self.path, error.strerror)
+            # The next producer replaces it.
+            _logger.warning("%s: cannot remove the socket file: %s", self.path, error.strerror)
 
     def close(self) -> None:
         """Stop listening, and remove the file if it is still this one."""
@@ -212,25 +208,25 @@ class SocketFile:
 
 
 class LoopbackFile(SocketFile):
-    """A listening loopback socket, and the file that says where; otherwise a ``SocketFile``.
+    """A listening loopback socket, and the file with its port; otherwise a ``SocketFile``.
 
     Args:
-        mode: as ``SocketFile``; connecting takes the right to read.
+        mode: as ``SocketFile``; connecting needs the right to read.
 
     Attributes:
-        token: what who connects must know.
+        token: the secret that proves a caller's right to connect.
 
     Raises:
-        ValueError: the mode would show the token to everybody.
-        ServerError: the file system does, whatever the mode.
+        ValueError: with this mode all users could read the token.
+        ServerError: on this file system all users can read it with any mode.
     """
 
     def __init__(
         self, path: str, mode: int, group: str | int | None, exclusive: bool = False
     ) -> None:
-        if mode & loopback.EVERYBODY:
-            remedy = f"use {mode & ~loopback.EVERYBODY:#o}"
-            raise ValueError(f"mode={mode:#o}: everybody could read the token; {remedy}")
+        if mode & loopback.OTHERS:
+            remedy = f"use {mode & ~loopback.OTHERS:#o}"
+            raise ValueError(f"mode={mode:#o}: all users could read the token; {remedy}")
         self.token = loopback.new_token()
         super().__init__(path, mode, group, exclusive)
 
@@ -239,12 +235,12 @@ class LoopbackFile(SocketFile):
 
     def _make(self, beside: str, mode: int) -> None:
         self.socket.bind((loopback.HOST, 0))
-        # Nobody else's yet: not even to be opened by the group that it has for now.
+        # 0600 until the group is set: its present group must not be able to open it.
         os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def _permit(self, beside: str, mode: int) -> None:
-        # Where all files have the mode of their mount, this may do nothing, or be refused;
-        # _fill() looks at what it came to.
+        # On a mount that fixes the mode of all files this does nothing or fails; _fill()
+        # checks the result.
         with suppress(PermissionError):
             super()._permit(beside, mode)
 
@@ -253,16 +249,16 @@ class LoopbackFile(SocketFile):
         with open(beside, "wb") as file:
             file.write(address.encode())
             file.flush()
-            os.fsync(file.fileno())  # what a power cut leaves must be known again
-            if os.fstat(file.fileno()).st_mode & loopback.EVERYBODY:
+            os.fsync(file.fileno())  # so that it is recognized after a power failure
+            if os.fstat(file.fileno()).st_mode & loopback.OTHERS:
                 raise ServerError(
                     self.path,
-                    "everybody may read the files of this file system, and the token in them",
-                    "mount it with umask=007 or what it calls that, or choose another directory",
+                    "all users can read the files of this file system, and the token in them",
+                    "mount it with umask=007 or the equivalent option, or use another directory",
                 )
 
     def _identify(self, path: str) -> object:
-        # Not by its inode, which many a mount gives anew each time it is asked.
+        # The content and not the inode number: some file systems report a new one each time.
         return loopback.read_file(path)[0]
 
 
@@ -271,8 +267,8 @@ def _directory_of(path: str) -> Iterator[tuple[int, bool]]:
     """Open the directory of a file, and lock it.
 
     Yields:
-        Its descriptor; and whether nobody else has the lock.  That is not waited for
-        for ever: whoever may read the directory can have it.
+        Its descriptor, and whether this process has the lock.  The wait for it has a limit,
+        because any program that can read the directory can hold the lock.
     """
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -290,7 +286,7 @@ def _lock(fd: int, deadline: float) -> bool:
                 return False
             time.sleep(LOCK_INTERVAL_S)
         except OSError as error:
-            # (NFS locks nothing that is not open for writing, a directory that is.)
+            # NFS locks only files that are open for writing, and a directory never is.
             if error.errno not in _CANNOT_LOCK:
                 raise
             return True
@@ -298,13 +294,13 @@ def _lock(fd: int, deadline: float) -> bool:
             return True
 
 
-def _clear_left_overs(directory_fd: int) -> None:
+def _remove_left_overs(directory_fd: int) -> None:
     for name in os.listdir(directory_fd):
         if _BESIDE.fullmatch(name):
             try:
                 os.unlink(name, dir_fd=directory_fd)
             except OSError:
-                pass  # another user's, in a directory like /tmp: in nobody's way
+                pass  # of another user, in a directory like /tmp: it does no harm
 
 
 def _is_live(path: str) -> bool:

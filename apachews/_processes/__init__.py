@@ -1,1 +1,1 @@
-"""Several processes behind one endpoint, and what a supervisor tells and is told."""
+"""Worker processes of one endpoint, supervision of processes, signals, sd_notify."""

@@ -1,16 +1,14 @@
-"""What systemd is told of a producer: the protocol of sd_notify(3).
+"""The protocol of sd_notify(3): what a producer reports to systemd.
 
-Contract: ``notify(…)`` and what builds on it never raise and never wait for longer
-than a second: that systemd cannot be told is no reason to fail.  From any thread.
-Without NOTIFY_SOCKET in the environment nothing happens.
+Contract: ``notify(…)`` and its callers never raise and never wait for longer than a second: a
+producer works without systemd.  From any thread.  Without NOTIFY_SOCKET in the environment they
+do nothing.
 
-How the watchdog works (sd_watchdog_enabled(3)): every server of the process has a
-``Heartbeat`` that ``dequeue()`` drives, and systemd hears of it as long as none of
-them was silent for too long.  So a program that hangs anywhere outside of
-``dequeue()`` is found, in whichever of its threads that is.
+The watchdog (sd_watchdog_enabled(3)): every server of the process has a ``Heartbeat``, which
+``dequeue()`` drives.  The process reports to systemd only while all of them beat, so that a
+program that hangs outside of ``dequeue()`` is detected, in any of its threads.
 
-``NotifyReceiver`` is the other end, for those here who have processes of their own
-to look after: ``workers.py`` and ``runner.py``.
+``NotifyReceiver`` is the other end, for the supervisors here (``supervise.py``).
 """
 
 from __future__ import annotations
@@ -25,21 +23,21 @@ import weakref
 from collections.abc import Iterator
 from typing import ClassVar, Final
 
-# How long to wait for room in systemd's queue: it takes what comes at once,
-# unless the whole system is late.
+# How long to wait for room in systemd's queue: systemd reads messages at once, unless the whole
+# system is overloaded.
 SEND_TIMEOUT_S: Final = 1.0
-# A message has some lines; systemd itself takes 4096 bytes.
+# A message has some lines; systemd itself accepts 4096 bytes.
 MAX_MESSAGE_BYTES: Final = 4096
 
 _logger: Final = logging.getLogger("apachews")
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 _lock: Final = threading.Lock()
-_ready_in: int | None = None  # the process that has said so
+_ready_in: int | None = None  # the process that has sent READY
 
 
 def notify(*assignments: str) -> bool:
-    """Send assignments like ``READY=1`` to systemd; return whether they went out."""
+    """Send assignments like ``READY=1`` to systemd; return whether they were sent."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -51,13 +49,13 @@ def notify(*assignments: str) -> bool:
             sock.connect(address)
             sock.send("\n".join(assignments).encode())
     except (OSError, ValueError) as error:
-        _logger.debug("systemd was not told %s: %s", " ".join(assignments), error)
+        _logger.debug("cannot send %s to systemd: %s", " ".join(assignments), error)
         return False
     return True
 
 
 def notify_ready(status: str) -> None:
-    """Say that this process serves: once, however many servers it has."""
+    """Report that this process is ready: once, for any number of servers."""
     global _ready_in
     with _lock:
         if _ready_in == os.getpid():
@@ -67,7 +65,7 @@ def notify_ready(status: str) -> None:
 
 
 def watchdog_timeout_s() -> float | None:
-    """Return after how long a silence systemd acts; None where it does not watch."""
+    """Return the silence after which systemd acts; None if it does not watch this process."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not os.environ.get("NOTIFY_SOCKET") or not microseconds.isdecimal():
         return None
@@ -77,64 +75,66 @@ def watchdog_timeout_s() -> float | None:
 
 
 class Heartbeat:
-    """One server's share in the sign of life of its process.
+    """One server's part in the heartbeat of its process.
 
     Args:
-        timeout_s: as ``watchdog_timeout_s()`` has it.
-
-    Attributes:
-        next_at: when ``beat`` does something again (``time.monotonic()``).
+        timeout_s: as ``watchdog_timeout_s()`` returns it.
     """
 
-    # The last beat of each in this process.  Weak: a server that the program has
-    # dropped beats no more, and need not.
+    # The time of the last beat of each server in this process.  Weak: a server that the program
+    # has dropped does not beat any more, and must not count as hanging.
     _last: ClassVar[weakref.WeakKeyDictionary[Heartbeat, float]] = weakref.WeakKeyDictionary()
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self.next_at = 0.0
+        self._next_at = 0.0
         self.beat()
 
-    def beat(self) -> None:
-        """Be alive; at half of the timeout that goes to systemd."""
+    def beat(self) -> float:
+        """Record a heartbeat; report it to systemd at most every half timeout.
+
+        Returns:
+            When the next report is due (``time.monotonic()``).
+        """
         now = time.monotonic()
-        if now < self.next_at:
-            return
-        self.next_at = now + self._timeout_s / 2
+        if now < self._next_at:
+            return self._next_at
+        self._next_at = now + self._timeout_s / 2
         with _lock:
             self._last[self] = now
             all_alive = min(self._last.values()) > now - self._timeout_s
         if all_alive:
             notify("WATCHDOG=1")
+        return self._next_at
 
     def stop(self) -> None:
-        """Be no longer waited for."""
+        """Stop counting: the server has ended."""
         with _lock:
             self._last.pop(self, None)
 
 
 def start_heartbeat() -> Heartbeat | None:
-    """Return a heartbeat for a server, None where nobody listens for it."""
+    """Return a heartbeat for a server; None if systemd does not watch this process."""
     timeout_s = watchdog_timeout_s()
     return None if timeout_s is None else Heartbeat(timeout_s)
 
 
 class NotifyReceiver:
-    """A NOTIFY_SOCKET for processes of our own.
+    """A NOTIFY_SOCKET for child processes.
 
-    Its name is an abstract one: there is no file to leave behind.  Anybody on the
-    machine can send to it; so each message comes with the process it is from, as
-    the kernel has it, and the caller believes its own children only.
+    Its name is abstract, so that it leaves no file.  Every process of the machine can send to
+    it; so each message comes with the process id of its sender, as the kernel reports it, and
+    the caller must ignore processes other than its children.
     """
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._socket.bind("")  # the kernel finds a name, unix(7) *autobind*
+        self._socket.bind("")  # the kernel chooses a name, unix(7) *autobind*
 
     @property
     def address(self) -> str:
-        """What to put into NOTIFY_SOCKET."""
+        """The value for NOTIFY_SOCKET."""
         name = self._socket.getsockname()
         assert isinstance(name, bytes)
         return "@" + name[1:].decode()
@@ -143,7 +143,7 @@ class NotifyReceiver:
         return self._socket.fileno()
 
     def receive_nowait(self) -> Iterator[tuple[int, list[str]]]:
-        """Yield the sender's process id and the assignments of what has come."""
+        """Yield the sender's process id and the assignments of each message that has arrived."""
         room = socket.CMSG_SPACE(_CREDENTIALS.size)
         while True:
             try:

@@ -1,13 +1,12 @@
-"""Workers that hear what is published through another of them.
+"""Channels between workers: a message that one of them publishes reaches the clients of all.
 
-Contract: ``Siblings(count)`` before the workers are forked; ``become(index)`` in each.
+Contract: ``Siblings(count)`` before the workers are forked; ``become(index)`` in each worker.
 ``relay`` and ``receive_nowait`` never block.
 
-How this works: each worker has a datagram socket that all others can send to.  A message
-of any size goes in a file without a name (memfd_create(2)) that all of them read; with it
-goes one end of a socket for their answers, which ends when the last of them has closed
-it, or has died.  A worker that is replaced leaves its socket, and what waits there, to
-the next one in its place.
+Each worker has a datagram socket that all others can send to.  A message of any size is written
+to an unnamed file (memfd_create(2)) that all of them read.  The datagram carries that file and
+one end of a socket for the answers, which reaches its end when the last worker has closed it or
+has died.  A worker that replaces another one inherits its socket, and the messages in it.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apachews.groups import Delivery
+from apachews.client import Delivery
 
 _ANSWER = struct.Struct("=QQ")
-# The name of a group is the only thing in a datagram that can be long.
+# The name of the group is the only part of a datagram that can be long.
 MAX_HEADER_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """A message from a sibling; ``answer`` when it was delivered."""
+    """A message from a sibling; call ``answer`` once it is delivered."""
 
     group: str | None
     message: str | bytes
     _reply: socket.socket
 
     def answer(self, delivery: Delivery) -> None:
-        """Say whom it reached, and close."""
+        """Report the delivery, and close the channel."""
         with self._reply:
             try:
                 self._reply.send(_ANSWER.pack(*delivery))
             except OSError:
-                pass  # who asked has gone
+                pass  # the sibling that relayed it has exited
 
 
 class Siblings:
-    """The workers of one supervisor; ``receiver`` is this one's."""
+    """The workers of one supervisor; ``receiver`` is the socket of this worker."""
 
     def __init__(self, count: int) -> None:
         self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
@@ -55,7 +54,7 @@ class Siblings:
         self.receiver = self._pairs[0][0]
 
     def become(self, index: int) -> None:
-        """Be the worker in this place; what only others need is closed."""
+        """Become the worker in this place; close the sockets that only others need."""
         self.receiver = self._pairs[index][0]
         for number, (receiver, sender) in enumerate(self._pairs):
             if number == index:
@@ -66,16 +65,16 @@ class Siblings:
         self._pairs = []
 
     def relay(self, group: str | None, message: str | bytes) -> socket.socket | None:
-        """Pass a message on to all others.
+        """Send a message to all other workers.
 
         Returns:
-            What ``read_answers`` reads from, non-blocking; the caller closes it.  None
-            where there is nobody, or nobody takes it.
+            The socket for ``read_answers``, non-blocking; the caller closes it.  None if
+            there are no other workers, or none of them has room for it.
         """
         data = message.encode() if isinstance(message, str) else message
         header = json.dumps({"group": group, "is_text": isinstance(message, str)}).encode()
         if len(header) > MAX_HEADER_BYTES:
-            return None  # nobody can have joined a group of such a name
+            return None  # a group with such a long name has no members elsewhere
         answers, reply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         answers.setblocking(False)
         has_reached = False
@@ -88,7 +87,7 @@ class Siblings:
                     socket.send_fds(other, [header], [file, reply.fileno()])
                     has_reached = True
                 except OSError:
-                    pass  # it hangs: its queue is full
+                    pass  # its queue is full, because its program hangs: skip it
         finally:
             os.close(file)
             reply.close()
@@ -98,14 +97,14 @@ class Siblings:
         return None
 
     def receive_nowait(self) -> Iterator[Relayed]:
-        """Give the messages that others have passed on."""
+        """Yield the messages that other workers have relayed."""
         while True:
             try:
                 header, fds, _, _ = socket.recv_fds(self.receiver, MAX_HEADER_BYTES, 2)
             except BlockingIOError:
                 return
             file, reply = fds
-            try:  # at a place of its own: the others read the same open file
+            try:  # pread: the workers share the offset of the open file
                 data = os.pread(file, os.fstat(file).st_size, 0)
             finally:
                 os.close(file)
@@ -114,7 +113,7 @@ class Siblings:
             yield Relayed(document["group"], message, socket.socket(fileno=reply))
 
     def close(self) -> None:
-        """Close everything of this process's."""
+        """Close all sockets of this process."""
         self.receiver.close()
         for other in self._others:
             other.close()
@@ -124,7 +123,7 @@ class Siblings:
 
 
 def read_answers(answers: socket.socket) -> tuple[Delivery, bool]:
-    """Return what has been answered since the last call, added up, and whether that is all."""
+    """Return the sum of the answers since the last call, and whether all have arrived."""
     reached = skipped = 0
     while True:
         try:

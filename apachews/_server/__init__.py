@@ -1,1 +1,1 @@
-"""The engine of ``Server``: its loop, its connections, what is published to it."""
+"""The engine of ``Server``: its loop, its connections, published messages."""

@@ -1,4 +1,4 @@
-"""Which language a browser prefers.
+"""The language that a browser prefers.
 
 Contract: a pure function.  Source: RFC 9110 12.5.4 and 12.4.2.
 """
@@ -13,8 +13,8 @@ def preferred_language(accept_language: str) -> str | None:
         accept_language: the value of the header, or "".
 
     Returns:
-        The tag as the browser wrote it (``en-GB``), or None where it names none
-        that it wants: ``*``, weight 0 and malformed items do not count.
+        The tag as the browser wrote it (``en-GB``), or None if it names none: ``*``, weight
+        0 and malformed items do not count.
     """
     best: str | None = None
     best_weight = 0.0

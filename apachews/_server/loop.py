@@ -1,98 +1,79 @@
-"""The server's loop: one epoll over the listening socket and every client's.
+"""The server's loop: sockets in, events out.
 
-Contract: for ``Server``, ``Client`` and what is built on them.  Whoever calls anything
-here holds ``lock``; ``turn()`` lets go of it while it waits, so that other threads may
-send, close and broadcast meanwhile.  One thread at a time waits.  Nothing blocks but
-``turn()`` and what is made of it.
+Contract: for ``Server``, ``Client`` and the modules built on them.  Every caller holds
+``lock``; ``turn()`` releases it while it waits, so that other threads can send, close and
+broadcast meanwhile.  What they do takes effect at once, under the lock; if it makes an event or
+a deadline, the waiting thread is woken.  One thread at a time waits.  Only ``turn()`` and its
+callers block.
 
-How this works: each client is one Unix socket, watched level-triggered.  A turn
-of the loop takes at most ``READ_BYTES`` from each socket that is ready and turns
-at most ``FRAMES_A_TURN`` of their frames into events, until there are ``TURN_EVENTS``;
-the next turn goes on with the sockets that were not looked at, before epoll is asked again:
-it would name the same ones first, and a client that floods would starve the others.  The
-rest of what was read stays with its reader for the turns after that; the socket is not read
-again before.  So what is buffered is bounded: one read and one unfinished message per
-client, and the events of one turn.
-
-How ``drain()`` loses nothing (docs/reference/wire.md, *Moving*): each client is sent a MOVE.
-What it sends before the bridge's answering MOVE becomes events as ever, and what the
-program sends meanwhile goes to it as ever.  Behind these events comes its
-ConnectionClosed, and when the program comes back for the event after that, it has
-had its say: what it sent goes out, and the socket is closed.  The listening socket
-stays open until the end, without its file: nobody finds it any more, but who was on
-the way to it when the file went is let in and moved on like everybody else.
-
-How another thread is heard: what it does to a client is done at once, under the
-lock.  Where that makes an event or a deadline while this one waits, it is woken.
+Bounds: a turn reads at most ``READ_BYTES`` from each ready socket, makes events of a limited
+number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The
+rest of a read stays in its connection's reader, and the socket is not read again before it is
+parsed.  So the library buffers one read and one unfinished message per client, and the events
+of one turn.
 """
 
 from __future__ import annotations
 
-import logging
-import select
-import socket
+import enum
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from apachews import wire
-from apachews._connection import RECEIVING, Connection, State
 from apachews._listening.acceptor import new_acceptor
 from apachews._listening.socket_file import SocketFile
 from apachews._processes.sd_notify import start_heartbeat
 from apachews._processes.siblings import Siblings
-from apachews.client import Client, encode_message
+from apachews.client import Client
 from apachews.events import (
     AcceptEvent,
     CloseEvent,
     ConnectionClosedEvent,
     ErrorEvent,
     Event,
-    InvalidEvent,
     MessageEvent,
     PongEvent,
 )
 from apachews.exceptions import ServerClosed
-from apachews.groups import Delivery, Group
 from apachews.wire.reader import Moved, Violation
 
+from .calls import Calls
+from .connection import RECEIVING, Connection, State
+from .connections import Connections
+from .poller import GONE, IN, OUT, READABLE, Poller
 from .publications import Publications
 
-# Events after which a turn ends.
+# A turn ends after this number of events.
 TURN_EVENTS: Final = 1000
-# How long a client that is being closed may take to go; Apache's side gives the
-# browser as long (APACHEWS_CLOSE_TIMEOUT).
-CLOSE_TIMEOUT_S: Final = 10.0
-# How long close() waits for the last goodbyes to leave.
+# The time limit for close() to send the last CLOSE frames.
 FLUSH_TIMEOUT_S: Final = 1.0
 
-_logger: Final = logging.getLogger("apachews")
-_OUT: Final = select.EPOLLOUT
-_GONE: Final = select.EPOLLHUP | select.EPOLLERR
-_READABLE: Final = select.EPOLLIN | _GONE
+
+class Consumer(enum.Enum):
+    """Who takes the events, which decides when moved clients and descriptors are closed."""
+
+    PROGRAM = "dequeue(): the call after a last event ends its client; close() closes everything"
+    EVENT_LOOP = "as PROGRAM, but an event loop watches fileno(): it stays open until ServerClosed"
+    HANDLERS = "a function per client: its return ends the client; descriptors as EVENT_LOOP"
 
 
 class Loop:
-    """Everything between the sockets and the events.
+    """Makes events of what the sockets receive.
 
     Args:
-        file: listens; closed here.
+        file: the listening socket; closed here.
         max_message_bytes, max_queue_bytes: as ``Server``.
-        on_ending: called once it closes or drains.
+        on_ending: called when it begins to close or to drain.
         siblings: other workers of the same socket; closed here.
 
     Attributes:
-        lock: held by whoever calls anything or looks at anything here.
-        events: what happened and nobody has taken yet.
-        connections: by descriptor.
-        is_closed: no event comes any more but those that wait.
-        parts_when_told: a client that has moved is let go by ``Connection.part()``, and not
-            when the program comes back for the next event.
-        is_released_later: the descriptors stay open until ``next_event`` has told the end.
-        is_awaited: a thread waits in ``turn()``.
+        lock: held by every caller.
+        events: queued events.
+        connections: those of the clients and of publishers.
+        is_closed: no further events occur; queued ones remain.
+        consumer: who takes the events.
     """
 
     def __init__(
@@ -104,43 +85,33 @@ class Loop:
         siblings: Siblings | None = None,
     ) -> None:
         self.lock = threading.RLock()
-        self.events: deque[Event] = deque()
-        self.connections: dict[int, Connection] = {}
         self.is_closed = False
-        self.parts_when_told = False
-        self.is_released_later = False
+        self.consumer = Consumer.PROGRAM
         self._on_ending = on_ending
         self._file = file
-        self._max_message_bytes = max_message_bytes
-        self._max_queue_bytes = max_queue_bytes
-        self._leaving: deque[tuple[float, Connection]] = deque()  # deadlines, in order
-        # What epoll found ready and no turn has looked at yet: descriptor, events.
-        self._ready: deque[tuple[int, int]] = deque()
-        # Descriptors whose readers made a pause.  A dict for its order.
-        self._paused: dict[int, None] = {}
-        self._busy = 1  # how many of these there were when epoll was asked last
         self._drain_deadline: float | None = None
-        # Clients that have moved, by their last event, until that is taken; and the
-        # one whose last event the program has in hand.
+        # Clients that have moved, by their last event until the program takes it; and the one
+        # whose last event the program has.
         self._moved: dict[Event, Connection] = {}
-        self._parting: Connection | None = None
-        self._calls: deque[Callable[[], object]] = deque()
-        self.is_awaited = self._has_fileno = False
+        self._last_event_of: Connection | None = None
+        self._calls = Calls()
         self._heartbeat = start_heartbeat()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
-        self._epoll = select.epoll()
-        self._epoll.register(self._wake_reader.fileno(), select.EPOLLIN)
-        self._acceptor = new_acceptor(self._file, self._epoll)
-        # A group lives as long as it has a member, or somebody has it in hand.
-        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
-        self._publications = Publications(self._deliver, self._epoll, siblings)
+        self._poller = Poller(self.lock)
+        self.connections = Connections(
+            self.lock, self._poller, max_message_bytes, max_queue_bytes, self._on_forget
+        )
+        self.events = self.connections.events  # the same queue
+        self._acceptor = new_acceptor(self._file, self._poller, self._accept)
+        self._publications = Publications(self.connections, self._poller, siblings)
 
     def fileno(self) -> int:
-        """Return what becomes readable when ``turn(0)`` has something to do."""
-        self._has_fileno = True
-        return self._epoll.fileno()
+        """Return a descriptor that is readable when ``turn(0)`` has something to do."""
+        return self._poller.fileno()
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while a thread waits in ``turn()``."""
+        return self._poller.is_waiting
 
     @property
     def is_draining(self) -> bool:
@@ -149,103 +120,88 @@ class Loop:
 
     @property
     def is_ending(self) -> bool:
-        """True once it was told to close or to drain."""
+        """True once ``close()`` or ``drain()`` was called."""
         return self.is_closed or self.is_draining
 
     def next_event(self, deadline: float | None) -> Event | None:
-        """Wait for an event until a deadline (``time.monotonic()``), or for ever.
+        """Wait for an event until a deadline (``time.monotonic()``); None: no limit.
 
         Raises:
-            ServerClosed: there is none any more.
+            ServerClosed: no event is left, and none will occur.
         """
         if self._heartbeat is not None:
             self._heartbeat.beat()
-        if self._parting is not None:
-            self._parting.part()
-            self._parting = None
-        if self._calls:
-            self._run_calls()
+        if self._last_event_of is not None:
+            # The program is back: it has sent its last messages to the client that moved.
+            self._last_event_of.finish_move()
+            self._last_event_of = None
+        calls = self._calls
+        if calls.soon or calls.later:
+            calls.run_due()
         while not self.events:
             if self.is_closed or self._is_drained():
                 self.release()
                 raise ServerClosed
             wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             self.turn(wait_s)
-            if self._calls:
-                self._run_calls()
+            if calls.soon or calls.later:
+                calls.run_due()
             if not self.events and deadline is not None and time.monotonic() >= deadline:
-                if self._paused and self._has_fileno:
-                    self.wake()  # what was read already does not make the descriptor readable
+                if self._poller.has_paused:
+                    # Bytes that were read already do not make the descriptor readable.
+                    self._poller.wake_if_watched()
                 return None
         event = self.events.popleft()
         if self._moved and (moved := self._moved.pop(event, None)) is not None:
-            # From here on closing it does nothing, as with any client that is gone: many
-            # a program does that at ConnectionClosed, and means no goodbye.
             if moved.state is State.MOVED:
-                moved.state = State.PARTING
-            if not self.parts_when_told:
-                self._parting = moved
+                moved.state = State.LAST_EVENT
+            if self.consumer is not Consumer.HANDLERS:
+                self._last_event_of = moved
         return event
 
-    def group(self, name: str) -> Group:
-        """Return the group of this name."""
-        group = self._groups.get(name)
-        if group is None:
-            group = self._groups[name] = Group(name, self.lock)
-        return group
-
-    def broadcast(self, frame: bytes) -> int:
-        """Send a frame to all clients; return how many it was sent to or queued for."""
-        return sum([connection.send_frame(frame) for connection in [*self.connections.values()]])
-
-    def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
-        if group is not None:
-            return self.group(group).broadcast(message)
-        clients = sum(connection.client is not None for connection in self.connections.values())
-        reached = self.broadcast(encode_message(message))
-        return Delivery(reached, clients - reached)
-
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Have a function called between two events; from any thread, without the lock."""
-        self._calls.append(function)
-        self.wake()
+        """Call a function between two events; from any thread, without the lock."""
+        self._calls.call_soon(function)
+        self._poller.wake()
 
-    def wake(self) -> None:
-        """Have the thread that waits look again; from any thread, without the lock."""
-        try:
-            self._wake_writer.send(b"\0")
-        except OSError:
-            pass  # full: it wakes up anyway; or closed: nobody is there to be woken
+    def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
+        """Call a function between two events after some seconds; never after the end."""
+        if not self.is_closed:
+            self._calls.call_later(delay_s, function)
+            self._poller.wake_if_waited_for()
 
     def drain(self, timeout_s: float) -> None:
-        """Begin to hand every client on; see ``Server.drain``."""
+        """Start handing over all clients: ``Server.drain``; docs/reference/wire.md, *Moving*."""
         if self.is_ending:
             return
         self._drain_deadline = time.monotonic() + timeout_s
+        # Only the file goes.  The socket listens until all clients have moved: connections
+        # that found the file before are accepted and handed over like all others.
         self._file.remove()
         self._accept()
         if self._file.is_shared and self._file.is_in_place():
-            # Others go on accepting; what comes from here on is theirs.  (Not so where all
-            # workers end: the supervisor has removed the file then.)
+            # Other workers go on accepting: new connections are theirs.  (If all workers end,
+            # their supervisor has removed the file, and the last one accepts what is left.)
             self._acceptor.stop()
-        for connection in list(self.connections.values()):
+        for connection in list(self.connections.by_fd.values()):
             if connection.state is State.PUBLISHING:
-                self._forget(connection)  # it has to do with whoever listens next
+                self.connections.forget(connection)  # the publisher can retry with the successor
             else:
                 self._move(connection)
         self._on_ending()
-        self._tell()
+        self._poller.wake_if_waited_for()
 
     def close(self, spread_s: float) -> None:
-        """Say goodbye to everybody; see ``Server.close``."""
+        """Close all clients with 1001; see ``Server.close``."""
         if self.is_closed:
             return
-        self.is_closed = True
+        self.is_closed = self.connections.ignores_messages = True
+        self._calls.later.clear()  # a function that is due would end every wait below at once
         self._acceptor.stop()
         self._on_ending()
-        connections = list(self.connections.values())
+        connections = list(self.connections.by_fd.values())
         for connection in connections:
-            self._update(connection)  # who has had no goodbye is not read any more
+            self.connections.update(connection)  # reads no more, also before its CLOSE is sent
         started_at = time.monotonic()
         for index, connection in enumerate(connections):
             self._serve_until(started_at + spread_s * index / len(connections))
@@ -253,99 +209,64 @@ class Loop:
         self._serve_until(started_at + spread_s)
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         while (
-            any(connection.has_queue for connection in self.connections.values())
+            any(connection.has_queue for connection in self.connections.by_fd.values())
             and (wait_s := deadline - time.monotonic()) > 0
         ):
             self.turn(wait_s)
-        self._leave(wire.GOING_AWAY, "the server closed")
+        self.connections.abandon_all(wire.GOING_AWAY, "the server closed")
         self._shut()
 
     def turn(self, wait_s: float | None) -> None:
-        """Wait for the sockets once, and do what they are ready for."""
+        """Wait for the sockets once, and serve those that are ready."""
         next_timer_s = self._run_timers()
-        if self.events and not self.is_closed:  # a timer's
+        if self.events and not self.is_closed:  # a timer made one
             wait_s = 0.0
         elif next_timer_s is not None:
             wait_s = next_timer_s if wait_s is None else min(wait_s, next_timer_s)
-        if not self._ready:
-            self._look(wait_s)
-        while self._ready:
-            fd, ready = self._ready.popleft()
-            connection = self.connections.get(fd)
+        poller, connections = self._poller, self.connections.by_fd
+        ready = poller.ready
+        if not ready:
+            # While it closes, other threads must not see it half closed.
+            for fd in poller.wait(wait_s, keeps_lock=self.is_closed):
+                # The handler's mailbox may have filled since the reader paused.
+                if connections[fd].watched & IN:
+                    ready.append((fd, IN))
+        while ready:
+            fd, mask = ready.popleft()
+            connection = connections.get(fd)
             if connection is None:
-                self._run(fd)
+                poller.run_reader(fd)
                 continue
-            if ready & _OUT:
+            if mask & OUT:
                 connection.flush_nowait()
-                self._update(connection)
+                self.connections.update(connection)
                 if connection.on_flushed is not None:
                     connection.on_flushed()
-            if ready & _READABLE and connection.fileno() == fd:
+            if mask & READABLE and connection.fileno() == fd:
                 if not connection.has_moved:
                     self._receive(connection)
-                elif ready & _GONE:
-                    self._forget(connection)  # its last event is out
+                elif mask & GONE:
+                    self.connections.forget(connection)  # its last event is queued already
             if len(self.events) >= TURN_EVENTS:
-                break
-
-    def _look(self, wait_s: float | None) -> None:
-        """Fill ``_ready``: what epoll names, then the readers that made a pause, each once."""
-        self._busy = len(self._paused) or 1
-        if not self._paused:
-            self._ready.extend(self._poll(wait_s))
-            return
-        found = self._poll(0.0)
-        paused, self._paused = self._paused, {}
-        for fd, _ in found:
-            paused.pop(fd, None)
-        self._ready.extend(found)
-        for fd in paused:
-            if self.connections[fd].watched & select.EPOLLIN:
-                self._ready.append((fd, select.EPOLLIN))
-
-    def _run(self, fd: int) -> None:
-        """Do what a descriptor that is no connection's is ready for."""
-        if fd == self._acceptor.fd:
-            self._accept()
-        elif fd == self._wake_reader.fileno():
-            self._wake_reader.recv(4096)
-        elif self._acceptor.receive(fd):
-            self._accept()
-        else:
-            self._publications.run(fd)  # or it went away meanwhile
-
-    def _poll(self, wait_s: float | None) -> list[tuple[int, int]]:
-        """Wait, without the lock; a zero wait lets others have it as well."""
-        if self.is_closed:
-            # Nobody else is to find it half closed.
-            return self._epoll.poll(wait_s)
-        self.is_awaited = True
-        self.lock.release()
-        try:
-            return self._epoll.poll(wait_s)
-        finally:
-            self.lock.acquire()
-            self.is_awaited = False
-
-    def _tell(self) -> None:
-        """Wake the thread that waits: there is an event, or a time to wait for."""
-        if self.is_awaited or self._has_fileno:
-            self.wake()
+                break  # the next turn continues with the rest of ready
 
     def next_timer_s(self) -> float | None:
-        """Return after how many seconds ``turn(0)`` has something to do, whatever comes."""
+        """Return after how many seconds ``turn(0)`` has work even if no socket is ready."""
         with self.lock:
-            if self.events or self._calls or self._ready or self._paused:
+            if self.events or self._calls.soon or self._poller.ready or self._poller.has_paused:
                 return 0.0
-            if self._parting is not None:
+            if self._last_event_of is not None:
                 return 0.0
             next_timer_s = self._run_timers()
-            return 0.0 if self._paused else next_timer_s  # a timer may have made one readable
+            # A timer may have let a paused connection be read.
+            return 0.0 if self._poller.has_paused else next_timer_s
 
     def _run_timers(self) -> float | None:
-        """Do what is due; return the seconds until the next is, or None."""
+        """Run the expired timers; return the seconds until the next one, or None."""
+        # Fast path: every turn comes here, and most servers have no timer most of the time.
         if not (
-            self._leaving
+            self.connections.has_timers
+            or self._calls.later
             or self._heartbeat is not None
             or self._drain_deadline is not None
             or self._publications.has_timers
@@ -353,58 +274,49 @@ class Loop:
         ):
             return None
         now = time.monotonic()
-        while self._leaving and (self._leaving[0][0] <= now or self._leaving[0][1].fileno() == -1):
-            connection = self._leaving.popleft()[1]
-            if connection.fileno() != -1:
-                self._end(connection, wire.ABNORMAL, "the close was not answered in time")
-                self._forget(connection)
-        due = [self._leaving[0][0]] if self._leaving else []
-        if self._heartbeat is not None:
-            self._heartbeat.beat()
-            due.append(self._heartbeat.next_at)
-        if self._drain_deadline is not None and not self.is_closed:
-            if self._drain_deadline <= now:
-                self._acceptor.stop()
-                self._leave(wire.SERVICE_RESTART, "left to another producer: it took too long")
-            else:
-                due.append(self._drain_deadline)
-        if (late_at := self._publications.run_timers(now)) is not None:
-            due.append(late_at)
-        if (unproven_at := self._acceptor.expire(now)) is not None:
-            due.append(unproven_at)
-        if self._acceptor.again_at is not None:
-            if self._acceptor.again_at <= now:
-                self._acceptor.end_rest()
-            else:
-                due.append(self._acceptor.again_at)
+        timers = [
+            self.connections.run_timers(now),
+            self._calls.next_at(),  # next_event() calls the functions
+            self._heartbeat.beat() if self._heartbeat is not None else None,
+            self._check_drain_deadline(now),
+            self._publications.run_timers(now),
+            self._acceptor.run_timers(now),
+        ]
+        due = [at for at in timers if at is not None]
         return max(0.0, min(due) - now) if due else None
 
+    def _check_drain_deadline(self, now: float) -> float | None:
+        """Abandon the clients that have not moved in time; return the deadline before."""
+        if self._drain_deadline is None or self.is_closed:
+            return None
+        if self._drain_deadline > now:
+            return self._drain_deadline
+        self._acceptor.stop()
+        self.connections.abandon_all(wire.SERVICE_RESTART, "not handed over in time")
+        return None
+
     def _accept(self) -> None:
-        """Let in who waits: all of them, but one at a time of those that others let in too."""
+        """Accept all waiting connections, or one if other processes accept from the socket."""
         while True:
             try:
                 sock = self._acceptor.accept_nowait()
             except OSError as error:
-                if self._acceptor.again_at is None:
+                if not self._acceptor.is_resting:
                     raise
                 reason = f"cannot accept a client: {error.strerror}"
                 self.events.append(ErrorEvent(None, reason=reason))
                 return
             if sock is None:
                 return
-            connection = Connection(
-                sock, self.lock, self._max_message_bytes, self._max_queue_bytes, self._update
-            )
-            self.connections[sock.fileno()] = connection
-            connection.watched = select.EPOLLIN
-            self._epoll.register(sock.fileno(), select.EPOLLIN)
+            self.connections.add(sock)
             if self._file.is_shared and self._drain_deadline is None:
                 self._acceptor.let_others_go_first()
                 return
 
     def _receive(self, connection: Connection) -> None:
-        if connection.reader.is_paused:
-            items = connection.reader.receive(b"", self._busy)
+        reader = connection.reader
+        if reader.is_paused:
+            items = reader.receive(b"", self._poller.busy)
         else:
             data = connection.receive_nowait()
             if data is None:
@@ -412,10 +324,11 @@ class Loop:
             if not data:
                 self._receive_eof(connection)
                 return
-            items = connection.reader.receive(data, self._busy)
-        if connection.reader.is_paused:
-            self._paused[connection.fileno()] = None
+            items = reader.receive(data, self._poller.busy)
+        if reader.is_paused:
+            self._poller.serve_again(connection.fileno())
         for item in items:
+            # Messages first: nearly all items are messages.
             if isinstance(item, (str, bytes)):
                 if connection.state in RECEIVING:
                     self.events.append(MessageEvent(connection.client, item))
@@ -423,112 +336,89 @@ class Loop:
                     self._publications.receive(connection, item)
             elif isinstance(item, wire.Publish):
                 connection.state = State.PUBLISHING
-                self._publications.begin(connection, item)
+                self._publications.add(connection, item)
             elif isinstance(item, wire.Open):
-                opening = connection.reader.take_opening()
-                connection.client = Client(connection, item.id, opening)
-                connection.state = State.ASKED if item.answer_required else State.OPEN
-                self.events.append(AcceptEvent(connection.client))
-                if self.is_closed:
-                    connection.send_close(wire.GOING_AWAY, "the server closes")
-                if self._drain_deadline is not None:
-                    self._move(connection)
-            elif isinstance(item, wire.Close) and connection.state is State.PUBLISHING:
-                self._forget(connection)
+                self._receive_open(connection, item)
             elif isinstance(item, wire.Close):
-                if connection.state is not State.CLOSED:
-                    self.events.append(CloseEvent(connection.client, "", item.code, item.reason))
-                connection.drop_queue()
-                self._end(connection, item.code, item.reason)
+                self._receive_close(connection, item)
             elif isinstance(item, Moved):
                 self._receive_move(connection)
             elif isinstance(item, Violation):
-                self._refuse(connection, item)
+                self._close_for_violation(connection, item)
             elif connection.client:
-                latency_s = connection.client.receive_pong(item.payload)
+                latency_s = connection.client._receive_pong(item.payload)
                 if latency_s is not None and connection.state in RECEIVING:
                     self.events.append(PongEvent(connection.client, latency_s))
-        if ignored := connection.reader.ignored:
-            opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(ignored)))
-            ignored.clear()
-            _logger.warning("%s: ignored frames of opcodes %s", connection.client, opcodes)
+        if reader.ignored:
+            connection.log_ignored_frames()
+
+    def _receive_open(self, connection: Connection, item: wire.Open) -> None:
+        connection.client = Client(connection, item.id, connection.reader.take_opening())
+        connection.state = State.ASKED if item.answer_required else State.OPEN
+        self.events.append(AcceptEvent(connection.client))
+        if self.is_closed:
+            connection.send_close(wire.GOING_AWAY, "the server closes")
+        if self._drain_deadline is not None:
+            self._move(connection)
+
+    def _receive_close(self, connection: Connection, item: wire.Close) -> None:
+        if connection.state is State.PUBLISHING:
+            self.connections.forget(connection)
+            return
+        if connection.state is not State.CLOSED:
+            self.events.append(CloseEvent(connection.client, "", item.code, item.reason))
+        connection.drop_queue()  # the client reads nothing after its CLOSE
+        self.connections.end(connection, item.code, item.reason)
 
     def _receive_eof(self, connection: Connection) -> None:
         may_leave = connection.state in (State.CONNECTING, State.PUBLISHING)
         if not may_leave or not connection.reader.is_idle:
-            reason = "it was refused" if connection.was_rejected else "the connection broke off"
-            self._end(connection, wire.ABNORMAL, reason)
-        # Otherwise somebody looked whether a producer listens, and left.
-        self._forget(connection)
+            reason = "it was rejected" if connection.was_rejected else "the connection broke off"
+            self.connections.end(connection, wire.ABNORMAL, reason)
+        # Otherwise it was a probe whether a producer listens, or a publisher has finished.
+        self.connections.forget(connection)
 
     def _receive_move(self, connection: Connection) -> None:
         connection.has_moved = True
         if connection.state in RECEIVING:
+            # The socket stays open: the program may still send while it handles this event.
             connection.state = State.MOVED
             event = ConnectionClosedEvent(
                 connection.client, "", wire.SERVICE_RESTART, "moved to another producer"
             )
             self.events.append(event)
             self._moved[event] = connection
-            self._update(connection)
+            self.connections.update(connection)
         elif connection.state is State.CLOSING:
-            self._end(connection, wire.ABNORMAL, "the close came too late to be answered")
+            self.connections.end(connection, wire.ABNORMAL, "it moved before it answered the close")
         elif connection.state is State.ASKED:
-            self._end(connection, wire.ABNORMAL, "it left before it was answered")
+            self.connections.end(connection, wire.ABNORMAL, "it moved before it was answered")
 
-    def _refuse(self, connection: Connection, violation: Violation) -> None:
+    def _close_for_violation(self, connection: Connection, violation: Violation) -> None:
         if connection.state in RECEIVING:
             self.events.append(ErrorEvent(connection.client, "", violation.code, violation.reason))
             connection.drop_queue()
             connection.send_close(violation.code, wire.truncate_reason(violation.reason))
-        self._end(connection, violation.code, violation.reason)
+        self.connections.end(connection, violation.code, violation.reason)
 
-    def _end(self, connection: Connection, code: int, reason: str) -> None:
-        """Queue the connection's last event, once; it stays only to send its queue."""
-        if connection.state is not State.CLOSED:
-            connection.state = State.CLOSED
-            kind = ConnectionClosedEvent if connection.client else InvalidEvent
-            self.events.append(kind(connection.client, "", code, reason))
-            self._tell()
-            if connection.client:
-                connection.client.leave_groups()
-        self._update(connection)
-
-    def _forget(self, connection: Connection) -> None:
-        fd = connection.fileno()
-        if fd != -1:
-            del self.connections[fd]
-            self._paused.pop(fd, None)
-            self._epoll.unregister(fd)
-            connection.state = State.CLOSED
-            connection.close()
-            if connection.client:
-                connection.client.leave_groups()
-            self._publications.end(connection)
-            if self.is_draining and not self.connections:
-                self._tell()
+    def _on_forget(self, connection: Connection) -> None:
+        self._publications.remove(connection)
+        if self.is_draining and not self.connections.by_fd:
+            self._poller.wake_if_waited_for()  # the drain is complete
 
     def _move(self, connection: Connection) -> None:
-        """Send a client on, or refuse one that waits to be accepted."""
+        """Hand a client over, or reject one that waits to be accepted."""
         if connection.state is State.ASKED:
             connection.send_close(wire.GOING_AWAY, "the server closes")
-        # (One that has sent no OPEN yet, but perhaps a message behind it, comes back
-        # here with that.)
+        # A connection without an OPEN so far is handed over when its OPEN arrives.
         connection.send_move()
 
-    def _leave(self, code: int, reason: str) -> None:
-        """End every connection that is left, without a word to it."""
-        for connection in list(self.connections.values()):
-            if connection.client and connection.state not in (State.MOVED, State.PARTING):
-                self._end(connection, code, reason)
-            self._forget(connection)
-
     def _is_drained(self) -> bool:
-        """Return whether ``drain()`` is through, and end the server where it is."""
-        if self._drain_deadline is None or self.connections:
+        """Return whether ``drain()`` is complete, and shut the server if so."""
+        if self._drain_deadline is None or self.connections.by_fd:
             return False
-        self._accept()  # a last look
-        if self.connections or self.events:
+        self._accept()  # connections that arrived since the last turn
+        if self.connections.by_fd or self.events:
             return False
         self._shut()
         return True
@@ -538,49 +428,22 @@ class Loop:
             self.turn(wait_s)
 
     def _shut(self) -> None:
-        """Give everything back; all events stay."""
+        """End the server; queued events stay."""
         self.is_closed = True
+        self._calls.later.clear()
         self._acceptor.stop()
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
-        if self.is_released_later:
-            self.wake()  # who watches the descriptor must see the end before it is closed
-        else:
+        if self.consumer is Consumer.PROGRAM:
             self.release()
+        else:
+            # An event loop must remove its reader before the descriptor is closed: wake it,
+            # and release with ServerClosed.
+            self._poller.wake()
 
     def release(self) -> None:
         """Close the descriptors; again does nothing."""
-        if not self._epoll.closed:
+        if not self._poller.is_closed:
             self._publications.close()
-        self._wake_reader.close()
-        self._wake_writer.close()
-        self._epoll.close()
-
-    def _run_calls(self) -> None:
-        while self._calls:
-            self._calls.popleft()()
-
-    def _update(self, connection: Connection) -> None:
-        """Follow a change of state or queue: event, deadline, epoll mask, end."""
-        if connection.fileno() == -1:
-            return
-        if connection.has_overflowed and connection.state is State.CLOSING:
-            self._end(connection, wire.TRY_AGAIN_LATER, "too slow: the send queue was full")
-            return
-        if connection.state is State.CLOSED and not connection.has_queue:
-            self._forget(connection)
-            return
-        if connection.deadline is None and connection.state in (State.CLOSING, State.CLOSED):
-            connection.deadline = time.monotonic() + CLOSE_TIMEOUT_S
-            self._leaving.append((connection.deadline, connection))
-            self._tell()
-        is_over = self.is_closed and connection.state in RECEIVING
-        is_read = connection.wants_reading and not is_over
-        mask = (select.EPOLLIN if is_read else 0) | (select.EPOLLOUT if connection.has_queue else 0)
-        if mask != connection.watched:
-            if is_read and connection.reader.is_paused:
-                self._paused[connection.fileno()] = None
-                self._tell()  # what was read already does not make the socket readable
-            connection.watched = mask
-            self._epoll.modify(connection.fileno(), mask)
+        self._poller.close()

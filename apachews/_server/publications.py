@@ -1,40 +1,42 @@
-"""Messages from outside, for the clients of a server: PUBLISH in the wire.
+"""Messages from other programs for the clients of a server: PUBLISH in docs/reference/wire.md.
 
-Contract: for ``Loop``, under its lock.  ``begin`` and ``receive`` take what publishers
-send, ``run(fd)`` what siblings do, ``end`` lets go of a publisher.
+Contract: for ``Loop``, under its lock.  ``add``, ``receive`` and ``remove`` are about the
+connection of a publisher; messages of sibling workers arrive through the poller.
 
-How this works: a publisher's messages are delivered one after the other.  Where there
-are sibling workers each goes to them as well, and the next one waits, unread, until all
-of them have answered or ``ANSWER_TIMEOUT_S`` is over.
+A publisher's messages are delivered one after the other.  With sibling workers each message
+goes to them as well, and the publisher is not read again before all of them have answered or
+``ANSWER_TIMEOUT_S`` is over.
 """
 
 from __future__ import annotations
 
-import select
+import functools
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from apachews import wire
-from apachews._connection import Connection
 from apachews._processes.siblings import Siblings, read_answers
-from apachews.groups import Delivery
+from apachews.client import Delivery
 
-# How long siblings may take: each between two events of its program.
+from .connection import Connection
+from .connections import Connections
+from .poller import Poller
+
+# The time limit for siblings: each answers between two events of its program.
 ANSWER_TIMEOUT_S: Final = 5.0
-
-Deliver = Callable[["str | None", "str | bytes"], Delivery]
 
 
 class _Publisher:
+    """One publisher; ``answers`` is the socket of the siblings' answers while they are awaited."""
+
     __slots__ = ("answers", "deadline", "delivery", "group", "messages")
 
     def __init__(self, group: str | None) -> None:
         self.group = group
         self.messages: deque[str | bytes] = deque()
-        self.answers: socket.socket | None = None  # of siblings, awaited
+        self.answers: socket.socket | None = None
         self.delivery = Delivery(0, 0)
         self.deadline = 0.0
 
@@ -43,76 +45,86 @@ class Publications:
     """All publishers of a server.
 
     Args:
-        deliver: sends a message to a group's clients, or to all.
-        epoll: the server's.
+        connections: the server's, of clients among others.
+        poller: the server's.
         siblings: other workers, or None.
     """
 
-    def __init__(self, deliver: Deliver, epoll: select.epoll, siblings: Siblings | None) -> None:
-        self._deliver = deliver
-        self._epoll = epoll
+    def __init__(
+        self,
+        connections: Connections,
+        poller: Poller,
+        siblings: Siblings | None,
+    ) -> None:
+        self._connections = connections
+        self._poller = poller
         self._siblings = siblings
         self._publishers: dict[Connection, _Publisher] = {}
-        self._awaited: dict[int, Connection] = {}  # by the descriptor of the answers
         if siblings:
-            epoll.register(siblings.receiver.fileno(), select.EPOLLIN)
+            poller.add_reader(
+                siblings.receiver.fileno(), functools.partial(self._receive_relayed, siblings)
+            )
 
-    def begin(self, connection: Connection, publish: wire.Publish) -> None:
-        """Somebody wants to publish."""
+    def add(self, connection: Connection, publish: wire.Publish) -> None:
+        """Add a connection that has sent PUBLISH."""
         self._publishers[connection] = _Publisher(publish.group)
 
     def receive(self, connection: Connection, message: str | bytes) -> None:
-        """Take a message that is to be published."""
+        """Deliver a message of a publisher, or queue it while siblings are awaited."""
         publisher = self._publishers[connection]
         publisher.messages.append(message)
-        self._go_on(connection, publisher)
+        self._deliver_next(connection, publisher)
 
-    def end(self, connection: Connection) -> None:
-        """The connection is gone; one that is none of these is ignored."""
+    def remove(self, connection: Connection) -> None:
+        """Remove a connection that is closed; ignore one that is not a publisher."""
         publisher = self._publishers.pop(connection, None)
         if publisher and publisher.answers:
             self._stop_waiting(publisher)
 
-    def run(self, fd: int) -> bool:
-        """Do what a descriptor is ready for; False where it is none of these."""
-        if (connection := self._awaited.get(fd)) is not None:
-            publisher = self._publishers[connection]
-            assert publisher.answers, "its descriptor is this one"
-            more, is_all = read_answers(publisher.answers)
-            publisher.delivery = _sum(publisher.delivery, more)
-            if is_all:
-                self._finish(connection, publisher)
-            return True
-        if self._siblings and fd == self._siblings.receiver.fileno():
-            for relayed in self._siblings.receive_nowait():
-                relayed.answer(self._deliver(relayed.group, relayed.message))
-            return True
-        return False
-
     @property
     def has_timers(self) -> bool:
-        """Whether ``run_timers`` has something to do, now or later."""
-        return bool(self._awaited)
+        """True if ``run_timers`` has work now or later."""
+        return any(one.answers for one in self._publishers.values())
 
     def run_timers(self, now: float) -> float | None:
-        """Wait no more for who is late; return when the next one will be, or None."""
-        for connection in list(self._awaited.values()):
-            publisher = self._publishers[connection]
-            if publisher.deadline <= now:
+        """Stop waiting for late siblings; return the next deadline, or None."""
+        for connection, publisher in list(self._publishers.items()):
+            if publisher.answers and publisher.deadline <= now:
                 self._finish(connection, publisher)
-        waiting = [self._publishers[connection].deadline for connection in self._awaited.values()]
-        return min(waiting, default=None)
+        deadlines = [one.deadline for one in self._publishers.values() if one.answers]
+        return min(deadlines, default=None)
 
     def close(self) -> None:
-        """Let go of everybody."""
+        """Remove all publishers and close the channels to siblings."""
         for connection in list(self._publishers):
-            self.end(connection)
+            self.remove(connection)
         if self._siblings:
-            self._epoll.unregister(self._siblings.receiver.fileno())
+            self._poller.remove_reader(self._siblings.receiver.fileno())
             self._siblings.close()
             self._siblings = None
 
-    def _go_on(self, connection: Connection, publisher: _Publisher) -> None:
+    def _receive_relayed(self, siblings: Siblings) -> None:
+        for relayed in siblings.receive_nowait():
+            relayed.answer(self._deliver(relayed.group, relayed.message))
+
+    def _receive_answers(self, connection: Connection) -> None:
+        publisher = self._publishers[connection]
+        assert publisher.answers, "the poller watches its descriptor"
+        more, is_all = read_answers(publisher.answers)
+        publisher.delivery = _sum(publisher.delivery, more)
+        if is_all:
+            self._finish(connection, publisher)
+
+    def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
+        """Send a message to the clients of this process."""
+        if group is not None:
+            return self._connections.group(group).broadcast(message)
+        connections = self._connections.by_fd.values()
+        clients = sum(connection.client is not None for connection in connections)
+        reached = self._connections.broadcast(wire.encode_message(message))
+        return Delivery(reached, clients - reached)
+
+    def _deliver_next(self, connection: Connection, publisher: _Publisher) -> None:
         while publisher.messages and publisher.answers is None:
             message = publisher.messages.popleft()
             publisher.delivery = self._deliver(publisher.group, message)
@@ -122,21 +134,21 @@ class Publications:
                 continue
             publisher.answers = answers
             publisher.deadline = time.monotonic() + ANSWER_TIMEOUT_S
-            self._awaited[answers.fileno()] = connection
-            self._epoll.register(answers.fileno(), select.EPOLLIN)
+            self._poller.add_reader(
+                answers.fileno(), functools.partial(self._receive_answers, connection)
+            )
+            # Not read meanwhile, so that its messages wait in the kernel and not here.
             connection.pause(True)
 
     def _finish(self, connection: Connection, publisher: _Publisher) -> None:
         self._stop_waiting(publisher)
         connection.send_published(wire.Published(*publisher.delivery))
         connection.pause(False)
-        self._go_on(connection, publisher)
+        self._deliver_next(connection, publisher)
 
     def _stop_waiting(self, publisher: _Publisher) -> None:
-        assert publisher.answers, "who waits has something to wait for"
-        fd = publisher.answers.fileno()
-        del self._awaited[fd]
-        self._epoll.unregister(fd)
+        assert publisher.answers, "called only while siblings are awaited"
+        self._poller.remove_reader(publisher.answers.fileno())
         publisher.answers.close()
         publisher.answers = None
 

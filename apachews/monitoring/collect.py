@@ -1,16 +1,15 @@
-"""Asking Apache's processes for their status.
+"""Collects the status of Apache's processes.
 
-Contract: ``collect(directory, apache)`` asks all processes of one Apache at once, and
-waits for none longer than ``timeout_s``.  ``find_apaches()`` tells which there are on
-this machine, and where they have that directory.  Both block; nothing is kept.  Those
-who may are root and the user whose processes they are.
+Contract: ``collect(directory, apache)`` asks all processes of one Apache at the same time, and
+waits at most ``timeout_s``.  ``find_apaches()`` returns the Apaches of this machine and their
+directories.  Both block and keep no state.  They need the rights of root or of the processes'
+user.
 
-How this works: each process that has, or had, a WebSocket listens on a socket in its
-user's directory, named ``<process id of Apache's parent>.status.<its own>``.  Whoever
-connects is sent the descriptor of a file with its status (``apachews_handler.bridge.reporter``).
-It must be sealed: so it is in memory, its size is what it is, and reading it waits for
-nobody, whoever made it.  A process that was killed has left its socket, at which nobody
-listens: that is taken away here.
+How this works: each process that has or had a WebSocket listens on a socket in its user's
+directory, named ``<process id of Apache's parent>.status.<its own>``.  It sends each caller the
+descriptor of a file with its status (``apachews_handler.bridge.reporter``).  The file must be
+sealed: a sealed file is in memory and has a fixed size, so that reading it never blocks, whoever
+made it.  A process that was killed leaves its socket file behind; ``collect`` removes it.
 
 Sources: unix(7), proc(5), fcntl(2).
 """
@@ -37,19 +36,19 @@ from apachews.exceptions import StatusError
 
 from .snapshot import MAX_LISTED, ProcessStatus, Status, in_order
 
-# A process answers between two turns of its loop; one that does not within this time
-# hangs, or has far more to do than it can.
+# A process answers between two turns of its loop; without an answer in this time it hangs or is
+# overloaded.
 TIMEOUT_S: Final = 2.0
-# A thousand connections are some 400 KB.
+# A thousand connections take about 400 KB.
 MAX_STATUS_BYTES: Final = 16 * 1024 * 1024
 SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-# Before one is asked again whose queue was full, or who sent us away.
+# The interval before a retry: the backlog was full, or the process closed the connection.
 _AGAIN_S: Final = 0.02
 # sun_path of unix(7), less its last byte.
 _MAX_PATH_BYTES: Final = 107
 _NAME: Final = re.compile(r"(\d{1,10})\.status\.(\d{1,10})")
 _INT: Final = struct.Struct("i")
-# What httpd's program is called, on Debian and elsewhere.
+# The names of httpd's program, on Debian and elsewhere.
 _PROGRAMS: Final = frozenset({"apache2", "httpd"})
 
 
@@ -60,7 +59,7 @@ def socket_name(apache: int, pid: int) -> str:
 
 @contextlib.contextmanager
 def fitting_path(directory: str, name: str) -> Iterator[str]:
-    """Give a path to a socket that a Unix address has room for."""
+    """Yield a path to the socket that fits into a Unix address."""
     path = os.path.join(directory, name)
     if len(os.fsencode(path)) <= _MAX_PATH_BYTES:
         yield path
@@ -79,27 +78,27 @@ def collect(
     listed: int = MAX_LISTED,
     owner: int | None = None,
 ) -> Status:
-    """Ask all processes of an Apache.
+    """Collect the status of all processes of an Apache.
 
     Args:
-        directory: the run directory of its processes' user; none at all means that
-            there was no WebSocket yet.
+        directory: the run directory of its processes' user; it does not exist before the
+            first WebSocket.
         apache: process id of its parent, as its processes see it.
         timeout_s: for all of them together.
-        listed: connections of each that are described, at most.
-        owner: user id of that user; None: who asks.
+        listed: the maximum of described connections per process.
+        owner: user id of that user; None: the caller's.
 
     Raises:
-        OSError: the directory may not be read, or is another user's.
+        OSError: the directory is not readable, or belongs to another user.
     """
     deadline = time.monotonic() + timeout_s
     _require_owner(directory, os.geteuid() if owner is None else owner)
     asked: list[_Asked] = []
     try:
-        while new := _not_asked(directory, apache, listed, asked):
+        while new := _new_processes(directory, apache, listed, asked):
             asked += new
             _wait_for(new, deadline)
-            # One that has just gone may have become a custodian, with a socket of its own.
+            # A process that has exited may have started a custodian with a new socket.
             if not any(one.is_gone for one in new):
                 break
     finally:
@@ -114,10 +113,10 @@ def collect(
 
 
 def _require_owner(directory: str, owner: int) -> None:
-    """Check whose the directory is: it lies where anybody could have made it.
+    """Check the directory's owner: /tmp is world-writable.
 
     Raises:
-        OSError: it is another user's, or something else.
+        OSError: it belongs to another user, or is not a directory.
     """
     try:
         status = os.lstat(directory)
@@ -127,8 +126,8 @@ def _require_owner(directory: str, owner: int) -> None:
         raise OSError(errno.EPERM, "it belongs to another user", directory)
 
 
-def _not_asked(directory: str, apache: int, listed: int, asked: list[_Asked]) -> list[_Asked]:
-    """Return the processes that have a socket now, but for those that were asked."""
+def _new_processes(directory: str, apache: int, listed: int, asked: list[_Asked]) -> list[_Asked]:
+    """Return the processes with a socket that were not asked yet."""
     known = {one.pid for one in asked}
     try:
         names = os.listdir(directory)
@@ -156,7 +155,7 @@ def _wait_for(asked: list[_Asked], deadline: float) -> None:
             rest_s = min(rest_s, _AGAIN_S)
         ready = poll.poll(max(1, rest_s * 1000))
         for fd, _ in ready:
-            waiting[fd].take()
+            waiting[fd].receive()
         if not ready:
             for one in left:
                 if one.fileno() == -1:
@@ -164,13 +163,13 @@ def _wait_for(asked: list[_Asked], deadline: float) -> None:
 
 
 class _Asked:
-    """One process that is asked.
+    """A process that is asked for its status.
 
     Attributes:
         pid: from the name of its socket.
         status: its answer.
-        is_gone: there is no such process.
-        is_awaited: it may answer yet.
+        is_gone: the process does not exist.
+        is_awaited: it can still answer.
     """
 
     def __init__(self, directory: str, name: str, pid: int, listed: int) -> None:
@@ -184,7 +183,7 @@ class _Asked:
         self._socket: socket.socket | None = None
 
     def fileno(self) -> int:
-        """Return the descriptor to wait at; -1: it is to be asked again."""
+        """Return the descriptor to wait for; -1: call ``ask`` again."""
         return self._socket.fileno() if self._socket else -1
 
     def ask(self) -> None:
@@ -197,7 +196,7 @@ class _Asked:
             with fitting_path(self._directory, self._name) as fitting:
                 self._socket.connect(fitting)
         except BlockingIOError:
-            self.close()  # its queue is full
+            self.close()  # its backlog is full: retry
         except OSError as error:
             self.close()
             self.is_awaited = False
@@ -205,8 +204,8 @@ class _Asked:
             if error.errno == errno.ECONNREFUSED:
                 _remove(path, before)
 
-    def take(self) -> None:
-        """Take the answer, which is there, or the end."""
+    def receive(self) -> None:
+        """Receive the answer, or the end of file; the descriptor is readable."""
         assert self._socket
         try:
             data, ancillary, _, _ = self._socket.recvmsg(
@@ -216,7 +215,7 @@ class _Asked:
             data, ancillary = b"", []
         self.close()
         if not data:
-            return  # it ends, or has too many who ask: again
+            return  # it exits, or has too many callers: retry
         self.is_awaited = False
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -224,7 +223,7 @@ class _Asked:
                 try:
                     status = ProcessStatus.decode(_read(fd), self._listed)
                 except (OSError, StatusError):
-                    continue  # it is another version's, or no process of ours: silent
+                    continue  # another version, or another program: counts as silent
                 finally:
                     os.close(fd)
                 if status.pid == self.pid:
@@ -238,7 +237,7 @@ class _Asked:
 
 
 def _read(fd: int) -> bytes:
-    """Return what is in a sealed file.
+    """Return the content of a sealed file.
 
     Raises:
         OSError: it is not sealed, or too large.
@@ -252,7 +251,7 @@ def _read(fd: int) -> bytes:
 
 
 def _remove(path: str, before: os.stat_result) -> None:
-    """Remove the socket of a process that was killed, unless a new one has its name."""
+    """Remove the socket of a killed process, unless a new process has its name."""
     with contextlib.suppress(OSError):
         now = os.lstat(path)
         if stat.S_ISSOCK(now.st_mode) and now.st_ino == before.st_ino:
@@ -264,10 +263,10 @@ class RunningApache:
     """An Apache on this machine.
 
     Attributes:
-        pid: of its parent.
-        inner_pid: the same, as it sees itself: another one in a container.
-        directories: where its processes may have their run directory, as seen from
-            here, the likeliest first; and the user whose it must be.
+        pid: of its parent process.
+        inner_pid: the same process id as the process itself sees it, inside a container.
+        directories: possible run directories of its processes, as paths of this process,
+            the likeliest first; each with the user id of its owner.
     """
 
     pid: int
@@ -275,11 +274,10 @@ class RunningApache:
     directories: tuple[tuple[str, int], ...]
 
     def collect(self, timeout_s: float = TIMEOUT_S) -> Status:
-        """Ask its processes.
+        """Collect the status of its processes.
 
         Raises:
-            OSError: a directory may not be read: only by root, or by the user whose
-                processes they are.
+            OSError: a directory is readable only for root or the processes' user.
         """
         refused: OSError | None = None
         for directory, owner in self.directories:
@@ -298,19 +296,19 @@ class RunningApache:
 
 
 def find_apaches() -> list[RunningApache]:
-    """Return the Apaches that run here, the oldest first."""
+    """Return the Apaches of this machine, the oldest first."""
     processes = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = _status_of(entry)
             except OSError:
-                continue  # it has ended
+                continue  # it has exited
             if fields["Name"] in _PROGRAMS:
                 processes[int(entry.name)] = fields
     found = []
     for pid, fields in sorted(processes.items()):
-        # A custodian is nobody's child either; it has all signals blocked.
+        # A custodian has no httpd parent either, but it blocks all signals.
         is_custodian = int(fields["SigBlk"], 16) >> (signal.SIGTERM - 1) & 1
         if int(fields["PPid"]) not in processes and not is_custodian:
             children = [f for f in processes.values() if int(f["PPid"]) == pid]
@@ -319,10 +317,10 @@ def find_apaches() -> list[RunningApache]:
 
 
 def _describe(pid: int, fields: dict[str, str], children: list[dict[str, str]]) -> RunningApache:
-    # Effective user ids: its children's, where root starts them.
+    # Effective user ids: the children have their own if root starts them.
     users = {f["Uid"].split()[1] for f in children} | {fields["Uid"].split()[1]}
     directories = []
-    # A service with PrivateTmp, or in a container, has another /tmp than we.
+    # A service with PrivateTmp, or in a container, has its own /tmp.
     for root in (f"/proc/{pid}/root", ""):
         for temporary in _temporary_directories(pid):
             directories += [
@@ -333,7 +331,7 @@ def _describe(pid: int, fields: dict[str, str], children: list[dict[str, str]]) 
 
 
 def _temporary_directories(pid: int) -> list[str]:
-    """Return where Python has its temporary files in a process, the likeliest first."""
+    """Return the directories of a process's temporary files, the likeliest first."""
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

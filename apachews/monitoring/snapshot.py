@@ -1,32 +1,28 @@
-"""What Apache's processes say of their WebSockets, at one moment.
+"""The status of Apache's processes and their WebSockets at one moment.
 
-Contract: data.  A process with WebSockets describes itself in a ``ProcessStatus``;
-``Status`` is those of all processes of one Apache.  ``encode`` gives JSON, ``decode``
-checks what it reads and raises ``StatusError``; names it does not know are passed
-over, so that a later version may say more.  Sans-I/O.
+Contract: data, sans-I/O.  A process with WebSockets describes itself in a ``ProcessStatus``;
+``Status`` holds those of all processes of one Apache.  ``encode`` returns JSON; ``decode`` reads
+it, ignores members that it does not know, so that a later version can add some, and raises
+``StatusError`` for any other document.
 
 ``apachews_handler`` makes these, ``apachews.monitoring.collect`` collects them; the status page
-and the command line show them.  Nothing of a message is in them, no query string, no
-cookie.  *In* is from the client, *out* to it; bytes are those of messages, not
-compressed.
+and the command line show them.  They contain no message, no query string and no cookie.  *In*
+is from the client, *out* to it; bytes are those of uncompressed messages.
 """
 
 from __future__ import annotations
 
 import bisect
-import copy
 import dataclasses
-import functools
 import json
 import operator
-import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeVar
 
 from apachews.exceptions import StatusError
 
 VERSION: Final = 1
-# So many connections of a process are described one by one; what is counted is all.
+# The number of connections of a process that are described; the counters count all.
 MAX_LISTED: Final = 1000
 # States of a connection.
 OPEN: Final = "open"
@@ -35,7 +31,7 @@ CLOSING: Final = "closing"
 # Kinds of a process.
 CHILD: Final = "child"
 CUSTODIAN: Final = "custodian"
-# Upper bounds of the histogram of round trips, seconds: from a neighbour to a telephone.
+# Upper bounds of the histogram of round trips, seconds: from the same network to a telephone.
 ROUND_TRIP_BOUNDS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -49,20 +45,20 @@ class ConnectionStatus:
     """One WebSocket.
 
     Attributes:
-        id: what its producer knows it by.
+        id: as the producer has it (``Client.guid``).
         endpoint: the producer's socket file.
         path: of the URI, without its query.
         address, port: the client's; port 0 if only the address is known (mod_remoteip).
-        user: as Apache authenticated it; "" for nobody.
+        user: as Apache authenticated it; "" without authentication.
         scheme: ``ws`` or ``wss``.
-        subprotocol: "" for none.
-        state: ``open``, ``held`` (its producer is gone, another one awaited) or
+        subprotocol: "" without one.
+        state: ``open``, ``held`` (its producer is gone, and the next one is awaited) or
             ``closing``.
         age_s: since its handshake.
-        messages_in, bytes_in, messages_out, bytes_out: what passed.
+        messages_in, bytes_in, messages_out, bytes_out: relayed so far.
         queued_in: bytes that wait for the producer.
         queued_out: bytes that wait for the client.
-        round_trip_s: of Apache's last PING that it answered; None before.
+        round_trip_s: of the last PING of Apache that it answered; None before.
     """
 
     id: str
@@ -95,16 +91,16 @@ _to_json: Final = json.JSONEncoder().encode
 
 @dataclasses.dataclass(slots=True)
 class EndpointStatus:
-    """A producer's socket file, and what passed through it.
+    """A producer's socket file, and the traffic through it.
 
     Attributes:
         path: the socket file.
         open, held, closing: connections, by their state.
-        total: how many there ever were, those that are there among them.
+        total: connections since the start, the present ones included.
         messages_in, bytes_in, messages_out, bytes_out: of all of these.
         queued_in, queued_out: bytes that wait, as those of a connection.
-        closes: how many ended, by their close code; ``other`` for codes of which
-            there are too many.
+        closes: ended connections by close code; ``other`` for further codes beyond the
+            limit.
     """
 
     path: str
@@ -121,11 +117,11 @@ class EndpointStatus:
     closes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def copy(self) -> EndpointStatus:
-        """Return another one with the same numbers."""
+        """Return a copy."""
         return dataclasses.replace(self, closes=dict(self.closes))
 
     def add(self, other: EndpointStatus) -> None:
-        """Count what another process has of the same endpoint."""
+        """Add the numbers that another process has of the same endpoint."""
         for name in _ENDPOINT_NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.closes.items():
@@ -144,9 +140,9 @@ class RoundTrips:
     """How long clients took to answer Apache's PINGs: a histogram.
 
     Attributes:
-        counts: how many took no longer than each of ``ROUND_TRIP_BOUNDS_S`` and
-            longer than the one before; the last: longer than all.
-        sum_s: all of them together.
+        counts: number of round trips up to each of ``ROUND_TRIP_BOUNDS_S`` and above the
+            previous bound; the last: above all bounds.
+        sum_s: their sum.
     """
 
     counts: list[int] = dataclasses.field(
@@ -155,22 +151,22 @@ class RoundTrips:
     sum_s: float = 0.0
 
     def observe(self, round_trip_s: float) -> None:
-        """Count one."""
+        """Count a round trip."""
         self.counts[bisect.bisect_left(ROUND_TRIP_BOUNDS_S, round_trip_s)] += 1
         self.sum_s += round_trip_s
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """The number of round trips."""
         return sum(self.counts)
 
     def copy(self) -> RoundTrips:
-        """Return another one with the same numbers."""
+        """Return a copy."""
         return RoundTrips(list(self.counts), self.sum_s)
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Return what is in one of these, as it is: ``dataclasses.asdict`` copies all of it."""
+    """Return the members of a dataclass; ``dataclasses.asdict`` would copy all of them."""
     return {name: getattr(value, name) for name in value.__slots__}
 
 
@@ -182,15 +178,15 @@ class ProcessStatus:
         pid: of the process, as it sees itself.
         kind: ``child`` (of Apache's) or ``custodian``.
         apache: process id of its Apache's parent.
-        started: when it began, seconds since 1970; a custodian counts on from what
-            the child before it had counted.
-        cpu_s: processor time of the thread that carries the messages.
-        longest_turn_s: the longest that thread was busy without looking at its
-            sockets, in the last minute; 0.0 for less than a millisecond.
+        started: seconds since 1970; a custodian has the start and the counters of the
+            child that it was.
+        cpu_s: processor time of the thread that relays the messages.
+        longest_turn_s: the longest time in the last minute that this thread was busy
+            without polling its sockets; 0.0 for less than a millisecond.
         round_trips: of all its connections.
         endpoints: in the order of their paths.
-        connections_count: how many there are.
-        memory_bytes: memory that the process shares with no other; 0 for unknown.
+        connections_count: number of connections.
+        memory_bytes: memory that the process does not share; 0: unknown.
         connections: the oldest ``MAX_LISTED`` of them.
     """
 
@@ -211,8 +207,7 @@ class ProcessStatus:
         """Return it as JSON.
 
         Args:
-            connections: those of ``connections``, encoded one by one before; None:
-                they are encoded here.
+            connections: the encoded ``connections``; None: encode them here.
         """
         if connections is None:
             connections = (connection.encode() for connection in self.connections)
@@ -232,23 +227,20 @@ class ProcessStatus:
             listed: so many of the connections; the others are passed over.
 
         Raises:
-            StatusError: it is something else.
+            StatusError: another kind of document, or another version.
         """
-        process = _decode(cls, data, listed)
-        if len(process.round_trips.counts) != len(ROUND_TRIP_BOUNDS_S) + 1:
-            raise StatusError("round_trips.counts", "another number of them than there are bounds")
-        return process
+        return _read_process(_decode_document(data), listed)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """All processes of one Apache that have, or had, WebSockets.
+    """All processes of one Apache that have or had WebSockets.
 
     Attributes:
         apache: process id of its parent.
         time: when this was collected, seconds since 1970.
         processes: children first, then custodians, the oldest first.
-        silent: process ids of those that did not answer in time, or not in order.
+        silent: process ids of those that did not answer in time, or not correctly.
     """
 
     apache: int
@@ -258,7 +250,7 @@ class Status:
     version: int = VERSION
 
     def endpoints(self) -> list[EndpointStatus]:
-        """Return the endpoints, those of all processes together, in the order of their paths."""
+        """Return the endpoints, summed over all processes, in the order of their paths."""
         found: dict[str, EndpointStatus] = {}
         for process in self.processes:
             for endpoint in process.endpoints:
@@ -269,28 +261,28 @@ class Status:
         return [found[path] for path in sorted(found)]
 
     def total(self) -> EndpointStatus:
-        """Return what all endpoints have together."""
+        """Return the sum over all endpoints."""
         total = EndpointStatus("")
         for endpoint in self.endpoints():
             total.add(endpoint)
         return total
 
     def connections(self) -> Iterator[tuple[ProcessStatus, ConnectionStatus]]:
-        """Return the connections that are described, each with its process."""
+        """Return the described connections, each with its process."""
         for process in self.processes:
             for connection in process.connections:
                 yield process, connection
 
     @property
     def connections_count(self) -> int:
-        """How many connections there are."""
+        """The number of connections."""
         return sum(process.connections_count for process in self.processes)
 
     def limit_to(self, listed: int) -> Status:
-        """Return the same with so many connections described, each process's share alike."""
+        """Return a copy with at most this many described connections, shared fairly."""
         processes = []
         left = listed
-        # Who has few leaves more to the others.
+        # Ascending, so that unused quota goes to the processes with more connections.
         ordered = sorted(self.processes, key=lambda process: len(process.connections))
         for index, process in enumerate(ordered):
             share = left // (len(ordered) - index)
@@ -310,126 +302,87 @@ class Status:
         """Read what ``encode`` wrote.
 
         Args:
-            listed: so many connections of each process; the others are passed over.
+            listed: the number of connections of each process that are read.
 
         Raises:
-            StatusError: it is something else.
+            StatusError: another kind of document, or another version.
         """
-        status = _decode(cls, data, listed)
-        for process in status.processes:
-            if len(process.round_trips.counts) != len(ROUND_TRIP_BOUNDS_S) + 1:
-                raise StatusError("round_trips.counts", "another number than there are bounds")
-        return status
+        return _read(
+            cls,
+            _decode_document(data),
+            processes=lambda values: tuple(_read_process(value, listed) for value in values),
+            silent=tuple,
+        )
 
 
 def in_order(processes: Iterable[ProcessStatus]) -> tuple[ProcessStatus, ...]:
-    """Return processes as they are shown: children first, the oldest first."""
+    """Return processes in the order of display: children first, the oldest first."""
     return tuple(
         sorted(processes, key=lambda process: (process.kind != CHILD, process.started, process.pid))
     )
 
 
-def _decode(kind: type[T], data: bytes, listed: int) -> T:
+def _decode_document(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        document = json.loads(data)
     except (ValueError, RecursionError):
-        raise StatusError("it", "no JSON") from None
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        version = found.get("version") if isinstance(found, dict) else None
-        raise StatusError("version", f"{version!r:.20}, not {VERSION}")
-    for process in (found, *_list_of(found, "processes")):
-        # Most of what there is; what nobody wants is not looked at.
-        if isinstance(process, dict) and "connections" in process:
-            process["connections"] = _list_of(process, "connections")[:listed]
-    made: T = _checker(kind)(found, "it")  # type: ignore[arg-type]
-    return made
+        raise StatusError("invalid JSON") from None
+    if not isinstance(document, dict) or "version" not in document:
+        raise StatusError("it has no version")
+    if document["version"] != VERSION:
+        raise StatusError(f"version {document['version']!r:.20}; expected {VERSION}")
+    return document
 
 
-def _list_of(found: dict[str, Any], name: str) -> list[Any]:
-    value = found.get(name, [])
-    if not isinstance(value, list):
-        raise StatusError(name, "no list")
-    return value
+def _read_process(document: Any, listed: int) -> ProcessStatus:
+    process = _read(
+        ProcessStatus,
+        document,
+        round_trips=lambda value: _read(RoundTrips, value),
+        endpoints=lambda values: tuple(_read(EndpointStatus, value) for value in values),
+        connections=lambda values: tuple(
+            _read(ConnectionStatus, value) for value in values[:listed]
+        ),
+    )
+    # The sums over processes index the counts by their bounds.
+    if len(process.round_trips.counts) != len(ROUND_TRIP_BOUNDS_S) + 1:
+        raise StatusError("round_trips.counts does not fit the bounds of this version")
+    return process
 
 
-# Returns a value as what it must be, or raises StatusError with the name it is given.
-_Checker = Callable[[Any, str], Any]
+def _read(kind: type[T], document: Any, **nested: Callable[[Any], Any]) -> T:
+    """Make a dataclass of a decoded object.
+
+    Members that it does not know are ignored; those that have a default may be missing.  The
+    values that are added and compared must be numbers; no other value is checked.
+
+    Args:
+        nested: functions that read members which are objects or lists themselves.
+
+    Raises:
+        StatusError
+    """
+    values = {}
+    try:
+        for name, is_number in _FIELDS[kind]:
+            if name in document:
+                value = nested[name](document[name]) if name in nested else document[name]
+                # A bool is an int to Python, infinity is a float, and neither counts anything.
+                if is_number and (type(value) not in (int, float) or not 0 <= value <= 1e300):
+                    raise StatusError(f"{name} is {value!r:.40}; expected a number")
+                values[name] = value
+        return kind(**values)
+    except (TypeError, KeyError, AttributeError) as error:
+        # A missing member, or an object or a list in the place of another type.
+        raise StatusError(f"invalid {kind.__name__}: {error}") from None
 
 
-@functools.cache
-def _checker(kind: Any) -> _Checker:
-    """Return what checks a value that must be of a type; made once for each type."""
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_checker(kind)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (tuple, list):
-        return _sequence_checker(origin, _checker(arguments[0]))
-    if origin is dict:
-        return _dict_checker(_checker(arguments[1]))
-    if origin in (Union, types.UnionType):
-        check = _checker(arguments[0])
-        return lambda value, where: None if value is None else check(value, where)
-    return {str: _check_text, int: _check_int, float: _check_float}[kind]
+def _fields_of(kind: type[Any]) -> tuple[tuple[str, bool], ...]:
+    """Return the names of a dataclass's fields, and whether they must be numbers."""
+    return tuple((one.name, one.type in ("int", "float")) for one in dataclasses.fields(kind))
 
 
-def _dataclass_checker(kind: Any) -> _Checker:
-    hints = get_type_hints(kind)
-    fields = [(field.name, _checker(hints[field.name])) for field in dataclasses.fields(kind)]
-    defaults = {}
-    for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
-            defaults[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
-
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, dict):
-            raise StatusError(where, "no object")
-        made = []
-        for name, check_field in fields:
-            if name in value:
-                made.append(check_field(value[name], name))
-            elif name in defaults:
-                made.append(copy.copy(defaults[name]))
-            else:
-                raise StatusError(name, "missing")
-        return kind(*made)
-
-    return check
-
-
-def _sequence_checker(kind: Callable[[Iterable[Any]], Any], check_item: _Checker) -> _Checker:
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, list):
-            raise StatusError(where, "no list")
-        return kind([check_item(item, where) for item in value])
-
-    return check
-
-
-def _dict_checker(check_item: _Checker) -> _Checker:
-    def check(value: Any, where: str) -> Any:
-        if not isinstance(value, dict):
-            raise StatusError(where, "no object")
-        return {name: check_item(item, where) for name, item in value.items()}
-
-    return check
-
-
-def _check_text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise StatusError(where, f"{value!r:.40}")
-    return value
-
-
-# Nothing that is counted or timed here is less than 0; and a bool is an int to Python.
-def _check_int(value: Any, where: str) -> int:
-    if type(value) is not int or value < 0:
-        raise StatusError(where, f"{value!r:.40}")
-    return value
-
-
-def _check_float(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= 1e300:
-        raise StatusError(where, f"{value!r:.40}")
-    return float(value)
+_FIELDS: Final[dict[type[Any], tuple[tuple[str, bool], ...]]] = {
+    kind: _fields_of(kind)
+    for kind in (ConnectionStatus, EndpointStatus, RoundTrips, ProcessStatus, Status)
+}

@@ -170,7 +170,7 @@ class _Session:
 
     def _must_end(self, signals: Signals) -> bool:
         # (The console's own signals come as well.)
-        if set(signals.take_nowait()) & set(_ENDING):
+        if set(signals.receive_nowait()) & set(_ENDING):
             return True
         return self._console.has_ended and self._console.is_interactive
 

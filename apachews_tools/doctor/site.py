@@ -228,7 +228,7 @@ def check_socket(
         )
         return
     yield ok("socket", f"{path} is a {'loopback ' if is_loopback else ''}socket")
-    if is_loopback and status.st_mode & loopback.EVERYBODY:
+    if is_loopback and status.st_mode & loopback.OTHERS:
         yield error(
             "socket-permission",
             f"everybody may read {path}, and the token in it",

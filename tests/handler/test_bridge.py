@@ -75,7 +75,9 @@ class Peers:
         path: str = "",
         **changes: Any,
     ) -> None:
-        settings = Settings(**{"max_message_bytes": 2**30, "close_timeout_s": 5.0, "hold_s": 0, **changes})
+        settings = Settings(
+            **{"max_message_bytes": 2**30, "close_timeout_s": 5.0, "hold_s": 0, **changes}
+        )
         self.client, client_near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
         for sock in (client_near, producer_near):

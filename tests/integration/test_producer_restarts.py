@@ -204,7 +204,7 @@ def test_two_deploys_in_a_row(event_site: Site) -> None:
         runner.send_signal(signal.SIGHUP)
         assert runner.stdout
         said = ""
-        while said.count("gets the clients") < 2:
+        while said.count("the clients move to it") < 2:
             said += runner.stdout.readline()
         clients.wait_for_everybody()
         clients.fall_silent()

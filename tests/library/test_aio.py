@@ -410,7 +410,7 @@ def test_what_a_call_raises_ends_the_server_and_its_handlers(short_path: Path) -
 
 
 def test_what_cannot_be(short_path: Path) -> None:
-    with pytest.raises(ValueError, match="workers cannot be forked"):
+    with pytest.raises(ValueError, match="workers: not available"):
         aio.serve(short_path / "a.ws", workers=2)
 
     async def main() -> None:

@@ -242,7 +242,7 @@ def test_who_waits_to_be_accepted_is_refused(server: Server) -> None:
     for bridge in (asking, late):
         assert b'"status":503' in bridge.socket.recv(1000)
         bridge.socket.close()
-    assert [event.reason for event in server] == ["it was refused"] * 2
+    assert [event.reason for event in server] == ["it was rejected"] * 2
 
 
 def test_close_during_a_drain_says_goodbye_to_the_rest(server: Server) -> None:

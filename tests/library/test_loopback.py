@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import stat
 import threading
@@ -33,6 +32,7 @@ from apachews._listening import acceptor, loopback
 from apachews._listening.acceptor import LoopbackAcceptor
 from apachews._listening.loopback import Address, Answerer, Caller, NotAnAddress, NotProven
 from apachews._listening.socket_file import LoopbackFile
+from apachews._server.poller import Poller
 from apachews_handler.endpoints import endpoint
 from apachews_handler.exceptions import Refusal
 
@@ -152,7 +152,7 @@ def test_a_file_that_everybody_may_read(tmp_path: Path) -> None:
     path.write_bytes(GOOD)
     for mode in (0o644, 0o642, 0o641):
         path.chmod(mode)
-        with pytest.raises(NotAnAddress, match="chmod o= it"):
+        with pytest.raises(NotAnAddress, match="chmod o= the file"):
             Address.read(str(path))
     path.chmod(0o640)
     assert Address.read(str(path)).port == 40123
@@ -204,7 +204,7 @@ def test_a_server_and_its_file(tmp_path: Path) -> None:
 def test_a_mode_that_shows_the_token(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use 0o660"):
         Server(tmp_path / "a.ws", mode=0o664, transport="loopback")
-    with pytest.raises(ValueError, match="use one of unix, loopback"):
+    with pytest.raises(ValueError, match="expected one of unix, loopback"):
         Server(tmp_path / "a.ws", transport="tcp")
     assert not list(tmp_path.iterdir())
 
@@ -322,8 +322,8 @@ def test_a_flood_of_strangers_does_not_stop_the_program(
 ) -> None:
     monkeypatch.setattr(loopback, "send_at_once", lambda sock: None)
     file = LoopbackFile(str(tmp_path / "a.ws"), 0o660, None)
-    with select.epoll() as epoll, closing(Flooded()) as flooded:
-        accepting = LoopbackAcceptor(file, epoll)
+    with closing(Poller(threading.RLock())) as poller, closing(Flooded()) as flooded:
+        accepting = LoopbackAcceptor(file, poller, list)
         with monkeypatch.context() as patch:
             patch.setattr(file, "socket", flooded)
             assert accepting.accept_nowait() is None
@@ -337,8 +337,8 @@ def test_a_stranger_makes_room_where_there_is_no_descriptor_left(
 ) -> None:
     monkeypatch.setattr(loopback, "send_at_once", lambda sock: None)
     file = LoopbackFile(str(tmp_path / "a.ws"), 0o660, None)
-    with select.epoll() as epoll, closing(Flooded()) as flooded:
-        accepting = LoopbackAcceptor(file, epoll)
+    with closing(Poller(threading.RLock())) as poller, closing(Flooded()) as flooded:
+        accepting = LoopbackAcceptor(file, poller, list)
 
         def accept() -> tuple[socket.socket, None]:
             if flooded.accepted == 2:
@@ -351,12 +351,12 @@ def test_a_stranger_makes_room_where_there_is_no_descriptor_left(
         with monkeypatch.context() as patch:
             patch.setattr(file, "socket", SimpleNamespace(accept=accept))
             assert accepting.accept_nowait() is None
-            assert accepting.again_at is None, "it does not rest"
+            assert not accepting.is_resting, "it does not rest"
             patch.setattr(flooded, "accepted", 2)
-            accepting.stop_waiting()
+            accepting.drop_waiting()
             with pytest.raises(OSError, match="open files"):
                 accepting.accept_nowait()
-            assert accepting.again_at is not None, "there is nobody to let go"
+            assert accepting.is_resting, "there is no connection to drop"
         accepting.stop()
 
 
@@ -422,7 +422,7 @@ def test_a_file_system_that_shows_everything(
     monkeypatch.setattr(
         "apachews._listening.socket_file.os.chmod", lambda path, mode: chmod(path, 0o777)
     )
-    with pytest.raises(ServerError, match=r"a\.ws: everybody may read .* mount it with"):
+    with pytest.raises(ServerError, match=r"a\.ws: all users can read .* mount it with"):
         Server(tmp_path / "a.ws", transport="loopback")
     assert not list(tmp_path.iterdir())
 
@@ -487,7 +487,7 @@ def test_the_handler_connects_and_refuses(tmp_path: Path) -> None:
             assert not sock.getblocking()
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         path.chmod(0o664)
-        with pytest.raises(Refusal, match="chmod o= it"):
+        with pytest.raises(Refusal, match="chmod o= the file"):
             endpoint.connect(str(path), 1)
     path.write_bytes(GOOD)
     path.chmod(0o660)

@@ -98,7 +98,7 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
     for base in inspect.getmro(cls):
         if base.__module__.startswith("apachews"):
             for name, value in vars(base).items():
-                is_inherited = base is not cls and base.__module__ != "apachews._forms.handlers"
+                is_inherited = base is not cls and base.__module__ != "apachews._handled"
                 if is_inherited or name.startswith("_") or not callable_or_property(value):
                     continue
                 if name in vars(cls) and base is not cls:
@@ -107,9 +107,8 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def is_internal(value: Any) -> bool:
-    """Tell whether it is for the library itself, though its name has no underscore."""
-    doc = getattr(value, "__doc__", None) or ""
-    return ":meta private:" in doc or not (inspect.isclass(value) or callable_or_property(value))
+    """Tell whether it is neither a class nor callable: data, for example."""
+    return not (inspect.isclass(value) or callable_or_property(value))
 
 
 def callable_or_property(value: Any) -> bool:
@@ -150,7 +149,7 @@ def run(name: str, examples: list[doctest.Example], directory: Path) -> None:
     with contextlib.ExitStack() as stack:
         place = name.split(".")[0]
         names = {n: getattr(apachews, n) for n in apachews.__all__}
-        names |= {"apachews": apachews, "asyncio": asyncio, "threading": threading}
+        names |= {"apachews": apachews, "asyncio": asyncio, "threading": threading, "wire": wire}
         source = "".join(example.source for example in examples)
         if f"{SITE}/news.ws" in source and name != "NobodyListens":
             stack.enter_context(Visitor(directory / "news.ws"))

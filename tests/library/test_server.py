@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import apachews._listening.acceptor
+import apachews._server.connections
 import apachews._server.loop
 from apachews import (
     AcceptEvent,
@@ -35,10 +36,12 @@ from apachews import (
     ServerClosed,
     wire,
 )
+from apachews._server.connection import connection_of
 from apachews.server import open_servers
 from apachews.wire.answer import Answer
 from apachews.wire.reader import FRAMES_A_TURN
 
+from ..conftest import wait_for
 from ..support.bridge_by_hand import OPEN, Bridge, Item
 
 Connect = Callable[[], tuple[Bridge, Client]]
@@ -230,7 +233,7 @@ def test_the_producer_closes(server: Server, connect: Connect) -> None:
 def test_a_close_that_is_not_answered_ends_all_the_same(
     server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apachews._server.loop, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews._server.connections, "CLOSE_TIMEOUT_S", 0.05)
     bridge, client = connect()
     client.close()
     started = time.monotonic()
@@ -247,7 +250,7 @@ def test_a_close_that_is_not_answered_ends_all_the_same(
 )
 def test_a_close_that_may_not_be_sent_is_refused(connect: Connect, code: int, reason: str) -> None:
     _, client = connect()
-    with pytest.raises(ValueError, match=r"may not be sent|cannot carry|at most 123"):
+    with pytest.raises(ValueError, match=r"is not allowed|cannot carry|limit is 123"):
         client.close(code, reason)
     assert client.send("still open")
 
@@ -525,7 +528,7 @@ def test_a_million_tiny_messages_take_the_memory_of_their_bytes(
 ) -> None:
     _, client = connect()
     client.send(b"x" * 1_000_000)  # what the kernel takes is full
-    connection = client._connection
+    connection = connection_of(client)
     assert connection._queue
     before = len(connection._queue)
     for _ in range(100_000):
@@ -542,7 +545,7 @@ def test_a_half_sent_frame_in_a_run_of_them_is_finished_before_the_close(
         sent = 0
         while client.send(b"%0500d" % sent):
             sent += 1
-            if client._connection.has_queue and sent % 50 == 0:
+            if connection_of(client).has_queue and sent % 50 == 0:
                 bridge.socket.recv(1001)  # so that the queue moves, and ends somewhere
                 server.dequeue(0)
         assert next_event(server, Event.ConnectionClosed).code == 1013
@@ -616,7 +619,7 @@ def test_close_with_a_client_that_no_turn_has_come_to(server: Server, connect: C
     client.send("x" * 3_000_000)  # so that close() has something to wait for
     late = Bridge(server.path)
     # As epoll would have named it in a turn that ended before it came so far.
-    server._loop._ready.append((server._loop._acceptor.fd, select.EPOLLIN))
+    server._loop._poller.ready.append((server._file.socket.fileno(), select.EPOLLIN))
     server.close()
     late.socket.close()
     assert next_event(server, Event.ConnectionClosed).code == 1001
@@ -663,7 +666,7 @@ def test_the_producer_rejects(server: Server) -> None:
     assert not event.client().send("late")
     bridge.socket.close()
     closed = next_event(server, Event.ConnectionClosed)
-    assert (closed.code, closed.reason) == (1006, "it was refused")
+    assert (closed.code, closed.reason) == (1006, "it was rejected")
     assert closed.client() is event.client()
 
 
@@ -799,9 +802,103 @@ def test_a_ping_is_timed(server: Server, connect: Connect) -> None:
     assert not client.ping()
 
 
+def test_a_function_is_called_later(server: Server) -> None:
+    done: list[object] = []
+    started_at = time.monotonic()
+    server.call_later(0.2, lambda: done.append(time.monotonic() - started_at))
+    server.call_later(0.1, lambda: done.append("first"))
+    server.call_later(60, lambda: done.append("never"))
+    assert server.dequeue(timeout=0) is None
+    assert done == []
+    assert 0 < (server.next_timer_s() or 0) <= 0.1
+    assert server.dequeue(timeout=0.5) is None
+    assert done[0] == "first"
+    assert isinstance(done[1], float)
+    assert 0.2 <= done[1] < 5
+    assert len(done) == 2
+
+
+def test_a_function_that_repeats_itself_does_not_keep_events_back(
+    server: Server, connect: Connect
+) -> None:
+    calls: list[None] = []
+
+    def again() -> None:
+        calls.append(None)
+        server.call_later(0, again)
+
+    bridge, _ = connect()
+    again()
+    for text in ("a", "b", "c"):
+        bridge.socket.sendall(wire.encode_frame(wire.TEXT, text.encode()))
+        before = len(calls)
+        assert next_event(server, Event.IO).read() == text
+        assert len(calls) > before
+
+
+def test_a_function_is_called_though_events_are_queued(server: Server, connect: Connect) -> None:
+    bridge, _ = connect()
+    bridge.socket.sendall(wire.encode_frame(wire.TEXT, b"x") * 3)
+    assert next_event(server, Event.IO).read() == "x"
+    called: list[None] = []
+    server.call_later(0, lambda: called.append(None))
+    assert server.dequeue(timeout=5) is not None
+    assert called == [None]
+
+
+def test_another_thread_sets_a_timer(server: Server) -> None:
+    called = threading.Event()
+    waiting = threading.Thread(target=lambda: [server.dequeue(timeout=1), None])
+    waiting.start()
+    wait_for(lambda: server._loop.is_waiting)
+    server.call_later(0.05, called.set)
+    assert called.wait(0.9)
+    waiting.join()
+
+
+def test_what_a_later_function_raises_dequeue_raises(server: Server) -> None:
+    def fail() -> None:
+        raise LookupError("later")
+
+    done: list[str] = []
+    server.call_later(0, fail)
+    server.call_later(0, lambda: done.append("next"))
+    with pytest.raises(LookupError, match="later"):
+        server.dequeue(timeout=1)
+    assert server.dequeue(timeout=0) is None
+    assert done == ["next"]
+    with pytest.raises(ValueError, match="expected 0 or more seconds"):
+        server.call_later(-1, fail)
+
+
+@pytest.mark.parametrize("end", [Server.close, Server.drain])
+def test_a_server_that_has_ended_calls_no_function(
+    server: Server, end: Callable[[Server], None]
+) -> None:
+    called: list[None] = []
+    server.call_later(0.01, lambda: called.append(None))
+    end(server)
+    for _ in server:
+        pass
+    server.call_later(0, lambda: called.append(None))
+    with pytest.raises(ServerClosed):
+        server.dequeue(timeout=0)
+    assert called == []
+
+
+def test_a_timer_that_is_due_does_not_make_close_spin(server: Server, connect: Connect) -> None:
+    _, client = connect()
+    client.send("x" * 3_000_000)  # close() waits until it is sent, or a second
+    server.call_later(0, lambda: None)
+    server.call_soon(lambda: None)
+    before = time.process_time()
+    server.close()
+    assert time.process_time() - before < 0.5
+
+
 def test_a_loop_of_ones_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for the descriptor and the timer, and for nothing else."""
-    monkeypatch.setattr(apachews._server.loop, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews._server.connections, "CLOSE_TIMEOUT_S", 0.05)
     poll = select.poll()
     poll.register(server.fileno(), select.POLLIN)
     events: list[Event] = []

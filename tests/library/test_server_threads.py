@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import apachews._server.loop
+import apachews._server.connections
 from apachews import Client, Event, Server, ServerClosed, wire
 
 from ..conftest import wait_for
@@ -107,7 +107,7 @@ def test_what_another_thread_brings_about_is_an_event_at_once(
     action: Callable[[Client], None],
     code: int,
 ) -> None:
-    monkeypatch.setattr(apachews._server.loop, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(apachews._server.connections, "CLOSE_TIMEOUT_S", 0.05)
     with waiting(server) as events:
         action(accepted(events))  # the bridge does not answer
         wait_for(lambda: len(events) == 2)

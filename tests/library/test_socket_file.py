@@ -69,7 +69,7 @@ def test_a_live_socket_is_refused_even_with_a_full_backlog(short_path: Path) -> 
 def test_anything_else_is_left_alone(short_path: Path) -> None:
     path = short_path / "a.ws"
     path.write_text("precious")
-    with pytest.raises(NotASocket, match="move it away"):
+    with pytest.raises(NotASocket, match="move it, or use"):
         SocketFile(str(path), 0o660, None)
     assert path.read_text() == "precious"
     path.unlink()
@@ -242,7 +242,7 @@ def test_without_a_descriptor_the_file_stays(
         for fd in fillers:
             os.close(fd)
     assert made.socket.fileno() == -1
-    assert "the socket file stays: Too many open files" in caplog.text
+    assert "cannot remove the socket file: Too many open files" in caplog.text
 
 
 def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_a_handler_that_goes_on_is_left_behind(
         server.close()
         assert wait_for(bridge.read_available) == [wire.Close(1001, "the server closes")]
     may_end.set()
-    assert "1 handlers go on" in caplog.text
+    assert "1 handlers still run" in caplog.text
 
 
 def test_a_handler_may_close_the_server(short_path: Path) -> None:

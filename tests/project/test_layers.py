@@ -1,4 +1,4 @@
-"""Folders are the layers: what each may import, held against every module."""
+"""Folders are the layers: each imports only lower ones, and no modules import each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,13 @@ LAYERS: dict[str, set[str]] = {
     "apachews.wire": NO_IO,
     "apachews.monitoring": NO_C,
     "apachews._listening": NO_C,
-    "apachews._connection": NO_C,
-    "apachews.client": NO_C,
-    "apachews.groups": NO_C,
+    "apachews.client": NO_C | {"socket", "select", "asyncio"},
     "apachews.events": NO_IO,
     "apachews._processes": NO_C,
     "apachews._server": NO_C,
     "apachews.server": NO_C,
     "apachews.publishing": NO_C,
-    "apachews._forms": NO_C,
+    "apachews._handled": NO_C | {"socket", "select", "threading", "asyncio"},
     "apachews.aio": NO_C,
     "apachews.threads": NO_C,
     "apachews._bootstrap": NO_C,
@@ -74,24 +73,78 @@ def layer_of(name: str) -> str | None:
     return next((layer for n in (1, 2) if (layer := ".".join(parts[:n])) in LAYERS), None)
 
 
-def imports(name: str, path: Path) -> set[str]:
-    """Return every module a file imports when it runs, ours with their full names."""
-    found = set()
-    tree = ast.parse(path.read_text())
-    for statement in tree.body:  # what is only for type checkers does not count
-        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
-            statement.body = []
+def import_statements(name: str, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the module of each import, by its full name, and the name that is imported from it.
+
+    Imports for type checkers only count as well: a name that a signature needs is a dependency.
+    """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1]
             origin = ".".join([*base, node.module or ""]).rstrip(".") if node.level else node.module
             assert origin, "an import without a module is relative"
-            found.add(origin)
-            found |= {f"{origin}.{alias.name}" for alias in node.names}
+            yield from ((origin, alias.name) for alias in node.names)
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Return every module a file imports, and every name, with their full names."""
+    found = set()
+    for origin, imported in import_statements(name, path):
+        found |= {origin, f"{origin}.{imported}"} if imported else {origin}
     return found
+
+
+def dependencies() -> dict[str, set[str]]:
+    """Return which of our modules each of our modules imports.
+
+    ``from package import module`` depends on the module and not on the package.
+    """
+    ours = modules()
+    return {
+        name: {
+            module
+            for origin, imported in import_statements(name, path)
+            if (module := m if (m := f"{origin}.{imported}") in ours else origin) in ours
+            and module != name
+        }
+        for name, path in ours.items()
+    }
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or through others."""
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = list(graph[start])
+        while left:
+            name = left.pop()
+            if name not in seen:
+                seen.add(name)
+                left += graph[name]
+        return seen
+
+    reach = {name: reachable(name) for name in graph}
+    groups = {
+        frozenset(other for other in reach[name] if name in reach[other])
+        for name in graph
+        if name in reach[name]
+    }
+    return sorted(sorted(group) for group in groups)
+
+
+def test_a_cycle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": {"f"}, "f": {"e"}}
+    assert cycles(graph) == [["a", "b", "c"], ["e", "f"]]
+    assert cycles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not even for type checkers (TYPE_CHECKING)."""
+    assert cycles(dependencies()) == []
 
 
 def test_every_module_has_a_layer() -> None:

@@ -88,7 +88,7 @@ def _item(opcode: int, payload: bytes) -> Item:
 
 
 class HeldClient:
-    """One client that numbers its messages, and is resumed as docs/wire.md says.
+    """One client that numbers its messages, and is resumed as docs/reference/wire.md says.
 
     Attributes:
         sent, answered: how many messages were sent, and how many answers came, in order.

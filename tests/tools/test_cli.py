@@ -152,7 +152,7 @@ def test_publish_says_why_it_could_not(
     path = short_path / "a.ws"
     assert main(["publish", str(path), "-m", "x"]) == 1
     assert capsys.readouterr().err == (
-        f"apachews publish: {path}: no producer listens here; start it, or look at the path\n"
+        f"apachews publish: {path}: no producer listens here; start it, or check the path\n"
     )
     with Server(path):  # which does nothing
         assert main(["publish", str(path), "-m", "x", "--timeout", "0.2"]) == 1

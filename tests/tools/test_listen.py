@@ -123,7 +123,7 @@ def test_commands(path: str, client: Client) -> None:
             "/to x y": "there is no client x (/who)",
             "/close": "which client? (/who)",
             "/close 0 way": "'way' is no close code: /close ID [CODE [WHY]]",
-            "/close 0 1006": "close code 1006 may not be sent",
+            "/close 0 1006": "close code 1006 is not allowed",
         }
         for line, said in mistakes.items():
             terminal.type(f"{line}\r")

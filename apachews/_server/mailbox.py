@@ -1,10 +1,10 @@
-"""Messages between a server's loop and the handler of one connection.
+"""Messages that wait between a server's loop and the handler of one connection.
 
-Contract: pure bookkeeping, no I/O, no locks: whoever shares one between threads guards
-it.  Nothing is ever dropped; ``is_full`` says that its connection should not be read on.
+Contract: pure bookkeeping, no I/O, no locks: threads that share one need a lock.  Messages are
+never dropped; while ``is_full`` is true the connection should not be read.
 
-Why there is a bound: a handler that does other things lets messages pile up.  Its client
-is then not read, its kernel's buffers fill, and it slows down; nobody else does.
+The bound makes a slow handler slow down its own client: its connection is not read, the kernel's
+buffers fill, and the client waits.  Other clients notice nothing.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-# Where the reading of a connection stops, and where it goes on: four and two reads of its
-# socket.  What one read brings is taken even so.
+# Reading stops above the first and continues below the second: four and two reads of a socket.
+# The messages of the read that exceeds the bound are still accepted.
 FULL_BYTES: Final = 262_144
 LOW_BYTES: Final = 131_072
-# What a message costs beside its bytes, so that empty ones count as well.
+# The overhead of a message, so that empty messages count as well.
 MESSAGE_BYTES: Final = 64
 
 
 class Mailbox:
-    """Messages that came and that the handler has not asked for yet.
+    """Messages that have arrived and that the handler has not received.
 
     Attributes:
-        is_full: the connection should not be read; it stays so until little is left.
+        is_full: the connection should not be read; stays true down to ``LOW_BYTES``.
     """
 
     __slots__ = ("_messages", "_size_bytes", "is_full")
@@ -44,8 +44,8 @@ class Mailbox:
         if self._size_bytes > FULL_BYTES:
             self.is_full = True
 
-    def take(self) -> str | bytes:
-        """Return the oldest message; there must be one."""
+    def get(self) -> str | bytes:
+        """Remove and return the oldest message; there must be one."""
         message = self._messages.popleft()
         self._size_bytes -= len(message) + MESSAGE_BYTES
         if self._size_bytes <= LOW_BYTES:

@@ -1,102 +1,96 @@
-"""The library's end of one Unix socket: state, reader, and the queue to it.
+"""The library's end of one Unix socket: its state, its reader and its send queue.
 
-Contract: for ``Loop`` and ``Client`` only, which hold its lock.  Nothing blocks.
-Owns the socket and closes it.
+Contract: for ``Loop`` and ``Client``, which hold the lock.  Nothing blocks.  Owns the socket and
+closes it.
 
-How this works: what the kernel does not take at once waits in a queue with a
-bound.  A client that does not read fills it and is closed with 1013, alone.  A
-client whose queue is half full is not read from either, so that an echo, or any
-other program that answers what it is asked, slows its client down rather than
-losing it, as long as its messages are shorter than half the bound: the bound is
-for broadcasts.
-
-The queue is made of large frames as they are, one object for all the clients of a
-broadcast, and of small ones run together, so that a million tiny messages take
-the memory of their bytes and not of a million objects.  Once a frame is half sent
-its rest must go before anything else, an end of file included; where that ends,
-in a run of frames, their headers tell.
+The send queue has a bound (``max_queue_bytes``).  A client that does not read fills it and is
+closed with 1013; other clients notice nothing.  A client whose queue is half full is not read
+from either: an echo, or any program that answers messages, slows its client down instead of
+losing it, as long as its messages are shorter than half the bound.  So only broadcasts reach
+the bound.
 """
 
 from __future__ import annotations
 
 import enum
+import logging
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from apachews import wire
+from apachews.client import Client
 from apachews.wire.answer import Answer
 from apachews.wire.reader import MessageReader
 
-from . import wire
-
-if TYPE_CHECKING:
-    from .client import Client
-
-# One read from a socket: a third of what Linux buffers for a Unix socket; a message of
-# 64 KiB with its header.
+# One read from a socket: a message of 64 KiB with its header, a third of the buffer that Linux
+# has for a Unix socket.
 READ_BYTES: Final = 65536 + 10
-# Shorter frames are run together in the queue, up to as much as goes out at once.
+# The queue joins frames up to this size to runs of up to RUN_BYTES, so that a million tiny
+# messages take the memory of their bytes and not that of a million objects.  Larger frames
+# stay as they are: all clients of a broadcast share one object.
 SMALL_FRAME_BYTES: Final = 1024
 RUN_BYTES: Final = 65536
-# HTTP status for a client that is closed before it was accepted.
-GOODBYE_STATUS: Final = 503
+# The HTTP status for a client that is closed before it was accepted.
+CLOSED_UNANSWERED_STATUS: Final = 503
 
+_logger: Final = logging.getLogger("apachews")
 _MOVE: Final = wire.encode_frame(wire.MOVE, b"")
 
 
 class State(enum.Enum):
-    """Where a connection is in its life; it only ever moves down this list."""
+    """The state of a connection; it only moves down this list."""
 
-    CONNECTING = "no OPEN yet"
-    PUBLISHING = "it is no client: what it sends is for clients"
+    CONNECTING = "no OPEN has arrived"
+    PUBLISHING = "a publisher and not a client: its messages are for clients"
     ASKED = "the bridge waits for an ANSWER"
     OPEN = "messages flow"
     MOVING = "messages flow; a MOVE is sent or queued, the bridge's is awaited"
-    MOVED = "the bridge's MOVE is read and the last event is queued; the producer may still send"
-    PARTING = "the program has the last event in hand: it may still send, and not close any more"
+    MOVED = "the bridge's MOVE has arrived and the last event is queued; the program may send"
+    LAST_EVENT = "the program has the last event: it may still send, but not close any more"
     CLOSING = "a CLOSE is sent or queued, the answer is awaited; messages are ignored"
-    CLOSED = "the last event is out; at most the queue is still being sent"
+    CLOSED = "the last event is queued or delivered; at most the send queue remains"
 
-    # Enum has one in Python, which would be called with every message.
+    # Enum defines one in Python, and every message would call it.
     __hash__ = object.__hash__
 
 
-# Where messages go to the client.
-SENDING: Final = frozenset({State.OPEN, State.MOVING, State.MOVED, State.PARTING})
-# Where messages come from it.
+# The states in which the program can send to the client.
+SENDING: Final = frozenset({State.OPEN, State.MOVING, State.MOVED, State.LAST_EVENT})
+# The states in which messages of the client become events.
 RECEIVING: Final = frozenset({State.OPEN, State.MOVING})
+_ENDED: Final = frozenset({State.LAST_EVENT, State.CLOSING, State.CLOSED})
 
 
 class Connection:
-    """One Unix socket.
+    """One Unix socket; the ``Link`` of a client.
 
     Args:
         sock: accepted, non-blocking; owned from here on.
-        lock: the server's; who calls anything here holds it.
+        lock: the server's; every caller holds it.
         max_message_bytes: as ``Server``.
         max_queue_bytes: as ``Server``.
-        changed: called when the queue filled or emptied, or the state changed.
+        on_change: called when the queue filled or emptied, or the state changed.
 
     Attributes:
-        state: where it is in its life; ``Server`` moves it, ``send_answer`` and
-            ``send_close`` too.
-        was_rejected: the producer said no; the state is CLOSING.
-        client: what the producer holds, once there was an OPEN.
-        queued_bytes: what waits for the bridge to take it.
+        state: set by ``Loop``, and by ``send_answer`` and ``send_close``.
+        was_rejected: the producer rejected the client; the state is CLOSING.
+        client: the program's object, once an OPEN has arrived.
+        queued_bytes: bytes that wait for the bridge to read.
         has_overflowed: the queue was full; the state is CLOSING.
-        is_paused: nothing is read, because the program has not taken what was.
+        is_paused: nothing is read, because the program has not taken the last messages.
         on_flushed: called when the queue has become shorter, and at the end.
-        has_moved: the bridge's MOVE is read; nothing more comes from there.
+        has_moved: the bridge's MOVE has arrived; nothing follows it.
         watched: the epoll mask in force.
-        deadline: when it must be gone (``time.monotonic()``), once it leaves.
+        deadline: when the connection must be gone (``time.monotonic()``), once it is closing.
     """
 
     __slots__ = (
-        "_changed",
         "_head_sent",
         "_max_queue_bytes",
+        "_on_change",
         "_queue",
         "_reader",
         "_socket",
@@ -119,16 +113,16 @@ class Connection:
         lock: threading.RLock,
         max_message_bytes: int,
         max_queue_bytes: int,
-        changed: Callable[[Connection], None],
+        on_change: Callable[[Connection], None],
     ) -> None:
         self._socket = sock
         self.lock = lock
         self._reader = MessageReader(max_message_bytes)
         self._max_queue_bytes = max_queue_bytes
-        self._changed = changed
-        # Frames, or runs of them; made when there is one: a deque has 600 bytes.
+        self._on_change = on_change
+        # Frames, or runs of them.  None while it is empty: a deque has 600 bytes.
         self._queue: deque[bytes | bytearray] | None = None
-        self._head_sent = 0  # bytes of the first that are sent already
+        self._head_sent = 0  # bytes of the first item that are sent already
         self.queued_bytes = 0
         self.state = State.CONNECTING
         self.client: Client | None = None
@@ -149,8 +143,13 @@ class Connection:
         return bool(self._queue)
 
     @property
+    def has_ended(self) -> bool:
+        """True once the program can send nothing more, or close."""
+        return self.state in _ENDED
+
+    @property
     def wants_reading(self) -> bool:
-        """False while it is paused or must first take what is queued, and once it has moved."""
+        """False while it is paused or its queue is half full, and once it has moved."""
         return (
             self.queued_bytes * 2 <= self._max_queue_bytes
             and not self.is_paused
@@ -162,7 +161,7 @@ class Connection:
         return self._socket.fileno()
 
     def receive_nowait(self) -> bytes | None:
-        """Return what came, b"" at the end of file, None where nothing is there."""
+        """Return received bytes, b"" at the end of file, None if there are none yet."""
         try:
             return self._socket.recv(READ_BYTES)
         except BlockingIOError:
@@ -170,8 +169,14 @@ class Connection:
         except ConnectionError:
             return b""
 
+    def log_ignored_frames(self) -> None:
+        """Log the opcodes of the frames that the reader has ignored."""
+        opcodes = " ".join(f"{opcode:#x}" for opcode in sorted(set(self._reader.ignored)))
+        self._reader.ignored.clear()
+        _logger.warning("%s: ignored frames of opcodes %s", self.client, opcodes)
+
     def send_frame(self, frame: bytes) -> bool:
-        """Send or queue one whole data frame; False where it does not go out."""
+        """Send or queue one whole data frame; return False if it cannot be sent."""
         if self.state not in SENDING:
             return False
         if self.queued_bytes > self._max_queue_bytes:
@@ -186,7 +191,7 @@ class Connection:
         return True
 
     def send_answer(self, answer: Answer) -> bool:
-        """Send the ANSWER the bridge waits for; False where it waits no more.
+        """Send the ANSWER; return False if the bridge does not wait for one.
 
         Raises:
             ValueError: it is too large; see ``Answer.encode``.
@@ -197,42 +202,44 @@ class Connection:
         self.state = State.OPEN if answer.accepts else State.CLOSING
         self.was_rejected = not answer.accepts
         self._write(frame)
-        self._changed(self)
+        self._on_change(self)
         return True
 
     def send_close(self, code: int, reason: str) -> None:
-        """Send or queue a CLOSE, once; to a bridge that asks, that means no.
+        """Send or queue a CLOSE, once; reject a client that waits for an ANSWER.
 
         Raises:
             ValueError: see ``wire.encode_close``.
         """
         if self.state is State.ASKED:
-            self.send_answer(Answer.reject(GOODBYE_STATUS, (), ""))
+            self.send_answer(Answer.reject(CLOSED_UNANSWERED_STATUS, (), ""))
             return
         frame = wire.encode_frame(wire.CLOSE, wire.encode_close(code, reason))
-        if self.state in SENDING and self.state is not State.PARTING:
-            # The bridge says nothing behind its MOVE: there is no answer to await.
+        # A close() at ConnectionClosed does nothing, as for any client that is gone: many
+        # programs call it there, and the client moves on all the same.
+        if self.state in SENDING and self.state is not State.LAST_EVENT:
+            # The bridge sends nothing after its MOVE, so that no answer can be awaited.
             self.state = State.CLOSED if self.has_moved else State.CLOSING
             self._write(frame)
-            self._changed(self)
+            self._on_change(self)
 
     def send_move(self) -> None:
-        """Send or queue a MOVE, once; between two messages, as all goes out in whole ones."""
+        """Send or queue a MOVE, once; it stands between two messages, as frames are whole."""
         if self.state is State.OPEN:
             self.state = State.MOVING
             self._write(_MOVE)
 
-    def part(self) -> None:
-        """Let a client go that has moved: the program has had its say."""
-        if self.state is State.PARTING:
+    def finish_move(self) -> None:
+        """Close a client that has moved: the program has handled its last event."""
+        if self.state is State.LAST_EVENT:
             self.state = State.CLOSED
-            self._changed(self)
+            self._on_change(self)
 
     def pause(self, is_paused: bool) -> None:
-        """Read nothing more for a while, or go on."""
+        """Stop reading, or continue."""
         if self.is_paused != is_paused:
             self.is_paused = is_paused
-            self._changed(self)
+            self._on_change(self)
 
     def send_published(self, published: wire.Published) -> None:
         """Answer a message that was published."""
@@ -240,13 +247,13 @@ class Connection:
             self._write(published.encode())
 
     def flush_nowait(self) -> None:
-        """Send what the kernel takes of the queue."""
+        """Send as much of the queue as the kernel accepts."""
         while queue := self._queue:
             with memoryview(queue[0]) as head, head[self._head_sent :] as rest:
                 size = len(rest)
                 sent = self._send_nowait(rest)
-            if self._queue is not queue:  # the bridge is gone
-                return
+            if self._queue is not queue:
+                return  # the bridge is gone, and _send_nowait() has dropped the queue
             self.queued_bytes -= sent
             if sent < size:
                 self._head_sent += sent
@@ -256,8 +263,12 @@ class Connection:
         self._queue = None
 
     def drop_queue(self) -> None:
-        """Forget what is queued, but for the rest of a frame that is half sent."""
+        """Drop the queue, except for the rest of a frame that is sent in part.
+
+        That rest must precede any other frame.
+        """
         head = bytes(self._queue[0]) if self._queue and self._head_sent else b""
+        # The first item may be a run of frames: their headers tell which one is sent in part.
         end = 0
         while end < self._head_sent:
             header = wire.decode_header(head, end)
@@ -272,23 +283,23 @@ class Connection:
             self.queued_bytes = end - sent
 
     def close(self) -> None:
-        """Close the socket and drop the queue; again does nothing."""
+        """Close the socket and drop the queue; closing again does nothing."""
         self._clear_queue()
         self._socket.close()
 
     def _write(self, frame: bytes) -> None:
-        """Send one whole frame, or queue what is left of it."""
+        """Send one whole frame, or queue the rest of it."""
         if self._queue:
             self._enqueue(self._queue, frame)
         elif (sent := self._send_nowait(frame)) < len(frame):
             self._queue_rest(frame, sent)
 
     def _queue_rest(self, frame: bytes, sent: int) -> None:
-        """Have what the kernel did not take of a frame be the queue."""
+        """Start the queue with a frame that the kernel accepted in part."""
         self._queue = deque((frame,))
         self._head_sent = sent
         self.queued_bytes = len(frame) - sent
-        self._changed(self)
+        self._on_change(self)
 
     def _enqueue(self, queue: deque[bytes | bytearray], frame: bytes) -> None:
         could_read = self.wants_reading
@@ -301,7 +312,7 @@ class Connection:
             queue.append(bytearray(frame))
         self.queued_bytes += len(frame)
         if could_read != self.wants_reading:
-            self._changed(self)
+            self._on_change(self)
 
     def _clear_queue(self) -> None:
         self._queue = None
@@ -313,7 +324,15 @@ class Connection:
         except BlockingIOError:
             return 0
         except OSError:
-            # The bridge is gone.  Nothing can be sent any more; reading finds
-            # its last words and the end of file, and they become the event.
+            # The bridge is gone.  Nothing can be sent any more, so pretend that it was.
+            # Reading still returns the bridge's last frames and then the end of file,
+            # which becomes the last event.
             self._clear_queue()
             return len(data)
+
+
+def connection_of(client: Client) -> Connection:
+    """Return the connection of a client; for the library's own modules."""
+    connection = client._link
+    assert isinstance(connection, Connection)
+    return connection

@@ -1,8 +1,10 @@
-"""What handlers are served with, in asyncio and in threads alike.
+"""Base classes of ``aio`` and ``threads``: a handler function for each connection.
 
-Contract: bases for ``Connection`` and the servers of ``aio`` and ``threads``.  They wait
-for nothing; these know how.  Whoever calls ``take_in`` or ``finish`` sees to it that no
-other thread does at the time.
+Contract: these bases wait for nothing; ``aio`` and ``threads`` do.  The caller of ``_deliver``
+and ``_finish`` ensures that no other thread uses the connection at the time.
+
+This module stands beside ``aio`` and ``threads`` and not in ``_server/``, because it uses
+``Server``, which is above that folder.
 """
 
 from __future__ import annotations
@@ -10,29 +12,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from apachews import wire
-from apachews.client import Client, connection_of
-from apachews.events import ConnectionClosedEvent, Event, MessageEvent
-from apachews.exceptions import ConnectionClosed
-from apachews.groups import Group
-from apachews.server import DRAIN_TIMEOUT_S, Server
+from . import wire
+from ._server.connection import connection_of
+from ._server.mailbox import Mailbox
+from .client import Client, Group
+from .events import ConnectionClosedEvent, Event, MessageEvent
+from .exceptions import ConnectionClosed
+from .server import DRAIN_TIMEOUT_S, Server
 
-from .mailbox import Mailbox
-
-# What may wait for a client before send() waits for it: what the kernel takes at once.
+# send() waits while more is queued for the client: as much as the kernel accepts at once.
 SEND_HIGH_BYTES: Final = 65536
-# How long handlers may take to end when their server has.
+# The time limit for handlers to return after their server has ended.
 HANDLER_END_S: Final = 10.0
 
 
 class HandledConnection:
     """One WebSocket, for its handler.
 
-    Iterating over it gives its messages, str for text and bytes for binary, and ends
-    when it is closed, however that is.
+    Iterating over it returns its messages, str for text and bytes for binary, and stops
+    when the connection is closed, for whatever reason.
 
     Attributes:
-        client: what ``Server`` knows it as: for groups, and for sending without waiting.
+        client: the ``Client``: for groups, and for sending without waiting.
         close_code, close_reason: how it ended, see ``Event.code``; None and "" before.
     """
 
@@ -41,8 +42,8 @@ class HandledConnection:
         self.close_code: int | None = None
         self.close_reason = ""
         self._mailbox = Mailbox()
-        self._behind = connection_of(client)
-        self._behind.on_flushed = self._wake
+        self._connection = connection_of(client)
+        self._connection.on_flushed = self._wake
 
     @property
     def request(self) -> wire.Open:
@@ -57,7 +58,7 @@ class HandledConnection:
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Let the client in, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``.
+        """Accept the client, with ``APACHEWS_ACCEPT producer``; see ``Client.accept``.
 
         Example:
             >>> connection.accept("chat")
@@ -68,7 +69,7 @@ class HandledConnection:
     def reject(
         self, status: int = 403, body: str = "", headers: Iterable[tuple[str, str]] = ()
     ) -> bool:
-        """Refuse the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``.
+        """Reject the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``.
 
         Example:
             >>> connection.reject(404, "There is no such room.")
@@ -77,57 +78,52 @@ class HandledConnection:
         return self.client.reject(status, body, headers)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
-        """Say goodbye; see ``Client.close``.
+        """Close the connection; see ``Client.close``.
 
         Example:
             >>> connection.close(4000, "the room is closed")
         """
         self.client.close(code, reason)
 
-    def take_in(self, event: Event) -> None:
-        """Take an event of this connection.
-
-        :meta private:
-        """
+    def _deliver(self, event: Event) -> None:
+        """Accept an event of this connection from the server."""
         if isinstance(event, MessageEvent):
             self._mailbox.put(event.data)
             if self._mailbox.is_full:
-                self._behind.pause(True)
+                self._connection.pause(True)
         elif isinstance(event, ConnectionClosedEvent):
             self.close_code, self.close_reason = event.code, event.reason
         self._wake()
 
-    def finish(self, code: int) -> None:
-        """Close it, if it is not: nobody takes its messages any more.
-
-        :meta private:
-        """
+    def _finish(self, code: int) -> None:
+        """Close the connection, if it is open: its handler has returned."""
         self.client.close(code)
-        self._behind.on_flushed = None
-        self._behind.pause(False)
-        self._behind.part()
+        self._connection.on_flushed = None
+        # Read on: the answer to the CLOSE must arrive.  Messages are ignored from here on.
+        self._connection.pause(False)
+        self._connection.finish_move()
 
     def _wake(self) -> None:
-        """Have whoever waits look again."""
+        """Wake the handler, if it waits."""
         raise NotImplementedError
 
-    def _take(self) -> str | bytes:
-        """Return the oldest message; there must be one."""
-        message = self._mailbox.take()
+    def _next_message(self) -> str | bytes:
+        """Remove and return the oldest message; there must be one."""
+        message = self._mailbox.get()
         if not self._mailbox.is_full:
-            self._behind.pause(False)
+            self._connection.pause(False)
         return message
 
-    def _ended(self) -> ConnectionClosed:
-        """Return what tells the handler that the client is gone."""
+    def _closed_error(self) -> ConnectionClosed:
+        """Return the exception that tells the handler that the client is gone."""
         return ConnectionClosed(self.close_code or wire.ABNORMAL, self.close_reason)
 
 
 class HandlingServer:
-    """What is common to servers that have a handler for each connection.
+    """What the servers of ``aio`` and ``threads`` have in common.
 
     Attributes:
-        server: the ``apachews.Server`` behind it.
+        server: the ``apachews.Server`` inside.
     """
 
     server: Server
@@ -179,9 +175,9 @@ class HandlingServer:
         return self.server.group(name)
 
     def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
-        """Hand every client on; see ``Server.drain``.  Then ``wait_closed()``.
+        """Hand all clients over; see ``Server.drain``.  Then ``wait_closed()``.
 
-        A handler goes on until it returns, and what it sends until then arrives.
+        A handler continues until it returns, and everything it sends until then arrives.
 
         Example:
             >>> server.drain(timeout=10)

@@ -1,0 +1,159 @@
+"""The connections of a server: epoll masks, deadlines, last events, and groups.
+
+Contract: for ``Loop``, under its lock.  Every connection that had an OPEN gets exactly one
+ConnectionClosed event, from ``end``; ``forget`` closes the socket without an event.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from apachews import wire
+from apachews.client import Group
+from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
+
+from .connection import RECEIVING, Connection, State
+from .poller import IN, OUT, Poller
+
+# The time limit for a client to answer a CLOSE; the handler gives the browser as long
+# (APACHEWS_CLOSE_TIMEOUT).
+CLOSE_TIMEOUT_S: Final = 10.0
+
+
+class Connections:
+    """All connections of one server, and its groups.
+
+    Args:
+        lock: the server's.
+        poller: watches them.
+        max_message_bytes, max_queue_bytes: as ``Server``.
+        on_forget: called with each connection whose socket was closed.
+
+    Attributes:
+        by_fd: the connections by descriptor.
+        events: queued events.
+        ignores_messages: the server closes: it reads only to receive the answers to its CLOSE.
+    """
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        poller: Poller,
+        max_message_bytes: int,
+        max_queue_bytes: int,
+        on_forget: Callable[[Connection], None],
+    ) -> None:
+        self.by_fd: dict[int, Connection] = {}
+        self.events: deque[Event] = deque()
+        self.ignores_messages = False
+        self._lock = lock
+        self._poller = poller
+        self._max_message_bytes = max_message_bytes
+        self._max_queue_bytes = max_queue_bytes
+        self._on_forget = on_forget
+        # Connections that are closing, with their deadlines.  All have the same timeout, so
+        # that the queue is in the order of the deadlines.
+        self._closing: deque[tuple[float, Connection]] = deque()
+        # Weak: a group lives as long as it has a member, or the program refers to it.
+        self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
+
+    def add(self, sock: socket.socket) -> None:
+        """Add an accepted socket."""
+        connection = Connection(
+            sock, self._lock, self._max_message_bytes, self._max_queue_bytes, self.update
+        )
+        self.by_fd[sock.fileno()] = connection
+        connection.watched = IN
+        self._poller.add(sock.fileno(), IN)
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name."""
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = Group(name, self._lock)
+        return group
+
+    def broadcast(self, frame: bytes) -> int:
+        """Send a frame to all clients; return how many it was sent to or queued for."""
+        # A copy: a client that it costs its connection leaves the table.
+        return sum([connection.send_frame(frame) for connection in [*self.by_fd.values()]])
+
+    def update(self, connection: Connection) -> None:
+        """React to a change of state or queue: last event, deadline, epoll mask, end."""
+        if connection.fileno() == -1:
+            return
+        if connection.has_overflowed and connection.state is State.CLOSING:
+            self.end(connection, wire.TRY_AGAIN_LATER, "too slow: the send queue was full")
+            return
+        if connection.state is State.CLOSED and not connection.has_queue:
+            self.forget(connection)
+            return
+        if connection.deadline is None and connection.state in (State.CLOSING, State.CLOSED):
+            connection.deadline = time.monotonic() + CLOSE_TIMEOUT_S
+            self._closing.append((connection.deadline, connection))
+            self._poller.wake_if_waited_for()
+        # Unread messages of clients that wait for their CLOSE stay in the kernel.
+        is_over = self.ignores_messages and connection.state in RECEIVING
+        is_read = connection.wants_reading and not is_over
+        mask = (IN if is_read else 0) | (OUT if connection.has_queue else 0)
+        if mask != connection.watched:
+            if is_read and connection.reader.is_paused:
+                # Bytes that were read already do not make the socket readable.
+                self._poller.serve_again(connection.fileno())
+                self._poller.wake_if_waited_for()
+            connection.watched = mask
+            self._poller.modify(connection.fileno(), mask)
+
+    def end(self, connection: Connection, code: int, reason: str) -> None:
+        """Queue the last event, once; the connection stays only to send its queue."""
+        if connection.state is not State.CLOSED:
+            connection.state = State.CLOSED
+            kind = ConnectionClosedEvent if connection.client else InvalidEvent
+            self.events.append(kind(connection.client, "", code, reason))
+            self._poller.wake_if_waited_for()
+            if connection.client:
+                connection.client._leave_groups()
+        self.update(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Close the socket, without an event; a second time does nothing."""
+        fd = connection.fileno()
+        if fd != -1:
+            del self.by_fd[fd]
+            self._poller.remove(fd)
+            connection.state = State.CLOSED
+            connection.close()
+            if connection.client:
+                connection.client._leave_groups()
+            self._on_forget(connection)
+
+    def abandon_all(self, code: int, reason: str) -> None:
+        """End all connections without sending anything."""
+        for connection in list(self.by_fd.values()):
+            if connection.client and connection.state not in (State.MOVED, State.LAST_EVENT):
+                self.end(connection, code, reason)
+            self.forget(connection)
+
+    @property
+    def has_timers(self) -> bool:
+        """True if ``run_timers`` has work now or later."""
+        return bool(self._closing)
+
+    def run_timers(self, now: float) -> float | None:
+        """Drop the closing connections whose time is over; return the next deadline, or None."""
+        while self._closing:
+            deadline, connection = self._closing[0]
+            is_closed = connection.fileno() == -1
+            if not is_closed and deadline > now:
+                return deadline
+            self._closing.popleft()
+            if not is_closed:
+                self.end(connection, wire.ABNORMAL, "the close was not answered in time")
+                self.forget(connection)
+        return None
