@@ -10,7 +10,6 @@
 
 #include "client.h"
 #include "language.h"
-#include "server.h"
 #include "utf8.h"
 
 /* How much a stream grows at least. */
@@ -71,7 +70,7 @@ static apachews_context *create(const char *path, bool gives_close_events)
         errno = error.number != 0 ? error.number : numbers[error.code];
         return NULL;
     }
-    context->server->holds_numbers = true; /* such a program knows clients by these */
+    context->server->keeps_fds = true; /* such a program identifies clients by fd number */
     return context;
 }
 

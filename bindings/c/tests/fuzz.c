@@ -30,7 +30,7 @@
 #include "language.h"
 #include "queue.h"
 #include "request.h"
-#include "server.h"
+#include "state.h"
 #include "utf8.h"
 #include "wire.h"
 
