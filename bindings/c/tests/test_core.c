@@ -199,12 +199,12 @@ static void test_request(void)
 
     static const char number[] = HEAD "\"/\",\"query\":7,\"headers\":[]" MIDDLE "null" TAIL;
     CHECK(request_decode(number, strlen(number), &made, &problem) == REQUEST_BAD);
-    CHECK(strcmp(problem, "in OPEN query is not a string") == 0);
+    CHECK(strcmp(problem, "OPEN: query is not a string") == 0);
 
     /* A string of C would end inside this one, and name somebody else. */
     static const char ann[] = HEAD "\"/\",\"headers\":[]" MIDDLE "\"ann\\u0000x\"" TAIL;
     CHECK(request_decode(ann, strlen(ann), &made, &problem) == REQUEST_BAD);
-    CHECK(made == NULL && strcmp(problem, "in OPEN user is no text") == 0);
+    CHECK(made == NULL && strcmp(problem, "OPEN: user is not a string") == 0);
 }
 
 static void test_answers(void)
