@@ -217,7 +217,7 @@ static void emit_message(struct wire_reader *reader, struct wire_item *item, uns
     if (item->kind == WIRE_TEXT && !utf8_is_valid(data, length)) {
         item->data = NULL;
         item->length = 0;
-        violate(reader, item, WIRE_INVALID_DATA, "a text message is not UTF-8");
+        violate(reader, item, WIRE_INVALID_DATA, "text message is not UTF-8");
     }
 }
 
@@ -272,7 +272,7 @@ static void start_data_frame(struct wire_reader *reader, struct wire_item *item,
     if (opcode == WIRE_OP_CONTINUATION) {
         if (reader->message_opcode == 0) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    "CONTINUATION without a message");
+                    "CONTINUATION frame without a message to continue");
             return;
         }
     } else if (reader->message_opcode != 0) {
@@ -285,7 +285,7 @@ static void start_data_frame(struct wire_reader *reader, struct wire_item *item,
     reader->message_bytes += header->length;
     if (reader->message_bytes > reader->max_message_bytes) {
         char problem[80];
-        snprintf(problem, sizeof problem, "message exceeds the limit of %llu bytes",
+        snprintf(problem, sizeof problem, "message has more than %llu bytes",
                  (unsigned long long)reader->max_message_bytes);
         violate(reader, item, WIRE_TOO_BIG, problem);
         return;
@@ -328,7 +328,7 @@ static void read_frame(struct wire_reader *reader, struct wire_item *item, int o
     const char *problem;
     int code;
     if (opcode == WIRE_OP_OPEN && reader->has_opened) {
-        violate(reader, item, WIRE_PROTOCOL_ERROR, "second OPEN");
+        violate(reader, item, WIRE_PROTOCOL_ERROR, "second OPEN frame");
     } else if (!reader->has_opened && (opcode == WIRE_OP_OPEN || opcode == WIRE_OP_PUBLISH)) {
         read_first_frame(reader, item, opcode, payload, length);
     } else if (!reader->has_opened) {
@@ -342,7 +342,7 @@ static void read_frame(struct wire_reader *reader, struct wire_item *item, int o
         finish(reader);
     } else if (opcode == WIRE_OP_MOVE) {
         if (reader->message_opcode != 0) {
-            violate(reader, item, WIRE_PROTOCOL_ERROR, "MOVE inside a message");
+            violate(reader, item, WIRE_PROTOCOL_ERROR, "MOVE frame inside a message");
             return;
         }
         item->kind = WIRE_MOVE;
@@ -378,7 +378,7 @@ static bool read_header(struct wire_reader *reader, struct wire_item *item)
     if (result > 0) {
         if (header.first & WIRE_RSV) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    "reserved bit set: the wire has no extensions");
+                    "reserved bit set; the wire has no extensions");
             return true;
         }
         if (opcode <= WIRE_OP_BINARY) {
@@ -393,13 +393,13 @@ static bool read_header(struct wire_reader *reader, struct wire_item *item)
         uint64_t limit = opcode < WIRE_OP_CLOSE ? WIRE_MAX_OPEN : WIRE_MAX_CONTROL;
         if (header.length > limit) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    opcode < WIRE_OP_CLOSE ? "a frame other than a data frame exceeds 8 MiB"
-                                           : "a control frame exceeds 125 bytes");
+                    opcode < WIRE_OP_CLOSE ? "frame other than a data frame has more than 8 MiB"
+                                           : "control frame has more than 125 bytes");
             return true;
         }
         if (!(header.first & WIRE_FIN)) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    "a frame other than a data frame is fragmented");
+                    "frame other than a data frame is fragmented");
             return true;
         }
         needed += (size_t)header.length;

@@ -9,6 +9,7 @@ use apachews\Exception\InvalidArgument;
 use apachews\Exception\ServerException;
 use apachews\Server;
 use apachews\Transport\EpollPoller;
+use apachews\Transport\Loop;
 use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
 use apachews\Wire\Frame;
@@ -192,8 +193,8 @@ final class ProgramTest extends TestCase
         }
         self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
         $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
-        assert(is_object($loop));
-        self::assertCount(50, (new \ReflectionProperty($loop, 'connections'))->getValue($loop));
+        assert($loop instanceof Loop);
+        self::assertCount(50, $loop->connections->all());
         foreach ($bridges as $_) {
             self::next($server, EventType::Accept);
         }
@@ -262,7 +263,7 @@ final class ProgramTest extends TestCase
     public function testPublishSaysWhatIsNoSocket(): void
     {
         touch($this->path);
-        self::assertStringContainsString('no Unix socket', $this->problemOf(
+        self::assertStringContainsString('not a Unix socket', $this->problemOf(
             fn () => \apachews\publish($this->path, 'hello')
         ));
     }

@@ -28,13 +28,13 @@ final class SendQueueTest extends TestCase
                 } elseif (($head = $queue->head()) !== '') {
                     $taken = mt_rand(1, strlen($head));
                     $out .= substr($head, 0, $taken);
-                    $queue->take($taken);
+                    $queue->consume($taken);
                 }
                 self::assertSame(strlen($in) - strlen($out), $queue->bytes);
             }
             while (($head = $queue->head()) !== '') {
                 $out .= $head;
-                $queue->take(strlen($head));
+                $queue->consume(strlen($head));
             }
             self::assertTrue($in === $out);
             self::assertTrue($queue->isEmpty());
@@ -72,7 +72,7 @@ final class SendQueueTest extends TestCase
             $queue->add($frame);
         }
         if ($sent > 0) {
-            $queue->take($sent);
+            $queue->consume($sent);
         }
         $queue->drop();
         self::assertSame($left, $queue->bytes);

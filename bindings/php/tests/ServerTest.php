@@ -9,12 +9,13 @@ use apachews\Delivery;
 use apachews\Event;
 use apachews\EventType;
 use apachews\Exception\InvalidArgument;
-use apachews\Exception\NobodyListens;
 use apachews\Exception\NoClient;
 use apachews\Exception\NotAsked;
+use apachews\Exception\NotListening;
 use apachews\Exception\PublishFailed;
 use apachews\Server;
 use apachews\Transport\EpollPoller;
+use apachews\Transport\Loop;
 use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
 use apachews\Wire\Close;
@@ -373,6 +374,16 @@ final class ServerTest extends TestCase
         self::assertSame(503, json_decode($another->readFrame()[1] ?? '', true)['status']);
     }
 
+    public function testMoveBeforeTheAnswerEndsTheClient(): void
+    {
+        $this->server();
+        [$bridge, $client] = $this->connect(['answer_required' => true]);
+        $bridge->send(Frame::MOVE);
+        $event = $this->next(EventType::ConnectionClosed);
+        self::assertSame(1006, $event->code);
+        self::assertFalse($client->accept());
+    }
+
     /**
      * @return array<string, array{int, array<string, string>}>
      */
@@ -597,8 +608,8 @@ final class ServerTest extends TestCase
         }
         $this->next(EventType::IO);
         $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
-        assert(is_object($loop));
-        self::assertLessThan(1500, count((new \ReflectionProperty($loop, 'events'))->getValue($loop)));
+        assert($loop instanceof Loop);
+        self::assertLessThan(1500, count($loop->connections->events));
         for ($number = 1; $number < 20 * 500; $number++) {
             $this->next(EventType::IO);
         }
@@ -641,7 +652,7 @@ final class ServerTest extends TestCase
         self::assertTrue($room->add($bobClient));
         self::assertSame($room, $server->group('room'));
         self::assertSame([$annClient, $bobClient], iterator_to_array($room));
-        self::assertEquals(new Delivery(1, 0), $room->broadcast('hello', without: $annClient));
+        self::assertEquals(new Delivery(1, 0), $room->broadcast('hello', exclude: $annClient));
         self::assertSame('hello', $bob->readText());
         self::assertEquals(new Delivery(2, 0), $server->publish('all', 'room'));
         self::assertSame('all', $ann->readText());
@@ -665,8 +676,9 @@ final class ServerTest extends TestCase
             $server->group("room $number");
         }
         $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
-        assert(is_object($loop));
-        self::assertLessThan(500, count((new \ReflectionProperty($loop, 'groups'))->getValue($loop)));
+        assert($loop instanceof Loop);
+        $groups = new \ReflectionProperty($loop->publications, 'groups');
+        self::assertLessThan(500, count($groups->getValue($loop->publications)));
         self::assertTrue($server->group('kept')->contains($client));
     }
 
@@ -695,9 +707,9 @@ final class ServerTest extends TestCase
         self::assertSame(ApacheWSNoData, $server->dequeue(0.01)?->type());
     }
 
-    public function testPublishSaysWhereNobodyListens(): void
+    public function testPublishSaysWhereNotListening(): void
     {
-        $this->expectException(NobodyListens::class);
+        $this->expectException(NotListening::class);
         \apachews\publish("{$this->directory->path}/none.ws", 'hello');
     }
 

@@ -103,7 +103,7 @@ final class SocketFileTest extends TestCase
         $oldClient = $old->dequeue(Bridge::DEADLINE_S)?->getClient();
         $new = $this->serve();
         self::assertCount(1, $this->logged);
-        self::assertStringContainsString('taken over', $this->logged[0]);
+        self::assertStringContainsString('replaced another producer', $this->logged[0]);
         $newBridge = new Bridge($this->path);
         $newClient = $new->dequeue(Bridge::DEADLINE_S)?->getClient();
         self::assertTrue($oldClient?->send('old'));
@@ -124,7 +124,7 @@ final class SocketFileTest extends TestCase
             self::fail('it was taken over');
         } catch (SocketInUse $error) {
             self::assertSame($this->path, $error->path);
-            self::assertSame('end it, or serve on another path', $error->remedy);
+            self::assertSame('stop it, or serve on another path', $error->remedy);
         }
         (new Bridge($this->path))->leave();
         self::assertSame(EventType::Accept, $server->dequeue(Bridge::DEADLINE_S)?->type());
@@ -225,8 +225,8 @@ final class SocketFileTest extends TestCase
     {
         return [
             'too long' => ['/tmp/' . str_repeat('x', 103), '107 bytes'],
-            'empty' => ['', 'no path'],
-            'with a NUL' => ["/tmp/a\0b", 'no path'],
+            'empty' => ['', 'invalid path'],
+            'with a NUL' => ["/tmp/a\0b", 'invalid path'],
             'no directory' => ['/nonexistent/it.ws', '/nonexistent is missing'],
         ];
     }
