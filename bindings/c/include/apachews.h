@@ -56,7 +56,7 @@ typedef enum apachews_error_code {
     APACHEWS_PATH_TOO_LONG, /* the path of a Unix socket has at most 107 bytes */
     APACHEWS_NOT_A_SOCKET,  /* the path is another kind of file, which is left alone */
     APACHEWS_IN_USE,        /* with exclusive: another producer listens there */
-    APACHEWS_NO_GROUP,      /* there is no group of that name */
+    APACHEWS_NO_GROUP,      /* options.group does not exist */
     APACHEWS_NOT_ASKED,     /* Apache accepts clients itself: see apachews_accept() */
     APACHEWS_NOT_WAITING,   /* Apache does not wait for an answer (any more) */
     APACHEWS_BAD_ANSWER     /* the answer is invalid */

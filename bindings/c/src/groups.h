@@ -1,4 +1,4 @@
-/* Groups of clients, by name: who is a member.  publish.c sends to them.
+/* Groups of clients, by name: their members.  publish.c sends to them.
  *
  * A group exists as long as it has a member.  A balanced tree (tsearch(3)) holds the groups, so
  * that lookups stay fast whatever names clients choose.  Nothing blocks. */

@@ -367,7 +367,7 @@ static void test_a_start_that_fails(void)
 }
 
 /* Any process that can read the directory can lock it: servers start and stop anyway. */
-static void test_a_directory_that_somebody_keeps_locked(void)
+static void test_a_directory_that_stays_locked(void)
 {
     char left_over[96];
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
@@ -757,8 +757,8 @@ static void test_groups(void)
     static const char some[] = "{\"version\":1,\"group\":\"nowhere\"}";
     CHECK(bridge_send(publisher, 0x86, some, strlen(some)) && bridge_send(publisher, 0x82, "a", 1));
     expect_nothing(server);
-    static const char nobody[] = "{\"version\":1,\"reached\":0,\"skipped\":0}";
-    bridge_expect(publisher, 0x86, nobody, strlen(nobody));
+    static const char unreached[] = "{\"version\":1,\"reached\":0,\"skipped\":0}";
+    bridge_expect(publisher, 0x86, unreached, strlen(unreached));
     CHECK(bridge_send(publisher, 0x88, "", 0));
     expect_nothing(server);
     close(publisher);
@@ -978,12 +978,12 @@ static void test_stop(void)
     close(other);
 }
 
-static void test_goodbyes_wait_for_whoever_reads(void)
+static void test_stop_flushes_clients_that_read(void)
 {
     static char block[300000];
     apachews_event event;
     apachews_server *server = open_server(NULL);
-    int deaf = bridge_open(false);
+    int silent = bridge_open(false);
     apachews_client *first = next(server, APACHEWS_OPEN).client;
     int slow = bridge_open(false);
     apachews_client *second = next(server, APACHEWS_OPEN).client;
@@ -1009,7 +1009,7 @@ static void test_goodbyes_wait_for_whoever_reads(void)
     }
     CHECK(!apachews_server_next(server, -1, &event));
     apachews_server_free(server);
-    close(deaf);
+    close(silent);
     close(slow);
 }
 
@@ -1287,7 +1287,7 @@ static void live_as_the_original(void)
 /* A signal may interrupt any code, so its handler only closes and returns. */
 static void test_closing_in_a_signal_handler(void)
 {
-    static const char goodbye[] = "\x03\xE9the server closes";
+    static const char close_payload[] = "\x03\xE9the server closes";
     for (int is_freed_at_once = 0; is_freed_at_once < 2; is_freed_at_once++) {
         apachews_context *context = to_close = apachews_create(path);
         CHECK(context != NULL);
@@ -1307,7 +1307,7 @@ static void test_closing_in_a_signal_handler(void)
         apachews_context_free(context);
         CHECK(access(path, F_OK) != 0);
         bridge_expect(bridge, 0x81, "still", 5);
-        bridge_expect(bridge, 0x88, goodbye, sizeof goodbye - 1);
+        bridge_expect(bridge, 0x88, close_payload, sizeof close_payload - 1);
         close(bridge);
     }
     /* Outside of the loop it closes at once. */
@@ -1358,7 +1358,7 @@ int main(void)
     test_a_relative_path();
     test_a_child_that_outlives_it();
     test_a_start_that_fails();
-    test_a_directory_that_somebody_keeps_locked();
+    test_a_directory_that_stays_locked();
     test_what_systemd_is_told();
     test_messages();
     test_a_flood_delays_the_others_by_a_turn();
@@ -1373,7 +1373,7 @@ int main(void)
     test_who_was_on_the_way_when_a_drain_began();
     test_a_drain_that_takes_too_long();
     test_stop();
-    test_goodbyes_wait_for_whoever_reads();
+    test_stop_flushes_clients_that_read();
     test_a_descriptor_that_the_program_closed();
     test_waking();
     test_a_loop_of_ones_own();

@@ -9,11 +9,11 @@ use apachews\Wire\Frame;
 use PHPUnit\Framework\TestCase;
 
 /**
- * What waits for a bridge: in order, whole, and no more than can be told.
+ * The send queue: order, whole frames, memory.
  */
 final class SendQueueTest extends TestCase
 {
-    public function testWhatGoesInComesOutHoweverItIsTaken(): void
+    public function testBytesComeOutInOrderWhateverTheWrites(): void
     {
         mt_srand(6455);
         for ($round = 0; $round < 5; $round++) {
@@ -83,7 +83,7 @@ final class SendQueueTest extends TestCase
         self::assertSame($left + 2, $queue->bytes);
     }
 
-    public function testManySmallFramesTakeTheMemoryOfTheirBytes(): void
+    public function testManySmallFramesNeedLittleMoreMemoryThanTheirBytes(): void
     {
         $queue = new SendQueue();
         $before = memory_get_usage();

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Tests;
 
 /**
- * The wire's examples, docs/wire-vectors.json, which every library is held against.
+ * The test vectors of the wire, docs/wire-vectors.json, for all libraries.
  */
 final class Vectors
 {
@@ -24,7 +24,7 @@ final class Vectors
     }
 
     /**
-     * The OPEN frame that streams begin with.
+     * The OPEN frame at the start of streams.
      */
     public static function open(): string
     {

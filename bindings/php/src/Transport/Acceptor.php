@@ -126,7 +126,7 @@ final class Acceptor
     }
 
     /**
-     * Accepts one connection; false: the backlog is empty, or there is no room.
+     * Accepts one connection; false: the backlog is empty, or the server is full.
      */
     private function accept(bool $pausesOnFailure): bool
     {
@@ -146,7 +146,7 @@ final class Acceptor
         if ($room < 0) {
             $this->poller->remove($stream);
             fclose($stream);
-            $this->pause('there is no room');
+            $this->pause('the server has no room');
             return false;
         }
         stream_set_blocking($stream, false);
