@@ -213,7 +213,7 @@ def test_cmake_finds_it(installed: Path, tmp_path: Path) -> None:
 
 
 def test_other_names_are_not_exported(installed: Path) -> None:
-    """The shared library exports the interface only; the static one has no names that could clash."""
+    """The shared library exports only the interface; the static one, only names with a prefix."""
     lib = installed / "lib"
     headers = "".join(path.read_text() for path in (installed / "include").glob("*.h"))
     for line in run("nm", "-D", "--defined-only", lib / "libapachews.so").splitlines():

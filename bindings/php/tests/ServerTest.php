@@ -158,7 +158,7 @@ final class ServerTest extends TestCase
         self::assertGreaterThanOrEqual(0.05, (hrtime(true) - $begun) / 1e9);
         $event->close();
         $this->expectException(NoClient::class);
-        $event->write('to nobody');
+        $event->write('without a client');
     }
 
     public function testEmptyMessageIsNoDataOfItsClient(): void
