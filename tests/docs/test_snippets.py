@@ -76,8 +76,8 @@ C_PRELUDE = """\
 #include <stdio.h>
 extern apachews_server *server;
 extern apachews_event event;
-extern volatile sig_atomic_t is_told;
-void serve(apachews_event *event);
+extern volatile sig_atomic_t received;
+void handle(apachews_event *event);
 void fragment(void);
 void fragment(void)
 {

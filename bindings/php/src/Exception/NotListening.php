@@ -5,16 +5,16 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * No producer listens on the socket file, or there is none.
+ * No producer listens on the path, or the file does not exist.
  */
-final class NobodyListens extends ServerException
+final class NotListening extends ServerException
 {
     public function __construct(string $path)
     {
         parent::__construct(
             $path,
             'no producer listens here',
-            'start it, or look at the path'
+            'start the producer, or check the path'
         );
     }
 }
