@@ -146,7 +146,7 @@ def sentence(case: Case) -> str:
             f"The program sends messages of {size} to {case.connections:,} clients, two under way."
         )
     if case.kind is Kind.HANDSHAKES:
-        return f"Clients connect, say goodbye and go, {case.connections} at a time."
+        return f"Clients connect and close, {case.connections} at a time."
     if case.kind is Kind.MEMORY:
         low, high = case.proxied_connections
         return (
