@@ -9,7 +9,7 @@ namespace apachews\Tests;
  */
 final class Vectors
 {
-    private const FILE = __DIR__ . '/../../../docs/wire-vectors.json';
+    private const FILE = __DIR__ . '/../../../docs/reference/wire-vectors.json';
 
     /**
      * @return array<string, array{array<string, mixed>}> by name, as PHPUnit takes them
