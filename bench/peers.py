@@ -153,7 +153,7 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
-    """Run a program of ``backends``; wait until it says where it listens.
+    """Run a program of ``backends``; wait until it prints its address.
 
     Raises:
         PeerFailed: it does not.

@@ -238,7 +238,7 @@ def _storm(running: Site, count: int) -> Figures:
 
 
 def servers_for(sockets: int, descriptors: int) -> tuple[int, list[str]]:
-    """Return with how many children Apache is to start, and a note where that is not stock."""
+    """Return the number of children to start, and a note if it is not Apache's default."""
     needed = -(-int(sockets * FDS_A_CONNECTION * UNEVEN) // descriptors)
     if needed <= STOCK_SERVERS:
         return STOCK_SERVERS, []

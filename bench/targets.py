@@ -1,7 +1,7 @@
 """What apachews is to reach: one table.
 
-Compared is with plain asyncio, which ``websockets`` documents as its default; the ratio to
-the same program on uvloop is shown beside it where that has run as well.
+Peers run on plain asyncio, the documented default of ``websockets``; the ratio to the same
+program on uvloop is shown as well if that has run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Target:
     """One figure to reach.
 
     Attributes:
-        case: of which case.
+        case: the case.
         what: the figure, in words.
         metric: the figure.
         limit: of the ratio; of the figure itself without ``against``.
@@ -56,7 +56,7 @@ class Outcome:
 
     Attributes:
         measured: None: its case did not run.
-        on_uvloop: the ratio to the peer on uvloop, where that ran.
+        on_uvloop: the ratio to the peer on uvloop, if it ran.
         is_met: None: not measured.
     """
 

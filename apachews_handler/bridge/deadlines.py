@@ -64,7 +64,7 @@ class Deadlines(Generic[T]):
         item.scheduled_at = math.inf
 
     def next_at(self) -> float:
-        """Return the earliest deadline; inf if there are none."""
+        """Return the earliest deadline; inf without deadlines."""
         heap, tickets = self._heap, self._tickets
         # A stale entry would wake the driver for nothing.
         while heap and heap[0][1] not in tickets:

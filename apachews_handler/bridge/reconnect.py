@@ -134,7 +134,7 @@ class _Endpoint:
         self.refused_until = 0.0
 
     def connect(self, path: str, now: float) -> socket.socket | _Failure:
-        """Return a socket to the producer, or why there is none yet.
+        """Return a socket to the producer, or why an attempt has not returned one.
 
         Args:
             path: of the endpoint's socket file.

@@ -90,7 +90,7 @@ class Ending:
         after_s: the duration of the connection, seconds.
         at: the time of the end, seconds since 1970.
         traffic: as ``Session.traffic``.
-        round_trip_s: the round trip of the last answered PING; None if there was none.
+        round_trip_s: the round trip of the last answered PING; None without one.
         pid: the process that served the connection.
     """
 

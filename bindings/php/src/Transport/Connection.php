@@ -87,7 +87,7 @@ final class Connection
     }
 
     /**
-     * Returns the available bytes; "" at the end of file; null if there are none yet.
+     * Returns the available bytes; "" at the end of file; null if nothing has arrived.
      */
     public function receiveNowait(): ?string
     {
