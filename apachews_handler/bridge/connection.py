@@ -233,6 +233,7 @@ class Connection:
             return False
         state = tcp_state(self.client.fd)
         if self.progress is None:
+            # No PING was sent, so there is nothing to compare with yet.
             self.progress = Progress(state)
             return state.unacked > 0
         return self.progress.is_receiving(state, least_bytes)
@@ -249,6 +250,7 @@ class Connection:
         """Close both sides in any state; a second call does nothing."""
         self.transport.close()
         self.producer_socket.close()
+        # Once: another connection may get the slots as soon as they are released.
         admission, self.admission = self.admission, None
         if admission:
             admission.release()

@@ -82,7 +82,7 @@ class Loop:
         Raises:
             OSError: the kernel has no room.
         """
-        self._readers[fd] = on_ready
+        self._readers[fd] = on_ready  # before epoll can report it to the loop's thread
         try:
             self._poller.epoll.register(fd, events)
         except OSError:
@@ -91,7 +91,7 @@ class Loop:
 
     def remove_reader(self, fd: int) -> None:
         """Stop watching a descriptor, which the caller then closes."""
-        if not self._poller.epoll.closed:
+        if not self._poller.epoll.closed:  # a custodian closes its loop before its reporter
             self._poller.unregister(fd)
         self._readers.pop(fd, None)
 
@@ -141,6 +141,7 @@ class Loop:
 
     def reopen(self) -> None:
         """Continue in a forked process: with an epoll of its own, and without readers."""
+        # The parent's sockets: its eventfd, its reporter, its attempts on loopback ports.
         self._readers.clear()
         self._reconnector.abort_attempts()
         self._poller.reopen()
@@ -167,10 +168,12 @@ class Loop:
         events = poller.epoll.poll(self._wait_s(max_wait_s))
         poller.now = time.monotonic()
         clients, producers, readers = poller.clients, poller.producers, []
+        # A new dict, because a client that is read in this turn may become pending again.
         pending, poller.pending = poller.pending, {}
         poller.busy = len(pending) or 1
         fast_path, relay = self._fast_path, self._relay
         for fd, ready in events:
+            # EPOLLIN and nothing else: probably a message, and no error or hang-up.
             if (connection := clients.get(fd)) is not None:
                 handle = fast_path.relay_client if ready == _IN else relay.on_client
                 if pending:
@@ -191,6 +194,7 @@ class Loop:
             if fd in self._readers:
                 self._readers[fd]()
         for connection in pending:
+            # It may have been closed in this turn, or its producer may have become slow.
             if connection.client.fd != -1 and connection.client.mask & _IN:
                 self._guard(relay.on_client, connection, _IN)
         if self._reconnector:
@@ -213,11 +217,12 @@ class Loop:
         if now - self._poller.now > SLOW_TURN_S:
             self._note_slow_turn(now - self._poller.now)
         if self._poller.pending:
-            return 0
+            return 0  # they can be read at once; epoll is asked for the others
         wait_s = self._deadlines.next_at() - now
         if wait_s > 0:
             wait_s = max(wait_s, TIMERS_S)
         if self._reconnector:
+            # Not batched: its delays are a few milliseconds while clients are resumed.
             wait_s = min(wait_s, self._reconnector.next_at() - now)
         if wait_s == math.inf:
             return max_wait_s

@@ -47,6 +47,7 @@ class Poller:
             OSError: the kernel has no room; the connection is in ``clients`` all the same.
         """
         leg = connection.client
+        # First, so that ``remove_client`` finds it if epoll refuses it.
         self.clients[leg.fd] = connection
         self.epoll.register(leg.fd, _IN)
         leg.mask = _IN
@@ -94,5 +95,6 @@ class Poller:
         for fd, connection in self.clients.items():
             self.epoll.register(fd, connection.client.mask)
         for fd, connection in self.producers.items():
+            # A dead producer that is not watched would be reported in every turn.
             if connection.producer.mask != NOT_WATCHED:
                 self.epoll.register(fd, connection.producer.mask)

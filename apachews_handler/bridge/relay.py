@@ -237,7 +237,9 @@ class Relay:
             return
         retry_at = timeouts.start_hold(now, session.producer_said, is_moving=is_moving)
         if connection.is_open:
-            timeouts.close_by = 0.0  # set because the client was slow; the client stays
+            # EPOLLRDHUP started it, because a slow producer kept the client from being read.  It
+            # is read again, so its end of file will be seen.
+            timeouts.close_by = 0.0
         self._reconnector.add(connection, retry_at)
         self.schedule(connection)
 

@@ -69,7 +69,7 @@ class Timers:
                 timeouts.passed_at = now  # the kernel still sends it an earlier message
             else:
                 session.close(CloseCause.IDLE)
-        self._finish_turn(connection)
+        self._flush_and_schedule(connection)
 
     def ping_early(self, connection: Connection) -> None:
         """Send a client the PING that is due within half an interval; else do nothing."""
@@ -82,7 +82,7 @@ class Timers:
             self._deadlines.cancel(connection)
             self._relay.schedule(connection)
 
-    def _finish_turn(self, connection: Connection) -> None:
+    def _flush_and_schedule(self, connection: Connection) -> None:
         if connection.is_closed:
             return
         self._relay.flush(connection)
@@ -110,7 +110,7 @@ class Timers:
             return
         # The client's last messages wait for the next producer; held_until bounds that.
         timeouts.close_by = 0.0
-        self._finish_turn(connection)
+        self._flush_and_schedule(connection)
 
     def _ping(self, connection: Connection) -> None:
         session, timeouts, now = connection.session, connection.timeouts, self._poller.now

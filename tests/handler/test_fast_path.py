@@ -6,8 +6,10 @@ and without it.  All that comes out must be equal, to the byte, and so must the 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from apachews import wire
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
+from apachews_handler.protocol.client_reader import FRAMES_A_TURN
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import RAW, Rate, Settings
@@ -24,6 +27,10 @@ from apachews_handler.settings import RAW, Rate, Settings
 from ..support.frames import masked
 
 SIZES = [0, 1, 10, 125, 126, 300, 5000, 30_000]
+# A turn does not read all of these: the reader pauses.
+BURST = masked(0x81, b"") * (FRAMES_A_TURN + 500)
+_deflater = zlib.compressobj(6, zlib.DEFLATED, -15)
+BOMB = masked(0xC2, (_deflater.compress(bytes(300_000)) + _deflater.flush(zlib.Z_SYNC_FLUSH))[:-4])
 CLIENT_FIRST = [0x81, 0x82, 0x81, 0x01, 0x80, 0x89, 0x8A]
 PRODUCER_OPCODES = [0x1, 0x2, 0x1, 0x9, 0x7]
 
@@ -108,7 +115,10 @@ def play(seed: int, *, general: bool) -> list[Any]:
     turn()
     for _ in range(chance.randint(5, 30)):
         act = chance.random()
-        if act < 0.4:
+        if act < 0.05:
+            with contextlib.suppress(BlockingIOError):
+                client.send(BURST if agreement is None or chance.random() < 0.5 else BOMB)
+        elif act < 0.4:
             offer(client, chance, lambda size: masked(chance.choice(CLIENT_FIRST), b"m" * size))
         elif act < 0.8:
             offer(

@@ -345,6 +345,23 @@ def test_messages_of_a_client_that_leaves_during_a_move_are_delivered(
     assert client.next_item() == (wire.Close(1000, "") if sends_close else None)
 
 
+def test_messages_of_a_client_that_left_are_delivered_though_the_old_producer_hangs(
+    connect: Callable[..., Peers], listen: Callable[..., Producer]
+) -> None:
+    peers = connect(close_timeout=0.3)
+    peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
+    assert peers.next_item() == Moved()
+    peers.client.sendall(masked(0x81, b"last"))
+    wait_for(lambda: peers.connection.session.waiting_bytes)
+    peers.client.close()
+    wait_for(lambda: peers.connection.client.fd == -1)
+    assert peers.connection.producer.fd != -1  # it never closes its end
+    client = listen().accept()
+    assert is_resumed(client.next_item())
+    assert client.next_item() == "last"
+    assert client.next_item() is None
+
+
 def test_a_hold_costs_no_processor(connect: Callable[..., Peers]) -> None:
     peers = connect(idle_timeout_s=0.3, ping_interval_s=0.3, send_timeout_s=0.3, hold_s=2.0)
     peers.producer.close()
