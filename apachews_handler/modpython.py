@@ -15,16 +15,17 @@ are not UTF-8.  What is made of them is the environment that mod_wsgi gives, and
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Final, Protocol
 
 from mod_python import apache
 
+from apachews.monitoring import refusals
 from apachews_handler.native.httpd import ErrorLog, Request
 
 from . import status_page, wsgi
-from .exceptions import NotSetUp
-from .lifecycle import child
+from .exceptions import Refusal
+from .lifecycle.child import the_child
 
 MAIN_INTERPRETER: Final = "main_interpreter"
 
@@ -36,6 +37,7 @@ class _ModPythonRequest(Protocol):
 
     _request_rec: object
     content_type: str
+    headers_out: MutableMapping[str, str]
     interpreter: str
     status: int
     unparsed_uri: str
@@ -92,17 +94,20 @@ class _Errors:
 def _run(req: _ModPythonRequest, application: _Application) -> int:
     if req.interpreter != MAIN_INTERPRETER:
         # (Nothing of httpd's was touched yet: ctypes works nowhere else.)
-        refusal = NotSetUp(
+        refusal = Refusal(
+            refusals.HANDLER_MODE,
             f"mod_python runs this in the interpreter {req.interpreter!r}:"
-            " add PythonInterpreter main_interpreter"
+            " add PythonInterpreter main_interpreter",
         )
         try:
-            uri = req.unparsed_uri[:200]
+            uri = req.unparsed_uri
         except UnicodeDecodeError:
             uri = "a URI that is not UTF-8"
-        req.log_error(f"apachews: {refusal.status} for {uri}: {refusal.logged}", apache.APLOG_ERR)
+        req.log_error(refusal.log_line(uri), apache.APLOG_ERR)
         req.status = int(refusal.status.split()[0])
         req.content_type = "text/plain; charset=utf-8"
+        for name, value in refusal.headers:
+            req.headers_out[name] = value
         req.set_content_length(len(refusal.body()))
         req.write(refusal.body())
         return int(apache.OK)
@@ -140,13 +145,13 @@ def _prepare() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     # (wsgi has called prepare().)
-    child.end_is_called_by_host()
-    apache.register_cleanup(child.end)
+    the_child.end_is_called_by_host()
+    apache.register_cleanup(the_child.end)
 
 
 def _warn_once(request: Request) -> None:
     global _has_warned
-    if not child.is_prepared() and not _has_warned:
+    if not the_child.is_prepared() and not _has_warned:
         _has_warned = True
         request.error_log().write(
             "warn",

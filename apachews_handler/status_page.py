@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from apachews.monitoring.collect import collect
 from apachews.monitoring.snapshot import Status
-from apachews_handler.exceptions import Unavailable
+from apachews_handler.exceptions import Refusal
 from apachews_handler.monitoring import metrics
 from apachews_handler.shared import rundir, waiting
 
@@ -68,7 +68,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     else:
         try:
             status, kind, body = _answer(environ.get("QUERY_STRING", ""))
-        except Unavailable as error:
+        except Refusal as error:
             environ["wsgi.errors"].write(f"apachews: no status: {error.logged}\n")
             status, kind, body = error.status, "text/plain; charset=utf-8", error.body()
             headers += error.headers

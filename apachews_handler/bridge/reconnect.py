@@ -16,18 +16,16 @@ must we: such attempts wait here, and are looked at again every millisecond.
 from __future__ import annotations
 
 import enum
-import errno
 import math
-import os
 import socket
 from collections.abc import Iterator
 from typing import Final
 
 from apachews._listening import loopback
+from apachews._listening.endpoint import Attempt, Outcome, Unreachable, outcome_of
 from apachews_handler.endpoints import endpoint_access
-from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES
+from apachews_handler.endpoints.endpoint import connect_once
 from apachews_handler.exceptions import Refusal
-from apachews_handler.native import syscalls
 
 from .connection import Connection
 
@@ -59,59 +57,14 @@ class _Found(enum.Enum):
     UNDER_WAY = "somebody may listen on a loopback port"
 
 
-class _Attempt:
-    """On the way to a producer on a loopback port: connecting, or proving."""
-
-    __slots__ = ("_caller", "_hello", "_sock", "ends_at")
-
-    def __init__(self, address: loopback.Address, now: float) -> None:
-        self.ends_at = now + ATTEMPT_TIMEOUT_S
-        self._caller = loopback.Caller(address.token)
-        self._hello = self._caller.hello
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            loopback.send_at_once(self._sock)
-            result = self._sock.connect_ex((loopback.HOST, address.port))
-            if result not in (0, errno.EINPROGRESS):
-                raise OSError(result, os.strerror(result))
-        except BaseException:
-            self._sock.close()
-            raise
-
-    def go_on(self) -> socket.socket | None:
-        """Return the socket once both are proven, None where that takes longer.
-
-        Raises:
-            OSError, NotProven: nobody listens, or somebody else.
-        """
-        try:
-            if self._hello:
-                # (Not connected yet: ENOTCONN or EAGAIN; what is sent fits at once.)
-                self._sock.send(self._hello)
-                self._hello = b""
-            data = self._sock.recv(self._caller.wanted)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                return None
-            raise
-        if not data:
-            raise loopback.NotProven("it closed the connection")
-        if proof := self._caller.receive(data):
-            self._sock.send(proof)
-            return self._sock
-        return None
-
-    def close(self) -> None:
-        self._sock.close()
+_BUSY: Final = frozenset({Outcome.BUSY, Outcome.OUT_OF_RESOURCES})
 
 
 class _Path:
     """The clients that wait for one path.
 
     Attributes:
-        attempts: those under way, where the path is a loopback socket's.
+        attempts: those under way, if the path is a loopback socket's, with their deadlines.
         connections: a dict for its order.
         is_proven: the last attempt has found the producer.
         probe_at: when to look again.
@@ -122,7 +75,7 @@ class _Path:
     __slots__ = ("attempts", "connections", "delay_s", "is_proven", "probe_at", "refused_until")
 
     def __init__(self) -> None:
-        self.attempts: list[_Attempt] = []  # no more than there are connections
+        self.attempts: dict[Attempt, float] = {}  # at most as many as connections
         self.is_proven = False
         self.connections: dict[Connection, None] = {}
         self.probe_at = 0.0
@@ -139,22 +92,22 @@ class _Path:
             try:
                 # One, until somebody has proved himself.
                 for _ in range(min(MAX_ATTEMPTS if self.is_proven else 1, len(self.connections))):
-                    self.attempts.append(_Attempt(found, now))
+                    self.attempts[Attempt(found)] = now + ATTEMPT_TIMEOUT_S
             except OSError as error:
                 if not self.attempts:
-                    is_refused = error.errno == errno.ECONNREFUSED
+                    is_refused = outcome_of(error) is Outcome.REFUSED
                     return _Found.NOBODY if is_refused else _Found.BUSY
-        for attempt in list(self.attempts):
+        for attempt, ends_at in list(self.attempts.items()):
             try:
-                sock = attempt.go_on()
+                sock = attempt.advance()
             except (OSError, loopback.NotProven):
                 self._break_off(attempt)
                 continue
             if sock is not None:
-                self.attempts.remove(attempt)
+                del self.attempts[attempt]
                 self.is_proven = True
                 return sock
-            if attempt.ends_at <= now:
+            if ends_at <= now:
                 self._break_off(attempt)
         return _Found.UNDER_WAY if self.attempts else _Found.NOBODY
 
@@ -162,8 +115,8 @@ class _Path:
         for attempt in list(self.attempts):
             self._break_off(attempt)
 
-    def _break_off(self, attempt: _Attempt) -> None:
-        self.attempts.remove(attempt)
+    def _break_off(self, attempt: Attempt) -> None:
+        del self.attempts[attempt]
         self.is_proven = False
         attempt.close()
 
@@ -256,31 +209,16 @@ class Reconnector:
 
 
 def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopback.Address | _Found:
-    """Connect as for a handshake, or say what is to be done instead."""
+    """Connect as for a handshake, or return what is to be done instead."""
     try:
         with endpoint_access.opened(path, directories, keeps_gil=False) as name:
-            try:
-                return syscalls.connect(name)
-            except BlockingIOError:
-                return _Found.BUSY
-            except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    raise
-                # Nobody listens, or no permission yet: its mode is set later.
-                return _loopback_address(name)
+            return connect_once(name)
+    except Unreachable as failure:
+        outcome = failure.outcome
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            return _Found.REFUSED
-        return _Found.BUSY if error.errno in OUT_OF_RESOURCES else _Found.NOBODY
+        outcome = outcome_of(error)
     except Refusal:
-        # A link that may not lead there has taken the place of the socket.
+        # A link that may not lead there has replaced the socket, or too many links.
         return _Found.REFUSED
-
-
-def _loopback_address(name: str) -> loopback.Address | _Found:
-    try:
-        if os.path.isfile(name):
-            return loopback.Address.read(name)
-    except (OSError, loopback.NotAnAddress):
-        pass
-    return _Found.NOBODY
+    # Every other outcome may end soon: a producer that starts makes the file, and sets its mode.
+    return _Found.BUSY if outcome in _BUSY else _Found.NOBODY

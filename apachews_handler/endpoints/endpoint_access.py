@@ -34,7 +34,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from apachews_handler.exceptions import NotSetUp, Refusal
+from apachews.monitoring import refusals
+from apachews_handler.exceptions import Refusal
 from apachews_handler.native import syscalls
 
 # Components of one walk, those of the links' targets among them: a path of ten components with
@@ -61,8 +62,9 @@ def opened(path: str, directories: tuple[str, ...], *, keeps_gil: bool = True) -
         keeps_gil: False for a path that was not looked up just before.
 
     Raises:
-        Refusal: 403, a link is not allowed to lead there; 500, /proc is missing.
-        OSError: as open(2); ELOOP if the walk has more than ``MAX_STEPS``.
+        Refusal: 403, a link is not allowed to lead there; 500, the walk has more than
+            ``MAX_STEPS``, or /proc is missing.
+        OSError: as open(2).
     """
     data = os.fsencode(path)
     fd = syscalls.open_direct(data, keeps_gil=keeps_gil)
@@ -85,7 +87,17 @@ def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
         Refusal, OSError: as ``opened``.
     """
     links: list[_Link] = []
-    fd = _walk(path, links)
+    try:
+        fd = _walk(path, links)
+    except OSError as error:
+        # The budget's: no call of the walk follows a link, so the kernel does not count links.
+        if error.errno != errno.ELOOP:
+            raise
+        fact = (
+            f"too many symbolic links on the way to {os.fsdecode(path)!r}: the path and the"
+            f" targets of its links may have {MAX_STEPS} components"
+        )
+        raise Refusal(refusals.TOO_MANY_LINKS, fact) from error
     try:
         owner = syscalls.owner_of(fd)
         foreign = next((link for link in links if link.owner not in (_ROOT, owner)), None)
@@ -184,21 +196,17 @@ def _real_path(fd: int) -> bytes:
     try:
         return syscalls.path_of(fd)
     except OSError as error:
-        raise NotSetUp(
-            f"/proc/self/fd cannot be read ({error.strerror}): mount /proc where Apache's"
-            " children run (inside ChrootDir, or the container)"
-        ) from error
+        fact = f"/proc/self/fd cannot be read ({error.strerror})"
+        raise Refusal(refusals.NO_PROC, fact) from error
 
 
 def _not_allowed(link: _Link, real: bytes, owner: int) -> Refusal:
     where, file = os.fsdecode(link.path), os.fsdecode(real)
     return Refusal(
-        "403 Forbidden",
-        "There is no WebSocket here.",
+        refusals.FOREIGN_LINK,
         f"the symbolic link {where!r} of user {_name(link.owner)} leads to {file!r} of user"
-        f" {_name(owner)}: if that site is to reach it, make the link as root, or as"
-        f" {_name(owner)}; or let all sites use the directory, by Define"
-        f" APACHEWS_ENDPOINT_DIRECTORIES {os.path.dirname(file)} in the server's configuration",
+        f" {_name(owner)}; to let any link lead there: Define APACHEWS_ENDPOINT_DIRECTORIES"
+        f" {os.path.dirname(file)}",
     )
 
 

@@ -34,8 +34,10 @@ import threading
 import time
 from typing import Any, Final
 
-from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
-from apachews_handler.exceptions import NotSetUp, Refusal, Unavailable
+from apachews._listening.endpoint import OUT_OF_RESOURCES
+from apachews.monitoring import refusals
+from apachews.monitoring.refusals import Reason
+from apachews_handler.exceptions import Refusal, no_descriptors
 from apachews_handler.settings import Settings
 
 from . import rundir
@@ -283,13 +285,16 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
     ):
         return _FREE
     wanted = [
-        ("all", settings.max_connections, _too_many("APACHEWS_MAX_CONNECTIONS")),
+        (
+            "all",
+            settings.max_connections,
+            _too_many(refusals.CONNECTION_LIMIT, "APACHEWS_MAX_CONNECTIONS"),
+        ),
         (
             f"address {_client(address)}",
             settings.max_connections_per_address,
             Refusal(
-                "429 Too Many Requests",
-                "There are too many connections from your address.",
+                refusals.ADDRESS_LIMIT,
                 f"{_client(address)} has as many connections as"
                 f" APACHEWS_MAX_CONNECTIONS_PER_ADDRESS allows:"
                 f" {settings.max_connections_per_address}",
@@ -298,7 +303,7 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
         (
             f"endpoint {path}",
             settings.max_connections_per_endpoint,
-            _too_many("APACHEWS_MAX_CONNECTIONS_PER_ENDPOINT"),
+            _too_many(refusals.ENDPOINT_LIMIT, "APACHEWS_MAX_CONNECTIONS_PER_ENDPOINT"),
         ),
     ]
     places = _open_places()
@@ -310,7 +315,8 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
             # Another limit has another region: one count would mean neither.
             position = places.take(f"{key} of {limit}", limit)
         except OSError as error:
-            refusal = Unavailable(f"the connection cannot be counted: {error.strerror}")
+            fact = f"the connection cannot be counted: {error.strerror}"
+            refusal = Refusal(refusals.CANNOT_COUNT, fact)
             position = None
         if position is None:
             Permit(places, positions).release()
@@ -319,8 +325,8 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
     return Permit(places, positions)
 
 
-def _too_many(name: str) -> Refusal:
-    return Unavailable(f"there are as many connections as SetEnv {name} allows")
+def _too_many(reason: Reason, name: str) -> Refusal:
+    return Refusal(reason, f"there are as many connections as SetEnv {name} allows")
 
 
 def _client(address: str) -> str:
@@ -345,12 +351,12 @@ def _open_places() -> SlotFile:
                 _places = SlotFile(os.path.join(directory, f"{os.getppid()}.places"))
             except OSError as error:
                 if error.errno in OUT_OF_RESOURCES:
-                    raise Unavailable(out_of_descriptors(error)) from error
-                raise NotSetUp(
+                    raise no_descriptors(error) from error
+                fact = (
                     f"connections cannot be counted in {error.filename or directory or '/tmp'}:"
-                    f" {error.strerror}; Apache's user must own it and be able to write there:"
-                    " remove it if it is another's, or set TMPDIR for Apache"
-                ) from error
+                    f" {error.strerror}"
+                )
+                raise Refusal(refusals.RUN_DIRECTORY, fact) from error
         return _places
 
 
