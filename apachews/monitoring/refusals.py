@@ -271,7 +271,7 @@ PERMISSION: Final = Reason(
     500,
     _MISCONFIGURED,
     "Apache's user has no permission to connect to the socket",
-    "the user needs the right to write to the socket and to enter its directories: Server(group=…)",
+    "give that user the right to write to the socket, and to enter its directories: Server(group=)",
     ("socket-permission", "confinement"),
 )
 CANNOT_CONNECT: Final = Reason(
@@ -315,7 +315,7 @@ SETTINGS: Final = Reason(
     "settings",
     500,
     _MISCONFIGURED,
-    "a SetEnv or Define APACHEWS_… has an unknown name or a value that is not allowed",
+    "a SetEnv or Define of a setting has an unknown name or a value that is not allowed",
     "change that line; apachews doctor finds it",
     ("settings",),
 )

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from apachews_tools.httpd.answers import Answer, cause_of, phrase, websocket_url
+from apachews_tools.httpd.answers import Answer, cause_of, joined, phrase, websocket_url
 from apachews_tools.terminal.console import Console
 from apachews_tools.terminal.terminal import (
     CYAN,
@@ -442,7 +442,7 @@ def _hint(refused: Refused, *, has_user: bool) -> str:
     location = printable(refused.header("location"))
     if 300 <= refused.status < 400 and location:
         return f"Connect to {websocket_url(location)} instead."
-    answer = Answer(refused.status, dict(refused.headers), refused.body)
+    answer = Answer(refused.status, joined(refused.headers), refused.body)
     if refused.status == 401 and has_user and not answer.refusal():
         return "Apache does not know this name, or the password is wrong."
     cause = cause_of(answer)

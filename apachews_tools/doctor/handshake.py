@@ -26,7 +26,7 @@ from apachews.exceptions import WireError
 from apachews.monitoring import refusals
 from apachews.wire import decode_header
 from apachews_tools.httpd.address import Address
-from apachews_tools.httpd.answers import Answer, Cause, cause_of, websocket_url
+from apachews_tools.httpd.answers import Answer, Cause, cause_of, joined, websocket_url
 
 from .finding import ALWAYS, Finding, Level, error, ok, warning
 
@@ -244,7 +244,7 @@ def _read_answer(channel: _Channel) -> Answer:
     if match is None:
         raise ValueError(f"not an HTTP response: {first[:60]!r}")
     fields = (line.partition(":") for line in lines)
-    headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+    headers = joined((name.strip(), value.strip()) for name, _, value in fields)
     status = int(match[1])
     if status == 101:
         return Answer(status, headers, "")

@@ -11,7 +11,7 @@ Sources: httpd's log messages (AH00035 and others), mod_wsgi's src/server.
 from __future__ import annotations
 
 import http
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +25,7 @@ class Answer:
 
     Attributes:
         status: HTTP status.
-        headers: names in lower case.
+        headers: as ``joined`` makes them.
         body: the beginning of it.
     """
 
@@ -202,6 +202,15 @@ CAUSES: Final[tuple[Cause, ...]] = (
     ),
     Cause("a proxy answers here, and got no answer in time", _NO_PROXY, status=504),
 )
+
+
+def joined(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return headers by their names in lower case, repeated ones joined (RFC 9110 5.3)."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        before = found.get(name.lower())
+        found[name.lower()] = value if before is None else f"{before}, {value}"
+    return found
 
 
 def cause_of(answer: Answer, logged: str = "") -> Cause | None:

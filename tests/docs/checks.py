@@ -32,7 +32,7 @@ def answered(block: Block, output: str) -> None:
 
 ANSWERS: Final = {
     ("docs/quickstart.md", "curl --include"): "HTTP/1.1 426 ",
-    ("docs/quickstart.md", "tail"): "426 Upgrade Required for /ws/echo.ws: not a WebSocket request",
+    ("docs/quickstart.md", "tail"): "426 not-a-websocket for /ws/echo.ws: not a WebSocket request",
     ("docs/howto/publish.md", "-m 'The server"): "0 reached",
     (TUTORIAL, "configtest"): "Syntax OK",
     (TUTORIAL, "--head"): "HTTP/1.1 ",

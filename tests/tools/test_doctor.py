@@ -46,7 +46,7 @@ from apachews_tools.doctor.server import check_ownership, check_server, listens_
 from apachews_tools.doctor.site import check_scope, check_socket, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
 from apachews_tools.httpd.address import Address, AddressError
-from apachews_tools.httpd.answers import CAUSES, Answer, Cause
+from apachews_tools.httpd.answers import CAUSES, Answer, Cause, joined
 from apachews_tools.httpd.configuration import Configuration, RunConfig
 from apachews_tools.httpd.control import Control, ControlError
 from apachews_tools.httpd.directives import IncludedFile, parse_files
@@ -959,8 +959,12 @@ def test_the_words_of_a_body_do_not_make_a_refusal() -> None:
 
 
 def test_a_websocket_as_error_document_has_the_reason_of_the_first_request() -> None:
-    answer = Answer(404, {"apachews-refused": "no-such-endpoint, error-document"}, "")
-    assert answer.refusal() is refusals.NO_SUCH_ENDPOINT
+    pairs = [("Apachews-Refused", "no-such-endpoint"), ("apachews-refused", "error-document")]
+    assert joined([*pairs, ("X", "y")]) == {
+        "apachews-refused": "no-such-endpoint, error-document",
+        "x": "y",
+    }
+    assert Answer(404, joined(pairs)).refusal() is refusals.NO_SUCH_ENDPOINT
 
 
 @pytest.mark.parametrize(
