@@ -1,6 +1,6 @@
 """Messages for a producer's clients, from any other program on the machine.
 
-Contract: one call, which blocks; no thread, no state.  What is behind it is PUBLISH in
+Contract: one call, which blocks; no thread, no state.  The protocol is PUBLISH in
 docs/wire.md, a few lines in any language.
 """
 
@@ -18,7 +18,7 @@ from .client import encode_message
 from .exceptions import NobodyListens, NotASocket, PublishError
 from .groups import Delivery
 
-# Between two events a producer has; siblings of a worker are waited for for as long.
+# A producer reads this between two events; a worker waits as long for its siblings.
 TIMEOUT_S: Final = 10.0
 
 
@@ -31,8 +31,8 @@ def publish(
 ) -> Delivery:
     """Send a message to the clients of the producer that listens on a socket file.
 
-    From wherever: a cron job, another web application, a shell (``apachews publish``).
-    Who may is who may write to the file.
+    From any program: a cron job, another web application, a shell (``apachews publish``).
+    The program needs the right to write to the file.
 
     Args:
         path: the socket file, or a loopback socket's.
@@ -41,12 +41,12 @@ def publish(
         timeout: seconds to wait at most, for the connection and for the answer.
 
     Returns:
-        Whom it reached.  Nobody, where there is no client or no such group.
+        How many clients it reached; 0 without clients, or without that group.
 
     Raises:
         NobodyListens: no producer listens there.
         PublishError: the producer ended before it answered, or does not know PUBLISH.
-        TimeoutError: it is too busy; whether it goes out later is not known.
+        TimeoutError: the producer is too busy; it may still send the message later.
         NotASocket: it is neither a socket nor the file of a loopback socket.
         OSError: no permission; the path is in it.
         TypeError, UnicodeEncodeError: as ``Client.send``.

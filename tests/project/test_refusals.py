@@ -10,6 +10,7 @@ import pytest
 
 from apachews.monitoring import refusals
 from apachews.monitoring.refusals import REASONS, Reason
+from apachews_tools.doctor.finding import CHECKS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "refusals.md"
@@ -25,7 +26,8 @@ def cell(text: str) -> str:
 def row(reason: Reason) -> str:
     """Return the row of the documentation."""
     status = str(reason.status or "any")
-    cells = (f"`{reason.token}`", status, cell(reason.meaning), cell(reason.remedy))
+    findings = ", ".join(f"`{finding}`" for finding in reason.findings)
+    cells = (f"`{reason.token}`", status, cell(reason.meaning), cell(reason.remedy), findings)
     return f"| {' | '.join(cells)} |"
 
 
@@ -63,6 +65,11 @@ def test_the_documented_table_is_this_one() -> None:
     ]
     start = lines.index("| body | token |") + 2
     assert lines[start : start + len(bodies())] == bodies()
+
+
+def test_findings_are_those_of_the_doctor() -> None:
+    for reason in REASONS.values():
+        assert set(reason.findings) <= set(CHECKS), reason
 
 
 def test_every_row_is_raised_and_nothing_else() -> None:
