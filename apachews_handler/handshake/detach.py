@@ -68,13 +68,16 @@ def detach(request: httpd.Request, head: bytes) -> Transport:
 
 def _detach(request: httpd.Request, head: bytes) -> Transport:
     if request.is_secondary:
+        # mod_http2 runs the request on a connection without a socket of its own.
         raise CheckFailed("the connection is HTTP/1.1", "a stream of HTTP/2")
     descriptor = request.client_socket()
-    sink = _sink()
+    sink = _sink()  # before the first byte: opening it may fail
     client = session = None
     try:
         if request.is_tls:
+            # A reference of our own: mod_ssl drops its reference below.
             session = _share_session(request)
+        # Bytes that httpd or OpenSSL has read already would be lost with their buffers.
         if request.has_early_data() or (session and session.has_pending()):
             raise Refusal(refusals.EARLY_DATA)
         client = _duplicate(descriptor)
@@ -82,11 +85,14 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
         # From here on an HTTP answer is not possible: success, or a closed connection.
         try:
             if session:
+                # mod_ssl would send close_notify when it ends the session.
                 session.set_quiet(True)
                 request.flush_connection()
+                # mod_ssl clears its pointer when it has released the session.
                 if request.ssl_address():
                     raise CheckFailed("mod_ssl lets go of the connection", "it still has its SSL")
                 session.take_over(client)
+            # Apache's own descriptor refers to /dev/null now: its response head goes there.
             syscalls.dup2(sink, descriptor)
         except BaseException:
             request.abandon()
@@ -97,6 +103,7 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
         if session:
             session.release()
         raise
+    # No keep-alive: Apache closes /dev/null and frees the worker after this request.
     request.end_after_request()
     return session or PlainTransport(client)
 
@@ -137,7 +144,7 @@ def _sink() -> int:
     global _sink_fd
     if _sink_fd == -1:
         with _sink_lock:
-            if _sink_fd == -1:
+            if _sink_fd == -1:  # another worker may have opened it meanwhile
                 try:
                     _sink_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 except OSError as error:

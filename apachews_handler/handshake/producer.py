@@ -113,6 +113,7 @@ def connect(
             is left, 500 no permission; and what ``place`` raises.
     """
     try:
+        # The fast path of almost every handshake: five short system calls that keep the GIL.
         with endpoint_access.opened(path, directories) as name:
             return syscalls.connect(name)
     except OSError:
@@ -152,6 +153,7 @@ def _connect_patiently(
         dial = functools.partial(
             loopback.dial, path, timeout_s, lambda path: read_address(path, directories)
         )
+    # From here on the worker waits, so it needs a place.
     with place(os.stat(name).st_uid):
         producer = dial()
     producer.setblocking(False)
@@ -230,7 +232,7 @@ def ask(producer: socket.socket, open_: wire.Open, timeout_s: float) -> tuple[An
         fact = f"invalid ANSWER from the producer: {error.reason}"
         raise Refusal(refusals.BAD_ANSWER, fact) from error
     finally:
-        producer.settimeout(0)
+        producer.settimeout(0)  # non-blocking again, as the bridge needs it
 
 
 def _split_answer(data: bytes) -> tuple[Answer, bytes] | None:

@@ -71,6 +71,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     bridge = _running_bridge(request, log)
     path = find_endpoint(environ, settings)
     with contextlib.ExitStack() as undo:
+        # A permit before the connection: a producer does not see clients above the limit.
         permit = limits.admit(settings, open_.remote[0], path)
         undo.callback(permit.release)
         place = functools.partial(
@@ -81,6 +82,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
         )
         undo.callback(socket.close)
         if settings.accept == "producer":
+            # The worker waits for the ANSWER: such handshakes are bounded too.
             with place(producer.user_of(socket, path, settings.endpoint_directories)):
                 answer, first_bytes = producer.ask(socket, open_, settings.connect_timeout_s)
             subprotocol = answer.subprotocol
@@ -91,6 +93,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
         session = new_session(settings, agreement)
         session.open(open_, is_told=settings.accept == "producer")
         if first_bytes:
+            # Messages that the producer sent with its ANSWER, in one read.
             session.receive_producer(first_bytes)
         # The client has the 101 when this returns: nothing after it may refuse.
         transport = detach(request, head)
@@ -111,7 +114,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
                 ),
             )
         )
-        undo.pop_all()
+        undo.pop_all()  # the bridge owns the connection now
 
 
 def _negotiate(request: Request, environ: Environ, settings: Settings) -> Upgrade:
@@ -123,6 +126,7 @@ def _negotiate(request: Request, environ: Environ, settings: Settings) -> Upgrad
     try:
         return Upgrade.negotiate(environ, settings)
     except Http11Required:
+        # Without the note mod_http2 would send the 403 instead of the reset.
         request.require_http_1_1()
         raise
 
