@@ -6,7 +6,7 @@
      +-- ServerError        the socket file cannot be used: path, problem, remedy
      |    +-- SocketInUse   another producer listens there
      |    +-- NotASocket    the path is a file of another type
-     |    +-- NobodyListens publish(): no producer listens there
+     |    +-- NotListening publish(): no producer listens there
      |    +-- PublishError  publish(): the producer did not answer
      +-- ServerClosed       dequeue() after close() and the last event
      +-- ConnectionClosed   a handler's client is gone: code, reason
@@ -23,9 +23,9 @@ from __future__ import annotations
 __all__ = [
     "ApachewsError",
     "ConnectionClosed",
-    "NobodyListens",
     "NotASocket",
     "NotAsked",
+    "NotListening",
     "PublishError",
     "ServerClosed",
     "ServerError",
@@ -107,13 +107,13 @@ class NotASocket(ServerError):
         )
 
 
-class NobodyListens(ServerError):
+class NotListening(ServerError):
     """No producer listens on the socket file, or the file does not exist.
 
     Example:
         >>> try:
         ...     publish("/var/www/html/ws/news.ws", "hello")
-        ... except NobodyListens:
+        ... except NotListening:
         ...     print("later, then")
         later, then
     """

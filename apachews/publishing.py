@@ -12,14 +12,13 @@ import socket
 from typing import Final
 
 from . import wire
-from ._listening import loopback
+from ._listening import endpoint
+from ._listening.endpoint import Outcome, Unreachable
 from .client import Delivery
-from .exceptions import NobodyListens, NotASocket, PublishError
+from .exceptions import NotASocket, NotListening, PublishError
 
 # A producer answers between two events; a worker waits for its siblings for half of this time.
 TIMEOUT_S: Final = 10.0
-
-_NOBODY: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED})
 
 
 def publish(
@@ -44,10 +43,10 @@ def publish(
         The number of clients that it reached: 0 without a client, or without such a group.
 
     Raises:
-        NobodyListens: no producer listens there.
+        NotListening: no producer listens there.
         PublishError: the producer ended before it answered, or does not know PUBLISH.
-        TimeoutError: it is too busy; the message may still be delivered later.
-        NotASocket: the file is neither a socket nor that of a loopback socket.
+        TimeoutError: the producer is too busy; it may still send the message later.
+        NotASocket: it is neither a socket nor the file of a loopback socket.
         OSError: no permission; the path is in it.
         TypeError, UnicodeEncodeError: as ``Client.send``.
 
@@ -67,29 +66,23 @@ def publish(
 
 def _connect(path: str, timeout_s: float) -> socket.socket:
     try:
-        if os.path.isfile(path):
-            sock = loopback.dial(path, timeout_s)
-        else:
-            sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(timeout_s)
-            try:
-                sock.connect(path)
-            except BaseException:
-                sock.close()
-                raise
-    except loopback.NotAnAddress as error:
-        raise NotASocket(path) from error
-    except loopback.NotProven as error:
-        raise NobodyListens(path) from error
-    except OSError as error:
-        if error.errno in _NOBODY:
-            raise NobodyListens(path) from error
-        if error.errno is None and not isinstance(error, TimeoutError):  # Python's own check
-            error = OSError(errno.ENAMETOOLONG, str(error))
-        error.filename = path
-        raise error
+        sock = endpoint.connect(path, timeout_s)
+    except Unreachable as failure:
+        raise _error_of(failure, path) from failure
     sock.settimeout(timeout_s)
     return sock
+
+
+def _error_of(failure: Unreachable, path: str) -> Exception:
+    """Return the exception of ``publish`` for a failed connection."""
+    if failure.outcome in (Outcome.NOT_THERE, Outcome.REFUSED):
+        return NotListening(path)
+    if failure.outcome is Outcome.NOT_A_SOCKET:
+        return NotASocket(path)
+    if failure.outcome is Outcome.BUSY:
+        return TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), path)
+    error = failure.error
+    return OSError(error.errno, error.strerror, path) if isinstance(error, OSError) else error
 
 
 def _receive_answer(sock: socket.socket, path: str) -> Delivery:

@@ -3,26 +3,28 @@
 ::
 
     HandlerError
-     +-- Refusal         an HTTP answer instead of the 101: status, what to log
-     |    +-- NotSetUp   500: the owner of the site must change something
-     |    |    +-- BadSetting a SetEnv variable has a value that is not allowed
-     |    +-- Unavailable     503 with Retry-After: it may work in a moment
-     |    +-- Rejected        the producer refuses, with a status of its own
-     |    +-- Http11Required  403: a WebSocket over HTTP/2, which HTTP/1.1 can carry
-     +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
-     +-- ClientGone      the client left during the handshake: nobody to answer
-     +-- Violation       a peer broke RFC 6455 or docs/reference/wire.md: close code, reason
+     +-- Refusal            an HTTP answer instead of the 101: a row of the table, and a fact
+     |    +-- BadSetting     500: a SetEnv or Define has a value that is not allowed
+     |    +-- Rejected       the producer rejects the connection, with a status of its own
+     |    +-- Http11Required 403: a WebSocket over HTTP/2, which HTTP/1.1 can carry
+     |    +-- CheckFailed    500: httpd or OpenSSL is not what the code was written for
+     |    +-- ClientGone     400: the client left during the handshake; nothing reads the answer
+     +-- Violation          a peer broke RFC 6455 or docs/reference/wire.md: close code, reason
 
-``wsgi`` turns refusals and failed checks into answers and log lines, ``session`` the last
-one into a close.
+``apachews.monitoring.refusals`` has the table: status, body, token and remedy of each refusal.
+``wsgi`` makes an answer and a log line of a refusal, ``session`` a close of a violation.
 """
 
 from __future__ import annotations
 
 import http
+from typing import Final
 
-# What a producer, or a child of Apache, needs to come back.
-RETRY_AFTER_S = 5
+from apachews.monitoring import refusals
+from apachews.monitoring.refusals import Reason
+
+# Seconds that a producer, or a child of Apache, needs to start again.
+RETRY_AFTER_S: Final = 5
 
 
 class HandlerError(Exception):
@@ -32,11 +34,18 @@ class HandlerError(Exception):
 class Refusal(HandlerError):
     """The request is answered with plain HTTP.
 
+    Args:
+        reason: row of the table of refusals.
+        fact: what the log says of this case, with paths, users and values; None: the meaning
+            that the table has.
+        headers: more response headers.
+        status: HTTP status, for a row without one.
+
     Attributes:
         status: code and phrase, as ``404 Not Found``.
-        told: what the client may know; the body.
-        logged: what the log says, with what to do about it.
-        headers: further response headers.
+        told: body of the answer: what the client may know.
+        logged: what the log says: the fact and the remedy.
+        headers: response headers, with the token.
         yields_to_error_document: whether the site's ErrorDocument for the status replaces
             the body.
     """
@@ -44,63 +53,58 @@ class Refusal(HandlerError):
     yields_to_error_document = True
 
     def __init__(
-        self, status: str, told: str, logged: str = "", headers: tuple[tuple[str, str], ...] = ()
+        self,
+        reason: Reason,
+        fact: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+        status: int = 0,
     ) -> None:
-        super().__init__(status, told, logged)
-        self.status = status
-        self.told = told
-        self.logged = logged or told
-        self.headers = headers
+        code = reason.status or status
+        super().__init__(reason, fact, code)
+        self.reason = reason
+        self.status = f"{code} {_phrase(code)}"
+        self.told = reason.body
+        self.logged = f"{fact or reason.meaning}; {reason.remedy}"
+        self.headers = ((refusals.HEADER, reason.token), *headers)
+        if code == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            self.headers += (("Retry-After", str(RETRY_AFTER_S)),)
 
     def __str__(self) -> str:
-        return f"{self.status}: {self.logged}"
+        return f"{self.status} ({self.reason.token}): {self.logged}"
 
     def body(self) -> bytes:
         """Return the body of the answer."""
         return f"{self.told}\n".encode()
 
+    def log_line(self, uri: str) -> str:
+        """Return the line for the error log, whose token the tools look for.
 
-class NotSetUp(Refusal):
-    """The owner of the site must change something; the client is not told what."""
-
-    def __init__(self, logged: str) -> None:
-        super().__init__(
-            "500 Internal Server Error", "The WebSocket is not set up correctly.", logged
-        )
-
-
-class Unavailable(Refusal):
-    """It may work in a moment."""
-
-    def __init__(self, logged: str) -> None:
-        super().__init__(
-            "503 Service Unavailable",
-            "The WebSocket is not available at the moment.",
-            logged,
-            (("Retry-After", str(RETRY_AFTER_S)),),
-        )
+        Args:
+            uri: of the request; its first 200 characters are logged.
+        """
+        return f"apachews: {self.status[:3]} {self.reason.token} for {uri[:200]}: {self.logged}"
 
 
 class Rejected(Refusal):
-    """The producer does not want the connection.
+    """The producer rejects the connection.
 
     Args:
         status: HTTP status, 300 to 599.
-        headers: its own.
-        body: its own.
+        headers: of the producer's ANSWER.
+        body: of the producer's ANSWER.
     """
 
     yields_to_error_document = False  # as with a server behind mod_proxy
 
     def __init__(self, status: int, headers: tuple[tuple[str, str], ...], body: str) -> None:
-        try:
-            phrase = http.HTTPStatus(status).phrase
-        except ValueError:
-            phrase = "Refused"
-        super().__init__(f"{status} {phrase}", body, "the producer refuses the connection", headers)
+        # A producer cannot pretend that the handler refused.
+        own = tuple(header for header in headers if header[0].title() != refusals.HEADER)
+        super().__init__(refusals.PRODUCER, status=status)
+        self.headers = ((refusals.HEADER, refusals.PRODUCER.token), *own)
+        self.told = body
 
     def body(self) -> bytes:
-        """Return the body of the answer: the producer's, as it is."""
+        """Return the body of the answer: the producer's, unchanged."""
         return self.told.encode(errors="replace")
 
 
@@ -114,53 +118,47 @@ class Http11Required(Refusal):
     yields_to_error_document = False
 
     def __init__(self) -> None:
-        super().__init__(
-            "403 Forbidden",
-            "WebSockets over HTTP/2 are not supported; connect with HTTP/1.1.",
-            "a WebSocket over HTTP/2: keep H2WebSockets off",
-        )
+        super().__init__(refusals.HTTP2)
 
 
-class BadSetting(NotSetUp):
+class BadSetting(Refusal):
     """A setting has a value that is not allowed.
 
-    Attributes:
-        name, value: the variable.
-        allowed: what it may be.
-
     Args:
-        directive: that which has set it, ``SetEnv`` or ``Define``.
+        directive: the one that set it, ``SetEnv`` or ``Define``.
+
+    Attributes:
+        name, value: of the variable.
+        allowed: which values it can have.
     """
 
     def __init__(self, name: str, value: str, allowed: str, directive: str = "SetEnv") -> None:
-        super().__init__(f"{directive} {name} {value!r:.100} is not allowed: use {allowed}")
+        fact = f"{directive} {name} {value!r:.100} is not allowed: use {allowed}"
+        super().__init__(refusals.SETTINGS, fact)
         self.name = name
         self.value = value
         self.allowed = allowed
 
 
-class CheckFailed(HandlerError):
+class CheckFailed(Refusal):
     """A premise about httpd or OpenSSL does not hold; the connection was left alone.
 
     Attributes:
-        check: which premise.
+        check: the premise.
         found: what was found instead.
     """
 
     def __init__(self, check: str, found: str) -> None:
-        super().__init__(check, found)
+        super().__init__(refusals.CHECK_FAILED, f"check failed: {check}; found {found}")
         self.check = check
         self.found = found
 
-    def __str__(self) -> str:
-        return f"check failed: {self.check}; found {self.found}"
 
+class ClientGone(Refusal):
+    """The client closed the connection during the handshake; the access log has its line."""
 
-class ClientGone(HandlerError):
-    """The client closed the connection during the handshake."""
-
-    def __str__(self) -> str:
-        return "the client left during the handshake"
+    def __init__(self) -> None:
+        super().__init__(refusals.CLIENT_LEFT)
 
 
 class Violation(HandlerError):
@@ -168,7 +166,7 @@ class Violation(HandlerError):
 
     Attributes:
         code: the close code that answers it (RFC 6455 7.4.1).
-        reason: what was wrong.
+        reason: which rule it broke.
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -178,3 +176,17 @@ class Violation(HandlerError):
 
     def __str__(self) -> str:
         return f"{self.code} {self.reason}"
+
+
+def no_descriptors(error: OSError) -> Refusal:
+    """Return the refusal if the process cannot make another socket."""
+    return Refusal(
+        refusals.NO_DESCRIPTORS, f"no file descriptor for another WebSocket ({error.strerror})"
+    )
+
+
+def _phrase(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return "Refused"  # a producer can choose any status

@@ -1,30 +1,31 @@
 """The handler in mod_python: another host for the same program.
 
 ``handler`` is for ``AddHandler mod_python .ws`` and ``PythonHandler
-apachews_handler.modpython``, ``application`` for a ``<Location>`` below whose URL the names
-of the sockets of ``APACHEWS_ROOT`` stand, ``status`` for the page beside ``server-status``;
+apachews_handler.modpython``, ``application`` for a ``<Location>`` whose rest of the URL names a
+socket of ``APACHEWS_ROOT``, ``status`` for the status page;
 ``apachews_tools/httpd/modpython.conf`` has the directives.
 
-How this works: mod_python hands over its own request, which has httpd's ``request_rec`` in a
+How this works: mod_python passes its own request object, which has httpd's ``request_rec`` in a
 capsule.  The variables of the request, and the headers of the response, go through httpd's
-own tables, not through mod_python's: these end the process where a client sends bytes that
-are not UTF-8.  What is made of them is the environment that mod_wsgi gives, and the rest is
-``wsgi.py``.  Wiring only.
+own tables and not through mod_python's: mod_python ends the process if a client sends bytes that
+are not UTF-8.  This module makes the same environment of them as mod_wsgi does, and calls
+``wsgi``.  Wiring only.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Final, Protocol
 
 from mod_python import apache
 
+from apachews.monitoring import refusals
 from apachews_handler.native.httpd import ErrorLog, Request
 
 from . import status_page, wsgi
-from .exceptions import NotSetUp
-from .lifecycle import child
+from .exceptions import Refusal
+from .lifecycle.child import the_child
 
 MAIN_INTERPRETER: Final = "main_interpreter"
 
@@ -32,10 +33,11 @@ _Application = Callable[[wsgi.Environ, wsgi.StartResponse, wsgi.Die], Iterable[b
 
 
 class _ModPythonRequest(Protocol):
-    """What is used of mod_python's request."""
+    """The members of mod_python's request that this module uses."""
 
     _request_rec: object
     content_type: str
+    headers_out: MutableMapping[str, str]
     interpreter: str
     status: int
     unparsed_uri: str
@@ -91,18 +93,21 @@ class _Errors:
 
 def _run(req: _ModPythonRequest, application: _Application) -> int:
     if req.interpreter != MAIN_INTERPRETER:
-        # (Nothing of httpd's was touched yet: ctypes works nowhere else.)
-        refusal = NotSetUp(
+        # mod_python's own API only: ctypes does not work in a sub-interpreter.
+        refusal = Refusal(
+            refusals.HANDLER_MODE,
             f"mod_python runs this in the interpreter {req.interpreter!r}:"
-            " add PythonInterpreter main_interpreter"
+            " add PythonInterpreter main_interpreter",
         )
         try:
-            uri = req.unparsed_uri[:200]
+            uri = req.unparsed_uri
         except UnicodeDecodeError:
             uri = "a URI that is not UTF-8"
-        req.log_error(f"apachews: {refusal.status} for {uri}: {refusal.logged}", apache.APLOG_ERR)
+        req.log_error(refusal.log_line(uri), apache.APLOG_ERR)
         req.status = int(refusal.status.split()[0])
         req.content_type = "text/plain; charset=utf-8"
+        for name, value in refusal.headers:
+            req.headers_out[name] = value
         req.set_content_length(len(refusal.body()))
         req.write(refusal.body())
         return int(apache.OK)
@@ -130,23 +135,23 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
         try:
             req.write(piece)
         except OSError:
-            pass  # the client has gone; the access log has its line
+            pass  # the client has left; the access log has its line
     # httpd answers with its ErrorDocument.
     return died[0] if died else int(apache.OK)
 
 
 def _prepare() -> None:
-    """Be told of the child's end, where this is imported before its workers begin."""
+    """Register for the child's end, if its workers have not started yet."""
     if threading.current_thread() is not threading.main_thread():
         return
     # (wsgi has called prepare().)
-    child.end_is_called_by_host()
-    apache.register_cleanup(child.end)
+    the_child.end_is_called_by_host()
+    apache.register_cleanup(the_child.end)
 
 
 def _warn_once(request: Request) -> None:
     global _has_warned
-    if not child.is_prepared() and not _has_warned:
+    if not the_child.is_prepared() and not _has_warned:
         _has_warned = True
         request.error_log().write(
             "warn",

@@ -1,4 +1,4 @@
-"""The one spelling of an origin, for comparisons.
+"""The canonical form of an origin, for comparisons.
 
 Contract: ``normalise_origin(text)``, for the settings and for requests.  Pure.
 
@@ -17,25 +17,26 @@ from urllib.parse import urlsplit
 # RFC 3986 3.2.2, without a zone (RFC 6874).  (Some versions of Python ignore what follows "]".)
 _BRACKETED: Final = re.compile(r"\[([^\[\]%]+)\](?::\d*)?", re.ASCII)
 
-# A host has 253 bytes at most (RFC 1035 2.3.4); scheme and port come besides.
+# A host has at most 253 bytes (RFC 1035 2.3.4); the rest is scheme and port.
 MAX_ORIGIN_CHARS: Final = 300
 
 
 def normalise_origin(text: str) -> str:
     """Return an origin in lower case and without the default port (RFC 6454 6.2).
 
-    An IPv6 address gets the one spelling that browsers have, as ``[::1]``.
+    An IPv6 address gets the form that browsers send, as ``[::1]``.
 
     Raises:
-        ValueError: no scheme and host, or more than these and a port; or an address in
-            brackets that is not one of IPv6, or has a zone, which means nothing elsewhere.
+        ValueError: the scheme or the host is missing, or the text has more than these and a
+            port; or an address in brackets is not an IPv6 address, or has a zone, which is
+            valid on one machine only.
     """
     if len(text) > MAX_ORIGIN_CHARS:
         raise ValueError
     return _normalise(text)
 
 
-# A site has few origins, and each comes with every page of it.
+# A site has few origins, and every page of it sends one of them.
 @functools.lru_cache(maxsize=256)
 def _normalise(text: str) -> str:
     parts = urlsplit(text)
@@ -55,10 +56,10 @@ def _normalise(text: str) -> str:
 
 
 def _ipv6(netloc: str) -> str:
-    """Return the IPv6 address of a host in its one spelling, in brackets (RFC 5952, no dots).
+    """Return the IPv6 address of a host in canonical form, in brackets (RFC 5952, no dots).
 
     Args:
-        netloc: with the address in brackets, and a port or none.
+        netloc: the address in brackets, with or without a port.
 
     Raises:
         ValueError

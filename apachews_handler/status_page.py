@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from apachews.monitoring.collect import collect
 from apachews.monitoring.snapshot import Status
-from apachews_handler.exceptions import Unavailable
+from apachews_handler.exceptions import Refusal
 from apachews_handler.monitoring import metrics
 from apachews_handler.shared import rundir, waiting
 
@@ -67,7 +67,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     else:
         try:
             status, kind, body = _answer(environ.get("QUERY_STRING", ""))
-        except Unavailable as error:
+        except Refusal as error:
             environ["wsgi.errors"].write(
                 f"apachews: the status cannot be collected: {error.logged}\n"
             )

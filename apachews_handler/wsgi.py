@@ -1,53 +1,33 @@
 """The entry points for mod_wsgi.
 
-``handle_request`` is for ``WSGIHandlerScript websocket <this file>``, where
-``AddHandler websocket .ws`` makes Apache find the socket file; ``application`` is
-for ``WSGIScriptAlias /ws <this file>``, where the rest of the path names it below
+``handle_request`` is for ``WSGIHandlerScript websocket <this file>``: with
+``AddHandler websocket .ws`` Apache finds the socket file.  ``application`` is for
+``WSGIScriptAlias /ws <this file>``: the rest of the path names the socket file below
 ``APACHEWS_ROOT``.  ``apachews_tools/httpd/apachews.conf`` has the directives.
 
-Both answer a WebSocket request by taking its connection and giving it to the
-child's bridge, and anything else with plain HTTP.  Wiring only.
+Both answer a WebSocket request by ``handshake.recipe``, and any other request with plain HTTP.
+Wiring only: the recipe knows the steps of a handshake, and this module knows mod_wsgi.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import time
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from apachews import wire
-from apachews.wire.answer import Answer
-from apachews_handler.bridge.connection import Connection, ConnectionInfo
-from apachews_handler.endpoints import endpoint
-from apachews_handler.exceptions import (
-    CheckFailed,
-    ClientGone,
-    Http11Required,
-    NotSetUp,
-    Refusal,
-    Rejected,
-    Unavailable,
-)
-from apachews_handler.handshake.detach import client_address, detach, local_address, tls_facts
-from apachews_handler.handshake.upgrade import Upgrade, describe, require_no_error_document
-from apachews_handler.lifecycle import child
-from apachews_handler.monitoring.close_log import CloseLine, Handshake
-from apachews_handler.native import syscalls
+from apachews.monitoring import refusals
+from apachews_handler.exceptions import CheckFailed, Refusal
+from apachews_handler.handshake import producer, recipe
+from apachews_handler.lifecycle.child import the_child
 from apachews_handler.native.httpd import Request
-from apachews_handler.native.httpd_process import HttpdError, spare_workers
-from apachews_handler.protocol.raw import new_session
-from apachews_handler.settings import Settings, parse_settings
-from apachews_handler.shared import limits, waiting
+from apachews_handler.native.httpd_process import HttpdError
 
-child.prepare()
+the_child.prepare()
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
-# Makes httpd answer with a status of its own after the handler.  Not in the environment, in
-# which SetEnv puts any name.
+# Makes httpd answer with a status of its own after the handler.  An argument and not a variable
+# of the environment: SetEnv sets variables of any name.
 Die = Callable[[int], None]
 
 
@@ -59,7 +39,7 @@ def handle_request(
     Args:
         die: of a host other than mod_wsgi.
     """
-    return _serve(environ, start_response, lambda settings: endpoint.script_filename(environ), die)
+    return _serve(environ, start_response, producer.found_by_httpd, die)
 
 
 def application(
@@ -70,180 +50,52 @@ def application(
     Args:
         die: of a host other than mod_wsgi.
     """
-    return _serve(
-        environ,
-        start_response,
-        lambda settings: endpoint.locate(settings.root, environ.get("PATH_INFO", "")),
-        die,
-    )
+    return _serve(environ, start_response, producer.below_root, die)
 
 
 def _serve(
     environ: Environ,
     start_response: StartResponse,
-    locate: Callable[[Settings], str],
+    find_endpoint: recipe.FindEndpoint,
     die: Die | None,
 ) -> Iterable[bytes]:
     try:
-        _upgrade(environ, locate)
+        recipe.upgrade(_httpd_request(environ), environ, find_endpoint)
     except Refusal as refusal:
         return _answer(environ, start_response, refusal, die)
-    except ClientGone as gone:
-        # Nobody reads the answer; the access log has its line.
-        return _answer(environ, start_response, Refusal("400 Bad Request", str(gone)), die)
-    except (CheckFailed, HttpdError) as error:
-        failed = CheckFailed(error.check, error.found)
-        return _answer(environ, start_response, NotSetUp(str(failed)), die)
+    except HttpdError as error:
+        # The one place that translates it: every step of the recipe may raise it.
+        return _answer(environ, start_response, CheckFailed(error.check, error.found), die)
     except Exception:
-        unexpected = f"unexpected: {traceback.format_exc()}"
-        return _answer(environ, start_response, NotSetUp(unexpected), die)
-    # Apache writes this into what has taken the client's place.
+        fact = f"unexpected: {traceback.format_exc().rstrip()}"
+        return _answer(environ, start_response, Refusal(refusals.UNEXPECTED, fact), die)
+    # Apache writes this to the descriptor that has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])
     return []
 
 
-def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
-    """Turn the request's connection into a WebSocket of the child's bridge."""
-    request = _httpd_request(environ)
-    settings = parse_settings(environ, child.definitions(request.definition))
-    require_no_error_document(request.failed_with)
-    try:
-        upgrade = Upgrade.negotiate(environ, settings)
-    except Http11Required:
-        request.require_http_1_1()
-        raise
-    open_ = describe(
-        environ,
-        settings,
-        upgrade,
-        _new_id(),
-        tls=tls_facts(request),
-        remote=client_address(request),
-        local=local_address(request),
-    )
-    log = request.error_log()
-    bridge = child.bridge(request.pid_file, log)
-    if not bridge.is_running:
-        raise Unavailable(
-            "this child of Apache is ending, or its bridge has failed with a traceback in this log"
-        )
-    path = locate(settings)
-    with contextlib.ExitStack() as undo:
-        admission = limits.admit(settings, open_.remote[0], path)
-        undo.callback(admission.release)
-        # Before the 101: a client that has it can rely on its producer.
-        place = functools.partial(
-            waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout_s
-        )
-        producer = endpoint.connect(
-            path, settings.connect_timeout_s, settings.endpoint_directories, place
-        )
-        undo.callback(producer.close)
-        if settings.accept == "producer":
-            with place(endpoint.user_of(producer, path, settings.endpoint_directories)):
-                answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout_s)
-            head, subprotocol = _accept(upgrade, settings, answer), answer.subprotocol
-        else:
-            subprotocol = open_.subprotocol
-            head, first_words = upgrade.accept(settings, subprotocol), b""
-        session = new_session(settings, upgrade.deflate)
-        session.open(open_, is_told=settings.accept == "producer")
-        if first_words:
-            session.receive_producer(first_words)
-        transport = detach(request, head)
-        undo.callback(transport.close)
-        connection = Connection(
-            transport=transport,
-            producer_socket=producer,
-            session=session,
-            settings=settings,
-            endpoint=path,
-            name=f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
-            log=log,
-            admission=admission if admission.is_counted else None,
-            info=_connection_info(open_, subprotocol),
-            close_line=_close_line(
-                settings, Handshake(environ, open_, subprotocol, path, time.time())
-            ),
-        )
-        bridge.adopt(connection)
-        undo.pop_all()
-
-
-def _client(open_: wire.Open) -> str:
-    """Return the client's address for a line of the log, with its port if that is known."""
-    address, port = open_.remote
-    return f"{address}:{port}" if port else address
-
-
-def _new_id() -> str:
-    """Return a random UUID (RFC 9562 5.4), without the module of that name.
-
-    That one imports ``platform``, which every child would keep.
-    """
-    data = bytearray(syscalls.urandom(16))
-    data[6] = data[6] & 0x0F | 0x40
-    data[8] = data[8] & 0x3F | 0x80
-    text = data.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
-def _connection_info(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
-    """Return what the status may say of a connection: no query, which may have secrets."""
-    return ConnectionInfo(
-        id=open_.id,
-        path=open_.uri.partition("?")[0][:200],
-        address=open_.remote[0],
-        port=open_.remote[1],
-        user=open_.user or "",
-        scheme=open_.scheme,
-        subprotocol=subprotocol or "",
-    )
-
-
-def _close_line(settings: Settings, handshake: Handshake) -> CloseLine | None:
-    """Return the line for the log of closes, None where there is no such log."""
-    return settings.close_log_format.begin(handshake) if settings.close_log else None
-
-
-def _accept(upgrade: Upgrade, settings: Settings, answer: Answer) -> bytes:
-    """Return the head of the 101, as the producer answered.
-
-    Raises:
-        Refusal: it refuses, with its own status; or 500, it chose a subprotocol
-            that the client did not offer.
-    """
-    if not answer.accepts:
-        raise Rejected(answer.status, answer.headers, answer.body)
-    if answer.subprotocol is not None and answer.subprotocol not in upgrade.offered:
-        raise NotSetUp(
-            f"the producer chose the subprotocol {answer.subprotocol!r:.80},"
-            f" which is none of those offered: {', '.join(upgrade.offered) or 'none'}"
-        )
-    return upgrade.accept(settings, answer.subprotocol, answer.headers)
-
-
 def _httpd_request(environ: Environ) -> Request:
-    """Return the request as httpd has it.
+    """Return httpd's record of the request.
 
     Raises:
-        Refusal: mod_wsgi runs this where it cannot work; the log says what to
-            change.
+        Refusal: mod_wsgi runs this in a mode in which it cannot work; the log says which
+            directive to change.
+        HttpdError: the record is not what the code was written for.
     """
     if group := environ.get("mod_wsgi.process_group"):
-        raise NotSetUp(
+        raise Refusal(
+            refusals.HANDLER_MODE,
             f"mod_wsgi runs this in the daemon process {group!r}, which has no connections:"
             " add process-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
         )
     if environ.get("mod_wsgi.application_group"):
-        raise NotSetUp(
+        raise Refusal(
+            refusals.HANDLER_MODE,
             "mod_wsgi runs this in a sub-interpreter:"
             " add application-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
         )
     if "apache.request_rec" not in environ:
-        raise NotSetUp(
-            "mod_wsgi does not pass the request: add WSGIPassApacheRequest On",
-        )
+        raise Refusal(refusals.PASS_REQUEST)
     return Request.from_capsule(environ["apache.request_rec"])
 
 
@@ -251,9 +103,7 @@ def _answer(
     environ: Environ, start_response: StartResponse, refusal: Refusal, die: Die | None
 ) -> Iterable[bytes]:
     """Answer with plain HTTP, and log one line with the client's address."""
-    environ["wsgi.errors"].write(
-        f"apachews: {refusal.status} for {environ.get('REQUEST_URI', '')[:200]}: {refusal.logged}\n"
-    )
+    environ["wsgi.errors"].write(refusal.log_line(environ.get("REQUEST_URI", "")) + "\n")
     if _leave_to_httpd(environ, refusal, die):
         start_response(refusal.status, [])
         return []
@@ -264,23 +114,24 @@ def _answer(
         "Cache-Control": "no-store",
     }
     for name, _ in refusal.headers:
-        own.pop(name.title(), None)
+        own.pop(name.title(), None)  # a producer's own header takes precedence
     start_response(refusal.status, [*own.items(), *refusal.headers])
     return [body]
 
 
 def _leave_to_httpd(environ: Environ, refusal: Refusal, die: Die | None) -> bool:
-    """Make httpd answer with the site's ErrorDocument; False if there is none to serve."""
+    """Make httpd answer with the site's ErrorDocument; False if it has none for the status."""
     if not refusal.yields_to_error_document:
         return False
     try:
         request = _httpd_request(environ)
         status = int(refusal.status.split()[0])
+        # The second: httpd serves an ErrorDocument already, and would not serve another one.
         if request.failed_with is not None or not request.has_error_document(status):
             return False
         for name, value in refusal.headers:
             request.add_error_header(name, value)
         (die or request.die_after_handler)(status)
     except (Refusal, HttpdError):
-        return False  # the refusal itself says what is wrong, and is in the log
+        return False  # the answer of this module and the log have the refusal itself
     return True

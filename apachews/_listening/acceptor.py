@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from . import loopback
+from .endpoint import OUT_OF_RESOURCES
 from .socket_file import LoopbackFile, SocketFile
 
 # How long accepting rests when the process has no descriptor left.
@@ -39,7 +40,6 @@ MAX_ACCEPTED: Final = 64
 WARN_INTERVAL_S: Final = 60.0
 
 _logger: Final = logging.getLogger("apachews")
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Readers(Protocol):
@@ -90,7 +90,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue
-                if error.errno in _OUT_OF_RESOURCES:
+                if error.errno in OUT_OF_RESOURCES:
                     self._rest()
                 raise
             sock.setblocking(False)

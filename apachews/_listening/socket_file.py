@@ -38,15 +38,11 @@ from apachews.exceptions import NotASocket, ServerError, SocketInUse
 
 from . import loopback
 from .activation import inherited_socket
+from .endpoint import MAX_PATH_BYTES, Outcome, Unreachable, is_listened_on
 
-# sockaddr_un.sun_path, less the final NUL.
-MAX_PATH_BYTES: Final = 107
 # Connections that may wait for accept(); the kernel limits it to net.core.somaxconn, 4096 on
 # Linux since 5.4.
 BACKLOG: Final = 4096
-
-# The time limit for a probe whether a producer listens.
-PROBE_TIMEOUT_S: Final = 1.0
 
 # The time limit for the lock of the directory, which other producers hold for a millisecond each,
 # and the interval between attempts.
@@ -310,36 +306,15 @@ def _is_live(path: str) -> bool:
         NotASocket, OSError
     """
     try:
-        mode = os.lstat(path).st_mode
+        # A link is not a socket of ours, wherever it leads: the rename would replace the link.
+        if stat.S_ISLNK(os.lstat(path).st_mode):
+            raise NotASocket(path)
+        return is_listened_on(path)
     except FileNotFoundError:
         return False
-    if stat.S_ISREG(mode):
-        return _is_live_port(path)
-    if not stat.S_ISSOCK(mode):
-        raise NotASocket(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except BlockingIOError:
-            pass  # its backlog is full: very much alive
-        except OSError as error:
-            error.filename = path
-            raise
-    return True
-
-
-def _is_live_port(path: str) -> bool:
-    data, _ = loopback.read_file(path)
-    try:
-        address = loopback.Address.decode(data)
-    except loopback.NotAnAddress as error:
-        raise NotASocket(path) from error
-    try:
-        loopback.connect(address, PROBE_TIMEOUT_S).close()
-    except TimeoutError:
-        return True  # a busy process
-    except (OSError, loopback.NotProven):
-        return False
-    return True
+    except Unreachable as failure:
+        if failure.outcome is Outcome.NOT_A_SOCKET:
+            raise NotASocket(path) from failure
+        if isinstance(failure.error, OSError):
+            failure.error.filename = path
+        raise failure.error from None

@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from apachews._listening.endpoint import MAX_PATH_BYTES
 from apachews.exceptions import StatusError
 
 from .snapshot import MAX_LISTED, ProcessStatus, Status, in_order
@@ -45,8 +46,6 @@ MAX_STATUS_BYTES: Final = 16 * 1024 * 1024
 SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 # The interval before a retry: the backlog was full, or the process closed the connection.
 _AGAIN_S: Final = 0.02
-# sun_path of unix(7), less its last byte.
-_MAX_PATH_BYTES: Final = 107
 _NAME: Final = re.compile(r"(\d{1,10})\.status\.(\d{1,10})")
 _INT: Final = struct.Struct("i")
 # The names of httpd's program, on Debian and elsewhere.
@@ -62,7 +61,7 @@ def socket_name(apache: int, pid: int) -> str:
 def fitting_path(directory: str, name: str) -> Iterator[str]:
     """Yield a path to the socket that fits into a Unix address."""
     path = os.path.join(directory, name)
-    if len(os.fsencode(path)) <= _MAX_PATH_BYTES:
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
         yield path
         return
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -15,18 +15,16 @@ Such attempts are kept here, and continued every millisecond.
 from __future__ import annotations
 
 import enum
-import errno
 import math
-import os
 import socket
 from collections.abc import Iterator
 from typing import Final
 
 from apachews._listening import loopback
+from apachews._listening.endpoint import Attempt, Outcome, Unreachable, outcome_of
 from apachews_handler.endpoints import endpoint_access
-from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES
+from apachews_handler.endpoints.endpoint import connect_once
 from apachews_handler.exceptions import Refusal
-from apachews_handler.native import syscalls
 
 from .connection import Connection
 
@@ -58,64 +56,15 @@ class _Failure(enum.Enum):
     IN_PROGRESS = "an attempt on a loopback port has not ended"
 
 
-class _Attempt:
-    """A connection to a loopback port until both ends are authenticated.
-
-    Raises:
-        OSError: the port refuses it, or there are no resources.
-    """
-
-    __slots__ = ("_caller", "_hello", "_sock", "ends_at")
-
-    def __init__(self, address: loopback.Address, now: float) -> None:
-        self.ends_at = now + ATTEMPT_TIMEOUT_S
-        self._caller = loopback.Caller(address.token)
-        self._hello = self._caller.hello
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            loopback.send_at_once(self._sock)
-            result = self._sock.connect_ex((loopback.HOST, address.port))
-            if result not in (0, errno.EINPROGRESS):
-                raise OSError(result, os.strerror(result))
-        except BaseException:
-            self._sock.close()
-            raise
-
-    def advance(self) -> socket.socket | None:
-        """Return the socket once both ends are authenticated; None while that takes longer.
-
-        Raises:
-            OSError, NotProven: no producer listens, or another program does.
-        """
-        try:
-            if self._hello:
-                # (While it connects: ENOTCONN or EAGAIN.  A new socket has room for all of it.)
-                self._sock.send(self._hello)
-                self._hello = b""
-            data = self._sock.recv(self._caller.wanted)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                return None
-            raise
-        if not data:
-            raise loopback.NotProven("it closed the connection")
-        if proof := self._caller.receive(data):
-            self._sock.send(proof)
-            return self._sock
-        return None
-
-    def close(self) -> None:
-        self._sock.close()
+_BUSY: Final = frozenset({Outcome.BUSY, Outcome.OUT_OF_RESOURCES})
 
 
 class _Endpoint:
     """The clients that wait for the producer of one endpoint.
 
     Attributes:
-        attempts: in progress, if the endpoint is a loopback socket's; no more than there are
-            connections.
+        attempts: in progress, if the endpoint is a loopback socket's, with their deadlines; no more
+            than there are connections.
         connections: a dict, because that keeps an order.
         is_proven: the last attempt has found the producer.
         attempt_at: when to make the next attempt.
@@ -126,7 +75,7 @@ class _Endpoint:
     __slots__ = ("attempt_at", "attempts", "connections", "delay_s", "is_proven", "refused_until")
 
     def __init__(self) -> None:
-        self.attempts: list[_Attempt] = []
+        self.attempts: dict[Attempt, float] = {}
         self.is_proven = False
         self.connections: dict[Connection, None] = {}
         self.attempt_at = 0.0
@@ -147,22 +96,22 @@ class _Endpoint:
             try:
                 # One attempt, until a producer is authenticated.
                 for _ in range(min(MAX_ATTEMPTS if self.is_proven else 1, len(self.connections))):
-                    self.attempts.append(_Attempt(found, now))
+                    self.attempts[Attempt(found)] = now + ATTEMPT_TIMEOUT_S
             except OSError as error:
                 if not self.attempts:
-                    is_refused = error.errno == errno.ECONNREFUSED
+                    is_refused = outcome_of(error) is Outcome.REFUSED
                     return _Failure.NOT_LISTENING if is_refused else _Failure.BUSY
-        for attempt in list(self.attempts):
+        for attempt, ends_at in list(self.attempts.items()):
             try:
                 sock = attempt.advance()
             except (OSError, loopback.NotProven):
                 self._abort(attempt)
                 continue
             if sock is not None:
-                self.attempts.remove(attempt)
+                del self.attempts[attempt]
                 self.is_proven = True
                 return sock
-            if attempt.ends_at <= now:
+            if ends_at <= now:
                 self._abort(attempt)
         return _Failure.IN_PROGRESS if self.attempts else _Failure.NOT_LISTENING
 
@@ -183,8 +132,8 @@ class _Endpoint:
         for attempt in list(self.attempts):
             self._abort(attempt)
 
-    def _abort(self, attempt: _Attempt) -> None:
-        self.attempts.remove(attempt)
+    def _abort(self, attempt: Attempt) -> None:
+        del self.attempts[attempt]
         self.is_proven = False
         attempt.close()
 
@@ -270,31 +219,17 @@ class Reconnector:
 def _connect(
     path: str, directories: tuple[str, ...]
 ) -> socket.socket | loopback.Address | _Failure:
-    """Connect as for a handshake, or return what to do instead."""
+    """Connect as for a handshake, or return the reason of the failure."""
     try:
         with endpoint_access.opened(path, directories, keeps_gil=False) as name:
-            try:
-                return syscalls.connect(name)
-            except BlockingIOError:
-                return _Failure.BUSY
-            except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    raise
-                # ECONNREFUSED: no producer listens.  EACCES: a new one sets the mode later.
-                return _loopback_address(name)
+            return connect_once(name)
+    except Unreachable as failure:
+        outcome = failure.outcome
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            return _Failure.REFUSED
-        return _Failure.BUSY if error.errno in OUT_OF_RESOURCES else _Failure.NOT_LISTENING
+        outcome = outcome_of(error)
     except Refusal:
-        # A link to another directory has replaced the socket.
+        # A link to another directory has replaced the socket, or there are too many links.
         return _Failure.REFUSED
-
-
-def _loopback_address(name: str) -> loopback.Address | _Failure:
-    try:
-        if os.path.isfile(name):
-            return loopback.Address.read(name)
-    except (OSError, loopback.NotAnAddress):
-        pass  # it was removed, or a producer is about to write it
-    return _Failure.NOT_LISTENING
+    # Every other outcome can change soon: a producer that starts creates the file and sets its
+    # mode.
+    return _Failure.BUSY if outcome in _BUSY else _Failure.NOT_LISTENING

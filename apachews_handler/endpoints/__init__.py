@@ -1,1 +1,1 @@
-"""From a request's path to a connected socket of its producer."""
+"""One attempt to connect to an endpoint, and the check of the links that lead to it."""

@@ -1,26 +1,26 @@
-"""Which socket files the author of an .htaccess file may serve: links end at the site's edge.
+"""Which socket files the author of an .htaccess file may serve, if symbolic links lead to them.
 
 Contract: ``opened(path, directories)`` is a context manager that gives a name of the file,
-below /proc/self/fd, and keeps it valid; the name stands for that very file, whatever becomes
-of the path meanwhile.  For any thread, and for the bridge's: it waits for file systems only.
+below /proc/self/fd, and keeps it valid; the name refers to that very file even if the path
+changes meanwhile.  For any thread, the bridge's too: it waits for file systems only.
 
 How this works: Apache's user may connect to many sockets of a host: other sites' producers,
-PHP-FPM, databases.  A symbolic link in a document root must not lend these rights to its
-author, so a path with links counts only if each link is root's or of the owner of the
-file that it leads to, or if the file lies in a directory that the server's configuration
-names.  (httpd's own SymLinksIfOwnerMatch does not do: with it httpd serves no socket file.)
+PHP-FPM, databases.  A symbolic link in a document root must not give these rights to its
+author, so a path with links is accepted only if each link belongs to root or to the owner of
+the file that it leads to, or if the file lies in a directory that the server's configuration
+names.  (httpd's own SymLinksIfOwnerMatch does not help: with it httpd rejects socket files.)
 
 The file is opened with O_PATH by a call that follows no link (openat2), and the kernel tells
-the descriptor's real path.  If that is the path that was asked for, there was no link on the
-way: three system calls in all.  Otherwise the path is walked: each component is opened
+the descriptor's real path.  If that equals the requested path, the path has no link: three
+system calls in all.  Otherwise the path is walked: each component is opened
 relative to the descriptor of the component before it, without following a link, and the
-components of a link's target are walked next.  So no link is followed unseen, whatever is
-renamed meanwhile, and the descriptor at the end is the one that is connected to.  Hard links
-are for fs.protected_hardlinks to prevent, which Linux has on.
+components of a link's target are walked next.  So every link is checked, even if files are
+renamed meanwhile, and the bridge connects to the descriptor at the end.  fs.protected_hardlinks,
+which Linux enables by default, prevents the same attack by hard links.
 
 A walk costs the author of the links nothing, and all clients of the child wait for it if the
-bridge walks.  So a walk has a budget of steps.  The kernel's limit of 40 links bounds too
-little: a target may have 2,000 components.
+bridge walks.  So a walk has a budget of steps.  The kernel's limit of 40 links is not a useful
+bound: a target may have 2,000 components.
 
 Sources: path_resolution(7), symlink(7), open(2) (O_PATH), openat2(2), proc(5) (/proc/pid/fd).
 """
@@ -34,18 +34,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from apachews_handler.exceptions import NotSetUp, Refusal
+from apachews.monitoring import refusals
+from apachews_handler.exceptions import Refusal
 from apachews_handler.native import syscalls
 
-# Components of one walk, those of the links' targets among them: a path of ten components with
-# three links has fewer.  The walk takes at most some 400 system calls, 0.5 ms.
+# Components of one walk, including those of the links' targets: a path of ten components with
+# three links has fewer.  The walk makes at most about 400 system calls, 0.5 ms.
 MAX_STEPS: Final = 64
 _ROOT: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A symbolic link on the way: its path, and the number of its owner."""
+    """A symbolic link of the path: where it is, and the number of its owner."""
 
     path: bytes
     owner: int
@@ -57,12 +58,13 @@ def opened(path: str, directories: tuple[str, ...], *, keeps_gil: bool = True) -
 
     Args:
         path: absolute.
-        directories: those whose files any link may lead to; as WSGI has them.
+        directories: those whose files any link may lead to; bytes as ISO 8859-1, as WSGI has them.
         keeps_gil: False for a path that was not looked up just before.
 
     Raises:
-        Refusal: 403, a link is not allowed to lead there; 500, /proc is missing.
-        OSError: as open(2); ELOOP if the walk has more than ``MAX_STEPS``.
+        Refusal: 403, a link is not allowed to lead there; 500, the walk has more than
+            ``MAX_STEPS``, or /proc is missing.
+        OSError: as open(2).
     """
     data = os.fsencode(path)
     fd = syscalls.open_direct(data, keeps_gil=keeps_gil)
@@ -85,7 +87,17 @@ def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
         Refusal, OSError: as ``opened``.
     """
     links: list[_Link] = []
-    fd = _walk(path, links)
+    try:
+        fd = _walk(path, links)
+    except OSError as error:
+        # The budget's: no call of the walk follows a link, so the kernel does not count links.
+        if error.errno != errno.ELOOP:
+            raise
+        fact = (
+            f"too many symbolic links on the way to {os.fsdecode(path)!r}: the path and the"
+            f" targets of its links may have {MAX_STEPS} components"
+        )
+        raise Refusal(refusals.TOO_MANY_LINKS, fact) from error
     try:
         owner = syscalls.owner_of(fd)
         foreign = next((link for link in links if link.owner not in (_ROOT, owner)), None)
@@ -98,7 +110,7 @@ def _open_checked(path: bytes, directories: tuple[str, ...]) -> int:
 
 
 def _walk(path: bytes, links: list[_Link]) -> int:
-    """Open a path so that every link on the way is known.
+    """Open a path, and record every link of it.
 
     Args:
         path: absolute.
@@ -146,12 +158,12 @@ def _push(path: bytes, pending: list[bytes], left: int) -> int:
         left: steps that the walk may still take.
 
     Returns:
-        The steps that are left.
+        The steps that remain.
 
     Raises:
         OSError: ELOOP, the path has more components.
     """
-    # Counted before the path is split, empty ones too: a target may be 4095 slashes.
+    # Counted before the path is split, and with empty components: a target may be 4095 slashes.
     left -= path.count(b"/") + 1
     if left < 0:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -160,7 +172,7 @@ def _push(path: bytes, pending: list[bytes], left: int) -> int:
 
 
 def _replace(directory: int, fd: int) -> int:
-    """Close a descriptor; return the one that the walk goes on with."""
+    """Close a directory's descriptor; return the next one."""
     syscalls.close_path(directory)
     return fd
 
@@ -168,7 +180,7 @@ def _replace(directory: int, fd: int) -> int:
 def _require_open_directory(
     link: _Link, real: bytes, owner: int, directories: tuple[str, ...]
 ) -> None:
-    """Refuse a link that leads out of the directories to which any link may lead.
+    """Refuse a link to a file outside the directories to which any link may lead.
 
     Raises:
         Refusal
@@ -184,21 +196,17 @@ def _real_path(fd: int) -> bytes:
     try:
         return syscalls.path_of(fd)
     except OSError as error:
-        raise NotSetUp(
-            f"/proc/self/fd cannot be read ({error.strerror}): mount /proc where Apache's"
-            " children run (inside ChrootDir, or the container)"
-        ) from error
+        fact = f"/proc/self/fd cannot be read ({error.strerror})"
+        raise Refusal(refusals.NO_PROC, fact) from error
 
 
 def _not_allowed(link: _Link, real: bytes, owner: int) -> Refusal:
     where, file = os.fsdecode(link.path), os.fsdecode(real)
     return Refusal(
-        "403 Forbidden",
-        "There is no WebSocket here.",
+        refusals.FOREIGN_LINK,
         f"the symbolic link {where!r} of user {_name(link.owner)} leads to {file!r} of user"
-        f" {_name(owner)}: if that site is to reach it, make the link as root, or as"
-        f" {_name(owner)}; or let all sites use the directory, by Define"
-        f" APACHEWS_ENDPOINT_DIRECTORIES {os.path.dirname(file)} in the server's configuration",
+        f" {_name(owner)}; to let any link lead there: Define APACHEWS_ENDPOINT_DIRECTORIES"
+        f" {os.path.dirname(file)}",
     )
 
 

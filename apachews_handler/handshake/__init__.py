@@ -1,1 +1,1 @@
-"""On Apache's worker: the upgrade, the origin, taking the connection from httpd."""
+"""On Apache's worker: the recipe of a handshake, and its steps."""

@@ -1,28 +1,28 @@
 """Taking a connection away from Apache: the worker is free, the client stays.
 
 Contract: ``detach(request, head)`` writes the head of the 101 to the client and
-returns the client's transport, which the caller owns and closes.  Raises before
-anything was sent (``CheckFailed``, ``Refusal``: Apache can still answer), or
+returns the client's transport, which the caller owns and closes.  It raises before
+anything was sent (``CheckFailed``, ``Refusal``, ``HttpdError``: Apache can still answer), or
 ``ClientGone``.  On the request's thread.
 
-How this works: Apache believes in a descriptor, not in a client.  The client's
+How this works: Apache knows a file descriptor, not a client.  The client's
 socket is duplicated, the 101 goes out through Apache's own filters (and so
-through mod_ssl), and then /dev/null is put in the place of Apache's descriptor.  Apache
-writes its own response head into that and logs 101.  As it is not a socket there is nothing
-to shut down, and nobody to wait for at the end: Apache closes it, and the worker goes back
+through mod_ssl), and then /dev/null replaces the socket in Apache's descriptor.  Apache
+writes its own response head into that and logs 101.  /dev/null is not a socket, so Apache has
+nothing to shut down and does not linger: it closes the descriptor, and the worker goes back
 to its pool.
 
-With TLS, mod_ssl must let go first, without a word to the client: a quiet
+With TLS, mod_ssl must release the session first and send nothing to the client: a quiet
 shutdown, and the bucket that ends a connection (``flush_connection``).  Its
-pointer reads NULL afterwards; the session lives on by the reference taken before.
+pointer reads NULL afterwards; the reference that was taken before keeps the session.
 
 The order matters: whatever can fail (descriptors above all) comes before the
-first byte, because after it no HTTP answer is possible.
+first byte, because after it an HTTP answer is not possible.
 
-The road not taken: one end of a socket pair in that place.  Apache shuts that down and
+Roads not taken: one end of a socket pair instead of /dev/null.  Apache shuts that down and
 lingers on it as with any client, and the other end must be kept until then: some twenty
 system calls more, and a second worker, for every handshake (bench/run --profile --case
-handshakes has them counted).
+handshakes counts them).
 """
 
 from __future__ import annotations
@@ -31,67 +31,15 @@ import os
 import socket
 import threading
 
-from apachews import wire
+from apachews._listening.endpoint import OUT_OF_RESOURCES
+from apachews.monitoring import refusals
 from apachews_handler.bridge.transport import PlainTransport, Transport
-from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
-from apachews_handler.exceptions import CheckFailed, ClientGone, Refusal, Unavailable
+from apachews_handler.exceptions import CheckFailed, ClientGone, Refusal, no_descriptors
 from apachews_handler.native import httpd, openssl, syscalls
-from apachews_handler.native.httpd_process import HttpdError
 
 _NON_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-# Multipath TCP (RFC 8684) is to its user what TCP is.
+# A program uses Multipath TCP (RFC 8684) exactly as TCP.
 _STREAMS = frozenset((socket.IPPROTO_TCP, socket.IPPROTO_MPTCP))
-# mod_ssl's names of what ``tls_facts`` returns.
-_TLS_VARIABLES = (
-    b"SSL_PROTOCOL",
-    b"SSL_CIPHER",
-    b"SSL_TLS_SNI",
-    b"SSL_CLIENT_VERIFY",
-    b"SSL_CLIENT_S_DN",
-)
-
-
-def local_address(request: httpd.Request) -> tuple[str, int]:
-    """Return address and port of Apache that the client is connected to.
-
-    Raises:
-        CheckFailed: the connection has none.
-    """
-    try:
-        host, port = request.local_address()
-    except HttpdError as error:
-        raise CheckFailed(error.check, error.found) from error
-    # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
-    return host.removeprefix("::ffff:"), port
-
-
-def client_address(request: httpd.Request) -> tuple[str, int]:
-    """Return address and port of the client; port 0 if only its address is known.
-
-    Raises:
-        CheckFailed: the connection has none.
-    """
-    try:
-        return request.client_address()
-    except HttpdError as error:
-        raise CheckFailed(error.check, error.found) from error
-
-
-def tls_facts(request: httpd.Request) -> wire.TLS | None:
-    """Return how the request's connection is encrypted, None where it is not.
-
-    Raises:
-        CheckFailed: what mod_ssl has of it is not to be read.
-    """
-    try:
-        if not request.is_tls:
-            return None
-        version, cipher, server_name, verified, subject = map(request.ssl_variable, _TLS_VARIABLES)
-    except HttpdError as error:
-        raise CheckFailed(error.check, error.found) from error
-    return wire.TLS(
-        version or "", cipher or "", server_name, subject if verified == "SUCCESS" else None
-    )
 
 
 def detach(request: httpd.Request, head: bytes) -> Transport:
@@ -102,17 +50,15 @@ def detach(request: httpd.Request, head: bytes) -> Transport:
         head: the 101 response's head.
 
     Raises:
-        Refusal: the client sent more than the request (400), or there is no
+        Refusal: the client sent more than the request (400), or the process has no
             descriptor left (503).  Nothing was sent.
-        CheckFailed: a premise about httpd or OpenSSL does not hold.  Nothing was
+        CheckFailed, HttpdError: a premise about httpd or OpenSSL does not hold.  Nothing was
             sent, or, for the one check that can only be made afterwards, Apache
             will close the connection.
-        ClientGone: the client is gone; Apache will close the connection.
+        ClientGone: the client has closed; Apache will close the connection.
     """
     try:
         return _detach(request, head)
-    except HttpdError as error:
-        raise CheckFailed(error.check, error.found) from error
     except openssl.TlsError as error:
         raise CheckFailed("OpenSSL does as mod_ssl needs", str(error)) from error
     except httpd.WriteFailed as error:
@@ -122,29 +68,31 @@ def detach(request: httpd.Request, head: bytes) -> Transport:
 
 def _detach(request: httpd.Request, head: bytes) -> Transport:
     if request.is_secondary:
+        # mod_http2 runs the request on a connection without a socket of its own.
         raise CheckFailed("the connection is HTTP/1.1", "a stream of HTTP/2")
     descriptor = request.client_socket()
-    sink = _sink()
+    sink = _sink()  # before the first byte: opening it may fail
     client = session = None
     try:
         if request.is_tls:
+            # A reference of our own: mod_ssl drops its reference below.
             session = _share_session(request)
+        # Bytes that httpd or OpenSSL has read already would be lost with their buffers.
         if request.has_early_data() or (session and session.has_pending()):
-            raise Refusal(
-                "400 Bad Request",
-                "Send nothing before the 101.",
-                "the client sent data before it had the 101 (RFC 6455 4.1)",
-            )
+            raise Refusal(refusals.EARLY_DATA)
         client = _duplicate(descriptor)
         request.write(head)
-        # From here on there is no HTTP answer, only success or an end.
+        # From here on an HTTP answer is not possible: success, or a closed connection.
         try:
             if session:
+                # mod_ssl would send close_notify when it ends the session.
                 session.set_quiet(True)
                 request.flush_connection()
+                # mod_ssl clears its pointer when it has released the session.
                 if request.ssl_address():
                     raise CheckFailed("mod_ssl lets go of the connection", "it still has its SSL")
                 session.take_over(client)
+            # Apache's own descriptor refers to /dev/null now: its response head goes there.
             syscalls.dup2(sink, descriptor)
         except BaseException:
             request.abandon()
@@ -155,6 +103,7 @@ def _detach(request: httpd.Request, head: bytes) -> Transport:
         if session:
             session.release()
         raise
+    # No keep-alive: Apache closes /dev/null and frees the worker after this request.
     request.end_after_request()
     return session or PlainTransport(client)
 
@@ -171,9 +120,9 @@ def _duplicate(descriptor: int) -> socket.socket:
     try:
         fd = syscalls.dup(descriptor)
     except OSError as error:
-        raise Unavailable(out_of_descriptors(error)) from error
+        raise no_descriptors(error) from error
     try:
-        # (setblocking() lets go of the GIL.)
+        # (setblocking() releases the GIL.)
         syscalls.set_nonblocking(fd)
         client = socket.socket(type=_NON_BLOCKING, fileno=fd)
     except OSError as error:
@@ -186,21 +135,21 @@ def _duplicate(descriptor: int) -> socket.socket:
 
 
 def _sink() -> int:
-    """Return the descriptor of what takes the clients' places, open as long as the child lives.
+    """Return the descriptor of /dev/null, open as long as the child lives.
 
     Raises:
-        Refusal: there is no descriptor left.
-        CheckFailed: /dev/null cannot be opened, in a chroot say.
+        Refusal: the process has no descriptor left.
+        CheckFailed: /dev/null cannot be opened, for example in a chroot.
     """
     global _sink_fd
     if _sink_fd == -1:
         with _sink_lock:
-            if _sink_fd == -1:
+            if _sink_fd == -1:  # another worker may have opened it meanwhile
                 try:
                     _sink_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 except OSError as error:
                     if error.errno in OUT_OF_RESOURCES:
-                        raise Unavailable(out_of_descriptors(error)) from error
+                        raise no_descriptors(error) from error
                     raise CheckFailed(f"{os.devnull} can be opened", f"{error.strerror}") from error
     return _sink_fd
 

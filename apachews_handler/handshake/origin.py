@@ -1,14 +1,12 @@
-"""May the page that a browser is on connect here?  (RFC 6455 10.2)
+"""The check of a page's origin (RFC 6455 10.2).
 
 Contract: ``require_origin(environ, settings)`` raises ``Refusal`` with 403, or
-returns.  Pure; called once a handshake.
+returns.  Pure; called once per handshake.
 
-How this works: a page's origin is scheme, host and port, and the site's own is
-what the client asked for: what the Host header says, over TLS or not.  Behind a
-proxy that is the proxy's business with Apache, so a header that the proxy writes
-is believed instead, once the owner says that there is such a proxy.  (No browser
-lets a page set these headers on a WebSocket; who is no browser can send any Origin
-anyway.)
+How this works: an origin is scheme, host and port.  The site's own origin is the scheme of the
+connection and the Host header.  Behind a proxy these are the proxy's, so the header that
+``APACHEWS_FORWARDED`` names replaces them.  (A browser does not let a page set these headers on a
+WebSocket, and a program that is not a browser can send any Origin.)
 
 Sources: RFC 6454 4. (origins); RFC 7239 (Forwarded); the X-Forwarded-Proto,
 -Host and -Port headers, as mod_proxy and most others write them.
@@ -18,16 +16,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from apachews.monitoring import refusals
 from apachews_handler.exceptions import Refusal
 from apachews_handler.origins import normalise_origin
+from apachews_handler.settings import Settings
 
-if TYPE_CHECKING:
-    from apachews_handler.settings import Settings
-
-# RFC 7239 4.: token=value or token="value", parted by semicolons.
+# RFC 7239 4.: token=value or token="value", separated by semicolons.
 _PAIR: Final = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^";,\s]*))\s*(?:;|$)')
 
 
@@ -36,17 +33,17 @@ def own_origin(environ: Mapping[str, Any], forwarded: str) -> str:
 
     Args:
         environ: WSGI environment.
-        forwarded: ``off``, ``forwarded`` or ``x-forwarded``: whose word is taken.
+        forwarded: ``off``, ``forwarded`` or ``x-forwarded``: the header that is trusted.
 
     Raises:
         ValueError: the headers do not make an origin.
     """
     scheme, host = environ["wsgi.url_scheme"], environ.get("HTTP_HOST", "")
     if forwarded == "forwarded":
-        # Each proxy adds an element; the first is by the one nearest to the client.
+        # Each proxy appends an element: the first is of the proxy nearest to the client.
         element = environ.get("HTTP_FORWARDED", "").partition(",")[0]
         pairs, at = {}, 0
-        # Pair by pair: a search would begin again at every character of a long header.
+        # match() pair by pair: search() would start again at every character of a long header.
         while match := _PAIR.match(element, at):
             name, quoted, token = match.groups(default="")
             pairs[name.lower()] = re.sub(r"\\(.)", r"\1", quoted) or token
@@ -58,13 +55,13 @@ def own_origin(environ: Mapping[str, Any], forwarded: str) -> str:
         port = _first(environ, "HTTP_X_FORWARDED_PORT")
         if port and urlsplit(f"//{host}").port is None:
             host = f"{host}:{port}"
-    # Some proxies name the scheme of the WebSocket itself.
+    # Some proxies send the scheme of the WebSocket.
     scheme = {"ws": "http", "wss": "https"}.get(scheme.lower(), scheme)
     return normalise_origin(f"{scheme}://{host}")
 
 
 def _first(environ: Mapping[str, Any], name: str) -> str:
-    """Return the first of a header's values: that of the proxy nearest to the client."""
+    """Return the first value of a header: that of the proxy nearest to the client."""
     return str(environ.get(name, "")).partition(",")[0].strip()
 
 
@@ -78,11 +75,7 @@ def require_origin(environ: Mapping[str, Any], settings: Settings) -> None:
     if origin is None:
         # RFC 6455 4.1, 8.: only browsers must send it.
         if settings.require_origin:
-            raise Refusal(
-                "403 Forbidden",
-                "Only browsers may connect here.",
-                "no Origin, and SetEnv APACHEWS_REQUIRE_ORIGIN is on",
-            )
+            raise Refusal(refusals.NO_ORIGIN)
         return
     if settings.origins == ("*",):
         return
@@ -97,9 +90,5 @@ def require_origin(environ: Mapping[str, Any], settings: Settings) -> None:
     except ValueError:
         own = ""
     if not normalised or normalised != own:
-        raise Refusal(
-            "403 Forbidden",
-            "This page's origin may not connect here.",
-            f"Origin {origin!r:.100} is not the site's own, {own or 'not known'!r:.100};"
-            " to allow it, add it to SetEnv APACHEWS_ORIGINS",
-        )
+        fact = f"Origin {origin!r:.100} is not the site's own, {own or 'unknown'!r:.100}"
+        raise Refusal(refusals.ORIGIN, fact)

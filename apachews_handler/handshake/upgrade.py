@@ -1,15 +1,14 @@
-"""The opening handshake (RFC 6455 4.2): is this a WebSocket request, and may it be?
+"""The opening handshake (RFC 6455 4.2): check a request, and write the head of the 101.
 
 Contract: ``Upgrade.negotiate(environ, settings)`` checks a request that Apache
 has parsed and returns an ``Upgrade``, or raises ``Refusal``; nothing is sent.
-``choose(settings)`` picks a subprotocol, ``accept(…)`` gives the bytes of the 101.
-Pure; one object a request.
+``choose(settings)`` picks a subprotocol, ``accept(…)`` returns the bytes of the 101 and the
+agreement on compression.  Pure; one object per request.
 
-How this works: httpd has parsed the request and found its headers well-formed; what
-is left is to look at a few of them.  wsproto, which many servers rely on, has the parts:
-how lists are split, extensions agreed on, the key answered.  (Its handshake as a whole
-writes the request anew to have it parsed once more; a test holds this module against
-it.)
+How this works: httpd has parsed the request and checked that its headers are well-formed; this
+module looks at a few of them.  wsproto, which many servers rely on, splits the lists, negotiates
+the extensions and answers the key.  (Its handshake as a whole would parse the request a second
+time; a test compares this module with it.)
 
 Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version).
 """
@@ -27,35 +26,30 @@ from h11 import InformationalResponse
 from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token, split_comma_header
 
-from apachews import wire
+from apachews.monitoring import refusals
 from apachews_handler.exceptions import Http11Required, Refusal
 from apachews_handler.protocol.deflate import Agreement, Negotiation
 from apachews_handler.settings import Settings
 
 from .origin import require_origin
 
-UPGRADE_REQUIRED = "426 Upgrade Required"
-BAD_REQUEST = "400 Bad Request"
-# RFC 9110 5.5: what no value of a header has.
+# RFC 9110 5.5: characters that a value of a header must not have.
 _BREAKS = re.compile("[\0\n\v\f\r]")
-# RFC 9110 7.8: Upgrade is for this connection only, and Connection says so.
+# RFC 9110 7.8: Upgrade is a hop-by-hop header, which Connection lists.
 _UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
 
 class Upgrade:
-    """A handshake that was found good and waits for its answer.
+    """A valid handshake that waits for its answer.
 
     Attributes:
         offered: subprotocols the client offered, in its order.
-        deflate: what was agreed on for permessage-deflate, once accepted; None
-            for no compression.
     """
 
     def __init__(self, key: bytes, offered: list[str], extensions: list[str]) -> None:
         self._key = key
         self._extensions = extensions
         self.offered = tuple(offered)
-        self.deflate: Agreement | None = None
 
     @classmethod
     def negotiate(cls, environ: Mapping[str, Any], settings: Settings) -> Upgrade:
@@ -87,16 +81,19 @@ class Upgrade:
         settings: Settings,
         subprotocol: str | None = None,
         headers: Iterable[tuple[str, str]] = (),
-    ) -> bytes:
-        """Return the head of the 101 response.
+    ) -> tuple[bytes, Agreement | None]:
+        """Return the head of the 101 response, and the agreement on permessage-deflate.
 
         Args:
             settings: for the compression.
             subprotocol: one of those offered, or None.
             headers: names and values to add, in ISO 8859-1.
 
+        Returns:
+            The bytes; and the agreement, None for no compression.
+
         Raises:
-            h11.LocalProtocolError: one of these would break the response.
+            h11.LocalProtocolError: a header would break the response.
         """
         lines = [
             b"HTTP/1.1 101 Switching Protocols",
@@ -106,6 +103,7 @@ class Upgrade:
         ]
         if subprotocol is not None:
             lines.append(b"Sec-WebSocket-Protocol: " + subprotocol.encode("ascii"))
+        agreement = None
         if settings.deflate and self._extensions:
             negotiation = Negotiation(
                 settings.deflate_window_bits, settings.deflate_context_takeover
@@ -113,39 +111,20 @@ class Upgrade:
             accepted = server_extensions_handshake(self._extensions, [negotiation])
             if accepted:
                 lines.append(b"Sec-WebSocket-Extensions: " + accepted)
-            self.deflate = negotiation.agreed
+            agreement = negotiation.agreed
         added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         if added:
             checked = InformationalResponse(status_code=101, headers=added).headers.raw_items()
             lines += [name + b": " + value for name, value in checked]
-        return b"\r\n".join([*lines, b"", b""])
-
-
-def request_headers(environ: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the request's headers, names in lower case, values in ISO 8859-1.
-
-    What the WSGI environment does not have cannot be given: Apache withholds
-    ``Authorization`` unless told otherwise (WSGIPassAuthorization), and a name
-    that came twice is one, its values joined by commas.
-    """
-    headers = [
-        (name[5:].replace("_", "-").lower(), value)
-        for name, value in environ.items()
-        if name.startswith("HTTP_")
-    ]
-    headers += [
-        (name.replace("_", "-").lower(), environ[name])
-        for name in ("CONTENT_TYPE", "CONTENT_LENGTH")
-        if environ.get(name)
-    ]
-    return headers
+        return b"\r\n".join([*lines, b"", b""]), agreement
 
 
 def require_no_error_document(failed_with: int | None) -> None:
-    """Refuse a request that httpd serves as the ErrorDocument of another one.
+    """Refuse a request that httpd serves as the ErrorDocument of another request.
 
     Args:
-        failed_with: the status of that one, ``httpd.Request.failed_with``; None without one.
+        failed_with: status of the other request, ``httpd.Request.failed_with``; None for a
+            request of a client.
 
     Raises:
         Refusal: with that status.
@@ -156,60 +135,14 @@ def require_no_error_document(failed_with: int | None) -> None:
         status = http.HTTPStatus(failed_with)
     except ValueError:
         status = http.HTTPStatus.INTERNAL_SERVER_ERROR
-    raise Refusal(
-        f"{status.value} {status.phrase}",
-        "The WebSocket is not available.",
-        "an ErrorDocument cannot be a WebSocket: name a page",
-    )
-
-
-def describe(
-    environ: Mapping[str, Any],
-    settings: Settings,
-    upgrade: Upgrade,
-    connection_id: str,
-    *,
-    tls: wire.TLS | None,
-    remote: tuple[str, int],
-    local: tuple[str, int],
-) -> wire.Open:
-    """Return what the producer is told of the connection.
-
-    Args:
-        connection_id: unique name of the connection.
-        tls: how Apache has the connection encrypted, None where it has not.
-        remote: address and port of the client; port 0 if only its address is known.
-            (CGI's REMOTE_PORT is the proxy's if REMOTE_ADDR is that of a client behind one.)
-        local: address and port that the client is connected to.  (CGI's
-            SERVER_PORT is what the Host header says.)
-    """
-    uri, query = environ["REQUEST_URI"], environ.get("QUERY_STRING", "")
-    return wire.Open(
-        id=connection_id,
-        method=environ["REQUEST_METHOD"],
-        uri=uri,
-        headers=tuple(request_headers(environ)),
-        remote=remote,
-        local=local,
-        scheme="wss" if tls else "ws",
-        tls=tls,
-        user=environ.get("REMOTE_USER"),
-        vhost=environ.get("SERVER_NAME", ""),
-        offered=upgrade.offered,
-        subprotocol=upgrade.choose(settings),
-        env={
-            name: environ[name] for name in settings.pass_env if isinstance(environ.get(name), str)
-        },
-        answer_required=settings.accept == "producer",
-        rewritten_query=None if query == uri.partition("?")[2] else query,
-    )
+    raise Refusal(refusals.ERROR_DOCUMENT, status=status.value)
 
 
 def _list(environ: Mapping[str, Any], name: str) -> list[str]:
-    """Return what a header lists.
+    """Return the elements of a header that is a list.
 
     Raises:
-        Refusal: it is not ASCII.
+        Refusal: it has non-ASCII characters.
     """
     value = environ.get(name)
     if value is None:
@@ -217,7 +150,9 @@ def _list(environ: Mapping[str, Any], name: str) -> list[str]:
     try:
         return split_comma_header(value.encode("latin-1"))
     except UnicodeDecodeError as error:
-        raise Refusal(BAD_REQUEST, f"Malformed WebSocket handshake: {error}.") from error
+        header = name.removeprefix("HTTP_").replace("_", "-").title()
+        fact = f"{header} {value!r:.60} contains non-ASCII characters"
+        raise Refusal(refusals.MALFORMED_HEADER, fact) from error
 
 
 def _tokens(value: str) -> list[str]:
@@ -235,20 +170,14 @@ def _require_websocket(environ: Mapping[str, Any]) -> None:
     if is_upgrade and protocol.startswith("HTTP/2"):
         raise Http11Required
     if not is_upgrade or protocol != "HTTP/1.1":
-        raise Refusal(
-            UPGRADE_REQUIRED,
-            "This address speaks WebSocket only.",
-            "not a WebSocket request",
-            _UPGRADE,
-        )
+        raise Refusal(refusals.NOT_A_WEBSOCKET, "not a WebSocket request", _UPGRADE)
 
 
 def _require_version(environ: Mapping[str, Any]) -> None:
     version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
     if version != "13":
         raise Refusal(
-            UPGRADE_REQUIRED,
-            "Only version 13 of the WebSocket protocol is spoken here.",
+            refusals.VERSION,
             f"unsupported WebSocket version {version!r:.40}",
             (*_UPGRADE, ("Sec-WebSocket-Version", "13")),
         )
@@ -261,18 +190,14 @@ def _require_wellformed(environ: Mapping[str, Any]) -> None:
     except (binascii.Error, ValueError):
         nonce = b""
     if len(nonce) != 16 or len(key) != 24:  # RFC 6455 4.2.1, 5.
-        raise Refusal(
-            BAD_REQUEST,
-            "Sec-WebSocket-Key must be 16 bytes in base64.",
-            f"malformed Sec-WebSocket-Key {key!r:.60}",
-        )
+        raise Refusal(refusals.MALFORMED_KEY, f"malformed Sec-WebSocket-Key {key!r:.60}")
     for name in ("HTTP_CONNECTION", "HTTP_HOST"):
-        _list(environ, name)  # refuses what is not ASCII
+        _list(environ, name)  # raises for non-ASCII characters
     if "HTTP_HOST" not in environ:  # RFC 6455 4.2.1, 2.
-        raise Refusal(BAD_REQUEST, "A WebSocket request has a Host header.")
-    # httpd lets none pass, unless told to be lax (HttpProtocolOptions Unsafe).
+        raise Refusal(refusals.NO_HOST)
+    # httpd rejects these itself, except with HttpProtocolOptions Unsafe.
     if _BREAKS.search(" ".join([environ[name] for name in environ if name.startswith("HTTP_")])):
-        raise Refusal(BAD_REQUEST, "A header has a character that none may have.")
-    # A body would be read as frames.
+        raise Refusal(refusals.CONTROL_CHARACTER)
+    # The bridge would read a body as frames.
     if environ.get("HTTP_TRANSFER_ENCODING") or environ.get("CONTENT_LENGTH", "0") not in ("", "0"):
-        raise Refusal(BAD_REQUEST, "A WebSocket request has no body.")
+        raise Refusal(refusals.REQUEST_BODY)

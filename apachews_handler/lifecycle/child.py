@@ -24,6 +24,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from apachews.monitoring.snapshot import CHILD
 from apachews_handler.bridge.connection import Log
@@ -169,10 +170,4 @@ class Child:
         return self._pid_file is not None and not os.path.exists(self._pid_file)
 
 
-_child = Child()
-prepare = _child.prepare
-bridge = _child.bridge
-definitions = _child.definitions
-is_prepared = _child.is_prepared
-end_is_called_by_host = _child.end_is_called_by_host
-end = _child.end
+the_child: Final = Child()

@@ -36,7 +36,8 @@ from apachews_handler.monitoring.close_log import BadFormat, CloseFormat, parse_
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
 from apachews_handler.protocol.raw import new_session
-from apachews_handler.settings import Rate, Settings
+from apachews_handler.setting_values import Rate
+from apachews_handler.settings import Settings
 from apachews_handler.shared import slots
 
 FORMAT: Final = 1

@@ -29,8 +29,6 @@ from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
 from typing import Any, Final
 
 _FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
-# unix(7): sun_path has 108 bytes, the last of them 0.
-MAX_PATH_BYTES: Final = 107
 # PATH_MAX, linux/limits.h: the longest path that the kernel returns.
 _MAX_REAL_PATH_BYTES: Final = 4096
 # readlinkat(2), with an empty path.
@@ -119,9 +117,10 @@ def connect(path: str) -> socket.socket:
             among others.
     """
     data = os.fsencode(path)
-    if not data or b"\0" in data or len(data) > MAX_PATH_BYTES:
-        number = errno.ENAMETOOLONG if len(data) > MAX_PATH_BYTES else errno.EINVAL
-        raise OSError(number, os.strerror(number), path)
+    # An empty path and a leading NUL would name other kinds of sockets (unix(7)).  The kernel
+    # itself rejects a path that is too long, with the same errno.
+    if not data or b"\0" in data:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
     fd = _checked(_socket(socket.AF_UNIX, _UNIX_STREAM, 0))
     try:
         address = _FAMILY.pack(socket.AF_UNIX) + data + b"\0"

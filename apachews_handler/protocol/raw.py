@@ -23,7 +23,8 @@ from typing import Any, Final, Protocol
 from apachews import wire
 from apachews.exceptions import WireError
 from apachews_handler.exceptions import Violation
-from apachews_handler.settings import AUTO, NEWLINE, RAW, Settings
+from apachews_handler.setting_values import AUTO
+from apachews_handler.settings import NEWLINE, RAW, Settings
 from apachews_handler.settings import TEXT as TEXT_ALWAYS
 
 from .close_causes import CloseCause

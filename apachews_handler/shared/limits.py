@@ -15,8 +15,10 @@ import os
 import threading
 from typing import Final
 
-from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
-from apachews_handler.exceptions import NotSetUp, Refusal, Unavailable
+from apachews._listening.endpoint import OUT_OF_RESOURCES
+from apachews.monitoring import refusals
+from apachews.monitoring.refusals import Reason
+from apachews_handler.exceptions import Refusal, no_descriptors
 from apachews_handler.settings import Settings
 
 from . import rundir
@@ -49,13 +51,16 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
     ):
         return _FREE
     wanted = [
-        ("all", settings.max_connections, _too_many("APACHEWS_MAX_CONNECTIONS")),
+        (
+            "all",
+            settings.max_connections,
+            _too_many(refusals.CONNECTION_LIMIT, "APACHEWS_MAX_CONNECTIONS"),
+        ),
         (
             f"address {_client(address)}",
             settings.max_connections_per_address,
             Refusal(
-                "429 Too Many Requests",
-                "There are too many connections from your address.",
+                refusals.ADDRESS_LIMIT,
                 f"{_client(address)} has as many connections as"
                 f" APACHEWS_MAX_CONNECTIONS_PER_ADDRESS allows:"
                 f" {settings.max_connections_per_address}",
@@ -64,7 +69,7 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
         (
             f"endpoint {path}",
             settings.max_connections_per_endpoint,
-            _too_many("APACHEWS_MAX_CONNECTIONS_PER_ENDPOINT"),
+            _too_many(refusals.ENDPOINT_LIMIT, "APACHEWS_MAX_CONNECTIONS_PER_ENDPOINT"),
         ),
     ]
     slots = _open_slots()
@@ -76,7 +81,8 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
             # The limit is part of the key: sites with different limits count separately.
             position = slots.acquire(f"{key} of {limit}", limit)
         except OSError as error:
-            refusal = Unavailable(f"the connection cannot be counted: {error.strerror}")
+            fact = f"the connection cannot be counted: {error.strerror}"
+            refusal = Refusal(refusals.CANNOT_COUNT, fact)
             position = None
         if position is None:
             Permit(slots, positions).release()
@@ -85,8 +91,8 @@ def admit(settings: Settings, address: str, path: str) -> Permit:
     return Permit(slots, positions)
 
 
-def _too_many(name: str) -> Refusal:
-    return Unavailable(f"there are as many connections as SetEnv {name} allows")
+def _too_many(reason: Reason, name: str) -> Refusal:
+    return Refusal(reason, f"there are as many connections as SetEnv {name} allows")
 
 
 def _client(address: str) -> str:
@@ -111,12 +117,12 @@ def _open_slots() -> SlotFile:
                 _slots = SlotFile(os.path.join(directory, f"{os.getppid()}.slots"))
             except OSError as error:
                 if error.errno in OUT_OF_RESOURCES:
-                    raise Unavailable(out_of_descriptors(error)) from error
-                raise NotSetUp(
+                    raise no_descriptors(error) from error
+                fact = (
                     f"connections cannot be counted in {error.filename or directory or '/tmp'}:"
-                    f" {error.strerror}; Apache's user must own it and be able to write there:"
-                    " remove it if it belongs to another user, or set TMPDIR for Apache"
-                ) from error
+                    f" {error.strerror}"
+                )
+                raise Refusal(refusals.RUN_DIRECTORY, fact) from error
         return _slots
 
 

@@ -2,7 +2,7 @@
 
 Contract: ``place(path, most, spare, timeout_s, user)`` is a context manager for the time that
 a handshake waits: for a full backlog, for the other end of a loopback port, for ANSWER.  It
-raises ``Unavailable`` (503 with ``Retry-After``) if too many handshakes wait already, for the
+raises ``Refusal`` (503 with ``Retry-After``) if too many handshakes wait already, for the
 same endpoint or for all endpoints.  ``place_for_status()`` does the same for requests that
 collect the status.  For any thread.
 
@@ -40,8 +40,10 @@ import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
-from apachews_handler.exceptions import Unavailable
+from apachews._listening.endpoint import OUT_OF_RESOURCES
+from apachews.monitoring import refusals
+from apachews.monitoring.refusals import Reason
+from apachews_handler.exceptions import Refusal, no_descriptors
 
 from . import rundir
 from .slots import SlotFile
@@ -68,11 +70,13 @@ class _Limit(NamedTuple):
         regions: keys of regions of slots, and how many each has; the first free place is
             taken.
         problem: what the log says if all are taken.
+        reason: of the refusal then.
     """
 
     key: str
     regions: tuple[tuple[str, int], ...]
     problem: str
+    reason: Reason = refusals.WAITING_LIMIT
 
 
 class Waiting:
@@ -99,7 +103,7 @@ class Waiting:
             user: id of the user that runs the producer.
 
         Raises:
-            Unavailable: all places are taken, or the process has no file descriptor left.
+            Refusal: all places are taken, or the process has no file descriptor left.
         """
         per_endpoint = most or math.ceil(spare / 4)
         in_all = max(most, math.ceil(spare / 2))
@@ -108,14 +112,13 @@ class Waiting:
             _Limit(
                 endpoint,
                 ((endpoint, per_endpoint),),
-                f"{per_endpoint} handshakes wait for the producer of {path!r} already: it is"
-                " stopped or slow; see APACHEWS_MAX_WAITING",
+                f"{per_endpoint} handshakes wait for the producer of {path!r} already",
             ),
             _Limit(
                 owner,
                 (("all", in_all), (owner, 1)),
                 f"{in_all} handshakes wait for producers already, and one more for a producer"
-                f" of user {user}, who runs that of {path!r} too; see APACHEWS_MAX_WAITING",
+                f" of user {user}, who runs that of {path!r} too",
             ),
         ]
         with self._hold(limits, timeout_s):
@@ -126,10 +129,11 @@ class Waiting:
         """Hold a place while the processes are asked for their status.
 
         Raises:
-            Unavailable: as ``place``.
+            Refusal: as ``place``.
         """
-        problem = f"{MAX_COLLECTING} requests collect the status already: a process hangs"
-        with self._hold([_Limit("status", (("status", MAX_COLLECTING),), problem)], MEMORY_S):
+        problem = f"{MAX_COLLECTING} requests collect the status already"
+        limit = _Limit("status", (("status", MAX_COLLECTING),), problem, refusals.STATUS_BUSY)
+        with self._hold([limit], MEMORY_S):
             yield
 
     @contextlib.contextmanager
@@ -156,14 +160,14 @@ class Waiting:
         """Return the position of a place.
 
         Raises:
-            Unavailable
+            Refusal
         """
         while True:
             for key, count in limit.regions:
                 if (position := _try(slots, key, count)) is not None:
                     return position
             if not self._is_patient(limit.key, deadline, _answered_at(slots, limit.key)):
-                raise Unavailable(limit.problem)
+                raise Refusal(limit.reason, limit.problem)
             time.sleep(RETRY_S)
 
     def _is_patient(self, key: str, deadline: float, answered_at: float) -> bool:
@@ -201,12 +205,13 @@ def _try(slots: SlotFile, key: str, count: int) -> int | None:
     """Return the position of a place, None if all are taken.
 
     Raises:
-        Unavailable
+        Refusal
     """
     try:
         return slots.acquire(key, count)
     except OSError as error:
-        raise Unavailable(f"a waiting handshake cannot be counted: {error.strerror}") from error
+        fact = f"a waiting handshake cannot be counted: {error.strerror}"
+        raise Refusal(refusals.CANNOT_COUNT, fact) from error
 
 
 def _note_answer(slots: SlotFile, key: str, begun_at: float) -> None:
@@ -243,7 +248,7 @@ def _open_slots() -> SlotFile:
     WebSockets work without that directory; the error log has the reason already.
 
     Raises:
-        Unavailable: no file descriptor is left.
+        Refusal: no file descriptor is left.
     """
     apache = os.getppid()
     try:
@@ -255,7 +260,7 @@ def _open_slots() -> SlotFile:
                 raise
             return SlotFile(None, full_s=0.0)
     except OSError as error:
-        raise Unavailable(out_of_descriptors(error)) from error
+        raise no_descriptors(error) from error
 
 
 _waiting = Waiting()

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from apachews_tools.httpd.answers import Answer, cause_of, joined, phrase, websocket_url
 from apachews_tools.terminal.console import Console
 from apachews_tools.terminal.terminal import (
     CYAN,
@@ -27,7 +28,6 @@ from apachews_tools.terminal.terminal import (
 
 from .close_codes import NORMAL_CODES, describe_close
 from .command import CommandError, number, seconds, tidy_at_signals, utf8_text
-from .refusals import explain, phrase
 
 if TYPE_CHECKING:
     from .websocket_client import Answered, Closed, Message, Refused, WebSocketClient
@@ -431,15 +431,22 @@ def _report_refusal(refused: Refused, arguments: argparse.Namespace) -> int:
         lines += [f"  {line}" for line in printable(refused.body.strip()).splitlines()]
     if retry_after := refused.header("retry-after"):
         lines.append(f"  (again after {printable(retry_after)} s)")
-    if hint := explain(
-        refused.status,
-        refused.body,
-        location=printable(refused.header("location")),
-        has_user=arguments.user is not None,
-    ):
+    if hint := _hint(refused, has_user=arguments.user is not None):
         lines.append(hint)
     print("\n".join(lines), file=sys.stderr)
     return 1
+
+
+def _hint(refused: Refused, *, has_user: bool) -> str:
+    """Return the cause of a refusal and what to do, "" if it is not known."""
+    location = printable(refused.header("location"))
+    if 300 <= refused.status < 400 and location:
+        return f"Connect to {websocket_url(location)} instead."
+    answer = Answer(refused.status, joined(refused.headers), refused.body)
+    if refused.status == 401 and has_user and not answer.refusal():
+        return "Apache does not know this name, or the password is wrong."
+    cause = cause_of(answer)
+    return cause.hint() if cause else ""
 
 
 def _headers(arguments: argparse.Namespace) -> list[tuple[str, str]]:

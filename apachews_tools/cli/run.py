@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from apachews._listening.socket_file import MAX_PATH_BYTES
-from apachews_tools.dev.supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
+from apachews._listening.endpoint import MAX_PATH_BYTES, Unreachable, is_listened_on
+from apachews_tools.dev.supervisor import ACCESS, APACHE, Producer, Supervisor
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_home
@@ -252,8 +252,9 @@ def _directory_for_socket(directory: Path) -> Iterator[None]:
 
 def _require_free(path: Path) -> None:
     """Check that a producer that runs already keeps its socket file."""
-    with contextlib.suppress(OSError):  # there is none, or no socket: the program will say so
-        if is_listened_on(path):
+    # If it is not a socket, or may not be connected to, the program will report that.
+    with contextlib.suppress(Unreachable):
+        if is_listened_on(str(path)):
             raise CommandError(f"{path}: another producer listens here; end it, or use --path")
 
 

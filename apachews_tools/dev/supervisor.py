@@ -21,7 +21,6 @@ import functools
 import os
 import selectors
 import signal
-import socket
 import stat
 import subprocess
 import time
@@ -29,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from apachews._listening.endpoint import Unreachable, is_listened_on
 from apachews._processes.sd_notify import NotifyReceiver
 from apachews._processes.signals import Signals
 from apachews_tools.cli.log_lines import FileFollower, LineSplitter, brief
@@ -418,27 +418,10 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def is_listened_on(path: Path) -> bool:
-    """Tell whether a producer listens on a socket file.
-
-    Raises:
-        OSError: there is no socket, or it may not be asked.
-    """
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-        except (BlockingIOError, TimeoutError):
-            pass  # it is busy
-        return True
-
-
 def _remove_dead_socket(path: Path) -> None:
     """Remove the socket file of a producer that was killed."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(path.stat().st_mode) and not is_listened_on(path):
+    with contextlib.suppress(OSError, Unreachable):
+        if stat.S_ISSOCK(path.stat().st_mode) and not is_listened_on(str(path)):
             path.unlink()
 
 

@@ -8,16 +8,15 @@ closes at once.  ``sockets_in(directory)`` looks for socket files, within a boun
 from __future__ import annotations
 
 import difflib
-import errno
 import itertools
 import os
-import socket
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from apachews._listening import loopback
+from apachews._listening.endpoint import Outcome, Unreachable, connect
 from apachews_tools.httpd.configuration import Scope, is_on
 from apachews_tools.httpd.directives import Directive, quote, section_of
 from apachews_tools.httpd.links import foreign_link
@@ -317,56 +316,34 @@ def socket_beside(path: str) -> str:
     return next(iter(difflib.get_close_matches(wanted, names, 1)), "")
 
 
-def _connect(path: str) -> None:
-    """Connect to a producer, and leave.
-
-    Raises:
-        OSError
-    """
-    if _is_loopback(path):
-        try:
-            loopback.dial(path, CONNECT_TIMEOUT_S).close()
-        except loopback.NotProven as failure:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, str(failure)) from failure
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(CONNECT_TIMEOUT_S)
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            # As the handler does: a path may be longer than the name of a Unix socket.
-            probe.connect(f"/proc/self/fd/{fd}")
-        finally:
-            os.close(fd)
-
-
 def _check_producer(path: str) -> Iterator[Finding]:
     try:
-        _connect(path)
-    except OSError as failure:
-        if failure.errno in (errno.EACCES, errno.EPERM):
+        connect(path, CONNECT_TIMEOUT_S).close()
+    except Unreachable as failure:
+        if failure.outcome is Outcome.FORBIDDEN:
             yield warning(
                 "privileges",
                 f"no permission to connect to {path}",
-                breaks="nothing; whether somebody listens is not known",
+                breaks="nothing; whether a producer listens is not known",
                 remedy=f"sudo {this_program()} doctor",
             )
-        elif isinstance(failure, TimeoutError) or failure.errno == errno.EAGAIN:
+        elif failure.outcome is Outcome.BUSY:
             yield error(
                 "producer",
-                f"the producer on {path} accepts nobody: its backlog is full",
+                f"the producer on {path} does not accept: its backlog is full",
                 breaks="every new WebSocket of it is a 503",
-                remedy="have the program return to server.dequeue(), or restart it",
+                remedy="make the program call server.dequeue() again sooner, or restart it",
                 load="as soon as its backlog is full",
             )
         else:
             yield error(
                 "producer",
-                f"nobody listens on {path}: {failure.strerror}",
+                f"no producer listens on {path}: {failure}",
                 breaks="every WebSocket of it is a 503",
                 remedy="start the producer",
             )
         return
-    yield ok("producer", f"somebody listens on {path}")
+    yield ok("producer", f"a producer listens on {path}")
 
 
 def sockets_in(directory: str, limit: int = 20) -> list[str]:

@@ -6,14 +6,14 @@ python send.py PATH TITLE TEXT [USER]
 import json
 import sys
 
-from apachews import NobodyListens, publish
+from apachews import NotListening, publish
 
 
 def notify(path: str, title: str, text: str, user: str | None = None) -> int:
     """Send a notification; return the number of pages that it reached."""
     try:
         return publish(path, json.dumps({"title": title, "text": text}), group=user).reached
-    except NobodyListens:
+    except NotListening:
         return 0  # without a producer no page is connected
 
 

@@ -31,7 +31,8 @@ from apachews.wire.answer import Answer
 from apachews.wire.reader import Item, MessageReader, Moved, Pong
 from apachews.wire.reader import Violation as WireViolation
 from apachews_handler.exceptions import BadSetting, Refusal, Violation
-from apachews_handler.handshake.upgrade import Upgrade, describe
+from apachews_handler.handshake.request_info import describe
+from apachews_handler.handshake.upgrade import Upgrade
 from apachews_handler.origins import normalise_origin
 from apachews_handler.protocol.client_reader import (
     FRAMES_A_TURN,
@@ -45,7 +46,8 @@ from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.producer_reader import ProducerReader
 from apachews_handler.protocol.session import ClientState, ProducerState, Session
-from apachews_handler.settings import PREFIX, Rate, Settings, parse_settings
+from apachews_handler.setting_values import Rate
+from apachews_handler.settings import PREFIX, Settings, parse_settings
 
 from .oracle import (
     ClientView,
@@ -663,9 +665,9 @@ def upgrade(data: bytes) -> None:
         answer = Answer.accept(found.choose(chosen), extra)
     except ValueError:
         answer = Answer.accept(found.choose(chosen), ())
-    head = found.accept(chosen, answer.subprotocol, answer.headers)
+    head, agreement = found.accept(chosen, answer.subprotocol, answer.headers)
     _check_head(head, environ, answer)
-    _check_agreement(head, environ, chosen, found.deflate)
+    _check_agreement(head, environ, chosen, agreement)
 
 
 def _request(lines: bytes) -> tuple[dict[str, str], list[tuple[str, str]]]:

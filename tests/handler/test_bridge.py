@@ -23,12 +23,13 @@ from apachews.wire.reader import Item, MessageReader
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.bridge.transport import PlainTransport
-from apachews_handler.lifecycle import child
+from apachews_handler.lifecycle.child import the_child
 from apachews_handler.native import syscalls
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.session import Session
-from apachews_handler.settings import Rate, Settings
+from apachews_handler.setting_values import Rate
+from apachews_handler.settings import Settings
 from apachews_handler.shared import rundir
 
 from ..conftest import let_pass, wait_for
@@ -821,6 +822,6 @@ def test_a_thread_that_cannot_start_leaves_no_file_or_descriptor(
     monkeypatch.setattr(threading.Thread, "start", fail)
     for _ in range(2):  # the next request tries again
         with pytest.raises(RuntimeError, match="new thread"):
-            child.bridge(lambda: None, Lines())
+            the_child.bridge(lambda: None, Lines())
     assert set(os.listdir("/proc/self/fd")) == before
     assert list(temporary.iterdir()) == []

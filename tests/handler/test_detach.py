@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from apachews_handler.exceptions import CheckFailed, Unavailable
+from apachews_handler.exceptions import CheckFailed, Refusal
 from apachews_handler.handshake import detach
 from apachews_handler.native import syscalls
 
@@ -69,11 +69,11 @@ def test_there_is_no_descriptor_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(syscalls, "dup", none_left)
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(Refusal) as caught:
         detach._duplicate(0)
     assert "LimitNOFILE" in caught.value.logged
     monkeypatch.setattr(os, "open", none_left)
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises(Refusal) as caught:
         detach._sink()
     assert "LimitNOFILE" in caught.value.logged
 

@@ -174,7 +174,6 @@ def test_a_file_that_is_replaced_while_it_is_opened(
     [
         (lambda base: None, errno.ENOENT),
         (lambda base: (base / "a").symlink_to("none"), errno.ENOENT),
-        (lambda base: (base / "a").symlink_to("a"), errno.ELOOP),
         (lambda base: (base / "a").symlink_to("b/c") or (base / "b").touch(), errno.ENOTDIR),
     ],
 )
@@ -192,7 +191,7 @@ def test_a_walk_has_a_budget_of_steps(base: Path) -> None:
     assert reached(base / "link") == str(base / "a.ws")
     for number, target in enumerate(("./" * MAX_STEPS + "a.ws", "/" * 4000 + "a.ws", "loop2")):
         (base / f"loop{number}").symlink_to(target)
-        with pytest.raises(OSError, match="Too many levels"):
+        with pytest.raises(Refusal, match="too many symbolic links"):
             reached(base / f"loop{number}")
 
 
@@ -227,7 +226,7 @@ def test_a_maze_of_links_costs_a_bounded_number_of_system_calls(
     calls = counted_calls(monkeypatch)
     for number in range(links):
         calls.clear()
-        with pytest.raises(OSError, match="Too many levels"):
+        with pytest.raises(Refusal, match="too many symbolic links"):
             reached(base / str(number))
         assert len(calls) <= 7 * MAX_STEPS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews_handler.exceptions import NotSetUp, Refusal, Unavailable
+from apachews_handler.exceptions import Refusal
 from apachews_handler.settings import Settings
 from apachews_handler.shared import limits, rundir
 from apachews_handler.shared.limits import admit
@@ -209,7 +209,7 @@ def test_files_of_apaches_that_have_gone_are_removed(temporary: Path) -> None:
 
 def test_somebody_elses_directory_is_not_used(temporary: Path) -> None:
     (temporary / f"apachews-{os.geteuid()}").write_text("not a directory")
-    with pytest.raises(NotSetUp, match="another user"):
+    with pytest.raises(Refusal, match="another user"):
         admit(Settings(max_connections=1), "192.0.2.1", "/a.ws")
 
 
@@ -220,7 +220,7 @@ def test_without_descriptors_it_may_work_in_a_moment(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(limits, "SlotFile", fail)
-    with pytest.raises(Unavailable, match="LimitNOFILE"):
+    with pytest.raises(Refusal, match="LimitNOFILE"):
         admit(Settings(max_connections=1), "192.0.2.1", "/a.ws")
 
 

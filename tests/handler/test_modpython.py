@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from apachews_handler.lifecycle import child
+from apachews_handler.lifecycle.child import the_child
 
 
 class Calls:
-    """What is asked of mod_python and of ``child``."""
+    """What is asked of mod_python and of ``the_child``."""
 
     def __init__(self) -> None:
         self.cleanups: list[object] = []
@@ -36,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     monkeypatch.setitem(sys.modules, "mod_python", module)
     monkeypatch.delitem(sys.modules, "apachews_handler.modpython", raising=False)
-    monkeypatch.setattr(child, "end_is_called_by_host", end_is_called_by_host)
+    monkeypatch.setattr(the_child, "end_is_called_by_host", end_is_called_by_host)
     return calls
 
 
@@ -53,7 +53,7 @@ def in_a_thread(task: Callable[[], object]) -> None:
 def test_the_main_thread_is_told_of_the_end_by_mod_python(calls: Calls) -> None:
     load()
     assert calls.is_told
-    assert calls.cleanups == [child.end]
+    assert calls.cleanups == [the_child.end]
 
 
 def test_a_worker_that_imports_it_expects_nothing(calls: Calls) -> None:
@@ -76,7 +76,7 @@ def test_a_site_without_python_import_is_told_so_once(
         client_address=lambda: ("203.0.113.7", 0),
     )
     monkeypatch.setattr(modpython.Request, "from_capsule", lambda capsule: request)
-    monkeypatch.setattr(child, "is_prepared", lambda: is_prepared)
+    monkeypatch.setattr(the_child, "is_prepared", lambda: is_prepared)
     written: list[bytes] = []
     req = SimpleNamespace(
         interpreter="main_interpreter", _request_rec=object(), write=written.append

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from apachews_handler.exceptions import Refusal
 from apachews_handler.handshake.origin import own_origin, require_origin
 from apachews_handler.origins import normalise_origin
-from apachews_handler.settings import Settings, parse_origins
+from apachews_handler.setting_values import parse_origins
+from apachews_handler.settings import Settings
 
 PLAIN = {"wsgi.url_scheme": "http", "HTTP_HOST": "inside:8080"}
 

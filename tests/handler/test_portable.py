@@ -27,7 +27,8 @@ from apachews_handler.protocol.progress import Progress, TcpState
 from apachews_handler.protocol.raw import RawReader, RawSession, new_session
 from apachews_handler.protocol.session import Session
 from apachews_handler.protocol.timeouts import Timeouts
-from apachews_handler.settings import Rate, Settings
+from apachews_handler.setting_values import Rate
+from apachews_handler.settings import Settings
 
 from ..support.frames import masked
 from .test_bridge import OPEN, Lines

@@ -348,7 +348,7 @@ def test_messages_of_a_client_that_leaves_during_a_move_are_delivered(
 def test_messages_of_a_client_that_left_are_delivered_though_the_old_producer_hangs(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
-    peers = connect(close_timeout=0.3)
+    peers = connect(close_timeout_s=0.3)
     peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
     assert peers.next_item() == Moved()
     peers.client.sendall(masked(0x81, b"last"))

@@ -16,7 +16,8 @@ from apachews.wire.reader import Item, MessageReader, Moved
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.session import ClientState, ProducerState, Session
-from apachews_handler.settings import Rate, Settings
+from apachews_handler.setting_values import Rate
+from apachews_handler.settings import Settings
 
 from ..support.frames import masked
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews_handler.exceptions import BadSetting
-from apachews_handler.settings import FIELDS, Rate, Settings, parse_settings
+from apachews_handler.setting_values import Rate
+from apachews_handler.settings import FIELDS, Settings, parse_settings
 
 TABLE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 

@@ -156,5 +156,6 @@ def test_requests_that_wait_for_a_process_that_hangs_are_few(bridge: Bridge) -> 
     assert code == "503 Service Unavailable"
     assert headers["Retry-After"] == "5"
     assert headers["log"].count("\n") == 1
-    assert "a process hangs" in headers["log"]
+    assert "apachews status" in headers["log"]
+    assert headers["Apachews-Refused"] == "status-busy"
     assert ask("json")[0] == "200 OK"

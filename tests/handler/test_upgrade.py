@@ -13,9 +13,8 @@ from wsproto.events import AcceptConnection, Request
 from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError
 
-from apachews import wire
 from apachews_handler.exceptions import Refusal
-from apachews_handler.handshake.upgrade import Upgrade, describe, require_no_error_document
+from apachews_handler.handshake.upgrade import Upgrade, require_no_error_document
 from apachews_handler.protocol.deflate import Agreement, Negotiation
 from apachews_handler.settings import Settings
 
@@ -49,7 +48,7 @@ def negotiate(
 
 
 def test_the_answer_is_that_of_the_rfc() -> None:
-    head = negotiate().accept(Settings())
+    head, _ = negotiate().accept(Settings())
     lines = head.decode().split("\r\n")
     assert lines[0] == "HTTP/1.1 101 Switching Protocols"
     assert lines[-2:] == ["", ""]
@@ -59,40 +58,6 @@ def test_the_answer_is_that_of_the_rfc() -> None:
         "connection": "Upgrade",
         "sec-websocket-accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
     }
-
-
-def test_what_the_producer_is_told() -> None:
-    settings = Settings(pass_env=("SSL_CLIENT_S_DN", "ABSENT"), subprotocols=("x", "superchat"))
-    environ = {**GOOD, "REMOTE_USER": "ann", "SSL_CLIENT_S_DN": "CN=ann"}
-    remote, local = ("203.0.113.7", 51514), ("192.0.2.1", 443)
-    tls = wire.TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", "server.example.com")
-    open_ = describe(environ, settings, negotiate(), "id-1", tls=tls, remote=remote, local=local)
-    assert open_.env == {"SSL_CLIENT_S_DN": "CN=ann"}
-    assert open_.subprotocol == "superchat"
-    assert open_.local == local
-    assert not open_.answer_required
-    assert open_.id == "id-1"
-    assert open_.uri == "/chat.ws?room=1"
-    assert open_.remote == remote
-    assert open_.scheme == "wss"
-    assert open_.tls is tls
-    assert open_.user == "ann"
-    assert open_.vhost == "server.example.com"
-    assert open_.offered == ("chat", "superchat")
-    assert open_.header("Host") == "server.example.com"
-    assert not open_.resumed
-    assert open_.rewritten_query is None
-
-
-@pytest.mark.parametrize(
-    ("query", "rewritten"), [("room=1", None), ("room=7&room=1", "room=7&room=1"), ("", "")]
-)
-def test_the_query_of_a_rewriting_rule_is_told(query: str, rewritten: str | None) -> None:
-    environ = {**GOOD, "QUERY_STRING": query}
-    address = ("203.0.113.7", 51514)
-    open_ = describe(environ, Settings(), negotiate(), "1", tls=None, remote=address, local=address)
-    assert open_.rewritten_query == rewritten
-    assert open_.uri == "/chat.ws?room=1"
 
 
 REFUSED: list[tuple[dict[str, str | None], str]] = [
@@ -171,7 +136,8 @@ def test_an_error_document_has_the_status_of_the_error(failed_with: int, status:
     ],
 )
 def test_allowed(changes: dict[str, str | None], settings: Settings | None) -> None:
-    assert negotiate(changes, settings).accept(Settings()).startswith(b"HTTP/1.1 101")
+    head, _ = negotiate(changes, settings).accept(Settings())
+    assert head.startswith(b"HTTP/1.1 101")
 
 
 latin = st.text(st.characters(max_codepoint=255), max_size=30)
@@ -250,9 +216,9 @@ def test_the_answer_is_that_of_wsproto(
     expected = theirs.send(
         AcceptConnection(subprotocol=subprotocol, extensions=[negotiation] if deflate else [])
     )
-    head = upgrade.accept(settings, subprotocol)
+    head, agreement = upgrade.accept(settings, subprotocol)
     assert head.lower() == expected.lower()
-    assert upgrade.deflate == negotiation.agreed
+    assert agreement == negotiation.agreed
 
 
 def test_a_subprotocol_is_the_sites_first_that_was_offered() -> None:
@@ -260,23 +226,25 @@ def test_a_subprotocol_is_the_sites_first_that_was_offered() -> None:
     assert upgrade.choose(Settings()) is None
     assert upgrade.choose(Settings(subprotocols=("x", "superchat", "chat"))) == "superchat"
     assert upgrade.choose(Settings(subprotocols=("x", "y"))) is None
-    assert b"\r\nSec-WebSocket-Protocol: superchat\r\n" in upgrade.accept(Settings(), "superchat")
+    assert (
+        b"\r\nSec-WebSocket-Protocol: superchat\r\n" in upgrade.accept(Settings(), "superchat")[0]
+    )
 
 
 def test_compression_is_agreed_on_or_switched_off() -> None:
     offer: dict[str, str | None] = {
         "HTTP_SEC_WEBSOCKET_EXTENSIONS": "x, permessage-deflate; client_max_window_bits"
     }
-    upgrade = negotiate(offer)
-    head = upgrade.accept(Settings())
+    head, agreement = negotiate(offer).accept(Settings())
     assert b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=12\r\n" in head
-    assert upgrade.deflate == Agreement(12, 12)
-    upgrade = negotiate(offer)
-    assert b"Extensions" not in upgrade.accept(Settings(deflate=False))
-    assert upgrade.deflate is None
-    upgrade = negotiate({"HTTP_SEC_WEBSOCKET_EXTENSIONS": "permessage-deflate; nonsense"})
-    assert b"Extensions" not in upgrade.accept(Settings())
-    assert upgrade.deflate is None
+    assert agreement == Agreement(12, 12)
+    head, agreement = negotiate(offer).accept(Settings(deflate=False))
+    assert b"Extensions" not in head
+    assert agreement is None
+    invalid = negotiate({"HTTP_SEC_WEBSOCKET_EXTENSIONS": "permessage-deflate; nonsense"})
+    head, agreement = invalid.accept(Settings())
+    assert b"Extensions" not in head
+    assert agreement is None
 
 
 def test_a_header_that_would_break_the_answer_is_refused() -> None:
@@ -285,5 +253,5 @@ def test_a_header_that_would_break_the_answer_is_refused() -> None:
 
 
 def test_headers_of_the_producer_are_added() -> None:
-    head = negotiate().accept(Settings(), headers=[("Set-Cookie", "a=é")])
+    head, _ = negotiate().accept(Settings(), headers=[("Set-Cookie", "a=é")])
     assert "\r\nSet-Cookie: a=é\r\n".encode("latin-1") in head

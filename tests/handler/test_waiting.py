@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from apachews_handler.exceptions import Unavailable
+from apachews.monitoring import refusals
+from apachews_handler.exceptions import Refusal
 from apachews_handler.shared import waiting
 from apachews_handler.shared.waiting import MAX_COLLECTING, Waiting
 
@@ -64,7 +65,7 @@ def fill(
 ) -> int:
     """Take places for these endpoints in turn; return how many there were."""
     taken = 0
-    with contextlib.suppress(Unavailable):
+    with contextlib.suppress(Refusal):
         while True:
             stack.enter_context(place(child, paths[taken % len(paths)], most, spare))
             taken += 1
@@ -103,13 +104,16 @@ def test_children_share_the_slots(make: Callable[[], Waiting], pauses: list[floa
     one, other = make(), make()
     with place(one, PATH, 1, 25):
         with (
-            pytest.raises(Unavailable, match="APACHEWS_MAX_WAITING") as caught,
+            pytest.raises(Refusal, match="APACHEWS_MAX_WAITING") as caught,
             place(other, PATH, 1, 25),
         ):
             pass
         assert PATH in caught.value.logged
         assert PATH not in caught.value.told
-        assert dict(caught.value.headers) == {"Retry-After": "5"}
+        assert dict(caught.value.headers) == {
+            "Apachews-Refused": "waiting-limit",
+            "Retry-After": "5",
+        }
         with place(other, "/srv/b.ws", 1, 25):
             pass
     with place(other, PATH, 1, 25):
@@ -122,7 +126,7 @@ def test_a_refusal_leaves_no_place_taken(make: Callable[[], Waiting], pauses: li
         for number in range(5):
             # It has a place of its endpoint, none of all, and none of its user.
             with (
-                pytest.raises(Unavailable, match=f"one more for a producer of user {USER}"),
+                pytest.raises(Refusal, match=f"one more for a producer of user {USER}"),
                 place(child, f"/srv/{number}.ws", 0, 1),
             ):
                 pass
@@ -144,7 +148,7 @@ def test_one_user_does_not_close_the_endpoints_of_another(
         assert pauses == []
         # The first user's surplus is rejected after its patience, once for each child.
         for number in range(3):
-            with pytest.raises(Unavailable), place(other, f"/srv/new{number}.ws", 0, 25):
+            with pytest.raises(Refusal), place(other, f"/srv/new{number}.ws", 0, 25):
                 pass
         assert len(pauses) == 1
 
@@ -157,7 +161,7 @@ def test_the_places_of_others_do_not_end_the_patience_with_an_endpoint(
         assert fill(stack, child, [f"/srv/{number}.ws" for number in range(100)], 0, 25) == 13 + 1
         with (
             place(child, "/srv/reserve.ws", 0, 25, OTHER_USER),
-            pytest.raises(Unavailable, match=f"user {OTHER_USER}"),
+            pytest.raises(Refusal, match=f"user {OTHER_USER}"),
             place(child, PATH, 0, 25, OTHER_USER),
         ):
             pass
@@ -179,8 +183,8 @@ def test_places_of_another_bound_are_the_same_slots(
 def test_a_place_comes_back_when_the_wait_fails(make: Callable[[], Waiting]) -> None:
     child = make()
     for _ in range(3):
-        with pytest.raises(Unavailable, match="backlog"), place(child, PATH, 1, 1):
-            raise Unavailable("its backlog stayed full")
+        with pytest.raises(Refusal, match="backlog"), place(child, PATH, 1, 1):
+            raise Refusal(refusals.BACKLOG_FULL, "its backlog stayed full")
 
 
 def test_a_place_that_is_released_soon_is_waited_for(
@@ -216,7 +220,7 @@ def test_a_place_that_is_released_soon_is_waited_for(
 def refused_after(child: Waiting, pauses: list[float]) -> int:
     """Fail to get a place; return how many pauses that took."""
     pauses.clear()
-    with pytest.raises(Unavailable), place(child, PATH, 1, 25):
+    with pytest.raises(Refusal), place(child, PATH, 1, 25):
         pass
     return len(pauses)
 
@@ -239,8 +243,8 @@ def test_a_producer_that_does_not_answer_ends_patience(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:
     holder, child = make(), make()
-    with pytest.raises(Unavailable), place(child, PATH, 1, 25):
-        raise Unavailable("it did not answer")
+    with pytest.raises(Refusal), place(child, PATH, 1, 25):
+        raise Refusal(refusals.NO_ANSWER, "it did not answer")
     with place(holder, PATH, 1, 25):
         assert refused_after(child, pauses) == 0
 
@@ -293,8 +297,8 @@ def test_an_endpoint_is_not_remembered_for_ever(
             assert refused_after(child, pauses) == 1
     for number in range(5):
         time.sleep(waiting.MEMORY_S)
-        with pytest.raises(Unavailable), place(child, f"/srv/{number}.ws", 1, 25):
-            raise Unavailable("it did not answer")
+        with pytest.raises(Refusal), place(child, f"/srv/{number}.ws", 1, 25):
+            raise Refusal(refusals.NO_ANSWER, "it did not answer")
     assert set(child._patient_until) == {"endpoint /srv/4.ws", f"user {USER}"}
 
 
@@ -315,7 +319,7 @@ def test_without_descriptors_it_may_work_in_a_moment(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(waiting, "SlotFile", fail)
-    with pytest.raises(Unavailable, match="LimitNOFILE"), place(make(), PATH, 0, 25):
+    with pytest.raises(Refusal, match="LimitNOFILE"), place(make(), PATH, 0, 25):
         pass
 
 
@@ -325,7 +329,7 @@ def test_few_requests_collect_the_status_at_a_time(
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_COLLECTING):
             stack.enter_context(make().place_for_status())
-        with pytest.raises(Unavailable, match="a process hangs"), make().place_for_status():
+        with pytest.raises(Refusal, match="collect the status already"), make().place_for_status():
             pass
         with place(make(), PATH, 0, 1):  # a bound of its own
             pass

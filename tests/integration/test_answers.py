@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from apachews import Event
+from apachews.monitoring import refusals
 
 from ..conftest import wait_for
 from ..support.frames import masked
@@ -25,9 +26,12 @@ def answer(site: Site, data: bytes, with_tls: bool = False) -> tuple[int, dict[s
 
 
 def assert_logged(site: Site, status: int, uri: str, text: str) -> None:
-    """One line, with the client's address, that says why."""
-    lines = wait_for(lambda: site.log_lines(rf"apachews: {status} .* for {re.escape(uri)}:"))
+    """One line, with the client's address and a token, that says why."""
+    lines = wait_for(
+        lambda: site.log_lines(rf"apachews: {status} [a-z0-9-]+ for {re.escape(uri)}:")
+    )
     assert len(lines) == 1, lines
+    assert refusals.find("", lines[0])
     assert re.search(r"\[(client|remote) 127\.0\.0\.1:\d+\]", lines[0])
     assert text in lines[0]
 
@@ -55,7 +59,8 @@ def test_a_plain_request_is_told_to_upgrade(
     assert headers["upgrade"] == "websocket"
     assert "upgrade" in headers["connection"].lower()
     assert headers["content-type"].startswith("text/plain")
-    assert body == "This address speaks WebSocket only.\n"
+    assert headers["apachews-refused"] == "not-a-websocket"
+    assert body == refusals.NOT_A_WEBSOCKET.body + "\n"
     assert_logged(site, 426, path, "not a WebSocket request")
 
 
@@ -69,7 +74,7 @@ def test_a_plain_request_is_told_to_upgrade(
         ("no-key", {"Sec-WebSocket-Key": None}, 400, "Sec-WebSocket-Key ''"),
         ("short-key", {"Sec-WebSocket-Key": "AAAA"}, 400, "Sec-WebSocket-Key 'AAAA'"),
         ("long-key", {"Sec-WebSocket-Key": "A" * 8000}, 400, "Sec-WebSocket-Key 'AAAA"),
-        ("body", {"Content-Length": "3"}, 400, "has no body"),
+        ("body", {"Content-Length": "3"}, 400, "the request has a body"),
         ("origin", {"Origin": "http://evil.example"}, 403, "http://evil.example"),
     ],
 )
@@ -87,7 +92,7 @@ def test_a_malformed_handshake(
 @pytest.mark.parametrize("path", ["/echo.ws", "/ws/echo"])
 def test_a_handshake_with_a_chunked_body(event_site: Site, path: str) -> None:
     status, _, body = answer(event_site, request(path, Transfer_Encoding="chunked") + b"0\r\n\r\n")
-    assert (status, body) == (400, "A WebSocket request has no body.\n")
+    assert (status, body) == (400, "A WebSocket request must not have a body.\n")
 
 
 @pytest.mark.parametrize("path", ["/echo.ws", "/ws/echo"])
@@ -164,7 +169,7 @@ def test_a_link_out_of_the_root_is_not_followed(event_site: Site, short_path: Pa
     (event_site.docroot / "out.ws").symlink_to(short_path / "a.ws")
     with listening(short_path / "a.ws"):
         assert answer(event_site, request("/ws/out"))[0] == 404
-    assert_logged(event_site, 404, "/ws/out", "names no socket inside")
+    assert_logged(event_site, 404, "/ws/out", "does not name a socket inside")
 
 
 @pytest.mark.parametrize("path", ["/stale.ws", "/ws/stale"])
@@ -176,7 +181,7 @@ def test_a_stale_socket(event_site: Site, path: str) -> None:
     (event_site.docroot / "stale.ws").unlink()
     assert status == 503
     assert headers["retry-after"] == "5"
-    assert_logged(event_site, 503, path, "nobody listens")
+    assert_logged(event_site, 503, path, "no producer listens")
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise Apache may connect to all of ours")
@@ -186,7 +191,7 @@ def test_no_permission_on_the_socket(event_site: Site) -> None:
         status, _, body = answer(event_site, request("/mine.ws"))
     assert status == 500
     assert "mine.ws" not in body
-    assert_logged(event_site, 500, "/mine.ws", "user www-data needs the right to write")
+    assert_logged(event_site, 500, "/mine.ws", "user www-data has no permission to connect")
 
 
 # What takes a configuration of its own: one Apache with a directory for each.
@@ -283,15 +288,19 @@ def test_a_full_backlog_is_waited_for_and_refused(configured: Site) -> None:
 
 @pytest.mark.parametrize(("path", "text"), WRONG)
 def test_what_is_not_set_up_correctly(configured: Site, path: str, text: str) -> None:
-    status, _, body = answer(configured, request(path))
+    status, headers, body = answer(configured, request(path))
     assert status == 500
-    assert body == "The WebSocket is not set up correctly.\n"
+    reason = refusals.find(headers["apachews-refused"])
+    assert reason
+    assert body == reason.body + "\n" == "The WebSocket is not set up correctly.\n"
     assert_logged(configured, 500, path, text)
 
 
 def test_apaches_own_access_control_comes_first(configured: Site) -> None:
     with configured.producer("forbidden.ws", ignore):
-        assert answer(configured, request("/forbidden.ws"))[0] == 403
+        status, headers, _ = answer(configured, request("/forbidden.ws"))
+    assert status == 403
+    assert "apachews-refused" not in headers
     assert not configured.log_lines("apachews: .*forbidden")
 
 

@@ -183,7 +183,7 @@ def test_a_login(site: Site) -> None:
     with site.producer("private.ws", note):
         url = site.ws("/private.ws")
         assert "--user NAME" in run_connect(url)[2]
-        assert "password is another" in run_connect(url, "--user", "ann", password="no")[2]
+        assert "password is wrong" in run_connect(url, "--user", "ann", password="no")[2]
         done = run_connect(url, "--user", "ann", "-m", "hi", password="s3cret")
         assert done == (0, "hi\n", "")
         with in_terminal(*CONNECT, url, "--user", "ann") as terminal:
@@ -223,11 +223,11 @@ def test_refusals_say_what_to_look_at(site: Site) -> None:
     (site.docroot / "stale.ws").chmod(0o666)
     stale.close()
     expected = {
-        "/none.ws": ("404 Not Found", "does the producer run"),
-        "/file.ws": ("403 Forbidden", "a file that is not a socket"),
+        "/none.ws": ("404 Not Found", "start the producer"),
+        "/file.ws": ("403 Forbidden", "is not a socket"),
         "/stale.ws": ("503 Service Unavailable", "start the producer"),
-        "/wrong.ws": ("500 Internal Server Error", "error log"),
-        "/index.html": ("200 OK", "AddHandler websocket .ws is not in force"),
+        "/wrong.ws": ("500 Internal Server Error", "apachews doctor finds it"),
+        "/index.html": ("200 OK", "AddHandler websocket .ws"),
     }
     with site.producer("wrong.ws", echo):
         for path, (status, hint) in expected.items():

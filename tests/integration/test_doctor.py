@@ -436,8 +436,10 @@ def test_a_socket_that_is_not_there(event_site: Site, capsys: pytest.CaptureFixt
     found = problems_of_socket(capsys, event_site, "doctor-absent.ws")
     assert list(found) == ["socket", "handshake"]
     assert f"Server('{event_site.docroot}/doctor-absent.ws')" in found["socket"]["remedy"]
-    assert ": 404: there is no such socket file" in found["handshake"]["text"]
-    assert "is the producer running?" in found["handshake"]["text"]  # the error log's own words
+    assert ": 404: the socket file does not exist" in found["handshake"]["text"]
+    assert (
+        "start the producer, or check the path" in found["handshake"]["text"]
+    )  # the error log's own words
 
 
 @pytest.mark.parametrize("name", ["doctor-beside", "doctor-besids.ws"])
@@ -538,7 +540,7 @@ def test_a_port_that_is_for_tls(event_site: Site, capsys: pytest.CaptureFixture[
     assert status == 1
     assert findings[-1]["id"] == "handshake"
     assert ": 400: this port is for TLS" in findings[-1]["text"]
-    assert findings[-1]["remedy"] == "connect with wss://"
+    assert findings[-1]["remedy"] == "connect with wss:// instead of ws://"
 
 
 def test_a_certificate_that_nobody_trusts(

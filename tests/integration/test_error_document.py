@@ -191,6 +191,18 @@ def old(path: str) -> bytes:
 
 
 Ask = Callable[[str], bytes]
+
+
+def token_of(path: str, how: Ask) -> str:
+    """Return the token of the refusal, which an ErrorDocument does not change."""
+    if how is not request:
+        return "version" if how is old else "not-a-websocket"
+    if path.startswith("/bad/"):
+        return "settings"
+    tokens = {"none": "no-such-endpoint", "file": "not-a-socket", "dead": "no-producer"}
+    return tokens[path.rpartition("/")[2].removesuffix(".ws")]
+
+
 DEAD = {"Retry-After": "5"}
 UPGRADE = {"Upgrade": "websocket"}
 # Whether the connection stays open is httpd's (ap_status_drops_connection), as without an
@@ -209,7 +221,7 @@ CASES: list[tuple[str, Ask, int, str, dict[str, str], bool]] = [
     ("/local/none.ws?version", old, 426, LOCAL, {"Sec-WebSocket-Version": "13"}, True),
     # There is none for the status, or it says "default".
     ("/url/dead.ws", request, 503, "The WebSocket is not available at the moment.\n", DEAD, False),
-    ("/plain/none.ws", request, 404, "There is no WebSocket here.\n", {}, True),
+    ("/plain/none.ws", request, 404, "No WebSocket endpoint exists at this address.\n", {}, True),
     (
         "/plain/dead.ws",
         request,
@@ -218,7 +230,7 @@ CASES: list[tuple[str, Ask, int, str, dict[str, str], bool]] = [
         DEAD,
         False,
     ),
-    ("/default/none.ws", request, 404, "There is no WebSocket here.\n", {}, True),
+    ("/default/none.ws", request, 404, "No WebSocket endpoint exists at this address.\n", {}, True),
     ("/cgi/none.ws", request, 404, "404 /cgi/none.ws", {}, True),
     # httpd's own page then, as for any error.
     ("/absent/none.ws", request, 404, "a 404 Not Found\nerror was encountered", {}, True),
@@ -246,6 +258,7 @@ def test_a_refusal_is_the_sites(
         assert "upgrade" in asked.headers["connection"].lower()
     if status == 302:
         assert asked.headers["location"] == body
+    assert asked.headers["apachews-refused"] == token_of(path, how)
     assert asked.has_closed == (not stays)
     asked.finish()
     logged = {302: "40[0-9]|426"}.get(status, str(status))
@@ -280,8 +293,12 @@ def test_a_websocket_as_error_document_ends_in_the_first_error(
 ) -> None:
     asked = Asked(site, scheme, how(path))
     assert (asked.status, asked.body) == (status, "The WebSocket is not available.\n")
+    # Two tokens: the first is that of the request that failed, unless httpd itself failed it.
+    tokens = re.split(", *", asked.headers["apachews-refused"])
+    first = {404: ["no-such-endpoint"], 426: ["not-a-websocket"], 403: []}[status]
+    assert tokens == [*first, "error-document"]
     asked.finish()
-    lines = wait_for(lambda: site.log_lines("an ErrorDocument cannot be a WebSocket: name a page"))
+    lines = wait_for(lambda: site.log_lines("error-document .* name a page in that ErrorDocument"))
     assert any(f" for {path}:" in line for line in lines)
 
 
@@ -311,11 +328,12 @@ def test_a_variable_of_the_site_hides_no_error_document(site: Site) -> None:
 def test_the_refusal_of_a_producer_is_its_own(site: Site) -> None:
     def refuse(event: Event) -> None:
         if event.type() == Event.Accept:
-            event.reject(403, "Members only.")
+            event.reject(403, "Members only.", [("Apachews-Refused", "origin")])
 
     with site.producer("decides/it.ws", refuse):
         asked = Asked(site, "ws", request("/decides/it.ws"))
         assert (asked.status, asked.body) == (403, "Members only.")
+        assert asked.headers["apachews-refused"] == "producer"
         asked.finish()
 
 

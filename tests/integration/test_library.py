@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from apachews import Event, NobodyListens, PongEvent, aio, publish, threads
+from apachews import Event, NotListening, PongEvent, aio, publish, threads
 from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
@@ -160,6 +160,6 @@ def test_published_by_another_program(event_site: Site, workers: str) -> None:
             client.socket.close()
         producer.terminate()
         ended(producer)
-    with pytest.raises(NobodyListens):
+    with pytest.raises(NotListening):
         publish(path, "hello")
     path.unlink(missing_ok=True)

@@ -266,7 +266,7 @@ def test_it_cannot_be_asked(site: Site) -> None:
     client = RawClient(site.dial("ws"))
     with pytest.raises(AssertionError, match="500"):
         client.upgrade("/ask.ws")
-    assert site.log_lines("APACHEWS_ACCEPT.*bridge, where APACHEWS_WIRE is raw")
+    assert site.log_lines("APACHEWS_ACCEPT.*bridge if APACHEWS_WIRE is raw")
 
 
 def test_the_message_limit(site: Site) -> None:

@@ -171,21 +171,21 @@ def test_the_producer_decides(site: Site, scheme: str) -> None:
             client.send(request("/decides.ws?undecided"))
             status, headers, _ = client.read_response()
             assert (status, headers["retry-after"]) == (503, "5")
-    assert site.log_lines(r"401 Unauthorized for /decides\.ws\?no: the producer refuses")
-    assert site.log_lines(r"503 .* for /decides\.ws\?undecided: .* within 0\.3 s: it must accept")
+    assert site.log_lines(r"401 producer for /decides\.ws\?no: the producer rejected")
+    assert site.log_lines(r"503 .* for /decides\.ws\?undecided: .* within 0\.3 s; .* needs accept")
 
 
 BAD_ANSWERS: list[tuple[bytes, int, str]] = [
     (b"", 503, "closed the connection instead of answering"),
-    (wire.encode_frame(wire.TEXT, b"hi"), 500, "is no ANSWER"),
-    (wire.encode_frame(wire.ANSWER, b"{}"), 500, "missing member"),
-    (b"\x84\x7f" + (2**40).to_bytes(8, "big"), 500, "at most 65536"),
-    (b"HTTP/1.1 200 OK\r\n\r\n", 500, "is no ANSWER"),
+    (wire.encode_frame(wire.TEXT, b"hi"), 500, "expected an ANSWER"),
+    (wire.encode_frame(wire.ANSWER, b"{}"), 500, "lacks the member"),
+    (b"\x84\x7f" + (2**40).to_bytes(8, "big"), 500, "the limit is 65536"),
+    (b"HTTP/1.1 200 OK\r\n\r\n", 500, "expected an ANSWER"),
     (b"\x84\xff\xff", 500, "is masked"),
     (
         wire.encode_frame(wire.ANSWER, b'{"accept":true,"headers":[],"subprotocol":"unasked"}'),
         500,
-        "none of those offered",
+        "'unasked'; the client offered",
     ),
 ]
 

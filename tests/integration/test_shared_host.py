@@ -142,7 +142,7 @@ def test_a_link_to_a_neighbours_socket_is_refused(host: Host) -> None:
         link = host.link("x.ws", target)
         assert host.status() == 403
         assert not was_reached(listener)
-    (line,) = host.site.log_lines(r"403 Forbidden for /mallory/x\.ws: ")
+    (line,) = host.site.log_lines(r"403 foreign-link for /mallory/x\.ws: ")
     for part in (str(link), str(target), str(MALLORY), str(VICTIM)):
         assert part in line, line
     assert "Define APACHEWS_ENDPOINT_DIRECTORIES" in line

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from apachews import (
     Event,
-    NobodyListens,
     NotASocket,
+    NotListening,
     Server,
     ServerError,
     SocketInUse,
@@ -33,8 +33,8 @@ from apachews._listening.acceptor import LoopbackAcceptor
 from apachews._listening.loopback import Address, Answerer, Caller, NotAnAddress, NotProven
 from apachews._listening.socket_file import LoopbackFile
 from apachews._server.poller import Poller
-from apachews_handler.endpoints import endpoint
 from apachews_handler.exceptions import Refusal
+from apachews_handler.handshake import producer
 
 from ..conftest import DEADLINE_S, wait_for
 from ..support.bridge_by_hand import OPEN
@@ -473,35 +473,35 @@ def squatter(path: Path, says: bytes) -> Iterator[None]:
 def test_who_listens_on_the_port_of_a_producer_that_is_gone(tmp_path: Path, says: bytes) -> None:
     path = tmp_path / "a.ws"
     with squatter(path, says), pytest.raises(Refusal) as caught:
-        endpoint.connect(str(path), 0.3)
+        producer.connect(str(path), 0.3)
     assert caught.value.status.startswith("503")
     if says:
-        with squatter(path, says), pytest.raises(NobodyListens):
+        with squatter(path, says), pytest.raises(NotListening):
             publish(path, "hi", timeout=0.3)
 
 
 def test_the_handler_connects_and_refuses(tmp_path: Path) -> None:
     path = tmp_path / "a.ws"
     with serving(path) as server:
-        with call(server, lambda: endpoint.connect(str(path), DEADLINE_S)) as sock:
+        with call(server, lambda: producer.connect(str(path), DEADLINE_S)) as sock:
             assert not sock.getblocking()
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         path.chmod(0o664)
         with pytest.raises(Refusal, match="chmod o= the file"):
-            endpoint.connect(str(path), 1)
+            producer.connect(str(path), 1)
     path.write_bytes(GOOD)
     path.chmod(0o660)
     with closing(socket.socket()) as unused:
         unused.bind((loopback.HOST, 0))
         path.write_bytes(Address(unused.getsockname()[1], TOKEN).encode())
-        with pytest.raises(Refusal, match="nobody listens") as caught:
-            endpoint.connect(str(path), 1)
-        with pytest.raises(NobodyListens):
+        with pytest.raises(Refusal, match="no producer listens") as caught:
+            producer.connect(str(path), 1)
+        with pytest.raises(NotListening):
             publish(path, "hi")
     assert caught.value.status.startswith("503")
     path.write_text("my notes")
     with pytest.raises(Refusal) as caught:
-        endpoint.connect(str(path), 1)
+        producer.connect(str(path), 1)
     assert caught.value.status.startswith("403")
 
 
@@ -510,7 +510,7 @@ def test_the_handler_connects_and_refuses(tmp_path: Path) -> None:
     [
         (errno.EMFILE, "503", "raise Apache's limit"),
         (errno.EADDRNOTAVAIL, "503", "net.ipv4.ip_local_port_range"),
-        (errno.ECONNRESET, "503", "nobody listens"),
+        (errno.ECONNRESET, "503", "no producer listens"),
         (errno.EACCES, "500", "no permission to read"),
     ],
 )
@@ -521,9 +521,10 @@ def test_what_the_handler_says_of_a_failure(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(loopback, "dial", fail)
-    (tmp_path / "a.ws").touch()
+    (tmp_path / "a.ws").write_bytes(GOOD)
+    (tmp_path / "a.ws").chmod(0o660)
     with pytest.raises(Refusal, match=text) as caught:
-        endpoint.connect(str(tmp_path / "a.ws"), 1.0)
+        producer.connect(str(tmp_path / "a.ws"), 1.0)
     assert caught.value.status.startswith(status)
 
 

@@ -16,7 +16,7 @@ import pytest
 from apachews import (
     Delivery,
     Event,
-    NobodyListens,
+    NotListening,
     PublishError,
     Server,
     ServerClosed,
@@ -111,11 +111,11 @@ def test_a_publisher_may_say_much_and_is_no_client(path: Path) -> None:
 
 
 def test_nobody_listens(path: Path) -> None:
-    with pytest.raises(NobodyListens, match="no producer listens here"):
+    with pytest.raises(NotListening, match="no producer listens here"):
         publish(path, "x")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with pytest.raises(NobodyListens):
+    with pytest.raises(NotListening):
         publish(path, "x")
 
 

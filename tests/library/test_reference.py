@@ -151,7 +151,7 @@ def run(name: str, examples: list[doctest.Example], directory: Path) -> None:
         names = {n: getattr(apachews, n) for n in apachews.__all__}
         names |= {"apachews": apachews, "asyncio": asyncio, "threading": threading, "wire": wire}
         source = "".join(example.source for example in examples)
-        if f"{SITE}/news.ws" in source and name != "NobodyListens":
+        if f"{SITE}/news.ws" in source and name != "NotListening":
             stack.enter_context(Visitor(directory / "news.ws"))
         if f"{SITE}/old.ws" in source:
             stack.enter_context(one_that_answers_nothing(directory / "old.ws"))

@@ -67,9 +67,7 @@ MAX_LINES = 450
 LONG_FILES = {
     "apachews_handler/protocol/client_reader.py",
     "apachews_handler/protocol/session.py",
-    "apachews_handler/settings.py",
     "apachews_tools/cli/connect.py",
-    "apachews_tools/doctor/handshake.py",
     "apachews_tools/doctor/server.py",
 }
 

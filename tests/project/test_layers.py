@@ -24,8 +24,8 @@ NO_THREADS = {"threading", "asyncio", "select"}
 LAYERS: dict[str, set[str]] = {
     "apachews.exceptions": NO_IO,
     "apachews.wire": NO_IO,
-    "apachews.monitoring": NO_C,
     "apachews._listening": NO_C,
+    "apachews.monitoring": NO_C,
     "apachews.client": NO_C | {"socket", "select", "asyncio"},
     "apachews.events": NO_IO,
     "apachews._processes": NO_C,
@@ -41,6 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews_handler.exceptions": NO_IO,
     "apachews_handler.origins": NO_IO,
     "apachews_handler.monitoring": NO_C | {"socket", "select", "threading", "asyncio"},
+    "apachews_handler.setting_values": NO_IO,
     "apachews_handler.settings": NO_IO,
     "apachews_handler.protocol": NO_IO,
     "apachews_handler.endpoints": NO_C | {"threading", "asyncio"},

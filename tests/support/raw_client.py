@@ -59,15 +59,18 @@ class RawClient:
         return taken
 
     def read_head(self) -> tuple[int, dict[str, str]]:
-        """Return status and headers of a response."""
+        """Return status and headers of a response, repeated ones joined by commas."""
         while b"\r\n\r\n" not in self._buffer:
             data = self.socket.recv(1 << 16)
             assert data, f"no response: {self._buffer!r}"
             self._buffer += data
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
-        fields = (line.partition(": ") for line in lines)
-        return int(first.split()[1]), {name.lower(): value for name, _, value in fields}
+        headers: dict[str, str] = {}
+        for name, _, value in (line.partition(": ") for line in lines):
+            before = headers.get(name.lower())
+            headers[name.lower()] = value if before is None else f"{before}, {value}"
+        return int(first.split()[1]), headers
 
     def read_response(self) -> tuple[int, dict[str, str], str]:
         """Return status, headers and body of a response with a length."""

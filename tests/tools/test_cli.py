@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews import Server
+from apachews import NotListening, Server
 from apachews_tools.cli import COMMANDS, main
 
 from ..conftest import wait_for
@@ -163,7 +163,7 @@ def test_publish_says_why_it_could_not(
     assert "which socket file?" in capsys.readouterr().err
     long = "x" * 200
     assert main(["publish", long, "-m", "x"]) == 1
-    assert capsys.readouterr().err == f"apachews publish: {long}: AF_UNIX path too long\n"
+    assert capsys.readouterr().err == f"apachews publish: {NotListening(long)}\n"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 import pytest
 
 from apachews import wire
+from apachews.monitoring import refusals
 from apachews_tools.cli import connect, main
-from apachews_tools.cli.refusals import HINTS, explain, phrase
 from apachews_tools.httpd.address import Address, AddressError
+from apachews_tools.httpd.answers import Answer, cause_of, phrase
 from apachews_tools.terminal.terminal import describe_bytes, printable
 
 from ..support.producers import ROOT, ended, running
@@ -301,9 +302,9 @@ def test_a_terminated_client_ends() -> None:
 @pytest.mark.parametrize(
     ("response", "said"),
     [
-        ("HTTP/1.1 404 Not Found\nContent-Length: 4\n\nGone", "404 Not Found\n  Gone\nThere is no"),
-        ("HTTP/1.1 426 Upgrade Required\nContent-Length: 0\n\n", "drop the Upgrade header"),
-        ("HTTP/1.1 200 OK\nContent-Length: 13\n\n<html></html>", "AddHandler websocket .ws is not"),
+        ("HTTP/1.1 404 Not Found\nContent-Length: 4\n\nGone", "404 Not Found\n  Gone\nThe file"),
+        ("HTTP/1.1 426 Upgrade Required\nContent-Length: 0\n\n", "asks for an upgrade"),
+        ("HTTP/1.1 200 OK\nContent-Length: 13\n\n<html></html>", "AddHandler websocket .ws"),
         ("HTTP/1.1 302 Found\nLocation: https://a/\nContent-Length: 0\n\n", "to wss://a/ instead"),
         ("HTTP/1.1 503 Busy\nRetry-After: 5\n\nto the end\x1b", "to the end\\x1b\n  (again after"),
         ("HTTP/1.0 599 Strange\nContent-Length: 0\n\n", "the server answers 599\n"),
@@ -499,19 +500,24 @@ def test_a_host_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> N
     )
 
 
-def test_every_answer_of_the_handler_has_a_hint() -> None:
-    documented = re.findall(
-        r"^   \|.*\| (\d{3}[^|]*) ?\|$",
-        (ROOT / "docs" / "explanation" / "how-it-works.md").read_text(),
-        re.M,
-    )
-    statuses = {int(status) for row in documented for status in re.findall(r"\b\d{3}\b", row)}
-    assert {400, 403, 404, 426, 503} <= statuses
-    assert statuses - {101} <= set(HINTS)
-    assert explain(299, "")
-    assert not explain(499, "")
-    assert explain(401, "", has_user=True) != explain(401, "")
-    assert "wss://" in explain(400, "You're speaking plain HTTP to an SSL-enabled server port.")
+@pytest.mark.parametrize("token", refusals.REASONS)
+def test_a_refusal_of_the_handler_has_its_hint_whatever_its_words(token: str) -> None:
+    reason = refusals.REASONS[token]
+    status = reason.status or 403
+    response = f"HTTP/1.1 {status} X\nApachews-Refused: {token}\nContent-Length: 6\n\nwords\n"
+    with scripted(refuses(response)) as (url, _):
+        ended_with, _, errors = run_connect(url)
+    assert ended_with == 1
+    assert errors.endswith(f"{reason.meaning[1:]}: {reason.remedy}.\n")
+
+
+def test_answers_of_other_servers_have_hints() -> None:
+    for status in (200, 400, 401, 403, 404, 407, 426, 429, 500, 501, 502, 503, 504):
+        assert cause_of(Answer(status)), status
+    assert cause_of(Answer(499)) is None
+    tls = cause_of(Answer(400, {}, "You're speaking plain HTTP to an SSL-enabled server port."))
+    assert tls
+    assert "wss://" in tls.hint()
     assert phrase(404) == "404 Not Found"
 
 

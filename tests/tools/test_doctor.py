@@ -23,11 +23,13 @@ from pathlib import Path
 import pytest
 
 from apachews._listening import loopback
+from apachews.monitoring import refusals
+from apachews.monitoring.refusals import Reason
 from apachews_tools.cli import main
 from apachews_tools.cli.doctor import report
 from apachews_tools.doctor import machine
 from apachews_tools.doctor.finding import CHECKS, Finding, Level, error, note, ok, warning
-from apachews_tools.doctor.handshake import ANSWERS, LOGGED, Answer, check_url, explain
+from apachews_tools.doctor.handshake import check_url, explain
 from apachews_tools.doctor.machine import (
     check_confinement,
     check_logrotate,
@@ -44,6 +46,7 @@ from apachews_tools.doctor.server import check_ownership, check_server, listens_
 from apachews_tools.doctor.site import check_scope, check_socket, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
 from apachews_tools.httpd.address import Address, AddressError
+from apachews_tools.httpd.answers import CAUSES, Answer, Cause, joined
 from apachews_tools.httpd.configuration import Configuration, RunConfig
 from apachews_tools.httpd.control import Control, ControlError
 from apachews_tools.httpd.directives import IncludedFile, parse_files
@@ -904,27 +907,28 @@ def test_a_password_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[st
 ADDRESS = Address.parse("wss://a.example/x.ws")
 
 
+def refused_by_the_handler(reason: Reason, body: str = "any words") -> Answer:
+    return Answer(reason.status or 403, {"apachews-refused": reason.token}, body)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "says", "remedy"),
     [
         (200, "<html>", "has not come to the handler", "AddHandler"),
         (400, "You're speaking plain HTTP to an SSL-enabled server port.", "for TLS", "wss://"),
-        (400, "Bad Request", "changed the handshake", "proxy"),
-        (401, "", "login", "nothing"),
-        (403, "This page's origin may not connect here.\n", "origin may not", "APACHEWS_ORIGINS"),
+        (400, "Bad Request", "does not understand the handshake", "proxy"),
+        (401, "", "login", "log in"),
         (403, "<html>", "FollowSymLinks", "Options +FollowSymLinks"),
-        (404, "There is no WebSocket here.\n", "no such socket file", "start the producer"),
         (404, "<html>", "not come to the handler", "right virtual host"),
-        (426, "", "taken the header Upgrade away", "pass Upgrade"),
-        (500, "The WebSocket is not set up correctly.\n", "configuration", "apachews: 500"),
         (500, "<html>", "cannot run the handler", "cannot read"),
         (501, "", "a proxy", "ProxyPass"),
-        (503, "The WebSocket is not available at the moment.\n", "nobody listens", "producer"),
         (503, "<html>", "a proxy", "ProxyPass"),
-        (418, "", "never gives", "error log"),
+        (418, "", "does not give this answer", "error log"),
     ],
 )
-def test_answers_are_explained(status: int, body: str, says: str, remedy: str) -> None:
+def test_answers_of_other_servers_are_explained(
+    status: int, body: str, says: str, remedy: str
+) -> None:
     found = explain(ADDRESS, Answer(status, {}, body), None, "AH0: why")
     assert f": {status}: " in found.text
     assert says in found.text
@@ -932,17 +936,52 @@ def test_answers_are_explained(status: int, body: str, says: str, remedy: str) -
     assert remedy in found.remedy
 
 
-@pytest.mark.parametrize("logged", LOGGED)
-def test_what_was_logged_is_known_better_than_the_status(logged: str) -> None:
-    found = explain(ADDRESS, Answer(403, {}, "<html>"), None, f"{logged}: and more" + "x" * 400)
-    meaning, remedy = LOGGED[logged]
-    assert meaning in found.text
+@pytest.mark.parametrize("token", refusals.REASONS)
+def test_a_refusal_is_known_by_its_token_whatever_its_words(token: str) -> None:
+    reason = refusals.REASONS[token]
+    for body in (f"{reason.body}\n", "other words", "<html>", "This page's origin", ""):
+        found = explain(ADDRESS, refused_by_the_handler(reason, body), None)
+        assert reason.meaning in found.text
+        assert found.remedy == reason.remedy
+        # A proxy may remove the header; the log of the same machine has the token as well.
+        logged = f"apachews: {reason.status or 403} {token} for /x.ws: a fact; a remedy"
+        found = explain(ADDRESS, Answer(reason.status or 403, {}, body), None, logged)
+        assert reason.meaning in found.text
+        assert found.remedy == reason.remedy
+
+
+def test_the_words_of_a_body_do_not_make_a_refusal() -> None:
+    for reason in refusals.REASONS.values():
+        found = explain(ADDRESS, Answer(reason.status or 403, {}, f"{reason.body}\n"), None)
+        assert reason.meaning not in found.text
+    unknown = Answer(404, {"apachews-refused": "of-a-later-version"}, "")
+    assert "not come to the handler" in explain(ADDRESS, unknown, None).text
+
+
+def test_a_websocket_as_error_document_has_the_reason_of_the_first_request() -> None:
+    pairs = [("Apachews-Refused", "no-such-endpoint"), ("apachews-refused", "error-document")]
+    assert joined([*pairs, ("X", "y")]) == {
+        "apachews-refused": "no-such-endpoint, error-document",
+        "x": "y",
+    }
+    assert Answer(404, joined(pairs)).refusal() is refusals.NO_SUCH_ENDPOINT
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [cause for cause in CAUSES if cause.marker and not cause.status],
+    ids=lambda c: c.marker,
+)
+def test_what_was_logged_is_known_better_than_the_status(cause: Cause) -> None:
+    logged = f"{cause.marker}: and more" + "x" * 400
+    found = explain(ADDRESS, Answer(403, {}, "<html>"), None, logged)
+    assert cause.meaning in found.text
     assert found.text.endswith("x…")
-    assert found.remedy == remedy
-    assert logged in TROUBLESHOOTING.read_text()
+    assert found.remedy == cause.remedy
+    assert cause.marker in TROUBLESHOOTING.read_text()
 
 
-def test_a_finding_that_is_the_reason_has_the_mend() -> None:
+def test_a_finding_that_is_the_cause_has_the_remedy() -> None:
     denied = error("access", "denied", breaks="b", remedy="line 3")
     closed = error("socket-permission", "closed", breaks="b", remedy="chmod o+x /a")
     refused = Answer(403, {}, "<html>")
@@ -954,24 +993,32 @@ def test_a_finding_that_is_the_reason_has_the_mend() -> None:
         f"{ADDRESS.url}: 403: closed",
         "chmod o+x /a (socket-permission, above)",
     )
-    # The handler's own words are better known.
-    found = explain(ADDRESS, Answer(403, {}, "This page's origin"), None, "", [denied])
+    # The handler has had the request: Require did not deny it.
+    found = explain(ADDRESS, refused_by_the_handler(refusals.ORIGIN), None, "", [denied])
     assert "APACHEWS_ORIGINS" in found.remedy
+    unpermitted = refused_by_the_handler(refusals.PERMISSION)
+    found = explain(ADDRESS, unpermitted, None, "", [denied, closed])
+    assert found.remedy == "chmod o+x /a (socket-permission, above)"
     found = explain(ADDRESS, refused, None, "AH00038: no link", [denied])
-    assert found.remedy == LOGGED["AH00038"][1]
+    assert found.remedy == "Options +FollowSymLinks, for the directory"
+
+
+def test_the_origin_that_was_asked_for_may_be_refused() -> None:
+    answer = refused_by_the_handler(refusals.ORIGIN, "")
+    found = explain(ADDRESS, answer, "https://evil.example")
+    assert (found.level, found.breaks) == (
+        Level.WARNING,
+        "no WebSocket for pages of https://evil.example",
+    )
+    assert explain(ADDRESS, answer, None).level is Level.ERROR
+    other = refused_by_the_handler(refusals.NOT_A_SOCKET, "This page's origin may not connect")
+    assert explain(ADDRESS, other, "https://evil.example").level is Level.ERROR
 
 
 def test_a_redirect_leads_to_a_url_for_websockets() -> None:
     answer = Answer(301, {"location": "https://b.example/x.ws"}, "")
     found = explain(ADDRESS, answer, None)
     assert (found.level, found.remedy) == (Level.ERROR, "connect to wss://b.example/x.ws")
-
-
-def test_all_answers_of_the_handler_are_documented() -> None:
-    text = TROUBLESHOOTING.read_text()
-    for status, piece, _, _ in ANSWERS:
-        assert f"| {status} |" in text
-        assert piece in text
 
 
 @contextmanager

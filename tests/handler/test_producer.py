@@ -1,4 +1,4 @@
-"""apachews_handler.endpoints.endpoint: from a path to a producer, or the answer why not."""
+"""apachews_handler.handshake.producer: from a path to a producer, or a refusal with the cause."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from apachews._listening.loopback import Address
-from apachews_handler.endpoints.endpoint import connect, locate, script_filename, user_of
+from apachews.monitoring import refusals
 from apachews_handler.endpoints.endpoint_access import MAX_STEPS
-from apachews_handler.exceptions import Refusal, Unavailable
+from apachews_handler.exceptions import Refusal
+from apachews_handler.handshake.producer import connect, found_by_httpd, locate, user_of
 from apachews_handler.native import syscalls
+from apachews_handler.settings import Settings
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_a_full_backlog_is_waited_for_and_then_refused(
         refusal = refusal_of(listener[0])
     assert refusal.status.startswith("503")
     assert "backlog" in refusal.logged
-    assert dict(refusal.headers) == {"Retry-After": "5"}
+    assert dict(refusal.headers)["Retry-After"] == "5"
 
 
 class Place:
@@ -71,7 +73,7 @@ class Place:
         self.entered += 1
         self.users.add(user)
         if self._is_full:
-            raise Unavailable("all places are taken")
+            raise Refusal(refusals.WAITING_LIMIT, "all places are taken")
         yield
 
 
@@ -92,7 +94,7 @@ def test_only_a_connection_that_waits_takes_a_place(
     (short_path / "file.ws").write_text("not an address")
     with pytest.raises(Refusal, match="403"):
         connect(str(short_path / "file.ws"), 1, place=place)
-    assert place.entered == 2
+    assert place.entered == 1  # what the file is, is known without waiting
     assert place.users == {os.geteuid()}
 
 
@@ -114,13 +116,13 @@ def test_without_a_place_a_connection_does_not_wait(
     listener: tuple[str, socket.socket], short_path: Path
 ) -> None:
     full = Place(is_full=True)
-    with connect(listener[0], 1), pytest.raises(Unavailable, match="places"):
+    with connect(listener[0], 1), pytest.raises(Refusal, match="places"):
         connect(listener[0], 60, place=full)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         file = short_path / "port.ws"
         file.write_bytes(Address(silent.getsockname()[1], bytes(32)).encode())
         file.chmod(0o600)
-        with pytest.raises(Unavailable, match="places"):
+        with pytest.raises(Refusal, match="places"):
             connect(str(file), 60, place=full)
 
 
@@ -145,8 +147,8 @@ def test_a_stale_socket_is_refused(listener: tuple[str, socket.socket]) -> None:
     listener[1].close()
     refusal = refusal_of(listener[0])
     assert refusal.status.startswith("503")
-    assert "nobody listens" in refusal.logged
-    assert dict(refusal.headers) == {"Retry-After": "5"}
+    assert "no producer listens" in refusal.logged
+    assert dict(refusal.headers)["Retry-After"] == "5"
 
 
 def test_no_file_and_no_socket(short_path: Path) -> None:
@@ -171,7 +173,9 @@ def test_a_path_too_long_for_a_socket_is_not_found(short_path: Path) -> None:
     length = len(str(directory / "a.ws"))
     assert f"it has {length} bytes" in refusal.logged
     assert "at most 107" in refusal.logged
-    assert refusal_of(str(short_path / "a.ws")).logged.endswith("is the producer running?")
+    assert refusal_of(str(short_path / "a.ws")).logged.endswith(
+        "start the producer, or check the path"
+    )
     with pytest.raises(Refusal, match="at most 107") as caught:
         connect(f"/{'d' * 300}.ws", 1)
     assert caught.value.status.startswith("404")
@@ -222,7 +226,7 @@ def test_the_file_that_httpd_found_has_its_name_behind_each_line_of_mod_wsgi(nam
     as_bytes = os.fsencode(path).decode("latin-1")
     for version, variable in (((4, 9, 4), as_bytes), ((5, 0, 2), as_bytes), ((6, 0, 0), path)):
         environ = {"SCRIPT_FILENAME": variable, "mod_wsgi.version": version}
-        assert script_filename(environ) == path, version
+        assert found_by_httpd(environ, Settings()) == path, version
 
 
 def test_without_descriptors_it_is_unavailable(
@@ -231,7 +235,7 @@ def test_without_descriptors_it_is_unavailable(
     def fail(*arguments: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("apachews_handler.endpoints.endpoint.socket.socket", fail)
+    monkeypatch.setattr("apachews._listening.endpoint.socket.socket", fail)
     with pytest.raises(Refusal, match="LimitNOFILE") as caught:
         connect(listener[0], 1)
     assert caught.value.status.startswith("503")
