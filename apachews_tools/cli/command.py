@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
+from apachews._processes.signals import restore_handlers
 from apachews.exceptions import ApachewsError
 
 # A day.
@@ -86,9 +87,7 @@ def tidy_at_signals() -> Iterator[None]:
             signal.signal(number, _raise_exit)
         yield
     finally:
-        for number, handler in before.items():
-            # None: it was set by C code, and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        restore_handlers(before)
 
 
 @contextmanager
