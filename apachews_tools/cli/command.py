@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
-from apachews._processes.signals import restore_handlers
+from apachews._processes.signals import Handlers, restore_handlers
 from apachews.exceptions import ApachewsError
 
 # A day.
@@ -77,7 +77,7 @@ def tidy_at_signals() -> Iterator[None]:
     are ignored until this ends, or they would break the tidying off.
     A signal that was ignored before stays so, as with nohup(1).
     """
-    before = {
+    before: Handlers = {
         number: handler
         for number in _ENDING
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
