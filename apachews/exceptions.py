@@ -11,7 +11,7 @@
      +-- ServerClosed       dequeue() after close() and the last event
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- NotAsked           Apache does not leave the decision to the producer
-     +-- WireError          bytes that violate docs/wire.md: reason, close code
+     +-- WireError          bytes that violate docs/reference/wire.md: reason, close code
      +-- StatusError        a document is not Apache's status: problem
 
 Operating-system errors of the socket file (permission, missing directory) stay OSError, with
@@ -205,7 +205,7 @@ class NotAsked(ApachewsError):
 
 
 class WireError(ApachewsError):
-    r"""Bytes that violate the specification of the wire, docs/wire.md.
+    r"""Bytes that violate the specification of the wire, docs/reference/wire.md.
 
     Attributes:
         reason: the violation.

@@ -1,7 +1,7 @@
 """Messages for a producer's clients, from any other program on the machine.
 
-Contract: one call, which blocks; no thread, no state.  It sends PUBLISH (docs/wire.md), which
-takes a few lines in any language.
+Contract: one call, which blocks; no thread, no state.  It sends PUBLISH
+(docs/reference/wire.md), which takes a few lines in any language.
 """
 
 from __future__ import annotations

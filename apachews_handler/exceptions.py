@@ -11,7 +11,7 @@
      |    +-- Http11Required  403: a WebSocket over HTTP/2, which HTTP/1.1 can carry
      +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
      +-- ClientGone      the client left during the handshake: nobody to answer
-     +-- Violation       a peer broke RFC 6455 or docs/wire.md: close code, reason
+     +-- Violation       a peer broke RFC 6455 or docs/reference/wire.md: close code, reason
 
 ``wsgi`` turns refusals and failed checks into answers and log lines, ``session`` the last
 one into a close.

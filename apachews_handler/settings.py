@@ -8,7 +8,7 @@ for a name that is misspelt.  Pure; called once a handshake.
 ``Define``, of the same names, is the server's configuration only: it fixes a setting for
 all sites, and it alone sets what reaches beyond one (``server_only``).
 
-``docs/configuration.md`` has the same table for people; a test holds the two
+``docs/reference/configuration.md`` has the same table for people; a test holds the two
 against each other.
 """
 
@@ -323,7 +323,7 @@ class Settings:
         subprotocols: those that may be chosen, best first.
         accept: who decides on a connection: ``bridge`` or ``producer``.
         pass_env: names of variables the producer is told.
-        wire: what crosses the socket: ``framed`` (docs/wire.md) or ``raw``.
+        wire: what crosses the socket: ``framed`` (docs/reference/wire.md) or ``raw``.
         raw_delimiter: with ``raw``, what ends a message: ``off`` (a read) or ``newline``.
         raw_type: with ``raw``, of the producer's messages: ``auto`` (text where it is
             UTF-8), ``text`` or ``binary``.
@@ -336,8 +336,8 @@ class Settings:
         root: where ``WSGIScriptAlias`` looks for sockets; "" for nowhere.
     """
 
-    max_message: int = _setting(1024 * 1024, parse_size, _SIZES, "memory of the producer")
-    max_buffer: int = _setting(64 * 1024, parse_buffer, "4K to 16M", "memory of Apache")
+    max_message_bytes: int = _setting(1024 * 1024, parse_size, _SIZES, "memory of the producer")
+    max_buffer_bytes: int = _setting(64 * 1024, parse_buffer, "4K to 16M", "memory of Apache")
     message_rate: Rate | None = _setting(  # noqa: RUF009  # a field, as the others are
         None,
         parse_rate,
@@ -351,19 +351,19 @@ class Settings:
     max_connections_per_endpoint: int = _setting(
         0, parse_count, _COUNTS, "the other producers' share of them"
     )
-    ping_interval: float = _setting(
+    ping_interval_s: float = _setting(
         20.0, parse_optional_time, _OPTIONAL_TIMES, "connections through routers that forget"
     )
-    ping_timeout: float = _setting(
+    ping_timeout_s: float = _setting(
         20.0, parse_optional_time, _OPTIONAL_TIMES, "descriptors, from clients that are gone"
     )
-    idle_timeout: float = _setting(
+    idle_timeout_s: float = _setting(
         0.0, parse_optional_time, _OPTIONAL_TIMES, "descriptors, from clients that say nothing"
     )
-    send_timeout: float = _setting(
+    send_timeout_s: float = _setting(
         30.0, parse_optional_time, _OPTIONAL_TIMES, "buffers, from clients that do not read"
     )
-    connect_timeout: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
+    connect_timeout_s: float = _setting(5.0, parse_time, _TIMES, "Apache's workers")
     max_waiting: int = _setting(
         0,
         parse_share,
@@ -371,8 +371,8 @@ class Settings:
         "Apache's workers",
         server_only=True,
     )
-    close_timeout: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
-    hold: float = _setting(
+    close_timeout_s: float = _setting(10.0, parse_time, _TIMES, "descriptors and memory of Apache")
+    hold_s: float = _setting(
         30.0, parse_optional_time, _OPTIONAL_TIMES, "clients, from a producer that restarts"
     )
     drain_rate: Rate | None = _setting(  # noqa: RUF009  # a field, as the others are
@@ -381,7 +381,7 @@ class Settings:
         "a number of clients each second or minute, as 500/s or 600/m, or off",
         "Apache and the producers, from clients that all come back at once",
     )
-    custodian_age: float = _setting(
+    custodian_age_s: float = _setting(
         86400.0, parse_optional_time, _OPTIONAL_TIMES, "memory, from children of long ago"
     )
     max_custodians: int = _setting(256, parse_count, _COUNTS, "memory and processes")
@@ -392,7 +392,7 @@ class Settings:
         "users of other sites' pages",
     )
     require_origin: bool = _setting(
-        False, parse_switch, _SWITCH, "producers, from programs that are no browsers"
+        False, parse_switch, _SWITCH, "producers, from programs other than browsers"
     )
     forwarded: str = _setting(
         OFF,
@@ -407,7 +407,7 @@ class Settings:
         "bridge",
         one_of("bridge", "producer"),
         "bridge or producer",
-        "whatever only the producer can judge",
+        "decisions that only the producer can make",
     )
     pass_env: tuple[str, ...] = _setting(
         (), parse_variables, "a list of names of variables parted by blanks", "nothing"
@@ -416,7 +416,7 @@ class Settings:
     raw_delimiter: str = _setting(OFF, one_of(OFF, NEWLINE), "off or newline", "nothing")
     raw_type: str = _setting(AUTO, one_of(AUTO, TEXT, BINARY), "auto, text or binary", "nothing")
     deflate: bool = _setting(True, parse_switch, _SWITCH, "bandwidth, for processor and memory")
-    deflate_min_size: int = _setting(
+    deflate_min_size_bytes: int = _setting(
         256, parse_min_size, "0 or " + _SIZES, "processor, from messages that do not shrink"
     )
     deflate_level: int = _setting(3, number_of(1, 9), "1 (fastest) to 9 (smallest)", "processor")
@@ -432,7 +432,7 @@ class Settings:
     close_log_format: CloseFormat = _setting(  # noqa: RUF009  # a field, as the others are
         CloseFormat(DEFAULT_FORMAT),
         parse_format,
-        "text and directives as LogFormat's, those that docs/configuration.md lists",
+        "text and directives as LogFormat's, those that docs/reference/configuration.md lists",
         "nothing",
     )
     log_directory: str = _setting(
@@ -452,8 +452,13 @@ class Settings:
     root: str = _setting("", parse_directory, "an absolute path", "files outside it")
 
 
+def _variable(field: str) -> str:
+    """Return the name of the variable of a field: without the unit, which its value has."""
+    return PREFIX + field.removesuffix("_bytes").removesuffix("_s").upper()
+
+
 # Name of the variable -> field.
-FIELDS: Final = {PREFIX + field.name.upper(): field for field in dataclasses.fields(Settings)}
+FIELDS: Final = {_variable(field.name): field for field in dataclasses.fields(Settings)}
 
 
 def parse_settings(environ: Mapping[str, Any], definitions: Definitions = ()) -> Settings:

@@ -1,14 +1,13 @@
-"""The status page: an entry point for mod_wsgi, beside Apache's own ``server-status``.
+"""The status page: an entry point for mod_wsgi, like Apache's own ``server-status``.
 
 ``application`` is for ``WSGIScriptAlias /websocket-status <this file>``, which only the
-server's configuration can say; ``docs/operations.md`` has the lines.  There is no
-``handle_request``: with ``WSGIHandlerScript`` the page would have the name of a handler, and
-every .htaccess with ``SetHandler`` could show all sites' users.  Who may see it is for Apache
-to say (``Require``).
+server's configuration can contain.  There is deliberately not a ``handle_request``: with
+``WSGIHandlerScript`` the page would be a handler, and any .htaccess with ``SetHandler`` could
+expose the users of all sites.  Apache controls the access (``Require``).
 
-Without a query it answers with the page, which asks for the figures itself: the page's
-text never has anybody's data in it.  ``?json`` is an ``apachews.monitoring.snapshot.Status``,
-``?metrics`` the same for Prometheus.  Wiring only.
+Without a query the answer is the page, which requests the figures itself and does not contain
+data.  ``?json`` is an ``apachews.monitoring.snapshot.Status``, ``?metrics`` the same for
+Prometheus.  Wiring only.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from apachews_handler.shared import rundir, waiting
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
-# Connections that are described, of all processes together, where nothing else is asked for.
+# Default for the number of connections that are listed, of all processes together.
 LISTED: Final = 1000
 MAX_LISTED: Final = 10_000
 _NUMBER: Final = re.compile(r"\d{1,5}", re.ASCII)
@@ -41,12 +40,12 @@ _PAGE: Final = Path(__file__).with_name("status.html").read_bytes()
 
 
 def _hash(tag: bytes) -> str:
-    """Return the source of CSP for what stands in the page between the tags."""
+    """Return the source expression of CSP for the content of an element of the page."""
     content = _PAGE.partition(b"<" + tag + b">")[2].partition(b"</" + tag + b">")[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 
 
-# Nothing runs or is loaded but what is in the page itself.
+# Only the page's own script and style run; nothing is loaded.
 _POLICY: Final = (
     f"default-src 'none'; style-src {_hash(b'style')}; script-src {_hash(b'script')};"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -69,14 +68,16 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
         try:
             status, kind, body = _answer(environ.get("QUERY_STRING", ""))
         except Unavailable as error:
-            environ["wsgi.errors"].write(f"apachews: no status: {error.logged}\n")
+            environ["wsgi.errors"].write(
+                f"apachews: the status cannot be collected: {error.logged}\n"
+            )
             status, kind, body = error.status, "text/plain; charset=utf-8", error.body()
             headers += error.headers
         except OSError as error:
             status, kind, body = _failed(
                 environ,
                 f"{error.filename or rundir.NAME}: {error.strerror}; Apache's user must own that"
-                " directory: remove it if it is another's, or set TMPDIR for Apache",
+                " directory: remove it if it belongs to another user, or set TMPDIR for Apache",
             )
         except Exception:
             status, kind, body = _failed(environ, f"unexpected: {traceback.format_exc()}")
@@ -88,9 +89,9 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 
 
 def _failed(environ: Environ, problem: str) -> tuple[str, str, bytes]:
-    """Log what is wrong; return status, type and body."""
-    environ["wsgi.errors"].write(f"apachews: no status: {problem}\n")
-    body = b"The status cannot be collected; the error log says why.\n"
+    """Log a problem; return status, type and body."""
+    environ["wsgi.errors"].write(f"apachews: the status cannot be collected: {problem}\n")
+    body = b"The status cannot be collected; the error log has the reason.\n"
     return "500 Internal Server Error", "text/plain; charset=utf-8", body
 
 
@@ -108,14 +109,14 @@ def _answer(query: str) -> tuple[str, str, bytes]:
         status = _collect(number).limit_to(number)
         return "200 OK", "application/json", status.encode()
     body = (
-        "There is the page (no query), ?json, ?json&connections=NUMBER"
-        f" (at most {MAX_LISTED}; {LISTED} otherwise), and ?metrics.\n"
+        "Use the page (without a query), ?json, ?json&connections=NUMBER"
+        f" (at most {MAX_LISTED}, default {LISTED}) or ?metrics.\n"
     )
     return "400 Bad Request", "text/plain; charset=utf-8", body.encode()
 
 
 def _collect(listed: int) -> Status:
     directory = rundir.path()
-    # Without a directory there is no process to wait for, and a place would make it.
+    # Without the directory there are no processes to ask, and a slot would create it.
     with waiting.place_for_status() if os.path.exists(directory) else contextlib.nullcontext():
         return collect(directory, os.getppid(), listed=listed)

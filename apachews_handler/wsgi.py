@@ -36,7 +36,8 @@ from apachews_handler.handshake.upgrade import Upgrade, describe, require_no_err
 from apachews_handler.lifecycle import child
 from apachews_handler.monitoring.close_log import CloseLine, Handshake
 from apachews_handler.native import syscalls
-from apachews_handler.native.httpd import HttpdError, Request, spare_workers
+from apachews_handler.native.httpd import Request
+from apachews_handler.native.httpd_process import HttpdError, spare_workers
 from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
 from apachews_handler.shared import limits, waiting
@@ -132,15 +133,15 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         undo.callback(admission.release)
         # Before the 101: a client that has it can rely on its producer.
         place = functools.partial(
-            waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout
+            waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout_s
         )
         producer = endpoint.connect(
-            path, settings.connect_timeout, settings.endpoint_directories, place
+            path, settings.connect_timeout_s, settings.endpoint_directories, place
         )
         undo.callback(producer.close)
         if settings.accept == "producer":
             with place(endpoint.user_of(producer, path, settings.endpoint_directories)):
-                answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout)
+                answer, first_words = endpoint.ask(producer, open_, settings.connect_timeout_s)
             head, subprotocol = _accept(upgrade, settings, answer), answer.subprotocol
         else:
             subprotocol = open_.subprotocol
@@ -152,16 +153,18 @@ def _upgrade(environ: Environ, locate: Callable[[Settings], str]) -> None:
         transport = detach(request, head)
         undo.callback(transport.close)
         connection = Connection(
-            transport,
-            producer,
-            session,
-            settings,
-            path,
-            f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
-            log,
-            admission if admission.is_counted else None,
-            _about(open_, subprotocol),
-            _close_line(settings, Handshake(environ, open_, subprotocol, path, time.time())),
+            transport=transport,
+            producer_socket=producer,
+            session=session,
+            settings=settings,
+            endpoint=path,
+            name=f"[client {_client(open_)}] user={open_.user or '-'} {open_.uri[:200]}",
+            log=log,
+            admission=admission if admission.is_counted else None,
+            info=_connection_info(open_, subprotocol),
+            close_line=_close_line(
+                settings, Handshake(environ, open_, subprotocol, path, time.time())
+            ),
         )
         bridge.adopt(connection)
         undo.pop_all()
@@ -185,7 +188,7 @@ def _new_id() -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def _about(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
+def _connection_info(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
     """Return what the status may say of a connection: no query, which may have secrets."""
     return ConnectionInfo(
         id=open_.id,

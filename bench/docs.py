@@ -1,6 +1,6 @@
-"""Copying the figures of a run into the documentation: docs/performance.md and its plots.
+"""Copy the figures of a run into docs/explanation/performance.md, and draw its plots.
 
-Of the page only what stands between two comments is written.
+Only the part of the page between two comments is written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from . import report
 from .results import Results
 from .targets import judge_all
 
-DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
+DOCS: Final = Path(__file__).resolve().parents[1] / "docs" / "explanation"
 BEGIN: Final = "<!-- figures: bench/run --docs writes what follows -->"
 END: Final = "<!-- end of figures -->"
 # The cases whose tables the page shows.

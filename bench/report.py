@@ -39,17 +39,17 @@ time of all processes that serve, Apache's and the program's, from the kernel's 
 each process (clock_getcpuclockid), in nanoseconds{check}. KB is 1024 bytes; memory is PSS.
 
 All run on one machine over loopback: the load generator, Apache and the program share its
-cores, whoever is measured. **Generator** is the share of one core that the generator used;
+cores, for every peer. **Generator** is the share of one core that the generator used;
 above {bound:.0%} a case is marked *generator-bound*: what it says of throughput is then about
-the generator. Of every answer the length is checked, of the first and each 64th the content.
-Nobody compresses or logs accesses, nor pings but in *scale*; 1 MiB is the longest message
-everywhere. Ours has one child of Apache, and so one bridge; in *handshakes* two, as Debian
+the generator. The length of every answer is checked, and the content of the first and each 64th.
+No peer compresses or logs accesses; pings are on in *scale* only; the longest message is
+1 MiB for all. Ours has one child of Apache, and so one bridge; in *handshakes* two, as Debian
 starts. mod_proxy holds a worker for every WebSocket: its Apache has as many
 (MaxRequestWorkers: the connections and 32 more, in children of 64 threads, all of which run
 from the beginning); in *handshakes* four for each client, and so two children as well.
 
 *proxy+websockets*: Apache's `ProxyPass` with `upgrade=websocket` in front of the `websockets`
-library, on asyncio's own loop or, where it says so, on uvloop. *websockets*, *picows*: the
+library, on asyncio's own loop or, if the row says so, on uvloop. *websockets*, *picows*: the
 library alone, without Apache, and so without what Apache is for. *proxy+picows*: picows, on
 uvloop, behind the same proxy. *wss*: Apache ends TLS.
 """
@@ -146,7 +146,7 @@ def sentence(case: Case) -> str:
             f"The program sends messages of {size} to {case.connections:,} clients, two under way."
         )
     if case.kind is Kind.HANDSHAKES:
-        return f"Clients connect, say goodbye and go, {case.connections} at a time."
+        return f"Clients connect and close, {case.connections} at a time."
     if case.kind is Kind.MEMORY:
         low, high = case.proxied_connections
         return (
@@ -195,7 +195,7 @@ def scale_table(case: CaseResults) -> str:
 
 
 def show(spread: Spread | None, digits: int | None = None) -> str:
-    """Return a figure with its range; the median alone where there was one round."""
+    """Return a figure with its range; the median only after a single round."""
     if spread is None:
         return "-"
 

@@ -1,7 +1,7 @@
 """What apachews is to reach: one table.
 
-Compared is with plain asyncio, which ``websockets`` documents as its default; the ratio to
-the same program on uvloop is shown beside it where that has run as well.
+Peers run on plain asyncio, the documented default of ``websockets``; the ratio to the same
+program on uvloop is shown as well if that has run.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Target:
     """One figure to reach.
 
     Attributes:
-        case: of which case.
-        what: of which figure, in words.
-        metric: of which figure.
-        limit: the ratio; the figure itself where it is compared with nobody.
-        against: with whom, of the same round.
-        peer: whose.
+        case: the case.
+        what: the figure, in words.
+        metric: the figure.
+        limit: of the ratio; of the figure itself without ``against``.
+        against: the peer to compare with, in the same round.
+        peer: the peer that is judged.
         at_least: whether more is better.
-        unit: where it is compared with nobody.
+        unit: of the figure, without ``against``.
     """
 
     case: str
@@ -56,7 +56,7 @@ class Outcome:
 
     Attributes:
         measured: None: its case did not run.
-        on_uvloop: the ratio to the peer on uvloop, where that ran.
+        on_uvloop: the ratio to the peer on uvloop, if it ran.
         is_met: None: not measured.
     """
 

@@ -1,8 +1,8 @@
-"""The demo: a private Apache with the examples, and a page that leads to each.
+"""The demo: a private Apache with the examples, and a page with links to them.
 
-``deploy/demo`` installs what is missing and runs this.  It is ``apachews run`` with a
-site of its own, and without the logs.  Everything it makes lies in one temporary
-directory, which goes when it ends; Ctrl-C, SIGTERM or SIGHUP ends it.
+``deploy/demo`` installs missing packages and runs this module.  It works like ``apachews run``
+with a fixed site, and without showing logs.  All files are in one temporary directory, which
+is removed at the end; Ctrl-C, SIGTERM or SIGHUP ends the demo.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_
 from .examples import Examples
 
 DEPLOY = Path(__file__).resolve().parent
-# For what asks who one is.
+# For the examples with a login.
 PASSWORDS = {"ann": "demo", "bob": "demo"}
 
 
@@ -46,12 +46,12 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     if not status:
-        print("\ndemo: everything has ended", file=sys.stderr)
+        print("\ndemo: all processes have ended", file=sys.stderr)
     return status
 
 
 def run(arguments: argparse.Namespace, root: Path) -> int:
-    """Run everything until told to end; return the exit status."""
+    """Run everything until a signal ends it; return the exit status."""
     root.chmod(0o755)
     docroot = root / "htdocs"
     shutil.copytree(DEPLOY / "site", docroot)
@@ -83,30 +83,30 @@ def run(arguments: argparse.Namespace, root: Path) -> int:
 
 
 def announce(apache: PrivateApache) -> None:
-    """Print where it is."""
+    """Print the addresses."""
     print(
         f"""apachews demo is running:
 
     http://127.0.0.1:{apache.port}/    WebSockets over ws://
     https://localhost:{apache.tls_port}/   WebSockets over wss://
-                              (the browser warns of its self-made certificate)
+                              (the browser warns about its self-signed certificate)
     http://127.0.0.1:{apache.port}/websocket-status
-                              what is connected, and how busy it is
+                              the connections and their load
 
-Where it asks for a name: ann or bob, with the password demo.
+To log in, use ann or bob with the password demo.
 Logs are in {apache.root}.  Ctrl-C stops everything.""",
         flush=True,
     )
 
 
 def show(name: str, line: str, colour: str | None) -> None:
-    """Show what a producer writes: it has something to complain of."""
+    """Show the output of producers, which is about problems; leave out Apache's."""
     if name != APACHE:
         say(f"{name}: {line}")
 
 
 def say(text: str) -> None:
-    """Say something on standard error."""
+    """Write a line to standard error."""
     print(f"demo: {text}", file=sys.stderr, flush=True)
 
 

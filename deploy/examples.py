@@ -1,7 +1,7 @@
-"""The examples in a site: their pages, producers and configuration.
+"""Install the examples in a site: their pages, producers and configuration.
 
-Contract: for the demo and the tests, which have a private Apache.  ``Examples(…)`` copies
-what is needed, and says what is to be run and configured; it starts nothing.
+Contract: for the demo and the tests, which have a private Apache.  ``Examples(…)`` copies the
+files, and has the producers to run and the directives to include; it starts no process.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from apachews_tools.cli.run import give_to_apache
 from apachews_tools.dev.supervisor import Producer
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-# What a browser gets of an example's directory.
+# The files of an example that belong into the document root.
 PAGES: Final = ("*.html", "*.css", "*.js")
-# Debian loads these by itself.
+# Modules that Debian loads by default.
 MODULES: Final = ("authn_core", "authn_file", "authz_user", "auth_basic")
 
 
 class Examples:
-    """The examples of a site.
+    """The examples in a site.
 
     Args:
-        state: a directory for what is no page; Apache's user must be able to read it.
-        docroot: the document root; each example becomes a directory in it.
+        state: a directory for all files except pages; Apache's user must be able to read it.
+        docroot: the document root; each example gets a directory in it.
         log: the file that the live log follows.
         python_home: the environment that runs the Flask application.
-        passwords: of the users, for both ways to log in.
+        passwords: by user name, for both kinds of login.
         is_embedded: the Flask application runs in Apache's children.
 
     Attributes:
-        producers: what is to be run.
-        has_login: False where Flask is missing; that example is left out then.
+        producers: the programs to run.
+        has_login: False if Flask is missing; the login example is omitted then.
     """
 
     has_login: Final = importlib.util.find_spec("flask") is not None
@@ -91,7 +91,7 @@ class Examples:
             for pattern in PAGES:
                 for page in directory.glob(pattern):
                     shutil.copy(page, target)
-            give_to_apache(target)  # the producers' sockets
+            give_to_apache(target)  # for the producers' sockets
 
     def configuration(self) -> str:
         """Return the directives that the examples need."""
@@ -103,8 +103,8 @@ class Examples:
             "LOGIN_USERS": self._state / "login.json",
         }
         lines = [f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"' for name in MODULES]
-        # Where the processes of mod_wsgi's daemon mode listen; Debian's own place for that
-        # is there only while its own Apache runs.
+        # The socket of mod_wsgi's daemon mode; Debian's default directory for it exists only
+        # while the system's Apache runs.
         lines.append('WSGISocketPrefix "${ROOT}/wsgi"')
         lines += [f'Define {name} "{value}"' for name, value in names.items()]
         if self._is_embedded:
@@ -116,10 +116,10 @@ class Examples:
 
 
 def _htpasswd(passwords: Mapping[str, str]) -> str:
-    """Return what htpasswd(1), of Debian's apache2-utils, would write."""
+    """Return the lines that htpasswd(1) of Debian's apache2-utils would write."""
     lines = []
     for name, password in passwords.items():
-        # (By standard input: a command line is for everybody to read.)
+        # (By standard input, because every user can read command lines.)
         hashed = subprocess.run(
             ["openssl", "passwd", "-apr1", "-stdin"],
             input=password,
@@ -132,14 +132,14 @@ def _htpasswd(passwords: Mapping[str, str]) -> str:
 
 
 def _hashes(passwords: Mapping[str, str]) -> str:
-    """Return the users of the Flask application."""
+    """Return the Flask application's users as JSON."""
     from werkzeug.security import generate_password_hash
 
     return json.dumps({name: generate_password_hash(word) for name, word in passwords.items()})
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write a file that Apache's user can read, and nobody else."""
+    """Write a file that only Apache's user can read."""
     path.touch(mode=0o600)
     path.write_text(text)
     give_to_apache(path)

@@ -1,7 +1,7 @@
 """How Sphinx builds the documentation: ``tox -e docs``, into ``docs/_build/html``.
 
-The pages are Markdown that reads on a code host as well; the reference is made from the
-docstrings.  Nothing is fetched: no intersphinx, no fonts, no external links checked.
+The pages are Markdown that code hosts render as well; the API reference comes from the
+docstrings.  The build does not use the network: no intersphinx, fonts, or link checks.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ version = release = _setup["metadata"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "README.md", "requirements.txt"]
-# A reference to a page or a heading that is not there is an error (-n -W).
+# A reference to a missing page or heading is an error (-n -W).
 nitpicky = True
-# But for the standard library, whose documentation would have to be fetched.
+# Except for the standard library, whose documentation is not fetched.
 nitpick_ignore_regex = [(r"py:class", r"(collections\.abc|os)\.\w+")]
 
-# Headings down to the third level can be linked to, by the names that code hosts give them.
-myst_heading_anchors = 3
+# Links may name headings down to the fourth level, as code hosts name them.
+myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 # 0o660, not 432.
@@ -49,26 +49,19 @@ html_theme = "furo"
 html_title = f"apachews {version}"
 html_copy_source = False
 html_show_sphinx = False
-# The fonts of the reader's own system.
+# The theme uses the fonts of the reader's system.
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#a3204a", "color-brand-content": "#a3204a"},
     "dark_css_variables": {"color-brand-primary": "#e58aa8", "color-brand-content": "#e58aa8"},
 }
 
-# Pages of the contents that a checkout may lack.
-OPTIONAL = ("command-line", "troubleshooting", "examples/*")
 
-
-def adapt(app: Sphinx, name: str, source: list[str]) -> None:
-    """Take out of the contents what there are no pages of; the README is the index here."""
+def link_readme_to_index(app: Sphinx, name: str, source: list[str]) -> None:
+    """Replace links to README.md, which Sphinx does not read, by links to the index."""
     index = "../" * name.count("/") + "index.md"
     source[0] = re.sub(r"\]\((\.\./)+README\.md(#[^)]*)?\)", f"]({index})", source[0])
-    if name == "index":
-        for page in OPTIONAL:
-            if not list(Path(app.srcdir).glob(f"{page}.md")):
-                source[0] = source[0].replace(f"\n{page}\n", "\n")
 
 
 def setup(app: Sphinx) -> None:
-    """Register what stands here."""
-    app.connect("source-read", adapt)
+    """Connect the handlers of this file."""
+    app.connect("source-read", link_readme_to_index)

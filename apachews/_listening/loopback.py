@@ -15,7 +15,7 @@ sends a random number, and the HMAC of both numbers with the token as its key.  
 end has proved itself, the caller sends only its random number, so that the author of a forged
 file controls no byte of it.
 
-Sources: docs/wire.md, *Loopback*; RFC 2104 (HMAC).
+Sources: docs/reference/wire.md, *Loopback*; RFC 2104 (HMAC).
 """
 
 from __future__ import annotations

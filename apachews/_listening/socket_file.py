@@ -304,7 +304,7 @@ def _remove_left_overs(directory_fd: int) -> None:
 
 
 def _is_live(path: str) -> bool:
-    """Return whether somebody listens on the socket file.
+    """Return whether a process listens on the socket file.
 
     Raises:
         NotASocket, OSError
@@ -339,7 +339,7 @@ def _is_live_port(path: str) -> bool:
     try:
         loopback.connect(address, PROBE_TIMEOUT_S).close()
     except TimeoutError:
-        return True  # somebody with much to do
+        return True  # a busy process
     except (OSError, loopback.NotProven):
         return False
     return True

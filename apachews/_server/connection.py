@@ -161,7 +161,7 @@ class Connection:
         return self._socket.fileno()
 
     def receive_nowait(self) -> bytes | None:
-        """Return received bytes, b"" at the end of file, None if there are none yet."""
+        """Return received bytes, b"" at the end of file, None if nothing has arrived."""
         try:
             return self._socket.recv(READ_BYTES)
         except BlockingIOError:

@@ -171,7 +171,7 @@ class Loop:
             self._poller.wake_if_waited_for()
 
     def drain(self, timeout_s: float) -> None:
-        """Start handing all clients over; see ``Server.drain`` and docs/wire.md, *Moving*."""
+        """Start handing over all clients: ``Server.drain``; docs/reference/wire.md, *Moving*."""
         if self.is_ending:
             return
         self._drain_deadline = time.monotonic() + timeout_s

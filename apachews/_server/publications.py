@@ -1,4 +1,4 @@
-"""Messages from other programs for the clients of a server: PUBLISH in docs/wire.md.
+"""Messages from other programs for the clients of a server: PUBLISH in docs/reference/wire.md.
 
 Contract: for ``Loop``, under its lock.  ``add``, ``receive`` and ``remove`` are about the
 connection of a publisher; messages of sibling workers arrive through the poller.

@@ -1,8 +1,8 @@
 """The wire, version 1: what crosses the Unix socket between bridge and producer.
 
 Frames of RFC 6455, never masked, in both directions, after one OPEN frame from the bridge.
-docs/wire.md is the specification; this package is its only implementation in Python, used by
-the library and by the bridge.
+docs/reference/wire.md is the specification; this package is its only implementation in
+Python, used by the library and by the bridge.
 
 Contract: data, pure functions and constants; no I/O.  ``frames`` has the header codec, opcodes
 and close codes; ``documents`` OPEN and PUBLISH; ``messages`` the frame of one message.

@@ -4,7 +4,7 @@ Contract: ``Answer`` is immutable data that its constructor checks; ``encode`` r
 ANSWER frame, ``decode`` reads its payload.  Pure; used by the library and by the bridge, which
 checks it again.
 
-Sources: docs/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status);
+Sources: docs/reference/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status);
 RFC 6455 4.2.2 (subprotocol).
 """
 

@@ -1,7 +1,7 @@
 """The JSON documents of the wire: OPEN, PUBLISH and the answer to PUBLISH.
 
 Contract: immutable data.  ``encode`` returns a whole frame, ``decode`` reads the payload of a
-frame, ignores members that it does not know, and raises WireError.  docs/wire.md is the
+frame, ignores members that it does not know, and raises WireError.  docs/reference/wire.md is the
 specification.
 """
 

@@ -1,7 +1,7 @@
 """Frames of the wire: opcodes, close codes, headers and CLOSE payloads.
 
 Contract: pure functions and constants.  Frames are those of RFC 6455, never masked, with all
-RSV bits zero, in both directions.  docs/wire.md is the specification.
+RSV bits zero, in both directions.  docs/reference/wire.md is the specification.
 
 Sources: RFC 6455 5.2 (framing), 5.5.1 and 7.4 (close), the IANA registry of WebSocket close
 codes (1012-1014).

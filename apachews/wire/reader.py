@@ -11,7 +11,7 @@ message takes the memory of its bytes however small the pieces are it was cut in
 Only headers, control frames and OPEN wait in ``_rest`` until they are whole; each
 has a bound.
 
-Sources: docs/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
+Sources: docs/reference/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class MessageReader:
             items.append(Pong(payload))
         else:
             # PING and ANSWER do not occur in this direction, and the other opcodes
-            # are reserved: left out, so that the wire can grow (docs/wire.md).
+            # are reserved: left out, so that the wire can grow (docs/reference/wire.md).
             self.ignored.append(opcode)
         return True
 

@@ -1,8 +1,11 @@
 """What the bridge keeps of one WebSocket.
 
-Contract: data, and nothing decided here; the bridge's thread alone reads and
-writes it once it was adopted.  Slots and no buffers: an idle connection is this
-object, its session and watch, and two sockets.
+Contract: a ``Connection`` owns its two sockets, from its construction until ``close`` or
+``abandon``.  Once it was adopted, only the bridge's thread reads and writes it.  ``relay``
+moves its bytes; ``portable`` exports and restores it.
+
+An idle connection is this object, its two legs, its session, its timeouts and two sockets:
+no closure, and no buffer.
 """
 
 from __future__ import annotations
@@ -18,21 +21,25 @@ from apachews_handler.monitoring.close_log import CloseLine, Ending
 from apachews_handler.monitoring.log_file import append
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
-from apachews_handler.protocol.session import ProducerState, Session
+from apachews_handler.protocol.session import ClientState, ProducerState, Session
 from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Settings
 
-from .transport import Transport
+from .send_queue import SendQueue
+from .transport import Transport, tcp_state
+
+# The mask of a leg that epoll does not watch, though its file descriptor is open.
+NOT_WATCHED: Final = -1
 
 
 class Log(Protocol):
-    """Where lines about a connection go; ``httpd.ErrorLog`` is one."""
+    """The log for the lines about a connection; ``httpd.ErrorLog`` is one."""
 
     def write(self, level: str, text: str) -> None:
         """Log a line at a level: error, warn, notice, info, debug."""
 
     def descriptor(self) -> int | None:
-        """Return the descriptor that it writes to, None where there is none."""
+        """Return the file descriptor that it writes to; None if it has no descriptor."""
 
     def style(self) -> tuple[str, int]:
         """Return the name of httpd's module in its lines, and the last level that it keeps.
@@ -42,18 +49,18 @@ class Log(Protocol):
 
 
 class Permit(Protocol):
-    """The places of a connection under the limits; ``limits.Admission`` is one."""
+    """The slots of a connection under the limits; ``limits.Permit`` is one."""
 
     def release(self) -> None:
-        """Give the places back; again does nothing."""
+        """Release the slots; a second call does nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """What the status says of a connection besides what it has passed.
+    """What the status shows of a connection besides its traffic.
 
     Attributes:
-        id: what its producer knows it by.
+        id: the id that its producer was told.
         path: of the URI, without its query.
         address, port: the client's.
         user, subprotocol: "" for none.
@@ -69,145 +76,195 @@ class ConnectionInfo:
     subprotocol: str = ""
 
 
-_NOTHING: Final = ConnectionInfo()
+_NO_INFO: Final = ConnectionInfo()
+
+
+class Leg:
+    """One side of a connection, as epoll sees it.
+
+    Attributes:
+        fd: the file descriptor; -1 once it is closed.
+        mask: the events that epoll watches for, or ``NOT_WATCHED``.
+        queue: the bytes that this side has not taken yet.
+    """
+
+    __slots__ = ("fd", "mask", "queue")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.mask = 0
+        self.queue = SendQueue()
 
 
 class Connection:
     """One WebSocket.
 
     Args:
-        transport: the client; owned from here on.
-        producer: the producer's socket, connected, non-blocking; owned as well.
+        transport: the client's socket; the connection owns it.
+        producer_socket: connected and non-blocking; the connection owns it.
         session: the protocol's state.
-        settings: for buffers and times.
-        path: the producer's socket file; where the next one is looked for.
+        settings: for sizes and times.
+        endpoint: path of the socket file at which its producers listen.
         name: client, user and URI, for the log.
-        log: where its lines go.
-        admission: its places under the limits, released when it is closed; None: it has none.
-        about: for the status.
-        close_line: for the log of closes, as far as it is known; None: it has none.
+        log: for its lines.
+        admission: its slots under the limits, released when it is closed; None: no slots.
+        info: for the status.
+        close_line: the line of the close log, as far as it is known; None: no close log.
 
     Attributes:
+        client, producer: the two legs.
+        can_use_fast_path: the transport buffers no input, so epoll alone says when to read.
+        write_failed: the client takes nothing more; its last bytes may still be read.
+        is_shut_down: the client's socket is shut down for writing.
+        is_finished: the connection is closed, counted and logged.
+        drain_cause: why it is drained; None unless ``timeouts.drain_at`` was set.
         entrusted_at: when its child of Apache was replaced; 0.0 before.
-        is_simple: what came from the client and was not read is shown by its descriptor:
-            no TLS record holds more.
+        scheduled_at, ticket: for ``Deadlines`` alone.
+        progress: what the client takes since the last PING, or since it is being closed.
+        unacked_bytes: what the kernel held for the client when it last took some.
     """
 
     __slots__ = (
-        "about",
         "admission",
         "can_use_fast_path",
-        "client_fd",
-        "client_mask",
-        "client_queue",
+        "client",
         "close_line",
+        "drain_cause",
+        "endpoint",
         "entrusted_at",
-        "goodbye",
-        "hold_ends_at",
+        "info",
         "is_finished",
         "is_shut_down",
         "log",
         "name",
         "opened_at",
-        "path",
         "producer",
-        "producer_fd",
-        "producer_mask",
-        "producer_queue",
-        "producer_sent",
+        "producer_socket",
         "progress",
-        "resumed_at",
-        "said_before",
         "scheduled_at",
         "session",
         "settings",
         "ticket",
+        "timeouts",
         "transport",
-        "unsent_bytes",
-        "watch",
+        "unacked_bytes",
         "write_failed",
     )
 
     def __init__(
         self,
+        *,
         transport: Transport,
-        producer: socket.socket,
+        producer_socket: socket.socket,
         session: Session,
         settings: Settings,
-        path: str,
+        endpoint: str,
         name: str,
         log: Log,
         admission: Permit | None = None,
-        about: ConnectionInfo = _NOTHING,
+        info: ConnectionInfo = _NO_INFO,
         close_line: CloseLine | None = None,
     ) -> None:
         self.transport = transport
-        self.producer = producer
+        self.producer_socket = producer_socket
         self.session = session
         self.settings = settings
-        self.path = path
+        self.endpoint = endpoint
         self.name = name
         self.log = log
         self.admission = admission
-        self.about = about
+        self.info = info
         self.close_line = close_line
-        self.client_fd = transport.fileno()  # -1 once closed
-        self.producer_fd = producer.fileno()  # -1 once closed
-        self.client_mask = 0  # what epoll watches for
-        self.producer_mask = 0  # -1: not registered
-        self.client_queue: bytes | memoryview = b""  # what the client did not take yet
-        self.producer_queue = b""  # whole frames, the first of them perhaps half sent
-        self.producer_sent = 0  # bytes of these
-        self.hold_ends_at = 0.0  # when the search for a producer is given up
-        self.resumed_at = 0.0  # when it was found last
-        self.said_before = 0  # ``producer_said``, then
-        self.write_failed = False  # nothing reaches the client any more
-        self.is_finished = False  # it is closed, counted and logged
-        self.is_shut_down = False  # nothing more will be sent to it
+        self.client = Leg(transport.fileno())
+        self.producer = Leg(producer_socket.fileno())
         self.can_use_fast_path = not transport.buffers_input
+        self.write_failed = False
+        self.is_shut_down = False
+        self.is_finished = False
         self.opened_at = time.monotonic()
-        self.watch = Timeouts(settings, self.opened_at)
+        self.timeouts = Timeouts(settings, self.opened_at)
         self.entrusted_at = 0.0
-        self.goodbye: CloseCause | None = None  # why it is sent away, once it is to be
-        self.scheduled_at = math.inf  # when the loop asks the watch
-        self.ticket = 0  # for that, see Deadlines
-        # What the client takes: since the last PING, or since it is being closed.
+        self.drain_cause: CloseCause | None = None
+        self.scheduled_at = math.inf
+        self.ticket = 0
         self.progress: Progress | None = None
-        self.unsent_bytes = 0  # in the kernel, when the client was last seen to take some
+        self.unacked_bytes = 0
+
+    @property
+    def is_open(self) -> bool:
+        """True until one of the sides closes, or an error does."""
+        return self.session.client_state is ClientState.OPEN
+
+    @property
+    def is_held(self) -> bool:
+        """True while it has no producer, and waits for the next one."""
+        return self.session.producer_state is ProducerState.AWAY
 
     @property
     def is_closed(self) -> bool:
-        """Both sides are closed and the loop knows no more of it."""
-        return (
-            self.client_fd == -1
-            and self.producer_fd == -1
-            and self.session.producer_state
-            is not ProducerState.AWAY  # and there is nothing to say to the next one
-        )
+        """True once both sides are closed, and nothing waits for the next producer."""
+        return self.client.fd == -1 and self.producer.fd == -1 and not self.is_held
 
-    def take_producer(self, producer: socket.socket) -> None:
+    @property
+    def queued_in_bytes(self) -> int:
+        """How many bytes of the client's wait for a producer."""
+        return self.producer.queue.unsent_bytes + self.session.waiting_bytes
+
+    @property
+    def queued_out_bytes(self) -> int:
+        """How many bytes of the producer's wait for the client, or for the rest of a frame."""
+        return self.client.queue.unsent_bytes + self.session.kept_bytes
+
+    def attach_producer(self, producer_socket: socket.socket) -> None:
         """Own another producer's socket, connected and non-blocking; the last one is closed."""
-        self.producer = producer
-        self.producer_fd = producer.fileno()
+        self.producer_socket = producer_socket
+        self.producer.fd = producer_socket.fileno()
+
+    def is_client_receiving(self, least_bytes: int = 1) -> bool:
+        """Tell whether sent bytes have arrived at the client since the last call.
+
+        Args:
+            least_bytes: fewer bytes do not count.
+
+        Returns:
+            False also if the client is gone, or if all that was sent had arrived before.
+        """
+        if self.client.fd == -1:
+            return False
+        state = tcp_state(self.client.fd)
+        if self.progress is None:
+            # No PING was sent, so there is nothing to compare with yet.
+            self.progress = Progress(state)
+            return state.unacked > 0
+        return self.progress.is_receiving(state, least_bytes)
+
+    def reject(self) -> None:
+        """Send a client that no loop has added a CLOSE with 1001; the caller closes both sides."""
+        self.session.close(CloseCause.GOING_AWAY)
+        try:
+            self.transport.send(b"".join(self.session.to_client))
+        except OSError:
+            pass  # ECONNRESET, EPIPE: the client has gone first
 
     def close(self) -> None:
-        """Close both sides, whatever their state; again does nothing."""
+        """Close both sides in any state; a second call does nothing."""
         self.transport.close()
-        self.producer.close()
+        self.producer_socket.close()
+        # Once: another connection may get the slots as soon as they are released.
         admission, self.admission = self.admission, None
         if admission:
             admission.release()
 
     def abandon(self) -> None:
-        """Close the descriptors, and nothing else: another process has the connection."""
+        """Close the file descriptors and send nothing: another process has the connection."""
         self.transport.abandon()
-        self.producer.close()
+        self.producer_socket.close()
 
     def log_close(self) -> None:
-        """Write the one line about its end; one more where there is a log of closes."""
+        """Log how it ended, in the error log and, if there is one, in the close log."""
         session = self.session
         end = session.end
-        assert end, "nothing is closed without an end"
+        assert end, "a connection is closed for a cause"
         after_s = time.monotonic() - self.opened_at
         self.log.write(
             end.level,

@@ -1,13 +1,13 @@
-"""Times at which things want to be looked at: a heap that nothing is taken out of.
+"""A timer heap with lazy deletion.
 
-Contract: ``schedule`` has a thing come out of ``take_due`` at a time, once;
-``drop`` has it not.  Sans-I/O; the caller's clock; for one thread.
+Contract: ``schedule`` sets an item's deadline; ``pop_due`` returns each expired item once;
+``cancel`` removes an item's deadline.  Sans-I/O, on the caller's clock, for one thread.
 
-How this works: each time that is scheduled has a ticket, and a thing has at most
-one ticket that counts.  An earlier time replaces a later one, whose ticket stays
-in the heap and is skipped when its time comes: no moving, no searching.  The heap
-holds tickets only, so that it keeps nothing alive that has gone; and when more
-than half of it is such tickets, it is made anew.
+How this works: every scheduled deadline has a ticket, and an item has at most one valid
+ticket.  An earlier deadline replaces a later one, whose stale ticket stays in the heap and
+is skipped when it expires: no entry is searched for or moved.  The heap holds tickets and no
+items, so it keeps no removed item alive.  When stale entries outnumber valid ones, the heap
+is rebuilt.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import itertools
 import math
 from typing import Final, Generic, Protocol, TypeVar
 
-# Tickets that do not count are no more than the others, and these.
+# Rebuild the heap when stale entries exceed valid ones by this many: below, a rebuild costs
+# more than the entries.
 SPARE_TICKETS: Final = 1000
 
 
 class Schedulable(Protocol):
-    """What a thing must have for its place in the heap.
+    """The attributes that an item must have.
 
     Attributes:
         scheduled_at: math.inf at first; for ``Deadlines`` alone.
@@ -37,7 +38,7 @@ T = TypeVar("T", bound=Schedulable)
 
 
 class Deadlines(Generic[T]):
-    """A number of things and their times."""
+    """The deadlines of many items."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
@@ -45,40 +46,41 @@ class Deadlines(Generic[T]):
         self._next_ticket = itertools.count(1)
 
     def __len__(self) -> int:
-        """Return how many tickets the heap has, those that do not count as well."""
+        """Return how many entries the heap has, the stale ones included."""
         return len(self._heap)
 
-    def schedule(self, thing: T, at: float) -> None:
-        """Have a thing come out at a time, unless it comes earlier anyway; inf for never."""
-        if at < thing.scheduled_at:
-            self._tickets.pop(thing.ticket, None)
-            thing.scheduled_at = at
-            thing.ticket = next(self._next_ticket)
-            self._tickets[thing.ticket] = thing
-            heapq.heappush(self._heap, (at, thing.ticket))
+    def schedule(self, item: T, at: float) -> None:
+        """Set an item's deadline, unless it has an earlier one; inf sets none."""
+        if at < item.scheduled_at:
+            self._tickets.pop(item.ticket, None)
+            item.scheduled_at = at
+            item.ticket = next(self._next_ticket)
+            self._tickets[item.ticket] = item
+            heapq.heappush(self._heap, (at, item.ticket))
 
-    def drop(self, thing: T) -> None:
-        """Have a thing not come out any more."""
-        self._tickets.pop(thing.ticket, None)
-        thing.scheduled_at = math.inf
+    def cancel(self, item: T) -> None:
+        """Cancel an item's deadline."""
+        self._tickets.pop(item.ticket, None)
+        item.scheduled_at = math.inf
 
     def next_at(self) -> float:
-        """Return when to call ``take_due``; inf for never."""
+        """Return the earliest deadline; inf without deadlines."""
         heap, tickets = self._heap, self._tickets
+        # A stale entry would wake the driver for nothing.
         while heap and heap[0][1] not in tickets:
-            heapq.heappop(heap)  # a driver that sleeps is not to wake up for it
+            heapq.heappop(heap)
         return heap[0][0] if heap else math.inf
 
-    def take_due(self, now: float) -> list[T]:
-        """Return the things whose time has come, earliest first; they have none then."""
+    def pop_due(self, now: float) -> list[T]:
+        """Return the items whose deadline has passed, earliest first; they have none afterwards."""
         heap, tickets = self._heap, self._tickets
         if len(heap) > 2 * len(tickets) + SPARE_TICKETS:
             heap[:] = [entry for entry in heap if entry[1] in tickets]
             heapq.heapify(heap)
         due = []
         while heap and heap[0][0] <= now:
-            thing = tickets.pop(heapq.heappop(heap)[1], None)
-            if thing is not None:
-                thing.scheduled_at = math.inf
-                due.append(thing)
+            item = tickets.pop(heapq.heappop(heap)[1], None)
+            if item is not None:  # else the entry is stale
+                item.scheduled_at = math.inf
+                due.append(item)
         return due

@@ -1,16 +1,15 @@
-"""Clients whose producer is gone, and the search for the next one.
+"""Clients without a producer, and the search for the next one.
 
-Contract: ``add`` a connection, and ``take_resumable`` gives it back with a socket
-to a new producer, sooner or later; or ``discard`` it before that.  Never blocks; on
-the loop's thread.
+Contract: ``add`` a connection, and ``connect_due`` returns it later with a socket to a new
+producer; ``discard`` it before that if it ends.  Never blocks; on the loop's thread.
 
-How this works: all the clients of a path wait together, and one of them tries the
-path for all: at once, then after 20 ms, twice that, up to half a second.  When
-somebody listens again the others follow, so many in a turn; where the backlog is
-full they go on a moment later.
+How this works: all clients of an endpoint wait together, and one attempt is made for all of
+them: at once, after 20 ms, then after twice the last delay, up to half a second.  When a
+producer listens again, the clients follow in batches, one batch per turn; while the backlog is
+full they wait for a few milliseconds.
 
-Where the file is a loopback socket's, who listens must prove himself first, and so
-must we: such attempts wait here, and are looked at again every millisecond.
+If the endpoint is a loopback socket, the producer and the bridge authenticate each other first.
+Such attempts are kept here, and continued every millisecond.
 """
 
 from __future__ import annotations
@@ -31,36 +30,40 @@ from apachews_handler.native import syscalls
 
 from .connection import Connection
 
-# Between two looks at a path; a file that is not there costs some microseconds.
+# Delay between two attempts, at first and at most.  An attempt at a file that does not exist
+# costs some microseconds.
 FIRST_DELAY_S: Final = 0.02
 MAX_DELAY_S: Final = 0.5
-# After a refusal, which stays until a person changes the links on the way, or their targets.
-# (Each look walks all these links, at the cost of all clients.)
+# Delay after a refused link, which stays until a person changes it or its target.  Each attempt
+# walks all links of the path, and meanwhile no client of this process is served.
 REFUSED_DELAY_S: Final = 5.0
-# The producer accepts as fast as it can.
+# Delay while the backlog is full: the producer accepts as fast as it can.
 BACKLOG_DELAY_S: Final = 0.005
-# Connections made in one turn, so that the other clients are served meanwhile.
+# Connections per turn, so that the other clients are served in between.
 BATCH: Final = 100
-# How often an attempt on a loopback port is looked at, and how long it may take.
+# Delay between two looks at an attempt on a loopback port, and how long it may take.
 ATTEMPT_DELAY_S: Final = 0.001
 ATTEMPT_TIMEOUT_S: Final = 1.0
-# Attempts at once: a producer has room for so many who have proved nothing yet, of all
-# children of Apache together (apachews._listening.acceptor).
+# Attempts at a time: a producer accepts so many unauthenticated peers, of all children of
+# Apache together (apachews._listening.acceptor).
 MAX_ATTEMPTS: Final = 16
-# A producer that keeps a client for as long works; one that ends sooner may have
-# ended because of it.
-SETTLED_S: Final = 0.5
 
 
-class _Found(enum.Enum):
-    NOBODY = "nobody listens"
-    REFUSED = "a link on the way is not allowed, or there are too many"
-    BUSY = "the backlog is full, or there is no descriptor left"
-    UNDER_WAY = "somebody may listen on a loopback port"
+class _Failure(enum.Enum):
+    """Why an attempt has not returned a socket."""
+
+    NOT_LISTENING = "no producer listens"
+    REFUSED = "a link of the path is not allowed, or the path has too many"
+    BUSY = "the backlog is full, or this process has no file descriptor left"
+    IN_PROGRESS = "an attempt on a loopback port has not ended"
 
 
 class _Attempt:
-    """On the way to a producer on a loopback port: connecting, or proving."""
+    """A connection to a loopback port until both ends are authenticated.
+
+    Raises:
+        OSError: the port refuses it, or there are no resources.
+    """
 
     __slots__ = ("_caller", "_hello", "_sock", "ends_at")
 
@@ -78,15 +81,15 @@ class _Attempt:
             self._sock.close()
             raise
 
-    def go_on(self) -> socket.socket | None:
-        """Return the socket once both are proven, None where that takes longer.
+    def advance(self) -> socket.socket | None:
+        """Return the socket once both ends are authenticated; None while that takes longer.
 
         Raises:
-            OSError, NotProven: nobody listens, or somebody else.
+            OSError, NotProven: no producer listens, or another program does.
         """
         try:
             if self._hello:
-                # (Not connected yet: ENOTCONN or EAGAIN; what is sent fits at once.)
+                # (While it connects: ENOTCONN or EAGAIN.  A new socket has room for all of it.)
                 self._sock.send(self._hello)
                 self._hello = b""
             data = self._sock.recv(self._caller.wanted)
@@ -107,62 +110,80 @@ class _Attempt:
         self._sock.close()
 
 
-class _Path:
-    """The clients that wait for one path.
+class _Endpoint:
+    """The clients that wait for the producer of one endpoint.
 
     Attributes:
-        attempts: those under way, where the path is a loopback socket's.
-        connections: a dict for its order.
+        attempts: in progress, if the endpoint is a loopback socket's; no more than there are
+            connections.
+        connections: a dict, because that keeps an order.
         is_proven: the last attempt has found the producer.
-        probe_at: when to look again.
-        delay_s: how long to wait after the next look in vain.
-        refused_until: when the path may be tried again after a refusal.
+        attempt_at: when to make the next attempt.
+        delay_s: how long to wait after the next failure.
+        refused_until: when the endpoint may be tried again after a refusal.
     """
 
-    __slots__ = ("attempts", "connections", "delay_s", "is_proven", "probe_at", "refused_until")
+    __slots__ = ("attempt_at", "attempts", "connections", "delay_s", "is_proven", "refused_until")
 
     def __init__(self) -> None:
-        self.attempts: list[_Attempt] = []  # no more than there are connections
+        self.attempts: list[_Attempt] = []
         self.is_proven = False
         self.connections: dict[Connection, None] = {}
-        self.probe_at = 0.0
+        self.attempt_at = 0.0
         self.delay_s = FIRST_DELAY_S
         self.refused_until = 0.0
 
-    def connect(self, name: str, now: float) -> socket.socket | _Found:
-        """Try the path once; return a socket to whoever listens there, or why there is none."""
+    def connect(self, path: str, now: float) -> socket.socket | _Failure:
+        """Return a socket to the producer, or why an attempt has not returned one.
+
+        Args:
+            path: of the endpoint's socket file.
+        """
         if not self.attempts:
             waiting = next(iter(self.connections))
-            found = _connect(name, waiting.settings.endpoint_directories)
+            found = _connect(path, waiting.settings.endpoint_directories)
             if not isinstance(found, loopback.Address):
                 return found
             try:
-                # One, until somebody has proved himself.
+                # One attempt, until a producer is authenticated.
                 for _ in range(min(MAX_ATTEMPTS if self.is_proven else 1, len(self.connections))):
                     self.attempts.append(_Attempt(found, now))
             except OSError as error:
                 if not self.attempts:
                     is_refused = error.errno == errno.ECONNREFUSED
-                    return _Found.NOBODY if is_refused else _Found.BUSY
+                    return _Failure.NOT_LISTENING if is_refused else _Failure.BUSY
         for attempt in list(self.attempts):
             try:
-                sock = attempt.go_on()
+                sock = attempt.advance()
             except (OSError, loopback.NotProven):
-                self._break_off(attempt)
+                self._abort(attempt)
                 continue
             if sock is not None:
                 self.attempts.remove(attempt)
                 self.is_proven = True
                 return sock
             if attempt.ends_at <= now:
-                self._break_off(attempt)
-        return _Found.UNDER_WAY if self.attempts else _Found.NOBODY
+                self._abort(attempt)
+        return _Failure.IN_PROGRESS if self.attempts else _Failure.NOT_LISTENING
 
-    def give_up(self) -> None:
+    def note_failure(self, failure: _Failure, now: float) -> None:
+        """Set when to make the next attempt."""
+        if failure is _Failure.NOT_LISTENING:
+            self.attempt_at = now + self.delay_s
+            self.delay_s = min(2 * self.delay_s, MAX_DELAY_S)
+        elif failure is _Failure.REFUSED:
+            self.attempt_at = self.refused_until = now + REFUSED_DELAY_S
+        elif failure is _Failure.BUSY:
+            self.attempt_at = now + BACKLOG_DELAY_S
+        else:
+            self.attempt_at = now + ATTEMPT_DELAY_S
+
+    def abort_attempts(self) -> None:
+        """Close the attempts that are in progress."""
         for attempt in list(self.attempts):
-            self._break_off(attempt)
+            self._abort(attempt)
 
-    def _break_off(self, attempt: _Attempt) -> None:
+    def _abort(self, attempt: _Attempt) -> None:
         self.attempts.remove(attempt)
         self.is_proven = False
         attempt.close()
@@ -172,115 +193,108 @@ class Reconnector:
     """All connections of a loop that wait for a producer."""
 
     def __init__(self) -> None:
-        # A path stays here once it is known: there are few.
-        self._paths: dict[str, _Path] = {}
+        # By path.  An endpoint stays here once it is known: there are few.
+        self._endpoints: dict[str, _Endpoint] = {}
         self._count = 0
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return how many connections wait."""
         return self._count
 
     def connections(self) -> Iterator[Connection]:
-        """Give those that wait."""
-        for path in self._paths.values():
-            yield from path.connections
+        """Yield the connections that wait."""
+        for endpoint in self._endpoints.values():
+            yield from endpoint.connections
 
-    def add(self, connection: Connection, probe_at: float) -> None:
-        """Have a connection wait for the producer of its path.
+    def add(self, connection: Connection, attempt_at: float) -> None:
+        """Add a connection without a producer.
 
         Args:
-            probe_at: when to look for one at the latest.
+            attempt_at: when to make the first attempt at the latest.
         """
-        path = self._paths.setdefault(connection.path, _Path())
-        # Many clients that come one by one would otherwise cause a look each.
-        probe_at = max(probe_at, path.refused_until)
-        if path.connections:
-            path.probe_at = min(path.probe_at, probe_at)
+        endpoint = self._endpoints.setdefault(connection.endpoint, _Endpoint())
+        # Otherwise each of many clients, added one by one, would cause another walk.
+        attempt_at = max(attempt_at, endpoint.refused_until)
+        if endpoint.connections:
+            endpoint.attempt_at = min(endpoint.attempt_at, attempt_at)
         else:
-            path.delay_s = FIRST_DELAY_S
-            path.probe_at = probe_at
-        if connection not in path.connections:
-            path.connections[connection] = None
+            endpoint.delay_s = FIRST_DELAY_S
+            endpoint.attempt_at = attempt_at
+        if connection not in endpoint.connections:
+            endpoint.connections[connection] = None
             self._count += 1
 
     def discard(self, connection: Connection) -> None:
-        """Have a connection wait no more; does nothing where it does not."""
-        path = self._paths.get(connection.path)
-        if path is not None and connection in path.connections:
-            del path.connections[connection]
+        """Remove a connection, if it waits."""
+        endpoint = self._endpoints.get(connection.endpoint)
+        if endpoint is not None and connection in endpoint.connections:
+            del endpoint.connections[connection]
             self._count -= 1
-            if not path.connections:
-                path.give_up()
+            if not endpoint.connections:
+                endpoint.abort_attempts()
 
-    def give_up(self) -> None:
-        """Break off the attempts that are under way; they are made again."""
-        for path in self._paths.values():
-            path.give_up()
+    def abort_attempts(self) -> None:
+        """Close the attempts that are in progress; new ones are made."""
+        for endpoint in self._endpoints.values():
+            endpoint.abort_attempts()
 
     def next_at(self) -> float:
-        """Return when ``take_resumable`` has something to do; inf for never."""
+        """Return when to call ``connect_due``; inf if no connection waits."""
         if not self._count:
             return math.inf
-        return min(path.probe_at for path in self._paths.values() if path.connections)
+        return min(
+            endpoint.attempt_at for endpoint in self._endpoints.values() if endpoint.connections
+        )
 
-    def take_resumable(self, now: float) -> Iterator[tuple[Connection, socket.socket]]:
-        """Look where it is time, and give connections, each with its new producer.
+    def connect_due(self, now: float) -> Iterator[tuple[Connection, socket.socket]]:
+        """Make the attempts that are due; yield connections, each with its new producer.
 
         The sockets are connected and non-blocking; the caller closes them.
         """
-        for name, path in list(self._paths.items()):
-            if not path.connections or path.probe_at > now:
+        for path, endpoint in list(self._endpoints.items()):
+            if not endpoint.connections or endpoint.attempt_at > now:
                 continue
             for _ in range(BATCH):
-                if not path.connections:
+                if not endpoint.connections:
                     break
-                found = path.connect(name, now)
-                if found is _Found.NOBODY:
-                    path.probe_at = now + path.delay_s
-                    path.delay_s = min(2 * path.delay_s, MAX_DELAY_S)
+                found = endpoint.connect(path, now)
+                if isinstance(found, _Failure):
+                    endpoint.note_failure(found, now)
                     break
-                if found is _Found.REFUSED:
-                    path.probe_at = path.refused_until = now + REFUSED_DELAY_S
-                    break
-                if found is _Found.BUSY:
-                    path.probe_at = now + BACKLOG_DELAY_S
-                    break
-                if found is _Found.UNDER_WAY:
-                    path.probe_at = now + ATTEMPT_DELAY_S
-                    break
-                assert isinstance(found, socket.socket)
-                path.delay_s = FIRST_DELAY_S
-                connection = next(iter(path.connections))
+                endpoint.delay_s = FIRST_DELAY_S
+                connection = next(iter(endpoint.connections))
                 self.discard(connection)
                 yield connection, found
 
 
-def _connect(path: str, directories: tuple[str, ...]) -> socket.socket | loopback.Address | _Found:
-    """Connect as for a handshake, or say what is to be done instead."""
+def _connect(
+    path: str, directories: tuple[str, ...]
+) -> socket.socket | loopback.Address | _Failure:
+    """Connect as for a handshake, or return what to do instead."""
     try:
         with endpoint_access.opened(path, directories, keeps_gil=False) as name:
             try:
                 return syscalls.connect(name)
             except BlockingIOError:
-                return _Found.BUSY
+                return _Failure.BUSY
             except OSError as error:
                 if error.errno in OUT_OF_RESOURCES:
                     raise
-                # Nobody listens, or no permission yet: its mode is set later.
+                # ECONNREFUSED: no producer listens.  EACCES: a new one sets the mode later.
                 return _loopback_address(name)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            return _Found.REFUSED
-        return _Found.BUSY if error.errno in OUT_OF_RESOURCES else _Found.NOBODY
+            return _Failure.REFUSED
+        return _Failure.BUSY if error.errno in OUT_OF_RESOURCES else _Failure.NOT_LISTENING
     except Refusal:
-        # A link that may not lead there has taken the place of the socket.
-        return _Found.REFUSED
+        # A link to another directory has replaced the socket.
+        return _Failure.REFUSED
 
 
-def _loopback_address(name: str) -> loopback.Address | _Found:
+def _loopback_address(name: str) -> loopback.Address | _Failure:
     try:
         if os.path.isfile(name):
             return loopback.Address.read(name)
     except (OSError, loopback.NotAnAddress):
-        pass
-    return _Found.NOBODY
+        pass  # it was removed, or a producer is about to write it
+    return _Failure.NOT_LISTENING

@@ -1,14 +1,12 @@
 """The bridge: one thread of an Apache child that runs the loop over its WebSockets.
 
-Contract: ``start`` once; ``adopt`` from any thread hands over a connection, which
-the bridge owns from then on.  At the end of the child either ``stop``, which says
-goodbye to all clients, or ``freeze``, which leaves them as they are for a process
-that is forked then and calls ``thaw``.  The thread blocks all signals and touches
-nothing of httpd but the error log it is given.
+Contract: ``start`` once; ``adopt`` from any thread hands over a connection, which the bridge
+owns from then on.  At the end of the child either ``stop``, which closes all connections with
+1001, or ``freeze``, which leaves them open for a process that is forked afterwards and calls
+``thaw``.  The thread blocks all signals, and of httpd it uses only the error log.
 
-How this works: the thread waits in its loop; an eventfd among the loop's descriptors wakes
-it for a connection or an order.  Connections that come while it is busy are begun with
-together.
+How this works: the thread waits in its loop; an eventfd that the loop watches wakes it for a
+connection or an order.  Connections adopted while the loop is busy are added in one batch.
 """
 
 from __future__ import annotations
@@ -24,158 +22,154 @@ from apachews_handler.native import syscalls
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.shared.signals import signals_blocked
 
-from .connection import Connection, Log
-from .loop import Loop, turn_away
-from .report import Reporter
+from .connection import Connection
+from .loop import Loop
+from .reporter import Reporter
 
-# How long clients have to take the goodbye when the child stops.
+# How long the last clients have to answer their CLOSE when the child stops.
 STOP_GRACE_S: Final = 1.0
-# Goodbyes are spread over so long at most.  httpd kills a child 9 s after it told it
-# to stop.
+# The CLOSE frames are spread over at most this.  httpd kills a child 9 s after it told the
+# child to stop.
 STOP_SPREAD_S: Final = 5.0
-# Joining the thread takes these and a little; a thread that hangs is left behind.
+# How long to wait for the thread: both of the above, and a margin.  A thread that hangs longer
+# is left running.
 STOP_TIMEOUT_S: Final = STOP_SPREAD_S + STOP_GRACE_S + 1.5
-# A child that leaves has no such limit; a thread that hangs must not keep it for ever.
+# A child whose successor runs has no such limit; but a hanging thread must not keep it forever.
 FREEZE_TIMEOUT_S: Final = 20.0
-# How often a child that leaves looks whether Apache ends as a whole.
+# How often the thread asks whether Apache ends, see ``stop_when``.
 LOOK_S: Final = 0.25
 
 
 class _Order(enum.Enum):
-    """What the thread is to do; a later one replaces an earlier one."""
+    """What the thread is to do; a later order replaces an earlier one."""
 
     RUN = "carry messages"
-    LEAVE = "the same, and look whether Apache as a whole ends: then stop"
-    FREEZE = "end, and leave everything as it is"
-    STOP = "say goodbye, and end"
+    RUN_UNTIL = "carry messages until a condition holds, then stop"
+    FREEZE = "end the thread, and leave all connections open"
+    STOP = "close all connections, and end the thread"
 
 
 _RUN: Final = _Order.RUN
-_RUNNING: Final = (_Order.RUN, _Order.LEAVE)
+_RUNNING: Final = (_Order.RUN, _Order.RUN_UNTIL)
 
 
 class Bridge:
-    """The loop's thread, and the way to it."""
+    """The loop's thread, and how other threads reach it.
+
+    Attributes:
+        loop: for its thread alone once ``start`` was called.
+    """
 
     def __init__(self) -> None:
-        self._loop = Loop()
+        self.loop = Loop()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._loop.watch(self._wakeup, self._on_wakeup)
-        # Guards the four below, nothing else.  Reentrant, because prefork ends a
-        # child from within a signal handler, whatever the main thread is at.
+        self.loop.add_reader(self._wakeup, self._on_wakeup)
+        # Guards the four below, and nothing else.  Reentrant, because prefork ends a child
+        # inside a signal handler, which may interrupt the main thread while it has the lock.
         self._lock = threading.RLock()
-        self._adopted: list[Connection] = []  # those to begin with
+        self._adopted: list[Connection] = []  # to be added to the loop
         self._order = _Order.RUN
-        self._is_apache_ending: Callable[[], bool] = bool
+        self._must_stop: Callable[[], bool] | None = None  # set with RUN_UNTIL
         self._has_ended = False
+        # The rest is for the bridge's thread.
         self._reporter: Reporter | None = None
-        # Below: for the thread alone.
         self._stop_at = 0.0
         self._thread = threading.Thread(target=self._run, name="apachews", daemon=True)
 
-    def answer_for(self, kind: str, apache: int, log: Log) -> None:
-        """Answer who asks for the status of this process; before the start.
+    def start(self, reporter: Reporter | None = None) -> None:
+        """Start the thread.
 
         Args:
-            kind: of the process: ``child`` or ``custodian``.
-            apache: process id of Apache's parent.
-            log: for errors of ours.
-
-        Raises:
-            OSError: the run directory cannot be used.
+            reporter: reports the status of ``loop``; the bridge owns it, also if this raises.
         """
-        with signals_blocked():
-            self._reporter = Reporter(self._loop, kind, apache, log)
-
-    def start(self) -> None:
-        """Start the thread."""
-        # Apache's signals are for Apache's main thread: a thread inherits the
-        # mask of the one that starts it.
+        self._reporter = reporter
+        # Apache's signals are for Apache's main thread, and a thread inherits the signal mask
+        # of the thread that starts it.
         with signals_blocked():
             try:
                 self._thread.start()
             except BaseException:
-                if self._reporter:
-                    self._reporter.close()
+                if reporter:
+                    reporter.close()
                 os.close(self._wakeup)
-                self._loop.close()
+                self.loop.close()
                 raise
 
     @property
     def is_running(self) -> bool:
-        """False once it was stopped; what is adopted then is closed at once."""
+        """False once it was stopped or frozen: what is adopted then is closed at once."""
         return self._order in _RUNNING and not self._has_ended
 
     def adopt(self, connection: Connection) -> None:
-        """Take over a connection, from any thread.
+        """Own a connection; any thread may call this.
 
         Args:
-            connection: owned by the bridge from here on, also when it is stopping.
+            connection: closed with 1001 if the bridge stops.
         """
         with signals_blocked(), self._lock:
             if not self._has_ended:
                 self._adopted.append(connection)
-                if len(self._adopted) == 1:  # the others were not begun with yet
+                if len(self._adopted) == 1:  # else the thread was woken up and has not run yet
                     syscalls.eventfd_write(self._wakeup, 1)
                 return
-        _give_up(connection)
+        _reject(connection)
 
-    def begin_leaving(self, is_apache_ending: Callable[[], bool]) -> None:
-        """Have all connections closed with 1001 once a function says so; returns at once.
+    def stop_when(self, must_stop: Callable[[], bool]) -> None:
+        """Close all connections with 1001 once a condition holds; returns at once.
 
         Args:
-            is_apache_ending: called several times a second by the bridge's thread.
+            must_stop: called several times a second by the bridge's thread.
         """
         with self._lock:
-            self._is_apache_ending = is_apache_ending
-        self._give_order(_Order.LEAVE)
+            self._must_stop = must_stop
+        self._give_order(_Order.RUN_UNTIL)
 
-    def begin_stop(self) -> None:
-        """Have all connections closed with 1001; returns at once."""
+    def stop_nowait(self) -> None:
+        """Close all connections with 1001; returns at once."""
         self._give_order(_Order.STOP)
 
     def stop(self) -> None:
-        """Close all connections with 1001, and end the thread; waits some seconds at most."""
-        self.begin_stop()
+        """Close all connections with 1001, and end the thread; waits at most STOP_TIMEOUT_S."""
+        self.stop_nowait()
         self._thread.join(STOP_TIMEOUT_S)
 
     def freeze(self) -> bool:
-        """End the thread and leave all connections as they are.
+        """End the thread, and leave all connections open.
 
         Returns:
-            False where there is nothing to carry on, or no way to: it was stopped
-            before, or does not end in time.
+            False if there are no connections, or if ``thaw`` must not be called: the bridge
+            was stopped before, or its thread does not end in time.
         """
         self._give_order(_Order.FREEZE)
         self._thread.join(FREEZE_TIMEOUT_S)
         if self._thread.is_alive():
-            return False  # whatever it hangs in: nothing of it may be touched
-        return self._order is _Order.FREEZE and not self._loop.is_empty
+            return False  # it hangs, and may continue to use the loop at any moment
+        return self._order is _Order.FREEZE and not self.loop.is_empty
 
     def warn(self, problem: str) -> None:
-        """Log why clients get a goodbye though others take this child's place; once frozen."""
-        connections = list(self._loop.connections())
-        connections[0].log.write(  # what is frozen has at least one
+        """Log why a frozen bridge closes its connections though a custodian was to get them."""
+        connections = list(self.loop.connections())
+        connections[0].log.write(  # ``freeze`` returned True, so there is one
             "warn", f"{len(connections)} WebSockets are closed with 1001: {problem}"
         )
 
     def thaw(self) -> Loop:
-        """Return the loop of a bridge that was frozen, for the calling thread to go on with.
+        """Return the loop of a frozen bridge, for the calling thread.
 
         In the process that froze it, or in one that was forked from it.
         """
         os.close(self._wakeup)
-        self._loop.renew()
-        return self._loop
+        self.loop.reopen()
+        return self.loop
 
     def abandon(self) -> None:
-        """Let go of all connections of a bridge that was frozen: another process has them."""
-        for connection in self._loop.connections():
+        """Close the descriptors of a frozen bridge's connections: another process has them."""
+        for connection in self.loop.connections():
             connection.abandon()
 
     def _give_order(self, order: _Order) -> None:
         with self._lock:
-            if self._order is not _Order.STOP:
+            if self._order is not _Order.STOP:  # which is final
                 self._order = order
             if not self._has_ended:
                 os.eventfd_write(self._wakeup, 1)
@@ -184,19 +178,19 @@ class Bridge:
         try:
             while True:
                 while self._order is _RUN:
-                    self._loop.turn()
+                    self.loop.turn()
                 if self._is_done():
                     break
-                self._loop.turn(self._max_wait_s())
-                if self._order is _Order.LEAVE and self._is_apache_ending():
-                    self.begin_stop()
+                self.loop.turn(self._max_wait_s())
+                if self._order is _Order.RUN_UNTIL and self._must_stop and self._must_stop():
+                    self.stop_nowait()
         finally:
             with self._lock:
                 self._has_ended = True
                 adopted = self._adopted
                 is_frozen = self._order is _Order.FREEZE
             for connection in adopted:
-                _give_up(connection)
+                _reject(connection)
             if self._reporter:
                 self._reporter.close()
             if not is_frozen:
@@ -205,15 +199,16 @@ class Bridge:
     def _max_wait_s(self) -> float | None:
         if self._stop_at:
             return max(0.0, self._stop_at - time.monotonic())
-        return LOOK_S if self._order is _Order.LEAVE else None
+        return LOOK_S if self._order is _Order.RUN_UNTIL else None
 
     def _is_done(self) -> bool:
         if self._stop_at:
-            return self._loop.is_empty or time.monotonic() >= self._stop_at
+            return self.loop.is_empty or time.monotonic() >= self._stop_at
+        # A connection that was adopted before is added first, to be frozen with the others.
         return self._order is _Order.FREEZE and not self._adopted
 
     def _close(self) -> None:
-        self._loop.close()
+        self.loop.close()
         os.close(self._wakeup)
 
     def _on_wakeup(self) -> None:
@@ -222,16 +217,16 @@ class Bridge:
             order = self._order
             adopted, self._adopted = self._adopted, []
         for connection in adopted:
-            self._loop.add(connection)
+            self.loop.add(connection)
         if order is _Order.STOP:
-            spread_s = self._loop.send_away(
-                self._loop.connections(), CloseCause.GOING_AWAY, STOP_SPREAD_S
+            spread_s = self.loop.drain(
+                self.loop.connections(), CloseCause.GOING_AWAY, STOP_SPREAD_S
             )
             self._stop_at = self._stop_at or time.monotonic() + spread_s + STOP_GRACE_S
 
 
-def _give_up(connection: Connection) -> None:
-    """Close a connection that came too late."""
-    turn_away(connection)
+def _reject(connection: Connection) -> None:
+    """Close a connection that was adopted after the thread's end, with 1001."""
+    connection.reject()
     connection.close()
     connection.log_close()

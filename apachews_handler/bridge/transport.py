@@ -1,7 +1,7 @@
-"""What the bridge needs of a client's connection, and the plain TCP one.
+"""The client's end of a connection: the interface, and its implementation for plain TCP.
 
-``tls.TlsSession`` is the other.  Contract: non-blocking; for the bridge's thread;
-the transport owns its socket.
+``native.openssl.TlsSession`` implements it for TLS.  Contract: non-blocking; for the bridge's
+thread; the transport owns its socket.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Transport(Protocol):
     """A connection to a client.
 
     Attributes:
-        needs_writing: ``recv`` cannot go on before the descriptor can be written.
-        may_hoard: ``has_pending`` or ``needs_writing`` may ever be true.
+        needs_writing: ``recv`` cannot continue before the descriptor is writable.
+        buffers_input: ``has_pending`` or ``needs_writing`` may ever be true.
     """
 
     buffers_input: ClassVar[bool]
@@ -39,43 +39,43 @@ class Transport(Protocol):
     def needs_writing(self) -> bool: ...
 
     def fileno(self) -> int:
-        """Return the descriptor, -1 after ``close``."""
+        """Return the file descriptor; -1 after ``close``."""
 
     def recv(self, size: int) -> bytes | None:
-        """Return what came, about ``size`` bytes at most.
+        """Return received bytes, at most about ``size``.
 
-        b"" means the end, however it came, None that nothing is there.
+        b"" after the end of file or an error; None if there are no bytes yet.
         """
 
     def has_pending(self) -> bool:
-        """Tell whether ``recv`` would give something that the descriptor does not show."""
+        """Tell whether ``recv`` would return bytes though the descriptor is not readable."""
 
     def send(self, data: bytes | memoryview) -> int:
-        """Send some of the bytes; return how many, 0 where it would block.
+        """Send some of the bytes; return how many, 0 if it would block.
 
         Raises:
-            OSError: the connection is gone.
+            OSError: the client takes no more bytes.
         """
 
     def limit_unsent(self, size: int) -> None:
-        """Let the kernel hold no more than so many bytes that it could not send yet.
+        """Limit the bytes that the kernel holds and has not sent yet.
 
-        What is on its way is not counted, so a fast client stays fast.  For a slow one
-        the kernel would take megabytes otherwise: memory that no limit of ours bounds,
-        and that hides for a long time that the client does not read.
+        Bytes in flight do not count, so a fast client stays fast.  For a slow client the
+        kernel would accept megabytes: memory outside our limits, and for a long time no sign
+        that the client does not read.
         """
 
     def shutdown(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the stream to the client; ``recv`` still works."""
 
     def forget_cache(self) -> None:
-        """Use nothing any more that was shared with Apache: this process was forked."""
+        """Stop using memory that is shared with Apache: this process was forked."""
 
     def abandon(self) -> None:
-        """Close the descriptor, and say nothing: another process has the connection."""
+        """Close the descriptor, and send nothing: another process has the connection."""
 
     def close(self) -> None:
-        """Close; again does nothing."""
+        """Close; a second call does nothing."""
 
 
 class PlainTransport:
@@ -87,7 +87,7 @@ class PlainTransport:
     needs_writing = False
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take a non-blocking socket, and own it."""
+        """Own a non-blocking socket."""
         self._socket = sock
 
     def fileno(self) -> int:
@@ -123,7 +123,7 @@ class PlainTransport:
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the client has gone first
+            pass  # ENOTCONN: the client has reset the connection
 
     def forget_cache(self) -> None:
         """See ``Transport``."""
@@ -138,47 +138,47 @@ class PlainTransport:
 
 
 def unsent_bytes(fd: int) -> int:
-    """Return how many bytes the kernel holds that a TCP peer has not acknowledged."""
+    """Return how many bytes a TCP peer has not acknowledged, in flight or not sent yet."""
     return int(_INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))[0])
 
 
 def tcp_state(fd: int) -> TcpState:
     """Return what the kernel knows of a connection's peer (tcp(7), TCP_INFO).
 
-    Of a connection of another kind, or from an older kernel, only what is not acknowledged
-    is known: ``acked`` is counted backwards from that.
+    If the socket is not a TCP socket, or the kernel is older, only the unacknowledged bytes are
+    known, and ``acked`` counts down from 0 with them.
     """
     unacked = unsent_bytes(fd)
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(fd)) as sock:
             if sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) != socket.IPPROTO_TCP:
-                # Of Multipath TCP the kernel tells what became of the first path only.
+                # For Multipath TCP, TCP_INFO describes the first subflow only.
                 return TcpState(-unacked, unacked)
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
         rtt_us, rttvar_us, acked, window = TCP_INFO.unpack(info)
     except (OSError, struct.error):
         return TcpState(-unacked, unacked)
-    # The time for a segment that is lost, its repetition (RFC 6298), and the answer.
+    # The time for a lost segment, its retransmission (RFC 6298), and the answer.
     return TcpState(acked, unacked, window, (3 * rtt_us + 4 * rttvar_us) / 1e6)
 
 
 def limit_unsent(sock: socket.socket, size: int) -> None:
-    """Do ``Transport.limit_unsent`` to a TCP socket (tcp(7): TCP_NOTSENT_LOWAT)."""
+    """Limit a TCP socket as ``Transport.limit_unsent`` (tcp(7): TCP_NOTSENT_LOWAT)."""
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
     except OSError:
-        pass  # it has gone: the kernel's own limits stay
+        pass  # the connection is gone, or the kernel lacks it: the kernel's own limits apply
 
 
 def discard_unsent(fd: int) -> None:
-    """Have closing a TCP connection reset it, where its peer has not taken everything.
+    """Make the next close of a TCP connection a reset, if its peer has not taken everything.
 
-    What a client does not take stays in the kernel's buffers otherwise, megabytes
-    for many minutes, with nobody to see it.
+    The kernel would otherwise keep the bytes after the close, megabytes for many minutes, and
+    no limit or status of ours would count them.
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             if unsent_bytes(fd):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
-        pass  # no descriptor is left, or it has gone: the kernel's own limits stay
+        pass  # EMFILE, or the connection is gone: the kernel's own limits apply

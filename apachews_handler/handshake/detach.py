@@ -36,6 +36,7 @@ from apachews_handler.bridge.transport import PlainTransport, Transport
 from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descriptors
 from apachews_handler.exceptions import CheckFailed, ClientGone, Refusal, Unavailable
 from apachews_handler.native import httpd, openssl, syscalls
+from apachews_handler.native.httpd_process import HttpdError
 
 _NON_BLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 # Multipath TCP (RFC 8684) is to its user what TCP is.
@@ -58,7 +59,7 @@ def local_address(request: httpd.Request) -> tuple[str, int]:
     """
     try:
         host, port = request.local_address()
-    except httpd.HttpdError as error:
+    except HttpdError as error:
         raise CheckFailed(error.check, error.found) from error
     # An IPv4 client of a socket that listens on both is ::ffff:192.0.2.1.
     return host.removeprefix("::ffff:"), port
@@ -72,7 +73,7 @@ def client_address(request: httpd.Request) -> tuple[str, int]:
     """
     try:
         return request.client_address()
-    except httpd.HttpdError as error:
+    except HttpdError as error:
         raise CheckFailed(error.check, error.found) from error
 
 
@@ -86,7 +87,7 @@ def tls_facts(request: httpd.Request) -> wire.TLS | None:
         if not request.is_tls:
             return None
         version, cipher, server_name, verified, subject = map(request.ssl_variable, _TLS_VARIABLES)
-    except httpd.HttpdError as error:
+    except HttpdError as error:
         raise CheckFailed(error.check, error.found) from error
     return wire.TLS(
         version or "", cipher or "", server_name, subject if verified == "SUCCESS" else None
@@ -110,7 +111,7 @@ def detach(request: httpd.Request, head: bytes) -> Transport:
     """
     try:
         return _detach(request, head)
-    except httpd.HttpdError as error:
+    except HttpdError as error:
         raise CheckFailed(error.check, error.found) from error
     except openssl.TlsError as error:
         raise CheckFailed("OpenSSL does as mod_ssl needs", str(error)) from error

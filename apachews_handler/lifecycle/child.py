@@ -27,10 +27,11 @@ from collections.abc import Callable
 
 from apachews.monitoring.snapshot import CHILD
 from apachews_handler.bridge.connection import Log
-from apachews_handler.bridge.report import not_in_the_status
+from apachews_handler.bridge.reporter import Reporter, describe_failure
 from apachews_handler.bridge.thread import Bridge
-from apachews_handler.native.httpd import HttpdError, is_threaded, on_child_stopping
+from apachews_handler.native.httpd_process import HttpdError, is_threaded, on_child_stopping
 from apachews_handler.settings import FIELDS, Definitions
+from apachews_handler.shared.signals import signals_blocked
 
 from . import custodian
 
@@ -98,11 +99,13 @@ class Child:
             if self._bridge is None:
                 pid_file = find_pid_file()
                 made = Bridge()
+                reporter = None
                 try:
-                    made.answer_for(CHILD, self._apache, log)
+                    with signals_blocked():
+                        reporter = Reporter(made.loop, CHILD, self._apache, log)
                 except OSError as error:
-                    log.write("warn", not_in_the_status(error))
-                made.start()
+                    log.write("warn", describe_failure(error))
+                made.start(reporter)
                 # Where it is not to be seen there is nothing to be learnt of it.
                 self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
                 self._subscribe_end()
@@ -113,9 +116,9 @@ class Child:
         self._is_graceful = is_graceful
         # Now: a worker that is busy could keep the child from its end until it is killed.
         if self._bridge and is_graceful:
-            self._bridge.begin_leaving(self._is_apache_ending)
+            self._bridge.stop_when(self._is_apache_ending)
         elif self._bridge:
-            self._bridge.begin_stop()
+            self._bridge.stop_nowait()
 
     def is_prepared(self) -> bool:
         """Tell whether ``prepare`` was called in time."""

@@ -54,7 +54,7 @@ from typing import Final, NoReturn
 from apachews.monitoring.snapshot import CUSTODIAN
 from apachews_handler.bridge.connection import Connection, Log
 from apachews_handler.bridge.loop import Loop
-from apachews_handler.bridge.report import Reporter, not_in_the_status
+from apachews_handler.bridge.reporter import Reporter, describe_failure
 from apachews_handler.bridge.thread import STOP_GRACE_S, STOP_SPREAD_S, Bridge
 from apachews_handler.monitoring.log_file import Syslog
 from apachews_handler.native import syscalls
@@ -137,7 +137,7 @@ def say_goodbye(loop: Loop, within_s: float = STOP_SPREAD_S) -> None:
         within_s: all are told within so many seconds, whatever the pace.
     """
     end_at = time.monotonic() + STOP_GRACE_S
-    end_at += loop.send_away(loop.connections(), CloseCause.GOING_AWAY, within_s)
+    end_at += loop.drain(loop.connections(), CloseCause.GOING_AWAY, within_s)
     while not loop.is_empty and (rest_s := end_at - time.monotonic()) > 0:
         loop.turn(rest_s)
     loop.close()
@@ -205,14 +205,14 @@ class Custodian:
         try:
             self._reporter = Reporter(self._loop, CUSTODIAN, self._apache, logs[0])
         except OSError as error:
-            logs[0].write("warn", not_in_the_status(error))
+            logs[0].write("warn", describe_failure(error))
         return logs
 
     def watch_for_the_end(self) -> None:
         """Learn from the loop of signals, and of Apache's end."""
         self._signals = syscalls.signalfd({*_ENDING_SIGNALS, signal.SIGIO})
-        self._loop.watch(self._signals, self._on_signal)
-        self._loop.watch(self._parent, self._on_parents_end)
+        self._loop.add_reader(self._signals, self._on_signal)
+        self._loop.add_reader(self._parent, self._on_parents_end)
         if self._pid_file is None:
             return
         try:
@@ -277,7 +277,7 @@ class Custodian:
                 os.close(fd)
 
     def _on_parents_end(self) -> None:
-        self._loop.unwatch(self._parent)
+        self._loop.remove_reader(self._parent)
         self._end(HURRY_S)
 
     def _on_signal(self) -> None:
@@ -324,14 +324,14 @@ class Custodian:
         """Close those that have been with custodians for long enough."""
         old, self._old_at = [], math.inf
         for connection in connections:
-            if connection.settings.custodian_age and not connection.goodbye:
-                old_at = connection.entrusted_at + connection.settings.custodian_age
+            if connection.settings.custodian_age_s and not connection.drain_cause:
+                old_at = connection.entrusted_at + connection.settings.custodian_age_s
                 if old_at <= now:
                     old.append(connection)
                 else:
                     self._old_at = min(self._old_at, old_at)
         if old:
-            self._loop.send_away(old, CloseCause.DRAINED)
+            self._loop.drain(old, CloseCause.DRAINED)
 
     def _close_surplus(
         self, now: float, generation: Generation, connections: set[Connection]
@@ -349,7 +349,7 @@ class Custodian:
         exceeded = {limit for limit, at in self._surplus_since.items() if now - at >= CHECK_S}
         if exceeded:
             going = [c for c in connections if c.settings.max_custodians in exceeded]
-            self._loop.send_away(going, CloseCause.DRAINED)
+            self._loop.drain(going, CloseCause.DRAINED)
 
 
 def _shrink() -> None:

@@ -44,7 +44,7 @@ from apachews_handler.bridge.connection import Connection, Log, Permit
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.monitoring.log_file import FileLog, Syslog
-from apachews_handler.shared import limits
+from apachews_handler.shared import slots
 
 from . import portable
 from .portable import NotPortable
@@ -85,7 +85,7 @@ class Taker:
         self._load = load
         self._givers: dict[int, _Conversation] = {}
         self._logs: dict[tuple[int, int, str, int], FileLog] = {}
-        self._places: dict[str, limits.LentPlaces] = {}
+        self._places: dict[str, slots.LentSlots] = {}
         self._path = os.path.join(directory, name + SUFFIX)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -93,7 +93,7 @@ class Taker:
             with fitting_path(directory, name + SUFFIX) as path:
                 self._socket.bind(path)
             self._socket.listen(MAX_GIVERS)
-            loop.watch(self._socket.fileno(), self._on_giver)
+            loop.add_reader(self._socket.fileno(), self._on_giver)
         except OSError:
             self._socket.close()
             raise
@@ -102,7 +102,7 @@ class Taker:
         """Accept nothing more; again does nothing."""
         if self._socket.fileno() == -1:
             return
-        self._loop.unwatch(self._socket.fileno())
+        self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         with contextlib.suppress(OSError):  # the directory was cleaned
             os.unlink(self._path)
@@ -124,7 +124,7 @@ class Taker:
         sock.setblocking(False)
         conversation = _Conversation(sock)
         try:
-            self._loop.watch(sock.fileno(), lambda: self._read(conversation))
+            self._loop.add_reader(sock.fileno(), lambda: self._read(conversation))
         except OSError:
             sock.close()
             return
@@ -180,7 +180,7 @@ class Taker:
         """Close the socket; what was offered and not committed is the giver's."""
         if self._givers.pop(conversation.sock.fileno(), None) is None:
             return
-        self._loop.unwatch(conversation.sock.fileno())
+        self._loop.remove_reader(conversation.sock.fileno())
         conversation.sock.close()
         if conversation.offered:
             _let_go(conversation.offered)
@@ -227,8 +227,8 @@ class Taker:
         token = str(places["token"])
         lent = self._places.get(token)
         if lent is None or lent.is_closed:
-            lent = self._places[token] = limits.LentPlaces(os.dup(fd), token)
-        return lent.admission([int(position) for position in places["positions"]])
+            lent = self._places[token] = slots.LentSlots(os.dup(fd), token)
+        return lent.permit([int(position) for position in places["positions"]])
 
 
 class _Conversation:
@@ -330,7 +330,7 @@ class Giver:
                 if not _is_same_user(sock):
                     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
                 sock.send(_HELLO + f"{portable.FORMAT} {self._load():.3f}".encode())
-                self._loop.watch(sock.fileno(), self._on_answer)
+                self._loop.add_reader(sock.fileno(), self._on_answer)
             except ConnectionRefusedError:
                 sock.close()
                 with contextlib.suppress(OSError):  # its process was killed
@@ -399,7 +399,7 @@ class Giver:
         """End the conversation; the taker closes its copies of what was not committed."""
         sock, self._socket = self._socket, None
         if sock is not None:
-            self._loop.unwatch(sock.fileno())
+            self._loop.remove_reader(sock.fileno())
             sock.close()
         self._take_back()
 
@@ -409,15 +409,15 @@ def _descriptors(connection: Connection) -> list[int]:
     places = connection.admission
     further = (
         connection.log.descriptor(),
-        places.descriptor() if isinstance(places, limits.Permit) else None,
+        places.descriptor() if isinstance(places, slots.Permit) else None,
     )
-    return [connection.client_fd, connection.producer_fd, *(fd for fd in further if fd is not None)]
+    return [connection.client.fd, connection.producer.fd, *(fd for fd in further if fd is not None)]
 
 
 def _let_go(connection: Connection) -> None:
     """Close the descriptors of a connection that the other process has."""
     connection.abandon()
-    if isinstance(connection.admission, limits.Permit):
+    if isinstance(connection.admission, slots.Permit):
         connection.admission.forget()
 
 

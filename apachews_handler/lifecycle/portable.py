@@ -18,7 +18,7 @@ of a member changes; ``tests/handler/test_portable.py`` notices new state.
 
 TLS never passes: OpenSSL exports no connection.
 
-Sources: docs/how-it-works.md, "Restarts".
+Sources: docs/explanation/how-it-works.md, "Restarts".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
 from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Rate, Settings
-from apachews_handler.shared.limits import Permit as SlotFile
+from apachews_handler.shared import slots
 
 FORMAT: Final = 1
 _MEMBERS: Final = frozenset(
@@ -83,37 +83,37 @@ def encode(connection: Connection) -> bytes | None:
     """Return a connection as a document; None while it is not at rest, or cannot leave."""
     if (
         not isinstance(connection.transport, PlainTransport)
-        or connection.client_mask != select.EPOLLIN
-        or connection.producer_mask != select.EPOLLIN
-        or connection.client_queue
-        or connection.producer_queue
-        or connection.goodbye
+        or connection.client.mask != select.EPOLLIN
+        or connection.producer.mask != select.EPOLLIN
+        or connection.client.queue.unsent_bytes
+        or connection.producer.queue.unsent_bytes
+        or connection.drain_cause
         or connection.write_failed
         or connection.is_shut_down
     ):
         return None
-    session, watch = connection.session.export_state(), connection.watch.export_state()
-    if session is None or watch is None:
+    session, timeouts = connection.session.export_state(), connection.timeouts.export_state()
+    if session is None or timeouts is None:
         return None
     deflate, line, places = connection.session.deflate, connection.close_line, connection.admission
     document = {
-        "about": dataclasses.asdict(connection.about),
+        "about": dataclasses.asdict(connection.info),
         "close_line": line.export_state() if line else None,
         "deflate": dataclasses.asdict(deflate) if deflate else None,
         "entrusted_at": connection.entrusted_at,
-        "hold_ends_at": connection.hold_ends_at,
+        "hold_ends_at": connection.timeouts.hold_ends_at,
         # Without a descriptor the log is syslog, which every process has.
         "log": None if connection.log.descriptor() is None else list(connection.log.style()),
         "name": connection.name,
         "opened_at": connection.opened_at,
-        "path": connection.path,
-        "places": places.export_state() if isinstance(places, SlotFile) else None,
+        "path": connection.endpoint,
+        "places": places.export_state() if isinstance(places, slots.Permit) else None,
         "progress": connection.progress.export_state() if connection.progress else None,
-        "resumed_at": connection.resumed_at,
-        "said_before": connection.said_before,
+        "resumed_at": connection.timeouts.resumed_at,
+        "said_before": connection.timeouts.said_before,
         "session": session,
         "settings": _encode_settings(connection.settings),
-        "watch": watch,
+        "watch": timeouts,
     }
     return json.dumps(document).encode()
 
@@ -159,21 +159,24 @@ def restore(
         session.import_state(document["session"])
         line = document["close_line"]
         connection = Connection(
-            PlainTransport(client),
-            producer,
-            session,
-            settings,
-            document["path"],
-            document["name"],
-            log,
-            admission,
-            ConnectionInfo(**document["about"]),
-            None if line is None else settings.close_log_format.import_line(line),
+            transport=PlainTransport(client),
+            producer_socket=producer,
+            session=session,
+            settings=settings,
+            endpoint=document["path"],
+            name=document["name"],
+            log=log,
+            admission=admission,
+            info=ConnectionInfo(**document["about"]),
+            close_line=None if line is None else settings.close_log_format.import_line(line),
         )
-        connection.watch.import_state(document["watch"])
-        for name in ("entrusted_at", "hold_ends_at", "opened_at", "resumed_at"):
-            setattr(connection, name, float(document[name]))
-        connection.said_before = int(document["said_before"])
+        connection.entrusted_at = float(document["entrusted_at"])
+        connection.opened_at = float(document["opened_at"])
+        timeouts = connection.timeouts
+        timeouts.import_state(document["watch"])
+        timeouts.hold_ends_at = float(document["hold_ends_at"])
+        timeouts.resumed_at = float(document["resumed_at"])
+        timeouts.said_before = int(document["said_before"])
         if document["progress"] is not None:
             connection.progress = Progress.import_state(document["progress"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

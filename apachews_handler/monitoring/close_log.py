@@ -1,15 +1,19 @@
-r"""A line for each WebSocket that has closed, in a format like that of httpd's ``LogFormat``.
+r"""The line that the log of closes gets for each closed connection, as httpd's ``LogFormat``.
 
-Contract: ``parse_format(text)`` gives a ``CloseFormat``, or raises ``BadFormat``.  Its
-``begin`` takes what is known at the handshake and gives a ``CloseLine``, whose ``finish``
-takes what is known at the end and gives the line, with its newline, in ASCII.  Sans-I/O;
-clocks are arguments.
+Contract: ``parse_format(text)`` returns a ``CloseFormat`` or raises ``BadFormat``.  Its
+``begin`` takes the facts of the handshake and returns a ``CloseLine``; ``finish`` takes the
+facts of the end and returns the line with its newline, in ASCII.  Sans-I/O; clocks are
+arguments.
 
-How this works: what the request has is written into the line at the handshake, so that
-nothing of the request must be kept but the text that will be in the log.  Everything that
-comes from outside is escaped as httpd escapes it: quotes, backslashes, and whatever is no
-visible character of ASCII; so a line is a line, and what stands between quotes ends with
-its quote.  What is empty is ``-``.
+How this works: a directive about the request is expanded at the handshake, so that a
+connection keeps the text for the log and nothing else of the request.  External text is
+escaped as in httpd's logs: quotes, backslashes and every byte that is not printable ASCII.
+A line therefore stays one line, and a quoted field ends at its quote.  An empty value is
+``-``.
+
+Roads not taken: the rest of LogFormat.  strftime formats, ``%{sec}t`` and the like, further
+units of ``%T``, conditions on the status and second names for one value (``%B %D %H %I %m
+%O %V``) did not pay for the table that documents them.
 
 Sources: mod_log_config's documentation; httpd's ap_escape_logitem (server/util.c).
 """
@@ -29,11 +33,11 @@ DEFAULT_FORMAT: Final = (
     '%h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-Agent}i"'
     " %{name}x %{ms}T %{messages_in}x %{bytes_in}x %{messages_out}x %{bytes_out}x"
 )
-# Of one directive, before it is escaped: a header of httpd's may have 8190 bytes, and what
-# is written at the handshake is kept as long as the connection lasts.
+# Limit of one value before it is escaped: a header can have 8190 bytes, and what is expanded
+# at the handshake is kept for the life of the connection.
 MAX_VALUE_BYTES: Final = 2048
 
-_DIRECTIVE: Final = re.compile(r"%[<>]?(?:\{([^{}]*)\})?(.?)", re.DOTALL)
+_DIRECTIVE: Final = re.compile(r"%[<>]?((?:\{[^{}]*\})?.?)", re.DOTALL)
 _SAFE: Final = re.compile(rb"[\x20\x21\x23-\x5b\x5d-\x7e]*")
 _ESCAPES: Final = {
     0x08: r"\b",
@@ -45,28 +49,27 @@ _ESCAPES: Final = {
     0x22: r"\"",
     0x5C: r"\\",
 }
-# Of the common log format; no language's but English.
+# The common log format is in English, whatever the locale.
 _MONTHS: Final = (
     *("Jan", "Feb", "Mar", "Apr", "May", "Jun"),
     *("Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
 )
-_UNITS: Final = {"s": 1, "ms": 1000, "us": 1_000_000}
 
 
 class BadFormat(ValueError):
-    """A format has something in it that means nothing; the text says what."""
+    """A format has an unknown directive or character, which the text names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What is known of a connection when it begins.
+    """The facts of a connection at its handshake.
 
     Attributes:
-        environ: of the request.
-        open: what the producer is told.
-        subprotocol: the one that was chosen.
+        environ: the environ of the request.
+        open: the document that the producer gets.
+        subprotocol: the negotiated one.
         endpoint: the producer's socket file.
-        at: when, seconds since 1970.
+        at: the time of the handshake, seconds since 1970.
     """
 
     environ: Mapping[str, Any]
@@ -78,16 +81,17 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is known of it when it has ended.
+    """The facts of a connection at its end.
 
     Attributes:
-        code, reason: what it was closed with.
-        by: who closed it; ``name``: that of the row in docs/close-codes.md.
-        after_s: since it began.
-        at: when, seconds since 1970.
+        code, reason: the close code and the reason.
+        by: the side that closed it.
+        name: the row of the documentation's table of close codes.
+        after_s: the duration of the connection, seconds.
+        at: the time of the end, seconds since 1970.
         traffic: as ``Session.traffic``.
-        round_trip_s: of the last PING that was answered; None: of none.
-        pid: of the process that had it.
+        round_trip_s: the round trip of the last answered PING; None without one.
+        pid: the process that served the connection.
     """
 
     code: int
@@ -114,23 +118,23 @@ class _Early:
 
 @dataclass(frozen=True, slots=True)
 class _Late:
-    """One whose value is known at the end."""
+    """A directive whose value is known at the end of the connection."""
 
     value: _AtEnd
 
 
 @dataclass(frozen=True, slots=True)
 class CloseLine:
-    """The line of one connection, as far as it is known; text and what is still to come."""
+    """The line of one connection: text, and the directives that are expanded at its end."""
 
     _parts: tuple[str | _Late, ...]
 
     def export_state(self) -> list[str | None]:
-        """Return the texts, with None for each directive whose value is still to come."""
+        """Return the texts, with None for each directive that is expanded at the end."""
         return [part if isinstance(part, str) else None for part in self._parts]
 
     def finish(self, ending: Ending) -> bytes:
-        """Return the whole line."""
+        """Return the complete line."""
         parts = (
             part if isinstance(part, str) else escape(part.value(ending)) for part in self._parts
         )
@@ -139,24 +143,24 @@ class CloseLine:
 
 @dataclass(frozen=True)
 class CloseFormat:
-    """A format that was read.
+    """A parsed format.
 
     Attributes:
-        text: as it was written; two with the same are equal.
+        text: as in the configuration; formats with the same text are equal.
     """
 
     text: str
 
     def begin(self, handshake: Handshake) -> CloseLine:
-        """Return the line of a connection that begins."""
+        """Return the line of a connection at its handshake."""
         parts: list[str | _Late] = [""]
-        for piece in _read(self.text):
+        for piece in _parse(self.text):
             if isinstance(piece, _Late):
                 parts += [piece, ""]
             else:
                 text = piece if isinstance(piece, str) else escape(piece.value(handshake))
                 before = parts.pop()
-                assert isinstance(before, str), "text stands between two that are late"
+                assert isinstance(before, str), "text separates late directives"
                 parts.append(before + text)
         return CloseLine(tuple(part for part in parts if part))
 
@@ -164,29 +168,29 @@ class CloseFormat:
         """Return the line of this format that ``CloseLine.export_state`` described.
 
         Raises:
-            ValueError: it is of another format.
+            ValueError: the state belongs to another format.
         """
-        late = [piece for piece in _read(self.text) if isinstance(piece, _Late)]
+        late = [piece for piece in _parse(self.text) if isinstance(piece, _Late)]
         if state.count(None) != len(late):
-            raise ValueError("the line has another number of late directives than the format")
+            raise ValueError("the state has another number of late directives than the format")
         directives = iter(late)
         return CloseLine(tuple(next(directives) if part is None else part for part in state))
 
 
 def parse_format(text: str) -> CloseFormat:
-    """Return the format that a text means.
+    """Return the format that a text describes.
 
     Raises:
-        BadFormat: it has a directive that there is none of.
+        BadFormat: a directive is unknown, or a character is not printable ASCII.
     """
-    _read(text)
+    _parse(text)
     return CloseFormat(text)
 
 
 def escape(value: str) -> str:
-    """Return a value as httpd writes it to a log; "-" for nothing."""
+    """Return a value as httpd writes it to a log; "-" for an empty one."""
     try:
-        data = value.encode("latin-1")  # as WSGI has bytes in texts
+        data = value.encode("latin-1")  # WSGI's strings hold one byte per character
     except UnicodeEncodeError:
         data = value.encode(errors="surrogatepass")
     data = data[:MAX_VALUE_BYTES]
@@ -201,43 +205,61 @@ def escape(value: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _read(text: str) -> tuple[str | _Early | _Late, ...]:
+def _parse(text: str) -> tuple[str | _Early | _Late, ...]:
     pieces: list[str | _Early | _Late] = []
     position = 0
     for match in _DIRECTIVE.finditer(text):
         pieces.append(_literal(text[position : match.start()]))
-        pieces.append(_directive(match[0], match[1], match[2]))
+        pieces.append(_directive(match[1]))
         position = match.end()
     pieces.append(_literal(text[position:]))
     if not any(pieces):
-        raise BadFormat("it is empty")
+        raise BadFormat("the format is empty")
     return tuple(piece for piece in pieces if piece)
 
 
 def _literal(text: str) -> str:
-    """Return what stands between two directives."""
+    """Return the text between two directives."""
     text = re.sub(r'\\([t"\\])', lambda found: {"t": "\t"}.get(found[1], found[1]), text)
     for character in text:
         if not (" " <= character <= "~" or character == "\t"):
-            raise BadFormat(f"{character!r} in it is no visible character of ASCII")
+            raise BadFormat(f"non-ASCII or control character {character!r}")
     return text
 
 
-def _directive(written: str, argument: str | None, letter: str) -> str | _Early | _Late:
-    if letter == "%" and argument is None:
+def _directive(name: str) -> str | _Early | _Late:
+    """Return what a directive is expanded to.
+
+    Args:
+        name: without the percent sign, ``r`` or ``{Referer}i``.
+    """
+    if name == "%":
         return "%"
-    if argument is None and letter in _PLAIN:
-        return _PLAIN[letter]
-    if argument and letter in _WITH_ARGUMENT:
-        made = _WITH_ARGUMENT[letter](argument)
-        if made:
-            return made
-    raise BadFormat(f"{written} is none of them")
+    if name in _DIRECTIVES:
+        return _DIRECTIVES[name]
+    argument, letter = name[1:-2], name[-1:]
+    if argument and letter == "i":
+        return _variable(_header_variable(argument))
+    if argument and letter == "e":
+        return _variable(argument)
+    raise BadFormat(f"unknown directive %{name}")
+
+
+def _header_variable(name: str) -> str:
+    variable = name.upper().replace("-", "_")
+    return variable if variable in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{variable}"
+
+
+def _variable(name: str) -> _Early:
+    def value(handshake: Handshake) -> str:
+        found = handshake.environ.get(name)
+        return found if isinstance(found, str) else ""
+
+    return _Early(value)
 
 
 def _request_line(handshake: Handshake) -> str:
-    environ = handshake.environ
-    protocol = environ.get("SERVER_PROTOCOL", "")
+    protocol = handshake.environ.get("SERVER_PROTOCOL", "")
     return f"{handshake.open.method} {handshake.open.uri} {protocol}".rstrip()
 
 
@@ -251,127 +273,50 @@ def _clf_time(at: float) -> str:
     return f"[{local:%d}/{_MONTHS[local.month - 1]}/{local:%Y:%H:%M:%S %z}]"
 
 
-def _or_dash(number: int) -> str:
+def _number_or_dash(number: int) -> str:
     return str(number) if number else ""
 
 
-_PLAIN: Final[dict[str, _Early | _Late]] = {
-    "a": _Early(lambda handshake: handshake.open.remote[0]),
-    "h": _Early(lambda handshake: handshake.open.remote[0]),
+def _round_trip(ending: Ending) -> str:
+    return "" if ending.round_trip_s is None else f"{ending.round_trip_s:.6f}"
+
+
+_CODE: Final = _Late(lambda ending: str(ending.code))
+_ADDRESS: Final = _Early(lambda handshake: handshake.open.remote[0])
+# The directives but for %%, %{…}i and %{…}e; the configuration's documentation has this table.
+_DIRECTIVES: Final[dict[str, _Early | _Late]] = {
+    "a": _ADDRESS,
+    "h": _ADDRESS,
     "A": _Early(lambda handshake: handshake.open.local[0]),
     "p": _Early(lambda handshake: str(handshake.open.local[1])),
+    "{remote}p": _Early(lambda handshake: _number_or_dash(handshake.open.remote[1])),
     "l": _Early(lambda handshake: ""),
     "u": _Early(lambda handshake: handshake.open.user or ""),
+    "v": _Early(lambda handshake: handshake.open.vhost),
     "t": _Early(lambda handshake: _clf_time(handshake.at)),
+    "{end}t": _Late(lambda ending: _clf_time(ending.at)),
     "r": _Early(_request_line),
-    "m": _Early(lambda handshake: handshake.open.method),
     "U": _Early(lambda handshake: handshake.open.uri.partition("?")[0]),
     "q": _Early(_query),
-    "H": _Early(lambda handshake: str(handshake.environ.get("SERVER_PROTOCOL", ""))),
-    "v": _Early(lambda handshake: handshake.open.vhost),
-    "V": _Early(lambda handshake: handshake.open.vhost),
-    "s": _Late(lambda ending: str(ending.code)),
-    "b": _Late(lambda ending: _or_dash(ending.traffic[3])),
-    "B": _Late(lambda ending: str(ending.traffic[3])),
-    "I": _Late(lambda ending: str(ending.traffic[1])),
-    "O": _Late(lambda ending: str(ending.traffic[3])),
-    "D": _Late(lambda ending: str(int(ending.after_s * 1_000_000))),
+    "s": _CODE,
+    "b": _Late(lambda ending: _number_or_dash(ending.traffic[3])),
     "T": _Late(lambda ending: str(int(ending.after_s))),
+    "{ms}T": _Late(lambda ending: str(int(ending.after_s * 1000))),
     "P": _Late(lambda ending: str(ending.pid)),
-}
-
-_EXTENSIONS: Final[dict[str, _Early | _Late]] = {
-    "code": _PLAIN["s"],
-    # Text here, and not bytes, one a character, as what WSGI has.
-    "reason": _Late(lambda ending: ending.reason.encode().decode("latin-1")),
-    "by": _Late(lambda ending: ending.by),
-    "name": _Late(lambda ending: ending.name),
-    "messages_in": _Late(lambda ending: str(ending.traffic[0])),
-    "bytes_in": _PLAIN["I"],
-    "messages_out": _Late(lambda ending: str(ending.traffic[2])),
-    "bytes_out": _PLAIN["O"],
-    "round_trip": _Late(
-        lambda ending: "" if ending.round_trip_s is None else f"{ending.round_trip_s:.6f}"
-    ),
-    "id": _Early(lambda handshake: handshake.open.id),
-    "scheme": _Early(lambda handshake: handshake.open.scheme),
-    "subprotocol": _Early(lambda handshake: handshake.subprotocol or ""),
-    "endpoint": _Early(
+    "{code}x": _CODE,
+    # The reason is text; other values hold one byte per character, as in WSGI.
+    "{reason}x": _Late(lambda ending: ending.reason.encode().decode("latin-1")),
+    "{by}x": _Late(lambda ending: ending.by),
+    "{name}x": _Late(lambda ending: ending.name),
+    "{messages_in}x": _Late(lambda ending: str(ending.traffic[0])),
+    "{bytes_in}x": _Late(lambda ending: str(ending.traffic[1])),
+    "{messages_out}x": _Late(lambda ending: str(ending.traffic[2])),
+    "{bytes_out}x": _Late(lambda ending: str(ending.traffic[3])),
+    "{round_trip}x": _Late(_round_trip),
+    "{id}x": _Early(lambda handshake: handshake.open.id),
+    "{scheme}x": _Early(lambda handshake: handshake.open.scheme),
+    "{subprotocol}x": _Early(lambda handshake: handshake.subprotocol or ""),
+    "{endpoint}x": _Early(
         lambda handshake: handshake.endpoint.encode(errors="surrogateescape").decode("latin-1")
     ),
-}
-
-
-def _header(name: str) -> _Early:
-    variable = name.upper().replace("-", "_")
-    if variable not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-        variable = f"HTTP_{variable}"
-    return _variable(variable)
-
-
-def _variable(name: str) -> _Early:
-    def value(handshake: Handshake) -> str:
-        found = handshake.environ.get(name)
-        return found if isinstance(found, str) else ""
-
-    return _Early(value)
-
-
-def _port(which: str) -> _Early | None:
-    return {
-        "remote": _Early(lambda handshake: _or_dash(handshake.open.remote[1])),
-        "local": _PLAIN["p"],
-        "canonical": _PLAIN["p"],
-    }.get(which)  # type: ignore[return-value]
-
-
-def _duration(unit: str) -> _Late | None:
-    if unit not in _UNITS:
-        return None
-    factor = _UNITS[unit]
-    return _Late(lambda ending: str(int(ending.after_s * factor)))
-
-
-def _time(what: str) -> _Early | _Late | None:
-    """Return ``%{…}t``: at the handshake, or with ``end`` or ``end:`` at the end."""
-    when, colon, kind = what.partition(":")
-    if when not in ("begin", "end"):
-        when, kind = "begin", what
-    elif not colon:
-        kind = "clf"
-    show = _SHOW_TIME.get(kind) or _strftime(kind)
-    if show is None:
-        return None
-    if when == "end":
-        return _Late(lambda ending: show(ending.at))
-    return _Early(lambda handshake: show(handshake.at))
-
-
-def _strftime(format_: str) -> Callable[[float], str] | None:
-    """Return what shows a time in a format, None for a format that there is none of."""
-
-    def show(at: float) -> str:
-        return datetime.datetime.fromtimestamp(at).astimezone().strftime(format_)
-
-    try:
-        return show if "%" in format_ and show(0.0) else None
-    except ValueError:
-        return None
-
-
-_SHOW_TIME: Final[dict[str, Callable[[float], str]]] = {
-    "clf": _clf_time,
-    "sec": lambda at: str(int(at)),
-    "msec": lambda at: str(int(at * 1000)),
-    "usec": lambda at: str(int(at * 1_000_000)),
-}
-
-
-_WITH_ARGUMENT: Final[dict[str, Callable[[str], _Early | _Late | None]]] = {
-    "i": _header,
-    "e": _variable,
-    "p": _port,
-    "T": _duration,
-    "t": _time,
-    "x": _EXTENSIONS.get,
 }

@@ -1,8 +1,8 @@
-"""What a process counts of its WebSockets: by endpoint, for the status.
+"""The totals of one process about its WebSockets, per endpoint, for the status.
 
-Contract: the loop calls ``begin`` and ``end``, once a connection each; what an open one
-has passed is in its session, and not here.  ``endpoints()`` is a copy.  Sans-I/O; on the
-loop's thread.  A custodian goes on with what its child had.
+Contract: the loop calls ``begin`` and ``end`` once per connection.  The traffic of an open
+connection is in its session and not here.  ``endpoints()`` returns a copy.  Sans-I/O; on the
+thread of the loop.  A custodian continues the totals of its child.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 
 from apachews.monitoring.snapshot import EndpointStatus, RoundTrips
 
-# Sites that make a socket for each room, or day, are counted together beyond these.
+# Limit for sites that make a socket file per room or day; further ones share one entry.
 MAX_ENDPOINTS: Final = 1000
 OTHERS: Final = "(others)"
-# Clients choose among the codes of applications, of which there are two thousand
-# (RFC 6455 7.4.2); of the others there are few.
+# A client can send any of the 2000 codes for applications (RFC 6455 7.4.2); the other codes
+# are few.
 FIRST_APPLICATION_CODE: Final = 3000
 MAX_CODES: Final = 32
 OTHER_CODES: Final = "other"
@@ -26,7 +26,7 @@ class Counters:
     """The totals of one process.
 
     Attributes:
-        round_trips: of all connections; their sessions count there.
+        round_trips: of all connections; the sessions add to it.
     """
 
     def __init__(self) -> None:
@@ -34,18 +34,18 @@ class Counters:
         self.round_trips = RoundTrips()
 
     def begin(self, path: str) -> None:
-        """Count a connection to a socket file."""
+        """Count a connection to an endpoint."""
         if path not in self._endpoints and len(self._endpoints) >= MAX_ENDPOINTS:
             path = OTHERS
         self._endpoints.setdefault(path, EndpointStatus(path)).total += 1
 
     def end(self, path: str, traffic: tuple[int, int, int, int], code: int) -> None:
-        """Count what a connection that has ended had passed.
+        """Count the traffic and the close code of a connection that was closed.
 
         Args:
-            path: its socket file.
+            path: the endpoint of the connection.
             traffic: as ``Session.traffic``.
-            code: what it was closed with.
+            code: the close code.
         """
         endpoint = self._endpoints[self.name_of(path)]
         add_traffic(endpoint, traffic)
@@ -56,16 +56,16 @@ class Counters:
         endpoint.closes[key] = endpoint.closes.get(key, 0) + 1
 
     def leave(self, path: str, traffic: tuple[int, int, int, int]) -> None:
-        """Keep what a connection had passed when another process takes it over.
+        """Count the traffic of a connection that another process takes over.
 
-        No total falls: metrics are counters.
+        The totals keep it, because the value of a counter must not fall.
         """
         add_traffic(self._endpoints[self.name_of(path)], traffic)
 
     def adopt(self, path: str, traffic: tuple[int, int, int, int]) -> None:
-        """Count what a connection passes from now on, after ``leave`` in another process.
+        """Count a connection from now on, after ``leave`` in another process.
 
-        The other process counted its beginning and its traffic so far: no total jumps.
+        That process counted the opening and the traffic so far, which are subtracted here.
         """
         if path not in self._endpoints and len(self._endpoints) >= MAX_ENDPOINTS:
             path = OTHERS
@@ -73,16 +73,16 @@ class Counters:
         add_traffic(endpoint, tuple(-number for number in traffic))
 
     def name_of(self, path: str) -> str:
-        """Return the endpoint that a socket file is counted as."""
+        """Return the name under which an endpoint is counted."""
         return path if path in self._endpoints else OTHERS
 
     def endpoints(self) -> dict[str, EndpointStatus]:
-        """Return what was counted; of the connections that are there, only how many."""
+        """Return the totals by name; open connections are in ``total`` only."""
         return {path: endpoint.copy() for path, endpoint in self._endpoints.items()}
 
 
 def add_traffic(endpoint: EndpointStatus, traffic: Sequence[int]) -> None:
-    """Count what a connection has passed."""
+    """Add the traffic of a connection."""
     endpoint.messages_in += traffic[0]
     endpoint.bytes_in += traffic[1]
     endpoint.messages_out += traffic[2]

@@ -1,19 +1,18 @@
-"""Where lines go besides httpd's own log: the log of closes, a file of httpd's, syslog.
+"""Destinations of log lines besides httpd's API: the log of closes, a file, syslog.
 
-Contract: ``append(directory, path, line, log)`` adds a whole line, or says in the error log
-why it cannot, once until it can again.  On the bridge's thread mostly; any will do.  It
-waits for a disk, never for a reader.  ``FileLog`` writes to an error log that httpd opened in
-another process; ``Syslog`` stands in for one that is a pipe.
+Contract: ``append(directory, path, line, log)`` appends a whole line.  On failure it writes
+the reason to the error log, once until the file can be written again.  For any thread; it can
+block on a disk, never on a reader.  ``FileLog`` writes to an error log that httpd opened in
+another process; ``Syslog`` replaces an error log that is a pipe.
 
-The server's configuration names the directory; the author of an .htaccess file may have
-chosen the path.  So the way from the directory to the file follows no symbolic link, and
-each step is taken from the descriptor of the one before: a rename meanwhile leads nowhere
-else.
+The server's configuration names the directory, but the author of an .htaccess file may have
+chosen the path.  The path is therefore opened component by component, each relative to the
+descriptor of its parent and without following symbolic links: a concurrent rename cannot
+lead outside of the directory.
 
-How this works: the file is opened for every line.  So it may be moved away at any time,
-by logrotate too, and the next line makes a new one; no descriptor is kept, which a
-custodian would have to carry along; and lines of several processes do not mix
-(O_APPEND).  A WebSocket closes once: 20 µs.
+How this works: the file is opened for every line.  It can be moved at any time, by logrotate
+too, and the next line creates a new file; a custodian does not inherit a descriptor; and
+lines of several processes do not mix (O_APPEND).  This costs 20 µs per closed WebSocket.
 
 Sources: open(2), O_APPEND, O_NONBLOCK, O_PATH, and its "Rationale for openat()"; write(2).
 """
@@ -43,13 +42,12 @@ _PROBLEMS: Final = {
     errno.ELOOP: "it is a symbolic link",
     errno.ENOTDIR: "its path has a file or a symbolic link in the place of a directory",
 }
-# Files of which the error log has a line that they cannot be written; few, as they come
-# from Apache's configuration.
+# Files whose failure is in the error log; few, because they come from Apache's configuration.
 _broken: set[str] = set()
 
 
 class Log(Protocol):
-    """Where it is told; ``httpd.ErrorLog`` is one."""
+    """A log for problems; ``httpd.ErrorLog`` is one."""
 
     def write(self, level: str, text: str) -> None:
         """Log a line at a level."""
@@ -67,25 +65,25 @@ _MAX_LINE_CHARACTERS: Final = 4096
 
 
 class Syslog:
-    """A log in place of one that is a pipe; ``syslog.openlog`` was called."""
+    """Replaces an error log that is a pipe; ``syslog.openlog`` was called before."""
 
     def write(self, level: str, text: str) -> None:
         """Log a line."""
         syslog.syslog(LEVELS[level], text)
 
     def descriptor(self) -> int | None:
-        """Return None: libc has it."""
+        """Return None: the C library owns the descriptor."""
         return None
 
     def style(self) -> tuple[str, int]:
-        """Return what ``Log.style`` wants; every level is kept."""
+        """Return the name and the last level that is kept, as ``ErrorLog.style``."""
         return "apachews", LEVELS["debug"]
 
 
 class FileLog:
-    """An error log of httpd's, by its descriptor alone.
+    """An error log of httpd's, by its descriptor.
 
-    Lines look as with httpd's default ``ErrorLogFormat``.
+    Lines have the format of httpd's default ``ErrorLogFormat``.
 
     Args:
         fd: of a file, closed with the last reference to this object.
@@ -110,19 +108,19 @@ class FileLog:
         return self._module, self._threshold
 
     def write(self, level: str, text: str) -> None:
-        """Log a line; without room on the disk it is lost, as httpd's own are."""
+        """Log a line.  On a full disk the line is lost, as httpd's own lines are."""
         if LEVELS[level] > self._threshold:
             return
         now = time.time()
         local = time.localtime(now)
-        # No language but English, whatever the locale.
+        # In English, whatever the locale.
         day, month = _DAYS[local.tm_wday], _MONTHS[local.tm_mon - 1]
         clock = time.strftime("%H:%M:%S", local)
         at = f"{day} {month} {local.tm_mday:02} {clock}.{int(now % 1 * 1e6):06} {local.tm_year}"
         line = f"[{at}] [{self._module}:{level}] [pid {os.getpid()}] {_escape(text)}\n"
         try:
             os.write(self._fd, line.encode("ascii"))
-        except OSError:
+        except OSError:  # ENOSPC: a log about the failure would fail as well
             pass
 
 
@@ -133,13 +131,13 @@ def _escape(text: str) -> str:
 
 
 def append(directory: str, path: str, line: bytes, log: Log) -> None:
-    """Add a line to a file.
+    """Append a line to a file.
 
     Args:
-        directory: absolute; as WSGI has it, a character for each byte.
-        path: of a file in it, or below, as well.
+        directory: absolute path, as in WSGI: one character per byte.
+        path: of a file in the directory or below, likewise.
         line: with its newline.
-        log: for what is wrong.
+        log: gets the reason of a failure.
     """
     try:
         fd = _open(directory.encode("latin-1"), path.encode("latin-1"))
@@ -149,7 +147,7 @@ def append(directory: str, path: str, line: bytes, log: Log) -> None:
             os.close(fd)
     except OSError as error:
         problem = _PROBLEMS.get(error.errno or 0, error.strerror)
-    except ValueError as error:  # no bytes, or a NUL among them
+    except ValueError as error:  # not ISO 8859-1, or a NUL
         problem = str(error)
     else:
         problem = "the disk is full" if written < len(line) else ""
@@ -157,8 +155,8 @@ def append(directory: str, path: str, line: bytes, log: Log) -> None:
         _broken.add(path)
         log.write(
             "error",
-            f"APACHEWS_CLOSE_LOG {path} cannot be written: {problem}; closes are missing there"
-            f" until it can.  Its directory must be {_user()}'s:"
+            f"APACHEWS_CLOSE_LOG {path} cannot be written: {problem}; closes are not logged"
+            f" until it can.  Its directory must belong to {_user()}:"
             f" install -d -o {_user()} -m 2750 {os.path.dirname(path)}",
         )
     elif not problem and path in _broken:

@@ -1,11 +1,11 @@
-"""The status as metrics, in Prometheus's text format.
+"""The status as metrics, in the text format of Prometheus.
 
-Contract: ``to_text(status)`` gives the text, ``CONTENT_TYPE`` what it is.  Pure.
+Contract: ``to_text(status)`` returns the text, and ``CONTENT_TYPE`` is its type.  Pure.
 
-How this works: every counter has the label ``pid``: a process that ends takes its own
-series along, and no other one's value ever falls.  What is of interest is the sum of the
-rates, ``sum without (pid, kind) (rate(…))``.  A custodian goes on from what its child had
-counted, in a series of its own, whose first value counts for nothing in a rate.
+How this works: every counter has the label ``pid``, so a process that exits takes its own
+series along and the value of a series never falls.  Queries sum the rates, ``sum without
+(pid, kind) (rate(…))``.  A custodian continues the totals of its child in a series of its
+own; ``rate`` ignores the first value of a series.
 
 Sources: Prometheus's "Exposition formats" (text format 0.0.4) and "Metric and label naming".
 """
@@ -26,11 +26,79 @@ from apachews.monitoring.snapshot import (
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-# Those that a site is alerted of: a series that begins at 1 has not increased.
-_NONE_CLOSED: Final = dict.fromkeys(("1000", "1001", "1006", "1009", "1011", "1012", "1013"), 0)
+# The close codes that sites set alerts on start at 0: a series that starts at 1 has not
+# increased, and an alert would miss the first close.
+_ALERT_CODES: Final = dict.fromkeys(("1000", "1001", "1006", "1009", "1011", "1012", "1013"), 0)
 
 Labels = dict[str, str]
 Sample = tuple[Labels, float]
+
+# Of each process: name, kind, help, attribute of ProcessStatus.
+_PROCESS_METRICS: Final = (
+    (
+        "apachews_start_time_seconds",
+        "gauge",
+        "Time of the first WebSocket of the process, seconds since 1970.",
+        "started",
+    ),
+    (
+        "apachews_loop_cpu_seconds_total",
+        "counter",
+        "Processor time of the thread that carries the messages.",
+        "cpu_s",
+    ),
+    (
+        "apachews_loop_longest_turn_seconds",
+        "gauge",
+        "Longest interval of the last minute in which this thread did not poll its sockets.",
+        "longest_turn_s",
+    ),
+    (
+        "apachews_process_memory_bytes",
+        "gauge",
+        "Memory of the process that is not shared with other processes.",
+        "memory_bytes",
+    ),
+)
+# Of each endpoint of a process: name, kind, help, the label that tells the samples apart, and
+# for each of its values the attribute of EndpointStatus.
+_ENDPOINT_METRICS: Final[tuple[tuple[str, str, str, str, dict[str, str]], ...]] = (
+    (
+        "apachews_connections",
+        "gauge",
+        "WebSockets: open, held until a producer returns, or closing.",
+        "state",
+        {"open": "open", "held": "held", "closing": "closing"},
+    ),
+    (
+        "apachews_connections_opened_total",
+        "counter",
+        "WebSockets that were opened.",
+        "",
+        {"": "total"},
+    ),
+    (
+        "apachews_messages_total",
+        "counter",
+        "Messages, in from clients and out to them.",
+        "direction",
+        {"in": "messages_in", "out": "messages_out"},
+    ),
+    (
+        "apachews_message_bytes_total",
+        "counter",
+        "Bytes of messages, not compressed, in from clients and out to them.",
+        "direction",
+        {"in": "bytes_in", "out": "bytes_out"},
+    ),
+    (
+        "apachews_queued_bytes",
+        "gauge",
+        "Bytes that wait in Apache, in for the producer and out for clients.",
+        "direction",
+        {"in": "queued_in", "out": "queued_out"},
+    ),
+)
 
 
 def to_text(status: Status) -> str:
@@ -45,7 +113,7 @@ def to_text(status: Status) -> str:
 
 def _families(status: Status) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
     processes = [(_of(process), process) for process in status.processes]
-    endpoints = [
+    endpoints: list[tuple[Labels, EndpointStatus]] = [
         ({**labels, "endpoint": endpoint.path}, endpoint)
         for labels, process in processes
         for endpoint in process.endpoints
@@ -65,89 +133,35 @@ def _families(status: Status) -> Iterator[tuple[str, str, str, Iterable[Sample]]
         "Processes that did not answer, and are missing in the other metrics.",
         [({}, len(status.silent))],
     )
-    yield (
-        "apachews_start_time_seconds",
-        "gauge",
-        "When the process began to have WebSockets, since 1970.",
-        [(labels, process.started) for labels, process in processes],
-    )
-    yield (
-        "apachews_loop_cpu_seconds_total",
-        "counter",
-        "Processor time of the thread that carries the messages.",
-        [(labels, process.cpu_s) for labels, process in processes],
-    )
-    yield (
-        "apachews_loop_longest_turn_seconds",
-        "gauge",
-        "Longest time in the last minute that this thread did not look at its sockets.",
-        [(labels, process.longest_turn_s) for labels, process in processes],
-    )
-    yield (
-        "apachews_process_memory_bytes",
-        "gauge",
-        "Memory that the process shares with no other.",
-        [(labels, process.memory_bytes) for labels, process in processes],
-    )
-    yield (
-        "apachews_connections",
-        "gauge",
-        "WebSockets: open, held for a producer that is away, or closing.",
-        [
-            ({**labels, "state": state}, getattr(endpoint, state))
-            for labels, endpoint in endpoints
-            for state in ("open", "held", "closing")
-        ],
-    )
-    yield (
-        "apachews_connections_opened_total",
-        "counter",
-        "WebSockets that were opened.",
-        [(labels, endpoint.total) for labels, endpoint in endpoints],
-    )
+    for name, kind, help_, attribute in _PROCESS_METRICS:
+        yield name, kind, help_, [(of, getattr(one, attribute)) for of, one in processes]
+    for name, kind, help_, label, attributes in _ENDPOINT_METRICS:
+        yield (
+            name,
+            kind,
+            help_,
+            [
+                ({**labels, label: value} if label else labels, getattr(endpoint, attribute))
+                for labels, endpoint in endpoints
+                for value, attribute in attributes.items()
+            ],
+        )
     yield (
         "apachews_connections_closed_total",
         "counter",
-        "WebSockets that have ended, by their close code.",
+        "WebSockets that were closed, by close code.",
         [
             ({**labels, "code": code}, count)
             for labels, endpoint in endpoints
-            for code, count in sorted({**_NONE_CLOSED, **endpoint.closes}.items())
+            for code, count in sorted({**_ALERT_CODES, **endpoint.closes}.items())
         ],
     )
-    for name, kind, help_, fields in (
-        (
-            "apachews_messages_total",
-            "counter",
-            "Messages, in from clients and out to them.",
-            "messages",
-        ),
-        (
-            "apachews_message_bytes_total",
-            "counter",
-            "Bytes of messages, not compressed, in from clients and out to them.",
-            "bytes",
-        ),
-        (
-            "apachews_queued_bytes",
-            "gauge",
-            "Bytes that wait in Apache, in for the producer and out for clients.",
-            "queued",
-        ),
-    ):
-        yield name, kind, help_, list(_both_ways(endpoints, fields))
-
-
-def _both_ways(endpoints: list[tuple[Labels, EndpointStatus]], fields: str) -> Iterator[Sample]:
-    for labels, endpoint in endpoints:
-        for direction in ("in", "out"):
-            yield {**labels, "direction": direction}, getattr(endpoint, f"{fields}_{direction}")
 
 
 def _round_trips(status: Status) -> list[str]:
     name = "apachews_ping_round_trip_seconds"
     lines = [
-        f"# HELP {name} Time that clients took to answer Apache's keep-alive pings.",
+        f"# HELP {name} Round-trip time of Apache's keep-alive pings.",
         f"# TYPE {name} histogram",
     ]
     for process in status.processes:
@@ -171,6 +185,6 @@ def _labels(labels: Labels) -> str:
 
 
 def _escape(value: str) -> str:
-    # A name of a file may be any bytes; the format is UTF-8, and two files are two series.
+    # A file name can be any bytes.  The format is UTF-8, and two files must stay two series.
     text = value.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

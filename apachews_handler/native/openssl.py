@@ -125,8 +125,8 @@ class TlsSession:
         Args:
             ssl: address of the ``SSL``, read from mod_ssl's record.
             connection: address of the ``conn_rec`` it must belong to.
-            mod_ssl_path: the file mod_ssl was loaded from: the libssl it was
-                linked with is the one to use; None where it is built in.
+            mod_ssl_path: the file of mod_ssl, which is linked with the libssl to use; None if
+                mod_ssl is linked into httpd.
 
         Raises:
             TlsError: the libssl is too old, or the ``SSL`` does not belong to
@@ -201,7 +201,7 @@ class TlsSession:
                 self._library.SSL_SESSION_set1_id(session, b"", 0)
 
     def recv(self, max_bytes: int) -> bytes | None:
-        """Return what came, b"" at the end, None where nothing is there.
+        """Return received bytes, b"" at the end of file, None if nothing has arrived.
 
         A connection that breaks off, in whatever way, ends: b"".
 
@@ -230,8 +230,8 @@ class TlsSession:
             self.needs_writing = self._is_drained = False
             size += count
             if count < RECORD_BYTES:
-                # Whoever sends much fills the records; asking again after a small
-                # one would mostly be a system call for nothing.
+                # A client that sends much fills its records.  After a small record another
+                # call would mostly be a wasted system call.
                 break
         return _buffer[:size] if size else None  # type: ignore[return-value]  # chars are bytes
 
@@ -278,7 +278,7 @@ class TlsSession:
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             except OSError:
-                pass  # it has gone: whoever reads or writes next hears of it
+                pass  # the connection is closed: the next read or write reports it
 
     def shutdown(self) -> None:
         """Say that nothing more will be sent: close_notify, then FIN."""

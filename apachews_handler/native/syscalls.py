@@ -1,15 +1,15 @@
-"""System calls that keep the GIL, because handing it over takes longer than they do.
+"""System calls that keep the GIL, because passing it on takes longer than the calls.
 
-Contract: each does what its namesake in ``os`` or ``socket`` does, raises an OSError with the
-same errno, and waits for nobody.  For any thread.
+Contract: a function does the same as its namesake in ``os`` or ``socket``, raises an OSError
+with the same errno, and does not block.  For any thread.
 
-How this works: Python lets go of the GIL around every system call.  Where others want it,
-as the workers of a busy child of Apache do, one of them gets it, and whoever made the call
-stands in line again: two switches of threads for a microsecond or two in the kernel.  With
-sixteen clients that connect at once a third of a child's time went into that (perf, with
-bench/run --profile --case handshakes).  ``ctypes.PyDLL`` lets go of nothing.
+How this works: Python releases the GIL around every system call.  In a busy child another
+worker takes it, and the caller queues for it again: two thread switches for one or two
+microseconds in the kernel.  With sixteen clients that connect at once, a third of a child's
+time went into these switches (perf, with bench/run --profile --case handshakes).
+``ctypes.PyDLL`` does not release the GIL.
 
-In C these would be as many lines, and would need a compiler where apachews is installed.
+Roads not taken: C.  It would have as many lines, and would need a compiler at installation.
 
 Sources: fcntl(2), dup(2), unix(7), open(2), openat2(2), readlink(2), statx(2), proc(5), eventfd(2),
 getrandom(2), signalfd(2), prctl(2).
@@ -31,17 +31,17 @@ from typing import Any, Final
 _FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
 # unix(7): sun_path has 108 bytes, the last of them 0.
 MAX_PATH_BYTES: Final = 107
-# PATH_MAX, linux/limits.h: the kernel gives no longer one.
+# PATH_MAX, linux/limits.h: the longest path that the kernel returns.
 _MAX_REAL_PATH_BYTES: Final = 4096
 # readlinkat(2), with an empty path.
 _NOT_A_LINK: Final = frozenset({errno.EINVAL, errno.ENOENT})
-# linux/stat.h: struct statx, which is the same on all machines; fcntl.h.
+# linux/stat.h: struct statx, which has one layout on all architectures; fcntl.h.
 _STATX_BYTES: Final = 256
 _STATX_UID: Final = 0x8
 _UID: Final = slice(20, 24)
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100  # fcntl.h
-# openat2(2), Linux 5.6; its number is the same on every machine that Apache runs on today.
+# openat2(2), Linux 5.6; one number on all architectures that Debian supports.
 _OPENAT2: Final = 437
 _OPEN_HOW: Final = struct.Struct("QQQ")  # flags, mode, resolve: struct open_how
 _RESOLVE_NO_SYMLINKS: Final = 0x4
@@ -51,7 +51,7 @@ _UNIX_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CL
 
 # signalfd(2): struct signalfd_siginfo.
 SIGNALFD_BYTES: Final = 128
-# Of the kernel's 64 signals each has a bit; sigset_t is larger in both C libraries.
+# The kernel has 64 signals of one bit each; sigset_t is larger in both C libraries.
 _SIGSET_BYTES: Final = 128
 _PR_SET_THP_DISABLE: Final = 41
 
@@ -59,7 +59,7 @@ _libc: Final = ctypes.PyDLL(None, use_errno=True)
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    function = _libc[name]  # ours alone, unlike the attribute of that name
+    function = _libc[name]  # a new object; the attribute of that name is shared
     function.restype, function.argtypes = result, arguments
     return function
 
@@ -80,28 +80,29 @@ _statx: Final = _function("statx", c_int, c_int, c_char_p, c_int, c_uint, c_void
 _signalfd: Final = _function("signalfd", c_int, c_int, c_void_p, c_int)
 _prctl: Final = _function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _getrandom: Final = _function("getrandom", c_ssize_t, c_void_p, c_size_t, c_uint)
-# The one call of this module that lets go of the GIL (``open_direct``).
+# The only call of this module that releases the GIL (``open_direct``).
 _patient_syscall: Final = ctypes.CDLL(None, use_errno=True)["syscall"]
 _patient_syscall.restype, _patient_syscall.argtypes = c_long, _SYSCALL_ARGUMENTS
 
 
 def dup(fd: int) -> int:
-    """Return a duplicate of a descriptor, which no program that is started inherits."""
+    """Return a duplicate of a descriptor, with close-on-exec."""
     return _checked(_fcntl(fd, F_DUPFD_CLOEXEC, 0))
 
 
 def set_nonblocking(fd: int) -> None:
-    """Have calls on a descriptor, and on its duplicates, not wait."""
+    """Set a descriptor, and with it its duplicates, to non-blocking."""
     flags = _checked(_fcntl(fd, F_GETFL, 0))
     if not flags & os.O_NONBLOCK:
         _checked(_fcntl(fd, F_SETFL, flags | os.O_NONBLOCK))
 
 
 def dup2(fd: int, other: int) -> None:
-    """Put a duplicate of a descriptor in the place of another; it is not inherited either.
+    """Replace a descriptor by a duplicate of another, with close-on-exec.
 
     Args:
-        other: must not be the last descriptor of a connection: closing that may wait.
+        other: is closed, so it must not be the last descriptor of a connection, whose close
+            can block.
     """
     _checked(_dup3(fd, other, os.O_CLOEXEC))
 
@@ -110,11 +111,12 @@ def connect(path: str) -> socket.socket:
     """Return a non-blocking socket, connected to a Unix socket; the caller closes it.
 
     Args:
-        path: of a file that was looked up just before: where its file system hangs, that
-            did, and whoever called that let go of the GIL.
+        path: of a file that was looked up just before, by a call that releases the GIL: if
+            its file system hangs, that call hangs and not this one.
 
     Raises:
-        OSError: nobody listens, or, BlockingIOError, its backlog is full, among others.
+        OSError: a process does not listen on it, or, BlockingIOError, its backlog is full,
+            among others.
     """
     data = os.fsencode(path)
     if not data or b"\0" in data or len(data) > MAX_PATH_BYTES:
@@ -124,7 +126,7 @@ def connect(path: str) -> socket.socket:
     try:
         address = _FAMILY.pack(socket.AF_UNIX) + data + b"\0"
         _checked(_connect(fd, address, len(address)))
-        # (Told all of these it asks the kernel for none.)
+        # (With all four arguments Python does not query the kernel for them.)
         return socket.socket(socket.AF_UNIX, _UNIX_STREAM, 0, fd)
     except BaseException:
         os.close(fd)
@@ -132,18 +134,18 @@ def connect(path: str) -> socket.socket:
 
 
 def open_direct(path: bytes, *, keeps_gil: bool) -> int | None:
-    """Return a descriptor that names a file without opening it (O_PATH); follow no link.
+    """Return a descriptor that names a file without opening it (O_PATH), without links.
 
-    The cost has a bound: with links the kernel would walk up to 40 times 4096 bytes of path,
-    which takes it 5 ms.
+    The cost is bounded: with links the kernel would resolve up to 40 times 4096 bytes of
+    path, which takes 5 ms.
 
     Args:
         path: absolute.
         keeps_gil: False for a path that was not looked up just before: if its file system
-            hangs, other threads of the process go on.
+            hangs, the other threads of the process continue.
 
     Returns:
-        None if the path has a link, or if the kernel cannot tell.
+        None if the path has a link, or if the kernel does not support the check.
     """
     if b"\0" in path:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -170,7 +172,7 @@ def open_entry(directory: int, name: bytes) -> int:
 
 
 def target_of(fd: int) -> bytes | None:
-    """Return where the symbolic link leads that a descriptor names; None if it names no link."""
+    """Return the target of the symbolic link that a descriptor names; None for other files."""
     buffer = ctypes.create_string_buffer(_MAX_REAL_PATH_BYTES)
     length = _readlinkat(fd, b"", buffer, _MAX_REAL_PATH_BYTES)
     if length < 0 and ctypes.get_errno() in _NOT_A_LINK:
@@ -179,14 +181,14 @@ def target_of(fd: int) -> bytes | None:
 
 
 def owner_of(fd: int) -> int:
-    """Return the number of the user who owns the file that a descriptor names."""
+    """Return the user id of the owner of the file that a descriptor names."""
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     _checked(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_UID, buffer))
     return int.from_bytes(buffer.raw[_UID], sys.byteorder)
 
 
 def close_path(fd: int) -> None:
-    """Close a descriptor that names a file which is not opened: that cannot wait."""
+    """Close a descriptor of O_PATH, which cannot block."""
     _checked(_close(fd))
 
 
@@ -202,15 +204,15 @@ def path_of(fd: int) -> bytes:
 
 
 def eventfd_write(fd: int, value: int) -> None:
-    """Add to a non-blocking eventfd."""
+    """Add a value to a non-blocking eventfd."""
     _checked(_eventfd_write(fd, value))
 
 
 def urandom(size: int) -> bytes:
-    """Return random bytes, for cryptography as well; 256 at most."""
+    """Return up to 256 random bytes, suitable for cryptography."""
     data = ctypes.create_string_buffer(size)
     if _getrandom(data, size, os.GRND_NONBLOCK) != size:
-        return os.urandom(size)  # the machine has only just started
+        return os.urandom(size)  # shortly after boot getrandom would block
     return data.raw
 
 
@@ -218,10 +220,10 @@ def signalfd(numbers: Iterable[int]) -> int:
     """Return a non-blocking descriptor that is readable while one of some signals is pending.
 
     Args:
-        numbers: of signals that are blocked.  A read of ``SIGNALFD_BYTES`` takes one of them,
-            whose number stands first, 4 bytes.
+        numbers: of blocked signals.  A read of ``SIGNALFD_BYTES`` consumes one signal; the
+            first 4 bytes are its number.
     """
-    mask = bytearray(_SIGSET_BYTES)  # sigset_t of glibc and musl: a bit for each, from 1
+    mask = bytearray(_SIGSET_BYTES)  # sigset_t of glibc and musl: bit n - 1 for signal n
     for number in numbers:
         mask[(number - 1) // 8] |= 1 << (number - 1) % 8
     flags = os.O_NONBLOCK | os.O_CLOEXEC  # SFD_NONBLOCK and SFD_CLOEXEC have their values
@@ -229,12 +231,12 @@ def signalfd(numbers: Iterable[int]) -> int:
 
 
 def forbid_huge_pages() -> None:
-    """Let no huge page stand for this process's memory (prctl(2), PR_SET_THP_DISABLE)."""
-    _prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # without such pages there is nothing to forbid
+    """Disable huge pages for this process (prctl(2), PR_SET_THP_DISABLE)."""
+    _prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # an error means that the kernel does not have them
 
 
 def trim_memory() -> None:
-    """Give the kernel back what the C library has free (malloc_trim(3)); not with musl."""
+    """Return free memory of the C library to the kernel (malloc_trim(3)); not with musl."""
     try:
         trim = _function("malloc_trim", c_int, c_size_t)
     except AttributeError:

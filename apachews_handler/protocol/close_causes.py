@@ -1,7 +1,7 @@
 """How a connection can end: who, with which close code, at which level of the log.
 
 Contract: one table and nothing else.  ``session`` picks a row, ``bridge`` logs it.
-``docs/close-codes.md`` has the same table for people; a test holds the two against
+``docs/reference/close-codes.md`` has the same table for people; a test holds the two against
 each other.
 
 Sources: RFC 6455 7.4.1 and the IANA registry of close codes (1012, 1013).

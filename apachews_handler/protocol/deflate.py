@@ -10,7 +10,7 @@ How this works: zlib's streams do the work.  Only two things are ours.  Never mo
 comes out of the Inflater at once than its caller has room for: a few bytes of a
 client may stand for a thousand times as many.  And a window of ours is smaller
 than zlib's largest: memory for a connection is 2**(bits+2) bytes to compress and
-2**bits to inflate, and some KiB (docs/how-it-works.md has what was measured).
+2**bits to inflate, and some KiB (docs/explanation/how-it-works.md has what was measured).
 
 Sources: RFC 7692 7.1 (parameters), 7.2 (messages).
 """

@@ -20,7 +20,7 @@ A message that is to be compressed is passed on in frames of our own, one for ea
 piece that the compressor gives; at the end of each of the producer's frames it
 gives all it has, so that what a producer sends in fragments arrives so.
 
-Sources: docs/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
+Sources: docs/reference/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
 """
 
 from __future__ import annotations

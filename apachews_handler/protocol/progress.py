@@ -1,18 +1,22 @@
-"""Whether a client takes what was sent to it, as its TCP tells.
+"""Whether a client still takes what was sent to it, judged by its TCP state.
 
-Contract: ``ask`` when a PING is sent, then ``is_reading`` from time to time until it is
-answered: whether the client may still have to read what was sent before the PING.
-``is_taking`` is for a connection that is being closed: whether more of what was sent
-arrives.  Sans-I/O, the caller's clock; for the bridge's thread.
+Contract: ``note_ping`` when a PING is sent, then ``is_reading`` from time to time until it is
+answered: whether the client may still be reading what was sent before the PING.
+``is_receiving`` is for a connection that is being closed: whether more of what was sent
+arrives.  Sans-I/O, on the caller's clock; for the bridge's thread.
 
 How this works: a client on a slow network, or one that reads slowly, answers a PING only
-after megabytes that were sent before.  These are in one of two places.  As long as some
-are in our kernel or on the way, the peer's kernel acknowledges more and more of them.
-Those that it has acknowledged wait for the client to read them.  That shows in the window
-that the peer advertises, which grows, if they had filled its buffer.  If they had not, nothing
-shows, and the client gets the time that a slow one takes for what no answer to an earlier
-PING has proven to be read.  What was sent after the PING proves nothing: a peer's kernel
-takes that for a process that has stopped, until its buffer is full.
+after it has read the megabytes that were sent before.  These bytes are in one of two places.
+
+While some are in our kernel or in flight, the peer's kernel acknowledges more and more of them.
+
+Acknowledged bytes wait for the client to read them.  If they had filled its buffer, the window
+that the peer advertises grows as the client reads.  If they had not, TCP shows nothing, and the
+client gets the time that a slow reader needs for the bytes that no answer to an earlier PING
+has proven to be read.
+
+What was sent after the PING proves nothing: a peer's kernel acknowledges bytes for a process
+that has stopped, until its buffer is full.
 
 Sources: RFC 9293 3.8 (acknowledgements, windows); linux/tcp.h, struct tcp_info.
 """
@@ -21,16 +25,14 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-# A client that reads more slowly, and whose buffer is not full, is taken for one that has
-# stopped: half the pace of the slowest mobile networks in use (EDGE, 64 KB/s).
+# A client that reads more slowly, and whose buffer is not full, counts as stopped.  Half the
+# rate of the slowest mobile networks in use (EDGE, 64 KB/s).
 SLOWEST_READER_BYTES_S: Final = 32 * 1024
-# What a client's kernel holds at most without its buffer being full: Linux lets a receive
-# buffer grow to 6 MB by default (net.ipv4.tcp_rmem), of which data is two thirds.
+# The most that a client's kernel holds while its buffer is not full: Linux lets a receive
+# buffer grow to 6 MB by default (net.ipv4.tcp_rmem), two thirds of them for data.
 MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
-
-
-# What a client that is being closed must take of the rest, or it is reset: slower than any
-# network, and fast enough to bound the time that 4 MiB in the kernel's buffer take (an hour).
+# A client that is being closed and takes less is reset.  Slower than any network, and fast enough
+# to bound the time for 4 MiB in the kernel's buffer (about an hour).
 SLOWEST_CLOSING_BYTES_S: Final = 1024
 
 
@@ -38,10 +40,10 @@ class TcpState(NamedTuple):
     """What a kernel knows of a connection's peer.
 
     Attributes:
-        acked: bytes that the peer has acknowledged, counted from any beginning.
-        unacked: bytes that it has not, sent or not.
-        window: bytes that it advertised it would take.
-        way_s: how long the answer to a segment may take, one repetition included; seconds.
+        acked: bytes that the peer has acknowledged, counted from an arbitrary start.
+        unacked: bytes that it has not acknowledged, in flight or not sent yet.
+        window: bytes that it has advertised room for.
+        way_s: how long the answer to a segment may take, with one retransmission; seconds.
     """
 
     acked: int
@@ -51,31 +53,31 @@ class TcpState(NamedTuple):
 
 
 class Progress:
-    """What one client takes.
+    """What one client has taken.
 
     Args:
-        state: of its connection now.
+        state: the present state of its connection.
     """
 
     __slots__ = ("_acked", "_ping", "_read", "_read_by", "_window")
 
     def __init__(self, state: TcpState) -> None:
-        self._ping = 0  # so many bytes were sent before the last PING
-        self._read = 0  # so many the client has read, for it has answered a PING after them
-        self._read_by = 0.0  # when a slow client has read the others, if all have arrived
+        self._ping = 0  # how many bytes were sent before the last PING
+        self._read = 0  # how many it has read: those before a PING that it has answered
+        self._read_by = 0.0  # when a slow reader has read the rest, if all of it has arrived
         self._acked = state.acked
         self._window = state.window
 
     def export_state(self) -> list[float]:
-        """Return what continues this in another process that has the connection's socket."""
+        """Return the state for another process that gets the connection's socket."""
         return [self._acked, self._ping, self._read, self._read_by, self._window]
 
     @classmethod
     def import_state(cls, state: list[float]) -> Progress:
-        """Return what continues the other one.
+        """Return an object with the state that another process exported.
 
         Raises:
-            ValueError, TypeError: they are not five numbers.
+            ValueError, TypeError: the state is not a list of five numbers.
         """
         made = cls(TcpState(0, 0))
         acked, ping, read, read_by, window = state
@@ -83,13 +85,13 @@ class Progress:
         made._read_by, made._window = float(read_by), int(window)
         return made
 
-    def ask(self, state: TcpState, now: float, *, is_answered: bool) -> None:
-        """A PING was sent.
+    def note_ping(self, state: TcpState, now: float, *, is_answered: bool) -> None:
+        """Note that a PING was sent.
 
         Args:
-            state: of the connection before that.
+            state: of the connection before the PING.
             now: the clock's reading, seconds.
-            is_answered: the client has answered the last PING before.
+            is_answered: the client has answered the PING before this one.
         """
         if is_answered:
             self._read = self._ping
@@ -98,7 +100,7 @@ class Progress:
         self._expect_reading(now)
 
     def is_reading(self, state: TcpState, now: float) -> bool:
-        """Tell whether the client may not have come to the PING yet."""
+        """Tell whether the client may still be reading what was sent before the PING."""
         if self._acked < self._ping:
             has_taken = state.acked > self._acked
         else:
@@ -109,14 +111,14 @@ class Progress:
         has_ping_arrived = state.acked > self._ping
         return has_taken or (has_ping_arrived and now < self._read_by)
 
-    def is_taking(self, state: TcpState, least_bytes: int = 1) -> bool:
+    def is_receiving(self, state: TcpState, least_bytes: int = 1) -> bool:
         """Tell whether more has arrived since the last call, and some is still to arrive.
 
         What has arrived is not lost when the connection is closed.
 
         Args:
             state: of the connection.
-            least_bytes: less than this does not count.
+            least_bytes: fewer bytes do not count.
         """
         arrived = state.acked - self._acked
         self._acked, self._window = state.acked, state.window

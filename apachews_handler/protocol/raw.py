@@ -203,7 +203,7 @@ class LineFramer:
 def new_framer(settings: Settings) -> Framer:
     """Return what makes frames of a program's writes."""
     if settings.raw_delimiter == NEWLINE:
-        return LineFramer(settings.raw_type, settings.max_buffer // 2)
+        return LineFramer(settings.raw_type, settings.max_buffer_bytes // 2)
     return ReadFramer(settings.raw_type)
 
 
@@ -232,7 +232,7 @@ class RawReader(ProducerReader):
     __slots__ = ("_framer",)
 
     def __init__(self, framer: Framer, deflate: Agreement | None, settings: Settings) -> None:
-        super().__init__(deflate, settings.deflate_min_size, settings.deflate_level)
+        super().__init__(deflate, settings.deflate_min_size_bytes, settings.deflate_level)
         self._framer = framer
 
     @property

@@ -52,7 +52,7 @@ the client cannot be told and is dropped.  While the client does not take what i
 sent to it, only its last PING is remembered (RFC 6455 5.5.3 allows it), so that
 one that pings and never reads costs nothing.
 
-Sources: RFC 6455 5.5 (control frames), 7.1 (closing); docs/wire.md.
+Sources: RFC 6455 5.5 (control frames), 7.1 (closing); docs/reference/wire.md.
 """
 
 from __future__ import annotations
@@ -155,11 +155,14 @@ class Session:
     )
 
     def __init__(self, settings: Settings, deflate: Agreement | None = None) -> None:
-        self._client = ClientReader(settings.max_message, settings.max_buffer, deflate)
+        self._client = ClientReader(settings.max_message_bytes, settings.max_buffer_bytes, deflate)
         self._producer = ProducerReader(
-            deflate, settings.deflate_min_size, settings.deflate_level, settings.max_buffer
+            deflate,
+            settings.deflate_min_size_bytes,
+            settings.deflate_level,
+            settings.max_buffer_bytes,
         )
-        self._max_buffer = settings.max_buffer
+        self._max_buffer = settings.max_buffer_bytes
         self._rate = settings.message_rate
         self._rated_at = 0.0
         if self._rate:
@@ -168,7 +171,7 @@ class Session:
         self.to_producer = self._client.wire_out
         self.client_state = ClientState.OPEN
         self.producer_state = ProducerState.CONNECTED
-        self._hold_s = settings.hold
+        self._hold_s = settings.hold_s
         self._opened = b""  # the OPEN, where the next producer is to be told it
         self._waiting: bytearray | bytes = b""  # frames for the next producer
         self._waiting_ends = False  # the last of them is a CLOSE

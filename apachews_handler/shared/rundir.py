@@ -1,13 +1,12 @@
-"""A directory of Apache's user's own, for what its processes must know of each other.
+"""The run directory: files that the processes of one Apache share.
 
-Contract: ``open_directory(apache)`` makes it, removes what is left of Apaches that
-have gone, and returns its path.  ``path()`` is where it would be.  ``descriptor()`` is
-what keeps it.  For any thread.
+Contract: ``open_directory(apache)`` creates it, removes the files of Apaches that have
+exited, and returns its path.  ``path()`` returns the path without creating it.
+``descriptor()`` returns the file descriptor that keeps it locked.  For any thread.
 
-How this works: it lies below the directory for temporary files, and its files are
-named ``<process id of Apache's parent>.<what>``.  It is kept open and locked, so
-that nobody who tidies up old files takes it away: systemd-tmpfiles looks for that
-lock.
+How this works: it is in the directory for temporary files and belongs to Apache's user; its
+files are named ``<process id of Apache's parent>.<kind>``.  It stays open and locked so that
+systemd-tmpfiles, which looks for that lock, does not remove it when it is old.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import tempfile
 import threading
 from typing import Final
 
-# What is said to be wrong where there is no path to say it of.
+# The name in error messages that do not have a path.
 NAME: Final = "the directory for temporary files"
 _FILE: Final = re.compile(r"(\d+)\.[a-z0-9.]+")
 _lock = threading.Lock()
@@ -29,22 +28,22 @@ _directory_fd = -1
 
 
 def path() -> str:
-    """Return the directory's path, whether it is there or not.
+    """Return the path of the directory, which may not exist.
 
     Raises:
-        OSError: no directory for temporary files can be used.
+        OSError: the system does not have a usable directory for temporary files.
     """
     return os.path.join(tempfile.gettempdir(), f"apachews-{os.geteuid()}")
 
 
 def open_directory(apache: int) -> str:
-    """Return the path of the directory, made if it is not there.
+    """Return the path of the directory, which is created if it does not exist.
 
     Args:
-        apache: process id of the Apache that asks, whose files stay.
+        apache: process id of this Apache's parent, whose files stay.
 
     Raises:
-        OSError: it cannot be made, or is another user's; ``filename`` tells which.
+        OSError: it cannot be created, or belongs to another user; ``filename`` is its path.
     """
     global _directory_fd
     with _lock:
@@ -63,27 +62,27 @@ def open_directory(apache: int) -> str:
 
 
 def descriptor() -> int | None:
-    """Return the descriptor that keeps the directory, None where it was not opened."""
+    """Return the descriptor of the directory, None if it was not opened."""
     return None if _directory_fd == -1 else _directory_fd
 
 
 def _remove_old(directory: str, apache: int) -> None:
-    """Remove the files of Apaches that have gone."""
+    """Remove the files of Apaches that have exited."""
     for name in os.listdir(directory):
         match = _FILE.fullmatch(name)
         if match and int(match[1]) != apache and not _is_alive(int(match[1])):
             try:
                 os.unlink(os.path.join(directory, name))
             except FileNotFoundError:
-                pass  # another process was faster
+                pass  # another process removed it first
 
 
 def _is_alive(pid: int) -> bool:
-    """Tell whether there is such a process; /proc may hide those of others."""
+    """Tell whether a process exists.  (/proc can hide the processes of other users.)"""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # it is root's, as Apache's parent
+        pass  # it exists and belongs to root, as Apache's parent does
     return True

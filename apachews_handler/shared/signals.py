@@ -1,25 +1,25 @@
-"""Keeping signals from a thread for a moment.
+"""Blocking signals on a thread.
 
-Contract: ``with signals_blocked():`` on any thread.  Apache's signals are for Apache;
-and prefork ends a child from within a signal handler, on whatever thread it comes:
-one that holds a lock then would wait for itself.
+Contract: ``with signals_blocked():`` on any thread.  Signals are for Apache, and prefork ends
+a child from within a signal handler, on the thread that gets the signal: if that thread held
+a lock, the handler would deadlock.
 """
 
 from __future__ import annotations
 
 import signal
 
-# What the module signal wraps.  Its own makes a member of an Enum of each signal of a
-# mask: a hundred of them, here and back, for every handshake.
+# The function that signal.pthread_sigmask wraps.  The wrapper converts every signal of a mask
+# to an Enum member and back, a hundred of them for every handshake.
 from _signal import pthread_sigmask
 
 _ALL = frozenset(map(int, signal.valid_signals()))
 
 
-class signals_blocked:  # it is used as a function
-    """Block all signals on this thread; what comes meanwhile is delivered afterwards.
+class signals_blocked:  # lower case: used as a function
+    """Block all signals on this thread; pending ones are delivered afterwards.
 
-    A thread that is started meanwhile has them blocked for good.
+    A thread that is started inside the block inherits the mask and keeps it.
     """
 
     __slots__ = ("_mask",)

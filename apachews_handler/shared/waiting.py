@@ -10,9 +10,8 @@ How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers)
 more when it has fewer.  Waiting handshakes get half of that number, and those of one
 endpoint a quarter, so pages always find an idle worker.  If that half is taken, each user
 that runs producers has one place more: the stopped producers of one user do not close the
-endpoints of another.  A place is a lock on a byte of a file, as under the limits on
-connections (``limits``): the count spans Apache's children, one of which is one worker with
-prefork, and survives the death of any.
+endpoints of another.  A place is a slot (``slots``): the count spans Apache's children, one
+of which is one worker with prefork, and is right after any of them has died.
 
 A burst of handshakes can exceed the bound although the producer answers each in some
 milliseconds.  So a handshake without a place tries again for ``PATIENCE_S``, a time that
@@ -20,7 +19,7 @@ each prompt answer begins anew.  If all workers did so for a producer that is st
 pages would wait: after a ``PATIENCE_S`` without such an answer the child rejects the surplus
 handshakes at once, until there is one or ``MEMORY_S`` have passed.  An answer is prompt if it
 took less than ``PATIENCE_S``, or follows another prompt one as soon: a producer that answers
-one after another lets the last of many wait.  The file of the places has the times of these
+one after another lets the last of many wait.  The file of the slots has the times of these
 answers, because a child with prefork sees none but its own.
 
 Roads not taken: a larger bound on the age of a handshake instead of on their number.  A
@@ -45,7 +44,7 @@ from apachews_handler.endpoints.endpoint import OUT_OF_RESOURCES, out_of_descrip
 from apachews_handler.exceptions import Unavailable
 
 from . import rundir
-from .limits import SlotFile
+from .slots import SlotFile
 
 # Surplus handshakes wait for a place for so long after the last prompt answer.
 PATIENCE_S: Final = 0.25
@@ -56,7 +55,7 @@ MEMORY_S: Final = 30.0
 # Requests that collect the status at a time: each waits up to 2 s for a process that hangs.
 MAX_COLLECTING: Final = 2
 # The file's content: for the hash of a key, the time of the last prompt answer, 0.0 without
-# one.  Two keys with one hash share patience, and no places.
+# one.  Two keys with one hash share patience, but not slots.
 _TIMES: Final = 4096
 _TIME: Final = struct.Struct("d")
 
@@ -66,7 +65,7 @@ class _Limit(NamedTuple):
 
     Attributes:
         key: whose prompt answers decide on the patience.
-        regions: keys of regions of places, and how many each has; the first free place is
+        regions: keys of regions of slots, and how many each has; the first free place is
             taken.
         problem: what the log says if all are taken.
     """
@@ -81,7 +80,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places: SlotFile | None = None
+        self._slots: SlotFile | None = None
         # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
         self._patient_until: dict[str, float] = {}
 
@@ -135,12 +134,12 @@ class Waiting:
 
     @contextlib.contextmanager
     def _hold(self, limits: list[_Limit], timeout_s: float) -> Iterator[None]:
-        places = self._open()
+        slots = self._open()
         deadline = time.monotonic() + timeout_s
         positions: list[int] = []
         try:
             for limit in limits:
-                positions.append(self._take(places, limit, deadline))
+                positions.append(self._take(slots, limit, deadline))
             begun_at = time.monotonic()
             try:
                 yield
@@ -148,12 +147,12 @@ class Waiting:
                 self._end_patience(limits)
                 raise
             for limit in limits:
-                _note_answer(places, limit.key, begun_at)
+                _note_answer(slots, limit.key, begun_at)
         finally:
             for position in positions:
-                places.free(position)
+                slots.release(position)
 
-    def _take(self, places: SlotFile, limit: _Limit, deadline: float) -> int:
+    def _take(self, slots: SlotFile, limit: _Limit, deadline: float) -> int:
         """Return the position of a place.
 
         Raises:
@@ -161,9 +160,9 @@ class Waiting:
         """
         while True:
             for key, count in limit.regions:
-                if (position := _try(places, key, count)) is not None:
+                if (position := _try(slots, key, count)) is not None:
                     return position
-            if not self._is_patient(limit.key, deadline, _answered_at(places, limit.key)):
+            if not self._is_patient(limit.key, deadline, _answered_at(slots, limit.key)):
                 raise Unavailable(limit.problem)
             time.sleep(RETRY_S)
 
@@ -193,38 +192,38 @@ class Waiting:
 
     def _open(self) -> SlotFile:
         with self._lock:
-            if self._places is None:
-                self._places = _open_places()
-            return self._places
+            if self._slots is None:
+                self._slots = _open_slots()
+            return self._slots
 
 
-def _try(places: SlotFile, key: str, count: int) -> int | None:
+def _try(slots: SlotFile, key: str, count: int) -> int | None:
     """Return the position of a place, None if all are taken.
 
     Raises:
         Unavailable
     """
     try:
-        return places.take(key, count)
+        return slots.acquire(key, count)
     except OSError as error:
         raise Unavailable(f"a waiting handshake cannot be counted: {error.strerror}") from error
 
 
-def _note_answer(places: SlotFile, key: str, begun_at: float) -> None:
+def _note_answer(slots: SlotFile, key: str, begun_at: float) -> None:
     """Note the time of an answer if it is prompt.
 
     Args:
         begun_at: when the wait for it began.
     """
     now = time.monotonic()
-    if now - max(begun_at, _answered_at(places, key)) < PATIENCE_S:
+    if now - max(begun_at, _answered_at(slots, key)) < PATIENCE_S:
         with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
-            os.pwrite(places.fileno(), _TIME.pack(now), _offset(key))
+            os.pwrite(slots.fileno(), _TIME.pack(now), _offset(key))
 
 
-def _answered_at(places: SlotFile, key: str) -> float:
+def _answered_at(slots: SlotFile, key: str) -> float:
     """Return when the last prompt answer was, 0.0 if that is not known (``monotonic``)."""
-    data = os.pread(places.fileno(), _TIME.size, _offset(key))
+    data = os.pread(slots.fileno(), _TIME.size, _offset(key))
     if len(data) < _TIME.size:
         return 0.0
     answered_at: float = _TIME.unpack(data)[0]
@@ -237,7 +236,7 @@ def _offset(key: str) -> int:
     return int.from_bytes(digest, "big") % _TIMES * _TIME.size
 
 
-def _open_places() -> SlotFile:
+def _open_slots() -> SlotFile:
     """Open the file of this Apache, or one of this child alone.
 
     The child's own file, in memory, is for an Apache that cannot use its run directory.

@@ -60,7 +60,7 @@ examples:
   apachews doctor --apachectl /usr/sbin/httpd --httpd-arguments -f /srv/httpd.conf -D LOCAL
 
 exit status: 0 nothing is wrong, or there are warnings only; 1 something is wrong.
-docs/troubleshooting.md has what each finding means."""
+docs/howto/troubleshooting.md has what each finding means."""
 
 DEFAULT_WEBSOCKETS: Final = 1000
 LEVEL_COLUMNS: Final = 9

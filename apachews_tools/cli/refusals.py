@@ -1,7 +1,7 @@
 """What to look at when a server answers a handshake with plain HTTP.
 
 Contract: ``explain(…)`` is a pure function of the answer.  The statuses are those of
-``docs/how-it-works.md``; others may stand between, so nothing is claimed for sure.
+``docs/explanation/how-it-works.md``; others may stand between, so nothing is claimed for sure.
 """
 
 from __future__ import annotations

@@ -382,7 +382,7 @@ def _fetch(url: str) -> Status:
         remedy = {
             403: "Require in its <Location> does not let this machine in",
             401: "it wants a login, which is not for this command: ask on the machine itself",
-            404: "there is no status page here: docs/operations.md has its lines",
+            404: "there is no status page here: docs/howto/operations.md has its lines",
         }.get(error.code, "look at Apache's error log")
         error.close()
         raise CommandError(f"{target} answers {error.code}; {remedy}") from error

@@ -1,7 +1,7 @@
 """A finding: what a check has seen, what it breaks, and what mends it.
 
 Contract: ``CHECKS`` names every check there is; the names are stable, scripts may rely
-on them, and docs/troubleshooting.md has a section for each.  Pure.
+on them, and docs/howto/troubleshooting.md has a section for each.  Pure.
 """
 
 from __future__ import annotations

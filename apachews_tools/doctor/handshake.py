@@ -539,7 +539,7 @@ def _check_echo(channel: _Channel, address: Address) -> Iterator[Finding]:
         f"{address.url}: {why}",
         breaks="the producer does not send back what it gets",
         remedy="nothing, where it is no echo; else look at its log, and for CLOSE codes at"
-        " docs/close-codes.md",
+        " docs/reference/close-codes.md",
     )
 
 

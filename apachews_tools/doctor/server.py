@@ -362,8 +362,9 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
             "status-page",
             f"{directive}: the status page is not a handler",
             breaks="there is no page; as a handler every .htaccess could show it",
-            remedy=f"in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
-            f' "${{APACHEWS_HANDLER}}/status_page.py" process-group={GLOBAL} application-group={GLOBAL}',
+            remedy="in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
+            ' "${APACHEWS_HANDLER}/status_page.py"'
+            f" process-group={GLOBAL} application-group={GLOBAL}",
             where=directive.where,
         )
     pages = [
@@ -499,7 +500,7 @@ def _check_packages(
             "packages",
             "messages are unmasked in Python, which takes longer for long ones: the C extension"
             " is not there (pip install builds it where there is a compiler:"
-            " docs/performance.md)",
+            " docs/explanation/performance.md)",
         )
     bad = 0
     for directive, allowed in zip(settings, answers, strict=True):
@@ -551,7 +552,7 @@ def _mend_setting(directive: Directive, allowed: str) -> str:
     # The names that there are follow.
     like = difflib.get_close_matches(name, re.findall(r"APACHEWS_\w+", allowed), 1)
     meant = f"{directive.name} {like[0]}, if that is meant; else " if like else ""
-    return f"{meant}remove it (docs/configuration.md has all names)"
+    return f"{meant}remove it (docs/reference/configuration.md has all names)"
 
 
 def _run_as(

@@ -274,7 +274,7 @@ def tls_virtual_host(
         Options FollowSymLinks
         AllowOverride None
         Require all granted
-        # Limits, origins and all other settings: docs/configuration.md
+        # Limits, origins and all other settings: docs/reference/configuration.md
         #SetEnv APACHEWS_MAX_MESSAGE 256K
     </Directory>
 </VirtualHost>

@@ -1,7 +1,7 @@
 <?php
 
 /**
- * Loads the library where there is no Composer: require 'bindings/php/autoload.php'.
+ * Loads the library without Composer: require 'bindings/php/autoload.php'.
  */
 
 declare(strict_types=1);

@@ -5,7 +5,7 @@ const MAX_LINES = 500;
 let socket = null;
 let me = '';
 let room = '';
-let lastName = null; // who said the last line
+let lastName = null; // sender of the last line
 
 $('name').value = sessionStorage.getItem('name') || `guest ${Math.floor(Math.random() * 900) + 100}`;
 $('room').value = roomOfAddress() || 'lobby';
@@ -36,7 +36,7 @@ function enter() {
     socket?.close();
     const query = new URLSearchParams({ room, name: me });
     socket = keepConnected(`chat.ws?${query}`, {
-        message: (data) => take(JSON.parse(data)),
+        message: (data) => show(JSON.parse(data)),
         open() {
             setProblem('');
             setEnabled(true);
@@ -50,14 +50,14 @@ function enter() {
     $('text').focus();
 }
 
-function take(message) {
+function show(message) {
     if ('people' in message) {
         showPeople(message.people);
     } else if ('problem' in message) {
         setProblem(message.problem);
     } else if ('said' in message) {
-        // Also after a connection was lost: what was missed is among it.
-        $('log').replaceChildren(element('li', 'note empty', `Nobody has said anything in #${message.room} yet.`));
+        // Also after a lost connection: the list includes the missed messages.
+        $('log').replaceChildren(element('li', 'note empty', `No messages in #${message.room} yet.`));
         lastName = null;
         message.said.forEach(addLine);
     } else {
@@ -74,7 +74,7 @@ function addLine({ name, text, at }) {
     log.append(element('li', kind, element('b', '', name), element('span', 'time', time), element('p', '', text)));
     lastName = name;
     while (log.childElementCount > MAX_LINES) log.firstElementChild.remove();
-    if (atEnd) log.scrollTop = log.scrollHeight; // and leave alone who reads further up
+    if (atEnd) log.scrollTop = log.scrollHeight; // but do not move a page that is scrolled up
 }
 
 function showPeople(people) {

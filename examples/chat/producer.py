@@ -2,14 +2,14 @@
 
 Run it with the path of its socket file as the argument.
 
-A client sends plain text; it receives JSON objects: first ``{"room": "tea", "said":
-[…]}`` with what was said last, then ``{"name": "Ann", "text": "hello", "at": 1767225600}``
-for everything that anybody in the room says, ``{"people": ["Ann", "Bob"]}`` when somebody
-came or went, and ``{"problem": "…"}`` where its own message was not passed on.
+A client sends plain text and receives JSON objects: first ``{"room": "tea", "said": […]}``
+with the last messages, then ``{"name": "Ann", "text": "hello", "at": 1767225600}`` for each
+message in the room, ``{"people": ["Ann", "Bob"]}`` when the list of members changes, and
+``{"problem": "…"}`` if its own message was rejected.
 
-How a deploy goes unnoticed: who somebody is stands in the address, which Apache tells the
-next version of this program as well.  So nothing has to be asked again.  (What was said
-is forgotten: keep it elsewhere to keep it.)
+A deploy does not interrupt the conversation: the URL has the room and the name, and Apache
+gives the request to the next version of this program as well.  (The last messages are lost
+then: store them elsewhere to keep them.)
 """
 
 from __future__ import annotations
@@ -26,54 +26,54 @@ ROOM = re.compile(r"[a-z0-9-]{1,30}")
 MAX_NAME = 30  # characters
 MAX_TEXT = 1000
 MAX_ROOMS = 1000
-MAX_PEOPLE = 200  # in a room: each message is written as often
-REMEMBERED = 30  # messages of a room, for whoever comes later
-# Who is there is told at most so often: of a hundred people who come at once, each would
-# otherwise be told a hundred times.
+MAX_PEOPLE = 200  # in a room: each message is sent this many times
+REMEMBERED = 30  # messages of a room, for clients that enter later
+# Shortest time between two lists of members.  Otherwise a hundred clients that enter at once
+# would each receive a hundred lists.
 PEOPLE_EVERY_S = 0.2
-# What may wait for somebody who does not read, before he is closed with 1013.
+# Bytes queued for a client that does not read, before it is closed with 1013.
 MAX_QUEUE_BYTES = 256 * 1024
 
 
 class Room:
-    """A room: who is in it, which is a group of the server's, and what they said."""
+    """A room: its members, which are a group of the server, and their last messages."""
 
     def __init__(self, name: str, server: aio.AsyncServer) -> None:
         self.name = name
         self.people = server.group(name)
         self.said: deque[dict[str, object]] = deque(maxlen=REMEMBERED)
-        self._telling: asyncio.TimerHandle | None = None
+        self._announcement: asyncio.TimerHandle | None = None
 
-    def tell(self, value: object) -> None:
-        """Send a value to everybody in the room; waits for nobody."""
+    def send(self, value: object) -> None:
+        """Send a value to every member, without waiting for any of them."""
         self.people.broadcast_json(value)
 
-    def people_changed(self) -> None:
-        """Tell everybody who is here, soon."""
-        if self._telling is None:
+    def schedule_announcement(self) -> None:
+        """Send the list of members to every member after PEOPLE_EVERY_S."""
+        if self._announcement is None:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(PEOPLE_EVERY_S, self._tell_people)
+            self._announcement = loop.call_later(PEOPLE_EVERY_S, self._announce_people)
 
-    def _tell_people(self) -> None:
-        self._telling = None
+    def _announce_people(self) -> None:
+        self._announcement = None
         names = [client.state for client in self.people]
-        self.tell({"people": sorted(names, key=str.casefold)})
+        self.send({"people": sorted(names, key=str.casefold)})
 
 
 rooms: dict[str, Room] = {}
 
 
 async def chat(connection: aio.Connection) -> None:
-    """Serve one client, from its coming to its leaving."""
+    """Serve one client until it disconnects."""
     try:
         room, name = enter(connection)
     except ValueError as error:
         connection.close(wire.POLICY_VIOLATION, str(error))
         return
-    # Whoever was resumed after a deploy has seen this.
+    # A client that is resumed after a deploy has seen these messages.
     if not connection.request.resumed:
         await connection.send_json({"room": room.name, "said": list(room.said)})
-    room.people_changed()
+    room.schedule_announcement()
     async for message in connection:
         if not isinstance(message, str) or not message.strip():
             continue
@@ -81,22 +81,22 @@ async def chat(connection: aio.Connection) -> None:
             await connection.send_json({"problem": f"At most {MAX_TEXT} characters, please."})
             continue
         room.said.append({"name": name, "text": message, "at": int(time.time())})
-        room.tell(room.said[-1])
-    # 1012: gone to the next version of this program, and still in the room.
+        room.send(room.said[-1])
+    # 1012: the client moves to the next version of this program, and stays in the room.
     if connection.close_code != wire.SERVICE_RESTART:
-        room.people_changed()
+        room.schedule_announcement()
         if not room.people:
             rooms.pop(room.name, None)
 
 
 def enter(connection: aio.Connection) -> tuple[Room, str]:
-    """Let a client into its room; return that, and the client's name.
+    """Add a client to its room; return the room and the client's name.
 
     Raises:
-        ValueError: there is no place, or no such room or name; the text is for the client.
+        ValueError: invalid name or room, or the room is full; the text is for the client.
     """
     query = connection.request.query
-    # Where Apache asks for a login, that is the name.
+    # If Apache requires a login, its name has precedence.
     name = " ".join((connection.request.user or query.get("name", [""])[0]).split())
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise ValueError(f"a name has 1 to {MAX_NAME} characters")
@@ -116,7 +116,7 @@ def enter(connection: aio.Connection) -> tuple[Room, str]:
 
 
 async def main(path: str) -> None:
-    """Serve on a socket file until somebody ends it."""
+    """Serve on a socket file until the program is stopped."""
     async with aio.serve(path, chat, max_queue_bytes=MAX_QUEUE_BYTES) as server:
         await server.wait_closed()
 

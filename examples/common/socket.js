@@ -1,17 +1,17 @@
 'use strict';
 
 /**
- * Keep a WebSocket open: connect, and again when it is lost, after a random time that
- * grows. Random, so that a thousand pages do not all come back in the same second.
+ * Keep a WebSocket open: connect, and reconnect after a loss, after a delay that grows. The
+ * delay is random, so that a thousand pages do not all reconnect in the same second.
  *
- * @param {string} path  of the socket file, relative to the page; with a query perhaps
- * @param {object} on    message(text), and if wanted open() and close(event)
+ * @param {string} path  of the socket file, relative to the page, optionally with a query
+ * @param {object} on    message(text), and optionally open() and close(event)
  * @returns {{send: function(string): boolean, close: function(): void}}
  */
 function keepConnected(path, on) {
     const state = document.getElementById('state');
     const url = new URL(path, location.href);
-    url.protocol = url.protocol.replace('http', 'ws'); // and https: becomes wss:
+    url.protocol = url.protocol.replace('http', 'ws'); // https: becomes wss:
     let socket = null;
     let waitMs = 500;
     let timer = 0;
@@ -28,7 +28,7 @@ function keepConnected(path, on) {
         socket.onclose = (event) => {
             show(`closed, ${event.code}${event.reason ? `: ${event.reason}` : ''}`, 'closed');
             on.close?.(event);
-            // 1008: the producer does not want this client; it would not the next time.
+            // 1008: the producer rejects this client, and would do so again.
             if (event.code === 1008) return;
             timer = setTimeout(open, waitMs * (0.5 + Math.random()));
             waitMs = Math.min(waitMs * 2, 15000);
@@ -50,7 +50,7 @@ function keepConnected(path, on) {
         /** Close for good. */
         close() {
             clearTimeout(timer);
-            // What comes of it yet is not to be taken for the next one's.
+            // Late events of this socket must not count as events of the next one.
             socket.onopen = socket.onmessage = socket.onclose = null;
             socket.close();
             show('closed');
@@ -58,7 +58,7 @@ function keepConnected(path, on) {
     };
 }
 
-/** Make an element: its text is text, never HTML. */
+/** Create an element. Strings in its content become text, never HTML. */
 function element(name, className, ...content) {
     const made = document.createElement(name);
     if (className) made.className = className;

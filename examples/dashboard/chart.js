@@ -1,17 +1,16 @@
 'use strict';
 
 /**
- * A chart of the last minutes on a canvas: lines, or areas that stand on each other.
+ * A chart of the last minutes on a canvas: lines, or stacked areas.
  *
- * It draws what it is given, and reads its colours from the style sheet, so that light
- * and dark are the style sheet's affair.
+ * It takes its colours from the style sheet, which has those of the light and dark themes.
  */
 class Chart {
     /**
      * @param {HTMLCanvasElement} canvas
      * @param {object} about  series: [{value(sample), colour: '--name'}]; isStacked;
-     *     format(number) for the scale; max(sample) where the scale is fixed; least: what
-     *     it goes up to at least where it is not; binary: whether its steps are
+     *     format(number) for the scale; max(sample) for a fixed scale; least: the smallest
+     *     maximum of another scale; binary: whether steps are powers of two
      */
     constructor(canvas, about) {
         this.canvas = canvas;
@@ -20,8 +19,8 @@ class Chart {
 
     /**
      * @param {object[]} samples  oldest first, each with `at` in seconds
-     * @param {object} span  from, to in seconds; gap: seconds without a sample that are one
-     * @param {object|null} marked  the sample that the pointer is at
+     * @param {object} span  from, to in seconds; gap: longest time in seconds without a break in the line
+     * @param {object|null} marked  the sample at the pointer
      */
     draw(samples, span, marked) {
         const { width, height } = this.canvas.getBoundingClientRect();
@@ -38,7 +37,7 @@ class Chart {
         const runs = this.runsOf(samples, span);
         const top = this.topOf(runs, samples);
         const steps = stepsTo(top, this.about.binary);
-        // As wide in all charts, unless one needs more: so that their times are in line.
+        // The same width in all charts unless one needs more, so that their times align.
         const label = Math.max(50, ...steps.map((step) => context.measureText(this.about.format(step)).width));
         const area = { left: Math.ceil(label) + 8, right: width - 6, top: 8, bottom: height - 20 };
         this.x = (at) => area.left + ((at - span.from) / (span.to - span.from)) * (area.right - area.left);
@@ -56,12 +55,12 @@ class Chart {
         if (marked) this.drawMarked(context, area, marked);
     }
 
-    /** Return the samples in stretches without a gap, with what is drawn of each. */
+    /** Return runs of samples without a gap, with the values to draw. */
     runsOf(samples, span) {
         const runs = [];
         let before = -Infinity;
         for (const sample of samples) {
-            if (sample.at < span.from - span.gap) continue; // one to the left of the edge
+            if (sample.at < span.from - span.gap) continue; // keep one left of the edge
             if (sample.at - before > span.gap) runs.push([]);
             before = sample.at;
             runs.at(-1).push({ at: sample.at, values: this.valuesOf(sample) });
@@ -69,7 +68,7 @@ class Chart {
         return runs;
     }
 
-    /** Return a value a series; of stacked ones, its upper edge. */
+    /** Return one value per series; for stacked series, the upper edge. */
     valuesOf(sample) {
         let sum = 0;
         return this.about.series.map(({ value }) => {
@@ -120,7 +119,7 @@ class Chart {
     }
 
     drawRun(context, area, run) {
-        // The uppermost first, so that each covers what belongs to those below it.
+        // The uppermost first: each area covers the part that belongs to lower ones.
         for (let index = this.about.series.length - 1; index >= 0; index -= 1) {
             const colour = this.colour(this.about.series[index].colour);
             context.beginPath();
@@ -134,7 +133,7 @@ class Chart {
                 context.lineTo(this.x(run.at(-1).at), area.bottom);
                 context.lineTo(this.x(run[0].at), area.bottom);
                 context.fillStyle = this.colour('--card');
-                context.fill(); // nothing of what is above shines through
+                context.fill(); // hides the areas above
                 context.globalAlpha = 0.35;
                 context.fillStyle = colour;
                 context.fill();
@@ -165,15 +164,15 @@ class Chart {
     }
 }
 
-/** Return what a custom property means, as a colour that a canvas takes. */
+/** Resolve a custom property to a colour for a canvas. */
 function resolveColour(canvas, name, style) {
     canvas.style.color = `var(${name})`;
-    const colour = style.color; // light-dark() has been decided here
+    const colour = style.color; // with light-dark() resolved
     canvas.style.color = '';
     return colour;
 }
 
-/** Return 0 and round numbers up to the first that is not below `most`. */
+/** Return 0 and round numbers up to the first one that is at least `most`. */
 function stepsTo(most, isBinary = false) {
     const base = isBinary ? 1024 ** Math.floor(Math.log(most) / Math.log(1024)) : 1;
     const rough = most / base / 4;

@@ -1,7 +1,7 @@
 'use strict';
 
 const SHOWN_S = 300;
-const LEAST_SHOWN_S = 60; // where there is less history than that
+const LEAST_SHOWN_S = 60; // if the history is shorter
 const percent = (number) => `${number < 9.95 && number % 1 ? number.toFixed(1) : Math.round(number)} %`;
 const scaled = (number, base, units) => {
     let power = 0;
@@ -15,7 +15,7 @@ const bytes = (number) => scaled(number, 1024, ['B', 'KiB', 'MiB', 'GiB', 'TiB']
 const rate = (number) => scaled(number, 1000, ['B/s', 'kB/s', 'MB/s', 'GB/s']);
 const busy = ({ cpu }) => cpu.user + cpu.system + cpu.wait + cpu.stolen;
 
-// What is shown of a sample.
+// The charts, and the figures of a sample that each shows.
 const CHARTS = [
     {
         title: 'Processor',
@@ -68,7 +68,7 @@ const charts = document.getElementById('charts');
 const cards = CHARTS.map(makeCard);
 let samples = []; // oldest first
 let everyS = 1;
-let pointedAt = null; // seconds, where the pointer is
+let pointedAt = null; // time at the pointer, in seconds
 
 function makeCard(about) {
     const canvas = element('canvas', '');
@@ -95,7 +95,7 @@ function makeCard(about) {
     return { about, canvas, chart, figure, time, values };
 }
 
-/** Add samples that are not there yet: some come twice after a connection was lost. */
+/** Add new samples. After a lost connection the server sends some of them again. */
 function add(more) {
     const byTime = new Map([...samples, ...more].map((sample) => [sample.at, sample]));
     const newest = Math.max(...byTime.keys());

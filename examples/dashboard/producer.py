@@ -1,12 +1,12 @@
-"""What the machine is at: processor, memory, network and disks, once a second.
+"""Figures of this machine: processor, memory, network and disks, once a second.
 
 Run it with the path of its socket file as the argument.
 
 A client receives JSON objects: first ``{"every_s": 1, "samples": […]}`` with the last
 minutes, then one sample a second.  A sample is ``{"at": 1767225600.0, "cpu": {…}, …}``, see
-``Sampler.take``.  What clients send is not looked at.
+``Sampler.sample``.  Messages from clients are ignored.
 
-All clients see the same samples: they are taken, and made text of, once, however many look.
+All clients get the same samples: the program takes and encodes each sample once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from apachews import Event, Server
 
 EVERY_S = 1.0
-HISTORY = 300  # samples, for whoever comes later: five minutes
-SECTOR_BYTES = 512  # in /proc/diskstats, whatever the disk has
+HISTORY = 300  # samples for clients that connect later: five minutes
+SECTOR_BYTES = 512  # unit of /proc/diskstats, independent of the disk
 
 Sample = dict[str, Any]
 
@@ -41,16 +41,16 @@ def main(path: str) -> None:
             if time.monotonic() < due_at:
                 continue
             due_at = max(due_at + EVERY_S, time.monotonic())
-            if sample := sampler.take():
+            if sample := sampler.sample():
                 history.append(sample)
                 watchers.broadcast_json(sample)
 
 
 class Sampler:
-    """Reads the kernel's counters and says what they mean for the time between.
+    """Reads the kernel's counters and returns their changes as rates.
 
     Args:
-        proc, block: directories, ``/proc`` and ``/sys/block`` but in tests.
+        proc, block: the directories ``/proc`` and ``/sys/block``, or others in tests.
     """
 
     def __init__(self, proc: Path = Path("/proc"), block: Path = Path("/sys/block")) -> None:
@@ -58,21 +58,21 @@ class Sampler:
         self._block = block
         self._before: tuple[float, dict[str, int]] | None = None
 
-    def take(self) -> Sample | None:
-        """Return what was since the last call; None the first time.
+    def sample(self) -> Sample | None:
+        """Return the figures for the time since the last call; None at the first call.
 
         ``at``: seconds since 1970.  ``cpu``: user, system, wait (for disks) and stolen (by
         other virtual machines), percent of all processors.  ``memory``: used, cache (which
-        programs can have at once), total and swap, bytes.  ``network``: in and out, bytes a
-        second over all interfaces but the loopback.  ``disk``: read and written, bytes a
-        second.  ``load``: how many wanted a processor, over the last minute; ``processors``.
+        the kernel frees on demand), total and swap, bytes.  ``network``: in and out, bytes a
+        second over all interfaces except the loopback.  ``disk``: read and written, bytes a
+        second.  ``load``: load average of the last minute; ``processors``: their number.
         """
         at, counters = time.time(), self._counters()
         before, self._before = self._before, (time.monotonic(), counters)
         if before is None:
             return None
         elapsed_s = max(self._before[0] - before[0], 1e-3)
-        # Never below zero: an interface or a disk may have gone.
+        # Not below zero: a sum falls when an interface or a disk is removed.
         grown = {name: max(0, counters[name] - before[1].get(name, 0)) for name in counters}
         ticks = max(1, sum(grown[name] for name in CPU_FIELDS))
 
@@ -98,7 +98,7 @@ class Sampler:
         }
 
     def _counters(self) -> dict[str, int]:
-        """Return everything that only grows."""
+        """Return the counters, which only grow."""
         stat = (self._proc / "stat").read_text().splitlines()
         counters = dict(zip(CPU_FIELDS, map(int, stat[0].split()[1:]), strict=False))
         counters["processors"] = sum(line.startswith("cpu") for line in stat[1:])
@@ -116,7 +116,7 @@ class Sampler:
         return counters
 
     def _is_disk(self, name: str) -> bool:
-        """Tell whether it is a disk: no part of one, and nothing that is made of others."""
+        """Return whether it is a physical disk, not a partition or a combination of disks."""
         return (self._block / name / "device").exists()
 
     def _memory(self) -> dict[str, int]:
@@ -133,7 +133,7 @@ class Sampler:
         }
 
 
-# Of the first line of /proc/stat, in its order; proc(5).  (A guest's time is in user's.)
+# The fields of the first line of /proc/stat, in order; proc(5).  (user includes guest.)
 CPU_FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
 

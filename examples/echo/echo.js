@@ -3,7 +3,7 @@
 const MAX_LINES = 200;
 const text = document.getElementById('text');
 const log = document.getElementById('log');
-const sentAt = []; // of the messages under way: answers come in their order
+const sentAt = []; // of the messages under way: answers arrive in order
 
 const socket = keepConnected('echo.ws', {
     message(said) {

@@ -1,4 +1,4 @@
-"""What mod_wsgi runs: the application, with the files that apache.conf names."""
+"""The entry point for mod_wsgi: the application, with the files that apache.conf names."""
 
 import functools
 import sys
@@ -15,6 +15,6 @@ def app_with(secret, users):
 
 
 def application(environ, start_response):
-    # SetEnv reaches a program with each request, and not before.
+    # A program gets the variables of SetEnv with each request, not at its start.
     app = app_with(environ["LOGIN_SECRET"], environ["LOGIN_USERS"])
     return app(environ, start_response)

@@ -1,7 +1,7 @@
 'use strict';
 
 const $ = (id) => document.getElementById(id);
-// ?by=basic asks Apache itself; it has no form, the browser does that.
+// ?by=basic uses Apache's login, for which the browser itself asks.
 const isBasic = new URLSearchParams(location.search).get('by') === 'basic';
 let socket = null;
 
@@ -27,7 +27,7 @@ function show(user) {
             }
         },
         async close() {
-            // Refused, perhaps: a browser does not say why. The application knows.
+            // The handshake may have been refused; the browser does not say so. Ask the application.
             if (!isBasic && !(await call('me')).user) location.reload();
         },
     });
@@ -51,7 +51,7 @@ $('say').addEventListener('submit', (event) => {
 });
 
 if (isBasic) {
-    $('hint').textContent = 'Apache itself asks who you are, and tells the program.';
+    $('hint').textContent = 'Apache asks for your login, and gives your name to the program.';
     show('…');
 } else {
     call('me').then(({ user }) => show(user));

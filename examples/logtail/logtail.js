@@ -2,14 +2,14 @@
 
 const $ = (id) => document.getElementById(id);
 const MAX_LINES = 2000;
-const TYPING_MS = 250; // without a key, before a filter is sent
+const TYPING_MS = 250; // pause in typing before the filter is sent
 let wanted = '';
 let timer = 0;
 
 const socket = keepConnected('logtail.ws', {
     message(data) {
         const { of, lines = [], skipped } = JSON.parse(data);
-        if (of === '' && wanted) socket.send(wanted); // a new connection, or a new program
+        if (of === '' && wanted) socket.send(wanted); // after a reconnect or a deploy
         if (of !== undefined) $('lines').replaceChildren();
         if (skipped) $('lines').append(element('li', 'skipped', `… ${skipped} lines skipped: this page was too slow`));
         $('lines').append(...lines.map(lineElement));
@@ -20,7 +20,7 @@ const socket = keepConnected('logtail.ws', {
     },
 });
 
-/** Make a line, with what was looked for marked. */
+/** Create a line with the matches of the filter marked. */
 function lineElement(line) {
     const made = element('li', '');
     let from = 0;
@@ -53,7 +53,7 @@ $('form').addEventListener('submit', (event) => {
 $('follow').addEventListener('change', () => {
     if ($('follow').checked) $('pane').scrollTop = $('pane').scrollHeight;
 });
-// Who scrolls up wants to read; who scrolls down again wants to follow.
+// Scrolling up stops following; scrolling to the end starts it again.
 $('pane').addEventListener('scroll', () => {
     const pane = $('pane');
     $('follow').checked = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 30;

@@ -1,15 +1,15 @@
-"""A live log: the last lines of a file, and every line that is written from then on.
+"""A live log: the last lines of a file, and every new line.
 
-Run it with the path of its socket file and the log's as the arguments, as a user who may
-read the log.  Who may read it in a browser is Apache's to say (``Require``, in
-apache.conf): this program shows it to whoever is let in.
+Run it with the paths of its socket file and of the log as the arguments, as a user who may
+read the log.  Apache decides which users may connect (``Require``, in apache.conf): this
+program sends the log to every client.
 
-A client sends a text to see only the lines that contain it, in any case; the empty
-message shows all again.  It receives JSON objects: ``{"of": "error", "lines": […]}`` with
-the last lines that contain it, after each change and, of ``""``, at first; then
-``{"lines": […]}``.  Where it was too slow, ``{"skipped": 1200}`` stands in for what it
-missed.  The next version of this program knows no filter any more, and begins anew with
-``{"of": ""}``: a client that wants another one says so again.
+A client sends a text to see only the lines that contain it, in upper or lower case; an empty
+message removes the filter.  It receives JSON objects: ``{"of": "error", "lines": […]}`` with
+the last lines that match, at first (with the filter ``""``) and after each change; then
+``{"lines": […]}``.  If the client was too slow, ``{"skipped": 1200}`` replaces the missed lines.
+After a deploy the new version does not know the filter, and begins with ``{"of": ""}``: a
+client with a filter sends it again.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from typing import BinaryIO
 
 from apachews import Client, Event, Group, Server
 
-LOOK_EVERY_S = 0.25
-# Where there was more than READ_BYTES. So a burst is passed on at 5 MB a second, which no
-# person reads, but a page can.
-LOOK_AGAIN_S = 0.05
-FIRST_LINES = 200  # for whoever comes
-REMEMBERED_LINES = 5000  # among which these are looked for, with a filter
+READ_EVERY_S = 0.25
+# After a full read of READ_BYTES.  A burst is thus sent at 5 MB a second, which is too fast
+# for a person, but not for a page.
+READ_AGAIN_S = 0.05
+FIRST_LINES = 200  # for a new client
+REMEMBERED_LINES = 5000  # in which a filter searches
 MAX_FILTER = 200  # characters
-# Who has more to read than this gets no more lines until he has read it all. (A client
-# for whom Server's max_queue_bytes wait, 4 MiB, would be closed.)
+# A client with more bytes queued gets no more lines until its queue is empty.  (With
+# max_queue_bytes of Server, 4 MiB, it would be closed.)
 SLOW_BYTES = 512 * 1024
 
-# What is read of a file at once, so that a burst holds nobody up.
+# Bytes per read of a file, so that a burst does not delay the clients.
 READ_BYTES = 256 * 1024
-# A line that is longer is cut.
+# Longer lines are cut.
 MAX_LINE_BYTES = 8192
-# How long a file that was rotated away is read on.
+# How long a rotated file is still read.
 ROTATED_S = 30.0
 
 
 @dataclass
 class View:
-    """What a client wants to see, and how many lines it has missed."""
+    """The filter of a client, and the number of lines that it has missed."""
 
     text: str = ""
     skipped: int = 0
 
     def select(self, lines: list[str]) -> list[str]:
-        """Return the lines that it wants."""
+        """Return the lines that match the filter."""
         wanted = self.text.casefold()
         return [line for line in lines if wanted in line.casefold()]
 
@@ -62,22 +62,22 @@ def main(socket_path: str, log_path: str) -> None:
     remembered = deque(tail.next_lines(), maxlen=REMEMBERED_LINES)
     with Server(socket_path) as server:
         viewers = server.group("viewers")
-        look_at = time.monotonic()
+        read_at = time.monotonic()
         while True:
-            event = server.dequeue(max(0.0, look_at - time.monotonic()))
+            event = server.dequeue(max(0.0, read_at - time.monotonic()))
             if event is not None:
-                take(event, viewers, remembered)
-            if time.monotonic() >= look_at:
+                handle_event(event, viewers, remembered)
+            if time.monotonic() >= read_at:
                 lines = tail.next_lines()
-                wait_s = LOOK_AGAIN_S if tail.is_behind else LOOK_EVERY_S
-                look_at = time.monotonic() + wait_s
+                wait_s = READ_AGAIN_S if tail.is_behind else READ_EVERY_S
+                read_at = time.monotonic() + wait_s
                 remembered += lines
                 for client in viewers:
-                    pass_on(client, lines)
+                    send_lines(client, lines)
 
 
-def take(event: Event, viewers: Group, remembered: deque[str]) -> None:
-    """Do what an event asks for: show what is there already."""
+def handle_event(event: Event, viewers: Group, remembered: deque[str]) -> None:
+    """Set a client's filter, and send it the last lines that match."""
     if event.type() is Event.Accept:
         event.client().state = View()
         viewers.add(event.client())
@@ -90,8 +90,8 @@ def take(event: Event, viewers: Group, remembered: deque[str]) -> None:
     event.client().send_json({"of": view.text, "lines": lines[-FIRST_LINES:]})
 
 
-def pass_on(client: Client, lines: list[str]) -> None:
-    """Send a client the lines that it wants, unless it has enough to read."""
+def send_lines(client: Client, lines: list[str]) -> None:
+    """Send a client the lines that match its filter, unless its queue is too long."""
     view: View = client.state
     lines = view.select(lines)
     if client.queued_bytes > (0 if view.skipped else SLOW_BYTES):
@@ -105,17 +105,17 @@ def pass_on(client: Client, lines: list[str]) -> None:
 
 
 class Tail:
-    """The lines of a file as they come, through rotation.
+    """The new lines of a file, across rotation.
 
-    The file is kept open and read to its end.  Where the path names another file by then,
-    the old one is read on for some seconds, because whoever writes it has it open as well:
-    Apache's children have, until their last request is over.  Where it has become shorter
-    (``copytruncate``), reading begins again at its start.
+    The file stays open and is read to its end.  When the path names another file, the old one
+    is read for some more seconds, because the writers still have it open: Apache's children do
+    until their last request ends.  If the file has become shorter (``copytruncate``), reading
+    starts again at its beginning.
 
     Args:
-        path: the file; need not be there yet.
-        before: how many of the lines that it has already come first.
-        clock: seconds that only go up.
+        path: the file, which may appear later.
+        before: the number of existing lines to return first.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class Tail:
     ) -> None:
         self._path = path
         self._clock = clock
-        self._rotated: list[tuple[OpenFile, float]] = []  # and when to let go of each
+        self._rotated: list[tuple[OpenFile, float]] = []  # and when to close each
         self._file = OpenFile.at(path)
         self._first = self._file.last_lines(before) if self._file else []
 
     def next_lines(self) -> list[str]:
-        """Return at once the whole lines that came since the last call, oldest first.
+        """Return the complete lines since the last call, oldest first; does not wait.
 
         Raises:
             OSError: the file may not be read.
@@ -136,7 +136,7 @@ class Tail:
         lines, self._first = self._first, []
         for file, _ in self._rotated:
             lines += file.next_lines()
-        self._let_go()
+        self._close_rotated()
         if self._file is not None:
             lines += self._file.next_lines()
             if self._file.is_at(self._path):
@@ -151,18 +151,18 @@ class Tail:
 
     @property
     def is_behind(self) -> bool:
-        """True where there is more already."""
+        """True if the file has more unread data."""
         return self._file is not None and self._file.is_behind
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all files."""
         for file, _ in self._rotated:
             file.close()
         if self._file is not None:
             self._file.close()
         self._rotated, self._file = [], None
 
-    def _let_go(self) -> None:
+    def _close_rotated(self) -> None:
         now = self._clock()
         for file, until in self._rotated:
             if until <= now:
@@ -171,37 +171,37 @@ class Tail:
 
 
 class OpenFile:
-    """One file, whatever it is called by now.
+    """One open file, independent of its present name.
 
     Attributes:
-        is_behind: the last read gave all that it may.
+        is_behind: the last read was a full one, so more data may be there.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.is_behind = False
         self._file = file
-        self._rest = b""  # the begin of a line whose end is not written yet
+        self._rest = b""  # beginning of an incomplete line
 
     @classmethod
     def at(cls, path: str) -> OpenFile | None:
-        """Open the file of this name, if there is one."""
+        """Open the file of this name; return None if it does not exist."""
         try:
             return cls(open(path, "rb", buffering=0))
         except FileNotFoundError:
             return None
 
     def last_lines(self, count: int) -> list[str]:
-        """Return the last lines of what there is, of READ_BYTES at most."""
+        """Return the last lines of the existing data, from the last READ_BYTES."""
         size = os.fstat(self._file.fileno()).st_size
         start = max(0, size - READ_BYTES)
         self._file.seek(start)
         lines = self.next_lines()
         if start:
-            del lines[:1]  # its begin is not among it
+            del lines[:1]  # incomplete: its beginning was not read
         return lines[-count:] if count else []
 
     def next_lines(self) -> list[str]:
-        """Return the whole lines that come next."""
+        """Return the next complete lines."""
         if os.fstat(self._file.fileno()).st_size < self._file.tell():
             self._file.seek(0)
             self._rest = b""
@@ -212,14 +212,14 @@ class OpenFile:
         return [line[:MAX_LINE_BYTES].decode(errors="replace") for line in lines]
 
     def is_at(self, path: str) -> bool:
-        """Tell whether the path names this file, or none."""
+        """Return whether the path names this file, or no file."""
         try:
             return os.path.samestat(os.stat(path), os.fstat(self._file.fileno()))
         except FileNotFoundError:
             return True
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
 

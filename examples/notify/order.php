@@ -1,5 +1,5 @@
 <?php
-/** A page that notifies: whoever packs parcels sees each order at once. */
+/** An order page that notifies the packer of each order at once. */
 require __DIR__ . '/publish.php';
 
 const SOCKET = '/var/www/html/notify/notify.ws';
@@ -12,8 +12,8 @@ if ($_SERVER['REQUEST_METHOD'] === 'POST') {
         http_response_code(422);
         $problem = 'Say what to send, in at most 200 bytes.';
     } else {
-        // … the order goes into the database here; to tell of it may fail, and must not
-        // be what an order fails of.
+        // … store the order in the database here. The notification may fail; that must not
+        // fail the order.
         try {
             $path = getenv('NOTIFY_SOCKET') ?: SOCKET;
             $notice = json_encode(['title' => 'New order', 'text' => $item], JSON_INVALID_UTF8_SUBSTITUTE);
@@ -22,7 +22,7 @@ if ($_SERVER['REQUEST_METHOD'] === 'POST') {
             error_log($error->getMessage());
             $reached = 0;
         }
-        header('Location: ?' . http_build_query(['told' => $reached]), true, 303);
+        header('Location: ?' . http_build_query(['notified' => $reached]), true, 303);
         exit;
     }
 }
@@ -32,8 +32,8 @@ if ($_SERVER['REQUEST_METHOD'] === 'POST') {
 <meta charset="utf-8">
 <title>Order</title>
 <h1>Order</h1>
-<?php if (isset($_GET['told'])): ?>
-<p>Thank you. <?= (int) $_GET['told'] ?> told.
+<?php if (isset($_GET['notified'])): ?>
+<p>Thank you. <?= (int) $_GET['notified'] ?> notified.
 <?php endif ?>
 <form method="post">
   <label>Item <input name="item" maxlength="200" required></label>

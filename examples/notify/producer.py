@@ -1,7 +1,7 @@
-"""Notifications: a group for each user, and nothing else.
+"""Notifications: one group per user.
 
-Run it with the path of its socket file as the argument.  Apache asks for the login
-(apache.conf), so the group is REMOTE_USER's.  Whoever may write to the socket file can
+Run it with the path of its socket file as the argument.  Apache does the login (apache.conf),
+and the group has the name of REMOTE_USER.  Every program that may write to the socket file can
 ``publish`` to a user, or to all: a cron job, a page in PHP, a program in Python.
 """
 

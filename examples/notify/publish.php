@@ -1,9 +1,10 @@
 <?php
 /**
- * Sends a message to the clients of the producer that listens on a socket file, as
- * docs/wire.md has it under "Publishing"; $group null: to all.
+ * Sends a message to the clients of the producer that listens on a socket file, or to the
+ * members of a group ($group null: to all). The protocol is "Publishing" in
+ * docs/reference/wire.md.
  *
- * Returns how many it reached; throws RuntimeException where nobody listens or answers.
+ * Returns the number of clients reached; throws RuntimeException if no producer answers.
  */
 function apachews_publish(string $path, string $message, ?string $group = null): int
 {
@@ -19,8 +20,8 @@ function apachews_publish(string $path, string $message, ?string $group = null):
         throw new RuntimeException("$path: $error");
     }
     stream_set_timeout($socket, 5);
-    $whom = json_encode(['version' => 1, 'group' => $group], JSON_THROW_ON_ERROR);
-    fwrite($socket, $frame(0x6, $whom) . $frame(0x1, $message));   // PUBLISH, TEXT
+    $recipients = json_encode(['version' => 1, 'group' => $group], JSON_THROW_ON_ERROR);
+    fwrite($socket, $frame(0x6, $recipients) . $frame(0x1, $message));   // PUBLISH, TEXT
     $header = stream_get_contents($socket, 2);       // the answer has under 126 bytes
     $answer = strlen($header) === 2 ? stream_get_contents($socket, ord($header[1])) : '';
     fclose($socket);

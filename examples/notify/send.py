@@ -1,4 +1,4 @@
-"""Notifies a user, or everybody, from any program in Python.
+"""Notify one user, or all, from any Python program.
 
 python send.py PATH TITLE TEXT [USER]
 """
@@ -10,11 +10,11 @@ from apachews import NobodyListens, publish
 
 
 def notify(path: str, title: str, text: str, user: str | None = None) -> int:
-    """Send a notification; return how many pages of the user's it reached."""
+    """Send a notification; return the number of pages that it reached."""
     try:
         return publish(path, json.dumps({"title": title, "text": text}), group=user).reached
     except NobodyListens:
-        return 0  # no page is open while nobody serves them
+        return 0  # without a producer no page is connected
 
 
 if __name__ == "__main__":

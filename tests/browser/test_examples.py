@@ -54,7 +54,7 @@ def test_two_tabs_chat(demo: Demo, driver: webdriver.Chrome) -> None:
     driver.switch_to.new_window("tab")
     enter(driver, demo, "operations", "Eve")
     assert text_of(driver, "people") == "Eve"
-    assert "Nobody has said anything in #operations yet." in text_of(driver, "log")
+    assert "No messages in #operations yet." in text_of(driver, "log")
     # Whoever comes later reads what was said.
     enter(driver, demo, "tea", "Zoë")
     wait_for(lambda: "kettles" in text_of(driver, "log"))

@@ -69,7 +69,7 @@ def test_chromium_comes_back_by_http_1_1_and_connects(site: Site) -> None:
     reason="no other browser: apt-get install firefox-esr libnss3-tools",
 )
 def test_firefox_does_not_connect(site: Site, tmp_path: Path) -> None:
-    """What docs/faq.md says of Firefox; once this fails, the page can say better."""
+    """What docs/explanation/faq.md says of Firefox; once this fails, the page can say better."""
     before = refusals(site), len(reports(site))
     assert CERTUTIL and FIREFOX
     certificates = [CERTUTIL, "-d", f"sql:{tmp_path}"]

@@ -1,1 +1,1 @@
-"""libapachews, bindings/c: built, and tried as programs in C."""
+"""Tests of libapachews, bindings/c."""

@@ -1,8 +1,8 @@
-"""Building bindings/c, once a run: ``built(kind)`` gives the directory with what was built.
+"""Builds bindings/c, once per run: ``built(kind)`` returns the build directory.
 
-Kinds: ``plain`` is what ``cmake`` makes for anybody, optimised; ``sanitized`` has ASan and
-UBSan in everything.  Both take warnings for errors.  What was built stays in
-``artefacts/c``, so that the next run builds what has changed.
+Kinds: ``plain`` is the optimised default of ``cmake``; ``sanitized`` has ASan and UBSan.  Both
+treat warnings as errors.  The results stay in ``artefacts/c``, so that the next run builds only
+the changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KINDS: Final = {
 
 
 def why_not() -> str:
-    """Return why nothing can be built here, or ""."""
+    """Return why the library cannot be built here, or ""."""
     for program in ("gcc", "cmake"):
         if not shutil.which(program):
             return f"{program} is not installed: deploy/test installs it"
@@ -31,7 +31,7 @@ def why_not() -> str:
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Run a command that must succeed; return what it says."""
+    """Run a command that must succeed; return its output."""
     result = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -46,11 +46,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 @functools.cache
 def built(kind: str) -> Path:
-    """Build, and return the directory."""
+    """Build; return the directory."""
     directory = ARTEFACTS / kind
     cache = directory / "CMakeCache.txt"
     if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={SOURCE}\n" not in cache.read_text():
-        shutil.rmtree(directory)  # of a checkout that was elsewhere
+        shutil.rmtree(directory)  # the checkout was moved
     run("cmake", "-S", SOURCE, "-B", directory, "-DAPACHEWS_WERROR=ON", *KINDS[kind])
     run("cmake", "--build", directory, "--parallel", "2")
     return directory

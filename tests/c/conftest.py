@@ -1,4 +1,4 @@
-"""Skips all of it, and says why, where nothing can be built."""
+"""Skips these tests if the library cannot be built."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def can_build() -> None:
 
 @pytest.fixture(params=KINDS)
 def programs(request: pytest.FixtureRequest, can_build: None) -> Path:
-    """Where the programs are, of each kind in turn."""
+    """The directory of the programs, of each kind in turn."""
     return built(request.param)

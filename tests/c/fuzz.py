@@ -1,14 +1,14 @@
-"""Fuzzes libapachews with its own fuzzer, bindings/c/tests/fuzz.c, built with ASan and UBSan.
+"""Runs the fuzzer of libapachews, bindings/c/tests/fuzz.c, built with ASan and UBSan.
 
 ::
 
     python -m tests.c.fuzz [--seconds N] [--seed N] [target …]
     python -m tests.c.fuzz --replay FILE target
 
-Contract: every target has ``--seconds``, begins with the wire's vectors, and ends with
-status 0; one that does not is named with its last input and how to replay that, the
-others still have their turn, and the exit status is 1.  Where nothing can be built that is
-said, and is no failure.
+Contract: every target runs for ``--seconds``, starts with the wire's vectors, and exits with
+status 0.  The report of a failed target names its last input and the command that replays it;
+the other targets still run, and the exit status is 1.  If the library cannot be built, the
+report says so, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .build import ARTEFACTS, built, why_not
 
 TARGETS: Final = ("wire", "json", "request", "queue", "server")
 DEFAULT_SECONDS: Final = 10
-# Beside what it was told to take: it ends by itself.
+# A margin beyond --seconds: the fuzzer exits by itself.
 GRACE_S: Final = 60
 
 
 def seeds(target: str) -> list[Path]:
-    """Write what a target begins with; return the files."""
-    vectors = json.loads((ROOT / "docs" / "wire-vectors.json").read_text())
+    """Write the initial inputs of a target; return the files."""
+    vectors = json.loads((ROOT / "docs" / "reference" / "wire-vectors.json").read_text())
     hello = bytes.fromhex(vectors["open"])
     streams = [
         (hello if vector["open"] else b"") + bytes.fromhex(vector["hex"])
@@ -54,7 +54,7 @@ def seeds(target: str) -> list[Path]:
         ],
         "queue": [bytes(range(0, 256, 3)), b"\x1f\x3f\x5f\x80\xa0\xff" * 9],
     }
-    # Their payloads: behind a header of two or four bytes.
+    # Their payloads follow a header of two or four bytes.
     found["json"] = found["request"] = [data[2 if data[1] < 126 else 4 :] for data in opens]
     directory = ARTEFACTS / "fuzz" / target
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def seeds(target: str) -> list[Path]:
 
 
 def fuzz(target: str, seconds: float, seed: int) -> bool:
-    """Fuzz one target; print what came of it, return whether it is good."""
+    """Fuzz one target; print the result, return whether it passed."""
     last = ARTEFACTS / "fuzz" / target / f"last-{seed}"
     program = str(built("sanitized") / "fuzz")
     command = [program, target, str(seconds), str(seed), str(last), *map(str, seeds(target))]
@@ -87,7 +87,7 @@ def fuzz(target: str, seconds: float, seed: int) -> bool:
 
 
 def main() -> bool:
-    """Do what the command line says; return whether nothing was found."""
+    """Run the command line; return whether all targets passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.c.fuzz")
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="for all targets")
     parser.add_argument("--seed", type=int, default=None, help="of the mutations; by chance")

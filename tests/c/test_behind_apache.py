@@ -1,4 +1,4 @@
-"""The examples in C, behind Apache: as they are built for anybody, and with sanitizers."""
+"""The examples in C, with Apache: the default build, and with sanitizers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..support.site import Site, for_two_threads, running_site
 
 SIZE = 1024 * 1024  # APACHEWS_MAX_MESSAGE
 MANY = 2000
-# Both ends of each connection, and a file of a client here.
+# Both ends of each connection, and a descriptor of the client in this process.
 DESCRIPTORS = 4 * MANY
 ASKING = """
     <Location /asking.ws>
@@ -49,7 +49,7 @@ def site(can_build: None) -> Iterator[Site]:
 
 
 def start(program: Path, path: Path) -> subprocess.Popen[str]:
-    """Run a program, as Apache's user where that differs, until it has its socket file."""
+    """Start a program, as Apache's user if that differs; return when its socket file exists."""
     before = identity(path)
     process = subprocess.Popen(
         [program, path],
@@ -63,7 +63,7 @@ def start(program: Path, path: Path) -> subprocess.Popen[str]:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells one socket file from the next."""
+    """Return the identity of a socket file."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -72,20 +72,20 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def ended(process: subprocess.Popen[str], *statuses: int) -> None:
-    """Wait for an end in peace: no sanitizer has said anything."""
+    """Wait for a clean exit, without a report of a sanitizer."""
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode in statuses, output) == (True, "")
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End it, whatever state it is in."""
+    """Terminate it in any state."""
     process.kill()
     process.communicate()
 
 
 @contextmanager
 def running(program: Path, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a program; at the end it is told to end, and must do so in peace."""
+    """Run a program; at the end it gets SIGTERM, and must exit cleanly."""
     process = start(program, path)
     try:
         yield process
@@ -119,7 +119,7 @@ def test_echo(site: Site, echo: Path, scheme: str) -> None:
 
 
 def test_two_thousand_clients(site: Site, echo: Path) -> None:
-    """More than select(2) could watch."""
+    """More clients than select(2) supports."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < DESCRIPTORS:
         pytest.skip(f"ulimit -n allows less than {DESCRIPTORS} descriptors")
     with (
@@ -134,7 +134,7 @@ def test_two_thousand_clients(site: Site, echo: Path) -> None:
 
 
 def test_a_program_that_is_killed_again_and_again(site: Site, echo: Path) -> None:
-    """Nobody is dropped, nothing comes twice or out of order."""
+    """No client is dropped; no message is lost, repeated or out of order."""
     path = site.docroot / "mortal.ws"
     with contextlib.ExitStack() as stack:
         process = start(echo, path)
@@ -152,7 +152,7 @@ def test_a_program_that_is_killed_again_and_again(site: Site, echo: Path) -> Non
 
 
 def test_a_deploy_loses_nothing(site: Site, programs: Path) -> None:
-    """The next program takes the path over; SIGHUP has the one before hand its clients on."""
+    """The next program replaces the socket file; at SIGHUP the first one moves its clients."""
     path = site.docroot / "deploy.ws"
     with contextlib.ExitStack() as stack:
         process = start(programs / "echo", path)
@@ -174,7 +174,7 @@ def test_a_deploy_loses_nothing(site: Site, programs: Path) -> None:
 
 
 def test_who_asks_is_let_in_by_a_program_of_the_original(site: Site, programs: Path) -> None:
-    """Which knows of no other way."""
+    """The first interface has no call for accepting."""
     with (
         running(programs / "original_echo", site.docroot / "asking.ws"),
         RawClient(site.dial("ws")).upgrade("/asking.ws") as client,
@@ -198,7 +198,7 @@ def test_publish_from_the_command_line(site: Site, echo: Path) -> None:
         assert client.recv(DEADLINE_S) == "lunch"
 
 
-# The chat: what examples/chat/producer.py does, for the same page.
+# The chat: like examples/chat/producer.py, for the same page.
 
 
 def enter(site: Site, room: str, name: str) -> ClientConnection:
@@ -278,7 +278,7 @@ def test_a_deploy_of_the_chat_goes_unnoticed(site: Site, programs: Path) -> None
             with running(programs / "chat", path):
                 first.send_signal(signal.SIGHUP)
                 ended(first, 0)
-                # No second greeting: the next thing is who is there, in the new program.
+                # Without a second greeting: the next message is the list of people.
                 assert receive(ann) == {"people": ["Ann", "Bob"]}
                 bob.send("still here")
                 assert receive_until(ann, "text")["text"] == "still here"

@@ -1,4 +1,4 @@
-"""libapachews by itself: its own tests, valgrind, and what is installed."""
+"""libapachews without Apache: its own tests, valgrind, installation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..support.bridge_by_hand import Bridge
 from .build import SOURCE, WARNINGS, built, run
 
 TESTS = ("test_core", "test_server")
-# As a program of the first apachews begins.
+# The start of a program for the first apachews.
 ORIGINAL = """
 #include <apache-ws-common.h>
 
@@ -116,8 +116,8 @@ target_link_libraries(echo PRIVATE apachews::apachews)
 
 @pytest.mark.parametrize("test", TESTS)
 def test_its_own_tests(programs: Path, test: str) -> None:
-    """Of the server also: every allocation fails once, and nothing leaks (ASan looks)."""
-    assert "all is so" in run(programs / test)
+    """The server's also make every allocation fail once; ASan detects leaks."""
+    assert "all checks passed" in run(programs / test)
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -132,11 +132,11 @@ def test_valgrind_finds_nothing(test: str) -> None:
         "--show-leak-kinds=all",
         built("plain") / test,
     )
-    assert "all is so" in said
+    assert "all checks passed" in said
 
 
 def test_a_compiler_is_all_it_needs(tmp_path: Path) -> None:
-    """No option, no build system; and as strictly as can be."""
+    """Without options or a build system; and with strict warnings."""
     sources = sorted((SOURCE / "src").glob("*.c"))
     example = SOURCE / "examples" / "echo.c"
     run("cc", "-I", SOURCE / "include", *sources, example, "-o", tmp_path / "echo")
@@ -170,7 +170,7 @@ def test_both_headers_and_cxx(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(can_build: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prefix with what cmake installs there."""
+    """A prefix with the files that cmake installs."""
     prefix = tmp_path_factory.mktemp("prefix")
     build = tmp_path_factory.mktemp("build")
     run(
@@ -196,7 +196,7 @@ def test_pkg_config(installed: Path, tmp_path: Path, static: bool) -> None:
 
 
 def test_a_part_of_another_project(can_build: None, tmp_path: Path) -> None:
-    """Which has targets of its own, by whatever names."""
+    """The other project can have targets with the same names."""
     (tmp_path / "new.c").write_text(NEW)
     (tmp_path / "CMakeLists.txt").write_text(PART.format(source=SOURCE))
     run("cmake", "-S", tmp_path, "-B", tmp_path / "build")
@@ -212,8 +212,8 @@ def test_cmake_finds_it(installed: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "build" / "program").strip()
 
 
-def test_no_other_name_is_anybodys_business(installed: Path) -> None:
-    """In the shared library only the interface; in the static one nothing that could clash."""
+def test_other_names_are_not_exported(installed: Path) -> None:
+    """The shared library exports only the interface; the static one, only names with a prefix."""
     lib = installed / "lib"
     headers = "".join(path.read_text() for path in (installed / "include").glob("*.h"))
     for line in run("nm", "-D", "--defined-only", lib / "libapachews.so").splitlines():
@@ -225,7 +225,7 @@ def test_no_other_name_is_anybodys_business(installed: Path) -> None:
     assert "SONAME" in run("objdump", "-p", lib / "libapachews.so")
 
 
-# Becomes a program as systemd would start it: its arguments are a descriptor, and the program.
+# Executes a program like systemd; the arguments are a descriptor and the program.
 AS_SYSTEMD = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3, inheritable=True)
@@ -234,8 +234,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def test_a_socket_that_systemd_made(programs: Path, short_path: Path) -> None:
-    """It is served, systemd hears of it, and its file outlives the program."""
+def test_a_socket_of_systemd(programs: Path, short_path: Path) -> None:
+    """It is served, systemd is notified, and its file outlives the program."""
     path = short_path / "echo.ws"
     with socket.socket(socket.AF_UNIX) as listening, notified(short_path) as systemd:
         listening.bind(str(path))

@@ -1,4 +1,4 @@
-"""The reader in C against docs/wire-vectors.json, and against the reader in Python."""
+"""The reader in C against docs/reference/wire-vectors.json, and against the reader in Python."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from apachews.wire.reader import MessageReader, Moved, Pong, Violation
 from ..support.site import ROOT
 from .build import built
 
-VECTORS: dict[str, Any] = json.loads((ROOT / "docs" / "wire-vectors.json").read_text())
+VECTORS: dict[str, Any] = json.loads(
+    (ROOT / "docs" / "reference" / "wire-vectors.json").read_text()
+)
 MAX_MESSAGE = 16 * 1024 * 1024
 OPEN = wire.Open(id="1", uri="/").encode()
 
 
 class Reader:
-    """The program that reads for the tests, bindings/c/tests/vectors.c."""
+    """The program for the vectors, bindings/c/tests/vectors.c."""
 
     def __init__(self, directory: Path) -> None:
         self._process = subprocess.Popen(
@@ -42,7 +44,7 @@ class Reader:
         return json.loads(answer) if answer[0] in '[{"' else answer.strip()
 
     def close(self) -> None:
-        """End it, and see that it ends well."""
+        """Stop it; it must exit with status 0."""
         self._process.communicate(timeout=10)
         assert self._process.returncode == 0
 
@@ -98,7 +100,7 @@ def test_opens(reader: Reader, vector: dict[str, Any]) -> None:
 
 
 def as_request(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the C program knows of a request in the form of the vectors."""
+    """Return the C program's request in the form of the vectors."""
     pairs = {
         name: [[key, bytes.fromhex(value).decode()] for key, value in facts[name]]
         for name in ("headers", "env")
@@ -121,7 +123,7 @@ def as_request(facts: dict[str, Any]) -> dict[str, Any]:
 
 @vectors("to_producer")
 def test_streams_however_they_are_cut(reader: Reader, vector: dict[str, Any]) -> None:
-    """(The program tries every place.)"""
+    """The program splits the stream at every position."""
     hello = VECTORS["open"] if vector["open"] else ""
     limit = vector.get("max_message", MAX_MESSAGE)
     items = reader.ask(f"read {limit} {hello}{vector['hex']}")
@@ -140,7 +142,7 @@ def as_item(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_in_python(data: bytes, limit: int) -> list[dict[str, Any]]:
-    """Return what the Python library reads, in the form of the vectors."""
+    """Return the Python library's items, in the form of the vectors."""
     items: list[dict[str, Any]] = []
     for item in MessageReader(limit).receive(data):
         match item:
@@ -149,7 +151,7 @@ def read_in_python(data: bytes, limit: int) -> list[dict[str, Any]]:
             case bytes():
                 items.append({"binary": item.hex()})
             case wire.Close(code, reason):
-                # A string of C ends at U+0000.
+                # A C string ends at U+0000.
                 items.append({"close": [code, reason.partition("\0")[0]]})
             case Pong(payload):
                 items.append({"pong": payload.hex()})

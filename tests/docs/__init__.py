@@ -1,1 +1,1 @@
-"""The documentation, run: its snippets, its tutorial, its links."""
+"""Tests that run the documentation: its snippets, its tutorial, its links."""

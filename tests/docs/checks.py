@@ -1,4 +1,4 @@
-"""What must be true after a step of a page, in the sandbox: what its reader would see."""
+"""Checks after the steps of a page, in the sandbox: the results that a reader would see."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from ..conftest import wait_for
 from ..support.site import for_two_threads
 from .pages import Block
 
-TUTORIAL: Final = "docs/tutorial.md"
+QUICK_START: Final = "docs/tutorial/quickstart.md"
+TUTORIAL: Final = "docs/tutorial/tutorial.md"
 TIMEOUT_S: Final = 10.0
 CONSOLE: Final = "console of "
 
 
 def answered(block: Block, output: str) -> None:
-    """Look at what a block's commands said."""
+    """Check the output of a block's commands."""
     for (page, text), expected in ANSWERS.items():
         if block.page == page and text in block.text:
             assert expected in output, f"{block.name}: {expected!r} is not in {output!r}"
 
 
 ANSWERS: Final = {
-    ("docs/quickstart.md", "curl --include"): "HTTP/1.1 426 ",
-    ("docs/quickstart.md", "tail"): "426 Upgrade Required for /ws/echo.ws: not a WebSocket request",
+    (QUICK_START, "curl --include"): "HTTP/1.1 426 ",
+    (QUICK_START, "tail"): "426 Upgrade Required for /ws/echo.ws: not a WebSocket request",
     ("docs/howto/publish.md", "-m 'The server"): "0 reached",
     (TUTORIAL, "configtest"): "Syntax OK",
     (TUTORIAL, "--head"): "HTTP/1.1 ",
@@ -44,7 +45,7 @@ ANSWERS: Final = {
 
 
 def after(block: Block) -> None:
-    """Look at what a step has brought about."""
+    """Check the result of a step."""
     if block.comment.startswith(CONSOLE):
         url, expected = block.comment.removeprefix(CONSOLE).split(": ", 1)
         say_in_console(block, url, expected)
@@ -54,7 +55,7 @@ def after(block: Block) -> None:
 
 
 class Person:
-    """Somebody in the tutorial's chat."""
+    """A client of the tutorial's chat."""
 
     def __init__(self, name: str, room: str) -> None:
         self.socket: ClientConnection = connect(
@@ -70,7 +71,7 @@ class Person:
 people: dict[str, Person] = {}
 
 
-def people_talk() -> None:
+def clients_chat() -> None:
     ann = people["Ann"] = Person("Ann", "lobby")
     assert ann.hear() == {"event": "came", "name": "Ann", "count": 1}
     ben = people["Ben"] = Person("Ben", "lobby")
@@ -88,20 +89,20 @@ def say(who: Person, text: str, hears: str) -> None:
         assert person.hear() == {"event": "said", "name": "Ann", "text": hears}
 
 
-def nobody_left() -> None:
+def clients_stayed_connected() -> None:
     say(people["Ann"], "x" * 2001, hears="x" * 500)
 
 
-def the_house_was_heard() -> None:
+def published_message_arrived() -> None:
     for person in people.values():
         assert person.hear()["name"] == "the house"
         person.socket.close()
 
 
 def the_page_works() -> None:
-    """Talk in two windows of a browser, and then as people whose messages can be counted."""
+    """Chat in two windows of a browser, and then as clients whose messages can be counted."""
     the_page_works_in_a_browser()
-    people_talk()
+    clients_chat()
 
 
 @contextmanager
@@ -115,16 +116,16 @@ def browser() -> Iterator[webdriver.Chrome]:
         yield driver
 
 
-def there_is_a_browser(name: str) -> bool:
+def has_browser(name: str) -> bool:
     if shutil.which("chromedriver") and shutil.which("chromium"):
         return True
-    print(f"{name}: not run: there is no browser: no chromium and chromedriver", flush=True)
+    print(f"{name}: not run: chromium or chromedriver is missing", flush=True)
     return False
 
 
 def say_in_console(block: Block, url: str, expected: str) -> None:
-    """Do on a page what the block says, and see it in the console."""
-    if not there_is_a_browser(block.name):
+    """Run the block on a page, and check the console."""
+    if not has_browser(block.name):
         return
     with browser() as driver:
         driver.get(url)
@@ -140,7 +141,7 @@ def say_in_console(block: Block, url: str, expected: str) -> None:
 
 
 def the_page_works_in_a_browser() -> None:
-    if not there_is_a_browser(TUTORIAL):
+    if not has_browser(TUTORIAL):
         return
     with browser() as driver:
         windows = []
@@ -159,7 +160,7 @@ def the_page_works_in_a_browser() -> None:
 
 CHECKS: Final[dict[tuple[str, str], Callable[[], None]]] = {
     (TUTORIAL, "/var/www/chat/chat.js"): the_page_works,
-    (TUTORIAL, "^MAX_TEXT"): nobody_left,
-    (TUTORIAL, "reload apache2"): nobody_left,
-    (TUTORIAL, "apachews publish"): the_house_was_heard,
+    (TUTORIAL, "^MAX_TEXT"): clients_stayed_connected,
+    (TUTORIAL, "reload apache2"): clients_stayed_connected,
+    (TUTORIAL, "apachews publish"): published_message_arrived,
 }

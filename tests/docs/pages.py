@@ -1,13 +1,13 @@
-"""The fenced blocks of the documentation, and what they say of themselves.
+"""The fenced blocks of the documentation, and the comments about them.
 
-A comment before a block, which no reader sees, can say how it is tested::
+A comment before a block, which readers do not see, can say how to test it::
 
-    <!-- not run: why not -->        counted and printed
+    <!-- not run: the reason -->     counted and printed
     <!-- runs until Ctrl-C; makes /a/socket.ws -->  a command that stays in the foreground
     <!-- console of http://localhost/: hello -->  for the console of a browser
-    <!-- talk: {"hear": ["hi"]} -->  what a client says and hears, see test_snippets.py
+    <!-- talk: {"hear": ["hi"]} -->  a client's messages, see test_snippets.py
 
-A block under a line that ends in ```/a/path`:`` is the file of that path.
+A block after a line that ends in ```/a/path`:`` is the content of that file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Block:
 
     Attributes:
         page: relative to the checkout.
-        line: of its first line.
-        comment: what stands in the comment before it, or "".
-        file: whose content it is, or "".
+        line: number of its first line.
+        comment: text of the comment before it, or "".
+        file: path of the file with this content, or "".
     """
 
     page: str

@@ -1,11 +1,11 @@
-"""A page's commands and files, tried as a reader would, on a copy of this machine.
+"""Runs a page's commands and writes its files, as a reader would, on a copy of this machine.
 
     unshare --mount --net --pid --fork --mount-proc python -m tests.docs.sandbox PAGE…
 
-Contract: runs in namespaces of its own, and ends with status 0 when every command did.
-What it changes in ``/etc``, ``/opt``, ``/usr``, ``/var``, ``/run`` and ``/tmp`` is gone when
-it ends: overlays and memory.  It has no network but a loopback interface, and so Apache
-has the ports 80 and 443, and the commands are those of the page to the letter.
+Contract: runs in separate namespaces, and exits with status 0 if every command did.  Changes in
+``/etc``, ``/opt``, ``/usr``, ``/var``, ``/run`` and ``/tmp`` are lost at the end: they are in
+overlays and memory.  The only network interface is the loopback, so Apache can use the ports
+80 and 443, and the commands are exactly those of the page.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUNS_ON = "runs until Ctrl-C; makes "
 
 
 def prepare() -> dict[str, str]:
-    """Make the copy; return the environment for commands."""
+    """Create the copy; return the environment for commands."""
 
     def mount(*arguments: str) -> None:
         subprocess.run(["mount", *arguments], check=True)
@@ -50,12 +50,12 @@ def prepare() -> dict[str, str]:
     checkout.mkdir()
     mount("--bind", str(ROOT), str(checkout))
     mount("-t", "tmpfs", "-o", "mode=1777", "none", "/tmp")
-    if not ROOT.exists():  # it was in /tmp
+    if not ROOT.exists():  # the checkout is in /tmp
         ROOT.mkdir(parents=True)
         mount("--bind", str(checkout), str(ROOT))
     Path("/run/lock").mkdir()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    # A bare Debian has none of this.
+    # A bare Debian does not have it.
     shutil.rmtree("/opt/apachews", ignore_errors=True)
     programs = SCRATCH / "bin"
     programs.mkdir()
@@ -80,7 +80,7 @@ def prepare() -> dict[str, str]:
 
 
 class Reader:
-    """Somebody who does what a page says."""
+    """Follows the instructions of a page."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -111,7 +111,7 @@ class Reader:
             self._running.append((process, block))
             wait_for(Path(block.comment.removeprefix(RUNS_ON)).exists)
             return
-        # As in a terminal, but that the first command that fails is the last.
+        # As in a terminal, but the first failed command ends the block.
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.text],
             cwd=ROOT,
@@ -125,7 +125,9 @@ class Reader:
         output = result.stdout.decode()
         print(f"{block.name}: {time.monotonic() - begun_at:.1f} s", flush=True)
         if result.returncode:
-            raise SystemExit(f"{block.name}: ended with {result.returncode}\n{block.text}{output}")
+            raise SystemExit(
+                f"{block.name}: exited with status {result.returncode}\n{block.text}{output}"
+            )
         checks.answered(block, output)
         self._interrupt()
 
@@ -133,7 +135,7 @@ class Reader:
         """Press Ctrl-C in the other terminals."""
         while self._running:
             process, block = self._running.pop()
-            assert process.poll() is None, f"{block.name}: has ended by itself"
+            assert process.poll() is None, f"{block.name}: exited by itself"
             os.killpg(process.pid, signal.SIGINT)
             process.wait(COMMAND_TIMEOUT_S)
 

@@ -1,13 +1,13 @@
-"""Programs that a page's commands need and a sandbox has not: each does its like.
+"""Replacements for programs that a page's commands need and that do not work in a sandbox.
 
     python stand_ins.py apt-get|sudo|systemctl ARG…
 
-Standard library only: they run as the commands of a page do, with Debian's Python.
+Standard library only: they run like the commands of a page, with Debian's Python.
 
-- ``apt-get``: unpacks Debian's ``apache2`` and enables what its postinst does; the rest
-  is installed already, or the test skipped.
-- ``sudo``: runs the command, for ``-u`` as that user; ``pip install`` copies what is
-  installed where the test runs, there being no network.
+- ``apt-get``: unpacks Debian's ``apache2`` and enables the modules that its postinst enables;
+  all other packages are installed already, or the test is skipped.
+- ``sudo``: runs the command, with ``-u`` as that user; ``pip install`` copies the packages of
+  the test's environment, because the sandbox has no network.
 - ``systemctl``: starts and signals Apache by ``apache2ctl`` as its unit does, and
   producers as their units say; ``unit NAME`` is systemd for one of these.
 """
@@ -40,7 +40,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         if time.monotonic() > deadline:
-            sys.exit(f"waited in vain for {what}")
+            sys.exit(f"timeout while waiting for {what}")
         time.sleep(0.02)
 
 
@@ -65,12 +65,12 @@ def sudo(arguments: Sequence[str]) -> None:
         user = [f"--reuid={arguments[1]}", f"--regid={arguments[1]}", "--init-groups"]
         arguments = arguments[2:]
     if list(arguments[:3]) == ["python3", "-m", "venv"]:
-        arguments = [*arguments, "--without-pip"]  # which takes long, and is not run
+        arguments = [*arguments, "--without-pip"]  # pip is slow, and not used
     os.execvp("setpriv", ["setpriv", *user, *arguments])
 
 
 def install(home: Path) -> None:
-    """Put into an environment what pip would."""
+    """Copy the packages into an environment, as pip would."""
     packages = next(home.glob("lib/python*/site-packages"))
     for package in os.environ["STAND_IN_PACKAGES"].split(":"):
         shutil.copytree(package, packages / Path(package).name, dirs_exist_ok=True)
@@ -112,7 +112,7 @@ def apache(command: str, name: str) -> None:
 
 def producer(command: str, name: str) -> None:
     STATE.mkdir(exist_ok=True)
-    ready = STATE / f"{name}.ready"  # a byte for each time it was ready
+    ready = STATE / f"{name}.ready"  # one byte per READY=1
     pid_file = STATE / f"{name}.pid"
     if command in ("stop", "restart") and pid_file.exists():
         os.kill(int(pid_file.read_text()), signal.SIGTERM)

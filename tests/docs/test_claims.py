@@ -1,4 +1,4 @@
-"""What the pages claim of Apache's behaviour and no other test has tried."""
+"""The pages' claims about Apache's behaviour that no other test checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not HANDLER.exists(), reason="apachews_handler i
 
 
 def block(page: str, text: str) -> str:
-    """Return the directives of a page that have some text."""
+    """Return the block of directives of a page that contains a text."""
     (found,) = [
         block.text
         for block in BLOCKS
@@ -43,11 +43,13 @@ def site() -> Iterator[Site]:
     extra = "".join(f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"\n' for name in MODULES)
     for name, directives in DIRECTORIES.items():
         extra += f'<Directory "${{DOCROOT}}/{name}">\n{directives}\n</Directory>\n'
-    alias = block("docs/migration.md", "WSGIScriptAlias").replace("/var/www/html/ws", "${DOCROOT}")
+    alias = block("docs/howto/migration.md", "WSGIScriptAlias").replace(
+        "/var/www/html/ws", "${DOCROOT}"
+    )
     with running_site(extra=extra + alias) as site:
         for name in DIRECTORIES:
             (site.docroot / name).mkdir()
-            (site.docroot / name).chmod(0o777)  # Apache's user makes sockets there
+            (site.docroot / name).chmod(0o777)  # Apache's user creates sockets there
             (site.docroot / name / "echo.ws").symlink_to(site.docroot / "echo.ws")
         # htpasswd -ns ann, with "secret"
         (site.apache.root / "members").write_text("ann:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=\n")
@@ -55,7 +57,7 @@ def site() -> Iterator[Site]:
 
 
 def answer(site: Site, path: str, **options: Any) -> int:
-    """Return the status that a handshake is answered with."""
+    """Return the status of the answer to a handshake."""
     try:
         with connect(site.ws(path), proxy=None, **options) as client:
             client.send("hello")
@@ -76,12 +78,12 @@ def test_a_socket_needs_follow_symlinks(site: Site) -> None:
     assert site.log_lines("AH00037: Symbolic link not allowed or link target not accessible")
 
 
-def test_where_users_upload_it_can_be_switched_off(site: Site) -> None:
+def test_a_directory_for_uploads_can_turn_the_handler_off(site: Site) -> None:
     assert answer(site, "/uploads/echo.ws") != 101
-    assert "RemoveHandler .ws" in block("docs/security.md", "RemoveHandler")
+    assert "RemoveHandler .ws" in block("docs/explanation/security.md", "RemoveHandler")
 
 
-def test_a_url_can_stay_as_it_was_behind_a_proxy(site: Site) -> None:
+def test_a_url_of_a_proxy_can_stay_the_same(site: Site) -> None:
     with site.echo_process("chat.ws"):
         assert answer(site, "/chat") == 101
 
@@ -92,13 +94,13 @@ def test_a_page_of_another_site_is_refused(site: Site) -> None:
     assert answer(site, "/echo.ws", origin=Origin(f"http://127.0.0.1:{site.apache.port}")) == 101
 
 
-def test_apaches_logins_guard_it(site: Site) -> None:
+def test_apaches_logins_protect_it(site: Site) -> None:
     assert answer(site, "/basic/echo.ws") == 401
     basic = {"Authorization": "Basic YW5uOnNlY3JldA=="}
     assert answer(site, "/basic/echo.ws", additional_headers=basic) == 101
 
 
-def test_what_is_no_websocket_is_told_so(site: Site) -> None:
+def test_a_plain_request_or_file_has_its_own_status(site: Site) -> None:
     assert requests.get(site.http("/echo.ws"), timeout=DEADLINE_S).status_code == 426
     assert answer(site, "/absent.ws") == 404
     (site.docroot / "plain.ws").write_text("print('hello')")

@@ -1,4 +1,4 @@
-"""Links between pages lead somewhere, on a code host as in the built pages."""
+"""Links between pages have targets, on a code host and in the built pages."""
 
 from __future__ import annotations
 
@@ -25,21 +25,25 @@ def headings(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     text = FENCES.sub("", page.read_text())
     for link in LINK.findall(text):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        assert target.exists(), f"{link}: there is no such file"
-        assert ROOT in target.parents, f"{link}: leads out of the checkout"
+        assert target.exists(), f"{link}: the file does not exist"
+        assert ROOT in target.parents, f"{link}: the target is outside of the checkout"
         if anchor:
-            assert anchor in headings(target), f"{link}: no such heading"
+            assert anchor in headings(target), f"{link}: the heading does not exist"
 
 
 def test_every_page_can_be_reached() -> None:
-    """From the README, or from the index, whose contents list what there is."""
+    """From the README, or from the index, whose tables of contents list the pages."""
     docs = ROOT / "docs"
-    listed = [*docs.glob("examples/*.md"), docs / "command-line.md", docs / "troubleshooting.md"]
+    listed = [
+        *docs.glob("examples/*.md"),
+        docs / "reference" / "command-line.md",
+        docs / "howto" / "troubleshooting.md",
+    ]
     reached, waiting = set(), [ROOT / "README.md", *listed]
     while waiting:
         page = waiting.pop()
@@ -50,7 +54,7 @@ def test_every_page_can_be_reached() -> None:
             path = link.partition("#")[0]
             if path:
                 waiting.append((page.parent / path).resolve())
-    # (The index and the pages of directives are for the built documentation.)
+    # (The index and the pages with directives are for the built documentation only.)
     built = {page for page in pages() if page.parent.name == "reference"}
     built.add(ROOT / "docs" / "index.md")
     assert set(pages()) - reached <= built

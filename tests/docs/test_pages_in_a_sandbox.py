@@ -1,7 +1,7 @@
-"""The pages that are to be followed from top to bottom: every command, every file.
+"""The pages that a reader follows from top to bottom: every command, every file.
 
-Each is tried as root on a copy of this machine (``sandbox.py``): Debian's own Apache on
-ports 80 and 443, Debian's Python, the units as they are shipped.
+Each is run as root on a copy of this machine (``sandbox.py``): Debian's own Apache on
+ports 80 and 443, Debian's Python, the shipped units.
 """
 
 from __future__ import annotations
@@ -18,46 +18,48 @@ from ..support.site import IS_ROOT, ROOT
 
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child")
 PROGRAMS = ("unshare", "setpriv", "ip", "curl", "openssl", "apache2", "cmake", "pkg-config", "gcc")
-# Pages that are read one after the other, on one machine.
+# Pages that a reader follows one after the other, on one machine.
 READINGS = [
     ["README.md"],
     [
-        "docs/quickstart.md",
-        "docs/c.md",
-        "docs/tutorial.md",
+        "docs/tutorial/quickstart.md",
+        "docs/reference/c.md",
+        "docs/tutorial/tutorial.md",
         "docs/howto/publish.md",
         "docs/howto/deploy.md",
-        "docs/operations.md",
+        "docs/howto/operations.md",
     ],
 ]
 
 
 def why_not() -> str:
-    """Return why there can be no sandbox here, or ""."""
+    """Return why a sandbox is not possible here, or ""."""
     if not IS_ROOT:
-        return "root only: it has file systems and ports 80 and 443 of its own"
+        return "root only: it needs its own file systems and the ports 80 and 443"
     for program in PROGRAMS:
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             return f"{program} is not installed"
     if not Path("/etc/apache2/apache2.conf").exists() and not os.environ.get(
         "APACHEWS_DEBIAN_APACHE"
     ):
-        return "Debian's package apache2 is not here: deploy/test unpacks it"
+        return "Debian's package apache2 is missing: deploy/test unpacks it"
     if not Path("/usr/lib/python3.11").exists():
         return "the pages are about Debian 12, which has Python 3.11"
-    # As sandbox.py does: not every file system can lie below an overlay, nor on top of one.
+    # As in sandbox.py: some file systems cannot be below or above an overlay.
     overlay = "lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work"
     script = (
         "mount -t tmpfs none /mnt && mkdir /mnt/upper /mnt/work"
         f" && mount -t overlay none -o {overlay} /etc"
     )
     probe = subprocess.run([*NAMESPACES, "sh", "-c", script], capture_output=True, check=False)
-    return f"no namespaces here: {probe.stderr.decode().strip()}" if probe.returncode else ""
+    return (
+        f"namespaces do not work here: {probe.stderr.decode().strip()}" if probe.returncode else ""
+    )
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("pages", READINGS, ids=lambda pages: pages[0])
-def test_a_reader_gets_what_the_page_promises(pages: list[str]) -> None:
+def test_the_instructions_of_a_page_work(pages: list[str]) -> None:
     if reason := why_not():
         pytest.skip(reason)
     result = subprocess.run(

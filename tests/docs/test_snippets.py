@@ -1,14 +1,14 @@
 """Every fenced block of README.md and docs/: Python runs, Apache reads, JSON parses.
 
 A Python block is a producer, which the runner runs and a client talks to; a program that
-publishes, to a producer that is there; or tests, for pytest.  A block of PHP is one of the
-first two.  The comment before it can say what the client does and what it must hear::
+publishes to a running producer; or tests, for pytest.  A block of PHP is one of the first two.
+The comment before it can have the client's messages and the messages that it must receive::
 
     <!-- talk: {"uri": "/chat.ws?room=1", "say": ["hi"], "hear": ["hi"]} -->
 
-``hear`` stands for messages that come, among others, in this order; ``answer`` for what the
-handshake is answered with.  Of what the request has,
-``uri``, ``user``, ``offered``, ``asking`` and ``headers`` can be given.
+``hear`` has messages that must arrive in this order, possibly among others; ``answer`` has members
+of the answer to the handshake.  ``uri``, ``user``, ``offered``, ``asking`` and ``headers`` set
+members of the request.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ LANGUAGES = {
     "console",
     "yaml",
 }
-# A fragment of a program that has these.
+# A fragment of a program may use these names.
 PRELUDE = """\
 import sys
 from apachews import *
@@ -76,13 +76,13 @@ C_PRELUDE = """\
 #include <stdio.h>
 extern apachews_server *server;
 extern apachews_event event;
-extern volatile sig_atomic_t is_told;
-void serve(apachews_event *event);
+extern volatile sig_atomic_t received;
+void handle(apachews_event *event);
 void fragment(void);
 void fragment(void)
 {
 """
-# What Debian has on, or a block says to switch on, beside what private.conf loads.
+# Modules that Debian enables, or that a page enables, in addition to those of private.conf.
 MODULES = (
     "alias",
     "auth_basic",
@@ -106,13 +106,13 @@ def in_language(language: str) -> pytest.MarkDecorator:
 
 
 def skip_if_marked(block: Block) -> None:
-    """Skip a block that cannot be run: pytest's summary counts and prints these."""
+    """Skip a block that cannot be run; pytest's summary counts and prints it."""
     if block.why_not_run:
         pytest.skip(f"{block.name}: {block.why_not_run}")
 
 
 def is_excerpt(block: Block) -> bool:
-    """Tell whether it stands, to the letter, in a file of the examples, which have tests."""
+    """Return whether a file of the examples, which have tests, contains exactly this text."""
     return block.page.startswith(EXAMPLES) and any(
         block.text.rstrip() in path.read_text(errors="replace")
         for directory in ("examples", "deploy")
@@ -121,7 +121,7 @@ def is_excerpt(block: Block) -> bool:
     )
 
 
-def test_there_is_nothing_that_no_test_looks_at() -> None:
+def test_every_language_has_a_test() -> None:
     strange = [
         block.name
         for block in BLOCKS
@@ -133,12 +133,12 @@ def test_there_is_nothing_that_no_test_looks_at() -> None:
 @in_language("yaml")
 def test_yaml_is_for_other_programs(block: Block) -> None:
     skip_if_marked(block)
-    pytest.fail(f"{block.name}: nothing here reads YAML; mark it, and say whom it is for")
+    pytest.fail(f"{block.name}: no test reads YAML; mark it, and name its program")
 
 
 @in_language("sh")
 def test_commands_are_run(block: Block) -> None:
-    """In the sandbox, where the page is read there; else the command line is to know them."""
+    """In the sandbox, if it runs the page; otherwise our command line must accept them."""
     skip_if_marked(block)
     if block.page in TESTED_ELSEWHERE:
         return
@@ -148,16 +148,16 @@ def test_commands_are_run(block: Block) -> None:
         if not is_known_to_the_command_line(line)
     ]
     if others:
-        pytest.skip(f"{block.name}: a page that is not read in the sandbox has {others[0]!r}")
+        pytest.skip(f"{block.name}: a page that the sandbox does not run has {others[0]!r}")
 
 
 def is_known_to_the_command_line(line: str) -> bool:
-    """Parse a command of ours; False for another one."""
+    """Parse a command of ours; return False for another command."""
     found = re.fullmatch(r"(?:.*\| |sudo |-u \S+ )*(?:/\S+/)?apachews (?P<arguments>.*)", line)
     if not found:
         return not line.strip() or line.startswith("#")
     arguments = shlex.split(re.sub(r" <\S+| >\S+", "", found["arguments"]), comments=True)
-    if not any("…" in argument for argument in arguments):  # that is a synopsis
+    if not any("…" in argument for argument in arguments):  # a synopsis has one
         make_parser().parse_args(arguments)
     return True
 
@@ -217,7 +217,7 @@ def make_apache(root: Path) -> PrivateApache:
 
 @in_language("perl")
 def test_perl_is_understood(block: Block) -> None:
-    """What it does is tried in tests/integration/test_raw.py."""
+    """tests/integration/test_raw.py tests its behaviour."""
     if not (perl := shutil.which("perl")):
         pytest.skip("perl is not installed")
     subprocess.run([perl, "-c"], input=block.text.encode(), check=True)
@@ -252,7 +252,7 @@ def test_python_runs(block: Block, short_path: Path) -> None:
 
 @in_language("c")
 def test_c_compiles_and_runs(block: Block, short_path: Path) -> None:
-    """A whole program is one that a client talks to; a fragment is compiled."""
+    """A client talks to a complete program; a fragment is only compiled."""
     skip_if_marked(block)
     if reason := c_build.why_not():
         pytest.skip(reason)
@@ -267,7 +267,7 @@ def test_c_compiles_and_runs(block: Block, short_path: Path) -> None:
     source.write_text(SOCKETS.sub(rf"{short_path}/\2", block.text))
     c_build.run(*compiler, c_build.built("plain") / "libapachews.a", "-o", program)
     found = SOCKETS.search(block.text)
-    assert found, f"{block.name} listens nowhere"
+    assert found, f"{block.name} has no path to listen on"
     path = short_path / found[2]
     process = subprocess.Popen([program])
     try:
@@ -285,7 +285,7 @@ def test_cmake_is_what_its_test_has(block: Block) -> None:
 
 
 def talk_of(block: Block) -> dict[str, Any]:
-    """Return what the comment before a block says of the talk, if it does."""
+    """Return the talk of the comment before a block, {} without one."""
     is_there = block.comment.startswith("talk: ")
     return dict(json.loads(block.comment.removeprefix("talk: "))) if is_there else {}
 
@@ -297,7 +297,7 @@ def write(block: Block, directory: Path, prelude: str = "") -> Path:
 
 
 def is_tests(block: Block, directory: Path) -> None:
-    for other in BLOCKS:  # of the module that it imports
+    for other in BLOCKS:  # the module that the tests import
         if other.page == block.page and other.file and other is not block:
             (directory / Path(other.file).name).write_text(other.text)
     write(block, directory)
@@ -318,7 +318,7 @@ def environment() -> dict[str, str]:
 
 def publishes(interpreter: list[str], block: Block, directory: Path) -> None:
     found = SOCKETS.search(block.text)
-    assert found, f"{block.name} publishes nowhere"
+    assert found, f"{block.name} has no path to publish to"
     group = re.search(r'"?group"?\s*(?:=|:|=>)\s*"(\w+)"', block.text)
     with Server(directory / found[2]) as server:
         browser = Browser(directory / found[2])
@@ -375,7 +375,7 @@ def serves_in_php(php: str, block: Block, directory: Path) -> None:
     if block.comment.startswith("talk: "):
         talk |= json.loads(block.comment.removeprefix("talk: "))
     found = SOCKETS.search(block.text)
-    assert found, f"{block.name} serves nowhere"
+    assert found, f"{block.name} has no path to serve"
     path = directory / found[2]
     log = directory / "errors"
     with log.open("w") as errors:
@@ -393,7 +393,7 @@ def serves_in_php(php: str, block: Block, directory: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert "PHP " not in log.read_text(), log.read_text()  # as its warnings begin
+    assert "PHP " not in log.read_text(), log.read_text()  # the beginning of PHP's warnings
 
 
 def converse(talk: dict[str, Any], path: Path) -> None:
@@ -415,7 +415,7 @@ def converse(talk: dict[str, Any], path: Path) -> None:
         expected = talk["hear"]
         wait_for(
             lambda: all(message in browser.received for message in expected),
-            what=lambda: f"heard {browser.received} instead of {expected}",
+            what=lambda: f"received {browser.received} instead of {expected}",
         )
         order = [message for message in browser.received if message in expected]
         assert order[: len(expected)] == expected
@@ -423,7 +423,7 @@ def converse(talk: dict[str, Any], path: Path) -> None:
             answer = wait_for(lambda: browser.answer) or {}
             assert talk["answer"].items() <= answer.items(), answer
         if not expected and not talk["answer"]:
-            # When it has closed its end, it has read what stood before that.
+            # When the program has closed its end, it has read everything before the CLOSE.
             browser.bridge.send(wire.CLOSE, wire.encode_close(1000))
             browser.wait_closed()
     finally:

@@ -6,7 +6,7 @@ their peer must not send.  The functions say what must become of one side's byte
 ``client_stream`` in the bridge, ``producer_stream`` in the bridge, ``bridge_stream``
 in a producer.  All favour plainness over speed and memory.
 
-Sources: RFC 6455 5.2-5.5, 7.1.1, 7.4; RFC 7692 6., 7.2.2; docs/wire.md.
+Sources: RFC 6455 5.2-5.5, 7.1.1, 7.4; RFC 7692 6., 7.2.2; docs/reference/wire.md.
 """
 
 from __future__ import annotations

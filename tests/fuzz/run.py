@@ -1,21 +1,20 @@
-"""Fuzzes the targets, one after the other, each in a process of its own.
+"""Fuzzes the targets, each in a process of its own, as many at a time as there are processors.
 
 ::
 
     python -m tests.fuzz.run [--seconds N] [target …]
     python -m tests.fuzz.run --replay FILE target
 
-``--extension`` has the targets unmask in C, with what is installed in this environment;
-the checkout, which is what is fuzzed, has no extension, and unmasks in Python.
+``--extension`` makes the targets unmask in C, with the extension that is installed in this
+environment.  The checkout, which is fuzzed, does not have an extension and unmasks in Python.
 
-Contract: what a target raises, an input that takes more than ``TIMEOUT_S``, or more
-than ``SLOW_S`` each of two times, or a process of more than ``MEMORY_MIB`` is a
-finding: it is named with its file and how to replay it, the other targets still have
-their turn, and the exit status is 1.
-Inputs that reached something new are kept in ``artefacts/fuzz/<target>/corpus``, so
-that the next run goes on from there; what was found is beside them, and the log.
+Contract: a finding is an exception of a target, an input that takes more than ``TIMEOUT_S``,
+or twice more than ``SLOW_S``, or a process of more than ``MEMORY_MIB``.  It is reported with
+its file and the command that replays it; the other targets still run, and the exit status is
+1.  Inputs that reached new code are kept in ``artefacts/fuzz/<target>/corpus`` for the next
+run, beside the findings and the log.
 
-``--replay`` needs no fuzzer, the rest needs atheris (libFuzzer for Python).
+``--replay`` does not need a fuzzer; the rest needs atheris (libFuzzer for Python).
 
 Sources: atheris' README; https://llvm.org/docs/LibFuzzer.html (options, output).
 """
@@ -25,30 +24,33 @@ from __future__ import annotations
 import argparse
 import importlib.machinery
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from . import corpus
+
 ROOT: Final = Path(__file__).parents[2]
-SEEDS: Final = Path(__file__).parent / "seeds"
 ARTEFACTS: Final = ROOT / "artefacts" / "fuzz"
 
-# What a short run finds is worth its time in CI; a long one is started by hand.
+# Short, for CI; a long run is started by hand.
 DEFAULT_SECONDS: Final = 20
-# Every input here is small: one that takes this long is a denial of service.
+# Inputs are small: one that takes this long is a denial of service.
 SLOW_S: Final = 1
 TIMEOUT_S: Final = 10
 # A target takes about 60 MiB.
 MEMORY_MIB: Final = 1024
-# Longer inputs say the same, more slowly.
+# Longer inputs reach the same code, more slowly.
 MAX_BYTES: Final = 1024
-# The first argument of the process that fuzzes; libFuzzer's own follow.
+# The first argument of a process that fuzzes; those of libFuzzer follow.
 WORKER: Final = "--worker"
-# What unmasks.
+# The targets that unmask.
 UNMASKING: Final = ("client_reader", "client_reader_vs_wsproto", "session")
 EXTENSION_NAME: Final = "apachews_handler.protocol._mask"
 
@@ -60,7 +62,7 @@ def work(target: str, options: list[str]) -> None:
     """Fuzz one target in this process; does not return."""
     import atheris
 
-    # What is instrumented must not have been imported before.
+    # atheris instruments modules when they are imported, so not before.
     with atheris.instrument_imports(include=["apachews", "apachews_handler"]):
         from .targets import TARGETS
 
@@ -69,7 +71,7 @@ def work(target: str, options: list[str]) -> None:
 
 
 def use_extension() -> None:
-    """Have this process unmask in C."""
+    """Make this process unmask in C."""
     (path,) = Path(sysconfig.get_path("platlib"), "apachews_handler", "protocol").glob("_mask.*.so")
     loader = importlib.machinery.ExtensionFileLoader(EXTENSION_NAME, str(path))
     spec = importlib.util.spec_from_loader(EXTENSION_NAME, loader)
@@ -80,11 +82,12 @@ def use_extension() -> None:
 
 
 def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
-    """Fuzz one target in a process of its own; print what came of it, return whether it is good."""
+    """Fuzz one target in a process of its own; print the result, return whether it passed."""
     directory = ARTEFACTS / target
-    corpus, found = directory / "corpus", directory / "found"
-    for path in (corpus, found):
+    kept_inputs, start, found = (directory / name for name in ("corpus", "start", "found"))
+    for path in (kept_inputs, found):
         path.mkdir(parents=True, exist_ok=True)
+    corpus.unpack(target, start)
     log = directory / "log"
     before = set(found.iterdir())
     options = [
@@ -97,8 +100,8 @@ def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
         "-len_control=0",
         "-print_final_stats=1",
         f"-artifact_prefix={found}/",
-        str(corpus),
-        str(SEEDS / target),
+        str(kept_inputs),
+        str(start),
     ]
     with log.open("wb") as stream:
         process = subprocess.run(
@@ -140,7 +143,7 @@ def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
 
 
 def _seconds(path: Path, target: str) -> float:
-    """Run one input through its target; raises what that raises."""
+    """Run one input through its target, whose exceptions pass; return how long it took."""
     from .targets import TARGETS
 
     data = path.read_bytes()
@@ -150,14 +153,14 @@ def _seconds(path: Path, target: str) -> float:
 
 
 def main() -> bool:
-    """Do what the command line says; return whether nothing was found."""
+    """Run the command line; return whether there was no finding."""
     if sys.argv[1:2] == [WORKER]:
         target, *options = sys.argv[2:]
         if target == "--extension":
             use_extension()
             target, *options = options
         work(target, options)
-    names = sorted(path.name for path in SEEDS.iterdir())
+    names = corpus.targets()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run")
     parser.add_argument("--seconds", type=int, default=DEFAULT_SECONDS, help="for each target")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="one input, of one target")
@@ -174,8 +177,9 @@ def main() -> bool:
         return True
     in_c = arguments.extension
     targets = arguments.targets or (UNMASKING if in_c else names)
-    bad = [name for name in targets if not fuzz(name, arguments.seconds, in_c=in_c)]
-    return not bad
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        passed = pool.map(lambda name: fuzz(name, arguments.seconds, in_c=in_c), targets)
+        return all(list(passed))
 
 
 if __name__ == "__main__":

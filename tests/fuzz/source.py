@@ -2,7 +2,7 @@
 
 Contract: ``Source(data)`` gives one value after the other and never ends: what is
 missing is 0.  So every input means something, and one that is cut short means
-nearly the same.  The seeds (``make_seeds.py``) are written to match.
+nearly the same.  ``make_corpus.py`` writes inputs to match.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 Contract: a target takes any bytes, and raises if a promise of the product does not
 hold: AssertionError, or whatever the product itself let out.  ``TARGETS`` has them
 by name.  No fuzzer is imported here: ``run.py`` drives them with one, the unit
-tests drive them with the seeds.
+tests drive them with the corpora.
 
 Each begins with a comment on what its input is made of (``source.py``).
 
-Sources: the contracts at the head of the modules; docs/wire.md; RFC 6455; RFC 7692.
+Sources: the contracts at the head of the modules; docs/reference/wire.md; RFC 6455; RFC 7692.
 """
 
 from __future__ import annotations
@@ -461,11 +461,11 @@ def session(data: bytes) -> None:
     flags = source.byte()
     session = Session(
         Settings(
-            max_message=limit,
-            max_buffer=BUFFER_LIMITS[flags % len(BUFFER_LIMITS)],
+            max_message_bytes=limit,
+            max_buffer_bytes=BUFFER_LIMITS[flags % len(BUFFER_LIMITS)],
             message_rate=Rate(3, 1.0) if flags & 0x80 else None,
-            deflate_min_size=source.choose(MIN_DEFLATE),
-            hold=0.0 if flags & 0x40 else 30.0,
+            deflate_min_size_bytes=source.choose(MIN_DEFLATE),
+            hold_s=0.0 if flags & 0x40 else 30.0,
         ),
         deflate,
     )
@@ -577,9 +577,14 @@ def settings(data: bytes) -> None:
         assert refusal.name in environ and refusal.name in refusal.logged and refusal.allowed
         assert refusal.name not in refusal.told
         return
-    assert found.max_message >= 1 and 4096 <= found.max_buffer <= 16 * 1024 * 1024
-    assert found.connect_timeout >= 0.001 and found.close_timeout >= 0.001
-    for time in (found.ping_interval, found.ping_timeout, found.idle_timeout, found.send_timeout):
+    assert found.max_message_bytes >= 1 and 4096 <= found.max_buffer_bytes <= 16 * 1024 * 1024
+    assert found.connect_timeout_s >= 0.001 and found.close_timeout_s >= 0.001
+    for time in (
+        found.ping_interval_s,
+        found.ping_timeout_s,
+        found.idle_timeout_s,
+        found.send_timeout_s,
+    ):
         assert time == 0 or 0.001 <= time < 1e9
     for count in (
         found.max_connections,
@@ -591,12 +596,12 @@ def settings(data: bytes) -> None:
         assert found.message_rate.burst >= 1 and found.message_rate.per_s > 0
     if found.origins != ("*",):
         assert all(normalise_origin(origin) == origin for origin in found.origins)
-    assert found.deflate_min_size >= 0
+    assert found.deflate_min_size_bytes >= 0
     assert 1 <= found.deflate_level <= 9 and 9 <= found.deflate_window_bits <= 15
     assert found.accept in ("bridge", "producer")
     assert not found.root or found.root.startswith("/")
     # What is read is ready for use.
-    ClientReader(found.max_message, found.max_buffer)
+    ClientReader(found.max_message_bytes, found.max_buffer_bytes)
 
 
 GOOD_REQUEST: Final = {

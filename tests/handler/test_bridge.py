@@ -1,4 +1,4 @@
-"""bridge.thread: the loop, over socket pairs, with clients that stall and vanish."""
+"""bridge.thread and bridge.relay over sockets, with clients that stall and vanish."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from apachews_handler.shared import rundir
 from ..conftest import let_pass, wait_for
 from ..support.frames import masked
 
-MAX_BUFFER = Settings().max_buffer
+MAX_BUFFER = Settings().max_buffer_bytes
 OPEN = wire.Open(id="1", uri="/a.ws")
 
 
 class Lines:
-    """A log."""
+    """A log that records its lines."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -55,7 +55,7 @@ class Lines:
 
 
 class SlotFile:
-    """The places of a connection: how often they were released."""
+    """The slots of a connection; counts how often they were released."""
 
     def __init__(self) -> None:
         self.released: list[bool] = []
@@ -65,7 +65,7 @@ class SlotFile:
 
 
 class Peers:
-    """The far ends of a connection: a client and a producer."""
+    """The peers of a connection: its client and its producer."""
 
     def __init__(
         self,
@@ -75,7 +75,9 @@ class Peers:
         path: str = "",
         **changes: Any,
     ) -> None:
-        settings = Settings(**{"max_message": 2**30, "close_timeout": 5.0, "hold": 0, **changes})
+        settings = Settings(
+            **{"max_message_bytes": 2**30, "close_timeout_s": 5.0, "hold_s": 0, **changes}
+        )
         self.client, client_near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
         for sock in (client_near, producer_near):
@@ -85,24 +87,24 @@ class Peers:
         self.log = Lines()
         self._reader = MessageReader(2**30)
         self.messages: list[Item] = []
-        places = SlotFile()
-        self.released = places.released
+        slots = SlotFile()
+        self.released = slots.released
         session = Session(settings, deflate_agreement)
         session.open(OPEN)
         self.connection = Connection(
-            transport(client_near),
-            producer_near,
-            session,
-            settings,
-            path,
-            "[client x] /a.ws",
-            self.log,
-            places,
+            transport=transport(client_near),
+            producer_socket=producer_near,
+            session=session,
+            settings=settings,
+            endpoint=path,
+            name="[client x] /a.ws",
+            log=self.log,
+            admission=slots,
         )
         bridge.adopt(self.connection)
 
     def next_item(self) -> Item | None:
-        """Return what the producer receives next, None at the end."""
+        """Return what the producer receives next; None at the end of file."""
         while not self.messages:
             data = self.producer.recv(1 << 20)
             if not data:
@@ -180,34 +182,34 @@ def test_a_large_message_passes_in_small_pieces(connect: Callable[..., Peers]) -
 
 
 def stalled(sock: socket.socket, data: bytes) -> int:
-    """Send until nothing more goes in for a while; return how much did."""
+    """Send until the socket has been full for a while; return how many bytes were sent."""
     sent = 0
     while select.select([], [sock], [], 0.3)[1]:
         sent += sock.send(data)
     return sent
 
 
-def test_a_client_that_does_not_read_stops_its_producer_and_nobody_else(
+def test_a_client_that_does_not_read_stops_its_producer_only(
     connect: Callable[..., Peers],
 ) -> None:
     slow, fast = connect(), connect()
     frame = wire.encode_frame(wire.BINARY, b"x" * 10_000)
     slow.producer.setblocking(False)
     sent = stalled(slow.producer, frame * 10)
-    queued = len(slow.connection.client_queue)
+    queued = slow.connection.client.queue.unsent_bytes
     assert 0 < queued <= MAX_BUFFER
     fast.client.sendall(masked(0x81, b"hi"))
     assert fast.next_item() == "hi"
-    # And everything arrives once it reads; the frame that was begun, when it is whole.
-    frames, begun = divmod(sent, len(frame))
+    # Everything arrives once it reads, and the last frame once the producer has sent all of it.
+    frames, cut_at = divmod(sent, len(frame))
     assert slow.client_reads(frames * len(frame)) == frame * frames
     slow.producer.setblocking(True)
-    slow.producer.sendall(frame[begun:])
+    slow.producer.sendall(frame[cut_at:])
     assert slow.client_reads(len(frame)) == frame
 
 
 class Gauge(PlainTransport):
-    """Notes the most that waited for the client."""
+    """Notes the most bytes that waited for the client."""
 
     most_bytes = 0
 
@@ -216,7 +218,9 @@ class Gauge(PlainTransport):
         return super().send(data)
 
 
-def test_what_is_kept_back_of_a_frame_counts_as_held(connect: Callable[..., Peers]) -> None:
+def test_bytes_of_an_incomplete_frame_count_against_the_buffer(
+    connect: Callable[..., Peers],
+) -> None:
     peers = connect(transport=Gauge)
     frame = wire.encode_frame(wire.BINARY, bytes(60_000))
     writer = threading.Thread(target=peers.producer.sendall, args=(frame * 200,))
@@ -233,24 +237,24 @@ def test_a_producer_that_does_not_read_stops_its_client(connect: Callable[..., P
     frame = masked(0x82, b"x" * 10_000)
     peers.client.setblocking(False)
     sent = stalled(peers.client, frame * 10)
-    assert 0 < len(peers.connection.producer_queue) <= MAX_BUFFER + 1000
+    assert 0 < peers.connection.producer.queue.unsent_bytes <= MAX_BUFFER + 1000
     messages = sent // len(frame)
     for _ in range(messages):
         assert peers.next_item() == b"x" * 10_000
 
 
 @pytest.mark.parametrize("size", [4096, 1 << 20])
-def test_what_is_held_of_each_direction_is_a_setting(
+def test_the_buffer_of_each_direction_is_a_setting(
     connect: Callable[..., Peers], size: int
 ) -> None:
-    peers = connect(max_buffer=size, max_message=1 << 40)
+    peers = connect(max_buffer_bytes=size, max_message_bytes=1 << 40)
     peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 1 << 40))
     for sock in (peers.client, peers.producer):
         sock.setblocking(False)
         stalled(sock, b"x" * 60_000)
-    for queue in (peers.connection.client_queue, peers.connection.producer_queue):
-        assert 0 < len(queue) <= size + 100
+    for leg in (peers.connection.client, peers.connection.producer):
+        assert 0 < leg.queue.unsent_bytes <= size + 100
 
 
 def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[..., Peers]) -> None:
@@ -258,12 +262,12 @@ def test_pings_of_a_client_that_does_not_read_cost_nothing(connect: Callable[...
     peers.producer.setblocking(False)
     stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.settimeout(10)
-    before = len(peers.connection.client_queue)
+    before = peers.connection.client.queue.unsent_bytes
     for _ in range(5_000):
         peers.client.sendall(masked(0x89, b"p" * 125))
     peers.client.sendall(masked(0x81, b"end"))
     assert peers.next_item() == "end"
-    assert len(peers.connection.client_queue) <= before
+    assert peers.connection.client.queue.unsent_bytes <= before
 
 
 def test_the_client_closes(connect: Callable[..., Peers]) -> None:
@@ -279,15 +283,15 @@ def test_the_client_closes(connect: Callable[..., Peers]) -> None:
     assert "closed by client (CLIENT_CLOSED) code=1000" in line
 
 
-def test_a_client_that_does_not_go_is_dropped_in_time(connect: Callable[..., Peers]) -> None:
-    peers = connect(close_timeout=0.1)
+def test_a_client_that_does_not_close_is_dropped_in_time(connect: Callable[..., Peers]) -> None:
+    peers = connect(close_timeout_s=0.1)
     peers.producer.sendall(wire.encode_frame(wire.CLOSE, b""))
     assert peers.client_reads(100) == b"\x88\x00"
     assert peers.next_item() is None
 
 
 def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> None:
-    peers = connect(max_message=10)
+    peers = connect(max_message_bytes=10)
     peers.client.sendall(masked(0x81, b"x" * 11))
     item = peers.next_item()
     assert isinstance(item, wire.Close)
@@ -301,13 +305,13 @@ def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> No
 
 @pytest.mark.parametrize("half_sent", [False, True])
 def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> None:
-    peers = connect(max_buffer=6)  # a frame that is longer is passed on as it comes
+    peers = connect(max_buffer_bytes=6)  # a longer frame is relayed in pieces
     frame = wire.encode_frame(wire.TEXT, b"hello")
     peers.producer.sendall(frame[:4] if half_sent else frame)
     peers.producer.close()
     received = peers.client_reads(9 if half_sent else len(frame) + 4)
     if half_sent:
-        assert received == frame[:4]  # and the end
+        assert received == frame[:4]  # and the end of file
     else:
         assert received == frame + b"\x88\x16" + (1012).to_bytes(2, "big")
 
@@ -315,26 +319,26 @@ def test_the_producer_dies(connect: Callable[..., Peers], half_sent: bool) -> No
 def test_a_producer_that_dies_while_its_client_is_slow_costs_no_processor(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(send_timeout=1.0, close_timeout=0.5)
+    peers = connect(send_timeout_s=1.0, close_timeout_s=0.5)
     peers.producer.setblocking(False)
     sent = stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.close()
-    wait_for(lambda: peers.connection.producer_mask == -1)
+    wait_for(lambda: peers.connection.producer.mask == -1)
     used = sum(os.times()[:2])
     wait_for(lambda: peers.log.lines)
     assert sum(os.times()[:2]) - used < 0.4
-    with pytest.raises(ConnectionResetError):  # the kernel keeps nothing for it
+    with pytest.raises(ConnectionResetError):  # the kernel has dropped what it held
         peers.client_reads(sent)
 
 
 def test_a_client_that_vanishes_while_its_producer_is_slow_is_noticed(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(close_timeout=0.5)
+    peers = connect(close_timeout_s=0.5)
     peers.client.setblocking(False)
     stalled(peers.client, masked(0x82, b"x" * 60_000))
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    peers.client.close()  # with a reset
+    peers.client.close()  # sends a reset
     wait_for(lambda: peers.log.lines)
 
 
@@ -345,7 +349,7 @@ def ping() -> bytes:
 def test_a_silent_client_is_pinged_and_lives_while_it_answers(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(ping_interval=0.05, ping_timeout=0.3)
+    peers = connect(ping_interval_s=0.05, ping_timeout_s=0.3)
     for _ in range(10):
         assert peers.client_reads(len(ping())) == ping()
         peers.client.sendall(masked(0x8A, KEEPALIVE))
@@ -354,7 +358,7 @@ def test_a_silent_client_is_pinged_and_lives_while_it_answers(
 
 
 def test_a_client_that_answers_no_ping_is_closed(connect: Callable[..., Peers]) -> None:
-    peers = connect(ping_interval=0.05, ping_timeout=0.05, close_timeout=0.05)
+    peers = connect(ping_interval_s=0.05, ping_timeout_s=0.05, close_timeout_s=0.05)
     assert peers.client_reads(len(ping())) == ping()
     assert peers.next_item() == wire.Close(1011, "no answer to a ping")
     assert peers.client_reads(4)[2:] == (1011).to_bytes(2, "big")
@@ -365,15 +369,15 @@ def test_a_client_that_answers_no_ping_is_closed(connect: Callable[..., Peers]) 
 
 
 def test_no_ping_is_missed_while_the_producer_is_slow(connect: Callable[..., Peers]) -> None:
-    peers = connect(ping_interval=0.05, ping_timeout=0.05)
+    peers = connect(ping_interval_s=0.05, ping_timeout_s=0.05)
     peers.client.setblocking(False)
-    stalled(peers.client, masked(0x82, b"x" * 60_000))  # for longer than both
+    stalled(peers.client, masked(0x82, b"x" * 60_000))  # for longer than interval and timeout
     assert not peers.log.lines
     assert peers.next_item() == b"x" * 60_000
 
 
 def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
-    peers = connect(idle_timeout=1)
+    peers = connect(idle_timeout_s=1)
     for _ in range(4):
         peers.producer.sendall(wire.encode_frame(wire.TEXT, b"tick"))
         assert peers.client_reads(6) == b"\x81\x04tick"
@@ -382,7 +386,7 @@ def test_an_idle_connection_is_closed(connect: Callable[..., Peers]) -> None:
 
 
 def test_a_client_that_takes_nothing_is_closed(connect: Callable[..., Peers]) -> None:
-    peers = connect(send_timeout=0.3, close_timeout=0.1)
+    peers = connect(send_timeout_s=0.3, close_timeout_s=0.1)
     peers.producer.setblocking(False)
     stalled(peers.producer, wire.encode_frame(wire.BINARY, b"x" * 60_000))
     peers.producer.settimeout(10)
@@ -393,7 +397,7 @@ def test_a_client_that_takes_nothing_is_closed(connect: Callable[..., Peers]) ->
 
 
 def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[..., Peers]) -> None:
-    peers = connect(send_timeout=1.5)
+    peers = connect(send_timeout_s=1.5)
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
     peers.producer.setblocking(False)
     sent, received = stalled(peers.producer, b"x" * 60_000), 0
@@ -404,8 +408,8 @@ def test_a_client_that_takes_a_little_now_and_then_is_not(connect: Callable[...,
 
 
 def test_a_client_that_reads_slowly_but_steadily_is_not(connect: Callable[..., Peers]) -> None:
-    """The kernel asks for more only when much has gone: for longer than the timeout."""
-    peers = connect(send_timeout=1)
+    """The kernel reports room only once it has sent much, later than the timeout."""
+    peers = connect(send_timeout_s=1)
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
     peers.producer.setblocking(False)
@@ -418,7 +422,7 @@ def test_a_client_that_reads_slowly_but_steadily_is_not(connect: Callable[..., P
 
 
 def test_a_slow_transfer_is_not_idle(connect: Callable[..., Peers]) -> None:
-    peers = connect(idle_timeout=0.3)
+    peers = connect(idle_timeout_s=0.3)
     peers.producer.sendall(wire.encode_header(wire.FIN | wire.BINARY, 2**30))
     peers.producer.setblocking(False)
     stalled(peers.producer, b"x" * 60_000)
@@ -426,15 +430,15 @@ def test_a_slow_transfer_is_not_idle(connect: Callable[..., Peers]) -> None:
     assert not peers.log.lines
 
 
-def test_an_answer_that_was_not_read_yet_is_an_answer(
+def test_a_pong_that_was_not_read_yet_counts(
     connect: Callable[..., Peers],
 ) -> None:
-    """The loop was held up for longer than the timeout: nobody is gone for that."""
-    peers, other = connect(ping_interval=0.1, ping_timeout=0.1), connect()
+    """If the loop itself was busy for longer than the timeout, no client is closed."""
+    peers, other = connect(ping_interval_s=0.1, ping_timeout_s=0.1), connect()
     held = threading.Event()
     other.log.write = lambda level, text: held.wait(5) and None  # type: ignore[assignment]
     assert peers.client_reads(len(ping())) == ping()
-    other.producer.sendall(wire.encode_frame(0x7, b""))  # which is logged
+    other.producer.sendall(wire.encode_frame(0x7, b""))  # the loop logs it, and blocks
     peers.client.sendall(masked(0x8A, KEEPALIVE))
     let_pass(0.4)
     held.set()
@@ -442,10 +446,8 @@ def test_an_answer_that_was_not_read_yet_is_an_answer(
     assert not peers.log.lines
 
 
-def test_nothing_is_kept_of_a_connection_that_is_closed(
-    bridge: Bridge, connect: Callable[..., Peers]
-) -> None:
-    peers = connect(idle_timeout=3600.0, transport=Hoarder)  # which can be referred to weakly
+def test_a_closed_connection_is_freed(bridge: Bridge, connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout_s=3600.0, transport=BufferingTransport)  # it has weak references
     transport = weakref.ref(peers.connection.transport)
     peers.client.close()
     wait_for(lambda: peers.log.lines)
@@ -460,92 +462,94 @@ def test_a_rate_that_is_exceeded(connect: Callable[..., Peers]) -> None:
     assert peers.next_item() == wire.Close(1008, "too many messages in a short time")
 
 
-def test_a_bomb_passes_in_bounded_pieces_and_its_producer_is_waited_for(
+def test_a_bomb_passes_in_bounded_pieces_at_the_pace_of_its_producer(
     connect: Callable[..., Peers],
 ) -> None:
     peers = connect(deflate_agreement=Agreement())
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
-    peers.client.sendall(masked(0xC2, bomb) + masked(0x81, b"behind it"))
-    wait_for(lambda: peers.connection.producer_queue)
-    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    peers.client.sendall(masked(0xC2, bomb) + masked(0x81, b"after it"))
+    wait_for(lambda: peers.connection.producer.queue.unsent_bytes)
+    assert peers.connection.producer.queue.unsent_bytes <= MAX_BUFFER + 100
     assert peers.next_item() == bytes(20_000_000)
-    assert peers.next_item() == "behind it"
+    assert peers.next_item() == "after it"
 
 
-def test_a_client_that_resets_behind_a_bomb_costs_no_processor(
+def test_a_client_that_resets_after_a_bomb_costs_no_processor(
     connect: Callable[..., Peers],
 ) -> None:
-    """Its message is not all inflated, and the producer is slow: nothing is read of it."""
+    """Its message is only partly inflated, and the producer is slow, so it is not read."""
     peers = connect(deflate_agreement=Agreement())
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(20_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
     peers.client.sendall(masked(0xC2, bomb))
-    wait_for(lambda: peers.connection.producer_queue)
+    wait_for(lambda: peers.connection.producer.queue.unsent_bytes)
     assert peers.connection.session.is_paused
     peers.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     peers.client.close()
     used = sum(os.times()[:2])
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     let_pass(0.5)
     assert sum(os.times()[:2]) - used < 0.3
 
 
-class Hoarder(PlainTransport):
-    """As OpenSSL: takes all that the descriptor has, and gives out some of it."""
+class BufferingTransport(PlainTransport):
+    """Reads all that the descriptor has, as OpenSSL does, and returns some of it."""
 
     buffers_input = True
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self.hoard = b""
+        self.buffer = b""
 
     def recv(self, size: int) -> bytes | None:
         data = super().recv(1 << 20)
-        self.hoard += data or b""
-        taken, self.hoard = self.hoard[:size], self.hoard[size:]
-        return taken or data
+        self.buffer += data or b""
+        returned, self.buffer = self.buffer[:size], self.buffer[size:]
+        return returned or data
 
     def has_pending(self) -> bool:
-        return bool(self.hoard)
+        return bool(self.buffer)
 
 
-def test_what_the_transport_holds_behind_a_pause_is_not_forgotten(
+def test_bytes_that_the_transport_holds_during_a_pause_are_read(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(deflate_agreement=Agreement(), max_buffer=4096, transport=Hoarder)
+    peers = connect(
+        deflate_agreement=Agreement(), max_buffer_bytes=4096, transport=BufferingTransport
+    )
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     bomb = (stream.compress(bytes(1_000_000)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
-    # One segment: everything is with the transport after the first read.
+    # One segment, so the transport holds everything after the first read.
     peers.client.sendall(masked(0xC2, bomb) + masked(0x82, b"x" * 9000) + masked(0x81, b"end"))
     assert [peers.next_item() for _ in range(3)] == [bytes(1_000_000), b"x" * 9000, "end"]
 
 
 class Waiting(PlainTransport):
-    """As OpenSSL while it must write before it reads on."""
+    """Must write before it reads on, as OpenSSL may."""
 
     needs_writing = True
 
 
-def test_a_transport_that_must_write_is_no_way_around_a_slow_producer(
+def test_a_transport_that_must_write_does_not_bypass_backpressure(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(transport=Waiting, max_message=1 << 40)
+    peers = connect(transport=Waiting, max_message_bytes=1 << 40)
     peers.client.sendall(b"\x82\xff" + (1 << 35).to_bytes(8, "big") + b"mask")
     peers.client.setblocking(False)
     stalled(peers.client, b"x" * 60_000)
     used = sum(os.times()[:2])
     let_pass(0.5)
-    assert len(peers.connection.producer_queue) <= MAX_BUFFER + 100
+    assert peers.connection.producer.queue.unsent_bytes <= MAX_BUFFER + 100
     assert sum(os.times()[:2]) - used < 0.3
     peers.producer.setblocking(False)
 
-    def goes_on() -> bool:
+    def is_read_again() -> bool:
         with contextlib.suppress(BlockingIOError):
             peers.producer.recv(1 << 20)
         return bool(select.select([], [peers.client], [], 0)[1])
 
-    wait_for(goes_on)
+    wait_for(is_read_again)
 
 
 def test_what_the_producer_sends_is_compressed(connect: Callable[..., Peers]) -> None:
@@ -580,14 +584,14 @@ def test_an_exception_ends_its_own_connection_only(
     bad.client.sendall(b"x")
     assert bad.next_item() is None
     with pytest.raises(ConnectionResetError):
-        bad.client_reads(1)  # what it sent was never read
+        bad.client_reads(1)  # its bytes were never read
     assert bad.log.lines[0][0] == "error"
     assert "a fault of ours" in bad.log.lines[0][1]
     good.client.sendall(masked(0x81, b"hi"))
     assert good.next_item() == "hi"
 
 
-def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
+def test_an_exception_while_it_is_logged_ends_only_that_connection(
     connect: Callable[..., Peers], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = connect(), connect()
@@ -604,31 +608,31 @@ def test_a_fault_at_the_very_end_of_a_connection_is_its_own(
     assert "a fault of ours" in bad.log.lines[0][1]
     good.client.sendall(masked(0x81, b"hi"))
     assert good.next_item() == "hi"
-    assert bridge._loop.counters.endpoints()[""].closes == {"1000": 1}
+    assert bridge.loop.counters.endpoints()[""].closes == {"1000": 1}
 
 
-def kept_busy(bridge: Bridge) -> threading.Event:
-    """Have the thread busy until the event is set."""
-    is_busy, may_go_on = threading.Event(), threading.Event()
+def block(bridge: Bridge) -> threading.Event:
+    """Block the bridge's thread until the returned event is set."""
+    is_busy, may_continue = threading.Event(), threading.Event()
     reader, writer = socket.socketpair()
 
-    def be_busy() -> None:
-        bridge._loop.unwatch(reader.fileno())
+    def wait() -> None:
+        bridge.loop.remove_reader(reader.fileno())
         reader.close()
         writer.close()
         is_busy.set()
-        may_go_on.wait(10)
+        may_continue.wait(10)
 
-    bridge._loop.watch(reader.fileno(), be_busy)
+    bridge.loop.add_reader(reader.fileno(), wait)
     writer.send(b"x")
     assert is_busy.wait(5)
-    return may_go_on
+    return may_continue
 
 
-def test_what_comes_while_it_is_busy_is_begun_with_together(
+def test_connections_adopted_while_it_is_busy_are_added_in_one_batch(
     bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_go_on = kept_busy(bridge)
+    may_continue = block(bridge)
     written: list[int] = []
     write = syscalls.eventfd_write
 
@@ -639,7 +643,7 @@ def test_what_comes_while_it_is_busy_is_begun_with_together(
     monkeypatch.setattr(syscalls, "eventfd_write", noted)
     several = [Peers(bridge) for _ in range(3)]
     assert written == [1]
-    may_go_on.set()
+    may_continue.set()
     for peers in several:
         assert isinstance(peers.next_item(), wire.Open)
     Peers(bridge).close()
@@ -649,15 +653,13 @@ def test_what_comes_while_it_is_busy_is_begun_with_together(
 
 
 @pytest.mark.parametrize("order", ["stop", "freeze"])
-def test_one_that_was_adopted_just_before_the_end_is_not_forgotten(
-    bridge: Bridge, order: str
-) -> None:
-    may_go_on = kept_busy(bridge)
+def test_a_connection_adopted_just_before_the_end_is_handled(bridge: Bridge, order: str) -> None:
+    may_continue = block(bridge)
     peers = Peers(bridge)
     ender = threading.Thread(target=getattr(bridge, order))
     ender.start()
     wait_for(lambda: not bridge.is_running)
-    may_go_on.set()
+    may_continue.set()
     assert isinstance(peers.next_item(), wire.Open)
     if order == "stop":
         assert peers.client_reads(4)[2:] == (1001).to_bytes(2, "big")
@@ -675,7 +677,7 @@ def test_one_that_was_adopted_just_before_the_end_is_not_forgotten(
 
 
 class FullEpoll:
-    """An epoll that watches nobody more."""
+    """An epoll that has no room to register a descriptor."""
 
     def __init__(self, epoll: select.epoll) -> None:
         self._epoll = epoll
@@ -687,23 +689,24 @@ class FullEpoll:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_where_epoll_has_no_room_a_client_gets_its_goodbye(bridge: Bridge) -> None:
-    epoll = bridge._loop._epoll
-    bridge._loop._epoll = FullEpoll(epoll)  # type: ignore[assignment]
+def test_a_client_is_rejected_with_1001_if_epoll_has_no_room(bridge: Bridge) -> None:
+    poller = bridge.loop._poller
+    epoll = poller.epoll
+    poller.epoll = FullEpoll(epoll)  # type: ignore[assignment]
     peers = Peers(bridge)
     assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
     assert peers.next_item() is None
     wait_for(lambda: peers.log.lines)
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
     assert peers.released == [True]
-    bridge._loop._epoll = epoll
+    poller.epoll = epoll
     peers.close()
     after = Peers(bridge)
     assert isinstance(after.next_item(), wire.Open)
     after.close()
 
 
-def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
+def test_stop_closes_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -> None:
     peers, silent = connect(), connect()
     stopper = threading.Thread(target=bridge.stop)
     stopper.start()
@@ -713,22 +716,22 @@ def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., 
     received = peers.client_reads(4)
     assert received[2:] == (1001).to_bytes(2, "big")
     peers.client.sendall(masked(0x88, b"\x03\xe9"))
-    stopper.join(5)  # the silent one does not hold it up for ever
+    stopper.join(5)  # although the silent client does not answer
     assert not stopper.is_alive()
     assert silent.client_reads(4)[2:] == (1001).to_bytes(2, "big")
 
 
-def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
+def test_a_connection_adopted_after_the_end_is_closed(bridge: Bridge) -> None:
     bridge.stop()
     peers = Peers(bridge)
     frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
-    assert peers.client_reads(100) == frame  # and the end
+    assert peers.client_reads(100) == frame  # and the end of file
     assert peers.next_item() is None
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
     peers.close()
 
 
-def test_the_thread_takes_no_signals(bridge: Bridge) -> None:
+def test_the_thread_blocks_signals(bridge: Bridge) -> None:
     task = f"/proc/self/task/{bridge._thread.native_id}/status"
     with open(task) as status:
         blocked = next(line for line in status if line.startswith("SigBlk:")).split()[1]
@@ -737,14 +740,14 @@ def test_the_thread_takes_no_signals(bridge: Bridge) -> None:
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_a_clients_last_words_arrive_though_nothing_reaches_it_any_more(
+def test_the_last_messages_of_a_client_arrive_though_writes_to_it_fail(
     connect: Callable[..., Peers],
 ) -> None:
     peers = connect()
     peers.producer.sendall(wire.encode_frame(wire.TEXT, b"unread"))
     wait_for(lambda: select.select([peers.client], [], [], 0)[0])
-    # The loop is held while the client speaks and breaks off, and while its
-    # producer speaks: it then meets the failed send before the last words.
+    # The loop is blocked while the client sends its last messages and resets the connection,
+    # and while the producer sends.  Its write fails before it reads these messages.
     held = threading.Event()
 
     def hold(level: str, text: str) -> None:
@@ -752,19 +755,19 @@ def test_a_clients_last_words_arrive_though_nothing_reaches_it_any_more(
 
     peers.log.write = hold  # type: ignore[method-assign]
     peers.producer.sendall(wire.encode_frame(0x7, b""))
-    peers.client.sendall(masked(0x81, b"last words") + masked(0x88, b"\x0f\xa0"))
-    peers.client.close()  # with something unread: a reset
+    peers.client.sendall(masked(0x81, b"last message") + masked(0x88, b"\x0f\xa0"))
+    peers.client.close()  # with unread bytes, so this is a reset
     peers.producer.sendall(wire.encode_frame(wire.TEXT, b"too late") * 3)
     held.set()
-    assert peers.next_item() == "last words"
+    assert peers.next_item() == "last message"
     assert peers.next_item() == wire.Close(4000, "")
 
 
-def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
+def test_a_client_that_leaves_while_its_producer_hangs_is_dropped(
     connect: Callable[..., Peers],
 ) -> None:
-    peers = connect(close_timeout=0.2)
-    while not peers.connection.producer_queue:
+    peers = connect(close_timeout_s=0.2)
+    while not peers.connection.producer.queue.unsent_bytes:
         peers.client.sendall(masked(0x82, b"x" * 10_000))
         let_pass(0.005)  # so that the client's window stays open
     peers.client.shutdown(socket.SHUT_WR)
@@ -774,7 +777,7 @@ def test_a_client_that_leaves_while_its_producer_hangs_is_let_go(
 @pytest.mark.parametrize(
     ("rate", "least_s", "most_s"), [(Rate(20, 20.0), 0.4, 2.0), (None, 0, 0.5)]
 )
-def test_goodbyes_are_spread(
+def test_connections_are_drained_at_the_pace_of_the_setting(
     bridge: Bridge,
     connect: Callable[..., Peers],
     rate: Rate | None,
@@ -782,31 +785,31 @@ def test_goodbyes_are_spread(
     most_s: float,
 ) -> None:
     many = [connect(drain_rate=rate) for _ in range(10)]
-    begun_at = time.monotonic()
-    bridge.begin_stop()
-    told_at = []
+    started_at = time.monotonic()
+    bridge.stop_nowait()
+    closed_at = []
     for peers in many:
         assert peers.client_reads(4)[2:] == b"\x03\xe9"
-        told_at.append(time.monotonic() - begun_at)
+        closed_at.append(time.monotonic() - started_at)
         peers.client.close()
-    assert least_s < max(told_at) < most_s
+    assert least_s < max(closed_at) < most_s
 
 
-def test_all_goodbyes_are_said_in_time_however_slow_the_pace(
+def test_a_stop_drains_in_time_however_slow_the_pace(
     bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """httpd does not wait for ever."""
+    """httpd kills a child that does not end."""
     monkeypatch.setattr("apachews_handler.bridge.thread.STOP_SPREAD_S", 0.5)
     many = [connect(drain_rate=Rate(1, 1.0)) for _ in range(10)]
-    begun_at = time.monotonic()
-    bridge.begin_stop()
+    started_at = time.monotonic()
+    bridge.stop_nowait()
     for peers in many:
         assert peers.client_reads(4)[2:] == b"\x03\xe9"
         peers.client.close()
-    assert time.monotonic() - begun_at < 2
+    assert time.monotonic() - started_at < 2
 
 
-def test_a_thread_that_cannot_start_leaves_nothing_behind(
+def test_a_thread_that_cannot_start_leaves_no_file_or_descriptor(
     monkeypatch: pytest.MonkeyPatch, temporary: Path
 ) -> None:
     rundir.open_directory(os.getpid())
@@ -816,7 +819,7 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", fail)
-    for _ in range(2):  # and it is tried again
+    for _ in range(2):  # the next request tries again
         with pytest.raises(RuntimeError, match="new thread"):
             child.bridge(lambda: None, Lines())
     assert set(os.listdir("/proc/self/fd")) == before

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from apachews import wire
-from apachews_handler.native.httpd import LOG_LEVELS
+from apachews_handler.native.httpd_abi import LOG_LEVELS
 from apachews_handler.protocol.close_causes import CloseCause
 
-TABLE = Path(__file__).parents[2] / "docs" / "close-codes.md"
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "close-codes.md"
 
 
 def test_the_documented_table_is_the_enumeration() -> None:

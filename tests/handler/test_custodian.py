@@ -72,7 +72,7 @@ def test_it_is_over_when_apache_has_gone(watching: Watching) -> None:
     watching.apache.wait()
     assert watching.ends_within_s() == HURRY_S
     # The loop is not woken up by that again and again while clients are told.
-    assert watching.custodian._parent not in watching.loop._others
+    assert watching.custodian._parent not in watching.loop._readers
 
 
 @pytest.mark.parametrize("how", ["unlink", "rename"])

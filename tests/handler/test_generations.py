@@ -80,10 +80,10 @@ def test_files_of_apaches_that_have_gone_are_removed(temporary: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (temporary / f"{ended.pid}.00000000000000000001.5.custodian").touch()
-    (temporary / f"{os.getpid()}.places").touch()
+    (temporary / f"{os.getpid()}.slots").touch()
     (temporary / "something.else").touch()
     Generation(APACHE).close()
     assert {path.name for path in temporary.iterdir()} == {
-        f"{os.getpid()}.places",
+        f"{os.getpid()}.slots",
         "something.else",
     }

@@ -21,7 +21,7 @@ from apachews_handler.lifecycle.handover import SUFFIX, Giver, Taker
 from apachews_handler.lifecycle.portable import FORMAT, encode
 from apachews_handler.protocol.session import Session
 from apachews_handler.settings import Settings
-from apachews_handler.shared import limits, rundir
+from apachews_handler.shared import rundir, slots
 
 from ..conftest import wait_for
 from ..support.frames import masked
@@ -45,7 +45,7 @@ class FileLines(Lines):
 class Client:
     """The far ends of a connection of a loop."""
 
-    def __init__(self, loop: Loop, log: Lines, admission: limits.Permit | None = None) -> None:
+    def __init__(self, loop: Loop, log: Lines, admission: slots.Permit | None = None) -> None:
         settings = Settings()
         self.socket, near = tcp_pair()
         self.producer, producer_near = socket.socketpair()
@@ -54,7 +54,14 @@ class Client:
         session = Session(settings)
         session.open(OPEN)
         self.connection = Connection(
-            PlainTransport(near), producer_near, session, settings, "/a.ws", "[x]", log, admission
+            transport=PlainTransport(near),
+            producer_socket=producer_near,
+            session=session,
+            settings=settings,
+            endpoint="/a.ws",
+            name="[x]",
+            log=log,
+            admission=admission,
         )
         self._reader = MessageReader(2**30)
         self._items: list[Item] = []
@@ -102,7 +109,7 @@ class Site:
         self._takers.append(taker)
         return taker
 
-    def client(self, admission: limits.Permit | None = None) -> Client:
+    def client(self, admission: slots.Permit | None = None) -> Client:
         self._clients.append(Client(self.younger, self.log, admission))
         turn(self.younger)
         return self._clients[-1]
@@ -175,7 +182,7 @@ def test_connections_move_to_the_elder_and_go_on(site: Site) -> None:
     for client in clients:
         client.says(b"after", site.elder)
         assert client.connection.transport.fileno() == -1
-        assert client.connection.producer.fileno() == -1
+        assert client.connection.producer_socket.fileno() == -1
 
 
 def test_what_is_on_its_way_moves_along(site: Site) -> None:
@@ -244,7 +251,7 @@ def test_an_offer_that_does_not_fit_is_refused_and_its_descriptors_are_closed(si
     site.taker()
     client = site.client()
     document = b"O" + (encode(client.connection) or b"")
-    fds = [client.connection.client_fd, client.connection.producer_fd]
+    fds = [client.connection.client.fd, client.connection.producer.fd]
     log = site.log.file.fileno()
     before = _descriptors()
     for data, offered in (
@@ -272,7 +279,7 @@ def test_a_giver_that_ends_before_it_commits_keeps_its_client(site: Site) -> Non
     site.taker()
     client = site.client()
     document = b"O" + (encode(client.connection) or b"")
-    fds = [client.connection.client_fd, client.connection.producer_fd, site.log.file.fileno()]
+    fds = [client.connection.client.fd, client.connection.producer.fd, site.log.file.fileno()]
     with giver_by_hand(site) as sock:
         assert answer_to(site, sock, HELLO) == b"y"
         assert answer_to(site, sock, document, fds) == b"y"
@@ -284,25 +291,25 @@ def test_a_giver_that_ends_before_it_commits_keeps_its_client(site: Site) -> Non
 
 
 def test_places_of_an_offer_without_commit_stay_with_the_giver(site: Site) -> None:
-    places = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
-    others = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
-    position = places.take("all of 1", 1)
+    places = slots.SlotFile(str(site.directory / f"{APACHE}.slots"))
+    others = slots.SlotFile(str(site.directory / f"{APACHE}.slots"))
+    position = places.acquire("all of 1", 1)
     assert position is not None
     site.taker()
-    client = site.client(limits.Permit(places, [position]))
+    client = site.client(slots.Permit(places, [position]))
     document = b"O" + (encode(client.connection) or b"")
-    fds = [client.connection.client_fd, client.connection.producer_fd, site.log.file.fileno()]
+    fds = [client.connection.client.fd, client.connection.producer.fd, site.log.file.fileno()]
     with giver_by_hand(site) as sock:
         assert answer_to(site, sock, HELLO) == b"y"
         before = _descriptors()
         assert answer_to(site, sock, document, [*fds, places.fileno()]) == b"y"
     turn(site.elder)
     assert _descriptors() <= before, "all copies are closed but that of the log, for the next"
-    assert others.take("all of 1", 1) is None
+    assert others.acquire("all of 1", 1) is None
     client.close()
     turn(site.younger)
     others._regions.clear()
-    assert others.take("all of 1", 1) == position
+    assert others.acquire("all of 1", 1) == position
     for opened in (places, others):
         opened.close()
 
@@ -415,24 +422,24 @@ def test_a_request_with_long_headers_stays(site: Site, monkeypatch: pytest.Monke
 
 
 def test_places_stay_taken_until_the_client_leaves(site: Site) -> None:
-    places = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
-    others = limits.SlotFile(str(site.directory / f"{APACHE}.places"))
-    taken = [places.take("all of 2", 2) for _ in range(2)]
+    places = slots.SlotFile(str(site.directory / f"{APACHE}.slots"))
+    others = slots.SlotFile(str(site.directory / f"{APACHE}.slots"))
+    taken = [places.acquire("all of 2", 2) for _ in range(2)]
     site.taker()
-    clients = [site.client(limits.Permit(places, [p])) for p in taken if p is not None]
+    clients = [site.client(slots.Permit(places, [p])) for p in taken if p is not None]
     site.give()
     assert site.younger.is_empty
     places.close()  # its process ends
-    assert others.take("all of 2", 2) is None
+    assert others.acquire("all of 2", 2) is None
     clients[0].close()
     turn(site.elder)
     others._regions.clear()
-    assert others.take("all of 2", 2) == taken[0]
+    assert others.acquire("all of 2", 2) == taken[0]
     clients[1].close()
     turn(site.elder)
     others._regions.clear()
     others._ours.clear()
-    assert others.take("all of 2", 2) is not None
+    assert others.acquire("all of 2", 2) is not None
     others.close()
 
 

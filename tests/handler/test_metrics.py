@@ -17,7 +17,7 @@ from apachews_handler.monitoring.metrics import to_text
 
 from ..library.test_snapshot import process, status
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+OPERATIONS = Path(__file__).parents[2] / "docs" / "howto" / "operations.md"
 
 
 def parse(made: Status) -> dict[str, Metric]:

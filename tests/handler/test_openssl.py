@@ -227,7 +227,15 @@ def test_waiting_to_write_a_key_update_costs_no_processor() -> None:
     bridge = Bridge()
     bridge.start()
     settings = Settings()
-    connection = Connection(made, producer_near, Session(settings), settings, "", "x", Lines())
+    connection = Connection(
+        transport=made,
+        producer_socket=producer_near,
+        session=Session(settings),
+        settings=settings,
+        endpoint="",
+        name="x",
+        log=Lines(),
+    )
     bridge.adopt(connection)
     client.sendall(b"a key update")
     wait_for(lambda: library.read_calls)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews_handler.bridge.connection import Connection, ConnectionInfo
+from apachews_handler.bridge.connection import NOT_WATCHED, Connection, ConnectionInfo, Leg
+from apachews_handler.bridge.send_queue import SendQueue
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.lifecycle.portable import NotPortable, decode, encode, restore
 from apachews_handler.monitoring.close_log import CloseFormat, Ending, Handshake
@@ -42,16 +43,16 @@ class Pair:
         session = new_session(settings, deflate)
         session.open(OPEN)
         self.connection = Connection(
-            PlainTransport(self.sockets[0]),
-            self.sockets[2],
-            session,
-            settings,
-            "/a\udcff.ws",
-            "[client x] /a.ws",
-            Lines(),
+            transport=PlainTransport(self.sockets[0]),
+            producer_socket=self.sockets[2],
+            session=session,
+            settings=settings,
+            endpoint="/a\udcff.ws",
+            name="[client x] /a.ws",
+            log=Lines(),
             **more,
         )
-        self.connection.client_mask = self.connection.producer_mask = 1  # EPOLLIN
+        self.connection.client.mask = self.connection.producer.mask = 1  # EPOLLIN
         session.to_producer.clear()
 
     def moved(self) -> Connection:
@@ -92,14 +93,14 @@ def state_of(value: Any) -> dict[str, Any]:
 def test_everything_comes_through(make: Make) -> None:
     handshake = Handshake({"SERVER_PROTOCOL": "HTTP/1.1"}, OPEN, None, "/a.ws", NOW)
     format_ = CloseFormat('%h "%r" %>s %{ms}T %{id}x')
-    about = ConnectionInfo("id", "/a.ws", "192.0.2.1", 4711, "ann", "ws", "chat")
+    info = ConnectionInfo("id", "/a.ws", "192.0.2.1", 4711, "ann", "ws", "chat")
     changes = {
         "message_rate": Rate(10, 5.0),
         "origins": ("https://example.org",),
         "close_log": "/var/log/closes.log",
         "close_log_format": format_,
     }
-    pair = make(None, changes, about=about, close_line=format_.begin(handshake))
+    pair = make(None, changes, info=info, close_line=format_.begin(handshake))
     connection, session = pair.connection, pair.connection.session
     session.receive_client(masked(0x81, b"one") + masked(0x8A, b"pong"), NOW)
     session.receive_producer(b"\x81\x03two\x81\x05three")
@@ -107,22 +108,22 @@ def test_everything_comes_through(make: Make) -> None:
     session.to_client.clear()
     session.to_producer.clear()
     connection.opened_at, connection.entrusted_at = 1.5, 2.5
-    connection.hold_ends_at, connection.resumed_at, connection.said_before = 3.5, 4.5, 6
-    connection.watch.heard_at, connection.watch.passed_at = 7.5, 8.5
-    connection.watch.due(100.0)  # a PING was asked for
-    connection.watch.way_s = 0.5
+    timeouts = connection.timeouts
+    timeouts.hold_ends_at, timeouts.resumed_at, timeouts.said_before = 3.5, 4.5, 6
+    timeouts.heard_at, timeouts.passed_at = 7.5, 8.5
+    timeouts.due(100.0)  # a PING was asked for
+    timeouts.way_s = 0.5
     connection.progress = Progress(TcpState(5000, 300, 4000))
-    connection.progress.ask(TcpState(5100, 300, 4100), 100.0, is_answered=False)
+    connection.progress.note_ping(TcpState(5100, 300, 4100), 100.0, is_answered=False)
 
     moved = pair.moved()
-    for name in ("settings", "about", "name", "path", "opened_at", "entrusted_at", "said_before"):
+    for name in ("settings", "info", "name", "endpoint", "opened_at", "entrusted_at"):
         assert getattr(moved, name) == getattr(connection, name), name
-    assert (moved.hold_ends_at, moved.resumed_at) == (3.5, 4.5)
     assert moved.session.traffic() == session.traffic() == (1, 3, 2, 8)
     for reader in ("_client", "_producer"):
         before, after = getattr(session, reader), getattr(moved.session, reader)
         assert state_of(after) == state_of(before)
-    assert state_of(moved.watch) == state_of(connection.watch)
+    assert state_of(moved.timeouts) == state_of(connection.timeouts)
     assert state_of(moved.progress) == state_of(connection.progress)
     assert moved.session._opened == session._opened
     assert not moved.session.is_ping_answered
@@ -175,32 +176,34 @@ def test_what_is_not_at_rest_stays(make: Make, spoil: Callable[[Session], None])
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "spoil",
     [
-        ("client_queue", b"x"),
-        ("producer_queue", b"x"),
-        ("client_mask", 0),
-        ("producer_mask", -1),
-        ("goodbye", CloseCause.DRAINED),
-        ("write_failed", True),
-        ("is_shut_down", True),
+        lambda connection: connection.client.queue.push(b"x"),
+        lambda connection: connection.producer.queue.push(b"x"),
+        lambda connection: setattr(connection.client, "mask", 0),
+        lambda connection: setattr(connection.producer, "mask", NOT_WATCHED),
+        lambda connection: setattr(connection, "drain_cause", CloseCause.DRAINED),
+        lambda connection: setattr(connection, "write_failed", True),
+        lambda connection: setattr(connection, "is_shut_down", True),
     ],
 )
-def test_a_connection_that_waits_or_ends_stays(make: Make, name: str, value: object) -> None:
+def test_a_connection_that_waits_or_ends_stays(
+    make: Make, spoil: Callable[[Connection], None]
+) -> None:
     pair = make()
-    setattr(pair.connection, name, value)
+    spoil(pair.connection)
     assert encode(pair.connection) is None
 
 
 @pytest.mark.parametrize(
-    "name", ["waiting_since", "held_until", "goodbye_at", "leaves_at", "is_heard", "has_client"]
+    "name", ["waiting_since", "held_until", "drain_at", "close_by", "is_heard", "has_client"]
 )
 def test_a_deadline_keeps_it(make: Make, name: str) -> None:
     pair = make()
     value: object = NOW
     if name in ("is_heard", "has_client"):
         value = False
-    setattr(pair.connection.watch, name, value)
+    setattr(pair.connection.timeouts, name, value)
     assert encode(pair.connection) is None
 
 
@@ -223,7 +226,7 @@ def test_one_with_tls_stays(make: Make) -> None:
         lambda document: document["session"].pop("opened"),
         lambda document: document["watch"].pop("heard_at"),
         lambda document: document.update(settings=change_settings(document, more=1)),
-        lambda document: document.update(settings=change_settings(document, hold=None)),
+        lambda document: document.update(settings=change_settings(document, hold_s=None)),
         lambda document: document.update(settings=change_settings(document, drain_rate={"a": 1})),
         lambda document: document["session"]["client"].pop("messages"),
         lambda document: document["about"].update(more=1),
@@ -248,8 +251,8 @@ def test_a_document_of_another_version_is_refused(
 
 def change_settings(document: dict[str, Any], **changes: Any) -> str:
     settings = {**json.loads(document["settings"]), **changes}
-    if settings["hold"] is None:
-        del settings["hold"]
+    if settings["hold_s"] is None:
+        del settings["hold_s"]
     return json.dumps(settings)
 
 
@@ -260,7 +263,7 @@ def test_what_is_no_document_is_refused(data: bytes) -> None:
 
 
 def test_connections_with_the_same_settings_have_one_object(make: Make) -> None:
-    pair = make(None, {"max_message": 4711})
+    pair = make(None, {"max_message_bytes": 4711})
     assert pair.moved().settings is pair.moved().settings
 
 
@@ -278,7 +281,7 @@ def test_new_state_is_noticed() -> None:
     """Whoever adds state to these decides what becomes of it in ``portable``, then here."""
     kinds = (
         *(ClientReader, ProducerReader, RawReader, RawSession),
-        *(Session, Timeouts, Inflater, Connection),
+        *(Session, Timeouts, Inflater, Connection, Leg, SendQueue),
     )
     assert {kind.__name__: len(kind.__slots__) for kind in kinds} == {
         "ClientReader": 24,
@@ -286,9 +289,11 @@ def test_new_state_is_noticed() -> None:
         "RawReader": 1,
         "RawSession": 2,
         "Session": 23,
-        "Timeouts": 11,
+        "Timeouts": 14,
         "Inflater": 6,
-        "Connection": 32,
+        "Connection": 24,
+        "Leg": 3,
+        "SendQueue": 2,
     }
     assert len(dataclasses.fields(ConnectionInfo)) == 7
     assert len(dataclasses.fields(Agreement)) == 4
@@ -387,7 +392,7 @@ def test_a_session_that_moves_says_what_one_that_stays_says(
 ) -> None:
     """At any message the state may move; both sides see the same bytes."""
     agreement = Agreement(10, 10) if is_compressed else None
-    pair = Pair(Settings(message_rate=Rate(5, 1.0), deflate_min_size=10_000), agreement)
+    pair = Pair(Settings(message_rate=Rate(5, 1.0), deflate_min_size_bytes=10_000), agreement)
     staying, moving = Session(pair.connection.settings, agreement), pair.connection.session
     deflater = zlib.compressobj(9, zlib.DEFLATED, -10)
     for session in (staying, moving):

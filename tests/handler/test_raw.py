@@ -148,9 +148,9 @@ def test_what_stood_before_a_fault_is_good() -> None:
 
 
 def test_lines_are_read_in_small_pieces() -> None:
-    assert Ends(raw_delimiter="newline", max_buffer=1 << 20).session.producer_room == 4096
-    assert Ends(raw_delimiter="newline", max_buffer=4096).session.producer_room == 4096
-    assert Ends(max_buffer=1 << 20).session.producer_room == 1 << 20
+    assert Ends(raw_delimiter="newline", max_buffer_bytes=1 << 20).session.producer_room == 4096
+    assert Ends(raw_delimiter="newline", max_buffer_bytes=4096).session.producer_room == 4096
+    assert Ends(max_buffer_bytes=1 << 20).session.producer_room == 1 << 20
 
 
 class Ends:
@@ -220,7 +220,7 @@ def test_what_is_long_is_compressed() -> None:
 
 
 def test_what_is_held_is_of_the_same_buffer() -> None:
-    ends = Ends(raw_delimiter="newline", max_buffer=4096)
+    ends = Ends(raw_delimiter="newline", max_buffer_bytes=4096)
     ends.from_producer(b"x" * 2048)
     assert ends.session.kept_bytes == 2048
     ends.from_producer(b"x")
@@ -289,7 +289,7 @@ def test_a_client_that_leaves_inside_a_message() -> None:
 
 @pytest.mark.parametrize("write_failed", [True, False])
 def test_a_producer_is_never_held(write_failed: bool) -> None:
-    ends = Ends(hold=30.0)
+    ends = Ends(hold_s=30.0)
     if write_failed:
         ends.session.receive_producer_deafness(b"rest", 1)
         ends.drain()

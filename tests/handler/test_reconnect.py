@@ -1,4 +1,4 @@
-"""Clients whose producer is gone: held, resumed, given up; over real Unix sockets."""
+"""Clients without a producer are held, resumed or closed; over real Unix sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = wire.encode_frame(wire.TEXT, b"hi")
 
 
 class Producer:
-    """A program that listens on a path, played by hand."""
+    """A program that listens on a path, controlled by the test."""
 
     def __init__(self, path: Path, backlog: int = 100) -> None:
         path.unlink(missing_ok=True)
@@ -49,7 +49,7 @@ class Producer:
             sock.close()
 
     class Client:
-        """What it has of one client."""
+        """Its end of one connection."""
 
         def __init__(self, sock: socket.socket) -> None:
             self.socket = sock
@@ -85,7 +85,7 @@ def connect(bridge: Bridge, path: Path) -> Iterator[Callable[..., Peers]]:
     made: list[Peers] = []
 
     def connect(**settings: object) -> Peers:
-        peers = Peers(bridge, path=str(path), **{"hold": 30.0, **settings})  # type: ignore[arg-type]
+        peers = Peers(bridge, path=str(path), **{"hold_s": 30.0, **settings})  # type: ignore[arg-type]
         made.append(peers)
         assert peers.next_item() == OPEN
         return peers
@@ -112,7 +112,7 @@ def is_resumed(item: Item | None) -> bool:
     return isinstance(item, wire.Open) and item.resumed and item.id == OPEN.id
 
 
-def test_a_client_goes_on_with_the_next_producer(
+def test_a_client_continues_with_the_next_producer(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
     peers = connect()
@@ -122,7 +122,7 @@ def test_a_client_goes_on_with_the_next_producer(
     peers.producer.close()
     assert peers.client_reads(4) == TEXT
     peers.client.sendall(masked(0x81, b"two") + masked(0x89, b"p") + masked(0x81, b"three"))
-    assert peers.client_reads(3) == b"\x8a\x01p"  # answered though there is no producer
+    assert peers.client_reads(3) == b"\x8a\x01p"  # answered without a producer
     client = listen().accept()
     assert is_resumed(client.next_item())
     assert (client.next_item(), client.next_item()) == ("two", "three")
@@ -131,10 +131,10 @@ def test_a_client_goes_on_with_the_next_producer(
     assert not peers.log.lines
 
 
-def test_what_is_sent_meanwhile_has_a_bound_and_is_all_delivered(
+def test_messages_during_a_hold_are_bounded_and_all_delivered(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
-    peers = connect(max_buffer=8192)
+    peers = connect(max_buffer_bytes=8192)
     peers.producer.close()
     peers.client.setblocking(False)
     sent = 0
@@ -153,30 +153,30 @@ def test_what_is_sent_meanwhile_has_a_bound_and_is_all_delivered(
 
 
 @pytest.mark.parametrize("moves", [False, True])
-def test_a_slow_client_gets_all_that_its_last_producer_said(
+def test_a_slow_client_gets_everything_from_its_last_producer(
     connect: Callable[..., Peers], listen: Callable[..., Producer], moves: bool
 ) -> None:
-    """However long it reads: for longer than it is held, or has to leave."""
-    peers = connect(max_buffer=4096, hold=0.5, close_timeout=0.5)
+    """Although it reads for longer than the hold and the close timeout last."""
+    peers = connect(max_buffer_bytes=4096, hold_s=0.5, close_timeout_s=0.5)
     frame = wire.encode_frame(wire.BINARY, b"x" * 1000)
     if moves:
         peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
         assert peers.next_item() == Moved()
         peers.client.sendall(masked(0x81, b"for the next"))
     peers.producer.setblocking(False)
-    sent, begun = divmod(stalled(peers.producer, frame), len(frame))
-    assert not begun
+    sent, cut_at = divmod(stalled(peers.producer, frame), len(frame))
+    assert not cut_at
     peers.producer.close()
-    wait_for(lambda: peers.connection.producer_mask == -1)
+    wait_for(lambda: peers.connection.producer.mask == -1)
     started_at = time.monotonic()
-    while time.monotonic() - started_at < 2:  # it goes on taking a little
+    while time.monotonic() - started_at < 2:  # it keeps reading a little
         assert peers.client_reads(len(frame)) == frame
         sent -= 1
         let_pass(0.05)
-    next_one = listen()
+    successor = listen()
     for _ in range(sent):
         assert peers.client_reads(len(frame)) == frame
-    client = next_one.accept()
+    client = successor.accept()
     assert is_resumed(client.next_item())
     if moves:
         assert client.next_item() == "for the next"
@@ -185,8 +185,8 @@ def test_a_slow_client_gets_all_that_its_last_producer_said(
     assert not peers.log.lines
 
 
-def test_nobody_comes(connect: Callable[..., Peers]) -> None:
-    peers = connect(hold=0.3)
+def test_a_client_is_closed_when_the_hold_ends(connect: Callable[..., Peers]) -> None:
+    peers = connect(hold_s=0.3)
     peers.producer.close()
     assert peers.client_reads(4) == b"\x88\x16\x03\xf4"
     peers.client.close()
@@ -195,25 +195,25 @@ def test_nobody_comes(connect: Callable[..., Peers]) -> None:
     assert peers.released == [True]
 
 
-def test_one_probe_a_path_however_many_wait(
+def test_one_attempt_per_endpoint_however_many_clients_wait(
     connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probes = []
+    attempts = []
 
     def fail(path: str, directories: tuple[str, ...]) -> object:
-        probes.append(path)
-        return reconnect._Found.NOBODY
+        attempts.append(path)
+        return reconnect._Failure.NOT_LISTENING
 
     monkeypatch.setattr(reconnect, "_connect", fail)
     many = [connect() for _ in range(20)]
     for peers in many:
         peers.producer.close()
     let_pass(1.0)
-    # Once for each that came, at the most, and then as if there were one.
-    assert 5 <= len(probes) <= 30
-    before = len(probes)
+    # At most one attempt per added client, and then as for one client.
+    assert 5 <= len(attempts) <= 30
+    before = len(attempts)
     let_pass(1.0)
-    assert len(probes) - before <= 3
+    assert len(attempts) - before <= 3
 
 
 @pytest.fixture
@@ -236,12 +236,12 @@ TOO_LONG = "./" * endpoint_access.MAX_STEPS + "other.ws"
 def test_a_refused_path_is_tried_rarely(
     connect: Callable[..., Peers], walks: list[bytes], path: Path
 ) -> None:
-    """A walk along many links takes the bridge's time; more clients cause no more walks."""
+    """A walk along many links blocks the bridge; more clients must not cause more walks."""
     many = [connect() for _ in range(20)]
     path.symlink_to(TOO_LONG)
     for peers in many:
         peers.producer.close()
-        wait_for(lambda peers=peers: peers.connection.producer_fd == -1)  # type: ignore[misc]
+        wait_for(lambda peers=peers: peers.connection.producer.fd == -1)  # type: ignore[misc]
     let_pass(1.0)
     assert walks == [os.fsencode(path)]
 
@@ -276,33 +276,33 @@ def test_many_are_resumed_through_a_small_backlog(
 def test_a_producer_that_ends_with_each_client(
     connect: Callable[..., Peers], listen: Callable[..., Producer], says_something: bool
 ) -> None:
-    """It is asked again at a pace; where it never says a word, until the hold is over."""
-    peers = connect(hold=1.2)
+    """It gets the client again after a delay; until the hold ends, unless it sends something."""
+    peers = connect(hold_s=1.2)
     producer = listen()
     peers.producer.close()
-    asked = 0
+    attempts = 0
     end_at = time.monotonic() + 2.5
     while time.monotonic() < end_at and not select.select([peers.client], [], [], 0)[0]:
         if not select.select([producer.listener], [], [], 0.05)[0]:
             continue
-        asked += 1
+        attempts += 1
         client = producer.accept()
         if says_something:
             client.socket.sendall(TEXT)
             client.socket.close()
             assert peers.client_reads(4) == TEXT
-        # (Also with OPEN still unread, which is a reset for the bridge.)
+        # With the OPEN unread, this is a reset for the bridge.
         client.socket.close()
-    assert 2 <= asked <= 7
+    assert 2 <= attempts <= 7
     if not says_something:
         assert time.monotonic() < end_at
         assert peers.client_reads(4) == b"\x88\x16\x03\xf4"
 
 
-def test_a_slow_client_stays_when_it_has_taken_what_the_dead_one_said(
+def test_a_slow_client_stays_once_it_has_read_everything_of_the_dead_producer(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
-    peers = connect(close_timeout=0.5)
+    peers = connect(close_timeout_s=0.5)
     message = wire.encode_frame(wire.BINARY, b"x" * 60_000)
     for _ in range(200):  # far more than the kernel and the bridge hold
         if not select.select([], [peers.producer], [], 0.2)[1]:
@@ -317,49 +317,68 @@ def test_a_slow_client_stays_when_it_has_taken_what_the_dead_one_said(
         received += len(peers.client.recv(1 << 20))
     client = listen().accept()
     assert is_resumed(client.next_item())
-    let_pass(1.0)  # longer than it would have had to go
+    let_pass(1.0)  # longer than the close timeout
     client.socket.sendall(TEXT)
     assert peers.client_reads(4) == TEXT
     assert not peers.log.lines
 
 
-@pytest.mark.parametrize("is_polite", [True, False])
-def test_who_leaves_while_his_producer_moves_has_had_his_say(
-    connect: Callable[..., Peers], listen: Callable[..., Producer], is_polite: bool
+@pytest.mark.parametrize("sends_close", [True, False])
+def test_messages_of_a_client_that_leaves_during_a_move_are_delivered(
+    connect: Callable[..., Peers], listen: Callable[..., Producer], sends_close: bool
 ) -> None:
     peers = connect()
     peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
     assert peers.next_item() == Moved()
-    peers.client.sendall(masked(0x81, b"last") + (masked(0x88, b"\x03\xe8") if is_polite else b""))
-    if is_polite:
+    peers.client.sendall(
+        masked(0x81, b"last") + (masked(0x88, b"\x03\xe8") if sends_close else b"")
+    )
+    if sends_close:
         assert peers.client_reads(4) == b"\x88\x02\x03\xe8"
     peers.client.close()
-    wait_for(lambda: peers.connection.client_fd == -1)
-    peers.producer.sendall(TEXT)  # to nobody
+    wait_for(lambda: peers.connection.client.fd == -1)
+    peers.producer.sendall(TEXT)  # the client is gone
     peers.producer.close()
     client = listen().accept()
     assert is_resumed(client.next_item())
     assert client.next_item() == "last"
-    assert client.next_item() == (wire.Close(1000, "") if is_polite else None)
+    assert client.next_item() == (wire.Close(1000, "") if sends_close else None)
 
 
-def test_waiting_for_the_next_producer_takes_no_processor(connect: Callable[..., Peers]) -> None:
-    peers = connect(idle_timeout=0.3, ping_interval=0.3, send_timeout=0.3, hold=2.0)
+def test_messages_of_a_client_that_left_are_delivered_though_the_old_producer_hangs(
+    connect: Callable[..., Peers], listen: Callable[..., Producer]
+) -> None:
+    peers = connect(close_timeout=0.3)
+    peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
+    assert peers.next_item() == Moved()
+    peers.client.sendall(masked(0x81, b"last"))
+    wait_for(lambda: peers.connection.session.waiting_bytes)
+    peers.client.close()
+    wait_for(lambda: peers.connection.client.fd == -1)
+    assert peers.connection.producer.fd != -1  # it never closes its end
+    client = listen().accept()
+    assert is_resumed(client.next_item())
+    assert client.next_item() == "last"
+    assert client.next_item() is None
+
+
+def test_a_hold_costs_no_processor(connect: Callable[..., Peers]) -> None:
+    peers = connect(idle_timeout_s=0.3, ping_interval_s=0.3, send_timeout_s=0.3, hold_s=2.0)
     peers.producer.close()
     peers.client.sendall(masked(0x81, b"last"))
     wait_for(lambda: peers.connection.session.waiting_bytes)
     peers.client.close()
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     used = sum(os.times()[:2])
     let_pass(1.0)
     assert sum(os.times()[:2]) - used < 0.3, "it spins"
     wait_for(lambda: peers.log.lines)
 
 
-def test_a_producer_that_crashes_and_comes_again_is_waited_for(
+def test_a_client_outlives_a_producer_that_crashes_several_times(
     connect: Callable[..., Peers], path: Path
 ) -> None:
-    """Another process each time; the client stays."""
+    """Each producer is another process."""
     program = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]);"
         "s.listen(); s.accept()[0].recv(99)"
@@ -372,37 +391,39 @@ def test_a_producer_that_crashes_and_comes_again_is_waited_for(
     assert not peers.log.lines
 
 
-def test_a_client_that_leaves_meanwhile_is_not_waited_for(connect: Callable[..., Peers]) -> None:
-    silent, told = connect(), connect()
-    for peers in (silent, told):
+def test_a_client_that_leaves_during_the_hold_is_closed(connect: Callable[..., Peers]) -> None:
+    silent, closing = connect(), connect()
+    for peers in (silent, closing):
         peers.producer.close()
-    told.client.sendall(masked(0x88, b"\x03\xe8"))
-    assert told.client_reads(4) == b"\x88\x02\x03\xe8"
-    for peers in (silent, told):
+    closing.client.sendall(masked(0x88, b"\x03\xe8"))
+    assert closing.client_reads(4) == b"\x88\x02\x03\xe8"
+    for peers in (silent, closing):
         peers.client.close()
         wait_for(lambda peers=peers: peers.log.lines)  # type: ignore[misc]
         assert peers.connection.is_closed
 
 
-@pytest.mark.parametrize("is_polite", [True, False])
-def test_the_last_words_of_one_who_left_are_delivered(
-    connect: Callable[..., Peers], listen: Callable[..., Producer], is_polite: bool
+@pytest.mark.parametrize("sends_close", [True, False])
+def test_the_last_messages_of_a_client_that_left_are_delivered(
+    connect: Callable[..., Peers], listen: Callable[..., Producer], sends_close: bool
 ) -> None:
     peers = connect()
     peers.producer.close()
-    peers.client.sendall(masked(0x81, b"last") + (masked(0x88, b"\x03\xe8") if is_polite else b""))
-    if is_polite:
+    peers.client.sendall(
+        masked(0x81, b"last") + (masked(0x88, b"\x03\xe8") if sends_close else b"")
+    )
+    if sends_close:
         assert peers.client_reads(4) == b"\x88\x02\x03\xe8"
     peers.client.close()
-    wait_for(lambda: peers.connection.client_fd == -1)
+    wait_for(lambda: peers.connection.client.fd == -1)
     client = listen().accept()
     assert is_resumed(client.next_item())
     assert client.next_item() == "last"
-    assert client.next_item() == (wire.Close(1000, "") if is_polite else None)
+    assert client.next_item() == (wire.Close(1000, "") if sends_close else None)
     wait_for(lambda: peers.log.lines)
 
 
-def test_a_producer_moves_its_client_and_nothing_is_lost(
+def test_a_producer_moves_its_client_without_loss(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
     peers = connect()
@@ -422,7 +443,7 @@ def test_a_producer_moves_its_client_and_nothing_is_lost(
     assert peers.client_reads(8) == TEXT * 2
 
 
-def test_a_producer_that_takes_nothing_more_is_replaced_when_it_ends(
+def test_a_producer_that_stopped_reading_is_replaced_when_it_ends(
     connect: Callable[..., Peers], listen: Callable[..., Producer]
 ) -> None:
     peers = connect()
@@ -438,9 +459,9 @@ def test_a_producer_that_takes_nothing_more_is_replaced_when_it_ends(
     assert (client.next_item(), client.next_item()) == ("one", "two")
 
 
-def test_a_stop_tells_those_that_are_held(bridge: Bridge, connect: Callable[..., Peers]) -> None:
+def test_a_stop_closes_clients_that_are_held(bridge: Bridge, connect: Callable[..., Peers]) -> None:
     peers = connect()
     peers.producer.close()
-    wait_for(lambda: peers.connection.producer_fd == -1)
-    bridge.begin_stop()
+    wait_for(lambda: peers.connection.producer.fd == -1)
+    bridge.stop_nowait()
     assert peers.client_reads(4)[2:] == b"\x03\xe9"

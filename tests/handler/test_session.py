@@ -28,7 +28,7 @@ class Ends:
     """A session and what its two sides received."""
 
     def __init__(self, limit: int = 1000, **changes: Any) -> None:
-        self.session = Session(Settings(max_message=limit, **changes))
+        self.session = Session(Settings(max_message_bytes=limit, **changes))
         self.session.open(OPEN)
         self.client = b""
         self.producer: list[Item] = []
@@ -153,7 +153,7 @@ def test_producer_closes_and_gets_the_answer() -> None:
 
 
 def test_producer_dies_between_frames() -> None:
-    ends = Ends(hold=0).from_producer(TEXT)
+    ends = Ends(hold_s=0).from_producer(TEXT)
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT + close(1012, "the producer is gone")
@@ -164,7 +164,7 @@ def test_producer_dies_between_frames() -> None:
 
 
 def test_producer_dies_inside_a_frame() -> None:
-    ends = Ends(max_buffer=3).from_producer(TEXT[:3])
+    ends = Ends(max_buffer_bytes=3).from_producer(TEXT[:3])
     ends.session.receive_producer_eof()
     ends.drain()
     assert ends.client == TEXT[:3]
@@ -200,7 +200,7 @@ def test_bridge_closes() -> None:
 
 @pytest.mark.parametrize("how", ["close", "violation", "bridge"])
 def test_a_close_waits_for_the_producers_frame(how: str) -> None:
-    ends = Ends(max_buffer=3).from_producer(TEXT[:2])
+    ends = Ends(max_buffer_bytes=3).from_producer(TEXT[:2])
     if how == "close":
         ends.from_client(masked(0x88, b"\x03\xe8"))
     elif how == "violation":
@@ -219,7 +219,7 @@ def test_a_close_waits_for_the_producers_frame(how: str) -> None:
 
 def test_ends_of_file_in_any_order_finish_both() -> None:
     for first, second in (("client", "producer"), ("producer", "client")):
-        ends = Ends(hold=0)
+        ends = Ends(hold_s=0)
         for side in (first, second):
             getattr(ends.session, f"receive_{side}_eof")()
         assert ends.session.client_finished
@@ -245,7 +245,7 @@ def test_a_bucket_does_not_overflow() -> None:
 
 
 def test_a_ping_of_the_bridges_own() -> None:
-    ends = Ends(max_buffer=3)
+    ends = Ends(max_buffer_bytes=3)
     assert ends.session.ping()
     ends.drain()
     assert ends.client == wire.encode_frame(wire.PING, KEEPALIVE)
@@ -343,7 +343,7 @@ def test_nobody_comes_in_time() -> None:
 
 @pytest.mark.parametrize("data", [wire.encode_frame(wire.TEXT, b"a", fin=False), TEXT[:3]])
 def test_inside_a_message_nobody_can_go_on(data: bytes) -> None:
-    ends = Ends(max_buffer=3).from_producer(data)
+    ends = Ends(max_buffer_bytes=3).from_producer(data)
     ends.session.receive_producer_eof()
     assert ends.session.producer_state is ProducerState.DONE
     assert ends.session.client_state in (ClientState.CLOSING, ClientState.GONE)
@@ -439,7 +439,7 @@ def test_what_a_producer_was_not_sent_before_it_moved_and_died_waits(sent: int) 
 
 @pytest.mark.parametrize("begun", [TEXT[:3], wire.encode_frame(wire.TEXT, b"a", fin=False)])
 def test_nobody_goes_on_with_half_a_message_whatever_waits(begun: bytes) -> None:
-    ends = Ends(max_buffer=3).from_producer(begun)
+    ends = Ends(max_buffer_bytes=3).from_producer(begun)
     ends.session.receive_producer_deafness(wire.encode_frame(wire.TEXT, b"unsent"), 0)
     ends.session.receive_producer_eof()
     ends.drain()

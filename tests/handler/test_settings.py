@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apachews_handler.exceptions import BadSetting
 from apachews_handler.settings import FIELDS, Rate, Settings, parse_settings
 
-TABLE = Path(__file__).parents[2] / "docs" / "configuration.md"
+TABLE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
 
 def test_defaults_and_other_variables() -> None:
@@ -23,11 +23,11 @@ def test_defaults_and_other_variables() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "field", "value"),
     [
-        ("APACHEWS_MAX_MESSAGE", "1", "max_message", 1),
-        ("APACHEWS_MAX_MESSAGE", "64k", "max_message", 65536),
-        ("APACHEWS_MAX_MESSAGE", " 2M ", "max_message", 2097152),
-        ("APACHEWS_CONNECT_TIMEOUT", "250ms", "connect_timeout", 0.25),
-        ("APACHEWS_CLOSE_TIMEOUT", "1.5s", "close_timeout", 1.5),
+        ("APACHEWS_MAX_MESSAGE", "1", "max_message_bytes", 1),
+        ("APACHEWS_MAX_MESSAGE", "64k", "max_message_bytes", 65536),
+        ("APACHEWS_MAX_MESSAGE", " 2M ", "max_message_bytes", 2097152),
+        ("APACHEWS_CONNECT_TIMEOUT", "250ms", "connect_timeout_s", 0.25),
+        ("APACHEWS_CLOSE_TIMEOUT", "1.5s", "close_timeout_s", 1.5),
         ("APACHEWS_ORIGINS", "*", "origins", ("*",)),
         (
             "APACHEWS_ORIGINS",
@@ -36,21 +36,21 @@ def test_defaults_and_other_variables() -> None:
             ("https://a.example", "http://b.example:8080"),
         ),
         ("APACHEWS_ROOT", "/srv/ws", "root", "/srv/ws"),
-        ("APACHEWS_MAX_BUFFER", "16M", "max_buffer", 16 * 1024 * 1024),
+        ("APACHEWS_MAX_BUFFER", "16M", "max_buffer_bytes", 16 * 1024 * 1024),
         ("APACHEWS_MESSAGE_RATE", "50/s", "message_rate", Rate(50, 50.0)),
         ("APACHEWS_MESSAGE_RATE", "600/M", "message_rate", Rate(600, 10.0)),
         ("APACHEWS_MESSAGE_RATE", "off", "message_rate", None),
         ("APACHEWS_MAX_CONNECTIONS", "1048576", "max_connections", 1048576),
         ("APACHEWS_MAX_CONNECTIONS", "OFF", "max_connections", 0),
-        ("APACHEWS_PING_INTERVAL", "off", "ping_interval", 0.0),
-        ("APACHEWS_PING_TIMEOUT", "1s", "ping_timeout", 1.0),
+        ("APACHEWS_PING_INTERVAL", "off", "ping_interval_s", 0.0),
+        ("APACHEWS_PING_TIMEOUT", "1s", "ping_timeout_s", 1.0),
         ("APACHEWS_REQUIRE_ORIGIN", "On", "require_origin", True),
         ("APACHEWS_FORWARDED", "X-Forwarded", "forwarded", "x-forwarded"),
         ("APACHEWS_SUBPROTOCOLS", "chat.v2, chat.v1", "subprotocols", ("chat.v2", "chat.v1")),
         ("APACHEWS_ACCEPT", "Producer", "accept", "producer"),
         ("APACHEWS_PASS_ENV", "SSL_CIPHER A", "pass_env", ("SSL_CIPHER", "A")),
         ("APACHEWS_DEFLATE", "off", "deflate", False),
-        ("APACHEWS_DEFLATE_MIN_SIZE", "0", "deflate_min_size", 0),
+        ("APACHEWS_DEFLATE_MIN_SIZE", "0", "deflate_min_size_bytes", 0),
         ("APACHEWS_DEFLATE_LEVEL", "9", "deflate_level", 9),
         ("APACHEWS_DEFLATE_WINDOW_BITS", "15", "deflate_window_bits", 15),
     ],
@@ -185,8 +185,8 @@ def test_the_servers_bound_on_handshakes_that_wait(text: str, value: int | None)
 
 def test_what_the_server_fixes_cannot_be_changed() -> None:
     fixed = (("APACHEWS_MAX_BUFFER", "64K"), ("APACHEWS_PING_INTERVAL", "off"))
-    assert parse_settings({}, fixed).max_buffer == 65536
-    assert parse_settings({"APACHEWS_MAX_BUFFER": "65536"}, fixed).ping_interval == 0.0
+    assert parse_settings({}, fixed).max_buffer_bytes == 65536
+    assert parse_settings({"APACHEWS_MAX_BUFFER": "65536"}, fixed).ping_interval_s == 0.0
     for value in ("16M", "4K"):
         with pytest.raises(BadSetting, match="Define APACHEWS_MAX_BUFFER 64K"):
             parse_settings({"APACHEWS_MAX_BUFFER": value}, fixed)

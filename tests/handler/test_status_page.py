@@ -16,6 +16,7 @@ import pytest
 
 from apachews.monitoring.snapshot import CHILD, Status
 from apachews_handler import status_page
+from apachews_handler.bridge.reporter import Reporter
 from apachews_handler.bridge.thread import Bridge
 from apachews_handler.shared import rundir, waiting
 from apachews_handler.shared.waiting import MAX_COLLECTING
@@ -63,8 +64,7 @@ def ask(query: str = "", method: str = "GET") -> Answer:
 def bridge(temporary: Path) -> Iterator[Bridge]:
     bridge = Bridge()
     # The page is asked in a child of Apache: its parent is Apache.
-    bridge.answer_for(CHILD, os.getppid(), Lines())
-    bridge.start()
+    bridge.start(Reporter(bridge.loop, CHILD, os.getppid(), Lines()))
     yield bridge
     bridge.stop()
 

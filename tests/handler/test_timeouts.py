@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.timeouts: what silence means, by a clock that the tests turn."""
+"""protocol.timeouts: what is due when, on a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.protocol.timeouts import Due, Timeouts
+from apachews_handler.protocol.timeouts import CRASH_DELAY_S, SETTLED_S, Due, Timeouts
 from apachews_handler.settings import Settings
 
-# A machine's uptime of nine days: sums of it are rounded.
+# An uptime of nine days: a float rounds its sums.
 START = 800_000.123
-OFF = Settings(ping_interval=0.0, ping_timeout=0.0, idle_timeout=0.0, send_timeout=0.0)
+OFF = Settings(ping_interval_s=0.0, ping_timeout_s=0.0, idle_timeout_s=0.0, send_timeout_s=0.0)
 
 
-def watch(**settings: float) -> Timeouts:
-    defaults = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0}
+def timeouts(**settings: float) -> Timeouts:
+    defaults = {"ping_interval_s": 0.0, "ping_timeout_s": 0.0, "send_timeout_s": 0.0}
     return Timeouts(Settings(**{**defaults, **settings}), START)  # type: ignore[arg-type]
 
 
-def test_with_all_off_it_never_asks() -> None:
+def test_without_timeouts_nothing_is_ever_due() -> None:
     made = Timeouts(OFF, START)
     assert made.next_at() == math.inf
     assert made.due(START + 1e9) is None
 
 
-def test_a_silent_client_is_pinged_and_then_given_up() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+def test_a_silent_client_is_pinged_and_then_closed() -> None:
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10)
     assert made.next_at() == START + 20
     assert made.due(START + 19) is None
     assert made.due(START + 20) is Due.PING
@@ -37,20 +37,20 @@ def test_a_silent_client_is_pinged_and_then_given_up() -> None:
     assert made.due(START + 30) is Due.NO_PONG
 
 
-def test_a_pong_has_the_time_of_its_way_in_addition() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+def test_a_pong_gets_its_round_trip_time_in_addition() -> None:
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10)
     assert made.due(START + 20) is Due.PING
     made.way_s = 3.0
     assert made.next_at() == START + 33
     assert made.due(START + 32) is None
     assert made.due(START + 33) is Due.NO_PONG
-    made.await_pong(START + 33)  # it takes what was sent before the PING
+    made.await_pong(START + 33)  # it reads what was sent before the PING
     assert made.next_at() == START + 46
     assert made.due(START + 46) is Due.NO_PONG
 
 
-def test_whatever_it_sends_shows_that_it_lives() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+def test_any_bytes_count_as_a_sign_of_life() -> None:
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10)
     made.heard_at = START + 15
     assert made.due(START + 20) is None
     assert made.next_at() == START + 35
@@ -62,15 +62,15 @@ def test_whatever_it_sends_shows_that_it_lives() -> None:
 
 
 def test_without_a_timeout_it_is_pinged_again() -> None:
-    made = watch(ping_interval=20)
+    made = timeouts(ping_interval_s=20)
     assert made.due(START + 20) is Due.PING
     assert made.next_at() == START + 40
     assert made.due(START + 30) is None
     assert made.due(START + 40) is Due.PING
 
 
-def test_nothing_is_made_of_the_silence_of_a_client_that_is_not_read() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+def test_a_client_that_is_not_read_is_not_judged_by_its_silence() -> None:
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10)
     assert made.due(START + 20) is Due.PING
     made.is_heard = False
     assert made.due(START + 30) is None
@@ -79,8 +79,8 @@ def test_nothing_is_made_of_the_silence_of_a_client_that_is_not_read() -> None:
     assert made.due(START + 50) is Due.PING
 
 
-def test_a_ping_is_not_put_behind_what_waits() -> None:
-    made = watch(ping_interval=20, ping_timeout=10, send_timeout=100)
+def test_no_ping_is_queued_after_bytes_that_wait() -> None:
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10, send_timeout_s=100)
     made.waiting_since = START + 19
     assert made.due(START + 20) is None
     assert made.due(START + 118) is None
@@ -88,7 +88,7 @@ def test_a_ping_is_not_put_behind_what_waits() -> None:
 
 
 def test_a_ping_that_could_not_be_sent_is_put_off() -> None:
-    made = watch(ping_interval=20, ping_timeout=10)
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10)
     assert made.due(START + 20) is Due.PING
     made.postpone_ping(START + 20)
     assert made.next_at() == START + 40
@@ -96,8 +96,8 @@ def test_a_ping_that_could_not_be_sent_is_put_off() -> None:
     assert made.due(START + 40) is Due.PING
 
 
-def test_a_client_that_takes_nothing() -> None:
-    made = watch(send_timeout=30)
+def test_a_client_that_takes_nothing_is_too_slow() -> None:
+    made = timeouts(send_timeout_s=30)
     assert made.next_at() == math.inf
     made.waiting_since = START + 5
     assert made.next_at() == START + 35
@@ -106,8 +106,8 @@ def test_a_client_that_takes_nothing() -> None:
     assert made.due(START + 50) is Due.TOO_SLOW
 
 
-def test_idle() -> None:
-    made = watch(idle_timeout=60, ping_interval=20, ping_timeout=20)
+def test_a_connection_without_messages_is_idle() -> None:
+    made = timeouts(idle_timeout_s=60, ping_interval_s=20, ping_timeout_s=20)
     made.heard_at = START + 59  # a PONG
     assert made.due(START + 60) is Due.IDLE
     made.passed_at = START + 30
@@ -115,16 +115,16 @@ def test_idle() -> None:
     assert made.next_at() == START + 79  # a PING comes first
 
 
-def test_what_waits_for_a_client_is_no_idleness() -> None:
-    made = watch(idle_timeout=10, send_timeout=100)
+def test_a_client_for_which_bytes_wait_is_not_idle() -> None:
+    made = timeouts(idle_timeout_s=10, send_timeout_s=100)
     made.waiting_since = START + 5
     assert made.next_at() == START + 105
     assert made.due(START + 20) is None
 
 
-def test_leaving_counts_alone() -> None:
-    made = watch(ping_interval=20, ping_timeout=10, idle_timeout=15)
-    made.leaves_at = START + 100
+def test_the_deadline_of_a_close_replaces_all_others() -> None:
+    made = timeouts(ping_interval_s=20, ping_timeout_s=10, idle_timeout_s=15)
+    made.close_by = START + 100
     assert made.next_at() == START + 100
     assert made.due(START + 99) is None
     assert made.due(START + 100) is Due.OVERDUE
@@ -140,12 +140,12 @@ def test_leaving_counts_alone() -> None:
         max_size=30,
     ),
 )
-def test_it_never_asks_to_be_asked_at_once_again(
+def test_the_next_deadline_is_in_the_future(
     times: tuple[float, ...], steps: list[tuple[float, str]]
 ) -> None:
-    """The driver would spin: after ``due`` said nothing, its next time is to come."""
-    names = ("ping_interval", "ping_timeout", "idle_timeout", "send_timeout")
-    made = watch(**dict(zip(names, times, strict=True)))
+    """After ``due`` returned None: the driver would spin otherwise."""
+    names = ("ping_interval_s", "ping_timeout_s", "idle_timeout_s", "send_timeout_s")
+    made = timeouts(**dict(zip(names, times, strict=True)))
     now = START
     for step_s, what in steps:
         now += step_s
@@ -163,35 +163,78 @@ def test_it_never_asks_to_be_asked_at_once_again(
 @given(
     st.floats(1.0, 1e7),
     st.sampled_from([0.001, 0.1, 0.3, 1.1, 20.0]),
-    st.sampled_from(["ping_interval", "idle_timeout", "send_timeout"]),
+    st.sampled_from(["ping_interval_s", "idle_timeout_s", "send_timeout_s"]),
 )
-def test_when_its_time_has_come_something_is_due(now: float, limit_s: float, name: str) -> None:
-    """To the very tick: next_at() and due() are to be rounded alike."""
-    settings = {"ping_interval": 0.0, "ping_timeout": 0.0, "send_timeout": 0.0, name: limit_s}
+def test_something_is_due_at_the_deadline(now: float, limit_s: float, name: str) -> None:
+    """At the very tick, because next_at() and due() round alike."""
+    settings = {"ping_interval_s": 0.0, "ping_timeout_s": 0.0, "send_timeout_s": 0.0, name: limit_s}
     made = Timeouts(Settings(**settings), now)  # type: ignore[arg-type]
-    made.waiting_since = now if name == "send_timeout" else 0.0
+    made.waiting_since = now if name == "send_timeout_s" else 0.0
     assert made.due(made.next_at()) is not None
 
 
-def test_a_quiet_client_is_asked_early_once() -> None:
-    watch = Timeouts(Settings(ping_interval=20.0, ping_timeout=5.0), START)
-    assert not watch.ask_early(START + 9)
-    assert watch.ask_early(START + 10)
-    assert not watch.ask_early(START + 11), "it was asked"
-    assert watch.next_at() == START + 15
-    assert watch.due(START + 15) is Due.NO_PONG
-    watch.heard_at = START + 14
-    assert watch.due(START + 15) is None
-    assert watch.next_at() == START + 34
-    assert watch.ask_early(START + 24)
+def test_a_quiet_client_is_pinged_early_once() -> None:
+    made = Timeouts(Settings(ping_interval_s=20.0, ping_timeout_s=5.0), START)
+    assert not made.ping_early(START + 9)
+    assert made.ping_early(START + 10)
+    assert not made.ping_early(START + 11), "a PING is on its way"
+    assert made.next_at() == START + 15
+    assert made.due(START + 15) is Due.NO_PONG
+    made.heard_at = START + 14
+    assert made.due(START + 15) is None
+    assert made.next_at() == START + 34
+    assert made.ping_early(START + 24)
 
 
-@pytest.mark.parametrize("name", ["waiting_since", "held_until", "goodbye_at", "leaves_at"])
-def test_one_with_another_deadline_is_not_asked_early(name: str) -> None:
-    watch = Timeouts(Settings(), START)
-    setattr(watch, name, START)
-    assert not watch.ask_early(START + 15)
+@pytest.mark.parametrize("name", ["waiting_since", "held_until", "drain_at", "close_by"])
+def test_a_client_with_another_deadline_is_not_pinged_early(name: str) -> None:
+    made = Timeouts(Settings(), START)
+    setattr(made, name, START)
+    assert not made.ping_early(START + 15)
 
 
-def test_without_pings_nothing_is_asked_early() -> None:
-    assert not Timeouts(Settings(ping_interval=0.0), START).ask_early(START + 1000)
+def test_without_a_ping_interval_no_client_is_pinged_early() -> None:
+    assert not Timeouts(Settings(ping_interval_s=0.0), START).ping_early(START + 1000)
+
+
+def test_a_client_is_held_from_the_end_of_its_producer() -> None:
+    made = timeouts(hold_s=30)
+    assert made.start_hold(START + 5, 7, is_moving=False) == START + 5, "look at once"
+    assert made.held_until == START + 35
+    assert made.due(START + 34) is None
+    assert made.due(START + 35) is Due.HOLD_EXPIRED
+    made.end_hold(START + 20, 7)
+    assert made.held_until == 0.0
+    assert made.next_at() == math.inf
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "said", "is_moving", "delay_s", "held_until"),
+    [
+        pytest.param(SETTLED_S / 2, 7, False, CRASH_DELAY_S, START + 30, id="it crashes"),
+        pytest.param(SETTLED_S / 2, 8, False, CRASH_DELAY_S, None, id="it has said something"),
+        pytest.param(SETTLED_S / 2, 7, True, 0.0, None, id="it moves"),
+        pytest.param(SETTLED_S * 2, 7, False, 0.0, None, id="it has settled"),
+    ],
+)
+def test_a_producer_that_ends_right_after_it_got_the_client(
+    lasted_s: float, said: int, is_moving: bool, delay_s: float, held_until: float | None
+) -> None:
+    made = timeouts(hold_s=30)
+    made.start_hold(START, 7, is_moving=False)
+    made.end_hold(START + 10, 7)
+    ended_at = START + 10 + lasted_s
+    assert made.start_hold(ended_at, said, is_moving=is_moving) == ended_at + delay_s
+    assert made.held_until == (ended_at + 30 if held_until is None else held_until)
+
+
+def test_producers_that_all_crash_are_given_the_client_until_the_hold_ends() -> None:
+    made, now, attempts = timeouts(hold_s=2.0), START, 0
+    retry_at = made.start_hold(now, 0, is_moving=False)
+    while retry_at < made.held_until:
+        made.end_hold(retry_at, 0)
+        attempts += 1
+        now = retry_at + 0.001
+        retry_at = made.start_hold(now, 0, is_moving=False)
+    assert made.held_until == START + 2.0
+    assert attempts == 4

@@ -40,8 +40,8 @@ def make(temporary: Path) -> Iterator[Callable[[], Waiting]]:
 
     yield make
     for child in made:
-        if child._places:
-            child._places.close()
+        if child._slots:
+            child._slots.close()
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_bounds(
         assert fill(stack, make(), paths, most, spare) == in_all + 1
 
 
-def test_children_share_the_places(make: Callable[[], Waiting], pauses: list[float]) -> None:
+def test_children_share_the_slots(make: Callable[[], Waiting], pauses: list[float]) -> None:
     one, other = make(), make()
     with place(one, PATH, 1, 25):
         with (
@@ -165,7 +165,7 @@ def test_the_places_of_others_do_not_end_the_patience_with_an_endpoint(
         assert refused_after(child, pauses) == 1
 
 
-def test_places_of_another_bound_are_the_same_places(
+def test_places_of_another_bound_are_the_same_slots(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:
     """As before and after a reload that changes APACHEWS_MAX_WAITING."""
@@ -274,8 +274,8 @@ def test_patience_lasts_while_the_producer_answers_others(
         pauses.append(step_s)
         now = begun_at + step_s * len(pauses)
         monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: now)
-        assert answering._places
-        waiting._note_answer(answering._places, f"endpoint {PATH}", begun_at)
+        assert answering._slots
+        waiting._note_answer(answering._slots, f"endpoint {PATH}", begun_at)
 
     with place(answering, "/srv/b.ws", 1, 25), place(holder, PATH, 1, 25):
         monkeypatch.setattr("apachews_handler.shared.waiting.time.sleep", answer)

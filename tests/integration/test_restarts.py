@@ -365,7 +365,7 @@ def test_a_custodian_has_nothing_of_apaches(mpm: str) -> None:
                 for link in links
                 if link not in allowed
                 and not link.startswith("socket:")
-                and not link.endswith(("/error.log", ".places", ".custodian"))
+                and not link.endswith(("/error.log", ".slots", ".custodian"))
                 and "/apachews-" not in link
             ]
             assert others == []

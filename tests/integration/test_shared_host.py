@@ -390,7 +390,7 @@ def test_fileinfo_alone_runs_no_python(host: Host) -> None:
 
 @wsgi_only
 def test_authconfig_runs_python_as_the_documentation_says() -> None:
-    """A fact of mod_wsgi's that docs/security.md warns of; and the remedy it names."""
+    """A fact of mod_wsgi's that docs/explanation/security.md warns of; and the remedy it names."""
     listed = (
         '<Directory "${DOCROOT}/listed">\n'
         "AllowOverride None\nAllowOverrideList SetEnv AddType Redirect\n</Directory>\n"

@@ -214,4 +214,4 @@ def test_where_the_directory_cannot_be_used_all_else_works(
         assert requests.get(site.http(f"{PAGE}?json"), timeout=10).status_code == 500
         (line,) = site.log_lines("is not in the status")
         assert f"apachews-{user}: it belongs to another user" in line
-        assert len(site.log_lines("no status: ")) == 1
+        assert len(site.log_lines("the status cannot be collected: ")) == 1

@@ -175,7 +175,7 @@ def test_held_clients_are_told_nothing(short_path: Path, path: str) -> None:
         load.stop()
         process.send_signal(signal.SIGTERM)
         assert ended(process) == (0, "")
-    assert (load.faults, load.lost, load.goodbyes) == ([], 0, [])
+    assert (load.faults, load.lost, load.closes) == ([], 0, [])
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -192,7 +192,7 @@ def test_a_deploy_under_load_loses_nothing(short_path: Path, path: str, workers:
             wait_for(lambda: len(children_of(process.pid)) == 1)
         finally:
             load.stop()
-        assert (load.faults, load.lost, load.refused, load.goodbyes) == ([], 0, 0, [])
+        assert (load.faults, load.lost, load.refused, load.closes) == ([], 0, 0, [])
         assert load.accepts == 4
         process.send_signal(signal.SIGTERM)
         status, output = ended(process)
@@ -516,7 +516,7 @@ def test_systemds_socket_is_kept_through_deploys(short_path: Path, path: str, wo
                     wait_for(lambda version=version: load.accepts > version)  # type: ignore[misc]
             finally:
                 load.stop()
-            assert (load.faults, load.lost, load.refused, load.goodbyes) == ([], 0, 0, [])
+            assert (load.faults, load.lost, load.refused, load.closes) == ([], 0, 0, [])
             process.send_signal(signal.SIGTERM)
             assert ended(process)[0] == 0
         assert os.stat(path).st_ino == inode

@@ -1,4 +1,4 @@
-"""apachews.wire: headers, CLOSE and OPEN, against the tables of docs/wire.md."""
+"""apachews.wire: headers, CLOSE and OPEN, against the tables of docs/reference/wire.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apachews import wire
 from apachews.exceptions import WireError
 from apachews.wire.answer import Answer
 
-SPECIFICATION = Path(__file__).parents[2] / "docs" / "wire.md"
+SPECIFICATION = Path(__file__).parents[2] / "docs" / "reference" / "wire.md"
 
 
 @pytest.mark.parametrize(

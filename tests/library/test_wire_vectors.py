@@ -1,4 +1,4 @@
-"""docs/wire-vectors.json, against both ends of the wire in Python.
+"""docs/reference/wire-vectors.json, against both ends of the wire in Python.
 
 The libraries for PHP and C are held against the same file by suites of their own.
 """
@@ -21,7 +21,9 @@ from apachews_handler.protocol.producer_reader import ProducerReader
 
 from ..support.site import ROOT
 
-VECTORS: dict[str, Any] = json.loads((ROOT / "docs" / "wire-vectors.json").read_text())
+VECTORS: dict[str, Any] = json.loads(
+    (ROOT / "docs" / "reference" / "wire-vectors.json").read_text()
+)
 Vector = dict[str, Any]
 # Streams that are longer are cut at fewer places.
 MAX_CUTS = 400

@@ -1,4 +1,4 @@
-"""Apaches for the producers in PHP: those of the integration tests."""
+"""The Apache fixtures of the integration tests, for producers in PHP."""
 
 from __future__ import annotations
 

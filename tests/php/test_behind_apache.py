@@ -1,4 +1,4 @@
-"""Producers in PHP, behind Apache: the examples, restarts, and what other programs send."""
+"""Producers in PHP, with Apache: examples, restarts, publications."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..support.site import ROOT, Site, for_two_threads, running_site
 
 LIBRARY = ROOT / "bindings" / "php"
 EXAMPLES = LIBRARY / "examples"
-# An echo that hands its clients on when it is told to end.
+# An echo that drains at SIGTERM.
 DRAINING = """<?php
 require $argv[2] . '/autoload.php';
 $server = new apachews\\Server($argv[1]);
@@ -39,7 +39,7 @@ foreach ($server as $event) {
     }
 }
 """
-# Who has a ticket comes in.
+# Accepts clients with a ticket.
 DECIDING = """<?php
 require $argv[2] . '/autoload.php';
 $server = new apachews\\Server($argv[1]);
@@ -68,7 +68,7 @@ pytestmark = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def php(site: Site, program: Path, name: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a producer as Apache's user, until it listens in a file of its own."""
+    """Start a producer as Apache's user; return when it listens."""
     path = site.docroot / name
     before = path.stat().st_ino if path.exists() else None
     process = subprocess.Popen(
@@ -188,7 +188,7 @@ def test_chat(event_site: Site, scheme: str) -> None:
 
 
 def test_a_restart_of_the_chat_goes_unnoticed(event_site: Site) -> None:
-    """Stopped first and started then, as "systemctl restart" does it."""
+    """Stopped, then started, like "systemctl restart"."""
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(php(event_site, EXAMPLES / "chat.php", "chat.ws"))
         one = stack.enter_context(client(event_site, "/chat.ws?room=tea&name=Ann"))
@@ -207,7 +207,7 @@ def test_a_restart_of_the_chat_goes_unnoticed(event_site: Site) -> None:
 
 @pytest.mark.parametrize("mpm", ["event", "prefork"])
 def test_many_clients_through_takeovers(sites: dict[str, Site], mpm: str) -> None:
-    """The next producer takes the socket over, and the old one hands its clients on."""
+    """The next producer replaces the socket file, and the old one moves its clients."""
     site = sites[mpm]
     echo = program(site, DRAINING)
     with contextlib.ExitStack() as stack:
@@ -255,7 +255,7 @@ def test_other_programs_publish(event_site: Site, capsys: pytest.CaptureFixture[
         assert publish(path, '{"problem": "for all"}') == (2, 0)
         for one in (ann, bob):
             assert receive_until(one, "problem") == {"problem": "for all"}
-        assert publish(path, "nobody", group="garden") == (0, 0)
+        assert publish(path, "to an empty group", group="garden") == (0, 0)
 
 
 def test_php_publishes_to_python(event_site: Site) -> None:
@@ -300,7 +300,7 @@ def test_the_producer_decides() -> None:
             assert close and (close.code, close.reason) == (4001, "no talking")
 
 
-def test_a_client_that_does_not_read_holds_up_nobody(event_site: Site) -> None:
+def test_a_client_that_does_not_read_does_not_delay_others(event_site: Site) -> None:
     with (
         php(event_site, EXAMPLES / "echo.php", "php.ws"),
         client(event_site, "/php.ws", max_queue=1) as slow,
@@ -318,7 +318,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(event_site: Site) -> None:
 
 
 def _send_until_blocked(slow: ClientConnection) -> None:
-    """Send much and read nothing; it ends when the socket is closed."""
+    """Send without reading, until the socket is closed."""
     with contextlib.suppress(ConnectionClosed, OSError):
         for _ in range(1000):
             slow.send(b"x" * 100_000)

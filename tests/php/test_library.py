@@ -1,4 +1,4 @@
-"""The PHP library by the tools of its own trade: its suite, PSR-12, static analysis."""
+"""The PHP library's own tools: its test suite, PSR-12, static analysis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..support.bridge_by_hand import Bridge
 from ..support.site import ROOT
 
 LIBRARY = ROOT / "bindings" / "php"
-# What each tool is called in Debian; of Composer's, vendor/bin comes first.
+# The names of the tools in Debian; vendor/bin of Composer has precedence.
 PACKAGES = {
     "php": "php-cli",
     "phpunit": "phpunit",
@@ -30,7 +30,7 @@ PACKAGES = {
 
 
 def tool(name: str) -> str:
-    """Return the path of a tool; skip the test where it is missing."""
+    """Return the path of a tool; skip the test if it is missing."""
     path = f"{LIBRARY / 'vendor' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     if found := shutil.which(name, path=path):
         return found
@@ -38,13 +38,13 @@ def tool(name: str) -> str:
 
 
 def allow_files() -> None:
-    """Let a process have more descriptors than select() can name, if it may."""
+    """Raise a process's limit of descriptors beyond select()'s, if permitted."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
 
 
 def run(*command: str) -> None:
-    """Run a tool in the library's directory; what it says is part of the report."""
+    """Run a tool in the library's directory; its output is part of the report."""
     result = subprocess.run(
         command,
         cwd=LIBRARY,
@@ -85,9 +85,9 @@ def test_every_file_parses_and_is_strict() -> None:
 
 
 def test_it_needs_no_extension_that_is_not_compiled_in(short_path: Path) -> None:
-    """A PHP without php.ini's directory, and so without ext-ffi or even ctype, serves."""
+    """A PHP without php.ini, and so without ext-ffi or even ctype, can serve."""
     path = short_path / "it.ws"
-    # -n: nothing is loaded that is not compiled in.
+    # -n: only compiled-in extensions are loaded.
     command = [tool("php"), "-n", str(LIBRARY / "tests/programs/seed.php"), str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
@@ -105,7 +105,7 @@ def test_it_needs_no_extension_that_is_not_compiled_in(short_path: Path) -> None
 
 @pytest.fixture
 def original(short_path: Path) -> str:
-    """The original's program as its author wrote it, but for the path: it loads no library."""
+    """The customer's program, unchanged except for the path: it does not load the library."""
     text = (LIBRARY / "tests" / "programs" / "seed.php").read_text()
     text = text.replace("require __DIR__ . '/../../autoload.php';\n", "")
     text = text.replace("$argv[1]", f'"{short_path}/websocket.ws"')
@@ -118,8 +118,8 @@ def original(short_path: Path) -> str:
 def test_a_program_of_the_original_needs_no_line_that_loads_the_library(
     short_path: Path, original: str, answers: bool
 ) -> None:
-    """PHP's auto_prepend_file loads it, as the original's extension was loaded by php.ini."""
-    if not answers:  # as the original's second program, which also closes clients that are gone
+    """auto_prepend_file loads the library, like php.ini loaded the original extension."""
+    if not answers:  # like the customer's second program, which also closes clients that have ended
         indent = "\n" + 16 * " "
         original = original.replace("$event->write($data);", "echo $data;")
         original = original.replace(
@@ -157,7 +157,7 @@ def test_a_program_of_the_original_needs_no_line_that_loads_the_library(
 
 
 def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "php.md").read_text()
+    page = (ROOT / "docs" / "reference" / "php.md").read_text()
     commands = re.findall(r"`composer ([^`]+)`", page)
     assert len(commands) == 2
     (tmp_path / "composer.json").write_text('{"repositories": [{"packagist.org": false}]}')
@@ -191,7 +191,7 @@ def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "php.md").read_text()
+    page = (ROOT / "docs" / "reference" / "php.md").read_text()
     (drop_in,) = re.findall(r"^```ini\n(.*?)^```", page, re.M | re.S)
     name = "apachews-producer@.service"
     template = (ROOT / "deploy" / "systemd" / name).read_text()

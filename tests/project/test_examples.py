@@ -172,9 +172,9 @@ def set_counters(machine: Path, cpu: str, received: int, sectors: int) -> None:
 
 def test_a_sample_is_what_was_since_the_last(machine: Path) -> None:
     sampler = Sampler(machine, machine / "block")
-    assert sampler.take() is None
+    assert sampler.sample() is None
     set_counters(machine, "30 10 15 20 10 3 2 10 99 99", 10**6, 1000)
-    sample = sampler.take()
+    sample = sampler.sample()
     assert sample
     assert sample["cpu"] == {"user": 40.0, "system": 20.0, "wait": 10.0, "stolen": 10.0}
     kib = 1024
@@ -196,9 +196,9 @@ def test_a_sample_is_what_was_since_the_last(machine: Path) -> None:
 def test_a_counter_that_begins_anew_is_no_negative_rate(machine: Path) -> None:
     set_counters(machine, "30 10 15 20 10 3 2 10 99 99", 10**6, 1000)
     sampler = Sampler(machine, machine / "block")
-    sampler.take()
+    sampler.sample()
     set_counters(machine, "30 10 15 20 5 3 2 10 99 99", 5, 6)
-    sample = sampler.take()
+    sample = sampler.sample()
     assert sample
     assert sample["network"] == {"in": 0, "out": 0}
     assert sample["disk"] == {"read": 0, "written": 0}

@@ -1,6 +1,6 @@
 """What an open connection costs Apache: idle, over TLS, and once it has compressed.
 
-The figures stand in docs/how-it-works.md, and are read from there: what is measured
+The figures stand in docs/explanation/how-it-works.md, and are read from there: what is measured
 may be no more than half as much again.
 """
 
@@ -24,7 +24,7 @@ from .conftest import scaled
 
 CLIENTS = scaled(1000, 200)
 KIB = 1024
-DOCUMENTED = Path(__file__).parents[2] / "docs" / "how-it-works.md"
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "explanation" / "how-it-works.md"
 # Name, scheme, window bits, and the row of the documentation.
 CASES = [
     ("idle", "ws", 0, "idle, `ws`"),

@@ -1,7 +1,7 @@
 """Restarts of both kinds under load, again and again; and what mod_proxy makes of them.
 
 ``deploy/test -e restarts`` runs all of it, half an hour on two cores, and prints the figures
-that docs/operations.md quotes.
+that docs/howto/operations.md quotes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_graceful_restarts_of_apache(mpm: str) -> None:
         wait_for(lambda: not site.custodians(), 30)
 
 
-# What docs/how-it-works.md gives for one idle connection, KiB: plain, and with TLS.
+# What docs/explanation/how-it-works.md gives for one idle connection, KiB: plain, and with TLS.
 PLAIN_KIB, TLS_KIB = 4, 18
 
 

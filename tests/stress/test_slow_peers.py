@@ -1,7 +1,7 @@
 """A thousand clients that never read, a producer that never reads, and both together.
 
 Those that read are served all the while; the slow ones are closed with 1013; and
-Apache's memory stays under what docs/how-it-works.md reckons for a connection.
+Apache's memory stays under what docs/explanation/how-it-works.md reckons for a connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLIENTS = scaled(1000, 100)
 FAST = 10
 MESSAGE = b"x" * 16384
 BUFFER_BYTES = 65536
-# docs/how-it-works.md: "Memory"
+# docs/explanation/how-it-works.md: "Memory"
 CONNECTION_BYTES = 16 * 1024
 INFLATER_BYTES = 44 * 1024  # with the largest window
 # What the allocator keeps besides, however many connections there are.

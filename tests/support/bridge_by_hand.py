@@ -1,4 +1,4 @@
-"""The other end of the wire, played by hand: one connection, or clients under load."""
+"""The bridge's end of the wire, controlled by a test: one connection, or clients under load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Item = str | bytes | wire.Close | Moved
 
 
 def connect(path: str) -> socket.socket:
-    """Connect to a socket file, or by a loopback socket's."""
+    """Connect to the producer of a socket file, a loopback socket's too."""
     if os.path.isfile(path):
         return loopback.connect(loopback.Address.read(str(path)), DEADLINE_S)
     sock = socket.socket(socket.AF_UNIX)
@@ -50,7 +50,7 @@ class Bridge:
         self.socket.sendall(wire.encode_frame(opcode, payload, fin))
 
     def read_available(self) -> list[Item]:
-        """Return what the producer has sent: it sends whole frames only."""
+        """Return what the producer has sent so far, which is whole frames."""
         while select.select([self.socket], [], [], 0)[0]:
             data = self.socket.recv(1 << 20)
             if not data:
@@ -88,18 +88,18 @@ def _item(opcode: int, payload: bytes) -> Item:
 
 
 class HeldClient:
-    """One client that numbers its messages, and is resumed as docs/wire.md has it.
+    """One client that numbers its messages, and is resumed as docs/reference/wire.md says.
 
     Attributes:
-        sent, answered: messages that went out, and answers that came, in order.
-        lost: answers that never came, because a producer died with them.
-        accepts: how often a producer took it.
-        refused: how often nobody listened.
-        closed: the producer's goodbye.
-        faults: what should not have been.
+        sent, answered: how many messages were sent, and how many answers came, in order.
+        lost: how many answers never came, because a producer died.
+        accepts: how often a producer accepted it.
+        refused: how often no producer listened.
+        closed: the producer's CLOSE.
+        faults: what was wrong, as text.
     """
 
-    WINDOW = 8  # messages on their way
+    WINDOW = 8  # messages without an answer yet
 
     def __init__(self, path: str, name: str) -> None:
         self._path = path
@@ -120,7 +120,7 @@ class HeldClient:
         try:
             items = self._bridge.read_available()
             for item in items:
-                self._take(self._bridge, item)
+                self._receive(self._bridge, item)
             if not self.closed and self._bridge.is_at_end:
                 self._hold()
             elif may_send and not self._has_moved and self.sent - self.answered < self.WINDOW:
@@ -139,9 +139,9 @@ class HeldClient:
             self.accepts += 1
         except OSError:
             self.refused += 1
-            self._retry_at = time.monotonic() + 0.02  # nobody listens: it is held
+            self._retry_at = time.monotonic() + 0.02  # no producer listens: it is held
 
-    def _take(self, bridge: Bridge, item: Item) -> None:
+    def _receive(self, bridge: Bridge, item: Item) -> None:
         if isinstance(item, Moved):
             bridge.send(wire.MOVE)
             self._has_moved = True
@@ -175,17 +175,17 @@ class HeldClient:
 
 
 class Load:
-    """Clients that send all the time, in a thread of their own; ``stop`` waits for answers."""
+    """Clients that send all the time, in their own thread; ``stop`` waits for the answers."""
 
     def __init__(self, path: str, count: int) -> None:
         self.clients = [HeldClient(path, f"client-{number}") for number in range(count)]
-        self._is_over = threading.Event()
+        self._has_stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            while not self._is_over.is_set():
+            while not self._has_stopped.is_set():
                 self._step(True)
             deadline = time.monotonic() + DEADLINE_S
             while time.monotonic() < deadline and not all(
@@ -222,9 +222,9 @@ class Load:
         return [fault for client in self.clients for fault in client.faults]
 
     @property
-    def goodbyes(self) -> list[wire.Close]:
+    def closes(self) -> list[wire.Close]:
         return [client.closed for client in self.clients if client.closed]
 
     def stop(self) -> None:
-        self._is_over.set()
+        self._has_stopped.set()
         self._thread.join()

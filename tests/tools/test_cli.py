@@ -50,7 +50,7 @@ def test_every_option_is_documented(name: str, capsys: pytest.CaptureFixture[str
         main([name, "--help"])
     options = set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)) - {"--help"}
     assert len(options) > 2
-    page = (ROOT / "docs" / "command-line.md").read_text()
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text()
     section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     assert {option for option in options if option not in section} == set()
 

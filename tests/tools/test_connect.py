@@ -501,7 +501,9 @@ def test_a_host_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_every_answer_of_the_handler_has_a_hint() -> None:
     documented = re.findall(
-        r"^   \|.*\| (\d{3}[^|]*) ?\|$", (ROOT / "docs" / "how-it-works.md").read_text(), re.M
+        r"^   \|.*\| (\d{3}[^|]*) ?\|$",
+        (ROOT / "docs" / "explanation" / "how-it-works.md").read_text(),
+        re.M,
     )
     statuses = {int(status) for row in documented for status in re.findall(r"\b\d{3}\b", row)}
     assert {400, 403, 404, 426, 503} <= statuses

@@ -55,7 +55,7 @@ from apachews_tools.httpd.shell import shipped, this_program, word
 from ..conftest import DEADLINE_S
 from ..support.site import IS_ROOT
 
-TROUBLESHOOTING = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+TROUBLESHOOTING = Path(__file__).parents[2] / "docs" / "howto" / "troubleshooting.md"
 SOMEBODY = Account("somebody", 40_000, frozenset({40_000, 40_001}))
 
 

@@ -1,13 +1,13 @@
 /* A chat with rooms, chat.ws?room=tea&name=Ann: examples/chat/producer.py in C, for the same
  * page.  Its argument is the path of its socket file.
  *
- * A client sends plain text; it receives JSON objects: first {"room": "tea", "said": […]} with
- * what was said last, then {"name": "Ann", "text": "hello", "at": 1767225600} for everything
- * that anybody in the room says, {"people": ["Ann", "Bob"]} when somebody came or went, and
- * {"problem": "…"} where its own message was not passed on.
+ * A client sends plain text and receives JSON objects: first {"room": "tea", "said": […]} with
+ * the last messages, then {"name": "Ann", "text": "hello", "at": 1767225600} for each message in
+ * the room, {"people": ["Ann", "Bob"]} when people join or leave, and {"problem": "…"} if its own
+ * message was rejected.
  *
- * SIGHUP hands everybody on to the program that listens next on the path; as who somebody is
- * stands in the address, which Apache tells that one as well, nobody notices.
+ * SIGHUP moves all clients to the next program that listens on the path.  They do not notice:
+ * name and room are in the URI, which Apache sends to that program too.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <apachews.h>
@@ -23,24 +23,24 @@
 #define MAX_NAME 30 /* characters */
 #define MAX_TEXT 1000
 #define MAX_ROOMS 1000
-#define MAX_PEOPLE 200 /* in a room: each message is written as often */
-#define REMEMBERED 30  /* messages of a room, for whoever comes later */
-/* Who is there is told at most so often: of a hundred people who come at once, each would
- * otherwise be told a hundred times. */
+#define MAX_PEOPLE 200 /* in a room: each message is sent this often */
+#define REMEMBERED 30  /* messages per room, for people who join later */
+/* The shortest interval between two lists of people: if a hundred people join at once, each would
+ * otherwise get a hundred lists. */
 #define PEOPLE_EVERY_MS 200
 #define DRAIN_MS 30000
-/* What may wait for somebody who does not read, before he is closed with 1013. */
+/* The send queue at which a slow client is closed with 1013. */
 #define MAX_QUEUE_BYTES (256 * 1024)
 #define POLICY_VIOLATION 1008
 #define SERVICE_RESTART 1012
 
 struct room {
     struct room *next;
-    char name[MAX_ROOM + 1]; /* of the group, too */
-    char *said[REMEMBERED];  /* JSON objects, a ring */
+    char name[MAX_ROOM + 1]; /* also the name of the group */
+    char *said[REMEMBERED];  /* JSON objects, a ring buffer */
     size_t said_count;
-    size_t people;      /* whose APACHEWS_CLOSE has not come yet: the group may be empty by then */
-    int64_t tell_at_ms; /* who is here; 0: nothing has changed */
+    size_t people;      /* before their APACHEWS_CLOSE; the group can be empty earlier */
+    int64_t tell_at_ms; /* when to send the list of people; 0: unchanged */
 };
 
 struct person {
@@ -51,11 +51,11 @@ struct person {
 static apachews_server *server;
 static struct room *rooms;
 static size_t room_count;
-static volatile sig_atomic_t is_told;
+static volatile sig_atomic_t received;
 
-static void tell(int number)
+static void on_signal(int number)
 {
-    is_told = number;
+    received = number;
     apachews_server_wake(server);
 }
 
@@ -75,7 +75,7 @@ static int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* ---- Text that grows ---- */
+/* ---- Growing text ---- */
 
 struct text {
     char *data;
@@ -98,7 +98,7 @@ static void puts_to(struct text *text, const char *string)
     put(text, string, strlen(string));
 }
 
-/* A JSON string. */
+/* Append a JSON string. */
 static void quote(struct text *text, const char *string, size_t length)
 {
     puts_to(text, "\"");
@@ -114,7 +114,7 @@ static void quote(struct text *text, const char *string, size_t length)
     puts_to(text, "\"");
 }
 
-/* How many characters a text of UTF-8 has. */
+/* Count the characters of UTF-8 text. */
 static size_t count_characters(const char *text, size_t length)
 {
     size_t count = 0;
@@ -164,7 +164,7 @@ static void tell_people(struct room *room)
     room->tell_at_ms = 0;
 }
 
-/* Tell who is there where that is due; return how long until the next is, or -1. */
+/* Send the lists of people that are due; return the milliseconds until the next one, or -1. */
 static int run_timers(void)
 {
     int64_t now = now_ms();
@@ -215,8 +215,8 @@ static void remove_room(struct room *room)
 
 /* ---- People ---- */
 
-/* Read a name as people see it: without blanks around it, one between its parts. */
-static bool take_name(char *name, const char *raw, size_t length)
+/* Read a name, without blanks around it and with single blanks inside. */
+static bool read_name(char *name, const char *raw, size_t length)
 {
     size_t size = 0;
     if (length != strlen(raw) || !apachews_is_utf8(raw, length)) {
@@ -242,17 +242,17 @@ static bool take_name(char *name, const char *raw, size_t length)
     return size > 0 && count_characters(name, size) <= MAX_NAME;
 }
 
-/* Let a client into its room; return what is wrong, for the client, or NULL. */
+/* Add a client to its room; return a problem, for the client, or NULL. */
 static const char *enter(apachews_client *client)
 {
     const apachews_request *request = apachews_client_request(client);
     char raw[256] = "";
     char key[64] = "lobby";
     struct person person = {0};
-    /* Where Apache asks for a login, that is the name. */
+    /* If Apache requires a login, the user is the name. */
     long length = apachews_request_query(request, "name", raw, sizeof raw);
     const char *given = request->user != NULL ? request->user : raw;
-    if (!take_name(person.name, given, request->user || length < 0 ? strlen(given) : (size_t)length)) {
+    if (!read_name(person.name, given, request->user || length < 0 ? strlen(given) : (size_t)length)) {
         return "a name has 1 to 30 characters";
     }
     long key_length = apachews_request_query(request, "room", key, sizeof key);
@@ -295,7 +295,7 @@ static void greet(apachews_client *client, const struct room *room)
     free(text.data);
 }
 
-static void came(apachews_client *client)
+static void joined(apachews_client *client)
 {
     const char *problem = enter(client);
     if (problem != NULL) {
@@ -303,7 +303,7 @@ static void came(apachews_client *client)
         return;
     }
     struct room *room = ((struct person *)apachews_client_data(client))->room;
-    /* Whoever was handed on by another producer has seen what was said. */
+    /* A resumed client has received the last messages from another producer. */
     if (!apachews_client_request(client)->resumed) {
         greet(client, room);
     }
@@ -346,7 +346,7 @@ static void left(apachews_client *client, int code)
         return;
     }
     struct room *room = person->room;
-    /* 1012: gone to the next version of this program, and still in the room. */
+    /* 1012: moved to the next version of this program, so still in the room. */
     if (code != SERVICE_RESTART) {
         people_changed(room);
     }
@@ -371,15 +371,15 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s: %s\n", argv[0], error.text);
         return 1;
     }
-    signal(SIGTERM, tell);
-    signal(SIGINT, tell);
-    signal(SIGHUP, tell);
+    signal(SIGTERM, on_signal);
+    signal(SIGINT, on_signal);
+    signal(SIGHUP, on_signal);
 
     apachews_event event;
     while (apachews_server_next(server, run_timers(), &event)) {
         switch (event.kind) {
         case APACHEWS_OPEN:
-            came(event.client);
+            joined(event.client);
             break;
         case APACHEWS_MESSAGE:
             said(event.client, &event);
@@ -388,9 +388,9 @@ int main(int argc, char **argv)
             left(event.client, event.code);
             break;
         case APACHEWS_WAKE:
-            if (is_told == SIGHUP) {
+            if (received == SIGHUP) {
                 apachews_server_drain(server, DRAIN_MS);
-            } else if (is_told) {
+            } else if (received) {
                 apachews_server_stop(server);
             }
             break;
@@ -398,7 +398,7 @@ int main(int argc, char **argv)
             break;
         }
     }
-    /* A handler has no server any more. */
+    /* The handlers must not use a freed server. */
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);

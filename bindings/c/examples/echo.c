@@ -4,11 +4,11 @@
 #include <stdio.h>
 
 static apachews_server *server;
-static volatile sig_atomic_t is_told; /* to stop: SIGTERM, SIGINT; to hand over: SIGHUP */
+static volatile sig_atomic_t received; /* the last signal: SIGTERM, SIGINT or SIGHUP */
 
-static void tell(int number)
+static void on_signal(int number)
 {
-    is_told = number;
+    received = number;
     apachews_server_wake(server);
 }
 
@@ -24,9 +24,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s: %s\n", argv[0], error.text);
         return 1;
     }
-    signal(SIGTERM, tell);
-    signal(SIGINT, tell);
-    signal(SIGHUP, tell);
+    signal(SIGTERM, on_signal);
+    signal(SIGINT, on_signal);
+    signal(SIGHUP, on_signal);
 
     apachews_event event;
     while (apachews_server_next(server, -1, &event)) {
@@ -35,9 +35,9 @@ int main(int argc, char **argv)
             apachews_send(event.client, event.type, event.data, event.length);
             break;
         case APACHEWS_WAKE:
-            if (is_told == SIGHUP) {
+            if (received == SIGHUP) {
                 apachews_server_drain(server, 30000);
-            } else if (is_told) {
+            } else if (received) {
                 apachews_server_stop(server);
             }
             break;
@@ -49,7 +49,7 @@ int main(int argc, char **argv)
             break;
         }
     }
-    /* A handler has no server any more. */
+    /* The handlers must not use a freed server. */
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);

@@ -1,5 +1,5 @@
-/* Sends every message back: a program as it was written for the first apachews, but for the
- * path, which is its argument. */
+/* Sends every message back: an unchanged program for the first apachews, except that the path is
+ * an argument. */
 #include <apache-ws-common.h>
 #include <stdio.h>
 

@@ -11,8 +11,8 @@
 #include "utf8.h"
 #include "wire.h"
 
-/* What the handshake itself, or httpd, must have in hand. */
-static const char *const ours[] = {
+/* Headers that the handshake or httpd sets. */
+static const char *const reserved[] = {
     "connection", "content-length", "date",    "keep-alive", "server", "te", "trailer",
     "transfer-encoding", "upgrade",
 };
@@ -29,7 +29,7 @@ static bool is_token(const char *name)
     return *name != '\0';
 }
 
-/* Visible characters, blanks between them, and obs-text: ISO 8859-1, as in OPEN. */
+/* Visible ASCII, inner blanks, and obs-text (ISO 8859-1, as in OPEN). */
 static bool is_value(const char *value)
 {
     size_t length = strlen(value);
@@ -48,10 +48,10 @@ static bool is_value(const char *value)
     return !is_blank;
 }
 
-static bool is_ours(const char *name)
+static bool is_reserved(const char *name)
 {
-    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++) {
-        if (strcasecmp(name, ours[i]) == 0) {
+    for (size_t i = 0; i < sizeof reserved / sizeof reserved[0]; i++) {
+        if (strcasecmp(name, reserved[i]) == 0) {
             return true;
         }
     }
@@ -61,12 +61,12 @@ static bool is_ours(const char *name)
 static bool is_sendable(const struct answer *answer, apachews_error *error)
 {
     if (answer->subprotocol != NULL && !is_token(answer->subprotocol)) {
-        error_set(error, APACHEWS_BAD_ANSWER, 0, "the subprotocol \"%.80s\" is no token",
+        error_set(error, APACHEWS_BAD_ANSWER, 0, "invalid subprotocol \"%.80s\": it must be a token",
                   answer->subprotocol);
         return false;
     }
     if (!answer->accepts && (answer->status < 300 || answer->status > 599)) {
-        error_set(error, APACHEWS_BAD_ANSWER, 0, "status %d does not refuse: use 300 to 599",
+        error_set(error, APACHEWS_BAD_ANSWER, 0, "status %d cannot reject: use 300 to 599",
                   answer->status);
         return false;
     }
@@ -78,12 +78,12 @@ static bool is_sendable(const struct answer *answer, apachews_error *error)
         const apachews_pair *header = &answer->headers[i];
         if (!is_token(header->name) || !is_value(header->value)) {
             error_set(error, APACHEWS_BAD_ANSWER, 0,
-                      "the header \"%.80s\": \"%.80s\" may not be sent", header->name,
+                      "invalid header \"%.80s\": \"%.80s\"", header->name,
                       header->value);
             return false;
         }
-        if (is_ours(header->name)) {
-            error_set(error, APACHEWS_BAD_ANSWER, 0, "the header %.80s is not the producer's to set",
+        if (is_reserved(header->name)) {
+            error_set(error, APACHEWS_BAD_ANSWER, 0, "the producer cannot set the header %.80s",
                       header->name);
             return false;
         }
@@ -120,11 +120,11 @@ bool answer_encode(const struct answer *answer, struct json_text *text, apachews
     }
     json_put(text, "}");
     if (text->has_failed) {
-        error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "no memory for the answer");
+        error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "out of memory for the answer");
         return false;
     }
     if (text->length > WIRE_MAX_ANSWER) {
-        error_set(error, APACHEWS_BAD_ANSWER, 0, "the answer has %zu bytes; at most %u go",
+        error_set(error, APACHEWS_BAD_ANSWER, 0, "the answer has %zu bytes; the limit is %u",
                   text->length, WIRE_MAX_ANSWER);
         return false;
     }

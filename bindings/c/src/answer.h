@@ -1,9 +1,9 @@
-/* The producer's answer to OPEN, where Apache leaves the decision to it.
+/* The producer's answer to OPEN, with APACHEWS_ACCEPT producer.
  *
- * Contract: an answer is checked and becomes the payload of an ANSWER, or *error says what
- * may not be sent.  No I/O.
+ * Contract: answer_encode() validates an answer and encodes it as the payload of ANSWER, or sets
+ * *error.  No I/O.
  *
- * Sources: docs/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status).
+ * Sources: docs/reference/wire.md; RFC 9110 5.1, 5.5 (field names and values), 15. (status).
  */
 #ifndef APACHEWS_ANSWER_H
 #define APACHEWS_ANSWER_H
@@ -13,14 +13,14 @@
 
 struct answer {
     bool accepts;
-    const char *subprotocol; /* with yes, or NULL */
-    int status;              /* with no */
-    const char *body;        /* with no, or NULL */
+    const char *subprotocol; /* if accepts; or NULL */
+    int status;              /* if not */
+    const char *body;        /* if not; or NULL */
     const apachews_pair *headers;
     size_t header_count;
 };
 
-/* Write it to a text, whose data the caller frees, also where it fails. */
+/* Write the payload to *text; the caller frees text->data, also on failure. */
 bool answer_encode(const struct answer *answer, struct json_text *text, apachews_error *error);
 
 #endif

@@ -6,42 +6,25 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <unistd.h>
 
 #include "answer.h"
+#include "connection.h"
 #include "error.h"
-#include "groups.h"
-#include "server.h"
 #include "utf8.h"
 
-/* HTTP status for a client that is closed before it was accepted. */
-#define GOODBYE_STATUS 503
-
-bool client_is_sending(const struct apachews_client *client)
-{
-    return client->state >= OPEN && client->state <= PARTING;
-}
-
-bool client_is_receiving(const struct apachews_client *client)
-{
-    return client->state == OPEN || client->state == MOVING;
-}
-
-bool client_wants_reading(const struct apachews_client *client)
-{
-    return client->queue.bytes <= client->server->max_queue_bytes / 2 && !client->has_moved;
-}
+/* The HTTP status for a client that is closed before it is accepted. */
+#define CLOSED_STATUS 503
 
 static bool after_write(struct apachews_client *client, enum queue_result result)
 {
     if (result == QUEUE_NO_MEMORY) {
-        /* Half a frame may be out: nothing can be said any more. */
+        /* Half a frame may be sent: no other frame can follow it. */
         queue_clear(&client->queue);
-        server_end(client, WIRE_INTERNAL_ERROR, "the producer has no memory left");
+        connection_end(client, WIRE_INTERNAL_ERROR, "the producer is out of memory");
         errno = ENOMEM;
         return false;
     }
-    server_update(client);
+    connection_update(client);
     return true;
 }
 
@@ -54,31 +37,32 @@ bool client_write(struct apachews_client *client, int first, const void *payload
     return after_write(client, queue_write(&client->queue, client->fd, first, payload, length));
 }
 
-/* Tell whether a message may go; one for whom too much waits is closed. */
-static bool may_send(struct apachews_client *client)
+/* Return whether a message can be sent; close a client whose queue is full. */
+static bool can_send(struct apachews_client *client)
 {
-    if (!client_is_sending(client) || client->fd < 0) {
+    if (!connection_is_sending(client) || client->fd < 0) {
         errno = EPIPE;
         return false;
     }
     if (client->queue.bytes > client->server->max_queue_bytes) {
         queue_drop(&client->queue);
         client_send_close(client, WIRE_TRY_AGAIN_LATER, "too slow: the send queue is full");
-        server_end(client, WIRE_TRY_AGAIN_LATER, "too slow: the send queue was full");
+        connection_end(client, WIRE_TRY_AGAIN_LATER, "too slow: the send queue was full");
         errno = ENOBUFS;
         return false;
     }
     return true;
 }
 
-bool client_send(struct apachews_client *client, int first, const void *payload, size_t length)
+/* Send or queue a frame to a client in a state that takes messages. */
+static bool send_frame(struct apachews_client *client, int first, const void *payload, size_t length)
 {
-    return may_send(client) && client_write(client, first, payload, length);
+    return can_send(client) && client_write(client, first, payload, length);
 }
 
 bool client_send_frame(struct apachews_client *client, struct frame *frame)
 {
-    return may_send(client) &&
+    return can_send(client) &&
            after_write(client, queue_write_frame(&client->queue, client->fd, frame));
 }
 
@@ -90,18 +74,18 @@ static bool send_answer(struct apachews_client *client, const struct answer *ans
     if (answer_encode(answer, &text, error)) {
         if (!client->request->facts.answer_required) {
             error_set(error, APACHEWS_NOT_WAITING, 0,
-                      "nobody waits for an answer to this client: Apache lets it in by itself, "
-                      "without SetEnv APACHEWS_ACCEPT producer");
+                      "Apache does not wait for an answer to this client: it accepts clients "
+                      "itself without SetEnv APACHEWS_ACCEPT producer");
         } else if (client->state != ASKED) {
             error_set(error, APACHEWS_NOT_WAITING, 0,
-                      "nobody waits for an answer to this client: it was answered, or Apache "
-                      "gave up");
+                      "Apache does not wait for an answer to this client any more: it was "
+                      "answered, or the wait timed out");
         } else {
             client->state = answer->accepts ? OPEN : CLOSING;
             client->was_rejected = !answer->accepts;
             is_sent = client_write(client, WIRE_FIN | WIRE_OP_ANSWER, text.data, text.length);
             if (!is_sent) {
-                error_set(error, APACHEWS_SYSTEM_ERROR, errno, "no memory for the answer");
+                error_set(error, APACHEWS_SYSTEM_ERROR, errno, "out of memory for the answer");
             }
         }
     }
@@ -114,16 +98,16 @@ bool client_send_close(struct apachews_client *client, int code, const char *rea
     unsigned char payload[WIRE_MAX_CONTROL];
     size_t length = strlen(reason);
     if (client->state == ASKED) {
-        return send_answer(client, &(struct answer){.status = GOODBYE_STATUS}, NULL);
+        return send_answer(client, &(struct answer){.status = CLOSED_STATUS}, NULL);
     }
-    if (!client_is_sending(client) || client->state == PARTING) {
+    if (!connection_is_sending(client) || client->state == PARTING) {
         errno = EPIPE;
         return false;
     }
     payload[0] = (unsigned char)(code >> 8);
     payload[1] = (unsigned char)code;
     memcpy(payload + 2, reason, length);
-    /* The bridge says nothing behind its MOVE: there is no answer to await. */
+    /* The bridge sends nothing after its MOVE: do not wait for an answer. */
     client->state = client->has_moved ? CLOSED : CLOSING;
     return client_write(client, WIRE_FIN | WIRE_OP_CLOSE, payload, length + 2);
 }
@@ -136,8 +120,7 @@ void client_send_move(struct apachews_client *client)
         client->state = MOVING;
         client_write(client, WIRE_FIN | WIRE_OP_MOVE, NULL, 0);
     }
-    /* (One that has sent no OPEN yet, but perhaps a message behind it, comes back here with
-     * that.) */
+    /* A client in CONNECTING comes back here when its OPEN is read. */
 }
 
 bool apachews_is_utf8(const void *data, size_t length)
@@ -156,7 +139,7 @@ int client_check_message(apachews_type type, const void *data, size_t length)
 bool apachews_send(apachews_client *client, apachews_type type, const void *data, size_t length)
 {
     errno = client_check_message(type, data, length);
-    return errno == 0 && client_send(client, WIRE_FIN | (int)type, data, length);
+    return errno == 0 && send_frame(client, WIRE_FIN | (int)type, data, length);
 }
 
 bool apachews_send_text(apachews_client *client, const char *text)
@@ -167,11 +150,11 @@ bool apachews_send_text(apachews_client *client, const char *text)
 bool apachews_ping(apachews_client *client)
 {
     if (getrandom(client->ping, sizeof client->ping, GRND_NONBLOCK) < 0) {
-        /* It need not be hard to guess, only another than the last. */
+        /* The payload need not be unpredictable, only different from the last one. */
         client->ping[0]++;
     }
-    client->pinged_at_ns = server_clock_ns();
-    return client_send(client, WIRE_FIN | WIRE_OP_PING, client->ping, sizeof client->ping);
+    client->pinged_at_ns = clock_ns();
+    return send_frame(client, WIRE_FIN | WIRE_OP_PING, client->ping, sizeof client->ping);
 }
 
 bool apachews_close(apachews_client *client, int code, const char *reason)
@@ -252,23 +235,4 @@ bool apachews_client_has_ended(const apachews_client *client)
 size_t apachews_client_queued_bytes(const apachews_client *client)
 {
     return client->queue.bytes;
-}
-
-apachews_client *apachews_client_keep(apachews_client *client)
-{
-    client->holders++;
-    return client;
-}
-
-void apachews_client_release(apachews_client *client)
-{
-    if (client != NULL && --client->holders == 0) {
-        if (client->is_held) {
-            close(client->number);
-        }
-        request_free(client->request);
-        free(client->publishes_to);
-        free(client->language);
-        free(client);
-    }
 }

@@ -7,11 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "server.h"
-
 struct group {
     const char *name;
-    struct membership *first, *last; /* in the order in which they came */
+    struct membership *first, *last; /* in the order of joining */
     char storage[];
 };
 
@@ -19,7 +17,7 @@ struct membership {
     struct apachews_client *client;
     struct group *group;
     struct membership *previous, *next; /* of the group */
-    struct membership *of_client;       /* the client's next one */
+    struct membership *of_client;       /* the next membership of the client */
 };
 
 static int compare(const void *one, const void *other)
@@ -62,8 +60,8 @@ static void remove_if_empty(apachews_server *server, struct group *group)
     }
 }
 
-/* End the membership that a link of a client's list leads to. */
-static void end(apachews_server *server, struct membership **link)
+/* Remove the membership that a link of a client's list points to. */
+static void remove_membership(apachews_server *server, struct membership **link)
 {
     struct membership *membership = *link;
     struct group *group = membership->group;
@@ -85,7 +83,7 @@ static struct membership **find_link(apachews_client *client, const char *name)
 
 bool apachews_group_join(apachews_client *client, const char *name)
 {
-    if (apachews_client_has_ended(client)) {
+    if (client->state >= PARTING) {
         errno = EPIPE;
         return false;
     }
@@ -120,44 +118,38 @@ bool apachews_group_leave(apachews_client *client, const char *name)
     if (*link == NULL) {
         return false;
     }
-    end(client->server, link);
+    remove_membership(client->server, link);
     return true;
 }
 
 void groups_leave_all(struct apachews_client *client)
 {
     while (client->memberships != NULL) {
-        end(client->server, &client->memberships);
+        remove_membership(client->server, &client->memberships);
     }
 }
 
-apachews_delivery groups_send(apachews_server *server, const char *name, struct frame *frame,
-                              const apachews_client *except)
+const struct membership *groups_first_member(const apachews_server *server, const char *name)
 {
-    apachews_delivery delivery = {0, 0};
     const struct group *group = find_group(server, name);
-    struct membership *membership = group != NULL ? group->first : NULL;
-    while (membership != NULL) {
-        /* One that is closed now leaves its groups, and nobody else does. */
-        struct membership *next = membership->next;
-        if (membership->client != except) {
-            if (client_send_frame(membership->client, frame)) {
-                delivery.reached++;
-            } else {
-                delivery.skipped++;
-            }
-        }
-        membership = next;
-    }
-    return delivery;
+    return group != NULL ? group->first : NULL;
+}
+
+const struct membership *groups_next_member(const struct membership *membership)
+{
+    return membership->next;
+}
+
+struct apachews_client *groups_client(const struct membership *membership)
+{
+    return membership->client;
 }
 
 size_t apachews_group_members(apachews_server *server, const char *name,
                               apachews_client **members, size_t capacity)
 {
-    const struct group *group = find_group(server, name);
     size_t count = 0;
-    for (const struct membership *membership = group != NULL ? group->first : NULL;
+    for (const struct membership *membership = groups_first_member(server, name);
          membership != NULL; membership = membership->next) {
         if (count < capacity) {
             members[count] = membership->client;

@@ -1,16 +1,18 @@
-/* Groups of clients, by name.  For server.c and client.c; nothing blocks.
+/* Groups of clients, by name: their members.  publish.c sends to them.
  *
- * A group is there as long as it has a member.  They are in a balanced tree (tsearch(3)), so
- * that no choice of names makes looking one up slow. */
+ * A group exists as long as it has a member.  A balanced tree (tsearch(3)) holds the groups, so
+ * that lookups stay fast whatever names clients choose.  Nothing blocks. */
 #ifndef APACHEWS_GROUPS_H
 #define APACHEWS_GROUPS_H
 
-#include "client.h"
+#include "state.h"
 
-/* End all memberships of a client. */
+/* Remove a client from all of its groups. */
 void groups_leave_all(struct apachews_client *client);
-/* Send a frame to every member of a group but one, or NULL. */
-apachews_delivery groups_send(apachews_server *server, const char *name, struct frame *frame,
-                              const apachews_client *except);
+/* The members in the order of joining; NULL: no (more) members.  A membership is valid until its
+ * client leaves the group. */
+const struct membership *groups_first_member(const apachews_server *server, const char *name);
+const struct membership *groups_next_member(const struct membership *membership);
+struct apachews_client *groups_client(const struct membership *membership);
 
 #endif

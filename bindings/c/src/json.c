@@ -14,12 +14,12 @@ struct parser {
     struct json_document *document;
     const unsigned char *at;
     const unsigned char *end;
-    char *text; /* where the next one goes */
+    char *text; /* where the next string is stored */
     enum json_result result;
 };
 
-/* Decoded text is never longer than its source, and the NUL has the place of a quote: so a
- * buffer of the size of the document holds all of it, and nothing moves. */
+/* A decoded string is never longer than its source, and its NUL takes the place of a quote: a
+ * buffer of the document's size holds all strings without reallocation. */
 
 static uint32_t fail(struct parser *parser, enum json_result result)
 {
@@ -42,7 +42,7 @@ static int peek(const struct parser *parser)
     return parser->at < parser->end ? *parser->at : -1;
 }
 
-static bool take(struct parser *parser, int byte)
+static bool match(struct parser *parser, int byte)
 {
     if (peek(parser) != byte) {
         return false;
@@ -51,7 +51,7 @@ static bool take(struct parser *parser, int byte)
     return true;
 }
 
-/* Return the index of a new value, 0 where there can be none: index 0 is nobody's. */
+/* Return the index of a new value; 0: out of memory or over the limit. */
 static uint32_t add_value(struct parser *parser, enum json_type type)
 {
     struct json_document *document = parser->document;
@@ -71,7 +71,7 @@ static uint32_t add_value(struct parser *parser, enum json_type type)
     return document->count++;
 }
 
-static bool take_word(struct parser *parser, const char *word)
+static bool parse_word(struct parser *parser, const char *word)
 {
     size_t length = strlen(word);
     if ((size_t)(parser->end - parser->at) < length || memcmp(parser->at, word, length) != 0) {
@@ -88,13 +88,13 @@ static bool is_digit(int byte)
 
 static uint32_t parse_number(struct parser *parser)
 {
-    bool is_negative = take(parser, '-');
+    bool is_negative = match(parser, '-');
     bool is_integer = true;
     long long value = 0;
     if (!is_digit(peek(parser))) {
         return fail(parser, JSON_BAD);
     }
-    if (!take(parser, '0')) {
+    if (!match(parser, '0')) {
         for (int digits = 0; is_digit(peek(parser)); parser->at++) {
             if (++digits > 18) {
                 is_integer = false;
@@ -103,7 +103,7 @@ static uint32_t parse_number(struct parser *parser)
             }
         }
     }
-    if (take(parser, '.')) {
+    if (match(parser, '.')) {
         is_integer = false;
         if (!is_digit(peek(parser))) {
             return fail(parser, JSON_BAD);
@@ -112,10 +112,10 @@ static uint32_t parse_number(struct parser *parser)
             parser->at++;
         }
     }
-    if (take(parser, 'e') || take(parser, 'E')) {
+    if (match(parser, 'e') || match(parser, 'E')) {
         is_integer = false;
-        if (!take(parser, '+')) {
-            take(parser, '-');
+        if (!match(parser, '+')) {
+            match(parser, '-');
         }
         if (!is_digit(peek(parser))) {
             return fail(parser, JSON_BAD);
@@ -132,8 +132,8 @@ static uint32_t parse_number(struct parser *parser)
     return index;
 }
 
-/* Take four hexadecimal digits; -1 where they are none. */
-static int take_hex(struct parser *parser)
+/* Parse four hexadecimal digits; -1: invalid. */
+static int parse_hex4(struct parser *parser)
 {
     int value = 0;
     for (int i = 0; i < 4; i++) {
@@ -154,10 +154,10 @@ static int take_hex(struct parser *parser)
     return value;
 }
 
-/* Take what follows a backslash and a u. */
-static bool take_escaped_character(struct parser *parser)
+/* Parse the digits of a \u escape, and of a second one for a surrogate pair. */
+static bool parse_unicode_escape(struct parser *parser)
 {
-    int unit = take_hex(parser);
+    int unit = parse_hex4(parser);
     if (unit < 0) {
         return false;
     }
@@ -165,8 +165,8 @@ static bool take_escaped_character(struct parser *parser)
     if (unit >= 0xD800 && unit < 0xDC00) {
         const unsigned char *before = parser->at;
         int low = -1;
-        if (take(parser, '\\') && take(parser, 'u')) {
-            low = take_hex(parser);
+        if (match(parser, '\\') && match(parser, 'u')) {
+            low = parse_hex4(parser);
             if (low < 0) {
                 return false;
             }
@@ -174,7 +174,7 @@ static bool take_escaped_character(struct parser *parser)
         if (low >= 0xDC00 && low < 0xE000) {
             character = 0x10000 + (((uint32_t)unit & 0x3FF) << 10 | ((uint32_t)low & 0x3FF));
         } else {
-            parser->at = before; /* alone */
+            parser->at = before; /* unpaired: parse the second escape again */
         }
     }
     if (character >= 0xD800 && character < 0xE000) {
@@ -184,14 +184,14 @@ static bool take_escaped_character(struct parser *parser)
     return true;
 }
 
-static bool take_escape(struct parser *parser)
+static bool parse_escape(struct parser *parser)
 {
     static const char names[] = "\"\\/bfnrt";
     static const char meanings[] = "\"\\/\b\f\n\r\t";
     int byte = peek(parser);
     if (byte == 'u') {
         parser->at++;
-        return take_escaped_character(parser);
+        return parse_unicode_escape(parser);
     }
     const char *found = byte > 0 ? strchr(names, byte) : NULL;
     if (found == NULL) {
@@ -218,10 +218,10 @@ static uint32_t parse_string(struct parser *parser)
         }
         memcpy(parser->text, run, size);
         parser->text += size;
-        if (take(parser, '"')) {
+        if (match(parser, '"')) {
             break;
         }
-        if (!take(parser, '\\') || !take_escape(parser)) {
+        if (!match(parser, '\\') || !parse_escape(parser)) {
             return fail(parser, JSON_BAD);
         }
     }
@@ -247,7 +247,7 @@ static uint32_t parse_container(struct parser *parser, bool is_object, int depth
     uint32_t count = 0;
     parser->at++;
     skip_blanks(parser);
-    if (take(parser, close)) {
+    if (match(parser, close)) {
         return index;
     }
     for (;;) {
@@ -271,12 +271,12 @@ static uint32_t parse_container(struct parser *parser, bool is_object, int depth
         values[index].count = ++count;
         skip_blanks(parser);
         if (is_object && count % 2 == 1) {
-            if (!take(parser, ':')) {
+            if (!match(parser, ':')) {
                 return fail(parser, JSON_BAD);
             }
-        } else if (take(parser, close)) {
+        } else if (match(parser, close)) {
             return index;
-        } else if (!take(parser, ',')) {
+        } else if (!match(parser, ',')) {
             return fail(parser, JSON_BAD);
         }
     }
@@ -292,11 +292,11 @@ static uint32_t parse_value(struct parser *parser, int depth)
     case '"':
         return parse_string(parser);
     case 't':
-        return take_word(parser, "true") ? add_value(parser, JSON_TRUE) : fail(parser, JSON_BAD);
+        return parse_word(parser, "true") ? add_value(parser, JSON_TRUE) : fail(parser, JSON_BAD);
     case 'f':
-        return take_word(parser, "false") ? add_value(parser, JSON_FALSE) : fail(parser, JSON_BAD);
+        return parse_word(parser, "false") ? add_value(parser, JSON_FALSE) : fail(parser, JSON_BAD);
     case 'n':
-        return take_word(parser, "null") ? add_value(parser, JSON_NULL) : fail(parser, JSON_BAD);
+        return parse_word(parser, "null") ? add_value(parser, JSON_NULL) : fail(parser, JSON_BAD);
     default:
         return parse_number(parser);
     }
@@ -361,7 +361,7 @@ const struct json_value *json_member(const struct json_document *document,
     while (key != NULL) {
         const struct json_value *member = json_next(document, key);
         if (key->length == length && memcmp(key->text, name, length) == 0) {
-            found = member; /* the last counts */
+            found = member; /* the last one counts */
         }
         key = json_next(document, member);
     }
@@ -417,7 +417,7 @@ void json_put_string(struct json_text *text, const char *string)
         uint32_t character;
         char escaped[16];
         size_t size = utf8_decode(string, length, &character);
-        if (size == 0) { /* the caller has looked; but nothing bad is ever written */
+        if (size == 0) { /* checked by the caller; never write invalid UTF-8 */
             size = 1;
             character = 0xFFFD;
         }

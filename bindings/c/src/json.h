@@ -1,13 +1,14 @@
-/* A strict reader of JSON (RFC 8259), for OPEN and PUBLISH; and a writer, for ANSWER.
+/* A strict JSON parser (RFC 8259), for OPEN and PUBLISH; and a writer, for ANSWER.
  *
- * Contract: json_parse() takes a whole document, and json_free() what it gave, also where
- * it failed.  Values point into the document and live as long as it.  No I/O.
+ * Contract: json_parse() parses a whole document; json_free() frees it, also after a failure.
+ * Values point into the document and are valid as long as it.  No I/O.
  *
- * Bounds: the caller's on the size; JSON_MAX_DEPTH and JSON_MAX_VALUES here.  The memory is
- * one of text, as large as the document, and one of values.
+ * Limits: the caller limits the size; JSON_MAX_DEPTH and JSON_MAX_VALUES limit the rest.  A
+ * document uses one buffer for strings, as large as its source, and one for values.
  *
- * What RFC 8259 leaves open is as in Python's json: of members of one name the last counts,
- * and an unpaired surrogate is no error.  It becomes U+FFFD, as UTF-8 has no form for it.
+ * RFC 8259 leaves some cases open; they are handled as in Python's json: of members with the same
+ * name the last one counts, and an unpaired surrogate is valid.  It becomes U+FFFD, because UTF-8
+ * cannot encode it.
  */
 #ifndef APACHEWS_JSON_H
 #define APACHEWS_JSON_H
@@ -16,9 +17,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* OPEN is four deep. */
+/* OPEN has a depth of four. */
 #define JSON_MAX_DEPTH 32
-/* A head of 100 headers, httpd's limit, has some 350. */
+/* A request with 100 headers, httpd's limit, has some 350. */
 #define JSON_MAX_VALUES 100000
 
 enum json_type {
@@ -35,19 +36,19 @@ enum json_result { JSON_OK, JSON_BAD, JSON_NO_MEMORY };
 
 struct json_value {
     enum json_type type;
-    bool is_integer;      /* a number that long long holds */
-    uint32_t next;        /* the next one in the same array or object, or 0 */
-    uint32_t count;       /* of an array: values; of an object: names and values */
-    size_t length;        /* of a text; a NUL follows it */
+    bool is_integer;      /* a number that fits into long long */
+    uint32_t next;        /* index of the next value in the same array or object, or 0 */
+    uint32_t count;       /* values of an array; names and values of an object */
+    size_t length;        /* of a string; a NUL follows it */
     union {
         long long integer;
         const char *text;
-        uint32_t first;   /* of an array or object; in an object each name is a value of its own */
+        uint32_t first;   /* index in an array or object; in an object names are values too */
     };
 };
 
 struct json_document {
-    struct json_value *values; /* the first is the document's own; an empty place behind the last */
+    struct json_value *values; /* the first is the root */
     uint32_t count;
     uint32_t capacity;
     char *text;
@@ -56,21 +57,21 @@ struct json_document {
 enum json_result json_parse(struct json_document *document, const void *data, size_t length);
 void json_free(struct json_document *document);
 
-/* The document's own value. */
+/* The root value. */
 const struct json_value *json_root(const struct json_document *document);
-/* The first value of an array, the first name of an object; NULL for an empty one. */
+/* The first value of an array, or the first name of an object; NULL: it is empty. */
 const struct json_value *json_first(const struct json_document *document,
                                     const struct json_value *value);
-/* What comes behind it in its array or object, or NULL. */
+/* The next value in the same array or object, or NULL. */
 const struct json_value *json_next(const struct json_document *document,
                                    const struct json_value *value);
-/* A member of an object; NULL where there is none, or value is NULL or no object. */
+/* A member of an object; NULL: not found, or value is NULL or not an object. */
 const struct json_value *json_member(const struct json_document *document,
                                      const struct json_value *value, const char *name);
-/* What Python's bool() would say of it. */
+/* The truth value, as Python's bool(). */
 bool json_is_true(const struct json_value *value);
 
-/* Text that grows; once there was no memory nothing is added any more. */
+/* A growing text; after a failed allocation it does not grow any more. */
 struct json_text {
     char *data;
     size_t length;
@@ -78,8 +79,9 @@ struct json_text {
     bool has_failed;
 };
 
+/* Append literally. */
 void json_put(struct json_text *text, const char *literally);
-/* A string of UTF-8, in quotes and in ASCII. */
+/* Append a UTF-8 string, quoted and escaped to ASCII. */
 void json_put_string(struct json_text *text, const char *string);
 
 #endif

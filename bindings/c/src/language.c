@@ -9,7 +9,7 @@
 
 #define BLANKS " \t"
 
-/* Read a weight of 0 to 1, in thousandths; -1 for what is none. */
+/* Parse a weight of 0 to 1, in thousandths; -1: invalid. */
 static int weight_of(const char *text, size_t length)
 {
     int value = 0;

@@ -11,7 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* Servers of this process that are ready and have not begun to end. */
+/* Servers of this process that are ready and neither draining nor stopped. */
 static atomic_int ready_count;
 
 static void notify(const char *state)
@@ -29,7 +29,7 @@ static void notify(const char *state)
     }
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd >= 0) {
-        /* Nobody is served worse where this does not arrive. */
+        /* Best effort: a lost message does not affect clients. */
         (void)sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&address,
                      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length));
         close(fd);

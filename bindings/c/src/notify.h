@@ -1,4 +1,4 @@
-/* What systemd is told where it has started the program (NOTIFY_SOCKET, see sd_notify(3)). */
+/* State messages to systemd, if it started the program (NOTIFY_SOCKET, see sd_notify(3)). */
 #ifndef APACHEWS_NOTIFY_H
 #define APACHEWS_NOTIFY_H
 

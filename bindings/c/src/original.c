@@ -10,26 +10,25 @@
 
 #include "client.h"
 #include "language.h"
-#include "server.h"
 #include "utf8.h"
 
-/* How much a stream grows at least. */
+/* The smallest step by which a stream grows. */
 #define STREAM_STEP 4096
 
 struct apachews_context {
     apachews_server *server;
     bool gives_close_events;
-    /* next_event() has been called, and has not said NULL since: a signal handler may interrupt
-     * anything here. */
+    /* apachews_server_next_event() was called and has not returned NULL: a signal handler may
+     * interrupt the library, so closing is deferred. */
     volatile sig_atomic_t is_running;
-    volatile sig_atomic_t is_closing; /* told so meanwhile, perhaps by a signal handler */
+    volatile sig_atomic_t is_closing; /* the deferred close, perhaps set by a signal handler */
 };
 
-/* What the program calls an apachews_event: it owns the message, and holds the client. */
+/* The apachews_event of the program: it owns the message and a reference to the client. */
 struct original_event {
     apachews_event event;
     apachews_context *context;
-    apachews_event_type type; /* kept here: the context may be gone before the event is */
+    apachews_event_type type; /* stored: the context may be freed before the event */
     char message[];
 };
 
@@ -71,7 +70,7 @@ static apachews_context *create(const char *path, bool gives_close_events)
         errno = error.number != 0 ? error.number : numbers[error.code];
         return NULL;
     }
-    context->server->holds_numbers = true; /* such a program knows clients by these */
+    context->server->keeps_fds = true; /* such a program identifies clients by fd number */
     return context;
 }
 
@@ -116,7 +115,7 @@ static apachews_event_type type_of(const apachews_context *context, const apache
     }
 }
 
-/* Make the program's event of one of ours. */
+/* Copy an event for the program. */
 static apachews_event *make_event(apachews_context *context, const apachews_event *event)
 {
     struct original_event *made = calloc(1, sizeof *made + event->length + 1);
@@ -147,7 +146,7 @@ apachews_event *apachews_server_next_event(apachews_context *context)
             event.kind == APACHEWS_CLOSE) {
             if (event.kind == APACHEWS_OPEN &&
                 apachews_client_request(event.client)->answer_required) {
-                /* Such a program knows no other way. */
+                /* The first interface has no call for accepting. */
                 apachews_accept(event.client, NULL, NULL, 0, NULL);
             }
             made = make_event(context, &event);
@@ -163,7 +162,7 @@ apachews_event *apachews_server_next_event(apachews_context *context)
     return made;
 }
 
-/* Whether a message that is of no kind goes as text. */
+/* The type for a message of unspecified type. */
 static apachews_type type_for(const apachews_client *client, bool is_utf8)
 {
     return is_utf8 && !client->sends_binary ? APACHEWS_TEXT : APACHEWS_BINARY;
@@ -173,7 +172,7 @@ ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t
                                   size_t length)
 {
     bool is_utf8 = utf8_is_valid(data, length);
-    struct frame *frames[APACHEWS_BINARY + 1] = {NULL}; /* of each type one for all of them */
+    struct frame *frames[APACHEWS_BINARY + 1] = {NULL}; /* per type, one for all clients */
     ssize_t result = (ssize_t)length;
     apachews_client *client = context->server->first;
     while (client != NULL && result >= 0) {
@@ -185,7 +184,7 @@ ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t
         if (*frame == NULL) {
             result = -1;
         } else if (client->request != NULL) {
-            /* (What befalls one of them is its own event.) */
+            /* A failure has its own close event. */
             client_send_frame(client, *frame);
         }
         client = next;
@@ -334,7 +333,7 @@ int apachews_stream_append(apachews_stream *stream, const char *what, size_t len
         return -1;
     }
     size_t needed = stream->length + length;
-    /* Doubled, so that many small ones do not copy it each time. */
+    /* Doubled, so that many small appends do not copy the data each time. */
     if (needed > stream->capacity && apachews_stream_resize(stream, needed * 2) != 0) {
         return -1;
     }

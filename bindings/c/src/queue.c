@@ -11,18 +11,18 @@
 
 #include "wire.h"
 
-/* Shorter frames are run together, up to as much as goes out at once. */
+/* Frames up to this size share a chunk, which has about the size of one sendmsg(). */
 #define SMALL_FRAME 1024
 #define RUN 65536
 #define FIRST_RUN 2048
 
 struct chunk {
     struct chunk *next;
-    struct frame *shared;  /* where the bytes are, or NULL: behind this */
+    struct frame *shared;  /* has the bytes; NULL: they are in bytes[] */
     size_t size;
-    size_t capacity;       /* of a run that may grow; 0: it may not */
+    size_t capacity;       /* of a run that can grow; 0: not a run */
     size_t sent;
-    size_t rest;           /* where it begins inside a frame: how much of that there is; else 0 */
+    size_t rest;           /* bytes of a partial frame at the start; 0: it starts with a whole one */
     unsigned char bytes[];
 };
 
@@ -37,7 +37,7 @@ struct frame *frame_new(int first, const void *payload, size_t length)
         if (length > 0) {
             memcpy(frame->bytes + header, payload, length);
         }
-        frame->users = 1;
+        frame->references = 1;
         frame->size = header + length;
     }
     return frame;
@@ -45,7 +45,7 @@ struct frame *frame_new(int first, const void *payload, size_t length)
 
 void frame_release(struct frame *frame)
 {
-    if (frame != NULL && --frame->users == 0) {
+    if (frame != NULL && --frame->references == 0) {
         free(frame);
     }
 }
@@ -85,7 +85,7 @@ void queue_clear(struct queue *queue)
     }
 }
 
-/* Return what the kernel took, -1 where nobody is there any more. */
+/* Return the bytes that the kernel took; -1: the peer has closed. */
 static ssize_t send_parts(int fd, struct iovec *parts, size_t count)
 {
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
@@ -98,14 +98,13 @@ static ssize_t send_parts(int fd, struct iovec *parts, size_t count)
             return 0;
         }
         if (errno != EINTR) {
-            /* Reading finds the last words of the other side and the end of file, and they
-             * become the event. */
+            /* Not an event here: reading finds the peer's last frames and the end of file. */
             return -1;
         }
     }
 }
 
-/* Make a chunk of two parts, and append it: of whole frames, or of the rest of one. */
+/* Append a chunk that is a copy of head and tail: a whole frame, or the rest of one. */
 static enum queue_result append_copy(struct queue *queue, const void *head, size_t head_size,
                                      const void *tail, size_t tail_size, bool is_rest)
 {
@@ -131,7 +130,7 @@ static enum queue_result append_copy(struct queue *queue, const void *head, size
     return QUEUE_DONE;
 }
 
-/* Add a small frame to the run at the end, where there is one; false where not. */
+/* Append a small frame to the last chunk; false if that is not a run or has no room. */
 static bool extend_run(struct queue *queue, const void *head, size_t head_size, const void *tail,
                        size_t tail_size)
 {
@@ -148,7 +147,7 @@ static bool extend_run(struct queue *queue, const void *head, size_t head_size, 
         }
         run = realloc(run, sizeof *run + capacity);
         if (run == NULL) {
-            return false; /* in a chunk of its own there may be room */
+            return false; /* a new chunk needs less memory */
         }
         run->capacity = capacity;
         *link = queue->last = run;
@@ -211,7 +210,7 @@ enum queue_result queue_write_frame(struct queue *queue, int fd, struct frame *f
     if (chunk == NULL) {
         return QUEUE_NO_MEMORY;
     }
-    frame->users++;
+    frame->references++;
     *chunk = (struct chunk){.shared = frame, .size = frame->size, .sent = sent};
     append(queue, chunk);
     return QUEUE_DONE;
@@ -245,11 +244,11 @@ void queue_drop(struct queue *queue)
         return;
     }
     const unsigned char *bytes = bytes_of(chunk);
-    size_t end = chunk->rest; /* of the frame that is half sent */
+    size_t end = chunk->rest; /* of the frame that is half sent, if any */
     while (end < chunk->sent) {
         struct wire_header header = {0};
         const char *problem;
-        /* (They are headers of our own.) */
+        /* Cannot fail: queue_write() and frame_new() encoded these headers. */
         (void)wire_decode_header(bytes + end, chunk->size - end, &header, &problem);
         end += header.size + (size_t)header.length;
     }

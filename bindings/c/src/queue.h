@@ -1,14 +1,14 @@
-/* What waits for the kernel to take it: the frames for one connection.
+/* The send queue of one connection.
  *
- * Contract: queue_write() sends what goes at once and keeps the rest; queue_flush() sends what
- * goes of that.  Nothing blocks, and no signal is raised.  The caller watches the descriptor
- * while there is a queue.
+ * Contract: queue_write() sends as much as the kernel takes and queues the rest; queue_flush()
+ * sends queued bytes.  Nothing blocks or raises SIGPIPE.  The caller polls the file descriptor for
+ * EPOLLOUT while the queue is not empty.
  *
- * How this works: a list of chunks, each of whole frames but for the beginning of the first,
- * which may be sent already.  Large frames that are meant for many are one object for all of
- * them.  Small ones run together, so that a million tiny messages take the memory of their
- * bytes.  Once a frame is half sent its rest must go before anything else; where that ends,
- * in a run of frames, their headers tell.
+ * How this works: the queue is a list of chunks of whole frames; only of the first chunk a part
+ * may be sent already.  A large frame for many clients is one object with a reference count.
+ * Small frames share a chunk (a run), so that a million tiny messages take little more memory
+ * than their bytes.  The rest of a frame that is half sent must be sent before anything else;
+ * the frame headers in a run tell its end.
  */
 #ifndef APACHEWS_QUEUE_H
 #define APACHEWS_QUEUE_H
@@ -16,14 +16,14 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* A whole frame, made once for all who get it. */
+/* A whole frame, shared by all its receivers. */
 struct frame {
-    size_t users;
+    size_t references;
     size_t size;
     unsigned char bytes[];
 };
 
-/* Make one for a user, who ends with frame_release(); NULL for no memory. */
+/* Make a frame with one reference, for frame_release(); NULL: out of memory. */
 struct frame *frame_new(int first, const void *payload, size_t length);
 void frame_release(struct frame *frame);
 
@@ -32,22 +32,23 @@ struct chunk;
 struct queue {
     struct chunk *first;
     struct chunk *last;
-    size_t bytes; /* that wait */
+    size_t bytes; /* unsent */
 };
 
-/* QUEUE_DEAD: nobody takes anything any more, and the queue is empty.  QUEUE_NO_MEMORY: a part
- * of the frame may have gone; nothing can follow it. */
+/* QUEUE_DEAD: the peer has closed, and the queue is empty.  QUEUE_NO_MEMORY: a part of the frame
+ * may be sent, so no other frame can follow. */
 enum queue_result { QUEUE_DONE, QUEUE_DEAD, QUEUE_NO_MEMORY };
 
 /* Send or queue a frame. */
 enum queue_result queue_write(struct queue *queue, int fd, int first, const void *payload,
                               size_t length);
-/* The same with one that others get as well. */
+/* Send or queue a shared frame. */
 enum queue_result queue_write_frame(struct queue *queue, int fd, struct frame *frame);
-/* Send what the kernel takes of the queue. */
+/* Send as much of the queue as the kernel takes. */
 enum queue_result queue_flush(struct queue *queue, int fd);
-/* Forget what is queued, but for the rest of a frame that is half sent. */
+/* Discard the queue, except the rest of a frame that is half sent. */
 void queue_drop(struct queue *queue);
+/* Discard all of the queue. */
 void queue_clear(struct queue *queue);
 
 #endif

@@ -13,7 +13,7 @@
 
 struct reading {
     const struct json_document *document;
-    const char *problem; /* the first one; NULL: none yet */
+    const char *problem; /* the first one, or NULL */
 };
 
 static const struct json_value *member(struct reading *reading, const struct json_value *object,
@@ -47,7 +47,7 @@ static const char *text_or_null(struct reading *reading, const struct json_value
 static void address(struct reading *reading, const struct json_value *value, const char **host,
                     int *port)
 {
-    static const char problem[] = "OPEN has an address that is not [host, port]";
+    static const char problem[] = "OPEN: an address is not [host, port]";
     if (value == NULL || value->type != JSON_ARRAY || value->count != 2) {
         reading->problem = reading->problem ? reading->problem : problem;
         return;
@@ -75,7 +75,7 @@ static void pair(struct reading *reading, apachews_pair *pair, const struct json
     pair->length = value->length;
 }
 
-/* Check the version, which both have; NULL: *problem says what is wrong. */
+/* Return the root if its version is supported; NULL: see *problem. */
 static const struct json_value *root_of(const struct json_document *document, const char *name,
                                         const char **problem)
 {
@@ -85,14 +85,14 @@ static const struct json_value *root_of(const struct json_document *document, co
         version->integer == VERSION) {
         return root;
     }
-    *problem = name[0] == 'O' ? "OPEN is not of version 1 of the wire"
-                              : "PUBLISH is not of version 1 of the wire";
+    *problem = name[0] == 'O' ? "OPEN has an unsupported version: expected 1"
+                              : "PUBLISH has an unsupported version: expected 1";
     return NULL;
 }
 
 static void tls(struct reading *reading, apachews_request *facts, const struct json_value *value)
 {
-    static const char problem[] = "OPEN has a \"tls\" that lacks a member";
+    static const char problem[] = "OPEN: a member of \"tls\" is missing or not a string";
     if (value == NULL || value->type == JSON_NULL) {
         return;
     }
@@ -117,7 +117,7 @@ static void read_lists(struct reading *reading, const struct lists *lists, apach
     facts->headers = pairs;
     for (const struct json_value *v = json_first(document, lists->headers); v != NULL;
          v = json_next(document, v)) {
-        static const char problem[] = "OPEN has a header that is not a pair of texts";
+        static const char problem[] = "OPEN: a header is not a pair of strings";
         if (v->type != JSON_ARRAY || v->count != 2) {
             reading->problem = reading->problem ? reading->problem : problem;
             return;
@@ -129,14 +129,14 @@ static void read_lists(struct reading *reading, const struct lists *lists, apach
     facts->env = pairs;
     for (const struct json_value *v = json_first(document, lists->env); v != NULL;) {
         const struct json_value *value = json_next(document, v);
-        pair(reading, pairs++, v, value, "OPEN has a variable that is no text");
+        pair(reading, pairs++, v, value, "OPEN: a variable is not a string");
         facts->env_count++;
         v = json_next(document, value);
     }
     facts->offered = names;
     for (const struct json_value *v = json_first(document, lists->offered); v != NULL;
          v = json_next(document, v)) {
-        *names++ = text(reading, v, "OPEN has a subprotocol that is no text");
+        *names++ = text(reading, v, "OPEN: a subprotocol is not a string");
         facts->offered_count++;
     }
 }
@@ -144,18 +144,18 @@ static void read_lists(struct reading *reading, const struct lists *lists, apach
 static enum request_result read_open(struct reading *reading, const struct json_value *root,
                                      struct request **request)
 {
-    const struct json_value *line = member(reading, root, "request", "OPEN lacks its request");
+    const struct json_value *line = member(reading, root, "request", "OPEN: missing member request");
     const struct json_value *subprotocols =
-        member(reading, root, "subprotocols", "OPEN lacks its subprotocols");
+        member(reading, root, "subprotocols", "OPEN: missing member subprotocols");
     struct lists lists = {
-        .headers = member(reading, line, "headers", "OPEN lacks the headers"),
-        .offered = member(reading, subprotocols, "offered", "OPEN lacks what was offered"),
-        .env = member(reading, root, "env", "OPEN lacks its env"),
+        .headers = member(reading, line, "headers", "OPEN: missing member headers"),
+        .offered = member(reading, subprotocols, "offered", "OPEN: missing member offered"),
+        .env = member(reading, root, "env", "OPEN: missing member env"),
     };
     if (reading->problem == NULL &&
         (lists.headers->type != JSON_ARRAY || lists.offered->type != JSON_ARRAY ||
          lists.env->type != JSON_OBJECT)) {
-        reading->problem = "OPEN has a list that is none";
+        reading->problem = "OPEN: headers, offered or env has the wrong type";
     }
     if (reading->problem != NULL) {
         return REQUEST_BAD;
@@ -172,19 +172,19 @@ static enum request_result read_open(struct reading *reading, const struct json_
     apachews_request *facts = &made->facts;
     read_lists(reading, &lists, pairs, (const char **)(pairs + pair_count), facts);
 
-#define MEMBER(object, name) member(reading, object, name, "OPEN lacks the member " name)
-#define TEXT(object, name) text(reading, MEMBER(object, name), "in OPEN " name " is no text")
+#define MEMBER(object, name) member(reading, object, name, "OPEN: missing member " name)
+#define TEXT(object, name) text(reading, MEMBER(object, name), "OPEN: " name " is not a string")
     facts->id = TEXT(root, "id");
     facts->method = TEXT(line, "method");
     facts->uri = TEXT(line, "uri");
     const struct json_value *query = json_member(reading->document, line, "query");
     facts->rewritten_query =
-        query == NULL ? NULL : text_or_null(reading, query, "in OPEN query is not a string");
+        query == NULL ? NULL : text_or_null(reading, query, "OPEN: query is not a string");
     facts->scheme = TEXT(root, "scheme");
     facts->vhost = TEXT(root, "vhost");
-    facts->user = text_or_null(reading, MEMBER(root, "user"), "in OPEN user is no text");
+    facts->user = text_or_null(reading, MEMBER(root, "user"), "OPEN: user is not a string");
     facts->subprotocol =
-        text_or_null(reading, MEMBER(subprotocols, "chosen"), "in OPEN chosen is no text");
+        text_or_null(reading, MEMBER(subprotocols, "chosen"), "OPEN: chosen is not a string");
     address(reading, MEMBER(root, "remote"), &facts->remote_host, &facts->remote_port);
     address(reading, MEMBER(root, "local"), &facts->local_host, &facts->local_port);
     tls(reading, facts, json_member(reading->document, root, "tls"));
@@ -211,7 +211,7 @@ enum request_result request_decode(const void *payload, size_t length, struct re
     if (parsed == JSON_NO_MEMORY) {
         result = REQUEST_NO_MEMORY;
     } else if (parsed == JSON_BAD) {
-        *problem = "OPEN is not a JSON document in UTF-8";
+        *problem = "OPEN: invalid JSON";
     } else {
         const struct json_value *root = root_of(&document, "OPEN", problem);
         if (root != NULL) {
@@ -248,7 +248,7 @@ enum request_result publish_decode(const void *payload, size_t length, char **gr
     if (parsed == JSON_NO_MEMORY) {
         result = REQUEST_NO_MEMORY;
     } else if (parsed == JSON_BAD) {
-        *problem = "PUBLISH is not a JSON document in UTF-8";
+        *problem = "PUBLISH: invalid JSON";
     } else {
         const struct json_value *root = root_of(&document, "PUBLISH", problem);
         if (root != NULL) {
@@ -259,7 +259,7 @@ enum request_result publish_decode(const void *payload, size_t length, char **gr
                 *group = strdup(value->text);
                 result = *group != NULL ? REQUEST_OK : REQUEST_NO_MEMORY;
             } else {
-                *problem = "the group of PUBLISH is neither text nor null";
+                *problem = "PUBLISH: group is neither a string nor null";
             }
         }
     }
@@ -296,7 +296,7 @@ static int hex_digit(char c)
                                   : -1;
 }
 
-/* Read one decoded byte of a query (application/x-www-form-urlencoded). */
+/* Decode one byte of a query (application/x-www-form-urlencoded), and advance *at. */
 static char query_byte(const char **at)
 {
     const char *p = *at;

@@ -1,8 +1,7 @@
-/* What OPEN and PUBLISH say: their payloads, read.  docs/wire.md has their members.  No I/O.
+/* Decoding the payloads of OPEN and PUBLISH.  docs/reference/wire.md lists their members.  No I/O.
  *
- * A text of OPEN that holds U+0000 is refused, because a string of C would end there and say
- * something else ("ann\0…"); only the values of headers and variables may have it, as these
- * come with a length.
+ * A string with U+0000 in OPEN is an error, because a C string would end there and differ
+ * ("ann\0…").  Only the values of headers and variables may contain it: these have a length.
  */
 #ifndef APACHEWS_REQUEST_H
 #define APACHEWS_REQUEST_H
@@ -14,17 +13,17 @@
 enum request_result { REQUEST_OK, REQUEST_BAD, REQUEST_NO_MEMORY };
 
 struct request {
-    apachews_request facts; /* points into text, and into what follows this */
+    apachews_request facts; /* points into text, and into memory after this structure */
     char *text;
 };
 
-/* Read the payload of OPEN; members that are not known are ignored.  What is given is the
- * caller's, who ends it with request_free(). */
+/* Decode the payload of OPEN; unknown members are ignored.  The caller frees *request with
+ * request_free(). */
 enum request_result request_decode(const void *payload, size_t length, struct request **request,
                                    const char **problem);
 void request_free(struct request *request);
 
-/* Read the payload of PUBLISH: the group, which the caller frees, or NULL for all clients. */
+/* Decode the payload of PUBLISH: *group is for free() by the caller; NULL: all clients. */
 enum request_result publish_decode(const void *payload, size_t length, char **group,
                                    const char **problem);
 

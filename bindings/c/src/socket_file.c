@@ -23,17 +23,17 @@
 
 #include "error.h"
 
-/* sockaddr_un.sun_path, less the final NUL. */
+/* The size of sockaddr_un.sun_path, without its NUL. */
 #define MAX_PATH (sizeof((struct sockaddr_un *)0)->sun_path - 1)
-/* Clients that may wait for accept(); the kernel cuts it to net.core.somaxconn. */
+/* The backlog of listen(); the kernel limits it to net.core.somaxconn. */
 #define BACKLOG 4096
-/* A name beside the path.  It does not end in .ws: Apache would take it for one. */
+/* The temporary name beside the path.  It does not end in .ws: Apache would serve it. */
 #define BESIDE ".apachews-"
 #define BESIDE_DIGITS 8
 /* SD_LISTEN_FDS_START. */
 #define FIRST_INHERITED 3
 #define DEFAULT_MODE 0660
-/* How long the directory's lock is tried for; whoever means well has it for milliseconds. */
+/* How long to retry the lock of the directory; producers hold it for milliseconds. */
 #define LOCK_TIMEOUT_MS 1000
 #define LOCK_TRIES 100
 
@@ -43,7 +43,7 @@ static void set_system_error(apachews_error *error, const char *path, const char
     error_set(error, APACHEWS_SYSTEM_ERROR, number, "%s: %s: %s", path, what, strerror(number));
 }
 
-/* ---- Sockets that systemd made ---- */
+/* ---- Sockets that systemd created ---- */
 
 static int inherited_count(void)
 {
@@ -66,7 +66,7 @@ static bool has_option(int fd, int option, int expected)
 static bool listens_on(int fd, const char *path)
 {
     struct sockaddr_un address = {0};
-    socklen_t size = sizeof address - 1; /* so that a NUL follows */
+    socklen_t size = sizeof address - 1; /* leaves a NUL at the end */
     struct stat bound, wanted;
     if (!has_option(fd, SO_TYPE, SOCK_STREAM) || !has_option(fd, SO_ACCEPTCONN, 1) ||
         getsockname(fd, (struct sockaddr *)&address, &size) != 0 ||
@@ -76,17 +76,17 @@ static bool listens_on(int fd, const char *path)
     if (strcmp(address.sun_path, path) == 0) {
         return true;
     }
-    /* The unit may name the file by another way than the program does. */
+    /* The unit and the program may use different paths to the same file. */
     return stat(address.sun_path, &bound) == 0 && stat(path, &wanted) == 0 &&
            bound.st_dev == wanted.st_dev && bound.st_ino == wanted.st_ino;
 }
 
-/* Return a duplicate, non-blocking, of the inherited socket that listens on the path, or -1. */
+/* Return a non-blocking duplicate of the inherited socket that listens on the path, or -1. */
 static int inherited_socket(const char *path)
 {
     int count = inherited_count();
     for (int fd = FIRST_INHERITED; fd < FIRST_INHERITED + count; fd++) {
-        /* What was handed to this process is not for its children. */
+        /* LISTEN_FDS is for this process, not for its children. */
         fcntl(fd, F_SETFD, FD_CLOEXEC);
         if (!listens_on(fd, path)) {
             continue;
@@ -105,7 +105,7 @@ static int inherited_socket(const char *path)
 
 /* ---- The directory ---- */
 
-/* Whoever may read the directory can lock it, for ever: so it is asked for, and not waited for. */
+/* Retry with a limit: any process that can read the directory can keep its lock for ever. */
 static bool lock(int directory_fd)
 {
     const struct timespec pause = {.tv_nsec = LOCK_TIMEOUT_MS * 1000000L / LOCK_TRIES};
@@ -123,20 +123,20 @@ static bool lock(int directory_fd)
     return true;
 }
 
-/* To close it would not do: a child that was forked has the same descriptor. */
+/* Closing is not enough: a forked child may have a copy of the descriptor. */
 static void unlock(int directory_fd)
 {
     (void)flock(directory_fd, LOCK_UN);
 }
 
-/* What the directory of a path calls it. */
+/* The last component of a path. */
 static const char *name_in_directory(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash != NULL ? slash + 1 : path;
 }
 
-/* Open the directory that a path is in; -1, and errno, where that fails. */
+/* Open the directory of a path; -1: errno. */
 static int open_directory(const char *path)
 {
     char directory[MAX_PATH + 1] = ".";
@@ -156,7 +156,7 @@ static bool is_left_over(const char *name)
            strspn(name + prefix, "0123456789abcdef") == BESIDE_DIGITS;
 }
 
-static void clear_left_overs(int directory_fd)
+static void remove_left_overs(int directory_fd)
 {
     int fd = openat(directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *directory = fd >= 0 ? fdopendir(fd) : NULL;
@@ -164,12 +164,12 @@ static void clear_left_overs(int directory_fd)
         if (fd >= 0) {
             close(fd);
         }
-        return; /* they are in nobody's way */
+        return; /* left-over files are harmless */
     }
     struct dirent *entry;
     while ((entry = readdir(directory)) != NULL) {
         if (is_left_over(entry->d_name)) {
-            /* Another user's, in a directory like /tmp, stays. */
+            /* Fails for another user's file in a directory like /tmp. */
             (void)unlinkat(directory_fd, entry->d_name, 0);
         }
     }
@@ -183,7 +183,7 @@ static socklen_t make_address(struct sockaddr_un *address, const char *path)
     return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path) + 1);
 }
 
-/* 1: somebody listens there; 0: nobody; -1: *error says why that cannot be. */
+/* 1: a producer listens on the path; 0: it does not; -1: *error is set. */
 static int is_live(const char *path, apachews_error *error)
 {
     struct stat status;
@@ -192,27 +192,26 @@ static int is_live(const char *path, apachews_error *error)
         if (errno == ENOENT) {
             return 0;
         }
-        set_system_error(error, path, "cannot look at it");
+        set_system_error(error, path, "cannot read its status");
         return -1;
     }
     if (!S_ISSOCK(status.st_mode)) {
         error_set(error, APACHEWS_NOT_A_SOCKET, 0,
-                  "%s: there is a file here that is not a socket; move it away, or serve on "
-                  "another path",
+                  "%s: the file is not a socket; move it away, or serve on another path",
                   path);
         return -1;
     }
     int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (probe < 0) {
-        set_system_error(error, path, "cannot make a socket");
+        set_system_error(error, path, "cannot create a socket");
         return -1;
     }
     socklen_t size = make_address(&address, path);
     int result = connect(probe, (struct sockaddr *)&address, size);
-    /* EAGAIN: its backlog is full; very much alive. */
+    /* EAGAIN: the backlog is full, so the producer is alive. */
     int live = result == 0 || errno == EAGAIN ? 1 : errno == ECONNREFUSED ? 0 : -1;
     if (live < 0) {
-        set_system_error(error, path, "cannot see whether another producer listens here");
+        set_system_error(error, path, "cannot determine whether another producer listens here");
     }
     close(probe);
     return live;
@@ -242,13 +241,13 @@ static bool find_group(const char *name, gid_t *id, apachews_error *error)
     } else if (is_number) {
         *id = (gid_t)number;
     } else {
-        error_set(error, APACHEWS_NO_GROUP, 0, "there is no group \"%.80s\": see /etc/group", name);
+        error_set(error, APACHEWS_NO_GROUP, 0, "unknown group \"%.80s\"; see /etc/group", name);
     }
     free(buffer);
     return found != NULL || is_number;
 }
 
-/* Bind beside the path, and rename it onto that once it listens. */
+/* Bind to a temporary name beside the path, listen, and rename it onto the path. */
 static bool listen_beside(struct socket_file *file, int directory_fd, unsigned mode,
                           const gid_t *group, apachews_error *error)
 {
@@ -258,14 +257,14 @@ static bool listen_beside(struct socket_file *file, int directory_fd, unsigned m
     struct stat status;
     uint32_t number;
     if (getrandom(&number, sizeof number, 0) != sizeof number) {
-        set_system_error(error, file->path, "cannot choose a name");
+        set_system_error(error, file->path, "cannot get random bytes");
         return false;
     }
     snprintf(name, sizeof name, BESIDE "%08x", (unsigned)number);
     const char *slash = strrchr(file->path, '/');
     int directory_bytes = slash != NULL ? (int)(slash - file->path) + 1 : 0;
     int size = snprintf(beside, sizeof beside, "%.*s%s", directory_bytes, file->path, name);
-    /* A name beside a path that just fits may not; this way it always does. */
+    /* The temporary name may be too long beside a path that just fits; this one always fits. */
     if (size < 0 || (size_t)size > MAX_PATH) {
         snprintf(beside, sizeof beside, "/proc/self/fd/%d/%s", directory_fd, name);
     }
@@ -275,20 +274,20 @@ static bool listen_beside(struct socket_file *file, int directory_fd, unsigned m
     }
     socklen_t address_size = make_address(&address, beside);
     if (bind(file->fd, (struct sockaddr *)&address, address_size) != 0) {
-        set_system_error(error, file->path, "cannot make a socket file in its directory");
+        set_system_error(error, file->path, "cannot create a socket file in its directory");
         return false;
     }
     const char *problem = NULL;
     if (group != NULL && fchownat(directory_fd, name, (uid_t)-1, *group, 0) != 0) {
-        problem = "cannot give it to the group";
-    } else if (fchmodat(directory_fd, name, mode, 0) != 0) { /* once more, without the umask */
+        problem = "cannot change its group";
+    } else if (fchmodat(directory_fd, name, mode, 0) != 0) { /* bind() applied the umask */
         problem = "cannot set its permissions";
     } else if (listen(file->fd, BACKLOG) != 0) {
         problem = "cannot listen";
     } else if (fstatat(directory_fd, name, &status, AT_SYMLINK_NOFOLLOW) != 0) {
-        problem = "cannot look at it";
+        problem = "cannot read its status";
     } else if (renameat(directory_fd, name, directory_fd, name_in_directory(file->path)) != 0) {
-        problem = "cannot put it in its place";
+        problem = "cannot rename the socket file onto it";
     }
     if (problem != NULL) {
         set_system_error(error, file->path, problem);
@@ -300,7 +299,7 @@ static bool listen_beside(struct socket_file *file, int directory_fd, unsigned m
     return true;
 }
 
-static bool make(struct socket_file *file, const apachews_options *options, apachews_error *error)
+static bool create(struct socket_file *file, const apachews_options *options, apachews_error *error)
 {
     gid_t group = 0;
     if (options->group != NULL && !find_group(options->group, &group, error)) {
@@ -308,7 +307,7 @@ static bool make(struct socket_file *file, const apachews_options *options, apac
     }
     file->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (file->fd < 0) {
-        set_system_error(error, file->path, "cannot make a socket");
+        set_system_error(error, file->path, "cannot create a socket");
         return false;
     }
     int directory_fd = open_directory(file->path);
@@ -326,11 +325,11 @@ static bool make(struct socket_file *file, const apachews_options *options, apac
     bool is_done = false;
     if (live > 0 && options->exclusive) {
         error_set(error, APACHEWS_IN_USE, 0,
-                  "%s: another producer listens here; end it, or serve on another path",
+                  "%s: another producer listens here; stop it, or serve on another path",
                   file->path);
     } else if (live >= 0) {
         if (is_locked) {
-            clear_left_overs(directory_fd);
+            remove_left_overs(directory_fd);
         }
         is_done = listen_beside(file, directory_fd, options->mode ? options->mode : DEFAULT_MODE,
                                 options->group != NULL ? &group : NULL, error);
@@ -352,14 +351,14 @@ bool socket_file_open(struct socket_file *file, const char *path, const apachews
     *file = (struct socket_file){.fd = -1, .directory_fd = -1};
     if (strlen(path) > MAX_PATH) {
         error_set(error, APACHEWS_PATH_TOO_LONG, 0,
-                  "the path is longer than the %zu bytes that a Unix socket can have; choose a "
-                  "shorter one: %.240s",
+                  "the path exceeds the %zu bytes of a Unix socket's; choose a shorter path: "
+                  "%.240s",
                   MAX_PATH, path);
         return false;
     }
     file->path = strdup(path);
     if (file->path == NULL) {
-        error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "no memory");
+        error_set(error, APACHEWS_SYSTEM_ERROR, ENOMEM, "out of memory");
         return false;
     }
     file->fd = inherited_socket(path);
@@ -367,7 +366,7 @@ bool socket_file_open(struct socket_file *file, const char *path, const apachews
         file->is_inherited = true;
         return true;
     }
-    if (make(file, options, error)) {
+    if (create(file, options, error)) {
         return true;
     }
     socket_file_close(file);

@@ -1,5 +1,13 @@
-/* Included before everything else, so that the library needs no option of the compiler: what
- * it has of POSIX and Linux is declared under this name only. */
+/* Included first in every file: it makes the headers of the C library declare the functions of
+ * POSIX and Linux, so that no compiler option is needed.
+ *
+ * Layers.  A file includes only headers of files before it in this list, and its own:
+ *     error utf8 json language notify
+ *     request wire answer queue socket_file
+ *     state groups connection
+ *     client publish accept receive
+ *     shutdown server original
+ */
 #ifndef APACHEWS_SYSTEM_H
 #define APACHEWS_SYSTEM_H
 
@@ -7,23 +15,37 @@
 #define _GNU_SOURCE
 #endif
 
-/* What the linker calls the functions that files of the library share, so that a program that
- * is linked with libapachews.a can have a json_parse() of its own. */
+/* Linker names of the functions that files of the library share: a program that is linked with
+ * libapachews.a can define a json_parse() of its own. */
+#define accept_clients apachews_internal_accept_clients
+#define accept_resume apachews_internal_accept_resume
+#define accept_start apachews_internal_accept_start
+#define accept_stop apachews_internal_accept_stop
 #define answer_encode apachews_internal_answer_encode
 #define client_check_message apachews_internal_client_check_message
-#define client_is_receiving apachews_internal_client_is_receiving
-#define client_is_sending apachews_internal_client_is_sending
-#define client_send apachews_internal_client_send
 #define client_send_close apachews_internal_client_send_close
 #define client_send_frame apachews_internal_client_send_frame
 #define client_send_move apachews_internal_client_send_move
-#define client_wants_reading apachews_internal_client_wants_reading
 #define client_write apachews_internal_client_write
+#define clock_ms apachews_internal_clock_ms
+#define clock_ns apachews_internal_clock_ns
+#define connection_add apachews_internal_connection_add
+#define connection_end apachews_internal_connection_end
+#define connection_finish_move apachews_internal_connection_finish_move
+#define connection_is_receiving apachews_internal_connection_is_receiving
+#define connection_is_sending apachews_internal_connection_is_sending
+#define connection_moved apachews_internal_connection_moved
+#define connection_remove apachews_internal_connection_remove
+#define connection_update apachews_internal_connection_update
+#define connections_abandon apachews_internal_connections_abandon
+#define connections_free_deferred apachews_internal_connections_free_deferred
 #define error_set apachews_internal_error_set
 #define frame_new apachews_internal_frame_new
 #define frame_release apachews_internal_frame_release
+#define groups_client apachews_internal_groups_client
+#define groups_first_member apachews_internal_groups_first_member
 #define groups_leave_all apachews_internal_groups_leave_all
-#define groups_send apachews_internal_groups_send
+#define groups_next_member apachews_internal_groups_next_member
 #define json_first apachews_internal_json_first
 #define json_free apachews_internal_json_free
 #define json_is_true apachews_internal_json_is_true
@@ -37,16 +59,17 @@
 #define notify_stopping apachews_internal_notify_stopping
 #define preferred_language apachews_internal_preferred_language
 #define publish_decode apachews_internal_publish_decode
+#define publish_receive apachews_internal_publish_receive
 #define queue_clear apachews_internal_queue_clear
 #define queue_drop apachews_internal_queue_drop
 #define queue_flush apachews_internal_queue_flush
 #define queue_write apachews_internal_queue_write
 #define queue_write_frame apachews_internal_queue_write_frame
+#define receive_next_event apachews_internal_receive_next_event
+#define receive_ready apachews_internal_receive_ready
+#define receive_resume apachews_internal_receive_resume
 #define request_decode apachews_internal_request_decode
 #define request_free apachews_internal_request_free
-#define server_clock_ns apachews_internal_server_clock_ns
-#define server_end apachews_internal_server_end
-#define server_update apachews_internal_server_update
 #define socket_file_close apachews_internal_socket_file_close
 #define socket_file_open apachews_internal_socket_file_open
 #define socket_file_remove apachews_internal_socket_file_remove

@@ -31,7 +31,7 @@ size_t utf8_decode(const void *text, size_t length, uint32_t *character)
         }
         value = value << 6 | (p[i] & 0x3F);
     }
-    /* Overlong forms, surrogates, and what Unicode does not have. */
+    /* Overlong forms, surrogates, and code points above U+10FFFF. */
     if (value < least || (value >= 0xD800 && value < 0xE000) || value > 0x10FFFF) {
         return 0;
     }
@@ -45,7 +45,7 @@ bool utf8_is_valid(const void *data, size_t length)
     const unsigned char *end = length > 0 ? p + length : p;
     uint32_t character;
     while (p < end) {
-        /* Most text is ASCII, and eight bytes of that are seen at once. */
+        /* Fast path for ASCII: eight bytes at once. */
         uint64_t eight;
         while (end - p >= 8 && (memcpy(&eight, p, 8), (eight & 0x8080808080808080u) == 0)) {
             p += 8;

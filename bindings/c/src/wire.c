@@ -8,7 +8,7 @@
 
 #include "utf8.h"
 
-/* What is kept of a buffer between two messages; larger ones are given back. */
+/* Larger buffers are freed between two messages. */
 #define KEPT_BYTES 4096
 
 size_t wire_encode_header(unsigned char *header, int first, uint64_t length)
@@ -39,7 +39,7 @@ int wire_decode_header(const unsigned char *data, size_t length, struct wire_hea
         return 1;
     }
     if (data[1] & WIRE_MASKED) {
-        *problem = "a frame is masked; the wire is never masked";
+        *problem = "masked frame: frames on the wire are never masked";
         return -1;
     }
     size_t bytes = data[1] == 126 ? 2 : 8;
@@ -52,11 +52,11 @@ int wire_decode_header(const unsigned char *data, size_t length, struct wire_hea
         header->length = header->length << 8 | data[2 + i];
     }
     if (header->length < (bytes == 2 ? 126u : 65536u)) {
-        *problem = "a length is not in its shortest form";
+        *problem = "a frame length is not in its shortest form";
         return -1;
     }
     if (header->length >> 63) {
-        *problem = "a length is over 2**63 - 1";
+        *problem = "a frame length exceeds 2**63 - 1";
         return -1;
     }
     return 1;
@@ -77,12 +77,12 @@ int wire_decode_close(const unsigned char *payload, size_t length, int *code, ch
         return 0;
     }
     if (length == 1) {
-        *problem = "the payload of a CLOSE has one byte; it needs none or two and more";
+        *problem = "CLOSE payload is 1 byte; it must be empty or at least 2";
         return WIRE_PROTOCOL_ERROR;
     }
     *code = payload[0] << 8 | payload[1];
     if (!wire_is_sendable(*code)) {
-        *problem = "a CLOSE has a code that may not be sent";
+        *problem = "CLOSE has a code that must not be sent";
         return WIRE_PROTOCOL_ERROR;
     }
     if (!utf8_is_valid(payload + 2, length - 2)) {
@@ -129,7 +129,7 @@ size_t wire_reader_unread(const struct wire_reader *reader)
 void wire_reader_move(struct wire_reader *reader, unsigned char *memory)
 {
     size_t unread = wire_reader_unread(reader);
-    restore_cut(reader); /* it may be the first of these bytes */
+    restore_cut(reader); /* it may be the first unread byte */
     memcpy(memory, reader->data + reader->at, unread);
     wire_reader_feed(reader, memory, unread);
 }
@@ -139,7 +139,7 @@ bool wire_reader_is_idle(const struct wire_reader *reader)
     return reader->rest_size == 0 && reader->remaining == 0 && reader->message_opcode == 0;
 }
 
-/* Make room for size bytes, and the NUL behind them. */
+/* Make room for size bytes and a NUL. */
 static bool reserve(unsigned char **buffer, size_t *capacity, size_t size)
 {
     if (size < *capacity) {
@@ -161,7 +161,7 @@ static void finish(struct wire_reader *reader)
     free(reader->payload);
     reader->payload = NULL;
     reader->payload_size = reader->payload_capacity = 0;
-    /* The item may point into the rest; that is given back with the reader. */
+    /* rest is not freed: the item may point into it. */
     reader->rest_size = 0;
     reader->remaining = 0;
     reader->message_opcode = 0;
@@ -178,17 +178,17 @@ static void violate(struct wire_reader *reader, struct wire_item *item, int code
     finish(reader);
 }
 
-static void run_out(struct wire_reader *reader, struct wire_item *item)
+static void fail_memory(struct wire_reader *reader, struct wire_item *item)
 {
-    violate(reader, item, WIRE_INTERNAL_ERROR, "the producer has no memory left");
+    violate(reader, item, WIRE_INTERNAL_ERROR, "the producer is out of memory");
 }
 
-/* Have that many bytes in rest: 1; 0 where they have not come yet; -1 for no memory. */
-static int gather(struct wire_reader *reader, size_t size)
+/* Collect size bytes in rest; 1: complete, 0: more bytes are needed, -1: out of memory. */
+static int collect(struct wire_reader *reader, size_t size)
 {
     size_t wanted = size - reader->rest_size;
-    size_t there = reader->size - reader->at;
-    size_t taken = wanted < there ? wanted : there;
+    size_t available = reader->size - reader->at;
+    size_t taken = wanted < available ? wanted : available;
     if (!reserve(&reader->rest, &reader->rest_capacity, reader->rest_size + taken)) {
         return -1;
     }
@@ -198,7 +198,7 @@ static int gather(struct wire_reader *reader, size_t size)
     return taken == wanted;
 }
 
-/* Put a NUL behind what is given out; it is taken back with the next call. */
+/* Put a NUL after the item's data; restore_cut() undoes it in the next call. */
 static void terminate(struct wire_reader *reader, unsigned char *end)
 {
     reader->cut = end;
@@ -206,7 +206,7 @@ static void terminate(struct wire_reader *reader, unsigned char *end)
     *end = '\0';
 }
 
-static void give_message(struct wire_reader *reader, struct wire_item *item, unsigned char *data,
+static void emit_message(struct wire_reader *reader, struct wire_item *item, unsigned char *data,
                          size_t length)
 {
     item->kind = reader->message_opcode == WIRE_OP_TEXT ? WIRE_TEXT : WIRE_BINARY;
@@ -217,12 +217,12 @@ static void give_message(struct wire_reader *reader, struct wire_item *item, uns
     if (item->kind == WIRE_TEXT && !utf8_is_valid(data, length)) {
         item->data = NULL;
         item->length = 0;
-        violate(reader, item, WIRE_INVALID_DATA, "a text message is not UTF-8");
+        violate(reader, item, WIRE_INVALID_DATA, "text message is not UTF-8");
     }
 }
 
-/* Give a message that was gathered, and the memory with it. */
-static void give_gathered(struct wire_reader *reader, struct wire_item *item)
+/* Emit a message that was collected; its memory becomes the caller's. */
+static void emit_collected(struct wire_reader *reader, struct wire_item *item)
 {
     unsigned char *payload = reader->payload;
     size_t size = reader->payload_size;
@@ -230,25 +230,25 @@ static void give_gathered(struct wire_reader *reader, struct wire_item *item)
     reader->payload_size = reader->payload_capacity = 0;
     item->owned = payload;
     payload[size] = '\0';
-    give_message(reader, item, payload, size);
+    emit_message(reader, item, payload, size);
 }
 
-/* Take what is there of a data frame's payload. */
-static void take_payload(struct wire_reader *reader, struct wire_item *item)
+/* Consume the available bytes of a data frame's payload. */
+static void read_payload(struct wire_reader *reader, struct wire_item *item)
 {
-    size_t there = reader->size - reader->at;
-    size_t taken = reader->remaining < there ? (size_t)reader->remaining : there;
+    size_t available = reader->size - reader->at;
+    size_t taken = reader->remaining < available ? (size_t)reader->remaining : available;
     unsigned char *data = reader->data + reader->at;
     bool is_whole = taken == reader->remaining && reader->is_last_frame;
     if (is_whole && reader->payload_size == 0) {
         reader->at += taken;
         reader->remaining = 0;
         terminate(reader, data + taken);
-        give_message(reader, item, data, taken);
+        emit_message(reader, item, data, taken);
         return;
     }
     if (!reserve(&reader->payload, &reader->payload_capacity, reader->payload_size + taken)) {
-        run_out(reader, item);
+        fail_memory(reader, item);
         return;
     }
     memcpy(reader->payload + reader->payload_size, data, taken);
@@ -256,11 +256,11 @@ static void take_payload(struct wire_reader *reader, struct wire_item *item)
     reader->at += taken;
     reader->remaining -= taken;
     if (is_whole) {
-        give_gathered(reader, item);
+        emit_collected(reader, item);
     }
 }
 
-static void begin_data_frame(struct wire_reader *reader, struct wire_item *item,
+static void start_data_frame(struct wire_reader *reader, struct wire_item *item,
                              const struct wire_header *header)
 {
     static unsigned char nothing[1];
@@ -272,20 +272,20 @@ static void begin_data_frame(struct wire_reader *reader, struct wire_item *item,
     if (opcode == WIRE_OP_CONTINUATION) {
         if (reader->message_opcode == 0) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    "a CONTINUATION without a message to continue");
+                    "CONTINUATION frame without a message to continue");
             return;
         }
     } else if (reader->message_opcode != 0) {
-        violate(reader, item, WIRE_PROTOCOL_ERROR, "a new message inside a fragmented one");
+        violate(reader, item, WIRE_PROTOCOL_ERROR, "new message inside a fragmented message");
         return;
     } else {
         reader->message_opcode = (unsigned char)opcode;
     }
-    /* (Neither has the highest bit, so the sum does not wrap around.) */
+    /* Does not overflow: both summands are below 2**63. */
     reader->message_bytes += header->length;
     if (reader->message_bytes > reader->max_message_bytes) {
         char problem[80];
-        snprintf(problem, sizeof problem, "a message of more than %llu bytes",
+        snprintf(problem, sizeof problem, "message has more than %llu bytes",
                  (unsigned long long)reader->max_message_bytes);
         violate(reader, item, WIRE_TOO_BIG, problem);
         return;
@@ -294,14 +294,14 @@ static void begin_data_frame(struct wire_reader *reader, struct wire_item *item,
     reader->is_last_frame = (header->first & WIRE_FIN) != 0;
     if (reader->remaining == 0 && reader->is_last_frame) {
         if (reader->payload_size > 0) {
-            give_gathered(reader, item);
+            emit_collected(reader, item);
         } else {
-            give_message(reader, item, nothing, 0);
+            emit_message(reader, item, nothing, 0);
         }
     }
 }
 
-static void open_with(struct wire_reader *reader, struct wire_item *item, int opcode,
+static void read_first_frame(struct wire_reader *reader, struct wire_item *item, int opcode,
                       const unsigned char *payload, size_t length)
 {
     const char *problem = NULL;
@@ -315,22 +315,22 @@ static void open_with(struct wire_reader *reader, struct wire_item *item, int op
         result = publish_decode(payload, length, &item->group, &problem);
     }
     if (result == REQUEST_NO_MEMORY) {
-        run_out(reader, item);
+        fail_memory(reader, item);
     } else if (result != REQUEST_OK) {
         violate(reader, item, WIRE_PROTOCOL_ERROR, problem);
     }
 }
 
-/* Take OPEN, a control frame or a reserved frame, which is whole. */
-static void take_frame(struct wire_reader *reader, struct wire_item *item, int opcode,
+/* Process a complete frame other than a data frame. */
+static void read_frame(struct wire_reader *reader, struct wire_item *item, int opcode,
                        unsigned char *payload, size_t length)
 {
     const char *problem;
     int code;
     if (opcode == WIRE_OP_OPEN && reader->has_opened) {
-        violate(reader, item, WIRE_PROTOCOL_ERROR, "a second OPEN");
+        violate(reader, item, WIRE_PROTOCOL_ERROR, "second OPEN frame");
     } else if (!reader->has_opened && (opcode == WIRE_OP_OPEN || opcode == WIRE_OP_PUBLISH)) {
-        open_with(reader, item, opcode, payload, length);
+        read_first_frame(reader, item, opcode, payload, length);
     } else if (!reader->has_opened) {
         violate(reader, item, WIRE_PROTOCOL_ERROR, "the first frame is not OPEN");
     } else if (opcode == WIRE_OP_CLOSE) {
@@ -342,7 +342,7 @@ static void take_frame(struct wire_reader *reader, struct wire_item *item, int o
         finish(reader);
     } else if (opcode == WIRE_OP_MOVE) {
         if (reader->message_opcode != 0) {
-            violate(reader, item, WIRE_PROTOCOL_ERROR, "a MOVE inside a message");
+            violate(reader, item, WIRE_PROTOCOL_ERROR, "MOVE frame inside a message");
             return;
         }
         item->kind = WIRE_MOVE;
@@ -352,23 +352,23 @@ static void take_frame(struct wire_reader *reader, struct wire_item *item, int o
         item->data = payload;
         item->length = length;
     }
-    /* PING and ANSWER do not occur in this direction, and the other opcodes are reserved:
-     * left out, so that the wire can grow. */
+    /* PING and ANSWER do not occur in this direction, and the other opcodes are reserved.
+     * They are ignored, so that the wire can be extended. */
 }
 
-/* Take the next frame's header, and where it is no data frame all of it; false where it
- * has not come yet. */
-static bool take_header(struct wire_reader *reader, struct wire_item *item)
+/* Consume the next frame's header, or the whole frame if it is not a data frame; false if more
+ * bytes are needed. */
+static bool read_header(struct wire_reader *reader, struct wire_item *item)
 {
     struct wire_header header;
     const char *problem;
     bool is_in_rest = reader->rest_size > 0;
     unsigned char *head = is_in_rest ? reader->rest : reader->data + reader->at;
-    size_t there = is_in_rest ? reader->rest_size : reader->size - reader->at;
-    if (there == 0) {
+    size_t available = is_in_rest ? reader->rest_size : reader->size - reader->at;
+    if (available == 0) {
         return false;
     }
-    int result = wire_decode_header(head, there, &header, &problem);
+    int result = wire_decode_header(head, available, &header, &problem);
     if (result < 0) {
         violate(reader, item, WIRE_PROTOCOL_ERROR, problem);
         return true;
@@ -378,7 +378,7 @@ static bool take_header(struct wire_reader *reader, struct wire_item *item)
     if (result > 0) {
         if (header.first & WIRE_RSV) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    "an RSV bit is set; the wire knows no extension");
+                    "reserved bit set; the wire has no extensions");
             return true;
         }
         if (opcode <= WIRE_OP_BINARY) {
@@ -387,36 +387,36 @@ static bool take_header(struct wire_reader *reader, struct wire_item *item)
             } else {
                 reader->at += header.size;
             }
-            begin_data_frame(reader, item, &header);
+            start_data_frame(reader, item, &header);
             return true;
         }
         uint64_t limit = opcode < WIRE_OP_CLOSE ? WIRE_MAX_OPEN : WIRE_MAX_CONTROL;
         if (header.length > limit) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    opcode < WIRE_OP_CLOSE ? "a frame other than a message has more than 8 MiB"
-                                           : "a control frame has more than 125 bytes");
+                    opcode < WIRE_OP_CLOSE ? "frame other than a data frame has more than 8 MiB"
+                                           : "control frame has more than 125 bytes");
             return true;
         }
         if (!(header.first & WIRE_FIN)) {
             violate(reader, item, WIRE_PROTOCOL_ERROR,
-                    "a frame other than a message is fragmented");
+                    "frame other than a data frame is fragmented");
             return true;
         }
         needed += (size_t)header.length;
     }
-    if (there < needed) {
-        int gathered = gather(reader, needed);
-        if (gathered < 0) {
-            run_out(reader, item);
+    if (available < needed) {
+        int collected = collect(reader, needed);
+        if (collected < 0) {
+            fail_memory(reader, item);
         }
-        return gathered != 0;
+        return collected != 0;
     }
     if (is_in_rest) {
         reader->rest_size = 0;
     } else {
         reader->at += needed;
     }
-    take_frame(reader, item, opcode, head + header.size, (size_t)header.length);
+    read_frame(reader, item, opcode, head + header.size, (size_t)header.length);
     return true;
 }
 
@@ -434,8 +434,8 @@ void wire_reader_next(struct wire_reader *reader, struct wire_item *item)
             if (reader->at == reader->size) {
                 break;
             }
-            take_payload(reader, item);
-        } else if (!take_header(reader, item)) {
+            read_payload(reader, item);
+        } else if (!read_header(reader, item)) {
             break;
         }
     }

@@ -1,16 +1,15 @@
-/* The wire, version 1: what crosses the Unix socket.  docs/wire.md is its specification.
+/* The wire, version 1: the protocol on the Unix socket.  docs/reference/wire.md is its specification.
  *
- * Contract: bytes in, items out; no I/O, no clock.  One reader a connection.
+ * Contract: bytes in, items out; no I/O, no clock.  One reader per connection.
  *
- * How the reader works: wire_reader_feed() is given bytes as they came, cut anywhere, and
- * wire_reader_next() takes item after item out of them until it says WIRE_NOTHING; only then
- * may more be fed.  A message that lies whole in what was fed is not copied.  The payload of
- * others is gathered as it comes, into memory that grows with what came and not with what
- * a header says.  Only headers, control frames and OPEN wait in rest until they are whole;
- * each has a bound.
+ * How the reader works: wire_reader_feed() gets bytes in arbitrary pieces, and
+ * wire_reader_next() returns their items one by one, then WIRE_NOTHING; only then may more be
+ * fed.  A message whose bytes all are in one piece is not copied.  Other payloads are collected
+ * in memory that grows with the received bytes, not with the length that a header claims.  Only
+ * headers, control frames and OPEN wait in rest until they are complete; each has a limit.
  *
- * The reader never fails: bad bytes are a WIRE_VIOLATION, and what follows that, a CLOSE or a
- * MOVE is ignored.
+ * The reader never fails: invalid bytes are a WIRE_VIOLATION.  Bytes after a violation, a CLOSE
+ * or a MOVE are ignored.
  */
 #ifndef APACHEWS_WIRE_H
 #define APACHEWS_WIRE_H
@@ -53,11 +52,11 @@ enum {
 };
 
 #define WIRE_MAX_HEADER 10
-/* RFC 6455 5.5: what a control frame may carry at most. */
+/* RFC 6455 5.5: the longest payload of a control frame. */
 #define WIRE_MAX_CONTROL 125
 /* RFC 6455 5.5.1: two of those bytes are the code. */
 #define WIRE_MAX_REASON 123
-/* docs/wire.md: OPEN, and frames of reserved opcodes below 0x8. */
+/* docs/reference/wire.md: OPEN, and frames of reserved opcodes below 0x8. */
 #define WIRE_MAX_OPEN (8u * 1024 * 1024)
 #define WIRE_MAX_ANSWER (64u * 1024)
 
@@ -67,25 +66,25 @@ size_t wire_encode_header(unsigned char *header, int first, uint64_t length);
 struct wire_header {
     int first;
     uint64_t length;
-    size_t size; /* of the header; where it is not whole: what it takes to go on */
+    size_t size; /* of the header; if incomplete: the bytes needed to continue */
 };
 
-/* 1: it is read; 0: it is not whole; -1: *problem says what is wrong with it. */
+/* 1: *header is set; 0: the header is incomplete; -1: it is invalid, see *problem. */
 int wire_decode_header(const unsigned char *data, size_t length, struct wire_header *header,
                        const char **problem);
 
 /* Whether a CLOSE frame may carry the code (RFC 6455 7.4). */
 bool wire_is_sendable(int code);
 
-/* Read the payload of a CLOSE: 0, or the close code that answers what is wrong with it. */
+/* Decode the payload of a CLOSE; return 0, or the close code for an invalid one. */
 int wire_decode_close(const unsigned char *payload, size_t length, int *code, char *reason,
                       const char **problem);
 
 enum wire_kind {
-    WIRE_NOTHING,   /* more bytes are needed, or nothing follows */
-    WIRE_OPEN,      /* request: the caller's */
-    WIRE_PUBLISH,   /* group, the caller's to free(), or NULL for all clients */
-    WIRE_TEXT,      /* data, length; a NUL follows */
+    WIRE_NOTHING,   /* more bytes are needed, or the reader has finished */
+    WIRE_OPEN,      /* request: owned by the caller */
+    WIRE_PUBLISH,   /* group: for free() by the caller; NULL: all clients */
+    WIRE_TEXT,      /* data, length; a NUL after them */
     WIRE_BINARY,    /* the same */
     WIRE_PONG,      /* data, length; until the next call */
     WIRE_CLOSE,     /* code, text */
@@ -96,9 +95,9 @@ enum wire_kind {
 struct wire_item {
     enum wire_kind kind;
     int code;
-    unsigned char *data; /* until wire_reader_next() is called, or the bytes that were fed go */
+    unsigned char *data; /* valid until wire_reader_next(), or until the fed bytes are freed */
     size_t length;
-    unsigned char *owned; /* the caller's to free(), when it is done with data; or NULL */
+    unsigned char *owned; /* for free() by the caller after its use of data; or NULL */
     struct request *request;
     char *group;
     char text[WIRE_MAX_CONTROL + 3];
@@ -106,18 +105,18 @@ struct wire_item {
 
 struct wire_reader {
     uint64_t max_message_bytes;
-    unsigned char *data; /* what was fed, and how far it was taken */
+    unsigned char *data; /* the fed bytes, consumed up to at */
     size_t size;
     size_t at;
     unsigned char *rest; /* the beginning of a header, a control frame or OPEN */
     size_t rest_size;
     size_t rest_capacity;
-    unsigned char *payload; /* of a message that is not whole */
+    unsigned char *payload; /* of an incomplete message */
     size_t payload_size;
     size_t payload_capacity;
-    uint64_t message_bytes; /* that its headers say so far */
-    uint64_t remaining;     /* bytes of the current data frame still to come */
-    unsigned char *cut;     /* where a NUL stands for now, and what stood there */
+    uint64_t message_bytes; /* the sum of its frames' lengths so far */
+    uint64_t remaining;     /* missing bytes of the current data frame */
+    unsigned char *cut;     /* the byte that a NUL replaces until the next call */
     unsigned char cut_byte;
     unsigned char message_opcode; /* inside a message, else 0 */
     bool is_last_frame;           /* whether the current data frame ends its message */
@@ -128,18 +127,19 @@ struct wire_reader {
 void wire_reader_init(struct wire_reader *reader, uint64_t max_message_bytes);
 void wire_reader_free(struct wire_reader *reader);
 
-/* Give bytes; there must be a place for one more behind them, and they are written to. */
+/* Feed bytes.  The buffer must have room for one more byte, and the reader writes to it. */
 void wire_reader_feed(struct wire_reader *reader, void *data, size_t size);
 
-/* How many bytes of what was fed are not taken yet. */
+/* The number of fed bytes that are not consumed yet. */
 size_t wire_reader_unread(const struct wire_reader *reader);
-/* Move these to memory with room for one more byte.  It ends the data of the last item. */
+/* Move the unread bytes to memory with room for one more byte.  The last item's data is
+ * invalid then. */
 void wire_reader_move(struct wire_reader *reader, unsigned char *memory);
 
-/* Take the next item. */
+/* Return the next item. */
 void wire_reader_next(struct wire_reader *reader, struct wire_item *item);
 
-/* Whether it is between messages: an end of file here cuts nothing off. */
+/* Whether the reader is between messages: an end of file here is not an error. */
 bool wire_reader_is_idle(const struct wire_reader *reader);
 
 #endif

@@ -1,4 +1,4 @@
-/* What the tests share: a check that names itself, and memory that runs out when told to. */
+/* A check for the tests that prints its condition. */
 #ifndef APACHEWS_CHECK_H
 #define APACHEWS_CHECK_H
 
@@ -8,7 +8,7 @@
 #define CHECK(condition)                                                                        \
     do {                                                                                        \
         if (!(condition)) {                                                                     \
-            fprintf(stderr, "%s:%d: %s is not so\n", __FILE__, __LINE__, #condition);           \
+            fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #condition);     \
             abort();                                                                            \
         }                                                                                       \
     } while (0)

@@ -1,16 +1,14 @@
-/* A fuzzer for what takes bytes from strangers, guided by coverage, and its targets.
+/* A coverage-guided fuzzer for code that handles untrusted bytes, and its targets.
  *
  *     fuzz TARGET SECONDS SEED LAST FILE…
  *     fuzz TARGET replay FILE
  *
- * The files are where it begins from.  The input that is being tried stands in the file LAST,
- * so that after a crash it is there to be replayed.  The same seed tries the same inputs, as
- * long as the machine lets it.
+ * The files are the initial inputs.  The current input is in the file LAST, so that it can be
+ * replayed after a crash.  The same seed generates the same inputs.
  *
  * How this works: gcc's -fsanitize-coverage=trace-pc calls __sanitizer_cov_trace_pc() at every
- * edge of the library; an input that reaches one, or one more often, than any before is kept,
- * and is mutated in its turn.  So it needs no clang.  Sanitizers find the memory that is misused;
- * the targets look for the rest.
+ * edge of the library.  An input that reaches a new edge, or an edge more often, is kept and
+ * mutated, so clang is not needed.  Sanitizers detect memory errors; the targets check the rest.
  */
 #include "system.h"
 
@@ -30,11 +28,11 @@
 #include "language.h"
 #include "queue.h"
 #include "request.h"
-#include "server.h"
+#include "state.h"
 #include "utf8.h"
 #include "wire.h"
 
-/* Longer inputs say the same, more slowly. */
+/* Longer inputs find the same errors, more slowly. */
 #define MAX_INPUT 2048
 #define MAX_CORPUS 20000
 #define MAP_SIZE 16384
@@ -57,7 +55,7 @@ static void add(struct digest *digest, const void *data, size_t length)
 
 static void look_at(struct digest *digest, const struct wire_item *item, uint64_t max_message)
 {
-    CHECK(!digest->is_over); /* nothing follows an end */
+    CHECK(!digest->is_over); /* no item after the end */
     add(digest, &item->kind, sizeof item->kind);
     add(digest, &item->code, sizeof item->code);
     add(digest, item->text, strlen(item->text));
@@ -106,8 +104,8 @@ static struct digest read_stream(const unsigned char *data, size_t length, uint6
     return digest;
 }
 
-/* A stream gives the same, however it is cut.  The first byte says where, and what the longest
- * message is. */
+/* A stream gives the same items, wherever it is split.  The first byte selects the positions and
+ * the limit of a message. */
 static void fuzz_wire(const unsigned char *data, size_t length)
 {
     if (length < 1) {
@@ -173,7 +171,7 @@ static void fuzz_request(const unsigned char *data, size_t length)
     }
 }
 
-/* Two sockets between which little fits: what comes out are whole frames, in order. */
+/* Two sockets with small buffers: whole frames arrive, in order. */
 static void fuzz_queue(const unsigned char *data, size_t length)
 {
     static unsigned char payload[200000];
@@ -243,7 +241,7 @@ static void fuzz_queue(const unsigned char *data, size_t length)
     wire_reader_free(&reader);
 }
 
-/* ---- A server: the input is what bridges and the program do, one byte after the other ---- */
+/* ---- A server: each input byte is an action of a bridge or of the program ---- */
 
 #define BRIDGES 4
 #define TRACKED 64
@@ -253,8 +251,8 @@ static void fuzz_queue(const unsigned char *data, size_t length)
     "\"vhost\":\"x\",\"subprotocols\":{\"offered\":[\"a\"],\"chosen\":null},\"env\":{},"           \
     "\"answer_required\":"
 
-/* The linker leads these through here: memory runs out, and time passes, when an input says so. */
-static long allocations_left = -1; /* until one fails; -1: none does */
+/* The linker wraps these: inputs make allocations fail and time pass. */
+static long allocations_left = -1; /* until one fails; -1: none fails */
 static time_t seconds_passed;
 
 void *__real_malloc(size_t size);
@@ -304,7 +302,7 @@ int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
     return result;
 }
 
-/* What a client has been told of so far. */
+/* The events of a client so far. */
 struct track {
     apachews_client *client;
     bool has_ended;
@@ -316,8 +314,8 @@ struct play {
     int bridges[BRIDGES];
     struct track tracks[TRACKED];
     size_t track_count;
-    apachews_event event; /* in hand */
-    struct digest digest; /* of what it points to */
+    apachews_event event; /* the current one */
+    struct digest digest; /* of the data it points to */
     bool is_over;
 };
 
@@ -337,11 +335,10 @@ static struct digest digest_of(const apachews_event *event)
     return digest;
 }
 
-/* Take the next event, and hold it against what was told of its client before; false where
- * there is none. */
+/* Get the next event, and check it against the client's events so far; false: no event. */
 static bool take(struct play *play)
 {
-    /* What the last one points to is there until now, whatever was done meanwhile. */
+    /* The data of the last event must be valid and unchanged until now. */
     CHECK(digest_of(&play->event).hash == play->digest.hash);
     play->is_over = !apachews_server_next(play->server, 0, &play->event);
     play->digest = digest_of(&play->event);
@@ -371,7 +368,7 @@ static bool take(struct play *play)
     return true;
 }
 
-/* The client that an argument means: of the event in hand, or one of those there are. */
+/* The client that an argument selects: of the current event, or a connected one. */
 static apachews_client *pick(const struct play *play, size_t argument)
 {
     apachews_client *clients[TRACKED];
@@ -395,7 +392,7 @@ static void bridge_come(struct play *play, const struct sockaddr_un *address, si
     }
     *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
     CHECK(*fd >= 0);
-    (void)!connect(*fd, (const struct sockaddr *)address, sizeof *address); /* or nobody listens */
+    (void)!connect(*fd, (const struct sockaddr *)address, sizeof *address); /* may fail */
     if (argument < 8) {
         const char *text = argument < 4 ? OPEN_TEXT "false}" : OPEN_TEXT "true}";
         bridge_say(*fd, 0x83, text, strlen(text));
@@ -433,7 +430,7 @@ static void bridge_act(const struct play *play, int fd, size_t argument)
         (void)!send(fd, "\x81", 1, MSG_NOSIGNAL); /* half a header */
         break;
     case 7:
-        bridge_say(fd, 0x82, block, sizeof block); /* too much */
+        bridge_say(fd, 0x82, block, sizeof block); /* over the limit */
         break;
     case 8:
         shutdown(fd, SHUT_WR);
@@ -442,7 +439,7 @@ static void bridge_act(const struct play *play, int fd, size_t argument)
         shutdown(fd, SHUT_RDWR);
         break;
     case 10:
-        for (int i = 0; i < 50; i++) { /* more than waits for a publisher */
+        for (int i = 0; i < 50; i++) { /* more than a publisher's queue */
             bridge_say(fd, 0x81, "", 0);
         }
         break;
@@ -453,7 +450,7 @@ static void bridge_act(const struct play *play, int fd, size_t argument)
     }
 }
 
-/* Then to stop takes a second. */
+/* Stopping takes a second then. */
 static bool is_anybody_slow(const apachews_server *server)
 {
     const apachews_client *client = server->first;
@@ -484,7 +481,7 @@ static void program_act(struct play *play, size_t operation, size_t argument)
         } else if (argument == 15) {
             apachews_server_wake(play->server);
         } else if (argument == 12) {
-            seconds_passed += 11; /* longer than anything is waited for, but for the drain */
+            seconds_passed += 11; /* longer than all timeouts except draining */
         } else if (argument == 11) {
             seconds_passed += 60;
         } else if (argument > 4) {
@@ -499,7 +496,7 @@ static void program_act(struct play *play, size_t operation, size_t argument)
     }
     struct track *track = client != NULL ? apachews_client_data(client) : NULL;
     if (track == NULL) {
-        return; /* the program has not met it yet */
+        return; /* no event of it yet */
     }
     switch (operation) {
     case 3:
@@ -541,7 +538,7 @@ static void remove_directory(void)
     CHECK(rmdir(directory) == 0);
 }
 
-/* Of each client one OPEN, its messages, and one CLOSE; what is in hand stays; nothing leaks. */
+/* Each client has one OPEN, its messages, and one CLOSE; event data stays valid; no leaks. */
 static void fuzz_server(const unsigned char *data, size_t length)
 {
     struct play play = {.bridges = {-1, -1, -1, -1}, .event = {.reason = ""}};
@@ -616,8 +613,8 @@ static const struct target {
 
 /* ---- The fuzzer ---- */
 
-static unsigned char hits[MAP_SIZE]; /* of the input that runs */
-static unsigned char seen[MAP_SIZE]; /* of all before: how often, a bit for each power of two */
+static unsigned char hits[MAP_SIZE]; /* of the current input */
+static unsigned char seen[MAP_SIZE]; /* of all inputs: counts, a bit for each power of two */
 
 void __sanitizer_cov_trace_pc(void);
 void __sanitizer_cov_trace_pc(void)
@@ -756,7 +753,7 @@ static void read_input(struct input *input, const char *name)
     close(fd);
 }
 
-/* The last input, in a file that outlives a crash. */
+/* The last input, in a file that survives a crash. */
 struct last {
     int fd;
     unsigned char *data;
@@ -766,7 +763,7 @@ static void run(const struct target *target, const struct input *input, struct l
 {
     CHECK(ftruncate(last->fd, (off_t)input->length) == 0);
     memcpy(last->data, input->data, input->length);
-    /* Not a byte more than it has: the sanitizer sees who looks further. */
+    /* Of exact size: the sanitizer detects reads after the end. */
     unsigned char *copy = malloc(input->length + (input->length == 0));
     CHECK(copy != NULL);
     memcpy(copy, input->data, input->length);

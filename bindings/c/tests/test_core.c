@@ -1,4 +1,4 @@
-/* What has no socket: UTF-8, JSON, OPEN, ANSWER, languages; tables of text in, values out. */
+/* Tables for the functions without I/O: UTF-8, JSON, OPEN, ANSWER, languages. */
 #include "system.h"
 
 #include <string.h>
@@ -28,7 +28,7 @@ static void test_utf8(void)
         {"\xED\xA0\x80", false},         /* a surrogate */
         {"\xF4\x90\x80\x80", false},     /* above U+10FFFF */
         {"\xFF", false},
-        {"eight by\xC3", false},         /* cut off */
+        {"eight by\xC3", false},         /* truncated */
         {"eight byt\xE2\x82", false},
         {"\xC3\x28", false},
     };
@@ -36,7 +36,7 @@ static void test_utf8(void)
         CHECK(utf8_is_valid(cases[i].text, strlen(cases[i].text)) == cases[i].is_valid);
     }
     CHECK(utf8_is_valid("a\0b", 3));
-    /* Each character there is, there and back. */
+    /* Every character, encoded and decoded. */
     for (uint32_t character = 0; character <= 0x10FFFF; character++) {
         char text[UTF8_MAX];
         uint32_t again;
@@ -55,7 +55,7 @@ static void test_utf8(void)
 static bool parses(const char *text, size_t length)
 {
     struct json_document document;
-    /* Not a byte more than it has: a sanitizer sees who looks further. */
+    /* Of exact size: a sanitizer detects reads after the end. */
     char *copy = malloc(length + (length == 0));
     CHECK(copy != NULL);
     memcpy(copy, text, length);
@@ -83,7 +83,7 @@ static void test_json_grammar(void)
     };
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
         CHECK(parses(good[i], strlen(good[i])));
-        /* No beginning of a container or a string is a document. */
+        /* No prefix of a container or a string is a document. */
         if (strchr("{[\"", good[i][0]) != NULL) {
             for (size_t length = 0; length < strlen(good[i]); length++) {
                 CHECK(!parses(good[i], length));
@@ -199,12 +199,12 @@ static void test_request(void)
 
     static const char number[] = HEAD "\"/\",\"query\":7,\"headers\":[]" MIDDLE "null" TAIL;
     CHECK(request_decode(number, strlen(number), &made, &problem) == REQUEST_BAD);
-    CHECK(strcmp(problem, "in OPEN query is not a string") == 0);
+    CHECK(strcmp(problem, "OPEN: query is not a string") == 0);
 
-    /* A string of C would end inside this one, and name somebody else. */
+    /* A C string would end at the NUL, and name another user. */
     static const char ann[] = HEAD "\"/\",\"headers\":[]" MIDDLE "\"ann\\u0000x\"" TAIL;
     CHECK(request_decode(ann, strlen(ann), &made, &problem) == REQUEST_BAD);
-    CHECK(made == NULL && strcmp(problem, "in OPEN user is no text") == 0);
+    CHECK(made == NULL && strcmp(problem, "OPEN: user is not a string") == 0);
 }
 
 static void test_answers(void)
@@ -279,6 +279,6 @@ int main(void)
     test_request();
     test_answers();
     test_languages();
-    puts("core: all is so");
+    puts("core: all checks passed");
     return 0;
 }

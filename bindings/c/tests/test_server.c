@@ -1,7 +1,6 @@
-/* The server, with the bridge's end of its sockets played by hand, in one thread.
+/* The server, with bridges simulated by the test, in one thread.
  *
- * The linker leads malloc() and its like through here, so that a test can have the memory run
- * out at any one of them. */
+ * The linker wraps malloc() and related functions, so that tests can make any allocation fail. */
 #include "system.h"
 
 #include <dirent.h>
@@ -29,9 +28,9 @@
 static char directory[64];
 static char path[96];
 
-/* ---- Memory that runs out ---- */
+/* ---- Failing allocations ---- */
 
-static long fails_at = -1; /* the allocation that fails, -1: none */
+static long fails_at = -1; /* the allocation that fails; -1: none */
 static long allocations;
 
 static bool may_allocate(void)
@@ -147,7 +146,7 @@ static bool bridge_receive_all(int fd, void *data, size_t length)
     return true;
 }
 
-/* Read a frame: its first byte, -1 at the end; the payload is cut to the size there is. */
+/* Read a frame; return its first byte, or -1 at the end.  The payload is truncated to size. */
 static int bridge_receive(int fd, char *payload, size_t capacity, size_t *length)
 {
     unsigned char head[WIRE_MAX_HEADER];
@@ -277,7 +276,7 @@ static void test_files(void)
     struct stat status;
     apachews_options options = {.mode = 0606};
     char left_over[96], other[96];
-    /* What a start left that died, and what only looks like that. */
+    /* The left-over of a start that died, and files with similar names. */
     snprintf(left_over, sizeof left_over, "%s/.apachews-0123abcd", directory);
     snprintf(other, sizeof other, "%s/.apachews-0123abcd.ws", directory);
     CHECK(mknod(left_over, S_IFREG | 0600, 0) == 0 && mknod(other, S_IFREG | 0600, 0) == 0);
@@ -285,7 +284,7 @@ static void test_files(void)
     CHECK(access(left_over, F_OK) != 0 && unlink(other) == 0);
     CHECK(stat(path, &status) == 0 && (status.st_mode & 0777) == 0606);
     int early = bridge_open(false);
-    /* Taken over: the first keeps whom it has. */
+    /* Replaced: the first server keeps its clients. */
     apachews_server *second = open_server(NULL);
     CHECK(stat(path, &status) == 0 && (status.st_mode & 0777) == 0660);
     int late = bridge_open(false);
@@ -293,14 +292,14 @@ static void test_files(void)
     next(second, APACHEWS_OPEN);
     expect_nothing(first);
     apachews_server_free(first);
-    CHECK(stat(path, &status) == 0); /* it is not its own any more */
+    CHECK(stat(path, &status) == 0); /* the file is the other server's */
     apachews_server_free(second);
     CHECK(stat(path, &status) != 0);
     close(early);
     close(late);
 }
 
-/* The file goes in the end, wherever the program has gone, and with no descriptor left. */
+/* The file is removed at the end, also after a chdir() and without a free descriptor. */
 static void test_a_relative_path(void)
 {
     struct rlimit limit, none;
@@ -319,11 +318,11 @@ static void test_a_relative_path(void)
     apachews_server_free(server);
 }
 
-/* A child that was forked has the descriptors, and keeps nobody from serving there. */
+/* A forked child has copies of the descriptors, and does not prevent a new server. */
 static void test_a_child_that_outlives_it(void)
 {
     int ends[2];
-    static apachews_server *server; /* valgrind looks for what the child has lost */
+    static apachews_server *server; /* static: else valgrind reports it as lost in the child */
     CHECK(pipe(ends) == 0);
     server = open_server(NULL);
     pid_t child = fork();
@@ -343,7 +342,7 @@ static void test_a_child_that_outlives_it(void)
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
-/* A start for which the descriptors do not suffice takes nobody's place. */
+/* A start that fails for lack of descriptors does not replace another server. */
 static void test_a_start_that_fails(void)
 {
     apachews_server *first = open_server(NULL);
@@ -367,8 +366,8 @@ static void test_a_start_that_fails(void)
     apachews_server_free(first);
 }
 
-/* Whoever may read a directory can lock it; that keeps nobody from serving, and from ending. */
-static void test_a_directory_that_somebody_keeps_locked(void)
+/* Any process that can read the directory can lock it: servers start and stop anyway. */
+static void test_a_directory_that_stays_locked(void)
 {
     char left_over[96];
     int fd = open(directory, O_RDONLY | O_DIRECTORY);
@@ -382,7 +381,7 @@ static void test_a_directory_that_somebody_keeps_locked(void)
     close(bridge);
     apachews_server_free(server);
     alarm(0);
-    /* Neither may be anybody's. */
+    /* Both may belong to another start or server. */
     CHECK(access(left_over, F_OK) == 0 && access(path, F_OK) == 0);
     close(fd);
     apachews_server_free(open_server(NULL));
@@ -396,7 +395,7 @@ static void expect_told(int fd, const char *beginning)
     CHECK(strncmp(told, beginning, strlen(beginning)) == 0);
 }
 
-/* systemd hears of the end when the last server of the process comes to it. */
+/* systemd gets STOPPING when the last server of the process stops. */
 static void test_what_systemd_is_told(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -438,7 +437,7 @@ static void test_messages(void)
     apachews_client_set_data(client, &bridge);
     CHECK(apachews_client_data(client) == &bridge);
 
-    /* Three in one read: each is a string until the next is asked for. */
+    /* Three in one read: each is a string until the next event is requested. */
     CHECK(bridge_send_all(bridge, "\x81\x02hi\x82\x02\xFF\x01\x81\x00", 10));
     expect_message(server, APACHEWS_TEXT, "hi");
     expect_message(server, APACHEWS_BINARY, "\xFF\x01");
@@ -502,7 +501,7 @@ static void test_messages(void)
 #define FLOODERS 8
 #define FLOOD_MESSAGES 5000
 
-/* Clients that flood delay another one by a few turns, and lose nothing. */
+/* Clients that flood delay another one by a few turns, and lose no message. */
 static void test_a_flood_delays_the_others_by_a_turn(void)
 {
     static char flood[FLOOD_MESSAGES * 3];
@@ -520,7 +519,7 @@ static void test_a_flood_delays_the_others_by_a_turn(void)
         CHECK(bridge_send_all(bridges[i], flood, sizeof flood));
     }
     int quiet = bridge_open(false);
-    /* Its OPEN and then its message come while the others flood. */
+    /* Its OPEN and its message arrive while the others flood. */
     int since = 0;
     int longest = 0;
     apachews_event event;
@@ -552,7 +551,7 @@ static void test_a_flood_delays_the_others_by_a_turn(void)
     expect_nothing(server);
     CHECK(apachews_server_timeout(server) == -1);
 
-    /* A client that is closed or whose server ends may still have unread messages. */
+    /* A client that is closed, or whose server stops, can have unread messages. */
     CHECK(bridge_send_all(bridges[0], flood, sizeof flood));
     CHECK(bridge_send_all(bridges[1], flood, sizeof flood));
     for (int i = 0; i < 3 * FLOODERS * 10; i++) {
@@ -596,7 +595,7 @@ static void test_ends(void)
         expect_nothing(server);
         close(bridge);
     }
-    /* Who does not speak the wire is no client; who only looks is nobody. */
+    /* A peer that violates the wire is an INVALID; a probe has no event. */
     int stranger = bridge_connect();
     CHECK(bridge_send_all(stranger, "GET / HTTP/1.0\r\n\r\n", 18));
     apachews_event event = next(server, APACHEWS_INVALID);
@@ -645,7 +644,7 @@ static void test_slow_clients(void)
         most = queued > most ? queued : most;
         if (apachews_client_queued_bytes(client) > 600000 &&
             apachews_client_queued_bytes(client) < 700000) {
-            /* Half full: it is not read from. */
+            /* Half full: the server does not read from it. */
             CHECK(bridge_send(slow, 0x81, "?", 1));
             expect_nothing(server);
         }
@@ -656,7 +655,7 @@ static void test_slow_clients(void)
     CHECK(event.client == client && event.code == 1013);
     CHECK(apachews_send_text(other, "still here"));
     bridge_expect(fast, 0x81, "still here", 10);
-    /* What was begun comes whole, and then the goodbye. */
+    /* The frame that was started arrives whole, then the CLOSE. */
     char payload[256];
     size_t length;
     int first;
@@ -744,7 +743,7 @@ static void test_groups(void)
     CHECK(apachews_group_members(server, "room", NULL, 0) == 2);
     CHECK(apachews_group_members(server, "room 51", NULL, 0) == 0);
 
-    /* From outside. */
+    /* By a publisher on the wire. */
     int publisher = bridge_connect();
     static const char all[] = "{\"version\":1,\"group\":null}";
     CHECK(bridge_send(publisher, 0x86, all, strlen(all)) && bridge_send(publisher, 0x81, "a", 1));
@@ -758,8 +757,8 @@ static void test_groups(void)
     static const char some[] = "{\"version\":1,\"group\":\"nowhere\"}";
     CHECK(bridge_send(publisher, 0x86, some, strlen(some)) && bridge_send(publisher, 0x82, "a", 1));
     expect_nothing(server);
-    static const char nobody[] = "{\"version\":1,\"reached\":0,\"skipped\":0}";
-    bridge_expect(publisher, 0x86, nobody, strlen(nobody));
+    static const char unreached[] = "{\"version\":1,\"reached\":0,\"skipped\":0}";
+    bridge_expect(publisher, 0x86, unreached, strlen(unreached));
     CHECK(bridge_send(publisher, 0x88, "", 0));
     expect_nothing(server);
     close(publisher);
@@ -778,7 +777,7 @@ static void test_answers(void)
     CHECK(error.code == APACHEWS_NOT_ASKED && strstr(error.text, "APACHEWS_ACCEPT") != NULL);
     CHECK(!apachews_accept(client, "chat", NULL, 0, &error) && error.code == APACHEWS_NOT_ASKED);
     CHECK(!apachews_accept(client, NULL, NULL, 0, &error) && error.code == APACHEWS_NOT_WAITING);
-    CHECK(strstr(error.text, "by itself") != NULL);
+    CHECK(strstr(error.text, "accepts clients itself") != NULL);
     close(bridge);
     next(server, APACHEWS_CLOSE);
 
@@ -817,7 +816,7 @@ static void test_answers(void)
     close(bridge);
     next(server, APACHEWS_CLOSE);
 
-    /* One that moves, though nobody has said so, has its end like everybody else. */
+    /* A bridge that moves without a request gets its close event too. */
     bridge = bridge_open(true);
     client = next(server, APACHEWS_OPEN).client;
     CHECK(bridge_send(bridge, 0x85, "", 0));
@@ -833,15 +832,15 @@ static void test_drain(void)
     apachews_event event;
     int bridge = bridge_open(false);
     apachews_client *client = next(server, APACHEWS_OPEN).client;
-    int late = bridge_open(false); /* on the way when the file goes */
+    int late = bridge_open(false); /* in the backlog when the file is removed */
     int asking = bridge_open(true);
-    /* (Longer than any wait here: nobody may be left behind.) */
+    /* Longer than any wait in this test: no client may be abandoned. */
     apachews_server_drain(server, 10 * WAIT_MS);
     apachews_server_drain(server, 0);
     CHECK(access(path, F_OK) != 0);
     bridge_expect(bridge, 0x85, "", 0);
     CHECK(bridge_send(bridge, 0x81, "last", 4) && bridge_send(bridge, 0x85, "", 0));
-    /* (In the order in which epoll tells of them.) */
+    /* In the order in which epoll reports them. */
     int seen_last = 0, seen_moved = 0, seen_open = 0, seen_refused = 0;
     while (apachews_server_next(server, WAIT_MS, &event)) {
         CHECK(event.kind != APACHEWS_TIMEOUT);
@@ -861,7 +860,7 @@ static void test_drain(void)
             }
             seen_open++;
         } else if (event.kind == APACHEWS_CLOSE && event.code == 1012) {
-            /* It has moved, and can still be told. */
+            /* It has moved, and can still be sent to. */
             CHECK(apachews_send_text(event.client, "so long"));
             CHECK(!apachews_close(event.client, 1000, NULL));
             seen_moved++;
@@ -895,7 +894,7 @@ static void test_the_last_word_of_one_who_has_moved(void)
     CHECK(bridge_send(bridge, 0x85, "", 0));
     event = next(server, APACHEWS_CLOSE);
     CHECK(event.code == 1012 && apachews_group_members(server, "room", NULL, 0) == 1);
-    /* More than there is room for: it has had its last event, and there is no other. */
+    /* More than the limit: it has had its last event, so no other one follows. */
     int sent = 0;
     while (apachews_send(client, APACHEWS_BINARY, block, sizeof block)) {
         CHECK(++sent < 100);
@@ -905,7 +904,7 @@ static void test_the_last_word_of_one_who_has_moved(void)
         char payload[4];
         size_t length;
         if (bridge_receive(bridge, payload, sizeof payload, &length) < 0) {
-            break; /* the end, between two frames */
+            break; /* the end of file, between two frames */
         }
         CHECK(length == sizeof block);
         CHECK(!apachews_server_next(server, 0, &event) || event.kind == APACHEWS_TIMEOUT);
@@ -920,7 +919,7 @@ static void test_who_was_on_the_way_when_a_drain_began(void)
     char other[128];
     apachews_event event;
     apachews_server *server = open_server(NULL);
-    /* Another name of the file, by which it can be found for longer. */
+    /* A second link, which stays after the removal. */
     snprintf(other, sizeof other, "%s.other", path);
     CHECK(link(path, other) == 0);
     apachews_server_drain(server, 10 * WAIT_MS);
@@ -964,7 +963,7 @@ static void test_stop(void)
     event = next(server, APACHEWS_MESSAGE);
     apachews_server_stop(server);
     apachews_server_stop(server);
-    CHECK(strcmp(event.data, "quit") == 0); /* still in hand */
+    CHECK(strcmp(event.data, "quit") == 0); /* still valid */
     CHECK(access(path, F_OK) != 0);
     bridge_expect(one, 0x88, "\x03\xE9the server closes", 19);
     CHECK(!apachews_send_text(client, "late"));
@@ -979,12 +978,12 @@ static void test_stop(void)
     close(other);
 }
 
-static void test_goodbyes_wait_for_whoever_reads(void)
+static void test_stop_flushes_clients_that_read(void)
 {
     static char block[300000];
     apachews_event event;
     apachews_server *server = open_server(NULL);
-    int deaf = bridge_open(false);
+    int silent = bridge_open(false);
     apachews_client *first = next(server, APACHEWS_OPEN).client;
     int slow = bridge_open(false);
     apachews_client *second = next(server, APACHEWS_OPEN).client;
@@ -994,7 +993,7 @@ static void test_goodbyes_wait_for_whoever_reads(void)
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
-        /* Reads, and hears the goodbye behind it, though another reads nothing. */
+        /* Reads, and gets its CLOSE, although another client does not read. */
         char payload[32];
         size_t length;
         bool is_good = bridge_receive(slow, payload, sizeof payload, &length) == 0x82 &&
@@ -1010,7 +1009,7 @@ static void test_goodbyes_wait_for_whoever_reads(void)
     }
     CHECK(!apachews_server_next(server, -1, &event));
     apachews_server_free(server);
-    close(deaf);
+    close(silent);
     close(slow);
 }
 
@@ -1047,7 +1046,7 @@ static void test_waking(void)
     CHECK(setitimer(ITIMER_REAL, &soon, NULL) == 0);
     next(server, APACHEWS_WAKE);
     signal(SIGALRM, SIG_DFL);
-    /* (The signal, and what its handler did, may be two.) */
+    /* The signal and the wake of its handler can be two events. */
     apachews_event event;
     while (apachews_server_next(server, 0, &event) && event.kind == APACHEWS_WAKE) {
     }
@@ -1112,7 +1111,7 @@ static void test_the_original_interface(void)
           bridge_send(bridge, 0x81, "", 0));
     apachews_event *text = apachews_server_next_event(context);
     apachews_event *binary = apachews_server_next_event(context);
-    /* An event is the program's for as long as it likes. */
+    /* The program owns an event until it frees it. */
     CHECK(apachews_event_get_type(text) == ApacheWSIOEvent);
     CHECK(apachews_event_read(text, &data, &length) == ApacheWSSuccess && length == 4);
     CHECK(memcmp(data, "text", 5) == 0);
@@ -1123,7 +1122,7 @@ static void test_the_original_interface(void)
     bridge_expect(bridge, 0x82, "x", 1);
     CHECK(apachews_event_respond(text, (const uint8_t *)"\xFF", 1) == 1);
     bridge_expect(bridge, 0x82, "\xFF", 1);
-    /* What it sent last was binary; now it is text. */
+    /* Its last message was binary; now it is text. */
     CHECK(apachews_client_send(client, "x", 1) == 1);
     bridge_expect(bridge, 0x82, "x", 1);
     apachews_event_free(text);
@@ -1148,7 +1147,7 @@ static void test_the_original_interface(void)
     CHECK(apachews_client_send(client, "x", 1) == -1);
     apachews_context_remove_client(context, client);
     apachews_client_free(client);
-    /* The number tells clients apart for as long as the program has an event with it. */
+    /* The number identifies the client until the program frees its last event. */
     CHECK(apachews_client_get_socket(client) == number);
     int late_bridge = bridge_open(false);
     apachews_event *accepted = apachews_server_next_event(context);
@@ -1171,14 +1170,14 @@ static void test_the_original_interface(void)
     apachews_context_free(NULL);
 
     context = apachews_create_with_close_events(path);
-    bridge = bridge_open(true); /* such a program lets in whoever asks */
+    bridge = bridge_open(true); /* such a program accepts all clients */
     event = apachews_server_next_event(context);
     bridge_expect(bridge, 0x84, "{\"accept\":true,\"headers\":[],\"subprotocol\":null}", 47);
     apachews_event_free(event);
     close(bridge);
     event = apachews_server_next_event(context);
     apachews_context_free(context);
-    /* It is the program's, also then. */
+    /* The program owns it, also after that. */
     CHECK(apachews_event_get_type(event) == ApacheWSCloseEvent);
     CHECK(apachews_client_send(apachews_event_get_client(event), "x", 1) == -1);
     apachews_event_free(event);
@@ -1196,7 +1195,7 @@ static void test_the_original_interface(void)
     apachews_initialize_os();
 }
 
-/* Whatever a program does, once; nothing is expected but that it ends. */
+/* All that a program can do, once; the only expectation is that it ends. */
 static void live(void)
 {
     static char block[300000];
@@ -1215,9 +1214,9 @@ static void live(void)
         bridge_send(bridges[i], 0x00, block, 50000);
         bridge_send(bridges[i], 0x80, "pieces", 6);
         for (int j = 0; j < 80; j++) {
-            bridge_send(bridges[i], 0x81, "", 0); /* more than one turn takes */
+            bridge_send(bridges[i], 0x81, "", 0); /* more than one turn */
         }
-        bridge_send_all(bridges[i], "\x81", 1); /* a header that is not whole */
+        bridge_send_all(bridges[i], "\x81", 1); /* an incomplete header */
     }
     for (int turn = 0; turn < 200 && apachews_server_next(server, 0, &event); turn++) {
         if (event.kind == APACHEWS_OPEN) {
@@ -1259,7 +1258,7 @@ static void live_as_the_original(void)
     if (context == NULL) {
         return;
     }
-    /* A client that finds no memory is no event; nor is the end of one. */
+    /* A client or a close without memory for it has no event. */
     struct itimerval soon = {.it_value = {.tv_usec = 200000}};
     struct itimerval never = {.it_value = {0}};
     signal(SIGALRM, close_it);
@@ -1285,10 +1284,10 @@ static void live_as_the_original(void)
     apachews_context_free(context);
 }
 
-/* A signal may come in the middle of anything; so its handler does next to nothing. */
+/* A signal may interrupt any code, so its handler only closes and returns. */
 static void test_closing_in_a_signal_handler(void)
 {
-    static const char goodbye[] = "\x03\xE9the server closes";
+    static const char close_payload[] = "\x03\xE9the server closes";
     for (int is_freed_at_once = 0; is_freed_at_once < 2; is_freed_at_once++) {
         apachews_context *context = to_close = apachews_create(path);
         CHECK(context != NULL);
@@ -1308,10 +1307,10 @@ static void test_closing_in_a_signal_handler(void)
         apachews_context_free(context);
         CHECK(access(path, F_OK) != 0);
         bridge_expect(bridge, 0x81, "still", 5);
-        bridge_expect(bridge, 0x88, goodbye, sizeof goodbye - 1);
+        bridge_expect(bridge, 0x88, close_payload, sizeof close_payload - 1);
         close(bridge);
     }
-    /* Where nothing is under way it is done at once. */
+    /* Outside of the loop it closes at once. */
     apachews_context *context = apachews_create(path);
     CHECK(apachews_server_close(context) == 0 && access(path, F_OK) != 0);
     apachews_context_free(context);
@@ -1359,7 +1358,7 @@ int main(void)
     test_a_relative_path();
     test_a_child_that_outlives_it();
     test_a_start_that_fails();
-    test_a_directory_that_somebody_keeps_locked();
+    test_a_directory_that_stays_locked();
     test_what_systemd_is_told();
     test_messages();
     test_a_flood_delays_the_others_by_a_turn();
@@ -1374,7 +1373,7 @@ int main(void)
     test_who_was_on_the_way_when_a_drain_began();
     test_a_drain_that_takes_too_long();
     test_stop();
-    test_goodbyes_wait_for_whoever_reads();
+    test_stop_flushes_clients_that_read();
     test_a_descriptor_that_the_program_closed();
     test_waking();
     test_a_loop_of_ones_own();
@@ -1384,8 +1383,8 @@ int main(void)
     char name[96];
     snprintf(name, sizeof name, "%s/file.ws", directory);
     CHECK(unlink(name) == 0);
-    CHECK(rmdir(directory) == 0); /* nothing is left in it */
+    CHECK(rmdir(directory) == 0); /* the directory is empty */
     CHECK(count_descriptors() == descriptors);
-    puts("server: all is so");
+    puts("server: all checks passed");
     return 0;
 }

@@ -1,12 +1,12 @@
-/* The library's side of docs/wire-vectors.json, for tests/c/test_wire.py: it reads one request
- * a line and writes one answer a line.
+/* The library's side of docs/reference/wire-vectors.json, for tests/c/test_wire.py: reads one request per
+ * line and writes one answer per line.
  *
- *     read MAX HEX       the items of a stream to the producer, as a JSON array; cut at every
- *                        single place, and into single bytes, it must have given the same
- *     once MAX SEED HEX  the same, cut at places that the seed chooses
+ *     read MAX HEX       the items of a stream to the producer, as a JSON array; split at each
+ *                        position, and into single bytes, the result must be the same
+ *     once MAX SEED HEX  the same, split at positions that the seed chooses
  *     frame FIRST HEX    a whole frame, in hexadecimal
  *     header FIRST LENGTH
- *     close HEX          what the payload of a CLOSE says
+ *     close HEX          the decoded payload of a CLOSE
  *     answer JSON        an ANSWER frame, in hexadecimal
  */
 #include "system.h"
@@ -176,7 +176,7 @@ static void run_begin(struct run *run, uint64_t max_message)
     json_put(&run->out, "[");
 }
 
-/* Give some bytes, in memory that ends behind them and is gone afterwards. */
+/* Feed bytes in memory of exact size that is freed afterwards. */
 static void run_feed(struct run *run, const unsigned char *data, size_t length)
 {
     struct wire_item item;
@@ -193,7 +193,7 @@ static void run_feed(struct run *run, const unsigned char *data, size_t length)
         free(item.group);
         free(item.owned);
     } while (item.kind != WIRE_NOTHING);
-    CHECK(memcmp(copy, data, length) == 0); /* the NULs are taken back */
+    CHECK(memcmp(copy, data, length) == 0); /* the NULs were undone */
     free(copy);
 }
 

@@ -5,14 +5,14 @@
  *
  *     php chat.php /var/www/html/chat/chat.ws
  *
- * A client sends plain text; it receives JSON objects: first {"room": "tea", "said": […]}
- * with what was said last, then {"name": "Ann", "text": "hello", "at": 1767225600} for
- * everything that anybody in the room says, {"people": ["Ann", "Bob"]} when somebody came
- * or went, and {"problem": "…"} where its own message was not passed on.
+ * A client sends plain text and receives JSON objects: first {"room": "tea", "said": […]}
+ * with the last messages, then {"name": "Ann", "text": "hello", "at": 1767225600} for each
+ * message in the room, {"people": ["Ann", "Bob"]} when people join or leave, and
+ * {"problem": "…"} if its own message was rejected.
  *
- * How a restart goes unnoticed: at SIGTERM it hands its clients on, and Apache keeps them
- * until the next one listens. Who somebody is stands in the address, which that is told as
- * well. (What was said is forgotten: keep it elsewhere to keep it.)
+ * Clients do not notice a restart: at SIGTERM the program drains, and Apache holds the clients
+ * until the next program listens. Name and room are in the URI, which that program gets too.
+ * (The last messages are lost: a real chat would store them elsewhere.)
  */
 
 declare(strict_types=1);
@@ -26,16 +26,16 @@ require_once __DIR__ . '/../autoload.php';
 
 const MAX_TEXT = 1000; // characters
 const MAX_ROOMS = 1000;
-const MAX_PEOPLE = 200; // in a room: each message is written as often
-const REMEMBERED = 30; // messages of a room, for whoever comes later
-// Who is there is told at most so often: of a hundred people who come at once, each would
-// otherwise be told a hundred times.
+const MAX_PEOPLE = 200; // in a room: each message is sent this often
+const REMEMBERED = 30; // messages per room, for people who join later
+// The shortest interval between two lists of people: if a hundred people join at once, each
+// would otherwise get a hundred lists.
 const PEOPLE_EVERY_S = 0.2;
 const POLICY_VIOLATION = 1008;
 const MOVED = 1012;
 
 /**
- * What the chat knows of a client.
+ * The chat's data of a client.
  */
 final class Person
 {
@@ -50,13 +50,13 @@ final class Person
 }
 
 /**
- * A room: who is in it, which is a group of the server's, and what they said.
+ * A room: its people, a group of the server, and their last messages.
  */
 final class Room
 {
     /** @var list<array{name: string, text: string, at: int}> */
     private array $said = [];
-    /** When to tell who is here. */
+    /** When to send the list of people; null: unchanged. */
     public ?float $tellAt = null;
 
     public function __construct(public readonly string $name, public readonly Group $people)
@@ -67,7 +67,7 @@ final class Room
     {
         $client->state = new Person($this, $name);
         $this->people->add($client);
-        // Whoever was handed on has seen this.
+        // A resumed client has received these from another producer.
         if (!$client->request->resumed) {
             $client->send(json(['room' => $this->name, 'said' => $this->said]));
         }
@@ -137,7 +137,7 @@ final class Chat
     {
         $client = $event->getClient();
         $query = $client->request->query;
-        // Where Apache asks for a login, that is the name.
+        // If Apache requires a login, the user is the name.
         $name = preg_replace('/\s+/u', ' ', trim($client->request->user ?? $query['name'][0] ?? ''));
         if ($name === null || preg_match('/\A[^\p{C}]{1,30}\z/u', $name) !== 1) {
             $client->close(POLICY_VIOLATION, 'a name has 1 to 30 characters');
@@ -176,7 +176,7 @@ final class Chat
 
     private function leave(Event $event): void
     {
-        // Of those who have moved to the next program nobody has left.
+        // Clients that moved to the next program are still in the room.
         $room = Person::of($event->getClient())?->room;
         if ($event->code !== MOVED && $room !== null) {
             $room->peopleChanged();
@@ -195,7 +195,7 @@ function json(array $value): string
     return json_encode($value, JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE);
 }
 
-// What may wait for somebody who does not read, before he is closed with 1013.
+// The limit of the send queue: beyond it a slow client is closed with 1013.
 $server = new Server($argv[1] ?? '/var/www/html/chat/chat.ws', maxQueueBytes: 256 * 1024);
 if (extension_loaded('pcntl')) {
     $server->onSignal(SIGTERM, $server->drain(...));

@@ -14,15 +14,15 @@ use apachews\Wire\Frame;
 use apachews\Wire\Message;
 
 /**
- * One connected client. Every method returns at once, whatever the client does.
+ * One connected client. All methods return at once.
  */
 final class Client
 {
-    /** The program's own: whatever it wants to know of this client. */
+    /** A value of the program's own. */
     public mixed $state = null;
-    /** @var array<string, Group> those it is in, by name */
+    /** @var array<string, Group> of which it is a member, by name */
     private array $groups = [];
-    /** @var array{string, float}|null the last ping: payload, when */
+    /** @var array{string, float}|null payload and time of the last ping */
     private ?array $ping = null;
 
     /**
@@ -33,7 +33,7 @@ final class Client
     }
 
     /**
-     * Returns the connection's id: unique, and the same at the next producer.
+     * Returns the unique id of the connection; it stays the same at the next producer.
      */
     public function guid(): string
     {
@@ -43,14 +43,14 @@ final class Client
     /**
      * Sends a message.
      *
-     * @param bool|null $binary true: as binary; false: as text; null: as text where it is
-     *                          UTF-8, else as binary
+     * @param bool|null $binary true: as binary; false: as text; null: as text if it is UTF-8,
+     *                          else as binary
      *
-     * @return bool True: sent, or queued for a client that is slow. False: the client is
-     *              gone or being closed; or more than maxQueueBytes wait for it already,
-     *              and this message cost it the connection, with code 1013.
+     * @return bool True: sent, or queued for a slow client. False: the client has ended or is
+     *              being closed; or more than maxQueueBytes are queued already, and this call
+     *              closes it with code 1013.
      *
-     * @throws InvalidArgument it is to be text, and is not UTF-8
+     * @throws InvalidArgument text that is not UTF-8
      */
     public function send(string $data, ?bool $binary = null): bool
     {
@@ -66,14 +66,13 @@ final class Client
     }
 
     /**
-     * Says goodbye; a ConnectionClosed event follows.
+     * Closes the connection; a ConnectionClosed event follows.
      *
-     * Queued messages go first, as far as the client takes them within 10 s. To a client
-     * that was not accepted yet it is a reject(503). Closing again, or closing a client
-     * that is gone, does nothing.
+     * Queued messages are sent first, within 10 s. A client that is not accepted yet is
+     * rejected with 503. A second call, or a call for a client that has ended, does nothing.
      *
-     * @throws InvalidArgument a code that may not be sent (use 1000-1003, 1007-1014 or
-     *                         3000-4999), or a reason of more than 123 bytes
+     * @throws InvalidArgument an invalid code (use 1000-1003, 1007-1014 or 3000-4999), or a
+     *                         reason of more than 123 bytes
      */
     public function close(int $code = Close::NORMAL, string $reason = ''): void
     {
@@ -81,20 +80,18 @@ final class Client
     }
 
     /**
-     * Lets the client in, where Apache leaves that to the producer: with
-     * SetEnv APACHEWS_ACCEPT producer. Until then it has no response, and nothing can be
-     * sent.
+     * Accepts the client, with SetEnv APACHEWS_ACCEPT producer. Before that the client has no
+     * HTTP response, and messages cannot be sent to it.
      *
      * @param string|null                           $subprotocol one of $request->offered, or null
-     * @param array<array-key, string|list<string>> $headers     values by name, to add to the response
+     * @param array<array-key, string|list<string>> $headers     values by name, for the response
      *
-     * @return bool false where nobody waits for it: it was answered, or Apache gave up
-     *              (APACHEWS_CONNECT_TIMEOUT, 5 s), or accepts by itself
+     * @return bool false if Apache does not wait for an answer: the client was answered, the
+     *              wait timed out (APACHEWS_CONNECT_TIMEOUT, 5 s), or Apache accepts clients
+     *              itself
      *
-     * @throws NotAsked        Apache accepts by itself, and there is a subprotocol or a header
-     *                         that would be lost
-     * @throws InvalidArgument a subprotocol that was not offered, or a header that may not be
-     *                         sent
+     * @throws NotAsked        Apache accepts clients itself: subprotocol and headers would be lost
+     * @throws InvalidArgument a subprotocol that was not offered, or an invalid header
      */
     public function accept(?string $subprotocol = null, array $headers = []): bool
     {
@@ -104,22 +101,22 @@ final class Client
         }
         if ($subprotocol !== null && !in_array($subprotocol, $this->request->offered, true)) {
             $offered = $this->request->offered === [] ? 'none' : implode(', ', $this->request->offered);
-            throw new InvalidArgument("the client did not offer \"$subprotocol\", but $offered");
+            throw new InvalidArgument("the client did not offer \"$subprotocol\"; it offered: $offered");
         }
         return $this->connection->sendAnswer($answer);
     }
 
     /**
-     * Refuses the client with an HTTP response, where Apache leaves that to the producer.
+     * Rejects the client with an HTTP response, with SetEnv APACHEWS_ACCEPT producer.
      *
      * @param int                                   $status  300 to 599
      * @param string                                $body    text
-     * @param array<array-key, string|list<string>> $headers values by name, to add to the response
+     * @param array<array-key, string|list<string>> $headers values by name, for the response
      *
-     * @return bool false where nobody waits for it: it was answered, or Apache gave up
+     * @return bool false if Apache does not wait for an answer any more
      *
-     * @throws NotAsked        Apache accepts by itself; the client is in
-     * @throws InvalidArgument a status or a header that may not be sent, or too much
+     * @throws NotAsked        Apache accepts clients itself
+     * @throws InvalidArgument an invalid status or header, or too large an answer
      */
     public function reject(int $status = 403, string $body = '', array $headers = []): bool
     {
@@ -131,10 +128,10 @@ final class Client
     }
 
     /**
-     * Asks the client for a sign of life; an event of type EventType::Pong tells how long
-     * it took. (Apache pings every client too, by itself, and closes who does not answer.)
+     * Sends a PING; the client's answer is an event of type EventType::Pong with the latency.
+     * (Apache also pings every client, and closes those that do not answer.)
      *
-     * @return bool false where the client is gone or being closed
+     * @return bool false if the client has ended or is being closed
      */
     public function ping(): bool
     {
@@ -144,7 +141,7 @@ final class Client
     }
 
     /**
-     * Returns what waits for the client to read, beside what the kernel and Apache have.
+     * Returns the bytes in the send queue, without those in the kernel and in Apache.
      */
     public function queuedBytes(): int
     {
@@ -152,7 +149,7 @@ final class Client
     }
 
     /**
-     * Tells whether nothing can be sent any more, because it is gone or being closed.
+     * Returns whether messages cannot be sent any more: it has ended or is being closed.
      */
     public function hasEnded(): bool
     {
@@ -160,7 +157,7 @@ final class Client
     }
 
     /**
-     * Returns the groups it is in.
+     * Returns the groups of which it is a member.
      *
      * @return list<Group>
      */
@@ -172,7 +169,7 @@ final class Client
     /**
      * @internal
      *
-     * @return float|null the seconds since the ping that this answers; null: it answers none
+     * @return float|null seconds since the matching ping; null: it does not match
      */
     public function receivePong(string $payload): ?float
     {

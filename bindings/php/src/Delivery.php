@@ -5,14 +5,14 @@ declare(strict_types=1);
 namespace apachews;
 
 /**
- * What became of a message for several clients.
+ * The result of sending a message to several clients.
  */
 final class Delivery
 {
     /**
      * @param int $reached clients that it was sent to or queued for
-     * @param int $skipped clients that it was not: gone, being closed, or closed just now
-     *                     with 1013 because too much waited for them already
+     * @param int $skipped clients that had ended, were being closed, or were closed by this
+     *                     message with 1013 because their send queues were full
      */
     public function __construct(public readonly int $reached, public readonly int $skipped)
     {

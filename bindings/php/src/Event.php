@@ -10,17 +10,16 @@ use apachews\Wire\Close;
 use apachews\Wire\Message;
 
 /**
- * One thing that happened: what Server::dequeue() returns.
+ * An event, as Server::dequeue() returns it.
  *
- * Of every client the events are: one Accept; then IO and NoData in the order in which it
- * sent its messages; then exactly one ConnectionClosed, however the connection ended. A
- * Close (somebody said goodbye) or an Error (something was wrong with what came) may stand
- * before it. An Error without a client is about the server itself, a NoData without one
- * says that nothing came in time, an Invalid is about a connection that never became a
- * client.
+ * The events of a client are: one Accept; then IO and NoData in the order of its messages;
+ * then exactly one ConnectionClosed, however the connection ended. A Close (the other side sent
+ * CLOSE) or an Error (the client sent invalid bytes) can precede it. An Error without a client
+ * is about the server itself, a NoData without a client is a timeout, an Invalid is about a
+ * connection that never became a client.
  *
- * A client that a producer handed on (Server::drain()), or left behind when it died, is an
- * Accept at the next one, with isResumed() true.
+ * A client that moves from another producer, because that one drained (Server::drain()) or
+ * exited, is an Accept with isResumed() true.
  */
 final class Event
 {
@@ -28,9 +27,9 @@ final class Event
      * @internal
      *
      * @param int        $code    close code of a Close, ConnectionClosed, Error or Invalid: 1006
-     *                            where the connection broke off, 1005 where the client gave none,
-     *                            1012 where it went to another producer; else 0
-     * @param string     $reason  text that goes with the code, or ""
+     *                            if the connection broke off, 1005 if the client sent no code,
+     *                            1012 if it moved to another producer; else 0
+     * @param string     $reason  the text of the code, or ""
      * @param float|null $latency of a Pong: seconds from the ping to its answer
      */
     public function __construct(
@@ -44,7 +43,7 @@ final class Event
     }
 
     /**
-     * Returns what happened: ApacheWSAcceptEvent and so on.
+     * Returns the type: ApacheWSAcceptEvent and so on.
      */
     public function type(): EventType
     {
@@ -54,8 +53,8 @@ final class Event
     /**
      * Returns the message.
      *
-     * Events that carry no message give ApacheWSConnectionClosed (also for a Close),
-     * ApacheWSError (also for an Invalid), or else ApacheWSNoData. Reading twice gives the
+     * For an event without a message returns ApacheWSConnectionClosed (also for a Close),
+     * ApacheWSError (also for an Invalid), or else ApacheWSNoData. A second call returns the
      * same.
      */
     public function read(): string|EventType
@@ -68,7 +67,7 @@ final class Event
     }
 
     /**
-     * Tells whether the message is binary.
+     * Returns whether the message is binary.
      */
     public function isBinary(): bool
     {
@@ -78,10 +77,10 @@ final class Event
     /**
      * Sends a message to the client of the event; see Client::send.
      *
-     * @param bool|null $binary null: the kind of the message that came; without one, as
-     *                          Client::send has it
+     * @param bool|null $binary null: the type of the event's message; without a
+     *                          message as Client::send
      *
-     * @throws InvalidArgument it is to be text, and is not UTF-8
+     * @throws InvalidArgument text that is not UTF-8
      * @throws NoClient
      */
     public function write(string $data, ?bool $binary = null): bool
@@ -101,9 +100,9 @@ final class Event
     }
 
     /**
-     * Closes the client of the event; see Client::close. Without one it does nothing.
+     * Closes the client of the event, if it has one; see Client::close.
      *
-     * @throws InvalidArgument a code or a reason that may not be sent
+     * @throws InvalidArgument an invalid code or reason
      */
     public function close(int $code = Close::NORMAL, string $reason = ''): void
     {
@@ -111,7 +110,7 @@ final class Event
     }
 
     /**
-     * Lets the client of the event in; see Client::accept.
+     * Accepts the client of the event; see Client::accept.
      *
      * @param array<array-key, string|list<string>> $headers values by name
      */
@@ -121,7 +120,7 @@ final class Event
     }
 
     /**
-     * Refuses the client of the event; see Client::reject.
+     * Rejects the client of the event; see Client::reject.
      *
      * @param array<array-key, string|list<string>> $headers values by name
      */
@@ -133,7 +132,7 @@ final class Event
     /**
      * Returns the client of the event.
      *
-     * @throws NoClient nothing came in time, or the event is about the server itself
+     * @throws NoClient the event is a timeout, or about the server itself
      */
     public function getClient(): Client
     {
@@ -143,7 +142,7 @@ final class Event
     }
 
     /**
-     * Tells whether the event has a client.
+     * Returns whether the event has a client.
      */
     public function hasClient(): bool
     {
@@ -151,7 +150,7 @@ final class Event
     }
 
     /**
-     * Tells, of an Accept, whether another producer had this client before.
+     * Returns whether the event is an Accept of a client that another producer had before.
      */
     public function isResumed(): bool
     {

@@ -7,24 +7,24 @@ namespace apachews;
 /**
  * The types of event; the constants ApacheWSAcceptEvent and so on name the same cases.
  *
- * Cases without a value, so that nothing a client sends can equal one of them.
+ * The cases have no values, so that a message of a client cannot equal one of them.
  */
 enum EventType
 {
-    /** A client connected, or asks to (APACHEWS_ACCEPT producer). */
+    /** A client connected, or waits to be accepted (APACHEWS_ACCEPT producer). */
     case Accept;
-    /** A message came. */
+    /** A message. */
     case IO;
-    /** An empty message came; or, without a client, nothing came in time. */
+    /** An empty message; or, without a client, a timeout. */
     case NoData;
     /** The other side sent a CLOSE; ConnectionClosed follows. */
     case Close;
-    /** The connection is gone. */
+    /** The connection has ended. */
     case ConnectionClosed;
-    /** Something went wrong; Event::$reason says what. */
+    /** An error; Event::$reason is its text. */
     case Error;
-    /** The client answered Client::ping(); Event::$latency says how fast. */
+    /** The client answered Client::ping(); Event::$latency is the time it took. */
     case Pong;
-    /** Somebody connected who does not speak the wire. */
+    /** A peer connected that does not follow docs/reference/wire.md. */
     case Invalid;
 }

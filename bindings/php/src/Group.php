@@ -10,13 +10,13 @@ use apachews\Wire\Message;
 /**
  * Clients under one name: a room, a channel, a topic. Made by Server::group().
  *
- * A client leaves its groups by itself when its connection ends.
+ * A client leaves its groups when its connection ends.
  *
  * @implements \IteratorAggregate<int, Client>
  */
 final class Group implements \Countable, \IteratorAggregate
 {
-    /** @var array<int, Client> in the order in which they came */
+    /** @var array<int, Client> in the order of joining */
     private array $members = [];
 
     /**
@@ -27,7 +27,7 @@ final class Group implements \Countable, \IteratorAggregate
     }
 
     /**
-     * Adds a client, once; false where its connection has ended.
+     * Adds a client; false if its connection has ended.
      */
     public function add(Client $client): bool
     {
@@ -61,7 +61,7 @@ final class Group implements \Countable, \IteratorAggregate
     }
 
     /**
-     * Gives the members of this moment, in the order in which they came.
+     * Iterates over a snapshot of the members, in the order of joining.
      *
      * @return \ArrayIterator<int, Client>
      */
@@ -74,23 +74,23 @@ final class Group implements \Countable, \IteratorAggregate
      * Sends a message to every member; it is encoded once.
      *
      * @param bool|null   $binary  as Client::send
-     * @param Client|null $without a member who does not get it: who said it, perhaps
+     * @param Client|null $exclude a member that does not get it, such as the sender
      *
-     * @throws InvalidArgument it is to be text, and is not UTF-8
+     * @throws InvalidArgument text that is not UTF-8
      */
-    public function broadcast(string $data, ?bool $binary = null, ?Client $without = null): Delivery
+    public function broadcast(string $data, ?bool $binary = null, ?Client $exclude = null): Delivery
     {
-        return $this->sendFrame(Message::of($data, $binary)->encode(), $without);
+        return $this->sendFrame(Message::of($data, $binary)->encode(), $exclude);
     }
 
     /**
      * @internal
      */
-    public function sendFrame(string $frame, ?Client $without = null): Delivery
+    public function sendFrame(string $frame, ?Client $exclude = null): Delivery
     {
         $reached = $skipped = 0;
         foreach ($this->members as $member) {
-            if ($member !== $without) {
+            if ($member !== $exclude) {
                 $member->sendFrame($frame) ? $reached++ : $skipped++;
             }
         }

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews;
 
 /**
- * Which language a browser prefers.
+ * The preferred language of a browser.
  *
  * Source: RFC 9110 12.5.4 and 12.4.2.
  *
@@ -21,8 +21,8 @@ final class Language
      *
      * @param string $acceptLanguage the value of the header, or ''
      *
-     * @return string|null the tag as the browser wrote it (en-GB); null if there is none:
-     *                     "*", weight 0 and malformed items do not count
+     * @return string|null the tag unchanged, such as en-GB; null if the header has none:
+     *                     "*", weight 0 and malformed items are ignored
      */
     public static function preferred(string $acceptLanguage): ?string
     {

@@ -8,22 +8,22 @@ use apachews\Exception\WireError;
 use apachews\Wire\Document;
 
 /**
- * The client's request, as Apache tells of it (OPEN in docs/wire.md).
+ * The HTTP request of a client, as Apache reports it (OPEN in docs/reference/wire.md).
  */
 final class Request
 {
     /** The path of the URI, decoded. */
     public readonly string $path;
     /**
-     * The variables of the query, decoded; each may stand there several times. Names are left
-     * as they are, unlike in $_GET. The query is $rewrittenQuery, or else that of the URI.
+     * The variables of the query, decoded; each may occur several times. Names are unchanged,
+     * unlike in $_GET. The query is $rewrittenQuery, or else that of the URI.
      *
      * @var array<list<string>> values by name
      */
     public readonly array $query;
     /**
-     * The cookies, as they stand in the Cookie header (RFC 6265 5.4). Of several of one name
-     * that is the first: the one of the longest path.
+     * The cookies of the Cookie header (RFC 6265 5.4). Of several with the same name the first
+     * counts: the one with the longest path.
      *
      * @var array<string> values by name
      */
@@ -36,7 +36,7 @@ final class Request
      * @param bool                        $resumed        another producer had this client before
      * @param string                      $method         of the request line
      * @param list<array{string, string}> $headers        name (lower case) and value; text in ISO 8859-1
-     * @param array{string, int}          $remote         address and port of the client; port 0: not known
+     * @param array{string, int}          $remote         address and port of the client; port 0: unknown
      * @param array{string, int}          $local          address and port of Apache
      * @param string                      $scheme         ws or wss
      * @param Tls|null                    $tls            how it is encrypted; null with ws
@@ -44,7 +44,7 @@ final class Request
      * @param string                      $vhost          ServerName of the virtual host
      * @param list<string>                $offered        subprotocols that the client offered
      * @param string|null                 $subprotocol    the one that APACHEWS_SUBPROTOCOLS chose
-     * @param array<string>               $env            variables that APACHEWS_PASS_ENV names
+     * @param array<string>               $env            variables that APACHEWS_PASS_ENV lists
      * @param bool                        $answerRequired the producer decides (APACHEWS_ACCEPT producer)
      * @param string|null                 $rewrittenQuery the query that Apache gave the request instead of
      *                                                    the URI's (RewriteRule), undecoded; null: none
@@ -74,7 +74,7 @@ final class Request
     }
 
     /**
-     * Returns the value of a request header, by its name in any case, or null.
+     * Returns the value of a request header, by its case-insensitive name, or null.
      */
     public function header(string $name): ?string
     {
@@ -88,12 +88,12 @@ final class Request
     }
 
     /**
-     * Reads the payload of an OPEN frame.
+     * Decodes the payload of an OPEN frame.
      *
      * @internal
      *
-     * @throws WireError no JSON object, another version, or a member that is missing or
-     *                   of the wrong type
+     * @throws WireError invalid JSON, another version, or a member that is missing or of the
+     *                   wrong type
      */
     public static function decode(string $payload): self
     {

@@ -20,55 +20,51 @@ use apachews\Wire\MessageReader;
 /**
  * Listens on a socket file for the WebSockets that Apache bridges to it.
  *
- * Nothing here blocks but dequeue() and, for at most a second, close(). Sockets make
- * progress only inside dequeue(). Under systemd (NOTIFY_SOCKET) it is told READY, STOPPING
- * when the last server of the process closes or drains, and, with WatchdogSec=, that
- * dequeue() is called.
+ * Only dequeue() waits and, for at most a second, close(). Sockets make progress only inside
+ * dequeue(). systemd (NOTIFY_SOCKET) is sent READY, STOPPING when the last server of the
+ * process closes or drains, and, with WatchdogSec=, a keep-alive from dequeue().
  *
  * @implements \IteratorAggregate<int, Event>
  */
 final class Server implements \IteratorAggregate
 {
     /**
-     * What may wait for one slow client. A broadcast's frame is one string however many
-     * clients wait for it.
+     * The limit of one client's send queue. All queues share the string of a broadcast.
      */
     public const DEFAULT_MAX_QUEUE_BYTES = 4 * 1024 * 1024;
-    /** How long a bridge holds a client that nobody serves (APACHEWS_HOLD). */
+    /** As long as a bridge holds a client without a producer (APACHEWS_HOLD). */
     public const DRAIN_TIMEOUT_S = 30.0;
 
-    /** Servers of this process that neither close nor drain. */
+    /** Servers of this process that are neither closed nor draining. */
     private static int $running = 0;
     public readonly string $path;
     private readonly Loop $loop;
 
     /**
      * @param string                         $path            the socket file, in Apache's document
-     *                                                        root; one that a dead producer left is
-     *                                                        replaced, one on which another listens
-     *                                                        is taken over: new clients come here,
-     *                                                        the other keeps those it has
+     *                                                        root. An existing socket file is
+     *                                                        replaced: new clients connect here, a
+     *                                                        live producer keeps its clients
      * @param int                            $mode            permissions of the file; Apache's user
-     *                                                        needs the right to write
+     *                                                        needs write permission
      * @param string|int|null                $group           group of the file (name or number)
-     * @param int                            $maxMessageBytes the longest message taken; who sends
-     *                                                        more is closed with 1009
-     * @param int                            $maxQueueBytes   what may wait for a client that does
-     *                                                        not read; one for whom more waits when
-     *                                                        another message is sent is closed with
-     *                                                        1013
-     * @param bool                           $exclusive       refuse to take a socket over
-     * @param Poller|null                    $poller          waits for the sockets; null: the best
-     *                                                        there is (epoll by ext-ffi, or
-     *                                                        stream_select())
-     * @param (\Closure(string): void)|null  $log             takes a line when something is wrong;
-     *                                                        null: error_log()
+     * @param int                            $maxMessageBytes the longest message of a client; a
+     *                                                        longer one closes it with 1009
+     * @param int                            $maxQueueBytes   the limit of a client's send queue;
+     *                                                        sending to a client whose queue is
+     *                                                        longer closes it with 1013
+     * @param bool                           $exclusive       fail if another producer listens
+     * @param Poller|null                    $poller          waits for the sockets; null: epoll
+     *                                                        through ext-ffi if available, else
+     *                                                        stream_select()
+     * @param (\Closure(string): void)|null  $log             receives lines for the log; null:
+     *                                                        error_log()
      *
-     * @throws SocketInUse     with $exclusive, another producer listens there
-     * @throws NotASocket      the path holds something else
-     * @throws ServerException the path is too long, the directory is missing or may not be
-     *                         written to, there is no such group
-     * @throws InvalidArgument a limit or a mode that makes no sense
+     * @throws SocketInUse     $exclusive, and another producer listens there
+     * @throws NotASocket      the path is another kind of file
+     * @throws ServerException the path is too long, the directory is missing or not writable,
+     *                         or the group is unknown
+     * @throws InvalidArgument a limit or a mode out of range
      */
     public function __construct(
         string $path,
@@ -81,17 +77,17 @@ final class Server implements \IteratorAggregate
         ?\Closure $log = null
     ) {
         if ($mode < 0 || $mode > 0777) {
-            throw new InvalidArgument(sprintf('mode: %o are no permissions: use 0 to 0777, with the 0', $mode));
+            throw new InvalidArgument(sprintf('mode: %o: expected permissions from 0 to 0777, in octal', $mode));
         }
         foreach (['maxMessageBytes' => $maxMessageBytes, 'maxQueueBytes' => $maxQueueBytes] as $name => $bytes) {
             if ($bytes < 1) {
-                throw new InvalidArgument("$name: $bytes: it must be 1 or more");
+                throw new InvalidArgument("$name: $bytes: expected 1 or more");
             }
         }
         $log ??= static function (string $line): void {
             error_log("apachews: $line");
         };
-        $poller ??= self::bestPoller(); // first: should it fail, there is no file yet
+        $poller ??= self::bestPoller(); // first: if it fails, the file is not created
         $file = new SocketFile($path, $mode, $group, $exclusive);
         $this->path = $path;
         $this->loop = new Loop(
@@ -109,32 +105,31 @@ final class Server implements \IteratorAggregate
         self::$running++;
         Systemd::ready($path);
         if ($file->wasTaken) {
-            // Because two producers started by mistake look the same.
-            $log("$path: taken over from another producer, which keeps the clients it has");
+            // In the log, because two producers started by mistake look the same.
+            $log("$path: replaced another producer, which keeps its clients");
         }
     }
 
     /**
      * Waits for the next event.
      *
-     * @param float|null $timeout seconds; null: for ever
+     * @param float|null $timeout seconds; null: no timeout
      *
-     * @return Event|null the next event; one of type ApacheWSNoData without a client where
-     *                    nothing came in time; null once the server is closed and all its
-     *                    events were taken
+     * @return Event|null the next event; after the timeout an ApacheWSNoData without a client;
+     *                    null once the server is closed and all events were returned
      *
-     * @throws InvalidArgument a timeout that is negative or no number
+     * @throws InvalidArgument a timeout that is negative or not a number
      */
     public function dequeue(?float $timeout = null): ?Event
     {
         if ($timeout !== null && !($timeout >= 0)) { // nor NAN
-            throw new InvalidArgument("a timeout of $timeout s: use 0 or more, or null");
+            throw new InvalidArgument("timeout: $timeout: expected seconds of 0 or more, or null");
         }
         return $this->loop->nextEvent($timeout === null ? null : Loop::now() + $timeout);
     }
 
     /**
-     * Gives event after event until the server is closed.
+     * Iterates over the events until the server is closed.
      *
      * @return \Generator<int, Event>
      */
@@ -146,26 +141,25 @@ final class Server implements \IteratorAggregate
     }
 
     /**
-     * Sends a message to every client; it is encoded once. For some of them, see group().
+     * Sends a message to every client; it is encoded once. See also group().
      *
      * @param bool|null $binary as Client::send
      *
-     * @throws InvalidArgument it is to be text, and is not UTF-8
+     * @throws InvalidArgument text that is not UTF-8
      */
     public function broadcast(string $data, ?bool $binary = null): Delivery
     {
-        return $this->loop->broadcast(Message::of($data, $binary)->encode());
+        return $this->loop->publications->broadcast(Message::of($data, $binary)->encode());
     }
 
     /**
      * Sends a message to the members of a group; null: to every client.
      *
-     * Another program on the machine does the same with apachews\publish() or
-     * "apachews publish".
+     * Other programs on the machine use apachews\publish() or "apachews publish".
      *
      * @param bool|null $binary as Client::send
      *
-     * @throws InvalidArgument it is to be text, and is not UTF-8
+     * @throws InvalidArgument text that is not UTF-8
      */
     public function publish(string $data, ?string $group = null, ?bool $binary = null): Delivery
     {
@@ -173,11 +167,11 @@ final class Server implements \IteratorAggregate
     }
 
     /**
-     * Returns the group of this name; one that nobody has joined yet is empty.
+     * Returns the group of this name, which may be empty.
      */
     public function group(string $name): Group
     {
-        return $this->loop->group($name);
+        return $this->loop->publications->group($name);
     }
 
     /**
@@ -187,11 +181,11 @@ final class Server implements \IteratorAggregate
      */
     public function clients(): array
     {
-        return $this->loop->clients();
+        return $this->loop->connections->clients();
     }
 
     /**
-     * Returns the language that the client's browser prefers, as en-GB, or null.
+     * Returns the preferred language of the client's browser, such as en-GB, or null.
      *
      * Source: its Accept-Language header (RFC 9110 12.5.4).
      */
@@ -201,15 +195,15 @@ final class Server implements \IteratorAggregate
     }
 
     /**
-     * Has a function called by dequeue() when a signal comes, between two events.
+     * Registers a function that dequeue() calls after a signal, between two events.
      *
-     * Within half a second, should it come at a moment when PHP cannot hear it. (A handler
-     * of the program's own, with pcntl_async_signals(), runs between any two lines, also
-     * inside of send(): it had better set a variable, or be made by this.)
+     * PHP may notice the signal only after half a second. (With pcntl_async_signals() other
+     * handlers run between any two lines, also inside of send(): they should only set a
+     * variable, or be registered here.)
      *
-     * @param callable(): mixed $function drain() or close(), perhaps
+     * @param callable(): mixed $function such as drain() or close()
      *
-     * @return bool false where PHP has no signals: ext-pcntl is missing
+     * @return bool false if ext-pcntl is missing
      */
     public function onSignal(int $signal, callable $function): bool
     {
@@ -222,33 +216,33 @@ final class Server implements \IteratorAggregate
     }
 
     /**
-     * Hands every client on to the producer that listens next, losing nothing.
+     * Moves every client to the next producer, without losing messages.
      *
-     * Returns at once; go on with dequeue() until it returns null. No new client comes, and
-     * the socket file is removed where it is still this server's. Of each client the events
-     * go on until it has moved: then comes its ConnectionClosed, code 1012, and until the
-     * next dequeue() the program can send to it.
+     * Returns at once; continue to call dequeue() until it returns null. The server accepts no
+     * new clients, and removes the socket file if it is still its own. Each client's events
+     * continue until it has moved: then its ConnectionClosed follows, with code 1012, and the
+     * program can send to it until the next dequeue().
      *
-     * Where nobody listens, Apache holds the clients for APACHEWS_HOLD. Who waits to be
-     * accepted is refused with 503. close() ends it, with a goodbye to who is left.
+     * If no producer listens, Apache holds the clients for APACHEWS_HOLD. Clients that wait to
+     * be accepted are rejected with 503. close() ends draining, and closes the remaining clients.
      *
-     * @param float $timeout seconds after which who is still here is left without a word
+     * @param float $timeout seconds after which the connections of the remaining clients are closed
      *
-     * @throws InvalidArgument a timeout that is negative or no number
+     * @throws InvalidArgument a timeout that is negative or not a number
      */
     public function drain(float $timeout = self::DRAIN_TIMEOUT_S): void
     {
         if (!($timeout >= 0)) {
-            throw new InvalidArgument("a timeout of $timeout s: use 0 or more");
+            throw new InvalidArgument("timeout: $timeout: expected seconds of 0 or more");
         }
         $this->loop->drain($timeout);
     }
 
     /**
-     * Says goodbye to every client (1001), and removes the socket file.
+     * Closes every client with 1001, and removes the socket file.
      *
-     * Waits for at most a second for the last goodbyes to leave. Each client still gets its
-     * ConnectionClosed event. Closing again does nothing.
+     * Waits for at most a second for queued messages to be sent. Each client's ConnectionClosed
+     * event follows. A second call does nothing.
      */
     public function close(): void
     {

@@ -3,24 +3,23 @@
 /**
  * The names of the events, as programs write them.
  *
- * They are the cases of an enum and no numbers: `switch` compares loosely, and with
- * numbers a client that sends the text "1002" would be taken for whatever has that
- * number. Nothing that a client sends equals a case.
+ * They are cases of an enum, not numbers: `switch` compares loosely, and the text "1002" of a
+ * client would equal the number 1002. A message cannot equal a case.
  */
 
 declare(strict_types=1);
 
 use apachews\EventType;
 
-/** A client connected, or asks to (APACHEWS_ACCEPT producer). */
+/** A client connected, or waits to be accepted (APACHEWS_ACCEPT producer). */
 const ApacheWSAcceptEvent = EventType::Accept;
-/** A message came. */
+/** A message. */
 const ApacheWSIOEvent = EventType::IO;
-/** The other side said goodbye; ApacheWSConnectionClosed follows. */
+/** The other side sent a CLOSE; ApacheWSConnectionClosed follows. */
 const ApacheWSCloseEvent = EventType::Close;
-/** An empty message came; or nothing, within the timeout of dequeue(). */
+/** An empty message; or the timeout of dequeue(). */
 const ApacheWSNoData = EventType::NoData;
-/** The connection is gone. */
+/** The connection has ended. */
 const ApacheWSConnectionClosed = EventType::ConnectionClosed;
-/** Something went wrong; Event::$reason says what. */
+/** An error; Event::$reason is its text. */
 const ApacheWSError = EventType::Error;

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews;
 
 use apachews\Exception\InvalidArgument;
-use apachews\Exception\NobodyListens;
+use apachews\Exception\NotListening;
 use apachews\Exception\PublishFailed;
 use apachews\Exception\ServerException;
 use apachews\Transport\Loop;
@@ -17,19 +17,19 @@ use apachews\Wire\Publish;
 /**
  * Sends a message to the clients of the producer that listens on a socket file.
  *
- * From wherever: a cron job, a page of another application. Who may is who may write to
- * the file. It waits for the answer.
+ * For any program, such as a cron job or a page of another application, that has write
+ * permission for the file. Waits for the answer of the producer.
  *
  * @param string      $path    the socket file
- * @param string      $data    text where it is UTF-8, else binary, unless $binary says
- * @param string|null $group   whose members get it (Server::group); null: every client
- * @param bool|null   $binary  true: as binary; false: as text, which must be UTF-8
- * @param float       $timeout seconds to wait at most
+ * @param string      $data    sent as text if it is UTF-8, else as binary; see $binary
+ * @param string|null $group   send to the members of this group (Server::group); null: to all
+ * @param bool|null   $binary  true: send as binary; false: send as text
+ * @param float       $timeout the longest wait, seconds
  *
- * @throws NobodyListens   no producer listens there
+ * @throws NotListening    no producer listens there
  * @throws PublishFailed   the producer did not answer, or not in time
- * @throws ServerException no permission, or a path that is not a socket's
- * @throws InvalidArgument it is to be text and is not UTF-8, or a timeout that makes no sense
+ * @throws ServerException the permission is missing, or the path is not a socket
+ * @throws InvalidArgument text that is not UTF-8, or an invalid timeout
  */
 function publish(
     string $path,
@@ -39,7 +39,7 @@ function publish(
     float $timeout = 10.0
 ): Delivery {
     if (!($timeout > 0) || is_infinite($timeout)) { // nor NAN
-        throw new InvalidArgument("a timeout of $timeout s: use more than 0, and a number");
+        throw new InvalidArgument("timeout: $timeout: expected a finite number of seconds above 0");
     }
     SocketFile::requireShort($path);
     $frames = (new Publish($group))->encode() . Message::of($data, $binary)->encode();

@@ -8,7 +8,7 @@ use apachews\Wire\Close;
 use apachews\Wire\Frame;
 
 /**
- * The bridge's end of one connection, played by hand.
+ * The bridge's side of one connection, for tests.
  */
 final class Bridge
 {
@@ -120,7 +120,7 @@ final class Bridge
         while (($frame = $this->readFrame()) !== null && $frame[0] !== (Frame::FIN | Frame::CLOSE)) {
             continue;
         }
-        return Close::decode($frame[1] ?? throw new \RuntimeException('the end came without a CLOSE'));
+        return Close::decode($frame[1] ?? throw new \RuntimeException('the end of file came without a CLOSE'));
     }
 
     public function leave(): void

@@ -9,7 +9,7 @@ use apachews\Wire\Frame;
 use PHPUnit\Framework\TestCase;
 
 /**
- * More clients than select() can name, and what becomes of those who come too late.
+ * More clients than select() supports, and the handling of surplus clients.
  */
 final class CrowdTest extends TestCase
 {
@@ -49,7 +49,7 @@ final class CrowdTest extends TestCase
         return $result;
     }
 
-    public function testEpollServesMoreThanSelectCouldName(): void
+    public function testEpollServesMoreThanSelectSupports(): void
     {
         if (!EpollPoller::isAvailable()) {
             self::markTestSkipped('ext-ffi is not loaded, or not allowed');
@@ -60,7 +60,7 @@ final class CrowdTest extends TestCase
         self::assertSame('', $program->kill());
     }
 
-    public function testSelectRefusesWhoeverIsTooManyAndServesTheOthers(): void
+    public function testSelectRejectsSurplusClientsAndServesTheOthers(): void
     {
         $path = "{$this->directory->path}/it.ws";
         $options = ['-d', 'ffi.enable=0'];
@@ -68,18 +68,18 @@ final class CrowdTest extends TestCase
         $result = $this->crowd($path, 1100);
         self::assertGreaterThan(950, $result['first']);
         self::assertLessThan(1024, $result['first']);
-        self::assertSame($result['first'], $result['again'], 'somebody who was let in was dropped');
+        self::assertSame($result['first'], $result['again'], 'an accepted client was dropped');
         self::assertSame([1013 => 1100 - $result['first']], $result['codes']);
         $errors = $program->errors();
         self::assertStringContainsString("({$result['first']} clients are connected)", $errors);
         self::assertStringContainsString('ext-ffi', $errors);
         self::assertSame(1, substr_count($errors, "\n"), $errors);
-        // There is room again.
+        // The server has room again.
         self::assertSame(['first' => 50, 'again' => 50, 'codes' => []], $this->crowd($path, 50));
         self::assertSame($errors, $program->kill());
     }
 
-    public function testSelectSurvivesMoreThanItCanEvenRefuse(): void
+    public function testSelectSurvivesMoreClientsThanItCanReject(): void
     {
         $path = "{$this->directory->path}/it.ws";
         $limit = posix_getrlimit();
@@ -93,11 +93,11 @@ final class CrowdTest extends TestCase
         for ($number = 0; $number < 1100; $number++) {
             $silent[] = stream_socket_client("unix://$path");
         }
-        $program->waitForError('cannot accept a client: there is no room');
+        $program->waitForError('cannot accept a client: the server has no room');
         foreach (['one', 'two'] as $text) {
             $first->send(Frame::TEXT, $text);
             self::assertSame($text, $first->readText());
-            $silent = []; // and then without them
+            $silent = []; // closes them
         }
         $next = new Bridge($path);
         $next->send(Frame::TEXT, 'room again');
@@ -105,7 +105,7 @@ final class CrowdTest extends TestCase
         self::assertStringContainsString('ext-ffi', $program->kill());
     }
 
-    public function testProcessWithoutDescriptorsGoesOn(): void
+    public function testProcessWithoutDescriptorsContinues(): void
     {
         $path = "{$this->directory->path}/it.ws";
         $program = new Program(__DIR__ . '/programs/seed.php', $path, files: 40);

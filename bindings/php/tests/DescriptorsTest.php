@@ -8,7 +8,7 @@ use apachews\Transport\Descriptors;
 use PHPUnit\Framework\TestCase;
 
 /**
- * The numbers behind streams, in a program that opens and closes files of its own.
+ * The descriptors of streams, in a program that opens and closes its own files.
  */
 final class DescriptorsTest extends TestCase
 {
@@ -19,9 +19,9 @@ final class DescriptorsTest extends TestCase
         }
     }
 
-    public function testNumbersAreRightWhateverTheProgramOpensAndCloses(): void
+    public function testDescriptorsAreFoundAlthoughTheProgramOpensAndClosesFiles(): void
     {
-        mt_srand(6455); // the same ones every time
+        mt_srand(6455); // reproducible
         $descriptors = new Descriptors();
         /** @var array<int, resource> $told */
         $told = [];
@@ -53,7 +53,7 @@ final class DescriptorsTest extends TestCase
     }
 
     /**
-     * To read the directory takes the longer the more clients there are: not for each.
+     * Reading the directory takes time proportional to the clients: not once per client.
      */
     public function testDirectoryIsReadOnceForAFileThatTheProgramHadOpen(): void
     {
@@ -67,10 +67,10 @@ final class DescriptorsTest extends TestCase
             $descriptors->free((int) $numbers[$number]);
             fclose($streams[$number]);
         }
-        $file = self::open(); // it takes the first number that is free
+        $file = self::open(); // gets the lowest free number
         $streams[50] = self::open();
         self::assertNotNull($this->expected($descriptors, $streams[50]));
-        fclose($file); // and gives it back
+        fclose($file); // frees the number
         $streams[51] = self::open();
         self::assertNull($this->expected($descriptors, $streams[51]), 'there was nothing to search');
         self::assertNotNull($descriptors->of($streams[51]));
@@ -92,7 +92,7 @@ final class DescriptorsTest extends TestCase
     }
 
     /**
-     * Returns what is found without a search.
+     * Returns the descriptor if it is found without a search.
      *
      * @param resource $stream
      */

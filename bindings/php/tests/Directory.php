@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Tests;
 
 /**
- * A directory for a test's socket files, with a path that is short enough.
+ * A directory for a test's socket files, with a short path.
  */
 final class Directory
 {

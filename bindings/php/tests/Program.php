@@ -7,7 +7,7 @@ namespace apachews\Tests;
 use PHPUnit\Framework\Assert;
 
 /**
- * A producer as a process of its own, which listens when the constructor returns.
+ * A producer in a separate process, which listens when the constructor returns.
  */
 final class Program
 {
@@ -44,7 +44,7 @@ final class Program
     }
 
     /**
-     * Waits until it has said something on its standard error.
+     * Waits for a text on its standard error.
      */
     public function waitForError(string $text): void
     {
@@ -61,7 +61,7 @@ final class Program
     }
 
     /**
-     * Ends it, and returns what it had to say of errors.
+     * Terminates it, and returns its standard error.
      */
     public function kill(): string
     {

@@ -9,14 +9,15 @@ use apachews\Exception\InvalidArgument;
 use apachews\Exception\ServerException;
 use apachews\Server;
 use apachews\Transport\EpollPoller;
+use apachews\Transport\Loop;
 use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
 use apachews\Wire\Frame;
 use PHPUnit\Framework\TestCase;
 
 /**
- * What else a program may do: throw, start other programs, bring its own poller, be told of
- * signals in the middle of a crowd.
+ * Programs that throw, start other programs, use their own poller, or get signals in the middle
+ * of a crowd.
  */
 final class ProgramTest extends TestCase
 {
@@ -59,7 +60,7 @@ final class ProgramTest extends TestCase
      *
      * @param class-string<Poller> $class
      */
-    public function testErrorHandlerThatThrowsHearsOfNothing(string $class): void
+    public function testErrorHandlerIsNotCalledForExpectedWarnings(string $class): void
     {
         $poller = self::poller($class);
         set_error_handler(static function (int $_, string $text): never {
@@ -73,7 +74,7 @@ final class ProgramTest extends TestCase
             $event = $server->dequeue(Bridge::DEADLINE_S);
             self::assertSame(EventType::IO, $event?->type());
             $bridge->leave();
-            $event->write('to nobody');
+            $event->write('without a client');
             $event->write('nor this');
             self::next($server, EventType::ConnectionClosed);
             $next = new Bridge($this->path);
@@ -126,7 +127,7 @@ final class ProgramTest extends TestCase
     }
 
     /**
-     * PHP would mix up the fields of what is freed and what is declared anew: see the poller.
+     * PHP would confuse the fields of freed and new declarations: see the poller.
      */
     public function testDeclarationsForEpollAreMadeOnce(): void
     {
@@ -144,13 +145,13 @@ final class ProgramTest extends TestCase
      *
      * @param class-string<Poller> $class
      */
-    public function testClosedClientIsClosedWhoeverElseHoldsItsSocket(string $class): void
+    public function testClosedClientIsClosedAlthoughAnotherProcessHasItsSocket(string $class): void
     {
         $server = new Server($this->path, poller: self::poller($class));
         $bridge = new Bridge($this->path);
         self::next($server, EventType::Accept);
-        link($this->path, "{$this->path}.2"); // a way to the socket when its file is gone
-        // PHP gives all its sockets to it, but those that the poller keeps.
+        link($this->path, "{$this->path}.2"); // connects after the file is removed
+        // It inherits all sockets of PHP, except those with FD_CLOEXEC of the poller.
         $process = proc_open(['sleep', '60'], [], $pipes);
         self::assertIsResource($process);
         try {
@@ -167,7 +168,7 @@ final class ProgramTest extends TestCase
         }
     }
 
-    public function testProgramBringsItsOwnPoller(): void
+    public function testProgramUsesItsOwnPoller(): void
     {
         $poller = new RecordingPoller();
         $server = new Server($this->path, poller: $poller);
@@ -178,12 +179,12 @@ final class ProgramTest extends TestCase
         self::assertSame(ApacheWSNoData, $server->dequeue(0.01)?->type());
         $server->close();
         self::assertSame([], $poller->watched);
-        // As long as select() takes; PHP's throws where it is more than an integer.
+        // The longest timeout of select(); PHP throws for more than an integer.
         self::assertContains(3600.0, $poller->waits);
         self::assertSame([], array_filter($poller->waits, static fn (float $s): bool => $s < 0 || $s > 3600));
     }
 
-    public function testCrowdIsLetInAtOnce(): void
+    public function testCrowdIsAcceptedInOneTurn(): void
     {
         $server = new Server($this->path);
         $bridges = [];
@@ -192,15 +193,15 @@ final class ProgramTest extends TestCase
         }
         self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
         $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
-        assert(is_object($loop));
-        self::assertCount(50, (new \ReflectionProperty($loop, 'connections'))->getValue($loop));
+        assert($loop instanceof Loop);
+        self::assertCount(50, $loop->connections->all());
         foreach ($bridges as $_) {
             self::next($server, EventType::Accept);
         }
         $server->close();
     }
 
-    public function testSignalIsHeardBeforeTheRestOfACrowd(): void
+    public function testSignalIsHandledBeforeTheRestOfACrowd(): void
     {
         if (!function_exists('pcntl_signal')) {
             self::markTestSkipped('ext-pcntl is not loaded');
@@ -213,7 +214,7 @@ final class ProgramTest extends TestCase
         $bridge = new Bridge($this->path);
         self::next($server, EventType::Accept);
         $bridge->write(str_repeat(Frame::encode(Frame::TEXT, 'x'), 500));
-        self::next($server, EventType::IO); // the others wait behind it
+        self::next($server, EventType::IO); // the other events are queued after it
         posix_kill((int) getmypid(), SIGUSR2);
         self::next($server, EventType::IO);
         self::assertSame(1, $calls);
@@ -259,15 +260,15 @@ final class ProgramTest extends TestCase
         ));
     }
 
-    public function testPublishSaysWhatIsNoSocket(): void
+    public function testPublishRejectsAFileThatIsNotASocket(): void
     {
         touch($this->path);
-        self::assertStringContainsString('no Unix socket', $this->problemOf(
+        self::assertStringContainsString('not a Unix socket', $this->problemOf(
             fn () => \apachews\publish($this->path, 'hello')
         ));
     }
 
-    public function testTimeoutsThatMakeNoSenseAreRefused(): void
+    public function testInvalidTimeoutsAreRejected(): void
     {
         $server = new Server($this->path);
         $refused = 0;

@@ -8,7 +8,7 @@ use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
 
 /**
- * A poller as a program may bring one: notes how long it was to wait, and waits less.
+ * A poller of a program: records its timeouts, and waits for a shorter time.
  */
 final class RecordingPoller implements Poller
 {

@@ -9,7 +9,7 @@ use apachews\Wire\Frame;
 use PHPUnit\Framework\TestCase;
 
 /**
- * The program that must run unchanged, as a process of its own, and what clients may say to it.
+ * The customer's program, unchanged, in a separate process.
  */
 final class SeedTest extends TestCase
 {
@@ -40,12 +40,12 @@ final class SeedTest extends TestCase
         }
         PHP;
 
-    public function testTheProgramIsTheOneToRun(): void
+    public function testTheProgramIsUnchanged(): void
     {
         self::assertStringContainsString(self::LOOP, (string) file_get_contents(__DIR__ . '/programs/seed.php'));
     }
 
-    public function testEverythingThatAClientSaysComesBack(): void
+    public function testEveryMessageIsEchoed(): void
     {
         $directory = new Directory();
         $process = new Program(__DIR__ . '/programs/seed.php', "$directory->path/it.ws");

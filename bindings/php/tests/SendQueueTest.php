@@ -9,11 +9,11 @@ use apachews\Wire\Frame;
 use PHPUnit\Framework\TestCase;
 
 /**
- * What waits for a bridge: in order, whole, and no more than can be told.
+ * The send queue: order, whole frames, memory.
  */
 final class SendQueueTest extends TestCase
 {
-    public function testWhatGoesInComesOutHoweverItIsTaken(): void
+    public function testBytesComeOutInOrderWhateverTheWrites(): void
     {
         mt_srand(6455);
         for ($round = 0; $round < 5; $round++) {
@@ -28,13 +28,13 @@ final class SendQueueTest extends TestCase
                 } elseif (($head = $queue->head()) !== '') {
                     $taken = mt_rand(1, strlen($head));
                     $out .= substr($head, 0, $taken);
-                    $queue->take($taken);
+                    $queue->consume($taken);
                 }
                 self::assertSame(strlen($in) - strlen($out), $queue->bytes);
             }
             while (($head = $queue->head()) !== '') {
                 $out .= $head;
-                $queue->take(strlen($head));
+                $queue->consume(strlen($head));
             }
             self::assertTrue($in === $out);
             self::assertTrue($queue->isEmpty());
@@ -72,7 +72,7 @@ final class SendQueueTest extends TestCase
             $queue->add($frame);
         }
         if ($sent > 0) {
-            $queue->take($sent);
+            $queue->consume($sent);
         }
         $queue->drop();
         self::assertSame($left, $queue->bytes);
@@ -83,7 +83,7 @@ final class SendQueueTest extends TestCase
         self::assertSame($left + 2, $queue->bytes);
     }
 
-    public function testManySmallFramesTakeTheMemoryOfTheirBytes(): void
+    public function testManySmallFramesNeedLittleMoreMemoryThanTheirBytes(): void
     {
         $queue = new SendQueue();
         $before = memory_get_usage();

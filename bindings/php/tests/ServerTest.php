@@ -9,12 +9,13 @@ use apachews\Delivery;
 use apachews\Event;
 use apachews\EventType;
 use apachews\Exception\InvalidArgument;
-use apachews\Exception\NobodyListens;
 use apachews\Exception\NoClient;
 use apachews\Exception\NotAsked;
+use apachews\Exception\NotListening;
 use apachews\Exception\PublishFailed;
 use apachews\Server;
 use apachews\Transport\EpollPoller;
+use apachews\Transport\Loop;
 use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
 use apachews\Wire\Close;
@@ -22,7 +23,7 @@ use apachews\Wire\Frame;
 use PHPUnit\Framework\TestCase;
 
 /**
- * The server with each way to wait, against a bridge played by hand.
+ * The server with each poller, against simulated bridges.
  */
 final class ServerTest extends TestCase
 {
@@ -81,7 +82,7 @@ final class ServerTest extends TestCase
     }
 
     /**
-     * Has the server go on, which is to give no event, until something is so.
+     * Runs the server, which must return no event, until a condition is true.
      *
      * @param \Closure(): bool $isSo
      */
@@ -108,7 +109,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
-    public function testMessagesGoBothWaysInTheirKind(string $poller): void
+    public function testMessagesKeepTheirTypeInBothDirections(string $poller): void
     {
         $this->server($poller);
         [$bridge, $client] = $this->connect();
@@ -130,7 +131,7 @@ final class ServerTest extends TestCase
         self::assertSame([Frame::FIN | Frame::BINARY, 'x'], $bridge->readFrame());
     }
 
-    public function testTextThatIsNotUtf8IsRefused(): void
+    public function testTextThatIsNotUtf8IsRejected(): void
     {
         $this->server();
         [$bridge] = $this->connect();
@@ -157,7 +158,7 @@ final class ServerTest extends TestCase
         self::assertGreaterThanOrEqual(0.05, (hrtime(true) - $begun) / 1e9);
         $event->close();
         $this->expectException(NoClient::class);
-        $event->write('to nobody');
+        $event->write('without a client');
     }
 
     public function testEmptyMessageIsNoDataOfItsClient(): void
@@ -171,7 +172,7 @@ final class ServerTest extends TestCase
         self::assertTrue($event->isBinary());
     }
 
-    public function testTimeoutThatMakesNoSenseIsRefused(): void
+    public function testInvalidTimeoutIsRejected(): void
     {
         $this->server();
         foreach ([-1.0, NAN] as $timeout) {
@@ -184,7 +185,7 @@ final class ServerTest extends TestCase
         }
     }
 
-    public function testRequestIsTold(): void
+    public function testRequestIsReported(): void
     {
         $this->server();
         [, $client] = $this->connect([
@@ -220,7 +221,7 @@ final class ServerTest extends TestCase
         self::assertNull($request->rewrittenQuery);
     }
 
-    public function testTheQueryOfARewritingRuleIsTold(): void
+    public function testTheQueryOfARewritingRuleIsReported(): void
     {
         $this->server();
         $line = ['method' => 'GET', 'uri' => '/chat.ws?room=1', 'headers' => []];
@@ -236,7 +237,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
-    public function testCloseOfTheClientIsToldWithCodeAndReason(string $poller): void
+    public function testCloseOfTheClientIsReportedWithCodeAndReason(string $poller): void
     {
         $server = $this->server($poller);
         [$bridge, $client] = $this->connect();
@@ -254,7 +255,7 @@ final class ServerTest extends TestCase
         self::assertSame([], $server->clients());
     }
 
-    public function testCloseOfTheProducerAwaitsTheAnswer(): void
+    public function testCloseOfTheProducerWaitsForTheAnswer(): void
     {
         $this->server();
         [$bridge, $client] = $this->connect();
@@ -270,7 +271,7 @@ final class ServerTest extends TestCase
         self::assertSame(4000, $this->next(EventType::ConnectionClosed)->code);
     }
 
-    public function testEndWithoutACloseIs1006(): void
+    public function testEndOfFileWithoutACloseIs1006(): void
     {
         $this->server();
         [$bridge] = $this->connect();
@@ -286,7 +287,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
-    public function testWritingToABridgeThatIsGoneHarmsNobody(string $poller): void
+    public function testWritingToAClosedBridgeDoesNotAffectOthers(string $poller): void
     {
         $server = $this->server($poller);
         [$gone, $client] = $this->connect();
@@ -313,7 +314,7 @@ final class ServerTest extends TestCase
         self::assertNull($bridge->readFrame());
     }
 
-    public function testStrangerIsInvalidAndAProbeIsNothing(): void
+    public function testInvalidPeerIsReportedAndAProbeIsNot(): void
     {
         $server = $this->server();
         (new Bridge($server->path, null))->leave();
@@ -352,7 +353,7 @@ final class ServerTest extends TestCase
         self::assertSame('welcome', $bridge->readText());
     }
 
-    public function testProducerRefuses(): void
+    public function testProducerRejects(): void
     {
         $this->server();
         $asked = ['answer_required' => true];
@@ -373,20 +374,30 @@ final class ServerTest extends TestCase
         self::assertSame(503, json_decode($another->readFrame()[1] ?? '', true)['status']);
     }
 
+    public function testMoveBeforeTheAnswerEndsTheClient(): void
+    {
+        $this->server();
+        [$bridge, $client] = $this->connect(['answer_required' => true]);
+        $bridge->send(Frame::MOVE);
+        $event = $this->next(EventType::ConnectionClosed);
+        self::assertSame(1006, $event->code);
+        self::assertFalse($client->accept());
+    }
+
     /**
      * @return array<string, array{int, array<string, string>}>
      */
     public static function badAnswers(): array
     {
         return [
-            'a status that does not refuse' => [200, []],
-            'a name that is no token' => [403, ['a b' => 'x']],
+            'a status that cannot reject' => [200, []],
+            'a name that is not a token' => [403, ['a b' => 'x']],
             'a line end in a value' => [403, ['X-A' => "a\r\nSet-Cookie: b"]],
             'a line end at the end of one' => [403, ['X-A' => "a\n"]],
             'a value that is not ISO 8859-1' => [403, ['X-A' => '€']],
-            'a header that is not ours' => [403, ['Content-length' => '3']],
-            'another one' => [403, ['Sec-WebSocket-Accept' => 'x']],
-            'too much' => [403, ['X-A' => str_repeat('x', 70000)]],
+            'a reserved header' => [403, ['Content-length' => '3']],
+            'another reserved header' => [403, ['Sec-WebSocket-Accept' => 'x']],
+            'too large' => [403, ['X-A' => str_repeat('x', 70000)]],
         ];
     }
 
@@ -395,7 +406,7 @@ final class ServerTest extends TestCase
      *
      * @param array<string, string> $headers
      */
-    public function testAnswerThatMayNotBeSentIsRefused(int $status, array $headers): void
+    public function testInvalidAnswerIsRejected(int $status, array $headers): void
     {
         $this->server();
         [, $client] = $this->connect(['answer_required' => true]);
@@ -403,7 +414,7 @@ final class ServerTest extends TestCase
         $client->reject($status, '', $headers);
     }
 
-    public function testWhereApacheAcceptsThereIsNothingToDecide(): void
+    public function testAnswerIsRejectedIfApacheAccepts(): void
     {
         $this->server();
         [, $client] = $this->connect();
@@ -417,7 +428,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
-    public function testSlowClientIsClosedAloneAndTheOthersAreServed(string $poller): void
+    public function testOnlyTheSlowClientIsClosed(string $poller): void
     {
         $server = $this->server($poller, maxQueueBytes: 100_000);
         [$slow, $slowClient] = $this->connect();
@@ -433,7 +444,7 @@ final class ServerTest extends TestCase
         self::assertSame(1013, $event->code);
         $quick->send(Frame::TEXT, 'still there');
         self::assertSame('still there', $this->next(EventType::IO)->read());
-        // What it gets are whole frames, and the CLOSE behind them.
+        // It gets whole frames, then the CLOSE.
         stream_set_blocking($slow->stream, false);
         $got = '';
         $deadline = microtime(true) + Bridge::DEADLINE_S;
@@ -457,7 +468,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
-    public function testEchoSlowsAClientDownAndLosesNothing(string $poller): void
+    public function testEchoSlowsAClientDownAndLosesNoMessage(string $poller): void
     {
         $server = $this->server($poller, maxQueueBytes: 300_000);
         [$bridge, $client] = $this->connect();
@@ -476,7 +487,7 @@ final class ServerTest extends TestCase
             if ($event?->type() === EventType::IO) {
                 $event->write((string) $event->read());
                 $most = max($most, $client->queuedBytes());
-                continue; // it reads only when the producer has nothing to do
+                continue; // it reads only when the producer is idle
             }
             $received += strlen((string) fread($bridge->stream, 30_000));
         }
@@ -485,7 +496,7 @@ final class ServerTest extends TestCase
         self::assertSame(0, $client->queuedBytes());
     }
 
-    public function testManySmallMessagesWaitInOrder(): void
+    public function testManySmallMessagesAreQueuedInOrder(): void
     {
         $server = $this->server();
         [$bridge, $client] = $this->connect();
@@ -549,14 +560,14 @@ final class ServerTest extends TestCase
         self::assertSame(array_fill(0, 8, 3000), array_map(static fn (Client $one): int => $one->state, $clients));
         self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
 
-        // A client whose server ends may still have frames that no turn has taken.
+        // A client can have unread frames when its server closes.
         $bridges[0]->write(str_repeat(Frame::encode(Frame::TEXT, 'x'), 3000));
         $this->next(EventType::IO);
         $server->close();
         self::assertSame(1001, $bridges[0]->readClose()->code);
     }
 
-    public function testTheLanguageOfABrowser(): void
+    public function testLanguageOfTheBrowser(): void
     {
         $server = $this->server();
         $headers = [['accept-language', 'de;q=0.5,en-GB']];
@@ -567,7 +578,7 @@ final class ServerTest extends TestCase
         self::assertNull($server->language($client));
     }
 
-    public function testFloodStarvesNobody(): void
+    public function testFloodDoesNotStarveOthers(): void
     {
         $server = $this->server();
         [$flood] = $this->connect();
@@ -585,7 +596,7 @@ final class ServerTest extends TestCase
         self::assertLessThan(50_000, $taken);
     }
 
-    public function testWhatWaitsForTheProgramIsBounded(): void
+    public function testQueuedEventsAreBounded(): void
     {
         $server = $this->server();
         $bridges = [];
@@ -597,15 +608,15 @@ final class ServerTest extends TestCase
         }
         $this->next(EventType::IO);
         $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
-        assert(is_object($loop));
-        self::assertLessThan(1500, count((new \ReflectionProperty($loop, 'events'))->getValue($loop)));
+        assert($loop instanceof Loop);
+        self::assertLessThan(1500, count($loop->connections->events));
         for ($number = 1; $number < 20 * 500; $number++) {
             $this->next(EventType::IO);
         }
         self::assertSame(ApacheWSNoData, $server->dequeue(0)?->type());
     }
 
-    public function testDequeueIsNotForWhatItCallsItself(): void
+    public function testDequeueIsNotReentrant(): void
     {
         $this->server = new Server("{$this->directory->path}/it.ws", log: function (): void {
             $this->server?->dequeue(0);
@@ -641,7 +652,7 @@ final class ServerTest extends TestCase
         self::assertTrue($room->add($bobClient));
         self::assertSame($room, $server->group('room'));
         self::assertSame([$annClient, $bobClient], iterator_to_array($room));
-        self::assertEquals(new Delivery(1, 0), $room->broadcast('hello', without: $annClient));
+        self::assertEquals(new Delivery(1, 0), $room->broadcast('hello', exclude: $annClient));
         self::assertSame('hello', $bob->readText());
         self::assertEquals(new Delivery(2, 0), $server->publish('all', 'room'));
         self::assertSame('all', $ann->readText());
@@ -651,12 +662,12 @@ final class ServerTest extends TestCase
         self::assertSame([], $bobClient->groups());
         self::assertFalse($room->add($bobClient));
         $room->remove($annClient);
-        self::assertEquals(new Delivery(0, 0), $server->publish('nobody', 'room'));
-        self::assertEquals(new Delivery(1, 0), $server->publish('everybody'));
-        self::assertSame('everybody', $ann->readText());
+        self::assertEquals(new Delivery(0, 0), $server->publish('to an empty room', 'room'));
+        self::assertEquals(new Delivery(1, 0), $server->publish('to all'));
+        self::assertSame('to all', $ann->readText());
     }
 
-    public function testNamesOfGroupsThatNobodyIsInAreForgotten(): void
+    public function testEmptyGroupsAreRemoved(): void
     {
         $server = $this->server();
         [, $client] = $this->connect();
@@ -665,8 +676,9 @@ final class ServerTest extends TestCase
             $server->group("room $number");
         }
         $loop = (new \ReflectionProperty($server, 'loop'))->getValue($server);
-        assert(is_object($loop));
-        self::assertLessThan(500, count((new \ReflectionProperty($loop, 'groups'))->getValue($loop)));
+        assert($loop instanceof Loop);
+        $groups = new \ReflectionProperty($loop->publications, 'groups');
+        self::assertLessThan(500, count($groups->getValue($loop->publications)));
         self::assertTrue($server->group('kept')->contains($client));
     }
 
@@ -695,13 +707,13 @@ final class ServerTest extends TestCase
         self::assertSame(ApacheWSNoData, $server->dequeue(0.01)?->type());
     }
 
-    public function testPublishSaysWhereNobodyListens(): void
+    public function testPublishFailsIfNoProducerListens(): void
     {
-        $this->expectException(NobodyListens::class);
+        $this->expectException(NotListening::class);
         \apachews\publish("{$this->directory->path}/none.ws", 'hello');
     }
 
-    public function testPublishWaitsForTheAnswerAndNotForEver(): void
+    public function testPublishWaitsForTheAnswerUntilItsTimeout(): void
     {
         $path = "{$this->directory->path}/mute.ws";
         $mute = stream_socket_server("unix://$path");
@@ -709,7 +721,7 @@ final class ServerTest extends TestCase
         $begun = hrtime(true);
         try {
             \apachews\publish($path, 'hello', timeout: 0.2);
-            self::fail('somebody answered');
+            self::fail('the publication was answered');
         } catch (PublishFailed $error) {
             self::assertSame($path, $error->path);
         }
@@ -733,7 +745,7 @@ final class ServerTest extends TestCase
         self::assertSame('', $program->kill());
     }
 
-    public function testCloseSaysGoodbyeAndEndsTheLoop(): void
+    public function testCloseClosesClientsAndEndsTheLoop(): void
     {
         $server = $this->server();
         [$bridge, $client] = $this->connect();
@@ -755,7 +767,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
-    public function testDrainMovesClientsWithoutALoss(string $poller): void
+    public function testDrainMovesClientsWithoutLosingMessages(string $poller): void
     {
         $server = $this->server($poller);
         [$bridge, $client] = $this->connect();
@@ -787,7 +799,7 @@ final class ServerTest extends TestCase
         self::assertNull($onTheWay->readFrame());
     }
 
-    public function testDrainLeavesWhoDoesNotMoveInTime(): void
+    public function testDrainAbandonsClientsThatDoNotMoveInTime(): void
     {
         $server = $this->server();
         [$bridge] = $this->connect();
@@ -818,7 +830,7 @@ final class ServerTest extends TestCase
         }
     }
 
-    public function testSignalsAreHeardBetweenEvents(): void
+    public function testSignalsAreHandledBetweenEvents(): void
     {
         if (!function_exists('pcntl_signal')) {
             self::markTestSkipped('ext-pcntl is not loaded');
@@ -833,7 +845,7 @@ final class ServerTest extends TestCase
         pcntl_signal(SIGUSR2, SIG_DFL);
     }
 
-    public function testHandlersOfTheProgramsOwnMayClose(): void
+    public function testHandlersOfTheProgramCanClose(): void
     {
         if (!function_exists('pcntl_async_signals')) {
             self::markTestSkipped('ext-pcntl is not loaded');
@@ -849,7 +861,7 @@ final class ServerTest extends TestCase
         pcntl_async_signals($wasAsync);
     }
 
-    public function testFramesThatAreLeftOutAreLogged(): void
+    public function testIgnoredFramesAreLogged(): void
     {
         $server = $this->server();
         [$bridge, $client] = $this->connect();
@@ -858,12 +870,12 @@ final class ServerTest extends TestCase
         self::assertSame(["$server->path: {$client->guid()}: ignored frames of opcodes 0x7"], $this->logged);
     }
 
-    public function testClientsAreFreedWhenTheyAreGone(): void
+    public function testClientsAreFreedAfterTheirEnd(): void
     {
         $server = $this->server();
         gc_disable();
         [$bridge, $client] = $this->connect();
-        $client->state = $client; // the program's own; not this one's to break
+        $client->state = $client; // a cycle that the program made
         $server->group('room')->add($client);
         $client->state = null;
         $weak = \WeakReference::create($client);

@@ -13,7 +13,7 @@ use apachews\Server;
 use PHPUnit\Framework\TestCase;
 
 /**
- * The socket file: made, taken over, and taken away where it is still ours.
+ * The socket file: creating, replacing and removing it.
  */
 final class SocketFileTest extends TestCase
 {
@@ -59,7 +59,7 @@ final class SocketFileTest extends TestCase
         $server->close();
     }
 
-    public function testFileIsGivenToTheGroup(): void
+    public function testFileHasItsGroup(): void
     {
         $group = (int) filegroup($this->directory->path);
         $server = $this->serve($group);
@@ -71,7 +71,7 @@ final class SocketFileTest extends TestCase
         $this->serve('no-such-group');
     }
 
-    public function testProgramMayRemoveTheFileBefore(): void
+    public function testProgramCanRemoveTheFileBefore(): void
     {
         touch($this->path);
         if (file_exists($this->path)) {
@@ -96,14 +96,14 @@ final class SocketFileTest extends TestCase
         $server->close();
     }
 
-    public function testLiveSocketIsTakenOverAndTheOtherKeepsItsClients(): void
+    public function testLiveSocketIsReplacedAndTheOtherKeepsItsClients(): void
     {
         $old = $this->serve();
         $oldBridge = new Bridge($this->path);
         $oldClient = $old->dequeue(Bridge::DEADLINE_S)?->getClient();
         $new = $this->serve();
         self::assertCount(1, $this->logged);
-        self::assertStringContainsString('taken over', $this->logged[0]);
+        self::assertStringContainsString('replaced another producer', $this->logged[0]);
         $newBridge = new Bridge($this->path);
         $newClient = $new->dequeue(Bridge::DEADLINE_S)?->getClient();
         self::assertTrue($oldClient?->send('old'));
@@ -116,7 +116,7 @@ final class SocketFileTest extends TestCase
         self::assertFileDoesNotExist($this->path);
     }
 
-    public function testExclusiveServerRefusesATakenSocket(): void
+    public function testExclusiveServerFailsIfAnotherListens(): void
     {
         $server = $this->serve();
         try {
@@ -124,7 +124,7 @@ final class SocketFileTest extends TestCase
             self::fail('it was taken over');
         } catch (SocketInUse $error) {
             self::assertSame($this->path, $error->path);
-            self::assertSame('end it, or serve on another path', $error->remedy);
+            self::assertSame('stop it, or serve on another path', $error->remedy);
         }
         (new Bridge($this->path))->leave();
         self::assertSame(EventType::Accept, $server->dequeue(Bridge::DEADLINE_S)?->type());
@@ -133,7 +133,7 @@ final class SocketFileTest extends TestCase
 
     public function testBusyProducerIsAlive(): void
     {
-        // Its backlog is full: to connect would wait.
+        // Its backlog is full: connecting would block.
         $context = stream_context_create(['socket' => ['backlog' => 0]]);
         $flags = STREAM_SERVER_BIND | STREAM_SERVER_LISTEN;
         $busy = stream_socket_server("unix://{$this->path}", $code, $error, $flags, $context);
@@ -154,7 +154,7 @@ final class SocketFileTest extends TestCase
         $this->serve(exclusive: true);
     }
 
-    public function testWhatIsNoSocketIsLeftAlone(): void
+    public function testFileThatIsNotASocketIsLeftAlone(): void
     {
         file_put_contents($this->path, 'precious');
         try {
@@ -166,7 +166,7 @@ final class SocketFileTest extends TestCase
         self::assertSame('precious', file_get_contents($this->path));
     }
 
-    public function testLeftOversAreClearedAway(): void
+    public function testLeftOversAreRemoved(): void
     {
         touch("{$this->directory->path}/.apachews-0123abcd");
         touch("{$this->directory->path}/.apachews-0123abcd.bak");
@@ -176,7 +176,7 @@ final class SocketFileTest extends TestCase
         $server->close();
     }
 
-    public function testNobodyKeepsAProducerFromStartingByALock(): void
+    public function testLockOfAnotherProgramDoesNotPreventAStart(): void
     {
         $leftOver = "{$this->directory->path}/.apachews-0123abcd";
         touch($leftOver);
@@ -184,14 +184,14 @@ final class SocketFileTest extends TestCase
         self::assertNotFalse($stranger);
         self::assertTrue(flock($stranger, LOCK_SH));
         $server = $this->serve();
-        // What it cannot know to be nobody's is left.
+        // Files that may belong to another start are left.
         self::assertFileExists($leftOver);
         self::assertTrue(flock($stranger, LOCK_UN));
         $server->close();
         self::assertFileDoesNotExist($this->path);
     }
 
-    public function testFileIsRemovedFromWhereverTheProgramHasGone(): void
+    public function testFileIsRemovedAfterAChdir(): void
     {
         $before = (string) getcwd();
         chdir($this->directory->path);
@@ -225,8 +225,8 @@ final class SocketFileTest extends TestCase
     {
         return [
             'too long' => ['/tmp/' . str_repeat('x', 103), '107 bytes'],
-            'empty' => ['', 'no path'],
-            'with a NUL' => ["/tmp/a\0b", 'no path'],
+            'empty' => ['', 'invalid path'],
+            'with a NUL' => ["/tmp/a\0b", 'invalid path'],
             'no directory' => ['/nonexistent/it.ws', '/nonexistent is missing'],
         ];
     }
@@ -234,7 +234,7 @@ final class SocketFileTest extends TestCase
     /**
      * @dataProvider badPaths
      */
-    public function testBadPathIsRefusedAndSaysWhy(string $path, string $why): void
+    public function testBadPathIsRejected(string $path, string $why): void
     {
         $this->path = $path;
         $this->expectException(ServerException::class);
@@ -242,7 +242,7 @@ final class SocketFileTest extends TestCase
         $this->serve();
     }
 
-    public function testDirectoryThatMayNotBeWrittenIsNamed(): void
+    public function testErrorNamesADirectoryThatIsNotWritable(): void
     {
         chmod($this->directory->path, 0555);
         if (is_writable($this->directory->path)) {
@@ -253,7 +253,7 @@ final class SocketFileTest extends TestCase
         $this->serve();
     }
 
-    public function testSettingsThatMakeNoSenseAreRefused(): void
+    public function testInvalidSettingsAreRejected(): void
     {
         foreach ([['mode' => 01777], ['maxMessageBytes' => 0], ['maxQueueBytes' => -1]] as $settings) {
             try {
@@ -266,7 +266,7 @@ final class SocketFileTest extends TestCase
         }
     }
 
-    public function testSystemdIsTold(): void
+    public function testSystemdIsNotified(): void
     {
         $address = "{$this->directory->path}/notify";
         $socket = stream_socket_server("udg://$address", $code, $error, STREAM_SERVER_BIND);

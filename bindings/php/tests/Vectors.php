@@ -5,11 +5,11 @@ declare(strict_types=1);
 namespace apachews\Tests;
 
 /**
- * The wire's examples, docs/wire-vectors.json, which every library is held against.
+ * The test vectors of the wire, docs/reference/wire-vectors.json, for all libraries.
  */
 final class Vectors
 {
-    private const FILE = __DIR__ . '/../../../docs/wire-vectors.json';
+    private const FILE = __DIR__ . '/../../../docs/reference/wire-vectors.json';
 
     /**
      * @return array<string, array{array<string, mixed>}> by name, as PHPUnit takes them
@@ -24,7 +24,7 @@ final class Vectors
     }
 
     /**
-     * The OPEN frame that streams begin with.
+     * The OPEN frame at the start of streams.
      */
     public static function open(): string
     {

@@ -19,7 +19,7 @@ use apachews\Wire\Violation;
 use PHPUnit\Framework\TestCase;
 
 /**
- * The sans-I/O core against docs/wire-vectors.json, which is the wire's and not ours.
+ * The sans-I/O core against docs/reference/wire-vectors.json.
  */
 final class WireVectorsTest extends TestCase
 {
@@ -183,13 +183,13 @@ final class WireVectorsTest extends TestCase
     }
 
     /**
-     * Whole, byte by byte, and in two pieces, at every place where it can be cut.
+     * Whole, byte by byte, and in two pieces, split at every position.
      *
      * @dataProvider streams
      *
      * @param array<string, mixed> $case
      */
-    public function testStreamGivesItsItemsHoweverItIsCut(array $case): void
+    public function testStreamGivesTheSameItemsHoweverItIsSplit(array $case): void
     {
         $open = $case['open'] ? Vectors::open() : '';
         $bytes = (string) hex2bin($case['hex']);
@@ -203,7 +203,7 @@ final class WireVectorsTest extends TestCase
         }
     }
 
-    public function testWhatFollowsTheEndIsIgnored(): void
+    public function testBytesAfterTheEndAreIgnored(): void
     {
         foreach (["\x88\x00", "\x85\x00", "\x81\x01\xff"] as $end) {
             $reader = new MessageReader();
@@ -227,7 +227,7 @@ final class WireVectorsTest extends TestCase
         self::assertTrue($reader->isIdle());
     }
 
-    public function testReaderTellsWhetherSomethingIsCutOff(): void
+    public function testReaderKnowsWhetherAMessageIsIncomplete(): void
     {
         $reader = new MessageReader();
         self::assertTrue($reader->isIdle());
@@ -246,9 +246,9 @@ final class WireVectorsTest extends TestCase
         foreach (str_split($frame, 8) as $piece) {
             $reader->receive($piece);
         }
-        // 0.05 s of the CPU here; where each piece cost a copy of those before it, four seconds.
+        // 0.05 s of CPU; four seconds if each piece copied all pieces before it.
         self::assertLessThan(1.0, self::cpuSeconds() - $before);
-        self::assertSame([0x7], $reader->takeIgnored());
+        self::assertSame([0x7], $reader->popIgnored());
     }
 
     private static function cpuSeconds(): float
@@ -259,20 +259,20 @@ final class WireVectorsTest extends TestCase
             + ($usage['ru_utime.tv_usec'] + $usage['ru_stime.tv_usec']) / 1e6;
     }
 
-    public function testLeftOutFramesAreToldOnce(): void
+    public function testIgnoredFramesAreReportedOnce(): void
     {
         $reader = new MessageReader();
         $reader->receive(Vectors::open() . "\x87\x00\x8b\x00\x87\x00");
-        self::assertSame([0x7, 0xb], $reader->takeIgnored());
-        self::assertSame([], $reader->takeIgnored());
+        self::assertSame([0x7, 0xb], $reader->popIgnored());
+        self::assertSame([], $reader->popIgnored());
     }
 
     /**
-     * Whatever comes ends in items or one violation, and does not depend on how it is cut.
+     * Any bytes give items or one violation, independent of how they are split.
      */
-    public function testMutatedStreamsAreReadAlikeHoweverTheyAreCut(): void
+    public function testMutatedStreamsGiveTheSameItemsHoweverTheyAreSplit(): void
     {
-        mt_srand(6455); // the same ones every time
+        mt_srand(6455); // reproducible
         $streams = array_values(Vectors::of('to_producer'));
         $violations = 0;
         for ($round = 0; $round < 3000; $round++) {
@@ -296,7 +296,7 @@ final class WireVectorsTest extends TestCase
         self::assertLessThan(3000, $violations);
     }
 
-    public function testCloseThatMayNotBeSentIsRefused(): void
+    public function testInvalidCloseIsRejected(): void
     {
         $long = str_repeat('x', 124);
         $bad = [[999, ''], [1005, 'why'], [1006, ''], [5000, ''], [1000, $long], [1000, "\xff"]];

@@ -5,17 +5,17 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * Everything the library throws of its own:
+ * The interface of all exceptions that the library throws:
  *
  *     ServerException     the socket file cannot be served: path, problem, remedy
  *      +-- SocketInUse    another producer listens there
- *      +-- NotASocket     the path holds something that is not a socket
- *      +-- NobodyListens  publish(): no producer listens there
+ *      +-- NotASocket     the path is a file that is not a socket
+ *      +-- NotListening   publish(): no producer listens there
  *      +-- PublishFailed  publish(): the producer did not answer
- *     InvalidArgument     a value that may not be sent; the text says which
+ *     InvalidArgument     an invalid argument; the message says which
  *     NoClient            the event has no client
- *     NotAsked            Apache does not leave the decision to the producer
- *     WireError           bytes that break docs/wire.md; never out of the library
+ *     NotAsked            Apache accepts clients itself
+ *     WireError           bytes that violate docs/reference/wire.md; internal
  */
 interface ApachewsException extends \Throwable
 {

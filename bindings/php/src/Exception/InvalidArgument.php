@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * A value that may not be sent, or that the server cannot take; the text says which.
+ * An argument that cannot be sent or is out of range; the message says which.
  */
 final class InvalidArgument extends \InvalidArgumentException implements ApachewsException
 {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * The event has no client: nothing came in time, or it is about the server itself.
+ * The event has no client: it is a timeout, or an error of the server itself.
  */
 final class NoClient extends \LogicException implements ApachewsException
 {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * The path holds something that is not a socket; it is left alone.
+ * The path is a file that is not a socket; it is left alone.
  */
 final class NotASocket extends ServerException
 {
@@ -13,7 +13,7 @@ final class NotASocket extends ServerException
     {
         parent::__construct(
             $path,
-            'there is a file here that is not a socket',
+            'the file is not a socket',
             'move it away, or serve on another path'
         );
     }

@@ -5,12 +5,12 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * Apache has let the client in itself; what was to decide on it comes too late.
+ * Apache accepts clients itself, so the producer cannot decide.
  */
 final class NotAsked extends \LogicException implements ApachewsException
 {
     /**
-     * @param string $call what was called
+     * @param string $call the method that was called
      */
     public function __construct(public readonly string $call)
     {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Exception;
 
 /**
- * The producer ended before it answered, is too busy, or does not know PUBLISH.
+ * The producer exited before it answered, is too busy, or does not support PUBLISH.
  */
 final class PublishFailed extends ServerException
 {
@@ -14,7 +14,7 @@ final class PublishFailed extends ServerException
         parent::__construct(
             $path,
             'the producer did not answer',
-            'it is busy, has just ended, or its library is older than publish(): look at its log'
+            'it is busy, has just exited, or its library is older than publish(): check its log'
         );
     }
 }

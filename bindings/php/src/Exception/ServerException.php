@@ -11,8 +11,8 @@ class ServerException extends \RuntimeException implements ApachewsException
 {
     /**
      * @param string $path    the socket file
-     * @param string $problem what is wrong with it
-     * @param string $remedy    what to do
+     * @param string $problem the cause
+     * @param string $remedy  what to do
      */
     public function __construct(
         public readonly string $path,

@@ -14,7 +14,7 @@ final class SocketInUse extends ServerException
         parent::__construct(
             $path,
             'another producer listens here',
-            'end it, or serve on another path'
+            'stop it, or serve on another path'
         );
     }
 }

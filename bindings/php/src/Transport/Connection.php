@@ -13,49 +13,48 @@ use apachews\Wire\MessageReader;
 use apachews\Wire\Published;
 
 /**
- * The library's end of one Unix socket: state, reader, and the queue to it.
+ * One connection: socket, state, reader and send queue.
  *
- * For Loop and Client only. Nothing blocks. Owns the socket and closes it.
+ * For the classes of the loop and Client. Nothing blocks. Owns the socket and closes it.
  *
- * How this works: what the kernel does not take at once waits in a queue with a bound. A
- * client that does not read fills it and is closed with 1013, alone. A client whose queue
- * is half full is not read from either, so that an echo slows its client down rather than
- * losing it, as long as its messages are shorter than half the bound: the bound is for
- * broadcasts.
+ * How this works: bytes that the kernel does not take at once wait in a queue with a limit. A
+ * client that does not read fills its queue and is closed with 1013. A client whose queue is
+ * half full is not read from, so that an echo slows its client down instead of losing it, as
+ * long as its messages are shorter than half the limit: the limit is for broadcasts.
  *
  * @internal
  */
 final class Connection
 {
-    /** One read from a socket: a third of what Linux buffers for a Unix socket. */
+    /** Bytes of one read: a third of what Linux buffers for a Unix socket. */
     private const READ_BYTES = 65536;
-    /** HTTP status for a client that is closed before it was accepted. */
-    private const GOODBYE_STATUS = 503;
+    /** The HTTP status for a client that is closed before it is accepted. */
+    private const CLOSED_STATUS = 503;
 
     public State $state = State::Connecting;
-    /** What the program holds, once there was an OPEN. */
+    /** The client for the program, after OPEN. */
     public ?Client $client = null;
-    /** Of a publisher: for whom. */
+    /** Of a publisher: the group; null: all clients. */
     public ?string $group = null;
     /** The queue was full; the state is Closing. */
     public bool $hasOverflowed = false;
-    /** The bridge's MOVE is read; nothing more comes from there. */
+    /** The bridge's MOVE is read: the bridge sends nothing more. */
     public bool $hasMoved = false;
-    /** The producer said no; the state is Closing. */
+    /** The producer rejected the client; the state is Closing. */
     public bool $wasRejected = false;
-    /** There is no room for it; it is told so as soon as it has said who it is. */
+    /** The server is full: the connection is closed after its OPEN. */
     public bool $isSurplus = false;
-    /** Monotonic time at which it must be gone, once it leaves. */
+    /** The deadline of the closing handshake, on Loop's clock. */
     public ?float $deadline = null;
     public readonly MessageReader $reader;
-    /** The key under which the loop and the poller have it. */
+    /** The resource id of the stream: its key in Connections and Poller. */
     public readonly int $id;
     private readonly SendQueue $queue;
 
     /**
      * @param resource|null            $stream  accepted, non-blocking; null once it is closed
-     * @param \Closure(self): void $changed called when the queue filled or emptied, or the
-     *                                      state changed
+     * @param \Closure(self): void $changed called when the state changes, or the queue crosses
+     *                                      a limit
      */
     public function __construct(
         public mixed $stream,
@@ -80,7 +79,7 @@ final class Connection
     }
 
     /**
-     * Tells whether to read: not while it must first take what waits, nor once it has moved.
+     * Returns whether to read: not while its queue is half full, and not after it has moved.
      */
     public function wantsReading(): bool
     {
@@ -88,7 +87,7 @@ final class Connection
     }
 
     /**
-     * Returns what came, "" at the end of file, null where nothing is there.
+     * Returns the available bytes; "" at the end of file; null if nothing has arrived.
      */
     public function receiveNowait(): ?string
     {
@@ -99,14 +98,14 @@ final class Connection
         $data = fread($this->stream, self::READ_BYTES);
         Warnings::release();
         if ($data === false || $data === '') {
-            // (feof() would wait for more; this flag is what the last read found.)
+            // feof() would block; this flag is the result of the last read.
             return stream_get_meta_data($this->stream)['eof'] ? '' : null;
         }
         return $data;
     }
 
     /**
-     * Sends or queues one whole data frame; false where it does not go out.
+     * Sends or queues one whole data frame; false if it was not.
      */
     public function sendFrame(string $frame): bool
     {
@@ -124,9 +123,9 @@ final class Connection
     }
 
     /**
-     * Sends the ANSWER the bridge waits for; false where it waits no more.
+     * Sends the ANSWER; false if the bridge does not wait for it.
      *
-     * @throws InvalidArgument it is too large
+     * @throws InvalidArgument the answer is too large
      */
     public function sendAnswer(Answer $answer): bool
     {
@@ -142,7 +141,7 @@ final class Connection
     }
 
     /**
-     * Sends or queues a CLOSE, once; to a bridge that asks, that means no.
+     * Sends or queues a CLOSE, once; a client in Asked is rejected instead.
      *
      * @throws InvalidArgument see Close::encode
      */
@@ -150,9 +149,9 @@ final class Connection
     {
         $frame = $close->encode();
         if ($this->state === State::Asked) {
-            $this->sendAnswer(Answer::reject(self::GOODBYE_STATUS, '', []));
+            $this->sendAnswer(Answer::reject(self::CLOSED_STATUS, '', []));
         } elseif ($this->state->isSending() && $this->state !== State::Parting) {
-            // The bridge says nothing behind its MOVE: there is no answer to await.
+            // The bridge sends nothing after its MOVE: do not wait for an answer.
             $this->state = $this->hasMoved ? State::Closed : State::Closing;
             $this->write($frame);
             ($this->changed)($this);
@@ -160,7 +159,7 @@ final class Connection
     }
 
     /**
-     * Sends or queues a MOVE, once; between two messages, as all goes out in whole ones.
+     * Sends or queues a MOVE, once, between two messages.
      */
     public function sendMove(): void
     {
@@ -171,9 +170,9 @@ final class Connection
     }
 
     /**
-     * Lets a client go that has moved: the program has had its say.
+     * Closes a client that has moved, after the program handled its last event.
      */
-    public function part(): void
+    public function finishMove(): void
     {
         if ($this->state === State::Parting) {
             $this->state = State::Closed;
@@ -182,7 +181,7 @@ final class Connection
     }
 
     /**
-     * Answers a message that was published.
+     * Answers a publisher's message.
      */
     public function sendPublished(Published $published): void
     {
@@ -192,7 +191,7 @@ final class Connection
     }
 
     /**
-     * Sends what the kernel takes of the queue.
+     * Sends as much of the queue as the kernel takes.
      */
     public function flushNowait(): void
     {
@@ -201,7 +200,7 @@ final class Connection
             if ($sent === null) {
                 return;
             }
-            $this->queue->take($sent);
+            $this->queue->consume($sent);
             if ($sent < strlen($head)) {
                 return;
             }
@@ -209,7 +208,7 @@ final class Connection
     }
 
     /**
-     * Forgets what is queued, but for the rest of a frame that is half sent.
+     * Discards the queue, except the rest of a frame that is half sent.
      */
     public function dropQueue(): void
     {
@@ -217,13 +216,13 @@ final class Connection
     }
 
     /**
-     * Closes the socket and drops the queue; again does nothing.
+     * Closes the socket and discards the queue; a second call does nothing.
      */
     public function close(): void
     {
         $this->queue->clear();
         if (is_resource($this->stream)) {
-            // Not only closed: a process that the program has forked may hold it as well.
+            // Closing is not enough: a forked process may have a copy of the descriptor.
             stream_socket_shutdown($this->stream, STREAM_SHUT_RDWR);
             fclose($this->stream);
         }
@@ -231,7 +230,7 @@ final class Connection
     }
 
     /**
-     * Sends one whole frame, or queues what is left of it.
+     * Sends one whole frame, or queues the rest of it.
      */
     private function write(string $frame): void
     {
@@ -251,7 +250,7 @@ final class Connection
     }
 
     /**
-     * Returns how much the kernel took; null where the bridge is gone.
+     * Returns the bytes that the kernel took; null if the bridge has closed.
      */
     private function sendNowait(string $data): ?int
     {
@@ -262,8 +261,7 @@ final class Connection
         $sent = fwrite($this->stream, $data);
         Warnings::release();
         if ($sent === false) {
-            // Nothing can be sent any more; reading finds the bridge's last words and the
-            // end of file, and they become the event.
+            // Not an event here: reading finds the bridge's last frames and the end of file.
             $this->queue->clear();
             return null;
         }

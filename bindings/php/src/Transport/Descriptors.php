@@ -5,14 +5,14 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 /**
- * The numbers of the descriptors behind streams, which PHP does not tell.
+ * Finds the file descriptors of streams, which PHP does not expose.
  *
- * How this works: fstat() names what is behind a stream, and stat() of /proc/self/fd/N what
- * is behind a number; the one that is the same is it. The kernel gives the lowest number
- * that is free. So it is the lowest of those that are known to be free, or else the first
- * behind the highest known; what the program has opened meanwhile is stepped over, once.
- * Only where the program has closed something of its own is it a number that nobody
- * expects: then the directory is read, and all is known again.
+ * How this works: fstat() identifies the file of a stream, and stat() of /proc/self/fd/N the
+ * file of a descriptor; equal files are a match. The kernel assigns the lowest free number. So
+ * the descriptor is the lowest number known to be free, or else the first after the highest
+ * known; descriptors that the program has opened in between are skipped, once. Only if the
+ * program has closed descriptors of its own this fails: then the directory is read, and all
+ * numbers are known again.
  *
  * @internal
  */
@@ -20,10 +20,10 @@ final class Descriptors
 {
     private const DIRECTORY = '/proc/self/fd';
 
-    /** @var \SplMinHeap<int> numbers below $next that are free, as far as is known */
+    /** @var \SplMinHeap<int> numbers below $next that are known to be free */
     private \SplMinHeap $free;
-    /** @var array<int, true> numbers that were told, and not freed */
-    private array $told = [];
+    /** @var array<int, true> numbers that of() returned, and that are not freed */
+    private array $known = [];
     private int $next = 0;
 
     public function __construct()
@@ -32,7 +32,7 @@ final class Descriptors
     }
 
     /**
-     * Tells whether numbers can be told at all.
+     * Returns whether descriptors can be found at all.
      */
     public static function areKnown(): bool
     {
@@ -40,7 +40,7 @@ final class Descriptors
     }
 
     /**
-     * Returns the number of a stream's descriptor, or null.
+     * Returns the file descriptor of a stream, or null.
      *
      * @param resource $stream
      */
@@ -52,48 +52,48 @@ final class Descriptors
         }
         $fd = Warnings::withheld(fn (): ?int => $this->expect($status) ?? $this->search($status));
         if ($fd !== null) {
-            $this->told[$fd] = true;
+            $this->known[$fd] = true;
         }
         return $fd;
     }
 
     /**
-     * Notes that a number was closed.
+     * Records that a descriptor was closed.
      */
     public function free(int $fd): void
     {
-        unset($this->told[$fd]);
+        unset($this->known[$fd]);
         $this->free->insert($fd);
     }
 
     /**
-     * Looks where the kernel must have put it, if nobody else has closed anything.
+     * Checks the numbers that the kernel must have assigned if the program closed nothing.
      *
-     * @param array<int> $status as fstat() gave it
+     * @param array<int> $status result of fstat()
      */
     private function expect(array $status): ?int
     {
         while (!$this->free->isEmpty()) {
             $fd = $this->free->top();
-            $isIt = self::isBehind($fd, $status);
-            if ($isIt === null) {
-                return null; // still free: what the kernel took instead is lower
+            $matches = self::matches($fd, $status);
+            if ($matches === null) {
+                return null; // still free: the kernel assigned a lower number
             }
             $this->free->extract();
-            if ($isIt) {
+            if ($matches) {
                 return $fd;
             }
         }
-        while (($isIt = self::isBehind($this->next, $status)) === false) {
+        while (($matches = self::matches($this->next, $status)) === false) {
             $this->next++;
         }
-        return $isIt === true ? $this->next++ : null;
+        return $matches === true ? $this->next++ : null;
     }
 
     /**
-     * Looks everywhere, and learns which numbers are free.
+     * Checks all descriptors, and records which numbers are free.
      *
-     * @param array<int> $status as fstat() gave it
+     * @param array<int> $status result of fstat()
      */
     private function search(array $status): ?int
     {
@@ -108,11 +108,11 @@ final class Descriptors
             if ((string) $fd !== $name) {
                 continue; // . and ..
             }
-            $isIt = isset($this->told[$fd]) ? false : self::isBehind($fd, $status);
-            if ($isIt !== null) { // (not the one that scandir() had)
+            $matches = isset($this->known[$fd]) ? false : self::matches($fd, $status);
+            if ($matches !== null) { // not the descriptor of scandir() itself
                 $used[$fd] = true;
             }
-            $found = $isIt === true ? $fd : $found;
+            $found = $matches === true ? $fd : $found;
         }
         $this->next = $used === [] ? 0 : max(array_keys($used)) + 1;
         $this->free = new \SplMinHeap();
@@ -125,11 +125,11 @@ final class Descriptors
     }
 
     /**
-     * Tells whether it is what is behind a number; null: nothing is.
+     * Returns whether a descriptor has this file; null: it is not open.
      *
-     * @param array<int> $status as fstat() gave it
+     * @param array<int> $status result of fstat()
      */
-    private static function isBehind(int $fd, array $status): ?bool
+    private static function matches(int $fd, array $status): ?bool
     {
         $name = self::DIRECTORY . '/' . $fd;
         clearstatcache(true, $name);

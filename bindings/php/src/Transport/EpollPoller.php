@@ -8,12 +8,11 @@ namespace apachews\Transport;
  * Linux's epoll, called through ext-ffi: any number of clients.
  *
  * Debian's php-cli has ext-ffi and allows it on the command line (ffi.enable=preload). The
- * functions and the structure are the kernel's (epoll(7)); nothing of PHP's own memory is
- * touched. Streams stay PHP's; Descriptors tells their numbers.
+ * functions and the structure are the kernel's (epoll(7)); PHP's own memory is not accessed.
+ * Streams remain PHP's; Descriptors finds their file descriptors.
  *
- * It also keeps the sockets from programs that this one starts (FD_CLOEXEC), which PHP
- * does not. One that outlives the producer would hold its clients open: Apache could not
- * tell that nobody serves them any more.
+ * Also sets FD_CLOEXEC, which PHP does not. A program that this one starts, and that outlives
+ * it, would keep the sockets open, and Apache would not notice that the producer has exited.
  */
 final class EpollPoller implements Poller
 {
@@ -35,13 +34,13 @@ final class EpollPoller implements Poller
     private const OUT = 0x4;
     private const ERR = 0x8;
     private const HUP = 0x10;
-    /** What one call hands out; the next one has the rest. */
+    /** Events per epoll_wait(); the next call returns the rest. */
     private const MAX_EVENTS = 256;
 
     /**
-     * One for the process, which is never freed. PHP keeps where the fields of a structure
-     * are beside the code that uses them, by the address of the type: that of a type that is
-     * gone may be another's, and then it reads what is no field.
+     * One per process, never freed. PHP caches the offsets of structure fields by the address of
+     * the type. If the type were freed, another type could get its address, and PHP would read
+     * at wrong offsets.
      */
     private static ?\FFI $shared = null;
 
@@ -54,7 +53,7 @@ final class EpollPoller implements Poller
     private readonly Descriptors $descriptors;
 
     /**
-     * @throws \RuntimeException it is not to be had here; isAvailable() tells before
+     * @throws \RuntimeException epoll is not available; see isAvailable()
      */
     public function __construct()
     {
@@ -66,7 +65,7 @@ final class EpollPoller implements Poller
         $this->events = $events;
         $epoll = $this->libc->epoll_create1(self::EPOLL_CLOEXEC);
         if (!is_int($epoll) || $epoll < 0) {
-            throw new \RuntimeException('epoll_create1() failed: no descriptor is left');
+            throw new \RuntimeException('epoll_create1() failed: too many open files');
         }
         $this->epoll = $epoll;
         $this->descriptors = new Descriptors();
@@ -74,7 +73,7 @@ final class EpollPoller implements Poller
 
     private static function declare(): \FFI
     {
-        // The kernel packs it on x86-64 alone.
+        // The kernel packs the structure only on x86-64.
         $packed = php_uname('m') === 'x86_64' ? '__attribute__((packed))' : '';
         return \FFI::cdef(sprintf(self::DECLARATIONS, $packed));
     }
@@ -87,7 +86,7 @@ final class EpollPoller implements Poller
     }
 
     /**
-     * Tells whether this PHP may call it: on Linux, with ext-ffi, and not switched off.
+     * Returns whether epoll is available: on Linux, with ext-ffi that is enabled.
      */
     public static function isAvailable(): bool
     {
@@ -109,7 +108,7 @@ final class EpollPoller implements Poller
     {
         $fd = $this->descriptors->of($stream);
         if ($fd === null) {
-            return -1; // not even one is left to look for it
+            return -1; // no file descriptor is free for the search
         }
         $this->numbers[get_resource_id($stream)] = $fd;
         return PHP_INT_MAX;
@@ -130,7 +129,7 @@ final class EpollPoller implements Poller
     {
         $id = get_resource_id($stream);
         if (isset($this->numbers[$id])) {
-            // (Fails for one that was never added, and need not succeed.)
+            // Fails for a stream that was never added, which is harmless.
             $this->libc->epoll_ctl($this->epoll, self::CTL_DEL, $this->numbers[$id], \FFI::addr($this->event));
             $this->descriptors->free($this->numbers[$id]);
             unset($this->numbers[$id]);
@@ -139,7 +138,7 @@ final class EpollPoller implements Poller
 
     public function wait(float $seconds): array
     {
-        // Rounded up: a millisecond too late is better than a spin.
+        // Rounded up: rounding down would spin during the last millisecond.
         $milliseconds = (int) ceil($seconds * 1000);
         $count = $this->libc->epoll_wait(
             $this->epoll,
@@ -148,7 +147,7 @@ final class EpollPoller implements Poller
             $milliseconds
         );
         $ready = [];
-        // (Negative where a signal has come.)
+        // $count is negative after a signal.
         for ($index = 0; $index < $count; $index++) {
             $event = $this->events[$index];
             assert($event instanceof \FFI\CData);
@@ -163,7 +162,7 @@ final class EpollPoller implements Poller
 
     public function advice(): string
     {
-        return 'raise the number of descriptors: LimitNOFILE= in the unit, or "ulimit -n"';
+        return 'raise the limit of open files: LimitNOFILE= in the unit, or "ulimit -n"';
     }
 
     /**
@@ -176,7 +175,7 @@ final class EpollPoller implements Poller
         $this->event->data = $id;
         $fd = $this->numbers[$id];
         if ($this->libc->epoll_ctl($this->epoll, $operation, $fd, \FFI::addr($this->event)) !== 0) {
-            throw new \RuntimeException("epoll_ctl() refused descriptor $fd");
+            throw new \RuntimeException("epoll_ctl() failed for descriptor $fd");
         }
     }
 }

@@ -5,49 +5,49 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 /**
- * Waits until sockets are ready: the one place where event extensions differ.
+ * Waits until sockets are ready; hides the differences between event extensions.
  *
- * Level-triggered. A stream is named by its resource id. A program with an extension that
- * the library has nothing for can bring its own: new Server($path, poller: …).
+ * Level-triggered. A stream is identified by its resource id. A program can use its own
+ * implementation, for another event extension: new Server($path, poller: …).
  */
 interface Poller
 {
     public const READ = 1;
     public const WRITE = 2;
-    /** The other end is gone; comes with READ, whatever is watched. Not every poller tells. */
+    /** The peer has closed; reported with READ, even without interest. Optional for pollers. */
     public const GONE = 4;
 
     /**
-     * Tells how many more streams than this one could be watched; negative: not even this.
-     * Asked for each stream before add().
+     * Returns how many more streams than this one could be watched; negative: not even this
+     * one. Called for each stream before add().
      *
-     * @param resource $stream a new one, which is not watched yet
+     * @param resource $stream new, not watched yet
      */
     public function room(mixed $stream): int;
 
     /**
-     * Watches a stream for what can be read.
+     * Starts to watch a stream for reading.
      *
      * @param resource $stream
      */
     public function add(mixed $stream): void;
 
     /**
-     * Changes what a stream is watched for.
+     * Changes the interest in a stream.
      *
      * @param resource $stream
      */
     public function watch(mixed $stream, bool $read, bool $write): void;
 
     /**
-     * Watches a stream no more; it is still open.
+     * Stops to watch a stream, which is still open.
      *
      * @param resource $stream
      */
     public function remove(mixed $stream): void;
 
     /**
-     * Waits until a stream is ready, a signal has come, or the time is over.
+     * Waits until a stream is ready, a signal arrives, or the timeout passes.
      *
      * @param float $seconds 0 to 3600
      *
@@ -56,7 +56,7 @@ interface Poller
     public function wait(float $seconds): array;
 
     /**
-     * Returns what to do to have more clients, for the message that says there are too many.
+     * Returns how to allow more clients, for the message that the server is full.
      */
     public function advice(): string;
 }

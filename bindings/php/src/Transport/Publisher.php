@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 use apachews\Delivery;
-use apachews\Exception\NobodyListens;
+use apachews\Exception\NotListening;
 use apachews\Exception\PublishFailed;
 use apachews\Exception\ServerException;
 use apachews\Exception\WireError;
@@ -13,19 +13,19 @@ use apachews\Wire\Frame;
 use apachews\Wire\Published;
 
 /**
- * The caller's end of a publication: for apachews\publish(), which may be in any program.
+ * The client side of apachews\publish().
  *
- * It blocks, until a deadline on Loop's clock.
+ * Blocks until a deadline on Loop's clock.
  *
  * @internal
  */
 final class Publisher
 {
-    /** PHP does not wait where a backlog is full: so often it is tried again. */
+    /** The retry interval while the backlog is full: PHP's connect does not wait then. */
     private const RETRY_MICROSECONDS = 5000;
 
     /**
-     * Sends the frames of one message, and awaits the answer.
+     * Sends the frames of one message, and waits for the answer.
      *
      * @throws ServerException
      */
@@ -58,15 +58,15 @@ final class Publisher
             if ($code === SocketFile::ECONNREFUSED && is_file($path)) {
                 throw new ServerException(
                     $path,
-                    'this is a file, and no Unix socket',
-                    'where it is a loopback socket, publish with Python or "apachews publish"'
+                    'the file is not a Unix socket',
+                    'if it is a loopback socket, publish with Python or "apachews publish"'
                 );
             }
             if ($code === SocketFile::ENOENT || $code === SocketFile::ECONNREFUSED) {
-                throw new NobodyListens($path);
+                throw new NotListening($path);
             }
             if ($code !== SocketFile::EAGAIN) {
-                throw new ServerException($path, "cannot connect: $error", 'look at its permissions');
+                throw new ServerException($path, "cannot connect: $error", 'check its permissions');
             }
             usleep(self::RETRY_MICROSECONDS);
         }
@@ -74,7 +74,7 @@ final class Publisher
     }
 
     /**
-     * Returns the answer; null where there is none, or not in time.
+     * Returns the answer; null if it is invalid, missing, or late.
      *
      * @param resource $socket
      */
@@ -85,7 +85,7 @@ final class Publisher
             stream_set_timeout($socket, (int) $left, (int) (fmod($left, 1) * 1e6));
             if ($frames !== '') {
                 $sent = fwrite($socket, $frames);
-                // A producer that is gone is found by reading.
+                // If the producer has exited, reading finds the end of file.
                 $frames = $sent === false ? '' : substr($frames, $sent);
                 continue;
             }

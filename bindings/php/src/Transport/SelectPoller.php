@@ -5,14 +5,13 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 /**
- * PHP's own stream_select(): everywhere, and for descriptors below 1024 only.
+ * PHP's own stream_select(): available everywhere, but only for descriptors below 1024.
  *
- * A number from 1024 on is not watched at all (FD_SETSIZE is compiled in), so whoever adds
- * a stream asks room() before.
+ * FD_SETSIZE is compiled in: higher descriptors are ignored, so callers of add() check room().
  */
 final class SelectPoller implements Poller
 {
-    /** glibc's. */
+    /** The value of glibc. */
     private const FD_SETSIZE = 1024;
 
     /** @var array<int, resource> */
@@ -31,7 +30,7 @@ final class SelectPoller implements Poller
     public function room(mixed $stream): int
     {
         $id = get_resource_id($stream);
-        // Without /proc the count has to do, less what the program may have open besides.
+        // Without /proc an estimate: the count, and 64 other descriptors of the program.
         $fd = $this->descriptors->of($stream) ?? count($this->numbers) + 64;
         $this->numbers[$id] = $fd;
         return self::FD_SETSIZE - 1 - $fd;
@@ -75,7 +74,7 @@ final class SelectPoller implements Poller
         }
         $whole = (int) $seconds;
         $micro = (int) (fmod($seconds, 1) * 1e6);
-        // False where a signal has come.
+        // False after a signal.
         $count = Warnings::withheld(
             static function () use (&$read, &$write, &$except, $whole, $micro): int|false {
                 return stream_select($read, $write, $except, $whole, $micro);
@@ -93,7 +92,7 @@ final class SelectPoller implements Poller
 
     public function advice(): string
     {
-        return 'stream_select() takes no more: enable ext-ffi (Debian has it on for the command'
-            . ' line), or start fewer clients';
+        return 'stream_select() is limited to 1024 descriptors: enable ext-ffi (Debian enables it for the command'
+            . ' line), or connect fewer clients';
     }
 }

@@ -7,28 +7,28 @@ namespace apachews\Transport;
 use apachews\Wire\Frame;
 
 /**
- * What waits for one bridge to take it: whole frames, of which the first may be half sent.
+ * The send queue of one connection: whole frames, of which the first may be partly sent.
  *
- * How this works: large frames wait as they are, one string for all the clients of a
- * broadcast; small ones are run together, so that a million tiny messages take the memory
- * of their bytes. Once a frame is half sent its rest must go before anything else, an end
- * of file included; where that ends, in a run of frames, their headers tell.
+ * How this works: large frames are queued unchanged, so that all clients of a broadcast share
+ * one string; small frames are concatenated (a run), so that a million tiny messages take
+ * little more memory than their bytes. The rest of a partly sent frame must be sent before
+ * anything else, even before closing; the frame headers in a run tell its end.
  */
 final class SendQueue
 {
-    /** Shorter frames are run together, up to as much as goes out at once. */
+    /** Frames up to this size are concatenated, to the size of about one write. */
     private const SMALL_FRAME_BYTES = 1024;
     private const RUN_BYTES = 65536;
 
-    /** What is left to send. */
+    /** Unsent bytes. */
     public int $bytes = 0;
     /** @var list<string> */
     private array $frames = [];
-    /** The index of the first that is not sent. */
+    /** The index of the first unsent frame or run. */
     private int $first = 0;
-    /** Bytes of that one that are sent already. */
+    /** Sent bytes of that one. */
     private int $headSent = 0;
-    /** Whether the last one is a run that may grow. */
+    /** Whether the last one is a run that can grow. */
     private bool $tailGrows = false;
 
     public function isEmpty(): bool
@@ -39,7 +39,7 @@ final class SendQueue
     /**
      * Adds one whole frame.
      *
-     * @param int $sent bytes of it that are sent already; only where nothing waits
+     * @param int $sent bytes of it that are sent already; only if the queue is empty
      */
     public function add(string $frame, int $sent = 0): void
     {
@@ -59,7 +59,7 @@ final class SendQueue
     }
 
     /**
-     * Returns what is to be sent next; "" where nothing waits.
+     * Returns the bytes to send next; "" if the queue is empty.
      */
     public function head(): string
     {
@@ -72,9 +72,9 @@ final class SendQueue
     }
 
     /**
-     * Notes that so many bytes of head() were sent.
+     * Removes bytes of head() that were sent.
      */
-    public function take(int $bytes): void
+    public function consume(int $bytes): void
     {
         $this->bytes -= $bytes;
         $this->headSent += $bytes;
@@ -98,7 +98,7 @@ final class SendQueue
     }
 
     /**
-     * Forgets what waits, but for the rest of a frame that is half sent.
+     * Discards the queue, except the rest of a frame that is partly sent.
      */
     public function drop(): void
     {
@@ -107,7 +107,7 @@ final class SendQueue
         $end = 0;
         while ($end < $sent) {
             $header = Frame::decodeHeader($head, $end);
-            assert($header !== null, 'the queue holds whole frames of our own');
+            assert($header !== null, 'the queue contains whole frames');
             $end = $header[2] + $header[1];
         }
         $this->clear();

@@ -9,37 +9,36 @@ use apachews\Exception\ServerException;
 use apachews\Exception\SocketInUse;
 
 /**
- * The socket file: making it, taking it over, and taking it away again.
+ * The socket file: creating, replacing and removing it.
  *
- * The constructor listens or throws; close() is idempotent and removes the file only where
- * it is still the one made here.
+ * The constructor listens or throws; close() is idempotent and removes the file only if it is
+ * still the one that was created here.
  *
- * How this works: the new socket is bound beside the path, made ready there, and renamed
- * onto it once it listens. So whoever connects finds the old one or the new one, and never
- * nobody: a file that a dead producer left and a live producer's are replaced alike. A live
- * one goes on with the clients it has. The umask makes the file with the permissions it is
- * to have, so that there is no moment at which it is open to more.
+ * How this works: the new socket is bound to a temporary name beside the path, starts to
+ * listen, and is renamed onto the path. A client that connects finds the old socket or the new
+ * one, and always a listening one; the files of dead and live producers are replaced alike. A
+ * live producer keeps its clients. The umask creates the file with its final permissions, so
+ * that they are never too wide.
  *
- * The directory is locked meanwhile, and while a file is removed: two producers that start
- * at once come one after the other, and nobody removes what a successor has just put in
- * the place of his file. What lies beside the path while the lock is free was left by a
- * start that died, and is cleared away. (Producers in Python do the same, with the same
- * lock and the same names.)
+ * The directory is locked during this, and while a file is removed: two producers that start
+ * at the same time take turns, and a producer does not remove the file of its successor. A
+ * temporary name that exists while the lock is free was left by a start that died, and is
+ * removed. (The Python library uses the same lock and names.)
  *
  * @internal
  */
 final class SocketFile
 {
-    /** sockaddr_un.sun_path, less the final NUL. */
+    /** The size of sockaddr_un.sun_path, without its NUL. */
     public const MAX_PATH_BYTES = 107;
-    /** Clients that may wait for accept(); the kernel cuts it to net.core.somaxconn. */
+    /** The backlog of listen(); the kernel limits it to net.core.somaxconn. */
     private const BACKLOG = 4096;
-    /** A name beside the path. It does not end in .ws: Apache would take it for one. */
+    /** The temporary name. It does not end in .ws: Apache would serve it. */
     private const BESIDE = '/\A\.apachews-[0-9a-f]{8}\z/';
 
     /**
-     * How long others that start or end in the same directory are waited for, which take a
-     * millisecond each; and how often they are looked for.
+     * How long to retry the lock of the directory, which producers hold for a millisecond when
+     * they start or exit; and the interval of the retries.
      */
     private const LOCK_TIMEOUT_NS = 5_000_000_000;
     private const LOCK_INTERVAL_US = 10_000;
@@ -48,20 +47,20 @@ final class SocketFile
     public const EAGAIN = 11;
     public const ECONNREFUSED = 111;
 
-    /** @var resource|null listens, non-blocking; null once it is closed */
+    /** @var resource|null listening, non-blocking; null once it is closed */
     public mixed $stream = null;
-    /** Whether another producer listened there. */
+    /** Whether another producer listened on the path. */
     public readonly bool $wasTaken;
-    /** The path, also where the program goes elsewhere. */
+    /** The absolute path, valid also after a chdir(). */
     private readonly string $place;
-    /** @var array{int, int}|null device and inode, while the file is to be removed from here */
+    /** @var array{int, int}|null device and inode; null once the file is removed */
     private ?array $identity = null;
 
     /**
-     * @param string          $path      where the file is to be
-     * @param int             $mode      its permissions; connecting takes the right to write
-     * @param string|int|null $group     name or number of the group it is given to
-     * @param bool            $exclusive refuse where another producer listens
+     * @param string          $path      of the file
+     * @param int             $mode      its permissions; connecting needs write permission
+     * @param string|int|null $group     name or number of its group
+     * @param bool            $exclusive fail if another producer listens
      *
      * @throws ServerException
      */
@@ -73,14 +72,14 @@ final class SocketFile
     ) {
         self::requireShort($path);
         $this->place = $path[0] === '/' ? $path : getcwd() . "/$path";
-        $lock = self::lockDirectory($path, $isAlone);
+        $lock = self::lockDirectory($path, $isLocked);
         try {
             $this->wasTaken = self::isLive($path);
             if ($this->wasTaken && $exclusive) {
                 throw new SocketInUse($path);
             }
-            if ($isAlone) {
-                self::clearLeftOvers(dirname($path));
+            if ($isLocked) {
+                self::removeLeftOvers(dirname($path));
             }
             $this->listen($lock, $mode, $group);
         } finally {
@@ -89,27 +88,27 @@ final class SocketFile
     }
 
     /**
-     * Refuses a path that no Unix socket can have; PHP would cut it off.
+     * Rejects a path that is too long for a Unix socket; PHP would truncate it.
      *
      * @throws ServerException
      */
     public static function requireShort(string $path): void
     {
         if ($path === '' || str_contains($path, "\0")) {
-            throw new ServerException($path, 'this is no path', 'name a file in the document root');
+            throw new ServerException($path, 'invalid path', 'give the path of a file in the document root');
         }
         if (strlen($path) > self::MAX_PATH_BYTES) {
             $most = self::MAX_PATH_BYTES;
             throw new ServerException(
                 $path,
-                "the path is longer than the $most bytes that a Unix socket can have",
-                'choose a shorter one'
+                "the path exceeds the $most bytes of a Unix socket's",
+                'choose a shorter path'
             );
         }
     }
 
     /**
-     * Removes the file if it is still this one; the socket listens on.
+     * Removes the file if it is still this one; the socket continues to listen.
      */
     public function remove(): void
     {
@@ -119,12 +118,12 @@ final class SocketFile
             return;
         }
         try {
-            $lock = self::lockDirectory($this->place, $isAlone);
+            $lock = self::lockDirectory($this->place, $isLocked);
         } catch (ServerException) {
-            return; // somebody has tidied up already
+            return; // the directory was removed
         }
-        // (Not alone, it could be a successor's a moment later; the next to start replaces it.)
-        if ($isAlone && self::identify($this->place) === $identity) {
+        // Without the lock the file could become a successor's; the next start replaces it.
+        if ($isLocked && self::identify($this->place) === $identity) {
             Warnings::withheld(fn (): bool => unlink($this->place));
         }
         fclose($lock);
@@ -137,7 +136,7 @@ final class SocketFile
     {
         $this->remove();
         if (is_resource($this->stream)) {
-            // (As in Connection::close().)
+            // A forked process may have a copy of the descriptor.
             stream_socket_shutdown($this->stream, STREAM_SHUT_RDWR);
             fclose($this->stream);
         }
@@ -153,11 +152,11 @@ final class SocketFile
         $beside = dirname($this->path) . "/$name";
         $address = $beside;
         if (strlen($address) > self::MAX_PATH_BYTES) {
-            // A name beside a path that just fits may not; this way it always does.
+            // The temporary name may be too long beside a path that just fits; this one fits.
             $fd = (new Descriptors())->of($directory);
             $address = $fd === null ? throw new ServerException(
                 $this->path,
-                'there is no /proc, and so no room for a name beside it',
+                'without /proc the path is too long for a temporary name beside it',
                 'choose a path that is ' . (strlen($address) - self::MAX_PATH_BYTES) . ' bytes shorter'
             ) : "/proc/self/fd/$fd/$name";
         }
@@ -174,7 +173,7 @@ final class SocketFile
         });
         umask($umask);
         if ($stream === false) {
-            throw $this->failed("a socket cannot be made here: $error");
+            throw $this->failed("cannot create a socket here: $error");
         }
         stream_set_blocking($stream, false);
         $identity = self::identify($beside);
@@ -187,7 +186,7 @@ final class SocketFile
             $error = Warnings::last();
             fclose($stream);
             Warnings::withheld(static fn (): bool => unlink($beside));
-            throw $this->failed("the socket cannot be made ready: $error");
+            throw $this->failed("cannot set up the socket file: $error");
         }
         $this->stream = $stream;
         $this->identity = $identity;
@@ -195,19 +194,19 @@ final class SocketFile
 
     private function failed(string $problem): ServerException
     {
-        $remedy = 'let the user of this program write to the directory, and be in the group if there is one';
+        $remedy = 'give the user of this program write permission for the directory, and add it to the group';
         return new ServerException($this->path, $problem, $remedy);
     }
 
     /**
-     * @param bool|null $isAlone set: whether nobody else has the lock. That is not waited for
-     *                           for ever, as whoever may read the directory can have it.
+     * @param bool|null $isLocked set to false if another program keeps the lock: any program
+     *                            that can read the directory could keep it for ever
      *
-     * @param-out bool $isAlone
+     * @param-out bool $isLocked
      *
      * @return resource
      */
-    private static function lockDirectory(string $path, ?bool &$isAlone): mixed
+    private static function lockDirectory(string $path, ?bool &$isLocked): mixed
     {
         $directory = dirname($path);
         $lock = is_dir($directory)
@@ -216,29 +215,29 @@ final class SocketFile
         if ($lock === false) {
             throw new ServerException(
                 $path,
-                "the directory $directory is missing or may not be read",
-                'make it, and give it to the user of this program'
+                "the directory $directory is missing or not readable",
+                'create it, and give the user of this program read and write permission'
             );
         }
         $deadline = hrtime(true) + self::LOCK_TIMEOUT_NS;
         while (true) {
             $isTaken = 0;
-            // (Where it fails for another reason, the file system has no locks, for anybody.)
-            $isAlone = flock($lock, LOCK_EX | LOCK_NB, $isTaken) || $isTaken !== 1;
-            if ($isAlone || hrtime(true) >= $deadline) {
+            // Another failure means that the file system does not support locks at all.
+            $isLocked = flock($lock, LOCK_EX | LOCK_NB, $isTaken) || $isTaken !== 1;
+            if ($isLocked || hrtime(true) >= $deadline) {
                 return $lock;
             }
             usleep(self::LOCK_INTERVAL_US);
         }
     }
 
-    private static function clearLeftOvers(string $directory): void
+    private static function removeLeftOvers(string $directory): void
     {
         Warnings::withheld(static function () use ($directory): void {
             $names = scandir($directory);
             foreach ($names === false ? [] : $names as $name) {
                 if (preg_match(self::BESIDE, $name) === 1) {
-                    unlink("$directory/$name"); // another user's is in nobody's way
+                    unlink("$directory/$name"); // fails for another user's file
                 }
             }
         });
@@ -255,7 +254,7 @@ final class SocketFile
     }
 
     /**
-     * Tells whether somebody listens on the socket file.
+     * Returns whether a producer listens on the path.
      */
     private static function isLive(string $path): bool
     {
@@ -267,7 +266,7 @@ final class SocketFile
         if (($status['mode'] & 0170000) !== 0140000) {
             throw new NotASocket($path);
         }
-        // Asynchronous: a full backlog would have us wait.
+        // Asynchronous, so that a full backlog does not block.
         $flags = STREAM_CLIENT_CONNECT | STREAM_CLIENT_ASYNC_CONNECT;
         $code = 0;
         $error = '';
@@ -280,11 +279,11 @@ final class SocketFile
         }
         return match ($code) {
             self::ECONNREFUSED, self::ENOENT => false,
-            self::EAGAIN => true, // its backlog is full: very much alive
+            self::EAGAIN => true, // the backlog is full, so the producer is alive
             default => throw new ServerException(
                 $path,
-                "whether somebody listens here cannot be told: $error",
-                'let the user of this program write to it, or remove it'
+                "cannot determine whether another producer listens here: $error",
+                'give the user of this program write permission for it, or remove it'
             ),
         };
     }

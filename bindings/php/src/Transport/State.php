@@ -5,31 +5,31 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 /**
- * Where a connection is in its life; it only ever moves down this list.
+ * The state of a connection; transitions only go down this list.
  */
 enum State
 {
-    /** No OPEN yet. */
+    /** Before OPEN. */
     case Connecting;
-    /** It is no client: what it sends is for clients. */
+    /** A publisher, not a client: it sends messages for clients. */
     case Publishing;
     /** The bridge waits for an ANSWER. */
     case Asked;
     /** Messages flow. */
     case Open;
-    /** Messages flow; a MOVE is sent or queued, the bridge's is awaited. */
+    /** Messages flow; MOVE is sent or queued, the bridge's MOVE is awaited. */
     case Moving;
-    /** The bridge's MOVE is read and the last event is queued; the producer may still send. */
+    /** The bridge's MOVE is read, the last event is queued; the producer can still send. */
     case Moved;
-    /** The program has the last event in hand: it may still send, and not close any more. */
+    /** The program has the last event: it can still send, but not close. */
     case Parting;
-    /** A CLOSE is sent or queued, the answer is awaited; messages are ignored. */
+    /** CLOSE is sent or queued, the answer is awaited; messages are ignored. */
     case Closing;
-    /** The last event is out; at most the queue is still being sent. */
+    /** The last event is queued or delivered; only the queue is still sent. */
     case Closed;
 
     /**
-     * Tells whether messages go to the client.
+     * Returns whether messages can be sent to the client.
      */
     public function isSending(): bool
     {
@@ -40,7 +40,7 @@ enum State
     }
 
     /**
-     * Tells whether messages come from the client.
+     * Returns whether messages of the client become events.
      */
     public function isReceiving(): bool
     {
@@ -48,7 +48,7 @@ enum State
     }
 
     /**
-     * Tells whether nothing can be sent any more, or the last event is out.
+     * Returns whether messages cannot be sent any more, or the last event was delivered.
      */
     public function hasEnded(): bool
     {

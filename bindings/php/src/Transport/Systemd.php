@@ -5,13 +5,13 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 /**
- * What systemd is told of a producer: the protocol of sd_notify(3).
+ * State messages to systemd: the protocol of sd_notify(3).
  *
- * Never throws, and waits for no longer than a second: that systemd cannot be told is no
- * reason to fail. Without NOTIFY_SOCKET in the environment nothing happens.
+ * Best effort: never throws, and waits for at most a second. Does nothing without
+ * NOTIFY_SOCKET in the environment.
  *
- * The watchdog (sd_watchdog_enabled(3)) hears of the process as long as dequeue() is
- * called; with several servers in one process, as long as any of them is.
+ * The watchdog (sd_watchdog_enabled(3)) gets keep-alive messages as long as the program calls
+ * dequeue() of any server.
  *
  * @internal
  */
@@ -30,7 +30,7 @@ final class Systemd
     }
 
     /**
-     * Says that this process serves: once, however many servers it has.
+     * Sends READY, once per process.
      */
     public static function ready(string $path): void
     {
@@ -41,7 +41,7 @@ final class Systemd
     }
 
     /**
-     * Says that the last server of this process ends.
+     * Sends STOPPING; for the last server of this process.
      */
     public static function stopping(): void
     {
@@ -49,7 +49,7 @@ final class Systemd
     }
 
     /**
-     * Gives a sign of life when one is due; returns when the next one is, or null.
+     * Sends a keep-alive message if it is due; returns the time of the next one, or null.
      */
     public function beat(float $now): ?float
     {

@@ -5,22 +5,21 @@ declare(strict_types=1);
 namespace apachews\Transport;
 
 /**
- * Keeps what PHP's functions warn of from the program, where the library expects it.
+ * Suppresses warnings of PHP's functions that the library expects.
  *
- * "@" would not do: an error handler of the program's (set_error_handler()) hears of the
- * warning all the same, and many a one throws. Then the first client that leaves at the
- * wrong moment would end the program.
+ * "@" is not enough: error handlers of the program (set_error_handler()) are called anyway, and
+ * many of them throw. Then a client that disconnects at the wrong moment would end the program.
  *
  * @internal
  */
 final class Warnings
 {
     private static string $last = '';
-    /** @var (\Closure(int, string): bool)|null made once: each read and write needs it */
+    /** @var (\Closure(int, string): bool)|null created once, because each read and write uses it */
     private static ?\Closure $note = null;
 
     /**
-     * Withholds warnings until release(), for calls that do not throw.
+     * Suppresses warnings until release(), for calls that do not throw.
      */
     public static function withhold(): void
     {
@@ -37,13 +36,13 @@ final class Warnings
     }
 
     /**
-     * Calls a function of which warnings are no news.
+     * Calls a function with warnings suppressed.
      *
      * @template T
      *
      * @param \Closure(): T $call
      *
-     * @return T what it returned
+     * @return T its result
      */
     public static function withheld(\Closure $call): mixed
     {

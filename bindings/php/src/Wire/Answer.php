@@ -7,21 +7,21 @@ namespace apachews\Wire;
 use apachews\Exception\InvalidArgument;
 
 /**
- * The producer's answer to OPEN, where Apache leaves the decision to it.
+ * The producer's answer to OPEN, with APACHEWS_ACCEPT producer.
  *
- * Data that was checked when it was made. Sources: docs/wire.md; RFC 9110 5.1, 5.5 (field
+ * Immutable and valid. Sources: docs/reference/wire.md; RFC 9110 5.1, 5.5 (field
  * names and values), 15 (status); RFC 6455 4.2.2 (subprotocol).
  */
 final class Answer
 {
-    /** What an HTTP response may sensibly carry; httpd itself has no limit here. */
+    /** A sensible limit for an HTTP response; httpd itself has none. */
     public const MAX_BYTES = 64 * 1024;
 
     private const TOKEN = "/\\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\\z/";
-    /** Visible characters, blanks between them, and obs-text: ISO 8859-1 as in OPEN. */
+    /** Visible ASCII, inner blanks, and obs-text (ISO 8859-1, as in OPEN). */
     private const VALUE = '/\A(?:[!-~\x{80}-\x{ff}](?:[ \t!-~\x{80}-\x{ff}]*[!-~\x{80}-\x{ff}])?)?\z/u';
-    /** What the handshake itself, or httpd, must have in hand. */
-    private const OURS = [
+    /** Headers that the handshake or httpd sets. */
+    private const RESERVED = [
         'connection', 'content-length', 'date', 'keep-alive', 'server', 'te', 'trailer',
         'transfer-encoding', 'upgrade',
     ];
@@ -39,34 +39,34 @@ final class Answer
     }
 
     /**
-     * Returns a yes.
+     * Returns an answer that accepts the client.
      *
      * @param array<array-key, string|list<string>> $headers values by name
      *
-     * @throws InvalidArgument a value that may not be sent; the text says which
+     * @throws InvalidArgument an invalid value; the message says which
      */
     public static function accept(?string $subprotocol, array $headers): self
     {
         if ($subprotocol !== null && preg_match(self::TOKEN, $subprotocol) !== 1) {
-            throw new InvalidArgument('the subprotocol ' . self::quote($subprotocol) . ' is no token');
+            throw new InvalidArgument('invalid subprotocol ' . self::quote($subprotocol) . ': it must be a token');
         }
         return new self(true, $subprotocol, 0, self::check($headers), '');
     }
 
     /**
-     * Returns a no.
+     * Returns an answer that rejects the client.
      *
      * @param array<array-key, string|list<string>> $headers values by name
      *
-     * @throws InvalidArgument a value that may not be sent; the text says which
+     * @throws InvalidArgument an invalid value; the message says which
      */
     public static function reject(int $status, string $body, array $headers): self
     {
         if ($status < 300 || $status > 599) {
-            throw new InvalidArgument("status $status does not refuse: use 300 to 599");
+            throw new InvalidArgument("status $status cannot reject: use 300 to 599");
         }
         if (!Utf8::isValid($body)) {
-            throw new InvalidArgument('the body of the answer is not UTF-8');
+            throw new InvalidArgument('the body is not UTF-8');
         }
         return new self(false, null, $status, self::check($headers), $body);
     }
@@ -74,7 +74,7 @@ final class Answer
     /**
      * Returns the ANSWER frame.
      *
-     * @throws InvalidArgument it is too large
+     * @throws InvalidArgument the answer is too large
      */
     public function encode(): string
     {
@@ -85,7 +85,7 @@ final class Answer
         $payload = json_encode($document, JSON_THROW_ON_ERROR);
         if (strlen($payload) > self::MAX_BYTES) {
             throw new InvalidArgument(
-                'the answer has ' . strlen($payload) . ' bytes; at most ' . self::MAX_BYTES . ' go'
+                'the answer has ' . strlen($payload) . ' bytes; the limit is ' . self::MAX_BYTES
             );
         }
         return Frame::encode(Frame::ANSWER, $payload);
@@ -105,10 +105,10 @@ final class Answer
             foreach ((array) $values as $value) {
                 if (preg_match(self::TOKEN, $name) !== 1 || preg_match(self::VALUE, $value) !== 1) {
                     $header = self::quote($name) . ': ' . self::quote($value);
-                    throw new InvalidArgument("the header $header may not be sent");
+                    throw new InvalidArgument("invalid header $header");
                 }
-                if (in_array($lower, self::OURS, true) || str_starts_with($lower, 'sec-websocket-')) {
-                    throw new InvalidArgument("the header $name is not the producer's to set");
+                if (in_array($lower, self::RESERVED, true) || str_starts_with($lower, 'sec-websocket-')) {
+                    throw new InvalidArgument("the producer cannot set the header $name");
                 }
                 $pairs[] = [$name, $value];
             }

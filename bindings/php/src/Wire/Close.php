@@ -8,7 +8,7 @@ use apachews\Exception\InvalidArgument;
 use apachews\Exception\WireError;
 
 /**
- * What a CLOSE frame says (RFC 6455 5.5.1, 7.4); code 1005 stands for an empty one.
+ * A CLOSE frame (RFC 6455 5.5.1, 7.4); code 1005 means an empty payload.
  */
 final class Close
 {
@@ -22,7 +22,7 @@ final class Close
     public const SERVICE_RESTART = 1012;
     public const TRY_AGAIN_LATER = 1013;
 
-    /** Two bytes of a control frame are the code. */
+    /** Two bytes of the payload are the code. */
     public const MAX_REASON_BYTES = Frame::MAX_CONTROL_BYTES - 2;
 
     public function __construct(public readonly int $code, public readonly string $reason = '')
@@ -32,8 +32,8 @@ final class Close
     /**
      * Returns the CLOSE frame.
      *
-     * @throws InvalidArgument a code that may not be sent, or a reason that is too long,
-     *                         not UTF-8, or without a code
+     * @throws InvalidArgument an invalid code, or a reason that is too long, not UTF-8, or
+     *                         without a code
      */
     public function encode(): string
     {
@@ -45,13 +45,13 @@ final class Close
         }
         if (!self::isSendable($this->code)) {
             throw new InvalidArgument(
-                "close code {$this->code} may not be sent: use 1000-1003, 1007-1014 or 3000-4999"
+                "close code {$this->code} must not be sent: use 1000-1003, 1007-1014 or 3000-4999"
             );
         }
         $bytes = strlen($this->reason);
         if ($bytes > self::MAX_REASON_BYTES) {
             $most = self::MAX_REASON_BYTES;
-            throw new InvalidArgument("the close reason has $bytes bytes in UTF-8; at most $most fit");
+            throw new InvalidArgument("the close reason has $bytes bytes in UTF-8; the limit is $most");
         }
         if (!Utf8::isValid($this->reason)) {
             throw new InvalidArgument('the close reason is not UTF-8');
@@ -60,9 +60,9 @@ final class Close
     }
 
     /**
-     * Reads the payload of a CLOSE frame.
+     * Decodes the payload of a CLOSE frame.
      *
-     * @throws WireError its code is the close code that answers the fault
+     * @throws WireError with the close code to answer with
      */
     public static function decode(string $payload): self
     {
@@ -70,11 +70,11 @@ final class Close
             return new self(self::NO_CODE);
         }
         if (strlen($payload) === 1) {
-            throw new WireError('the payload of a CLOSE has one byte; it needs none or two and more');
+            throw new WireError('CLOSE payload is 1 byte; it must be empty or at least 2');
         }
         $code = ord($payload[0]) << 8 | ord($payload[1]);
         if (!self::isSendable($code)) {
-            throw new WireError("close code $code may not be sent");
+            throw new WireError("close code $code must not be sent");
         }
         $reason = substr($payload, 2);
         if (!Utf8::isValid($reason)) {
@@ -84,7 +84,7 @@ final class Close
     }
 
     /**
-     * Tells whether a CLOSE frame may carry the code (RFC 6455 7.4).
+     * Returns whether a CLOSE frame can carry the code (RFC 6455 7.4).
      */
     private static function isSendable(int $code): bool
     {

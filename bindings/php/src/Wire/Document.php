@@ -7,9 +7,9 @@ namespace apachews\Wire;
 use apachews\Exception\WireError;
 
 /**
- * A JSON document of the wire, whose members are asked for with their types.
+ * A JSON document of the wire, with typed access to its members.
  *
- * Objects are read as such and not as arrays: PHP's arrays cannot tell {} from [].
+ * Objects are decoded as objects, because PHP's arrays do not distinguish {} from [].
  */
 final class Document
 {
@@ -18,20 +18,20 @@ final class Document
     }
 
     /**
-     * Reads a payload; members that nobody asks for are ignored.
+     * Decodes a payload; unknown members are ignored.
      *
      * @param string $name of the frame, for the errors
      *
-     * @throws WireError no JSON object, or another version
+     * @throws WireError invalid JSON, or another version
      */
     public static function decode(string $payload, string $name): self
     {
         $members = json_decode($payload);
         if (json_last_error() !== JSON_ERROR_NONE) {
-            throw new WireError("$name is not a JSON document in UTF-8");
+            throw new WireError("$name: invalid JSON");
         }
         if (!$members instanceof \stdClass || ($members->version ?? null) !== Frame::VERSION) {
-            throw new WireError("$name is not of version " . Frame::VERSION . ' of the wire');
+            throw new WireError("$name has an unsupported version: expected " . Frame::VERSION);
         }
         return new self($name, $members);
     }
@@ -44,7 +44,7 @@ final class Document
     public function text(string $member): string
     {
         $value = $this->value($member);
-        return is_string($value) ? $value : throw $this->wrong($member, 'no string');
+        return is_string($value) ? $value : throw $this->wrong($member, 'a string');
     }
 
     public function optionalText(string $member): ?string
@@ -55,13 +55,13 @@ final class Document
     public function number(string $member): int
     {
         $value = $this->value($member);
-        return is_int($value) ? $value : throw $this->wrong($member, 'no number');
+        return is_int($value) ? $value : throw $this->wrong($member, 'an integer');
     }
 
     public function truth(string $member): bool
     {
         $value = $this->value($member);
-        return is_bool($value) ? $value : throw $this->wrong($member, 'neither true nor false');
+        return is_bool($value) ? $value : throw $this->wrong($member, 'true or false');
     }
 
     public function object(string $member): self
@@ -69,7 +69,7 @@ final class Document
         $value = $this->value($member);
         return $value instanceof \stdClass
             ? new self("$this->name's $member", $value)
-            : throw $this->wrong($member, 'no object');
+            : throw $this->wrong($member, 'an object');
     }
 
     /**
@@ -79,7 +79,7 @@ final class Document
     {
         $texts = [];
         foreach ($this->items($member) as $value) {
-            $texts[] = is_string($value) ? $value : throw $this->wrong($member, 'no list of strings');
+            $texts[] = is_string($value) ? $value : throw $this->wrong($member, 'a list of strings');
         }
         return $texts;
     }
@@ -92,7 +92,7 @@ final class Document
         $pairs = [];
         foreach ($this->items($member) as $value) {
             if (!is_array($value) || count($value) !== 2 || !is_string($value[0]) || !is_string($value[1])) {
-                throw $this->wrong($member, 'no list of pairs');
+                throw $this->wrong($member, 'a list of pairs of strings');
             }
             $pairs[] = [$value[0], $value[1]];
         }
@@ -106,7 +106,7 @@ final class Document
     {
         $value = $this->items($member);
         if (count($value) !== 2 || !is_string($value[0]) || !is_int($value[1])) {
-            throw $this->wrong($member, 'no address and port');
+            throw $this->wrong($member, '[host, port]');
         }
         return [$value[0], $value[1]];
     }
@@ -118,7 +118,7 @@ final class Document
     {
         $map = [];
         foreach (get_object_vars($this->object($member)->members) as $name => $value) {
-            $map[$name] = is_string($value) ? $value : throw $this->wrong($member, 'no object of strings');
+            $map[$name] = is_string($value) ? $value : throw $this->wrong($member, 'an object of strings');
         }
         return $map;
     }
@@ -129,18 +129,18 @@ final class Document
     private function items(string $member): array
     {
         $value = $this->value($member);
-        return is_array($value) ? array_values($value) : throw $this->wrong($member, 'no list');
+        return is_array($value) ? array_values($value) : throw $this->wrong($member, 'a list');
     }
 
     private function value(string $member): mixed
     {
         return property_exists($this->members, $member)
             ? $this->members->$member
-            : throw new WireError("$this->name lacks the member $member");
+            : throw new WireError("$this->name: missing member $member");
     }
 
-    private function wrong(string $member, string $what): WireError
+    private function wrong(string $member, string $expected): WireError
     {
-        return new WireError("$this->name has a member of the wrong type: $member is $what");
+        return new WireError("$this->name: $member is not $expected");
     }
 }

@@ -9,7 +9,7 @@ use apachews\Exception\WireError;
 /**
  * The frames of the wire: RFC 6455 5.2, never masked, RSV bits zero.
  *
- * docs/wire.md is the specification. Pure functions and constants.
+ * docs/reference/wire.md is the specification. Pure functions and constants.
  */
 final class Frame
 {
@@ -30,15 +30,15 @@ final class Frame
     public const RSV = 0x70;
     public const OPCODE = 0x0F;
 
-    /** RFC 6455 5.5: what a control frame may carry at most. */
+    /** RFC 6455 5.5: the longest payload of a control frame. */
     public const MAX_CONTROL_BYTES = 125;
-    /** OPEN carries the request head as JSON; a bound, so that no stranger fills the memory. */
+    /** OPEN has the request head as JSON; the limit bounds the memory for any peer. */
     public const MAX_OPEN_BYTES = 8 * 1024 * 1024;
 
     /**
      * Returns the 2, 4 or 10 bytes before an unmasked payload.
      *
-     * @param int $first FIN bit and opcode, as they stand in the first byte
+     * @param int $first the first byte: FIN bit and opcode
      */
     public static function encodeHeader(int $first, int $length): string
     {
@@ -57,18 +57,18 @@ final class Frame
     }
 
     /**
-     * Reads the frame header that begins at an offset.
+     * Decodes the frame header at an offset.
      *
      * @return array{int, int, int}|null first byte, payload length, offset of the payload;
-     *                                   null where the header is not complete yet
+     *                                   null: the header is incomplete
      *
      * @throws WireError a masked frame, or a length that is not in its shortest form or
      *                   over 2**63 - 1 (RFC 6455 5.2)
      */
     public static function decodeHeader(string $data, int $start): ?array
     {
-        $there = strlen($data) - $start;
-        if ($there < 2) {
+        $available = strlen($data) - $start;
+        if ($available < 2) {
             return null;
         }
         $first = ord($data[$start]);
@@ -77,19 +77,19 @@ final class Frame
             return [$first, $length, $start + 2];
         }
         if ($length >= 0x80) {
-            throw new WireError('a frame is masked; the wire is never masked');
+            throw new WireError('masked frame: frames on the wire are never masked');
         }
         if ($length === 126) {
-            if ($there < 4) {
+            if ($available < 4) {
                 return null;
             }
             $length = ord($data[$start + 2]) << 8 | ord($data[$start + 3]);
             if ($length < 126) {
-                throw new WireError('a length is not in its shortest form');
+                throw new WireError('a frame length is not in its shortest form');
             }
             return [$first, $length, $start + 4];
         }
-        if ($there < 10) {
+        if ($available < 10) {
             return null;
         }
         $length = 0;
@@ -97,10 +97,10 @@ final class Frame
             $length = $length << 8 | ord($data[$at]);
         }
         if ($length < 0) {
-            throw new WireError('a length is over 2**63 - 1');
+            throw new WireError('a frame length exceeds 2**63 - 1');
         }
         if ($length < 65536) {
-            throw new WireError('a length is not in its shortest form');
+            throw new WireError('a frame length is not in its shortest form');
         }
         return [$first, $length, $start + 10];
     }

@@ -16,18 +16,18 @@ final class Message
     }
 
     /**
-     * Returns a message of what a program wants to send.
+     * Returns a message with data of a program.
      *
-     * @param bool|null $binary null: text where it is UTF-8, else binary
+     * @param bool|null $binary null: text if data is UTF-8, else binary
      *
-     * @throws InvalidArgument it is to be text, and is not UTF-8
+     * @throws InvalidArgument text that is not UTF-8
      */
     public static function of(string $data, ?bool $binary): self
     {
         if ($binary === null) {
             $binary = !Utf8::isValid($data);
         } elseif (!$binary && !Utf8::isValid($data)) {
-            throw new InvalidArgument('a text message must be UTF-8, and this is not; say binary: true');
+            throw new InvalidArgument('text message is not UTF-8; send it with binary: true');
         }
         return new self($data, $binary);
     }

@@ -19,27 +19,26 @@ use apachews\Request;
  * Only headers, control frames and OPEN wait in $rest until they are whole; each has a
  * bound.
  *
- * Sources: docs/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
+ * Sources: docs/reference/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
  *
  * @phpstan-type Item Message|Request|Publish|Close|Pong|Moved|Violation
  */
 final class MessageReader
 {
     /**
-     * What a producer takes as one message unless it says otherwise. Apache's side has its
-     * own, smaller limit (APACHEWS_MAX_MESSAGE, 1 MiB), which comes first; this one bounds
-     * the memory should somebody else talk to the socket.
+     * The default limit of a message. Apache's side has a smaller limit
+     * (APACHEWS_MAX_MESSAGE, 1 MiB); this one bounds the memory for peers other than Apache.
      */
     public const DEFAULT_MAX_MESSAGE_BYTES = 16 * 1024 * 1024;
 
-    /** The beginning of a header, a control frame or OPEN. */
+    /** The start of an incomplete header, control frame or OPEN. */
     private string $rest = '';
-    /** How long it must be before it is worth another look. */
+    /** The length that $rest needs before another attempt to decode it. */
     private int $wanted = 0;
-    /** What the last receive() left because of its limit, and how far it came in that. */
+    /** Bytes that the last receive() left because of its limit, and the position in them. */
     private string $unread = '';
     private int $position = 0;
-    /** Bytes of the current data frame still to come. */
+    /** Missing bytes of the current data frame. */
     private int $remaining = 0;
     /** Whether that frame ends its message. */
     private bool $frameFin = false;
@@ -50,7 +49,7 @@ final class MessageReader
     private bool $opened = false;
     /** After a CLOSE, a MOVE or a violation. */
     private bool $finished = false;
-    /** @var array<int, true> opcodes of frames that were left out and nobody has heard of */
+    /** @var array<int, true> opcodes of ignored frames, since the last popIgnored() */
     private array $ignored = [];
 
     public function __construct(private readonly int $maxMessageBytes = self::DEFAULT_MAX_MESSAGE_BYTES)
@@ -58,7 +57,7 @@ final class MessageReader
     }
 
     /**
-     * Tells whether it is between messages: an end of file here cuts nothing off.
+     * Returns whether the reader is between messages: an end of file here is not an error.
      */
     public function isIdle(): bool
     {
@@ -66,7 +65,7 @@ final class MessageReader
     }
 
     /**
-     * Tells whether receive() has left bytes, because there were more frames than it was to take.
+     * Returns whether receive() left bytes because of its limit of frames.
      */
     public function hasUnread(): bool
     {
@@ -74,11 +73,11 @@ final class MessageReader
     }
 
     /**
-     * Returns the opcodes of frames that were left out since the last call, for the log.
+     * Returns the opcodes of frames that were ignored since the last call, for the log.
      *
      * @return list<int>
      */
-    public function takeIgnored(): array
+    public function popIgnored(): array
     {
         $ignored = array_keys($this->ignored);
         $this->ignored = [];
@@ -86,10 +85,10 @@ final class MessageReader
     }
 
     /**
-     * Takes bytes from the socket; returns what they completed, in order.
+     * Processes bytes of the socket; returns the completed items, in order.
      *
-     * @param int $maxFrames frames to take; what is left is taken by the next receive(), whose
-     *                       $data may be ''
+     * @param int $maxFrames the limit of frames; the next receive(), whose $data may be '',
+     *                       continues with the rest
      *
      * @return list<Item>
      */
@@ -100,7 +99,7 @@ final class MessageReader
             return $items;
         }
         try {
-            $this->take($data, $maxFrames, $items);
+            $this->read($data, $maxFrames, $items);
         } catch (WireError $error) {
             $this->finish();
             $items[] = new Violation($error->closeCode, $error->reason);
@@ -111,7 +110,7 @@ final class MessageReader
     /**
      * @param list<Item> $items
      */
-    private function take(string $data, int $maxFrames, array &$items): void
+    private function read(string $data, int $maxFrames, array &$items): void
     {
         $position = $this->position;
         if ($this->unread !== '') {
@@ -119,7 +118,7 @@ final class MessageReader
             $this->unread = '';
             $this->position = 0;
         } elseif ($this->rest !== '') {
-            // (Appended: joining anew with each piece would take the square of the pieces.)
+            // Appended in place: concatenating to a new string would take quadratic time.
             $this->rest .= $data;
             if (strlen($this->rest) < $this->wanted) {
                 return;
@@ -152,10 +151,10 @@ final class MessageReader
             }
             [$first, $length, $start] = $header;
             if (($first & Frame::RSV) !== 0) {
-                throw new WireError('an RSV bit is set; the wire knows no extension');
+                throw new WireError('reserved bit set; the wire has no extensions');
             }
             if (($first & Frame::OPCODE) > Frame::BINARY) {
-                if (!$this->takeWholeFrame($data, $first, $start, $length, $items)) {
+                if (!$this->readWholeFrame($data, $first, $start, $length, $items)) {
                     $this->rest = substr($data, $position);
                     $this->wanted = $start + $length - $position;
                     return;
@@ -166,7 +165,7 @@ final class MessageReader
                 $position = $start + $length;
                 continue;
             }
-            $this->beginDataFrame($first, $length);
+            $this->startDataFrame($first, $length);
             if ($length === 0 && $this->frameFin) {
                 $items[] = $this->join();
             }
@@ -174,7 +173,7 @@ final class MessageReader
         }
     }
 
-    private function beginDataFrame(int $first, int $length): void
+    private function startDataFrame(int $first, int $length): void
     {
         if (!$this->opened) {
             throw new WireError('the first frame is not OPEN');
@@ -182,16 +181,16 @@ final class MessageReader
         $opcode = $first & Frame::OPCODE;
         if ($opcode === Frame::CONTINUATION) {
             if ($this->messageOpcode === 0) {
-                throw new WireError('a CONTINUATION without a message to continue');
+                throw new WireError('CONTINUATION frame without a message to continue');
             }
         } elseif ($this->messageOpcode !== 0) {
-            throw new WireError('a new message inside a fragmented one');
+            throw new WireError('new message inside a fragmented message');
         } else {
             $this->messageOpcode = $opcode;
         }
-        // (Not the sum: it could be more than an integer holds.)
+        // Not by the sum, which could overflow.
         if ($length > $this->maxMessageBytes - $this->messageBytes) {
-            throw new WireError("a message of more than {$this->maxMessageBytes} bytes", Close::TOO_BIG);
+            throw new WireError("message has more than {$this->maxMessageBytes} bytes", Close::TOO_BIG);
         }
         $this->messageBytes += $length;
         $this->remaining = $length;
@@ -199,19 +198,19 @@ final class MessageReader
     }
 
     /**
-     * Takes OPEN, a control frame or a reserved frame; false until it is whole.
+     * Processes OPEN, a control frame or a reserved frame; false if it is incomplete.
      *
      * @param list<Item> $items
      */
-    private function takeWholeFrame(string $data, int $first, int $start, int $length, array &$items): bool
+    private function readWholeFrame(string $data, int $first, int $start, int $length, array &$items): bool
     {
         $opcode = $first & Frame::OPCODE;
         $limit = $opcode < Frame::CLOSE ? Frame::MAX_OPEN_BYTES : Frame::MAX_CONTROL_BYTES;
         if ($length > $limit) {
-            throw new WireError(sprintf('a frame of opcode 0x%x has more than %d bytes', $opcode, $limit));
+            throw new WireError(sprintf('frame of opcode 0x%x has more than %d bytes', $opcode, $limit));
         }
         if ($first < Frame::FIN) {
-            throw new WireError(sprintf('a frame of opcode 0x%x is fragmented', $opcode));
+            throw new WireError(sprintf('frame of opcode 0x%x is fragmented', $opcode));
         }
         if ($start + $length > strlen($data)) {
             return false;
@@ -225,13 +224,13 @@ final class MessageReader
                 default => throw new WireError('the first frame is not OPEN'),
             };
         } elseif ($opcode === Frame::OPEN) {
-            throw new WireError('a second OPEN');
+            throw new WireError('second OPEN frame');
         } elseif ($opcode === Frame::CLOSE) {
             $items[] = Close::decode($payload);
             $this->finish();
         } elseif ($opcode === Frame::MOVE) {
             if ($this->messageOpcode !== 0) {
-                throw new WireError('a MOVE inside a message');
+                throw new WireError('MOVE frame inside a message');
             }
             $items[] = new Moved();
             $this->finish();
@@ -239,7 +238,7 @@ final class MessageReader
             $items[] = new Pong($payload);
         } else {
             // PING and ANSWER do not occur in this direction, and the other opcodes are
-            // reserved: left out, so that the wire can grow (docs/wire.md).
+            // reserved. They are ignored, so that the wire can be extended (docs/reference/wire.md).
             $this->ignored[$opcode] = true;
         }
         return true;
@@ -251,7 +250,7 @@ final class MessageReader
         $this->payload = '';
         $this->messageOpcode = $this->messageBytes = 0;
         if (!$message->isBinary && !Utf8::isValid($message->data)) {
-            throw new WireError('a text message is not UTF-8', Close::INVALID_DATA);
+            throw new WireError('text message is not UTF-8', Close::INVALID_DATA);
         }
         return $message;
     }

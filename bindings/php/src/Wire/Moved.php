@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Wire;
 
 /**
- * The bridge's MOVE: the client goes to another producer; nothing follows.
+ * The bridge's MOVE: the client moves to another producer; nothing follows.
  */
 final class Moved
 {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Wire;
 
 /**
- * The client's answer to a PING that the producer sent.
+ * The client's answer to a PING of the producer.
  */
 final class Pong
 {

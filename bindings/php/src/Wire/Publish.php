@@ -8,12 +8,12 @@ use apachews\Exception\InvalidArgument;
 use apachews\Exception\WireError;
 
 /**
- * What a program that is no bridge says in its first frame: it has messages for clients.
+ * PUBLISH, the first frame of a publisher: a program, not a bridge, with messages for clients.
  */
 final class Publish
 {
     /**
-     * @param string|null $group for whom; null: for all clients
+     * @param string|null $group the receivers; null: all clients
      */
     public function __construct(public readonly ?string $group)
     {
@@ -28,15 +28,15 @@ final class Publish
     {
         $payload = json_encode(['version' => Frame::VERSION, 'group' => $this->group]);
         if ($payload === false) {
-            throw new InvalidArgument('the name of the group is not UTF-8');
+            throw new InvalidArgument('the group name is not UTF-8');
         }
         return Frame::encode(Frame::PUBLISH, $payload);
     }
 
     /**
-     * Reads the payload of a PUBLISH frame.
+     * Decodes the payload of a PUBLISH frame.
      *
-     * @throws WireError no JSON object, another version, or a group that is no text
+     * @throws WireError invalid JSON, another version, or a group that is not a string
      */
     public static function decode(string $payload): self
     {

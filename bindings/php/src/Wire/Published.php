@@ -7,7 +7,7 @@ namespace apachews\Wire;
 use apachews\Exception\WireError;
 
 /**
- * What the producer answers to each message that was published.
+ * The producer's answer to each message of a publisher.
  */
 final class Published
 {
@@ -32,9 +32,9 @@ final class Published
     }
 
     /**
-     * Reads the payload of a PUBLISH frame.
+     * Decodes the payload of a PUBLISH frame.
      *
-     * @throws WireError no JSON object, another version, or numbers that are missing
+     * @throws WireError invalid JSON, another version, or missing numbers
      */
     public static function decode(string $payload): self
     {

@@ -5,12 +5,12 @@ declare(strict_types=1);
 namespace apachews\Wire;
 
 /**
- * Whether bytes are text; mbstring is a package of its own in Debian, so PCRE tells.
+ * Checks for UTF-8 with PCRE, because mbstring is a separate package in Debian.
  */
 final class Utf8
 {
     /**
-     * Tells whether the bytes are UTF-8 (RFC 3629): no surrogates, no overlong forms.
+     * Returns whether the bytes are UTF-8 (RFC 3629), without surrogates and overlong forms.
      */
     public static function isValid(string $data): bool
     {
@@ -18,7 +18,7 @@ final class Utf8
     }
 
     /**
-     * Cuts text to so many bytes, between characters.
+     * Truncates text to a number of bytes, between two characters.
      */
     public static function truncate(string $text, int $bytes): string
     {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace apachews\Wire;
 
 /**
- * The bytes break the wire's rules or the size limit; nothing follows.
+ * The bytes violate the wire's rules or the size limit; nothing follows.
  */
 final class Violation
 {

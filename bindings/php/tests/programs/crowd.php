@@ -3,9 +3,9 @@
 /**
  * Many clients at once: crowd.php SOCKET COUNT.
  *
- * Connects them one after the other; each says its number and hears it, or is told to
- * leave. Then each that was let in says it once more, so that all were there at once.
- * Prints, as JSON, how many were served both times, and the codes of those who were not.
+ * Connects them one after the other; each sends its number and gets the echo, or is closed. Then
+ * each accepted client sends again, which shows that all were connected at the same time.
+ * Prints, as JSON, the number of clients served each time, and the close codes of the others.
  */
 
 declare(strict_types=1);

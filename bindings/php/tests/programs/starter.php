@@ -1,7 +1,7 @@
 <?php
 
 /**
- * A producer that starts a program in the background for every message, and says its number.
+ * A producer that starts a background program per message, and sends its process id.
  */
 
 declare(strict_types=1);

@@ -1,0 +1,66 @@
+"""Bytes that one side of a connection has not taken yet.
+
+Contract: ``push`` appends whole frames, ``flush`` sends as much as the peer takes.  The
+caller bounds the queue: it stops reading the other side while ``unsent_bytes`` is not 0.
+
+How this works: one bytes object and the number of its last bytes that are not sent.  What
+is sent stays in the object until all of it is, because a producer that dies inside a frame
+leaves the whole frame to its successor (``undelivered``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class SendQueue:
+    """The queue of one leg.
+
+    Attributes:
+        unsent_bytes: how many bytes wait; 0 if the queue is empty.  For reading only.
+    """
+
+    __slots__ = ("_data", "unsent_bytes")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self.unsent_bytes = 0
+
+    def push(self, data: bytes, sent: int = 0) -> None:
+        """Append whole frames.
+
+        Args:
+            sent: how many bytes of ``data`` the peer has taken already; 0 unless the queue
+                is empty.
+        """
+        self._data = self._data + data if self._data else data
+        self.unsent_bytes += len(data) - sent
+
+    def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
+        """Send once, and return how many bytes were taken; do nothing if the queue is empty.
+
+        Args:
+            send: takes some of the bytes and returns how many.
+
+        Raises:
+            OSError: ``send`` raised it; the queue is unchanged.
+        """
+        if not self.unsent_bytes:
+            return 0
+        data = self._data
+        offset = len(data) - self.unsent_bytes
+        # A view: a copy for each piece of a large queue would take quadratic time.
+        sent = send(memoryview(data)[offset:] if offset else data)
+        self.unsent_bytes -= sent
+        if not self.unsent_bytes:
+            self._data = b""
+        return sent
+
+    def undelivered(self) -> tuple[bytes, int]:
+        """Return whole frames, and how many of their first bytes the peer has taken."""
+        return self._data, len(self._data) - self.unsent_bytes
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._data = b""
+        self.unsent_bytes = 0

@@ -1,0 +1,105 @@
+"""docs/contributing: every function and file that the pages name exists.
+
+A function is named as ``module.function()`` or ``module.Class.method()``, with as much of the
+module's path before it as makes it unique: ``bridge.loop.Loop.turn()``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from ..support.site import ROOT
+from .test_layers import modules
+
+PAGES = sorted((ROOT / "docs" / "contributing").glob("*.md"))
+FUNCTION = re.compile(r"(?<![\w./])((?:\w+\.)+\w+)\(\)")
+FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\w)`")
+# Python's own, in the diagrams.
+FOREIGN = {"os.fork"}
+# Names of modules that are still being cut.  It only shrinks: a name that exists is removed here.
+PENDING = {
+    "Relay.on_client",
+    "Relay.on_producer",
+    "fast_path.FastPath.relay_client",
+    "fast_path.FastPath.relay_producer",
+    "handshake.producer.ask",
+    "handshake.producer.connect",
+    "protocol.new_session",
+    "recipe.upgrade",
+    "reconnect.Reconnector.connect_due",
+    "relay.Relay.lose_producer",
+    "relay.Relay.resume",
+    "relay.Relay.send_to_client",
+    "relay.Relay.send_to_producer",
+    "relay.Relay.start",
+    "request_info.describe",
+    "thread.Bridge.stop_when",
+}
+
+
+@functools.cache
+def definitions(path: Path) -> frozenset[str]:
+    """Return ``function``, ``Class`` and ``Class.method`` of a module, with assigned names."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found.add(node.name)
+            found |= {
+                f"{node.name}.{method.name}"
+                for method in node.body
+                if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef))
+            }
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return frozenset(found)
+
+
+def exists(reference: str) -> bool:
+    """Return whether some module of the product defines what the reference names."""
+    parts = reference.split(".")
+    for count in range(1, len(parts)):
+        module, name = ".".join(parts[:count]), ".".join(parts[count:])
+        for full, path in modules().items():
+            if f".{full}".endswith(f".{module}") and name in definitions(path):
+                return True
+    # ``Class.method()`` in running text, after the module was named.
+    return len(parts) == 2 and any(reference in definitions(path) for path in modules().values())
+
+
+def references() -> list[str]:
+    return sorted({name for page in PAGES for name in FUNCTION.findall(page.read_text())})
+
+
+def test_the_pages_name_functions() -> None:
+    assert len(references()) > 40
+    assert exists("bridge.loop.Loop.turn")
+    assert not exists("bridge.loop.Loop.turn_around")
+    assert not exists("no_such_module.turn")
+
+
+def test_every_function_exists() -> None:
+    missing = {name for name in references() if name not in FOREIGN and not exists(name)}
+    assert missing <= PENDING
+
+
+def test_a_pending_name_is_still_named() -> None:
+    assert set(references()) >= PENDING
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_exists(page: Path) -> None:
+    roots = (ROOT, ROOT / "docs", ROOT / "tests", ROOT / "apachews_handler")
+    missing = [
+        path
+        for path in FILE.findall(page.read_text())
+        if not any((root / path).exists() for root in roots)
+        and not path.startswith(("artefacts/", "bench/results/"))  # made by runs
+    ]
+    assert missing == []
