@@ -72,7 +72,7 @@ class HandledConnection:
         """Reject the client, with ``APACHEWS_ACCEPT producer``; see ``Client.reject``.
 
         Example:
-            >>> connection.reject(404, "There is no such room.")
+            >>> connection.reject(404, "This room does not exist.")
             True
         """
         return self.client.reject(status, body, headers)

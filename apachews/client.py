@@ -199,7 +199,7 @@ class Client:
                 large.
 
         Example:
-            >>> client.reject(404, "There is no such room.")
+            >>> client.reject(404, "This room does not exist.")
             True
         """
         answer = Answer.reject(status, headers, body)

@@ -38,6 +38,8 @@ class Connections:
     Attributes:
         by_fd: the connections by descriptor.
         events: queued events.
+        closing: connections that are closing, with their deadlines.  All have the same
+            timeout, so that the queue is in the order of the deadlines.
         ignores_messages: the server closes: it reads only to receive the answers to its CLOSE.
     """
 
@@ -57,9 +59,7 @@ class Connections:
         self._max_message_bytes = max_message_bytes
         self._max_queue_bytes = max_queue_bytes
         self._on_forget = on_forget
-        # Connections that are closing, with their deadlines.  All have the same timeout, so
-        # that the queue is in the order of the deadlines.
-        self._closing: deque[tuple[float, Connection]] = deque()
+        self.closing: deque[tuple[float, Connection]] = deque()
         # Weak: a group lives as long as it has a member, or the program refers to it.
         self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
 
@@ -96,7 +96,7 @@ class Connections:
             return
         if connection.deadline is None and connection.state in (State.CLOSING, State.CLOSED):
             connection.deadline = time.monotonic() + CLOSE_TIMEOUT_S
-            self._closing.append((connection.deadline, connection))
+            self.closing.append((connection.deadline, connection))
             self._poller.wake_if_waited_for()
         # Unread messages of clients that wait for their CLOSE stay in the kernel.
         is_over = self.ignores_messages and connection.state in RECEIVING
@@ -140,19 +140,14 @@ class Connections:
                 self.end(connection, code, reason)
             self.forget(connection)
 
-    @property
-    def has_timers(self) -> bool:
-        """True if ``run_timers`` has work now or later."""
-        return bool(self._closing)
-
     def run_timers(self, now: float) -> float | None:
         """Drop the closing connections whose time is over; return the next deadline, or None."""
-        while self._closing:
-            deadline, connection = self._closing[0]
+        while self.closing:
+            deadline, connection = self.closing[0]
             is_closed = connection.fileno() == -1
             if not is_closed and deadline > now:
                 return deadline
-            self._closing.popleft()
+            self.closing.popleft()
             if not is_closed:
                 self.end(connection, wire.ABNORMAL, "the close was not answered in time")
                 self.forget(connection)

@@ -265,11 +265,11 @@ class Loop:
         """Run the expired timers; return the seconds until the next one, or None."""
         # Fast path: every turn comes here, and most servers have no timer most of the time.
         if not (
-            self.connections.has_timers
+            self.connections.closing
             or self._calls.later
             or self._heartbeat is not None
             or self._drain_deadline is not None
-            or self._publications.has_timers
+            or self._publications.waiting
             or self._acceptor.has_timers
         ):
             return None

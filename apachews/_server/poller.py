@@ -73,6 +73,7 @@ class Poller:
 
     def remove(self, fd: int) -> None:
         """Stop watching a connection, before its descriptor is closed."""
+        # A new connection may have the same descriptor; it must not be served in its place.
         self._paused.pop(fd, None)
         self._epoll.unregister(fd)
 
@@ -90,6 +91,8 @@ class Poller:
 
     def remove_reader(self, fd: int) -> None:
         """Stop watching a reader, before its descriptor is closed."""
+        # unregister() and not only close(): another process may hold the same socket, and epoll
+        # would name the descriptor as long as any does.
         self._epoll.unregister(fd)
         del self._readers[fd]
 
@@ -113,7 +116,10 @@ class Poller:
         if not self._paused:
             self.ready.extend(self._poll(timeout_s, keeps_lock))
             return ()
+        # Connections with unparsed bytes can be served at once, so do not wait; but ask epoll,
+        # or two busy clients would keep all others from being served.
         found = self._poll(0.0, keeps_lock)
+        # Taken after the poll: another thread may have added one while the lock was released.
         paused, self._paused = self._paused, {}
         for fd, _ in found:
             paused.pop(fd, None)

@@ -48,6 +48,9 @@ class Publications:
         connections: the server's, of clients among others.
         poller: the server's.
         siblings: other workers, or None.
+
+    Attributes:
+        waiting: the publishers whose siblings have not all answered.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Publications:
         self._poller = poller
         self._siblings = siblings
         self._publishers: dict[Connection, _Publisher] = {}
+        self.waiting: dict[Connection, _Publisher] = {}
         if siblings:
             poller.add_reader(
                 siblings.receiver.fileno(), functools.partial(self._receive_relayed, siblings)
@@ -79,20 +83,14 @@ class Publications:
         """Remove a connection that is closed; ignore one that is not a publisher."""
         publisher = self._publishers.pop(connection, None)
         if publisher and publisher.answers:
-            self._stop_waiting(publisher)
-
-    @property
-    def has_timers(self) -> bool:
-        """True if ``run_timers`` has work now or later."""
-        return any(one.answers for one in self._publishers.values())
+            self._stop_waiting(connection, publisher)
 
     def run_timers(self, now: float) -> float | None:
         """Stop waiting for late siblings; return the next deadline, or None."""
-        for connection, publisher in list(self._publishers.items()):
-            if publisher.answers and publisher.deadline <= now:
+        for connection, publisher in list(self.waiting.items()):
+            if publisher.deadline <= now:
                 self._finish(connection, publisher)
-        deadlines = [one.deadline for one in self._publishers.values() if one.answers]
-        return min(deadlines, default=None)
+        return min((one.deadline for one in self.waiting.values()), default=None)
 
     def close(self) -> None:
         """Remove all publishers and close the channels to siblings."""
@@ -134,6 +132,7 @@ class Publications:
                 continue
             publisher.answers = answers
             publisher.deadline = time.monotonic() + ANSWER_TIMEOUT_S
+            self.waiting[connection] = publisher
             self._poller.add_reader(
                 answers.fileno(), functools.partial(self._receive_answers, connection)
             )
@@ -141,13 +140,14 @@ class Publications:
             connection.pause(True)
 
     def _finish(self, connection: Connection, publisher: _Publisher) -> None:
-        self._stop_waiting(publisher)
+        self._stop_waiting(connection, publisher)
         connection.send_published(wire.Published(*publisher.delivery))
         connection.pause(False)
         self._deliver_next(connection, publisher)
 
-    def _stop_waiting(self, publisher: _Publisher) -> None:
+    def _stop_waiting(self, connection: Connection, publisher: _Publisher) -> None:
         assert publisher.answers, "called only while siblings are awaited"
+        del self.waiting[connection]
         self._poller.remove_reader(publisher.answers.fileno())
         publisher.answers.close()
         publisher.answers = None

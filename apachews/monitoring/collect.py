@@ -8,9 +8,8 @@ user.
 How this works: each process that has or had a WebSocket listens on a socket in its user's
 directory, named ``<process id of Apache's parent>.status.<its own>``.  It sends each caller the
 descriptor of a file with its status (``apachews_handler.bridge.reporter``).  The file must be
-sealed: a sealed file is in memory and has a fixed size, so that reading it never blocks, also if
-another program made it.  A process that was killed leaves its socket file behind; ``collect``
-removes it.
+sealed: a sealed file is in memory and has a fixed size, so that reading it never blocks,
+even if a foreign program made it.  ``collect`` removes the socket file of a killed process.
 
 Sources: unix(7), proc(5), fcntl(2).
 """

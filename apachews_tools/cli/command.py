@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
 
+from apachews._processes.signals import Handlers, restore_handlers
 from apachews.exceptions import ApachewsError
 
 # A day.
@@ -76,7 +77,7 @@ def tidy_at_signals() -> Iterator[None]:
     are ignored until this ends, or they would break the tidying off.
     A signal that was ignored before stays so, as with nohup(1).
     """
-    before = {
+    before: Handlers = {
         number: handler
         for number in _ENDING
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
@@ -86,9 +87,7 @@ def tidy_at_signals() -> Iterator[None]:
             signal.signal(number, _raise_exit)
         yield
     finally:
-        for number, handler in before.items():
-            # None: it was set by C code, and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        restore_handlers(before)
 
 
 @contextmanager

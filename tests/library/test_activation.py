@@ -19,7 +19,7 @@ from ..conftest import wait_for
 from ..support.bridge_by_hand import Bridge
 from ..support.producers import AS_SYSTEMD, ROOT, program
 
-# Serves until somebody says so, twice.
+# Serves until a client stops it, twice.
 TWICE = """
 import os, stat, sys
 from apachews import Event, Server
@@ -61,7 +61,7 @@ def test_the_socket_is_used_and_survives(
     (short_path / "link").symlink_to(short_path)
     path = str(short_path / "link" / "a.ws")
     before = os.stat(path)
-    bridge = Bridge(path)  # before anybody runs
+    bridge = Bridge(path)  # before a producer runs
     with socket.socket(socket.AF_UNIX) as other, open(os.devnull) as file:
         fds = [file.fileno(), other.fileno(), systemd.fileno()]
         process = started(program(short_path, TWICE), path, end, fds=fds)
@@ -69,9 +69,9 @@ def test_the_socket_is_used_and_survives(
         bridge.send(wire.TEXT, b"hi")
         assert wait_for(bridge.read_available) == ["hi"]
         bridge.send(wire.TEXT, b"end")
-        (goodbye,) = wait_for(bridge.read_available)
+        (last_frame,) = wait_for(bridge.read_available)
         waiting = Bridge(path)  # in systemd's hands
-        if isinstance(goodbye, Moved):
+        if isinstance(last_frame, Moved):
             bridge.send(wire.MOVE)
         wait_for(lambda bridge=bridge: bridge.is_at_end)  # type: ignore[misc]
         bridge.socket.close()

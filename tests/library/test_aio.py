@@ -87,7 +87,7 @@ def test_a_handler_has_a_connection_to_itself(short_path: Path) -> None:
     run(main())
 
 
-def test_a_handler_that_returns_says_goodbye(short_path: Path) -> None:
+def test_a_handler_that_returns_closes_its_connection(short_path: Path) -> None:
     async def once(connection: aio.Connection) -> None:
         await connection.send(await connection.receive())
 
@@ -180,7 +180,7 @@ def test_sending_waits_for_a_slow_client(short_path: Path) -> None:
 
 
 def test_a_client_is_not_read_while_its_handler_is_busy(short_path: Path) -> None:
-    """And nobody else is kept waiting."""
+    """Other clients do not wait meanwhile."""
     may_read = asyncio.Event()
     received: list[object] = []
 
@@ -367,7 +367,7 @@ def test_a_handler_that_never_ends_is_cancelled(
     assert cancelled
 
 
-def test_goodbyes_are_spread(short_path: Path) -> None:
+def test_the_closes_are_spread(short_path: Path) -> None:
     async def main() -> float:
         async with serving(short_path, echo) as (server, bridge):
             other = Bridge(server.path)

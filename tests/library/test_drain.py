@@ -142,7 +142,7 @@ def test_the_program_closes_a_client_that_moves(server: Server) -> None:
     bridge.socket.close()
 
 
-def test_closing_at_the_last_event_is_no_goodbye(server: Server) -> None:
+def test_close_at_the_last_event_sends_no_frame(server: Server) -> None:
     """As the seed's program does."""
     bridge, _ = connected(server)
     server.drain()
@@ -167,7 +167,7 @@ def test_a_close_that_crosses_the_move(server: Server) -> None:
 
 
 def test_a_bridge_that_moves_before_it_is_answered_has_left(server: Server) -> None:
-    """It never does; but whoever was accepted is to be told the end of."""
+    """A bridge never does; but an accepted client must cause its ConnectionClosed."""
     with Bridge(server.path, dataclasses.replace(OPEN, answer_required=True)).socket as sock:
         client = next_event(server, Event.Accept).client()
         sock.sendall(wire.encode_frame(wire.MOVE, b""))
@@ -220,7 +220,7 @@ def test_who_has_come_but_not_been_heard_is_moved_with_his_messages(server: Serv
     waiting = Bridge(server.path)
     waiting.send(wire.TEXT, b"hi")
     server.drain()
-    assert not os.path.exists(server.path)  # nobody else comes
+    assert not os.path.exists(server.path)  # no new client connects
     early.socket.sendall(OPEN.encode())
     for bridge in (early, waiting):
         wait_for(lambda: server.dequeue(0) or True)
@@ -245,7 +245,7 @@ def test_who_waits_to_be_accepted_is_refused(server: Server) -> None:
     assert [event.reason for event in server] == ["it was rejected"] * 2
 
 
-def test_close_during_a_drain_says_goodbye_to_the_rest(server: Server) -> None:
+def test_close_during_a_drain_closes_the_rest(server: Server) -> None:
     bridge, _ = connected(server)
     moved, _ = connected(server)
     server.drain()
@@ -253,8 +253,8 @@ def test_close_during_a_drain_says_goodbye_to_the_rest(server: Server) -> None:
     assert server.dequeue(5) is not None
     server.close()
     assert [event.code for event in server] == [1001]
-    goodbye = wire.Close(1001, "the server closes")
-    assert bridge.read_available() == [Moved(), goodbye]
+    close = wire.Close(1001, "the server closes")
+    assert bridge.read_available() == [Moved(), close]
     assert moved.read_available() == [Moved()]  # the program knew that it had gone
     for end in (bridge, moved):
         end.socket.close()

@@ -70,7 +70,7 @@ def test_a_client_is_in_a_group_once_and_in_as_many_as_it_likes(
     first.discard(client)
     first.discard(client)
     assert client.groups == [second]
-    assert first.broadcast("nobody") == (0, 0)
+    assert first.broadcast("to an empty group") == (0, 0)
 
 
 def test_one_name_is_one_group_while_somebody_is_in_it(server: Server, connect: Connect) -> None:

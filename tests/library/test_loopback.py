@@ -267,7 +267,7 @@ def test_strangers_are_refused(
             strangers = (silent, http, guesses)
             wait_for(lambda: server.dequeue(0.01) is None and all(map(is_over, strangers)))
         assert not server.clients()
-    # One line, whoever comes: a stranger must not fill the log.
+    # One line for any number of them: foreign programs must not fill the log.
     assert caplog.text.count("refused") == 1
 
 
@@ -299,7 +299,7 @@ def test_there_is_room_for_a_few_strangers(tmp_path: Path, monkeypatch: pytest.M
 
 
 class Flooded:
-    """A listening socket on which somebody always waits."""
+    """A listening socket with a connection at every accept()."""
 
     def __init__(self) -> None:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -356,7 +356,7 @@ def test_a_stranger_makes_room_where_there_is_no_descriptor_left(
             accepting.drop_waiting()
             with pytest.raises(OSError, match="open files"):
                 accepting.accept_nowait()
-            assert accepting.is_resting, "there is no connection to drop"
+            assert accepting.is_resting, "no connection is left to drop"
         accepting.stop()
 
 

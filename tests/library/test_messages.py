@@ -163,7 +163,7 @@ def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int) -> 
 
 
 def test_a_reader_that_pauses_gives_the_same() -> None:
-    """Whatever comes while it is paused goes behind what it keeps."""
+    """Bytes that arrive during a pause follow those that it keeps."""
     reader = MessageReader()
     texts = [str(number) for number in range(2000)]
     stream = HELLO + b"".join(frame(wire.TEXT, text.encode()) for text in texts)

@@ -82,7 +82,7 @@ def test_or_those_of_a_group(path: Path) -> None:
         assert wait_for(member.read_available) == ["joined"]
         wait_for(lambda: len(server.clients()) == 2)
         assert publish(path, "to you", "room") == (1, 0)
-        assert publish(path, "to nobody", group="nowhere") == (0, 0)
+        assert publish(path, "to an empty group", group="nowhere") == (0, 0)
         assert wait_for(member.read_available) == ["to you"]
         assert other.read_available() == []
         for bridge in (member, other):
@@ -252,7 +252,7 @@ def test_a_worker_that_hangs_keeps_a_publisher_waiting_for_some_time_only(
         bridges = [Bridge(str(path)) for _ in range(9)]
         bridges[0].send(wire.TEXT, b"hang")
         assert wait_for(bridges[0].read_available) == ["hangs"]
-        # A worker that hangs accepts nobody.
+        # A worker that hangs accepts no connection.
         delivery = publish(path, "hello")
         assert 0 < delivery.reached < 9
         for bridge in bridges:

@@ -57,7 +57,7 @@ ASKING = wire.Open(
         "answer_required": True,
     }
 )
-# Which event `event` is, where it is not the message "hello"; "waiting" has that come later.
+# The event of `event`, if it is not the message "hello"; with "waiting" that arrives later.
 EVENTS = {
     "Server.dequeue": "waiting",
     "Server.dequeue_nowait": "waiting",
@@ -208,12 +208,12 @@ def showing() -> Iterator[None]:
 
 
 class Browser:
-    """A client behind its bridge: answers pings, goodbyes and moves, and keeps the rest."""
+    """A client with its bridge: answers PING, CLOSE and MOVE, and keeps other frames."""
 
     def __init__(self, path: Path, open_: wire.Open = OPEN) -> None:
         self.bridge = Bridge(str(path), open_)
         self.received: list[str | bytes] = []
-        self.answer: dict[str, Any] | None = None  # to the handshake, where it is asked for
+        self.answer: dict[str, Any] | None = None  # to the handshake, if the example answers it
         self._has_moved = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -261,7 +261,7 @@ class Browser:
 
 
 class Visitor:
-    """Somebody who comes to the server that an example makes, says hello, and closes it."""
+    """A client that connects to the server of an example, sends "hello", and closes it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -136,7 +136,7 @@ def test_a_program_runs_as_python_would_run_it(short_path: Path, name: str) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("text", [SEED, ECHO])
-def test_at_the_end_every_client_gets_a_goodbye(
+def test_at_the_end_every_client_gets_a_close(
     short_path: Path, path: str, text: str, number: signal.Signals
 ) -> None:
     with running(*RUNNER, program(short_path, text), path) as process:
@@ -150,7 +150,7 @@ def test_at_the_end_every_client_gets_a_goodbye(
     assert not os.path.exists(path)
 
 
-def test_goodbyes_are_spread(short_path: Path, path: str) -> None:
+def test_the_closes_are_spread(short_path: Path, path: str) -> None:
     with running(*RUNNER, "--spread", "0.4", program(short_path, SEED), path) as process:
         first, second = connected(path), connected(path)
         process.send_signal(signal.SIGTERM)
@@ -397,7 +397,7 @@ def test_workers_that_hang_do_not_outlive_a_deploy(short_path: Path, path: str) 
 def is_answering(path: str) -> bool:
     """Return whether a new client is answered within some time."""
     bridge = Bridge(path)
-    bridge.send(wire.TEXT, b"anybody?")
+    bridge.send(wire.TEXT, b"hello?")
     let_pass(0.1)
     answers = bridge.read_available()
     bridge.socket.close()
@@ -424,7 +424,7 @@ def test_the_programs_end_is_the_runners(short_path: Path, text: str, status: in
 
 
 def test_a_program_that_has_ended_may_take_its_time(short_path: Path) -> None:
-    """A signal comes while Python waits for the last thread: that is no error."""
+    """A signal while Python waits for the last thread is not an error."""
     text = """
 import os, sys, threading, time
 
@@ -468,7 +468,7 @@ def test_when_the_runner_is_killed_the_clients_are_handed_on(short_path: Path, p
         bridge.socket.close()
 
 
-def test_of_several_servers_all_say_goodbye(short_path: Path) -> None:
+def test_of_several_servers_all_close_their_clients(short_path: Path) -> None:
     text = """
 import sys, threading
 from apachews import Server

@@ -53,7 +53,7 @@ def test_a_path_is_an_address_too(short_path: Path, monkeypatch: pytest.MonkeyPa
         assert systemd.recv(100) == b"STATUS=fine\nX=1"
 
 
-@pytest.mark.parametrize("address", ["", "@nobody-is-here", "/no/such/socket", "@" + "x" * 200])
+@pytest.mark.parametrize("address", ["", "@no-such-name", "/no/such/socket", "@" + "x" * 200])
 def test_that_nobody_listens_is_no_fault(
     short_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:

@@ -381,7 +381,7 @@ def test_dequeue_waits_no_longer_than_told(server: Server) -> None:
     assert server.dequeue(0) is None
 
 
-def test_close_says_goodbye_and_removes_the_file(server: Server, connect: Connect) -> None:
+def test_close_closes_the_clients_and_removes_the_file(server: Server, connect: Connect) -> None:
     bridge, _ = connect()
     server.close()
     server.close()
@@ -395,7 +395,7 @@ def test_close_says_goodbye_and_removes_the_file(server: Server, connect: Connec
     assert server.broadcast("x") == 0
 
 
-def test_goodbyes_are_spread(server: Server, connect: Connect) -> None:
+def test_the_closes_are_spread(server: Server, connect: Connect) -> None:
     bridges = [connect()[0] for _ in range(4)]
     said_at: dict[int, float] = {}
     is_over = threading.Event()
@@ -444,7 +444,7 @@ def test_what_another_thread_wants_is_done_between_two_events(server: Server) ->
         server.dequeue()
     thread.join()
     assert done == [threading.get_ident()]
-    server.call_soon(call)  # nobody is there any more
+    server.call_soon(call)  # the server is closed: nothing happens
     with pytest.raises(ServerClosed):
         server.dequeue()
 
@@ -642,7 +642,7 @@ def test_the_producer_accepts(server: Server) -> None:
     bridge = Bridge(server.path, ASKING)
     event = next_event(server, Event.Accept)
     client = event.client()
-    # Until it does, nobody can send to it by mistake.
+    # Until then the program cannot send to it by mistake.
     assert server.clients() == []
     assert server.broadcast("to all") == 0
     assert not client.send("early")

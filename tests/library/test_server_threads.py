@@ -153,7 +153,7 @@ def test_another_thread_hands_the_clients_on(server: Server, bridge: Bridge) -> 
 
 
 def test_nobody_finds_a_server_half_closed(server: Server, bridge: Bridge) -> None:
-    """A thread that comes for events while another says its goodbyes to a slow client."""
+    """A thread calls dequeue() while another closes a slow client."""
     accepted = server.dequeue(5)
     assert accepted
     flooded = accepted.client()

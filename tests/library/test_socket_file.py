@@ -101,7 +101,7 @@ def test_a_live_socket_is_taken_over(short_path: Path, caplog: pytest.LogCapture
     second = SocketFile(path, 0o664, None)
     assert f"{path}: taken over from another producer" in caplog.text
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o664
-    first.socket.accept()[0].close()  # the look whether anybody is there
+    first.socket.accept()[0].close()  # the probe whether a producer listens
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         second.socket.accept()[0].close()
@@ -207,7 +207,7 @@ def test_nobody_keeps_a_producer_from_starting_by_a_lock(
     made = SocketFile(str(short_path / "a.ws"), 0o600, None)
     assert made.is_in_place()
     made.close()
-    # What it cannot know to be nobody's is left: the next to start clears it away.
+    # Without the lock it leaves foreign names alone; the next start removes them.
     assert sorted(os.listdir(short_path)) == [".apachews-0123abcd", "a.ws"]
     os.close(stranger)
     SocketFile(made.path, 0o600, None).close()

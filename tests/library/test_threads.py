@@ -273,12 +273,12 @@ def test_a_handler_may_close_the_server(short_path: Path) -> None:
         started_at = time.monotonic()
         server.wait_closed()
         assert time.monotonic() - started_at < 5
-        (goodbye,) = bridge.read_available()
-        assert isinstance(goodbye, wire.Close)
-        assert goodbye.code in (1000, 1001)  # its own end, or the server's
+        (last_frame,) = bridge.read_available()
+        assert isinstance(last_frame, wire.Close)
+        assert last_frame.code in (1000, 1001)  # its own end, or the server's
 
 
-def test_goodbyes_are_spread(short_path: Path) -> None:
+def test_the_closes_are_spread(short_path: Path) -> None:
     with serving(short_path, echo) as (server, bridge):
         other = Bridge(server.path)
         wait_for(lambda: len(server.clients()) == 2)

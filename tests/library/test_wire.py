@@ -135,7 +135,7 @@ def test_open_ignores_members_it_does_not_know() -> None:
 
 
 def test_open_of_an_older_bridge_has_no_tls() -> None:
-    """As a custodian's that Apache's upgrade left behind."""
+    """As from a custodian of an older version, after an upgrade of Apache."""
     document = good_open()
     del document["tls"]
     assert wire.Open.decode(json.dumps(document).encode()).tls is None

@@ -1,4 +1,4 @@
-"""_processes.workers: several processes behind one socket, and the one that looks after them."""
+"""_processes.workers: several processes that accept from one socket, and their supervisor."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ for event in server:
         for bridge in clients.values():
             bridge.send(wire.TEXT, b"sleep")
             assert wait_for(bridge.read_available) == ["sleep"]
-        waiting = Bridge(path)  # nobody accepts it now
+        waiting = Bridge(path)  # no worker accepts it now
         waiting.send(wire.TEXT, b"last words")
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: not os.path.exists(path))

@@ -41,7 +41,7 @@ PATTERNS = {
 LIMITS = {
     "README.md": 0,
     "CHANGELOG.md": 0,
-    "apachews": 159,
+    "apachews": 1,
     "apachews_handler": 168,
     "apachews_tools": 210,
     "bench": 35,
