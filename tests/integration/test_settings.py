@@ -178,10 +178,10 @@ def test_the_producer_decides(site: Site, scheme: str) -> None:
 BAD_ANSWERS: list[tuple[bytes, int, str]] = [
     (b"", 503, "closed the connection instead of answering"),
     (wire.encode_frame(wire.TEXT, b"hi"), 500, "expected an ANSWER"),
-    (wire.encode_frame(wire.ANSWER, b"{}"), 500, "lacks the member"),
+    (wire.encode_frame(wire.ANSWER, b"{}"), 500, "missing member"),
     (b"\x84\x7f" + (2**40).to_bytes(8, "big"), 500, "the limit is 65536"),
     (b"HTTP/1.1 200 OK\r\n\r\n", 500, "expected an ANSWER"),
-    (b"\x84\xff\xff", 500, "is masked"),
+    (b"\x84\xff\xff", 500, "masked frame"),
     (
         wire.encode_frame(wire.ANSWER, b'{"accept":true,"headers":[],"subprotocol":"unasked"}'),
         500,
@@ -191,7 +191,7 @@ BAD_ANSWERS: list[tuple[bytes, int, str]] = [
 
 
 @pytest.mark.parametrize(("data", "status", "text"), BAD_ANSWERS)
-def test_answers_that_are_none(site: Site, data: bytes, status: int, text: str) -> None:
+def test_invalid_answers(site: Site, data: bytes, status: int, text: str) -> None:
     from .test_producers import HandMade  # which has tests of its own to collect
 
     producer = HandMade(site, "decides.ws")
