@@ -10,7 +10,7 @@ from typing import Any
 
 from .processes import end, python
 
-# Of what it says on its standard error, for an exception.
+# Bytes of its standard error that an exception quotes.
 _TAIL_BYTES = 2000
 
 
@@ -95,4 +95,4 @@ class Generator:
                 try:
                     stream.close()
                 except BrokenPipeError:
-                    pass  # what was written to it has nobody to read it any more
+                    pass  # the reader of this pipe has ended

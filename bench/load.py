@@ -56,7 +56,7 @@ class Counters:
         self.received = 0
         self.wrong = 0  # answers of another length or content
         self.extra = 0  # answers to nothing
-        self.dropped = 0  # connections that ended though nobody here ended them
+        self.dropped = 0  # connections that ended without a close from this side
         self.is_sending = False
         self.is_closing = False
         self.round_trips_ns: list[int] | None = None
@@ -81,7 +81,7 @@ class Client(WSListener):
         self.transport = transport
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Count an end that nobody here wanted."""
+        """Count an end that this side did not start."""
         if not self.counters.is_closing:
             self.counters.dropped += 1
 
@@ -171,7 +171,7 @@ class Crowd:
             listener.crowd = self
 
     async def meet(self) -> None:
-        """Greet the program from everybody, and wait for its answers.
+        """Greet the program on every connection, and wait for its answers.
 
         Where Apache shakes hands, a client can have its 101 before the program has
         heard of it; what is sent to all before that is not sent to this one.
@@ -321,7 +321,7 @@ class Load:
         }
 
     async def close(self, timeout_s: float = 30.0) -> dict[str, Any]:
-        """Say goodbye on every connection, and wait until all have ended."""
+        """Close every connection, and wait until all have ended."""
         self.counters.is_closing = True
         for client in self.clients:
             if not client.transport.is_disconnected:

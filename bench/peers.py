@@ -1,7 +1,7 @@
-"""Starting what is measured: an Apache where there is one, and the program behind it.
+"""Start the measured servers: an Apache, if the peer has one, and its program.
 
-``start`` is a context manager: what it gives runs, and has ended when it is left.  ``ours`` is
-what ships: the configuration in ``apachews_tools/httpd`` and the packages that are installed.
+``start`` is a context manager: its servers run inside it, and have ended after it.  ``ours`` is
+the shipped product: the configuration in ``apachews_tools/httpd`` and the installed packages.
 mod_proxy's Apache is the same one without mod_wsgi; as it holds a worker for each
 WebSocket, it gets as many workers as there are connections.
 """
@@ -153,7 +153,7 @@ def directory() -> Iterator[Path]:
 
 @contextmanager
 def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
-    """Run a program of ``backends``; wait until it says where it listens.
+    """Run a program of ``backends``; wait until it prints its address.
 
     Raises:
         PeerFailed: it does not.
@@ -193,7 +193,7 @@ def apache(
     (docroot / "index.html").write_text("<!doctype html><title>here</title>")
     if os.geteuid() == 0:
         os.chown(docroot, pwd.getpwnam(private_apache.APACHE_USER).pw_uid, -1)
-    # Nobody logs accesses.
+    # No peer logs accesses.
     (root / "access.log").symlink_to(os.devnull)
     server = PrivateApache(
         root,

@@ -37,7 +37,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
-        """Return that of some values; None where there are none."""
+        """Return the spread of some values; None without values."""
         found = list(values)
         return cls(statistics.median(found), min(found), max(found)) if found else None
 
@@ -67,7 +67,7 @@ class CaseResults:
         return list(found)
 
     def spread(self, peer: str, metric: str) -> Spread | None:
-        """Return a peer's figure over the rounds; None where it has none."""
+        """Return a peer's figure over the rounds; None if it has no such figure."""
         rounds = (measured.get(peer, {}) for measured in self.rounds)
         return Spread.of(figures[metric] for figures in rounds if metric in figures)
 

@@ -23,7 +23,7 @@ async def echo(connection: ServerConnection) -> None:
 
 
 async def fan_out(connection: ServerConnection) -> None:
-    """Send every message to everybody; a text is a greeting, and answered."""
+    """Send every message to all clients; a text is a greeting, and answered."""
     connections.add(connection)
     try:
         async for message in connection:
