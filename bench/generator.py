@@ -10,7 +10,7 @@ from typing import Any
 
 from .processes import end, python
 
-# Bytes of its standard error that an exception shows.
+# Bytes of its standard error that an exception quotes.
 _TAIL_BYTES = 2000
 
 
@@ -95,4 +95,4 @@ class Generator:
                 try:
                     stream.close()
                 except BrokenPipeError:
-                    pass  # the reader of the pipe has exited
+                    pass  # the reader of this pipe has ended

@@ -8,7 +8,7 @@ from typing import Final
 # The longest message, everywhere: apachews' default and that of websockets.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
 # Connections that may wait for accept(): the kernel's own default for the most
-# (net.core.somaxconn), so that a handshake is not lost to an event loop's default of 100.
+# (net.core.somaxconn), so that no server loses handshakes to its loop's default of 100.
 BACKLOG: Final = 4096
 
 

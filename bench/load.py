@@ -56,7 +56,7 @@ class Counters:
         self.received = 0
         self.wrong = 0  # answers of another length or content
         self.extra = 0  # answers to nothing
-        self.dropped = 0  # connections that ended before the generator closed them
+        self.dropped = 0  # connections that ended without a close from this side
         self.is_sending = False
         self.is_closing = False
         self.round_trips_ns: list[int] | None = None
@@ -81,7 +81,7 @@ class Client(WSListener):
         self.transport = transport
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Count a connection that ended unexpectedly."""
+        """Count an end that this side did not start."""
         if not self.counters.is_closing:
             self.counters.dropped += 1
 
@@ -171,10 +171,10 @@ class Crowd:
             listener.crowd = self
 
     async def meet(self) -> None:
-        """Send a message from every client, and wait for the answers.
+        """Greet the program on every connection, and wait for its answers.
 
-        With a handshake in Apache, a client can have its 101 before the program knows the
-        client; a broadcast before that does not reach it.
+        Where Apache shakes hands, a client can have its 101 before the program has
+        heard of it; what is sent to all before that is not sent to this one.
 
         Raises:
             TimeoutError

@@ -1,7 +1,7 @@
-"""Starts the measured servers: an Apache for the peers that have one, and the program.
+"""Start the measured servers: an Apache, if the peer has one, and its program.
 
-``start`` is a context manager: what it gives runs, and has ended when it is left.  ``ours`` is
-what ships: the configuration in ``apachews_tools/httpd`` and the packages that are installed.
+``start`` is a context manager: its servers run inside it, and have ended after it.  ``ours`` is
+the shipped product: the configuration in ``apachews_tools/httpd`` and the installed packages.
 mod_proxy's Apache is the same one without mod_wsgi; as it holds a worker for each
 WebSocket, it gets as many workers as there are connections.
 """
@@ -193,7 +193,7 @@ def apache(
     (docroot / "index.html").write_text("<!doctype html><title>here</title>")
     if os.geteuid() == 0:
         os.chown(docroot, pwd.getpwnam(private_apache.APACHE_USER).pw_uid, -1)
-    # Accesses are not logged with any peer.
+    # No peer logs accesses.
     (root / "access.log").symlink_to(os.devnull)
     server = PrivateApache(
         root,

@@ -15,7 +15,7 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-    """Kill a process and reap it; does nothing if it has exited."""
+    """Kill a process and reap it; does nothing if it has ended."""
     process.kill()
     process.wait()
 
@@ -31,7 +31,7 @@ def kill(pid: int) -> None:
 def of_apache(root: Path) -> list[int]:
     """Return the processes of the httpd that has this ServerRoot, the custodians among them.
 
-    A custodian is not a child of httpd; its command line is still that of a child, which
+    A custodian is not a child of httpd any more, but it has the command line of one, which
     names the directory.
     """
     found = []

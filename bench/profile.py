@@ -77,7 +77,7 @@ def _strace(path: str, pids: list[int], root: Path) -> str:
 
 
 def _perf(path: str, pids: list[int], root: Path) -> str:
-    """Sample functions, those of the kernel if that is allowed."""
+    """Sample functions, including the kernel's if that is allowed."""
     data = root / "perf.data"
     recorded = _say(
         *(path, "record", "-q", "-o", str(data), "-p", ",".join(map(str, pids))),

@@ -26,32 +26,32 @@ COLUMNS: Final[dict[str, list[tuple[str, str]]]] = {
     ],
     "scale": [],
 }
-# What the person who waits is told of scale.
+# Figures of scale that are printed during the run.
 OF_SCALE: Final = ("sockets", "lost", "http_p99_ratio", "cost_ratio", "storm_lost")
 TIMED: Final = [("p50, µs", "p50_us"), ("p99, µs", "p99_us")]
 
 HOW: Final = """\
 Every figure is the median of the rounds, with the lowest and the highest in brackets. The
-peers take turns within a round, each started anew, and another one begins each round. A
+peers take turns within a round, each freshly started, and a different one begins each round. A
 **ratio** is ours to the peer's of the same round, and the median of those: below 1 is better
-for times, CPU and memory, above 1 for what there is of a second. **CPU** is user and system
+for times, CPU and memory, above 1 for rates. **CPU** is user and system
 time of all processes that serve, Apache's and the program's, from the kernel's CPU clock of
 each process (clock_getcpuclockid), in nanoseconds{check}. KB is 1024 bytes; memory is PSS.
 
 All run on one machine over loopback: the load generator, Apache and the program share its
 cores, for every peer. **Generator** is the share of one core that the generator used;
-above {bound:.0%} a case is marked *generator-bound*: what it says of throughput is then about
-the generator. The length of every answer is checked, and the content of the first and each 64th.
-No peer compresses or logs accesses; pings are on in *scale* only; the longest message is
-1 MiB for all. Ours has one child of Apache, and so one bridge; in *handshakes* two, as Debian
+above {bound:.0%} a case is marked *generator-bound*: its throughput is then that of the
+generator. The generator checks the length of every answer, and the content of the first and each
+64th. No peer compresses or logs accesses, and only *scale* has pings; 1 MiB is the longest
+message everywhere. Ours has one child of Apache, and so one bridge; in *handshakes* two, as Debian
 starts. mod_proxy holds a worker for every WebSocket: its Apache has as many
 (MaxRequestWorkers: the connections and 32 more, in children of 64 threads, all of which run
 from the beginning); in *handshakes* four for each client, and so two children as well.
 
 *proxy+websockets*: Apache's `ProxyPass` with `upgrade=websocket` in front of the `websockets`
-library, on asyncio's own loop or, if the row says so, on uvloop. *websockets*, *picows*: the
-library alone, without Apache, and so without what Apache is for. *proxy+picows*: picows, on
-uvloop, behind the same proxy. *wss*: Apache ends TLS.
+library, on asyncio's own loop or, if the table says so, on uvloop. *websockets*, *picows*: the
+library alone, without Apache and its functions. *proxy+picows*: picows, on
+uvloop, with the same proxy. *wss*: Apache ends TLS.
 """
 
 
@@ -195,7 +195,7 @@ def scale_table(case: CaseResults) -> str:
 
 
 def show(spread: Spread | None, digits: int | None = None) -> str:
-    """Return a figure with its range; the median only after a single round."""
+    """Return a figure with its range; the median alone after a single round."""
     if spread is None:
         return "-"
 

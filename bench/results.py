@@ -67,7 +67,7 @@ class CaseResults:
         return list(found)
 
     def spread(self, peer: str, metric: str) -> Spread | None:
-        """Return the spread of a peer's figure over the rounds; None if it was not measured."""
+        """Return a peer's figure over the rounds; None if it has no such figure."""
         rounds = (measured.get(peer, {}) for measured in self.rounds)
         return Spread.of(figures[metric] for figures in rounds if metric in figures)
 

@@ -238,7 +238,7 @@ def _storm(running: Site, count: int) -> Figures:
 
 
 def servers_for(sockets: int, descriptors: int) -> tuple[int, list[str]]:
-    """Return the number of children to start, and a note if it is not Apache's default."""
+    """Return the number of initial children of Apache, and a note if it is not the default."""
     needed = -(-int(sockets * FDS_A_CONNECTION * UNEVEN) // descriptors)
     if needed <= STOCK_SERVERS:
         return STOCK_SERVERS, []
@@ -316,9 +316,9 @@ def http_figures(running: Site, seconds: float) -> Figures:
 
 
 def _ask(port: int, due: float) -> float:
-    """Request a small file; return the time from the planned start to the answer, seconds.
+    """Request a small file; return the time from the moment it was due to its answer.
 
-    (Not from the actual start: a delayed request must count its delay.)
+    (Not from the moment it was sent: a late request must count as a delay.)
     """
     time.sleep(max(0.0, due - time.monotonic()))
     with socket.create_connection(("127.0.0.1", port), HTTP_TIMEOUT_S) as connection:

@@ -1,7 +1,7 @@
-"""What apachews is to reach: one table.
+"""The targets of apachews: one table.
 
-Peers run on plain asyncio, the documented default of ``websockets``; the ratio to the same
-program on uvloop is shown as well if that has run.
+The comparison is with plain asyncio, which ``websockets`` documents as its default; the ratio
+to the same program on uvloop is shown in addition if that has run as well.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Target:
     """One figure to reach.
 
     Attributes:
-        case: the case.
-        what: the figure, in words.
-        metric: the figure.
-        limit: of the ratio; of the figure itself without ``against``.
+        case: name of the case.
+        what: name of the figure, in words.
+        metric: key of the figure.
+        limit: of the ratio; of the figure itself without a comparison.
         against: the peer to compare with, in the same round.
-        peer: the peer that is judged.
+        peer: the peer whose figure it is.
         at_least: whether more is better.
-        unit: of the figure, without ``against``.
+        unit: of the figure, without a comparison.
     """
 
     case: str
@@ -46,17 +46,17 @@ class Target:
 
     @property
     def wanted(self) -> str:
-        """What it is to be, as text."""
+        """The target as text."""
         return f"{'≥' if self.at_least else '≤'} {self.limit:g}{self.unit and f' {self.unit}'}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a target.
+    """The result of a target.
 
     Attributes:
         measured: None: its case did not run.
-        on_uvloop: the ratio to the peer on uvloop, if it ran.
+        on_uvloop: the ratio to the peer on uvloop, if that ran.
         is_met: None: not measured.
     """
 

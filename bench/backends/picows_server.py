@@ -29,7 +29,7 @@ class Echo(WSListener):
 
 
 class FanOut(Echo):
-    """One connection; broadcasts every message."""
+    """One connection; sends every message to all clients."""
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """Take it among those that get everything."""

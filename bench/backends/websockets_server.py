@@ -23,7 +23,7 @@ async def echo(connection: ServerConnection) -> None:
 
 
 async def fan_out(connection: ServerConnection) -> None:
-    """Broadcast every message; a text message is a greeting and gets an answer."""
+    """Send every message to all clients; a text is a greeting, and answered."""
     connections.add(connection)
     try:
         async for message in connection:

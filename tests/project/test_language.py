@@ -44,7 +44,7 @@ LIMITS = {
     "apachews": 1,
     "apachews_handler": 168,
     "apachews_tools": 210,
-    "bench": 35,
+    "bench": 0,
     "bindings": 269,
     "deploy": 0,
     "docs": 33,
