@@ -169,12 +169,12 @@ class Relay:
         session = connection.session
         if session.to_producer:
             connection.timeouts.passed_at = self._poller.now
-            connection.producer.queue.push(_drain(session.to_producer))
+            connection.producer.queue.push_all(session.to_producer)
             self.send_to_producer(connection)
         if session.to_client and connection.write_failed:
             session.to_client.clear()
         if session.to_client:
-            connection.client.queue.push(_drain(session.to_client))
+            connection.client.queue.push_all(session.to_client)
             self.send_to_client(connection)
         if session.client_state is not ClientState.OPEN:
             self._close_finished(connection)
@@ -379,10 +379,3 @@ class Relay:
         session = connection.session
         self._counters.end(connection.endpoint, session.traffic(), session.close_code)
         connection.log_close()
-
-
-def _drain(chunks: list[bytes]) -> bytes:
-    """Empty the list, which the session shares, and return its chunks as one."""
-    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    chunks.clear()
-    return data

@@ -1,7 +1,8 @@
 """Bytes that one side of a connection has not taken yet.
 
-Contract: ``push`` appends whole frames, ``flush`` sends as much as the peer takes.  The
-caller bounds the queue: it stops reading the other side while ``unsent_bytes`` is not 0.
+Contract: ``push`` and ``push_all`` append whole frames, ``flush`` sends as much as the peer
+takes.  The caller bounds the queue: it stops reading the other side while ``unsent_bytes`` is
+not 0.
 
 How this works: one bytes object and the number of its last bytes that are not sent.  What
 is sent stays in the object until all of it is, because a producer that dies inside a frame
@@ -35,6 +36,13 @@ class SendQueue:
         """
         self._data = self._data + data if self._data else data
         self.unsent_bytes += len(data) - sent
+
+    def push_all(self, frames: list[bytes]) -> None:
+        """Append whole frames, and empty the list, which a session shares with the caller."""
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        frames.clear()
+        self._data = self._data + data if self._data else data
+        self.unsent_bytes += len(data)
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> int:
         """Send once, and return how many bytes were taken; do nothing if the queue is empty.

@@ -53,6 +53,16 @@ def test_the_first_bytes_may_be_sent_already() -> None:
     assert peer.received == b"ame"
 
 
+@pytest.mark.parametrize("frames", [[], [b"one"], [b"one", b"two"]])
+def test_the_output_of_a_session_is_moved_into_the_queue(frames: list[bytes]) -> None:
+    queue, output = SendQueue(), list(frames)
+    queue.push(b"first", 2)
+    queue.push_all(output)
+    assert output == []
+    assert queue.undelivered() == (b"first" + b"".join(frames), 2)
+    assert queue.unsent_bytes == 3 + len(b"".join(frames))
+
+
 def test_a_full_peer_changes_nothing() -> None:
     queue, peer = SendQueue(), Peer(0)
     queue.push(b"frame")
