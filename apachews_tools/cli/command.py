@@ -16,7 +16,7 @@ from apachews.exceptions import ApachewsError
 
 # A day.
 MAX_SECONDS: Final = 86_400
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Command(Protocol):
@@ -78,7 +78,7 @@ def tidy_at_signals() -> Iterator[None]:
     """
     before = {
         number: handler
-        for number in _ENDING
+        for number in ENDING
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
     try:
@@ -98,7 +98,7 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
         path: str | None = None
         try:
             try:
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
                 try:
                     path = tempfile.mkdtemp(prefix=prefix)
                 finally:
@@ -120,5 +120,5 @@ def _raise_exit(number: int, frame: FrameType | None) -> None:
 
 def ignore_signals() -> None:
     """Within ``tidy_at_signals``, when tidying up begins: from here on nothing breaks it off."""
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

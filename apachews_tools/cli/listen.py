@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import contextlib
 import os
-import select
-import signal
 import stat
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from apachews._processes.signals import Signals
 from apachews.client import Client
 from apachews.events import Event, PongEvent
 from apachews.exceptions import ServerClosed
 from apachews.server import Server
 from apachews_tools.httpd.private_apache import APACHE_USER
 from apachews_tools.terminal.console import Console
+from apachews_tools.terminal.readable import wait_readable
 from apachews_tools.terminal.terminal import (
     CYAN,
     FAINT,
@@ -33,6 +32,7 @@ from apachews_tools.terminal.terminal import (
 
 from .close_codes import describe_close
 from .command import CommandError, utf8_text
+from .event_loop import first_result, run_until_signal
 
 SUMMARY: Final = "be a producer: see who comes and what they say, and answer by hand"
 
@@ -66,8 +66,6 @@ either way every client gets a goodbye (1001).
 exit status: 0 ended by Ctrl-D, Ctrl-C or SIGTERM; 1 it cannot listen there;
 2 arguments"""
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
@@ -90,9 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Listen until told to end."""
+    """Listen until the end of what is typed, or until a signal."""
     if not arguments.path:
-        raise CommandError("which socket file? apachews listen PATH")
+        raise CommandError("no socket file given; usage: apachews listen PATH")
     try:
         server = Server(
             arguments.path,
@@ -101,16 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
             exclusive=not arguments.take_over,
         )
     except LookupError:
-        raise CommandError(f"there is no group {arguments.group!r}") from None
+        raise CommandError(f"unknown group {arguments.group!r}") from None
     if arguments.group is None and (advice := _advice(server.path)):
         print(f"apachews listen: {advice}", file=sys.stderr, flush=True)
-    signals = Signals(_ENDING)
-    try:
-        with Console() as console:
-            _Session(server, console, arguments).run(signals)
-    finally:
-        server.close()
-        signals.close()
+    session = _Session(server, arguments)
+    # SIGTERM and Ctrl-C are how it ends.
+    with server, contextlib.suppress(KeyboardInterrupt, SystemExit):
+        run_until_signal(session.run())
+    session.show_end()
     return 0
 
 
@@ -135,9 +131,9 @@ def _advice(path: str) -> str:
 class _Session:
     """What happens on one server."""
 
-    def __init__(self, server: Server, console: Console, arguments: argparse.Namespace) -> None:
+    def __init__(self, server: Server, arguments: argparse.Namespace) -> None:
         self._server = server
-        self._console = console
+        self._console = Console()
         self._must_echo: bool = arguments.echo
         self._json: bool = arguments.json
         self._commands: dict[str, Callable[[list[str]], None]] = {
@@ -145,42 +141,42 @@ class _Session:
             "/close": self._close,
             "/ping": self._ping,
             "/who": self._show_clients,
-            "/help": lambda words: console.note(HELP),
+            "/help": lambda words: self._console.note(HELP),
         }
 
-    def run(self, signals: Signals) -> None:
-        """Serve until a signal or the end of what is typed; say goodbye."""
+    async def run(self) -> None:
+        """Serve until the user ends the input; the end of a pipe or a file ends nothing."""
         if self._json:
             self._show_json("listening", path=self._server.path)
         else:
-            end = "Ctrl-D ends, /help" if self._console.is_interactive else "Ctrl-C ends"
+            end = "Ctrl-D ends, /help" if self._console.is_typed else "Ctrl-C ends"
             self._console.note(f"listening on {self._server.path}; {end}")
-        while not self._must_end(signals):
-            self._take_events()
-            reading: list[Any] = [self._server, signals]
-            if not self._console.has_ended:
-                reading.append(self._console)
-            select.select(reading, [], [], self._server.next_timer_s())
-            self._take_events()  # who has come can be written to
-            for line in self._console.read_lines_nowait():
-                self._take_line(line)
-        self._server.close()
+        await first_result(self._serve(), self._handle_input())
+
+    async def _serve(self) -> None:
+        while True:
+            self._show_events()
+            await wait_readable(self._server.fileno(), self._server.next_timer_s())
+
+    async def _handle_input(self) -> None:
+        async for line in self._console.lines():
+            self._show_events()  # new clients can be written to
+            self._handle_line(line)
+        if not self._console.is_typed:
+            await asyncio.Event().wait()
+
+    def show_end(self) -> None:
+        """Show the close of each client, after the server was closed."""
         with contextlib.suppress(ServerClosed):
-            self._take_events()
+            self._show_events()
 
-    def _must_end(self, signals: Signals) -> bool:
-        # (The console's own signals come as well.)
-        if set(signals.take_nowait()) & set(_ENDING):
-            return True
-        return self._console.has_ended and self._console.is_interactive
+    # Events
 
-    # What comes
-
-    def _take_events(self) -> None:
+    def _show_events(self) -> None:
         while event := self._server.dequeue_nowait():
-            self._take(event)
+            self._show_event(event)
 
-    def _take(self, event: Event) -> None:
+    def _show_event(self, event: Event) -> None:
         kind = event.type()
         if kind is Event.Accept:
             if event.client().request.answer_required:
@@ -212,9 +208,9 @@ class _Session:
     def _show_json(self, event: str, **members: Any) -> None:
         self._console.show_json({"event": event, **members})
 
-    # What is typed
+    # Input
 
-    def _take_line(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
         if line.startswith("/") and not line.startswith("//"):
             words = line.split(" ", 2)
             try:
