@@ -2,38 +2,36 @@
 
     python -m apachews.runner [options] PROGRAM [ARG ...]
 
-Contract: the program is any that makes an ``apachews.Server``, unchanged; it runs in
-a process of its own (``bootstrap.py``), as ``python PROGRAM ARG…`` would run it.  To
-this one belong the signals:
+Contract: the program is any program that makes an ``apachews.Server``, unchanged.  It runs in
+a process of its own (``_bootstrap.py``), as ``python PROGRAM ARG…`` would run it.  The runner
+handles the signals:
 
-- SIGTERM, SIGINT: passed on.  The program's servers say goodbye, it ends, and this
-  ends with status 0.  With --hold they hand their clients on instead.  The second
-  one is passed on too, and ends the program at once.
-- SIGHUP: the same command is started anew.  When that listens (it takes the socket
-  over), the old program hands its clients on and ends.  When it fails to, it is
-  ended, and the old one has noticed nothing.
-- SIGABRT, systemd's watchdog: passed on, for the program to leave its traceback.
+- SIGTERM, SIGINT: forwarded.  The program's servers close their clients with 1001, the program
+  exits, and the runner exits with status 0.  With --hold the servers hand their clients over
+  instead.  A second signal is forwarded too, and terminates the program at once.
+- SIGHUP: the runner starts the same command again.  When the new program listens (it takes the
+  socket over), the old one hands its clients over and exits.  If the new program fails to
+  start, the runner terminates it, and the old program continues undisturbed.
+- SIGABRT, systemd's watchdog: forwarded, so that the program logs its traceback.
 
-When the program ends by itself, this ends with its status; to start it again is
-systemd's business.
+When the program exits by itself, the runner exits with the same status; systemd restarts it.
 
-How this works: this process never runs code of the program, so it is always there to
-act, and keeps its process id through every version: nothing has to be told to systemd
-but READY and RELOADING, and a container's first process may be this one.  The program
-talks to a NOTIFY_SOCKET of this process's.  What the current one says is passed on to
-systemd; what the next one says is how its start is known; what an old one says is
-nobody's business any more.  The road not taken: the program's process starting its
-own successor, with MAINPID.  It needs a program that is not stuck, changes the
-process id at every deploy, and costs what this costs, a small process, anyway.
+How this works: the runner never executes code of the program, so it always reacts, and its
+process id stays the same through all versions: systemd needs READY and RELOADING only, and the
+runner can be the first process of a container.  The program sends its sd_notify messages to
+the runner.  The runner forwards those of the current program to systemd, learns from READY
+that the next program has started, and ignores those of old programs.
+
+Roads not taken: the program's process starts its own successor, with MAINPID.  That needs a
+program that does not hang, changes the process id at every deployment, and costs a small
+process as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -42,16 +40,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from apachews._listening.activation import inherited_descriptors
-from apachews._processes.sd_notify import NotifyReceiver, notify, watchdog_timeout_s
-from apachews._processes.signals import Lifeline, Signals
+from apachews._processes.sd_notify import notify, watchdog_timeout_s
+from apachews._processes.signals import Lifeline
+from apachews._processes.supervise import ChildEvents, exit_status, kill_tree, seconds_until
 
 from ._bootstrap import Instructions
 from .server import DRAIN_TIMEOUT_S
 
-# How long a new program may take to listen; less than the 90 s that systemd gives a
+# The time limit for a new program to listen; shorter than the 90 s that systemd allows for a
 # reload (DefaultTimeoutStartSec).
 START_TIMEOUT_S: Final = 60.0
-# How much longer than its drain an old program may take to end.
+# The additional time for an old program to exit after its drain timeout.
 END_GRACE_S: Final = 10.0
 
 _logger: Final = logging.getLogger("apachews.runner")
@@ -59,7 +58,11 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Child:
-    """A process that runs the program; ``deadline`` is when it is killed, or None."""
+    """A process that runs the program.
+
+    Attributes:
+        deadline: when the runner kills it (``time.monotonic()``), or None.
+    """
 
     def __init__(
         self,
@@ -81,44 +84,36 @@ class _Child:
                 ],
                 env=env,
                 pass_fds=(*inherited_descriptors(), lifeline.reader_fd),
-                # Ctrl-C is for this process; the program gets it from here.
+                # Ctrl-C must reach the program once, through the runner.
                 start_new_session=True,
             )
         except OSError:
-            lifeline.cut()
+            lifeline.close_writer()
             raise
         finally:
-            lifeline.keep()
+            lifeline.close_reader()
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def send(self, number: int) -> None:
-        self.process.send_signal(number)  # nothing where it has ended
+        self.process.send_signal(number)  # does nothing after the process was reaped
 
-    def kill_all(self) -> None:
-        """Kill it, and the workers it has: they may hang as well, and nobody else would."""
-        workers = []
-        children = f"/proc/{self.pid}/task/{self.pid}/children"
-        with contextlib.suppress(OSError), open(children) as file:  # unless it has ended
-            workers = [int(pid) for pid in file.read().split()]
-        self.send(signal.SIGKILL)  # first, or it would start others
-        for pid in workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    def kill(self) -> None:
+        """Kill it and its workers: they may hang too, and no other process would kill them."""
+        kill_tree(self.pid)
 
-    def has_ended(self) -> bool:
+    def has_exited(self) -> bool:
         if self.process.poll() is None:
             return False
-        self._lifeline.cut()
+        self._lifeline.close_writer()
         return True
 
     @property
     def status(self) -> int:
-        """Its exit status as a shell has it, once it has ended."""
-        code = self.process.returncode
-        return code if code >= 0 else 128 - code
+        """Its exit status as a shell reports it, once it has exited."""
+        return exit_status(self.process.returncode)
 
 
 class Runner:
@@ -127,7 +122,7 @@ class Runner:
     Args:
         command: the program and its arguments.
         spread_s, drain_timeout_s, hold: see ``Instructions``.
-        start_timeout_s: how long a new program may take to listen.
+        start_timeout_s: the time limit for a new program to listen.
     """
 
     def __init__(
@@ -147,40 +142,32 @@ class Runner:
         self._current: _Child | None = None
         self._successor: _Child | None = None
         self._old: list[_Child] = []
-        self._must_renew_again = False
-        self._times_told = 0  # to end
-        self._told = 0  # by which signal
+        self._must_reload_again = False
+        self._ending_count = 0  # how many SIGTERM and SIGINT have arrived
+        self._ending_signal = 0  # the last of them, or 0
         self._status = 0
 
     def run(self) -> int:
-        """Run the program until it has ended; return the exit status."""
-        self._signals = Signals((*_ENDING, signal.SIGHUP, signal.SIGABRT, signal.SIGCHLD))
-        self._receiver = NotifyReceiver()
-        poll = select.poll()
-        poll.register(self._signals, select.POLLIN)
-        poll.register(self._receiver, select.POLLIN)
+        """Run the program until it has exited; return the exit status."""
+        self._events = ChildEvents(
+            (*_ENDING, signal.SIGHUP, signal.SIGABRT), self._on_signal, self._on_message
+        )
         try:
             self._current = self._start()
-            while self._current or self._successor or (self._told and self._old):
-                deadlines = [c.deadline for c in self._children() if c.deadline is not None]
-                wait_s = min(deadlines) - time.monotonic() if deadlines else None
-                poll.poll(None if wait_s is None else max(0, wait_s * 1000))
-                self._receive()
-                for number in self._signals.take_nowait():
-                    self._take_signal(number)
+            while self._current or self._successor or (self._ending_signal and self._old):
+                self._events.wait(seconds_until(child.deadline for child in self._children()))
                 self._reap()
-                self._kill_the_late()
+                self._kill_expired()
         finally:
-            self._signals.close()
-            self._receiver.close()
+            self._events.close()
         return self._status
 
     def _children(self) -> list[_Child]:
         return [child for child in (self._current, self._successor, *self._old) if child]
 
     def _start(self) -> _Child:
-        env = dict(os.environ, NOTIFY_SOCKET=self._receiver.address)
-        # What names this process is not the program's; the rest names whoever has it.
+        env = dict(os.environ, NOTIFY_SOCKET=self._events.address)
+        # These name the runner's process; _bootstrap.py sets LISTEN_PID to its own.
         env.pop("LISTEN_PID", None)
         env.pop("WATCHDOG_PID", None)
         if not inherited_descriptors():
@@ -193,91 +180,91 @@ class Runner:
         )
         return _Child(self._command, instructions, lifeline, env)
 
-    def _receive(self) -> None:
-        for pid, assignments in self._receiver.receive_nowait():
-            if self._current and pid == self._current.pid:
-                notify(*assignments)
-            elif self._successor and pid == self._successor.pid and "READY=1" in assignments:
-                self._change_over(self._successor, assignments)
+    def _on_message(self, pid: int, assignments: list[str]) -> None:
+        if self._current and pid == self._current.pid:
+            notify(*assignments)
+        elif self._successor and pid == self._successor.pid and "READY=1" in assignments:
+            self._change_over(self._successor, assignments)
 
-    def _take_signal(self, number: int) -> None:
+    def _on_signal(self, number: int) -> None:
         if number in _ENDING:
-            self._times_told += 1
-            self._told = number
-            self._must_renew_again = False
+            self._ending_count += 1
+            self._ending_signal = number
+            self._must_reload_again = False
             for child in self._children():
                 child.send(number)
-        elif number == signal.SIGHUP and not self._told:
-            self._renew()
+        elif number == signal.SIGHUP and not self._ending_signal:
+            self._reload()
         elif number == signal.SIGABRT and self._current:
             self._current.send(number)
 
-    def _renew(self) -> None:
+    def _reload(self) -> None:
         if self._successor:
-            self._must_renew_again = True  # what it started with may be old by now
+            # The program may have changed since the successor read it.
+            self._must_reload_again = True
             return
-        _logger.info("starting the next %s", self._command[0])
-        # The time is for systemd to know which reload it is the answer to.
+        _logger.info("starting the new %s", self._command[0])
+        # The time tells systemd which reload the READY answers.
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._successor = self._start()
         except OSError as error:
-            self._give_up_successor(f"could not be started: {error}")
+            self._fail_reload(f"cannot be started: {error}")
             return
         self._successor.deadline = time.monotonic() + self._start_timeout_s
 
     def _change_over(self, successor: _Child, assignments: list[str]) -> None:
-        if self._told:
-            return  # both are ending
+        if self._ending_signal:
+            return  # both have received the signal and will exit
         old, self._current, self._successor = self._current, successor, None
         successor.deadline = None
-        _logger.info("process %d listens, and gets the clients", successor.pid)
+        _logger.info("process %d listens; the clients move to it", successor.pid)
         if old:
             old.deadline = time.monotonic() + self._drain_timeout_s + END_GRACE_S
             old.send(signal.SIGHUP)
             self._old.append(old)
         notify(*assignments)
-        self._finish_renewal()
+        self._finish_reload()
 
-    def _give_up_successor(self, reason: str) -> None:
+    def _fail_reload(self, reason: str) -> None:
         self._successor = None
-        what = "the old one goes on" if self._current else "there is no old one left"
-        _logger.error("the next %s %s; %s", self._command[0], reason, what)
+        consequence = "the old one continues" if self._current else "the old one has exited"
+        _logger.error("the new %s %s; %s", self._command[0], reason, consequence)
         notify("READY=1", f"STATUS=reload failed: the new program {reason}")
-        self._finish_renewal()
+        self._finish_reload()
 
-    def _finish_renewal(self) -> None:
-        if self._must_renew_again:
-            self._must_renew_again = False
-            self._renew()
+    def _finish_reload(self) -> None:
+        if self._must_reload_again:
+            self._must_reload_again = False
+            self._reload()
 
     def _reap(self) -> None:
-        for child in [child for child in self._children() if child.has_ended()]:
-            if self._times_told == 1 and child.process.returncode == -self._told:
-                status = 0  # it was told before it could have manners
+        for child in [child for child in self._children() if child.has_exited()]:
+            if self._ending_count == 1 and child.process.returncode == -self._ending_signal:
+                status = 0  # the signal arrived before the program's handlers were installed
             else:
                 status = child.status
             if child is self._current:
                 self._current, self._status = None, status
             elif child is not self._successor:
                 self._old.remove(child)
-            elif self._told:
+            elif self._ending_signal:
                 self._successor = None
             else:
-                self._give_up_successor(f"ended with status {child.status} before it listened")
+                self._fail_reload(f"exited with status {child.status} before it listened")
 
-    def _kill_the_late(self) -> None:
+    def _kill_expired(self) -> None:
         now = time.monotonic()
         for child in self._children():
             if child.deadline is None or child.deadline > now:
                 continue
             child.deadline = None
-            child.kill_all()
-            if child is self._successor and not self._told:
-                self._old.append(child)  # until it is gone
-                self._give_up_successor(f"did not listen within {self._start_timeout_s:g} s")
+            child.kill()
+            if child is self._successor and not self._ending_signal:
+                self._old.append(child)  # until it is reaped
+                self._fail_reload(f"did not listen within {self._start_timeout_s:g} s")
             elif child in self._old:
-                _logger.error("process %d, which was to hand its clients on, hangs", child.pid)
+                _logger.error("process %d did not hand its clients over in time: killed", child.pid)
 
 
 def _interpreter() -> list[str]:

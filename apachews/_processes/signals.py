@@ -1,13 +1,7 @@
-"""Signals as something to wait for, and the end of a parent as a signal.
+"""Signals as a readable descriptor, and the exit of the parent as a signal.
 
-Contract: for a process that does nothing but look after others (``workers.py``,
-``runner.py``), on its main thread.  ``Signals`` changes handlers and gives them
-back; nothing else of this library ever does.
-
-How ``Lifeline`` works: the parent holds the writing end of a pipe and never writes;
-the kernel closes it when the parent dies, however it dies, and tells whoever asked
-for the other end (fcntl(2), O_ASYNC and F_SETSIG).  So a child learns of it wherever
-its program is.  PR_SET_PDEATHSIG would need a foreign call, and means a thread.
+Contract: for a process that only supervises others (``supervise.py``), on its main thread.
+``Signals`` replaces handlers and restores them; no other module of this library does.
 """
 
 from __future__ import annotations
@@ -17,12 +11,15 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 
 class Signals:
-    """Takes signals, to be polled for like a socket."""
+    """Receives signals through a descriptor that can be polled.
+
+    Replaces the handlers of these signals until ``close``.
+    """
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -31,49 +28,71 @@ class Signals:
         self._wakeup_fd_before = signal.set_wakeup_fd(
             self._writer.fileno(), warn_on_full_buffer=False
         )
-        self._before = {number: signal.signal(number, _ignore) for number in numbers}
+        self._before = replace_handlers(numbers, _do_nothing)
 
     def fileno(self) -> int:
         return self._reader.fileno()
 
-    def take_nowait(self) -> bytes:
-        """Return the numbers of the signals that have come, in order."""
+    def receive_nowait(self) -> bytes:
+        """Return the numbers of the signals that have arrived, in order."""
         try:
             return self._reader.recv(4096)
         except BlockingIOError:
             return b""
 
     def close(self) -> None:
-        """Give the handlers back that were there before."""
-        for number, handler in self._before.items():
-            # None: it was set by C code, and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        """Restore the previous handlers."""
+        restore_handlers(self._before)
         signal.set_wakeup_fd(self._wakeup_fd_before)
         self._reader.close()
         self._writer.close()
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing: that it came is read from the wakeup descriptor."""
+def _do_nothing(number: int, frame: FrameType | None) -> None:
+    """Handle a signal: its number is read from the wakeup descriptor."""
+
+
+# What signal.getsignal() returns: a function, SIG_DFL or SIG_IGN; None for a handler of C code.
+Handlers = dict[int, "Callable[[int, FrameType | None], object] | int | None"]
+
+
+def replace_handlers(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]
+) -> Handlers:
+    """Set the handler of several signals; return the previous ones for ``restore_handlers``."""
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+def restore_handlers(handlers: Handlers) -> None:
+    """Set the handlers that ``replace_handlers`` returned."""
+    for number, handler in handlers.items():
+        # C code set a handler that is None here; Python cannot set it again.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Lifeline:
-    """A pipe whose end is the end of the process that made it."""
+    """A pipe that ends when the process that made it exits.
+
+    The parent holds the writing end and never writes.  The kernel closes it when the parent
+    dies, for whatever reason, and then sends the child a signal (fcntl(2), O_ASYNC and
+    F_SETSIG), so that the child learns of it wherever its program is.  PR_SET_PDEATHSIG would
+    need a foreign call, and refers to the parent's thread.
+    """
 
     def __init__(self) -> None:
         self.reader_fd, self._writer_fd = os.pipe()
 
-    def keep(self) -> None:
-        """In the parent, once the child has the reader."""
+    def close_reader(self) -> None:
+        """In the parent, once the child has the reading end."""
         os.close(self.reader_fd)
 
-    def cut(self) -> None:
-        """Close the writing end: in the parent when the child is gone, in each other child."""
+    def close_writer(self) -> None:
+        """In the parent when the child has exited, and in each other child."""
         os.close(self._writer_fd)
 
 
 def signal_at_end_of(fd: int, number: int) -> None:
-    """Have this process sent a signal when a lifeline ends, or has."""
+    """Send this process a signal when a lifeline ends, at once if it has ended already."""
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETSIG, number)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

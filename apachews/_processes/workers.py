@@ -1,80 +1,88 @@
-"""Several processes behind one listening socket, and the one that looks after them.
+"""Several processes that accept from one listening socket, and their supervisor.
 
-Contract: ``fork_workers(count, file)`` returns once in each of ``count`` forked
-processes, and never in the one that called it: that becomes the supervisor, and
-ends with SystemExit when every worker has ended.  Main thread only.
+Contract: ``fork_workers(count, file)`` returns once in each of ``count`` forked processes, and
+never in the process that called it: that becomes the supervisor, and ends with SystemExit when
+every worker has exited.  Main thread only.
 
 What the supervisor does:
 
-- A worker that dies of a signal, or ends with another status than 0, is replaced:
-  at once, or, the more of them fail soon after their start, the later.
-- SIGTERM, SIGINT and SIGHUP are passed on, and no worker is replaced any more.
-  What a worker does then is the program's business, whose handlers, or the default
-  ones, it has.  The socket file goes before that: a client that a worker hands on
-  is not to come to another that ends as well.  A signal that the program was started
-  to ignore is ignored.
-- When all have ended so does it, and the socket file goes in any case.  The exit
-  status is 0, or that of the last worker that failed and was not replaced: its own,
-  or 128 and the number of the signal.
-- It alone speaks to systemd.  If workers did, one that is well would hide another
-  that hangs.  Their signs of life come here; one that gives none for
-  ``WatchdogSec=`` is aborted, and so replaced, and the others' clients stay.
+- It replaces a worker that a signal kills or that exits with a status other than 0: at once,
+  and after a growing delay if workers keep failing soon after their start.
+- It forwards SIGTERM, SIGINT and SIGHUP to all workers, and replaces none from then on.  The
+  program's handlers, or the default ones, decide what a worker does then.  The supervisor
+  removes the socket file first: a client that one worker hands over must not reach another
+  worker that exits as well.  A signal that was ignored when the program started stays ignored.
+- It exits when all workers have exited, and removes the socket file in any case.  Its exit
+  status is 0, or that of the last worker that failed and was not replaced: the worker's own, or
+  128 and the number of the signal.
+- It alone talks to systemd.  If the workers did, one that works would hide another that hangs.
+  It receives their heartbeats, and aborts a worker that sends none for ``WatchdogSec=``; that
+  worker is then replaced, and the other workers keep their clients.
 
-A worker whose supervisor dies gets SIGHUP.  Each is a process group of its own, or
-Ctrl-C would come to it twice: from the terminal and from here.
+A worker receives SIGHUP if its supervisor dies.  Each worker has a process group of its own;
+otherwise Ctrl-C would reach it twice, from the terminal and from the supervisor.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-from .sd_notify import NotifyReceiver, notify, watchdog_timeout_s
+from apachews._listening.socket_file import SocketFile
+
+from .sd_notify import notify, watchdog_timeout_s
 from .siblings import Siblings
-from .signals import Lifeline, Signals, signal_at_end_of
+from .signals import Lifeline, signal_at_end_of
+from .supervise import ChildEvents, RestartDelay, exit_status, seconds_until
 
-if TYPE_CHECKING:
-    from apachews._listening.socket_file import SocketFile
-
-# How long after its start a worker's end counts as a failure to start.
+# A worker that exits sooner after its start counts as one that failed to start.
 SETTLED_S: Final = 10.0
-# What such a failure makes the next start wait: doubled each time, up to the limit.
+# The delay after a second such failure; it doubles with each further one, up to the limit.
 FIRST_DELAY_S: Final = 0.1
 MAX_DELAY_S: Final = 10.0
 
 _logger: Final = logging.getLogger("apachews")
-_PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _new_delay() -> RestartDelay:
+    return RestartDelay(0.0, MAX_DELAY_S, SETTLED_S, step_s=FIRST_DELAY_S)
 
 
 @dataclass(slots=True)
 class _Worker:
-    """One place among the workers, and the process that has it."""
+    """One place among the workers, and the process that occupies it.
+
+    Attributes:
+        start_at: when a process is to be forked (``time.monotonic()``); None while one runs,
+            and once the place stays empty.
+        heard_at: when the last heartbeat arrived.
+    """
 
     lifeline: Lifeline | None = None
     pid: int = 0
     started_at: float = 0.0
     heard_at: float = 0.0
     has_been_aborted: bool = False
-    delay_s: float = 0.0
-    start_at: float | None = 0.0  # None while it runs, and when it is done
+    delay: RestartDelay = field(default_factory=_new_delay)
+    start_at: float | None = 0.0
 
 
 def fork_workers(count: int, file: SocketFile) -> Siblings:
-    """Fork; return in the workers only, what they hear each other through.
+    """Fork; return only in the workers, with their channels to each other.
 
     Args:
-        count: how many, 1 or more.
-        file: what all of them accept from; closed here when the last has ended,
-            and never removed by a worker.
+        count: number of workers, 1 or more.
+        file: the socket that all of them accept from; closed here when the last worker has
+            exited, and never removed by a worker.
 
     Raises:
-        SystemExit: in the supervisor, when all have ended.
+        SystemExit: in the supervisor, when all workers have exited.
         ValueError: not on the main thread.
     """
     supervisor = _Supervisor(count, file)
@@ -92,61 +100,44 @@ class _Supervisor:
         self._is_ending = False
         self._workers = [_Worker() for _ in range(count)]
         self._timeout_s = watchdog_timeout_s()
-        self._next_sign_at = 0.0
-        # What is ignored (nohup; a shell's background job) is so by the workers as well.
-        heard = [number for number in _PASSED_ON if signal.getsignal(number) != signal.SIG_IGN]
-        self._signals = Signals((*heard, signal.SIGCHLD))
-        self._receiver = NotifyReceiver()
+        self._next_heartbeat_at = 0.0
+        # A signal that is ignored (nohup; a shell's background job) is ignored by the workers
+        # as well.
+        handled = [number for number in _FORWARDED if signal.getsignal(number) != signal.SIG_IGN]
+        self._events = ChildEvents(handled, self._forward_signal, self._receive_heartbeat)
         self.siblings = Siblings(count)
 
     def run(self) -> bool:
-        """Return True in a worker, and False here when all is over."""
-        poll = select.poll()
-        poll.register(self._signals, select.POLLIN)
-        poll.register(self._receiver, select.POLLIN)
+        """Return True in a worker, and False in the supervisor when all workers have exited."""
         while True:
-            wait_s = self._run_timers()
-            if wait_s is None:
+            if self._fork_due_workers():
                 return True
             if not any(worker.pid or worker.start_at is not None for worker in self._workers):
-                self._close()
+                self._events.close()
                 self.siblings.close()
                 return False
-            poll.poll(min(wait_s * 1000, 3_600_000))
-            self._receive()
-            for number in self._signals.take_nowait():
-                if number in _PASSED_ON:
-                    self._pass_on(number)
+            deadlines = [worker.start_at for worker in self._workers]
+            if self._timeout_s is not None:
+                deadlines.append(self._run_watchdogs(self._timeout_s))
+            self._events.wait(seconds_until(deadlines))
             self._reap()
 
-    def _run_timers(self) -> float | None:
-        """Do what is due; return the seconds until the next is, or None in a new worker."""
+    def _fork_due_workers(self) -> bool:
+        """Fork the workers that are due; return True in a new worker."""
         now = time.monotonic()
-        due = [float("inf")]
         for worker in self._workers:
-            if worker.start_at is not None:
-                if worker.start_at <= now:
-                    if self._fork(worker):
-                        return None
-                else:
-                    due.append(worker.start_at)
-        if self._timeout_s is not None:
-            for worker in self._workers:
-                if worker.pid:
-                    due.append(self._watch(worker, now, self._timeout_s))
-            if self._next_sign_at <= now:
-                notify("WATCHDOG=1")
-                self._next_sign_at = now + self._timeout_s / 2
-            due.append(self._next_sign_at)
-        return max(0.0, min(due) - now)
+            if worker.start_at is not None and worker.start_at <= now and self._fork(worker):
+                return True
+        return False
 
     def _fork(self, worker: _Worker) -> bool:
-        # What is buffered would be written once by every worker.
+        """Return True in the new worker."""
+        # Every worker would write buffered output once more.
         sys.stdout.flush()
         sys.stderr.flush()
         lifeline = Lifeline()
-        # No signal may come to the worker while the supervisor's handlers are there.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        # A signal must not reach the worker while the supervisor's handlers are installed.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         try:
             pid = os.fork()
             if not pid:
@@ -154,14 +145,14 @@ class _Supervisor:
                 self.siblings.become(self._workers.index(worker))
                 return True
         except OSError as error:
-            lifeline.keep()
-            lifeline.cut()
+            lifeline.close_reader()
+            lifeline.close_writer()
             worker.start_at = time.monotonic() + MAX_DELAY_S
-            _logger.warning("no worker could be started: %s", error)
+            _logger.warning("cannot start a worker: %s; retry in %g s", error, MAX_DELAY_S)
             return False
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        lifeline.keep()
+        lifeline.close_reader()
         worker.pid, worker.lifeline, worker.start_at = pid, lifeline, None
         worker.started_at = worker.heard_at = time.monotonic()
         worker.has_been_aborted = False
@@ -169,34 +160,43 @@ class _Supervisor:
 
     def _become_worker(self, lifeline: Lifeline) -> None:
         os.setpgid(0, 0)
-        address = self._receiver.address
-        self._close()
+        address = self._events.address
+        self._events.close()
+        # The worker inherited the writing ends: with one of them open the lifeline would not
+        # end with the supervisor.
         for other in self._workers:
             if other.lifeline:
-                other.lifeline.cut()
-        lifeline.cut()
+                other.lifeline.close_writer()
+        lifeline.close_writer()
         signal_at_end_of(lifeline.reader_fd, signal.SIGHUP)
         if os.environ.get("NOTIFY_SOCKET"):
             os.environ["NOTIFY_SOCKET"] = address
             os.environ["WATCHDOG_PID"] = str(os.getpid())
 
-    def _receive(self) -> None:
-        workers = {worker.pid: worker for worker in self._workers if worker.pid}
-        for pid, assignments in self._receiver.receive_nowait():
-            if pid in workers and "WATCHDOG=1" in assignments:
-                workers[pid].heard_at = time.monotonic()
+    def _receive_heartbeat(self, pid: int, assignments: list[str]) -> None:
+        for worker in self._workers:
+            if worker.pid == pid and "WATCHDOG=1" in assignments:
+                worker.heard_at = time.monotonic()
 
-    def _watch(self, worker: _Worker, now: float, timeout_s: float) -> float:
-        """Abort a worker that is silent; return when to look again."""
-        if worker.heard_at + timeout_s <= now:
-            # A program may have a handler for the first, and hang before it comes to it.
-            os.kill(worker.pid, signal.SIGKILL if worker.has_been_aborted else signal.SIGABRT)
-            worker.has_been_aborted = True
-            worker.heard_at = now
-        return worker.heard_at + timeout_s
+    def _run_watchdogs(self, timeout_s: float) -> float:
+        """Abort silent workers, send the supervisor's heartbeat; return the next deadline."""
+        now = time.monotonic()
+        running = [worker for worker in self._workers if worker.pid]
+        for worker in running:
+            if worker.heard_at + timeout_s <= now:
+                # A program may have a handler for SIGABRT, and hang before it runs.
+                number = signal.SIGKILL if worker.has_been_aborted else signal.SIGABRT
+                os.kill(worker.pid, number)
+                worker.has_been_aborted = True
+                worker.heard_at = now
+        if self._next_heartbeat_at <= now:
+            notify("WATCHDOG=1")
+            self._next_heartbeat_at = now + timeout_s / 2
+        return min([self._next_heartbeat_at, *(worker.heard_at + timeout_s for worker in running)])
 
-    def _pass_on(self, number: int) -> None:
-        # Who waits to be accepted is accepted, and handed on, by the last worker.
+    def _forward_signal(self, number: int) -> None:
+        # With the file removed no worker accepts for others any more: the last worker accepts
+        # the connections that still wait in the backlog, and hands them over.
         self._file.remove()
         self._is_ending = True
         for worker in self._workers:
@@ -206,7 +206,7 @@ class _Supervisor:
 
     def _reap(self) -> None:
         for worker in self._workers:
-            # (Each by its number: the program may have children of its own.)
+            # Each by its process id: the program may have children of its own.
             if worker.pid and (ended := os.waitpid(worker.pid, os.WNOHANG))[0]:
                 self._replace(worker, os.waitstatus_to_exitcode(ended[1]))
 
@@ -214,20 +214,12 @@ class _Supervisor:
         now = time.monotonic()
         worker.pid = 0
         if worker.lifeline:
-            worker.lifeline.cut()
+            worker.lifeline.close_writer()
             worker.lifeline = None
-        status = exit_code if exit_code >= 0 else 128 - exit_code
+        status = exit_status(exit_code)
         if not exit_code or self._is_ending:
             self.status = status or self.status
             return
-        if now - worker.started_at >= SETTLED_S:
-            worker.delay_s = 0.0
-        worker.start_at = now + worker.delay_s
-        _logger.warning(
-            "a worker ended with status %d; another one starts in %g s", status, worker.delay_s
-        )
-        worker.delay_s = min(MAX_DELAY_S, worker.delay_s * 2 or FIRST_DELAY_S)
-
-    def _close(self) -> None:
-        self._signals.close()
-        self._receiver.close()
+        delay_s = worker.delay.after_run(now - worker.started_at)
+        worker.start_at = now + delay_s
+        _logger.warning("a worker exited with status %d; restart in %g s", status, delay_s)

@@ -266,7 +266,7 @@ class Supervisor:
     # Running
 
     def _take_signals(self) -> None:
-        for number in self._signals.take_nowait():
+        for number in self._signals.receive_nowait():
             if number in _ENDING:
                 self._times_told += 1
                 if self._times_told == 1:

@@ -194,7 +194,7 @@ def test_a_change_of_the_source_reaches_the_clients_that_are_there(directory: Pa
         # The program itself, with a mistake: the old one goes on.
         (directory / "chat.py").write_text(f"{PRODUCER}\nx = = 1\n")
         run.wait_for(r"^chat +\| SyntaxError")
-        run.wait_for(r"the next .*chat\.py ended with status 1 before it listened; the old one")
+        run.wait_for(r"the new .*chat\.py exited with status 1 before it listened; the old one")
         assert ask(client) == ["22", name]
         # And mended.
         (directory / "chat.py").write_text(PRODUCER.replace("{answers", "3 {answers"))

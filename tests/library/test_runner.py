@@ -224,8 +224,8 @@ def test_the_next_version_is_new_code(short_path: Path, path: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("x = = 1", "ended with status 1 before it listened"),
-        ("import sys; sys.exit(0)", "ended with status 0 before it listened"),
+        ("x = = 1", "exited with status 1 before it listened"),
+        ("import sys; sys.exit(0)", "exited with status 0 before it listened"),
         ("import time\nwhile True: time.sleep(1)", "did not listen within 0.5 s"),
     ],
 )
@@ -310,8 +310,8 @@ main()
         interpreter.unlink()
         process.send_signal(signal.SIGHUP)
         assert process.stdout
-        assert "starting the next" in process.stdout.readline()
-        assert "could not be started" in process.stdout.readline()
+        assert "starting the new" in process.stdout.readline()
+        assert "cannot be started" in process.stdout.readline()
         bridge.send(wire.TEXT, b"still there")
         assert wait_for(bridge.read_available) == ["still there"]
         bridge.socket.close()
@@ -328,9 +328,9 @@ def test_two_deploys_at_once_are_two(short_path: Path, path: str) -> None:
         process.send_signal(signal.SIGHUP)
         assert process.stdout
         said = ""
-        while said.count("gets the clients") < 2:
+        while said.count("the clients move to it") < 2:
             said += process.stdout.readline()
-        assert said.count("starting the next") == 2
+        assert said.count("starting the new") == 2
         process.send_signal(signal.SIGTERM)
         assert ended(process)[0] == 0
 

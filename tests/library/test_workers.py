@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_others_serve_on(
         process.send_signal(signal.SIGINT)
         status, output = ended(process)
     assert status == 128 + signal.SIGINT
-    assert "a worker ended with status 137; another one starts in 0 s" in output
+    assert "a worker exited with status 137; restart in 0 s" in output
 
 
 def test_a_signal_that_is_ignored_is_ignored(short_path: Path, path: str) -> None:
@@ -207,7 +207,7 @@ for event in server:
         assert {line for _, lines in messages[1:] for line in lines} == {"WATCHDOG=1"}
         bridge.socket.close()
         process.send_signal(signal.SIGTERM)
-        assert "a worker ended with status 134" in ended(process)[1]
+        assert "a worker exited with status 134" in ended(process)[1]
     receiver.close()
 
 

@@ -32,7 +32,7 @@ if depth != "0":
          str(lifeline.reader_fd)],
         pass_fds=[lifeline.reader_fd],
     )
-    lifeline.keep()
+    lifeline.close_reader()
 os.mkdir(f"{directory}/{os.getpid()}")
 while True:
     signal.pause()
