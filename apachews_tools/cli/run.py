@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from apachews._listening.socket_file import MAX_PATH_BYTES
-from apachews_tools.dev.supervisor import ACCESS, APACHE, Producer, Supervisor, is_listened_on
+from apachews_tools.dev.program import Producer
+from apachews_tools.dev.supervisor import ACCESS, APACHE, Supervisor, is_listened_on
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_home

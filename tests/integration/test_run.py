@@ -188,7 +188,7 @@ def test_a_change_of_the_source_reaches_the_clients_that_are_there(directory: Pa
         assert version == "1"
         # A module of the program.
         (directory / "answers.py").write_text("VERSION = 22\n")
-        run.wait_for(r"^apachews run: answers\.py has changed: the next chat$")
+        run.wait_for(r"^apachews run: answers\.py has changed: starting the next chat$")
         run.wait_for(r"^chat +\| resumed$")
         assert ask(client) == ["22", name]
         # The program itself, with a mistake: the old one goes on.
@@ -207,7 +207,7 @@ def test_a_producer_that_ends_is_started_again(directory: Path) -> None:
         _, name = ask(client)
         for delay in ("0.5", "1"):
             client.send("die")
-            run.wait_for(rf"^apachews run: chat has ended with status 3; again in {delay} s$")
+            run.wait_for(rf"^apachews run: chat exited with status 3; restart in {delay} s$")
             assert ask(client) == ["1", name]
         wait_for(lambda: run.output.count("chat   | resumed\n") == 2, what=lambda: run.output)
         assert run.end() == 0
@@ -217,7 +217,7 @@ def test_a_producer_that_cannot_start_is_said_and_tried_again(directory: Path) -
     (directory / "chat.py").write_text("import nothing_of_that_name\n")
     with running(directory, "chat.py", "--reload") as run:
         run.wait_for("^chat +\\| ModuleNotFoundError: .*nothing_of_that_name")
-        run.wait_for("chat has ended with status 1; again in 0.5 s")
+        run.wait_for("chat exited with status 1; restart in 0.5 s")
         url = run.url  # Apache is there all the same
         (directory / "chat.py").write_text(PRODUCER)
         run.wait_for(r"^chat +\| here I am")
@@ -231,7 +231,7 @@ def test_a_program_that_listens_elsewhere_is_told(directory: Path) -> None:
     elsewhere = directory / "tmp" / "elsewhere.ws"
     (directory / "chat.py").write_text(PRODUCER.replace("sys.argv[1]", repr(str(elsewhere))))
     with running(directory, "chat.py", **private_apache.as_apache_user()) as run:
-        run.wait_for(r"chat listens, but not on \S+/chat\.ws: have it take the path from its")
+        run.wait_for(r"chat does not listen on \S+/chat\.ws: the program must take the path from its")
         assert run.end() == 0
 
 
@@ -246,7 +246,7 @@ def test_a_second_ctrl_c_ends_it_at_once(directory: Path) -> None:
         run.wait_for(r"^chat +\| hanging$")
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(DEADLINE_S) == 130
-        run.wait_for("^apachews run: ending at once$")
+        run.wait_for("^apachews run: killing all processes at once$")
     assert not list(socket_file.rglob("*.ws"))
 
 
@@ -327,7 +327,7 @@ def test_an_apache_that_ends_is_said(directory: Path) -> None:
         (pid,) = (directory / "tmp").glob("apachews-run-*/apache.pid")
         os.kill(int(pid.read_text()), signal.SIGTERM)
         assert run.process.wait(30) == 1
-        run.wait_for("^apachews run: Apache has ended by itself, with status 0$")
+        run.wait_for("^apachews run: Apache exited unexpectedly, with status 0$")
 
 
 def test_in_a_terminal_it_has_colours_and_ctrl_c(directory: Path) -> None:

@@ -129,7 +129,9 @@ def test_missing_programs_of_apache_are_named_with_their_package(
         private_apache.find_wsgi_module()
     (tmp_path / "mod_wsgi.so-2.7").touch()
     (tmp_path / "mod_wsgi.so").symlink_to("mod_wsgi.so-2.7")
-    with pytest.raises(ApacheError, match=r"is for Python 2\.7, and this is 3\.\d+: pip install"):
+    with pytest.raises(
+        ApacheError, match=r"is for Python 2\.7, but this is Python 3\.\d+: pip install"
+    ):
         private_apache.find_wsgi_module()
     (tmp_path / "mod_wsgi.so").unlink()
     (tmp_path / "mod_wsgi.so").touch()
