@@ -27,7 +27,7 @@ from apachews_tools.cli.log_lines import (
 )
 from apachews_tools.cli.run import find_producers, make_page
 from apachews_tools.dev.source_watch import MAX_FILES, SourceWatch
-from apachews_tools.dev.supervisor import Producer
+from apachews_tools.dev.program import Producer
 from apachews_tools.httpd import private_apache, python_home
 from apachews_tools.httpd.private_apache import ApacheError
 
