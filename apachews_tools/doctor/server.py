@@ -7,13 +7,7 @@ Apache's user where that can be, to see what it can import.
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
 import platform
-import pwd
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,53 +16,14 @@ from apachews_tools.httpd.configuration import Configuration, is_on
 from apachews_tools.httpd.directives import Directive, find, quote
 from apachews_tools.httpd.mapping import SCRIPT, STATUS_SCRIPT
 from apachews_tools.httpd.ownership import weakness
-from apachews_tools.httpd.permissions import ENTER, READ, Account, obstacle
-from apachews_tools.httpd.python_environment import (
-    Version,
-    parse_version,
-    python_of,
-    version_in,
-    version_text,
-)
-from apachews_tools.httpd.shell import this_program, word
+from apachews_tools.httpd.permissions import Account
 
-from .finding import Finding, Level, error, note, ok, warning
+from .finding import Finding, error, note, ok, warning
+from .python import CONFIG, EVERY, check_python, is_hidden
 
-# Where the documentation installs to.
-OPT: Final = Path("/opt/apachews")
 GLOBAL: Final = "%{GLOBAL}"
-EVERY: Final = "every WebSocket is a 500"
-CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
 # A custodian has some 13 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
 FEW_CONNECTIONS: Final = 1000
-IMPORT_TIMEOUT_S: Final = 20.0
-# How the handler's answer to an unknown name begins.
-_UNKNOWN: Final = "one of the names"
-# Run by the Python of the configuration; settings come in and their errors go out as JSON.
-_IMPORT: Final = """
-import json, sys
-settings, paths = json.load(sys.stdin)
-sys.path[:0] = paths
-import apachews.wire, apachews_handler.handshake.upgrade
-from apachews_handler.protocol.mask import IS_IN_C
-from apachews_handler.settings import FIELDS, BadSetting, parse_settings
-UNKNOWN = "one of the names " + ", ".join(sorted(FIELDS))
-def wrong(environ, definitions):
-    try:
-        parse_settings(environ, definitions)
-    except BadSetting as error:
-        return error.allowed
-    return ""
-errors, fixed = [], []
-for directive, name, value in settings:
-    if directive == "SetEnv":
-        errors.append(wrong({name: value}, tuple(fixed)))
-        continue
-    errors.append(wrong({}, ((name, value),)) if name in FIELDS else UNKNOWN)
-    if not errors[-1]:
-        fixed.append((name, value))
-print(json.dumps([IS_IN_C, errors]))
-"""
 
 
 def check_server(
@@ -99,7 +54,7 @@ def check_server(
         )
         return
     script = Path(scripts[0].arguments[1])
-    if not script.exists() and not _is_hidden(script):
+    if not script.exists() and not is_hidden(script):
         yield error(
             "handler-script",
             f"{script} does not exist",
@@ -113,13 +68,7 @@ def check_server(
     yield from _check_mode(configuration, scripts)
     yield from _check_import_script(configuration, script)
     yield from _check_status_page(configuration)
-    version = python_of(Path(module)) if module and Path(module).exists() else None
-    mismatch = list(_check_version(configuration, script, version))
-    yield from mismatch
-    blocked = list(_check_readable(configuration, account, script))
-    yield from blocked
-    if all(finding.level is Level.OK for finding in [*mismatch, *blocked]):
-        yield from _check_packages(configuration, account, script, version)
+    yield from check_python(configuration, account, script)
 
 
 def check_ownership(
@@ -373,225 +322,3 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
     ]
     if pages and not handlers:
         yield ok("status-page", f"the status page is {pages[0].arguments[0]}", pages[0].where)
-
-
-def _check_version(
-    configuration: Configuration, script: Path, version: Version | None
-) -> Iterator[Finding]:
-    home = configuration.last("WSGIPythonHome")
-    installed = version_in(str(script)) or (
-        _version_of_home(Path(home.arguments[0])) if home else None
-    )
-    if version is None or installed is None:
-        return
-    if version != installed:
-        yield error(
-            "python-version",
-            f"mod_wsgi is built for Python {version_text(version)}, and the handler is installed"
-            f" for {version_text(installed)}",
-            breaks=EVERY + ", or Apache does not start at all",
-            remedy=f"install apachews in an environment of Python {version_text(version)}"
-            f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in that of"
-            f" {version_text(installed)}, and then: apachews config",
-        )
-    else:
-        yield ok("python-version", f"Python {version_text(version)}, mod_wsgi's and the handler's")
-
-
-def _version_of_home(home: Path) -> Version | None:
-    for line in _read(home / "pyvenv.cfg").splitlines():
-        name, _, value = line.partition("=")
-        if name.strip() in ("version", "version_info"):
-            return parse_version(value.strip())
-    return None
-
-
-def _check_readable(
-    configuration: Configuration, account: Account, script: Path
-) -> Iterator[Finding]:
-    wanted = [(path, READ) for path in [script, *sorted(script.parent.glob("*.py"))]]
-    wanted += [(script.parents[1], READ | ENTER)]
-    if home := configuration.last("WSGIPythonHome"):
-        prefix = Path(home.arguments[0])
-        if not prefix.exists() and not _is_hidden(prefix):
-            yield error(
-                "readable",
-                f"WSGIPythonHome {prefix} does not exist",
-                breaks="Python does not start in Apache's children: each ends at once, or every"
-                " WebSocket is a 500",
-                remedy=CONFIG,
-                where=home.where,
-            )
-            return
-        wanted.append((prefix, READ | ENTER))
-        for line in _read(prefix / "pyvenv.cfg").splitlines():
-            name, _, value = line.partition("=")
-            if name.strip() == "home":
-                wanted.append((Path(value.strip()).parent / "lib", READ | ENTER))
-    for path, right in wanted:
-        try:
-            found = obstacle(account, path, right)
-        except OSError:
-            continue  # it is not there, or not ours to see: another check says so
-        if found:
-            yield error(
-                "readable",
-                f"Apache's user {account.name} cannot read {path}:"
-                f" {found.path} has mode {found.mode}",
-                breaks=EVERY + " (WSGI0036, or ModuleNotFoundError in the error log)",
-                remedy=found.remedy
-                + (
-                    ""
-                    if OPT in (found.path, *found.path.parents) or found.path in OPT.parents
-                    else f"  (or install apachews elsewhere, as in {OPT})"
-                ),
-            )
-            return
-    if _is_hidden(script):
-        yield warning(
-            "privileges",
-            f"{script} cannot be looked at",
-            breaks="nothing; what Apache's user may read is not known",
-            remedy=f"sudo {this_program()} doctor",
-        )
-        return
-    yield ok("readable", f"Apache's user {account.name} can read the interpreter and the packages")
-
-
-def _check_packages(
-    configuration: Configuration, account: Account, script: Path, version: Version | None
-) -> Iterator[Finding]:
-    """Import what the handler imports, in the Python that Apache will have."""
-    home = configuration.last("WSGIPythonHome")
-    name = f"python{version_text(version)}" if version else "python3"
-    prefix = Path(home.arguments[0]) if home else Path("/usr")
-    candidates = [prefix / "bin" / name, prefix / "bin" / "python3"]
-    python = next((path for path in candidates if path.exists()), None)
-    if python is None:
-        yield note("packages", f"no interpreter in {prefix}/bin to try the imports with")
-        return
-    path = configuration.last("WSGIPythonPath")
-    settings = [*_definitions(configuration), *find(configuration.directives, "SetEnv")]
-    settings = [one for one in settings if one.arguments[:1] and _is_setting(one.arguments[0])]
-    paths = path.arguments[0].split(":") if path else []
-    question = json.dumps([[[one.name, one.arguments[0], _value(one)] for one in settings], paths])
-    try:
-        done = _run_as(account, [str(python), "-B", "-E", "-s", "-c", _IMPORT], question)
-    except (OSError, subprocess.SubprocessError) as failure:
-        yield note("packages", f"{python} could not be run to try the imports: {failure}")
-        return
-    if done.returncode != 0:
-        last_line = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        yield error(
-            "packages",
-            f"the Python in {prefix} cannot import the handler: {last_line}",
-            breaks=EVERY,
-            remedy=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
-            if home
-            else f"WSGIPythonPath {quote(str(script.parents[1]))}, and wsproto installed there",
-            where=(home or path or Directive("", ())).where if home or path else "",
-        )
-        return
-    yield ok("packages", f"the Python in {prefix} imports the handler, as Apache will")
-    is_in_c, answers = json.loads(done.stdout)
-    if not is_in_c:
-        yield note(
-            "packages",
-            "messages are unmasked in Python, which takes longer for long ones: the C extension"
-            " is not there (pip install builds it where there is a compiler:"
-            " docs/performance.md)",
-        )
-    bad = 0
-    for directive, allowed in zip(settings, answers, strict=True):
-        if allowed.startswith(_UNKNOWN) and directive.is_named("Define"):
-            bad += 1
-            yield warning(
-                "settings",
-                f"Define {directive.arguments[0]} is unknown",
-                breaks="nothing; it has no effect",
-                remedy=_mend_setting(directive, allowed),
-                where=directive.where if directive.file else "",
-            )
-        elif allowed:
-            bad += 1
-            yield error(
-                "settings",
-                f"{directive.name} {directive.arguments[0]} {_value(directive)!r} is not allowed",
-                breaks=EVERY + " where it applies",
-                remedy=_mend_setting(directive, allowed),
-                where=directive.where if directive.file else "",
-            )
-    if settings and not bad:
-        names = ", ".join(dict.fromkeys(one.arguments[0] for one in settings))
-        yield ok("settings", f"allowed, all of them: {names}")
-
-
-def _definitions(configuration: Configuration) -> Iterator[Directive]:
-    """Yield the server's ``Define`` directives; httpd lists them without their places."""
-    places = {one.arguments[:1]: one for one in find(configuration.directives, "Define")}
-    for name, value in configuration.run_config.defines.items():
-        place = places.get((name,), Directive("", ()))
-        yield Directive("Define", (name, value), place.file, place.line)
-
-
-def _is_setting(name: str) -> bool:
-    return name.startswith("APACHEWS_") and name != "APACHEWS_HANDLER"
-
-
-def _value(directive: Directive) -> str:
-    return directive.arguments[1] if len(directive.arguments) > 1 else ""
-
-
-def _mend_setting(directive: Directive, allowed: str) -> str:
-    name = directive.arguments[0]
-    if allowed.startswith("Define "):
-        return allowed
-    if not allowed.startswith(_UNKNOWN):
-        return f"{directive.name} {name} with {allowed}"
-    # The names that there are follow.
-    like = difflib.get_close_matches(name, re.findall(r"APACHEWS_\w+", allowed), 1)
-    meant = f"{directive.name} {like[0]}, if that is meant; else " if like else ""
-    return f"{meant}remove it (docs/configuration.md has all names)"
-
-
-def _run_as(
-    account: Account, command: list[str], question: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a program with Apache's rights, where we may give ours up."""
-    is_root = os.geteuid() == 0
-    try:
-        group: int | None = pwd.getpwuid(account.uid).pw_gid
-    except KeyError:
-        group = None  # a number without a name
-    return subprocess.run(
-        command,
-        input=question,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=IMPORT_TIMEOUT_S,
-        cwd="/",
-        env={"LC_ALL": "C.UTF-8"},
-        user=account.uid if is_root else None,
-        group=group if is_root else None,
-        extra_groups=sorted(account.gids) if is_root else None,
-    )
-
-
-def _is_hidden(path: Path) -> bool:
-    """Tell whether it is not for us to see whether a path exists."""
-    try:
-        path.stat()
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

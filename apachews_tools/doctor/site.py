@@ -20,7 +20,7 @@ from typing import Final
 from apachews._listening import loopback
 from apachews_tools.httpd.configuration import Scope, is_on
 from apachews_tools.httpd.directives import Directive, quote, section_of
-from apachews_tools.httpd.links import foreign_link
+from apachews_tools.httpd.links import MAX_COMPONENTS, components, foreign_link
 from apachews_tools.httpd.mapping import SCRIPT, socket_of
 from apachews_tools.httpd.permissions import READ, WRITE, Account, obstacle
 from apachews_tools.httpd.shell import this_program, word
@@ -199,6 +199,7 @@ def check_socket(
     try:
         status = os.stat(path)
         link = foreign_link(path, directories)
+        length = components(path)
     except PermissionError as failure:
         yield warning(
             "privileges",
@@ -237,8 +238,17 @@ def check_socket(
             " umask=007",
         )
         return
+    real = Path(path).resolve()
+    if length > MAX_COMPONENTS:
+        yield error(
+            "socket-link",
+            f"{path} has {length} components, with symbolic links",
+            breaks=f"every WebSocket of it is a 500: the handler follows {MAX_COMPONENTS}"
+            " components, those of the links' targets included",
+            remedy=f"use fewer or shorter links to {real}",
+        )
+        return
     if link:
-        real = Path(path).resolve()
         yield error(
             "socket-link",
             f"{path} leads by the symbolic link {link} to {real}, and they have different owners",
