@@ -22,24 +22,24 @@ from .refusals import explain, phrase
 if TYPE_CHECKING:
     from .websocket_client import Refused
 
-SUMMARY: Final = "open a WebSocket, and talk to it"
+SUMMARY: Final = "open a WebSocket in the terminal"
 
 # For connecting, for each message that is expected, and for the answer to a close frame.
 TIMEOUT_S: Final = 10.0
 PASSWORD: Final = "APACHEWS_PASSWORD"
 
-# RFC 9110 5.6.2, and 5.5: a header's name, and what its value may not have.
+# RFC 9110 5.6.2 and 5.5: the name of a header, and characters forbidden in its value.
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_VALUE: Final = re.compile(r"[\0-\x08\x0a-\x1f\x7f]")
-# What the handshake itself says.
+# Headers that the handshake itself sends.
 _OWN_HEADERS: Final = ("connection", "upgrade", "content-length", "transfer-encoding")
 
 DESCRIPTION: Final = """\
-Open a WebSocket.  Each line typed is sent as a text message, and what comes is
-shown.  Ctrl-D says goodbye and waits for the answer.
+Open a WebSocket.  Each typed line is sent as a text message, and received messages
+are shown.  Ctrl-D closes the connection and waits for the answer.
 
-From a pipe, or with --message, it ends when as many messages have come as were
-sent (or --count), and prints them as they are, one after the other."""
+From a pipe, or with --message, the command prints messages as they are, and ends
+when it has received as many as it sent (or --count)."""
 
 EXAMPLES: Final = f"""\
 examples:
@@ -48,10 +48,10 @@ examples:
   apachews connect wss://localhost:8443/news.ws --insecure --count 5 --json
   seq 3 | apachews connect ws://localhost/ws/echo.ws
 
-environment: {PASSWORD} the password that goes with --user
+environment: {PASSWORD} the password for --user
 
-exit status: 0 closed by this side, or with a normal code, and every message
-that was waited for has come; 1 anything else; 2 arguments; 130 Ctrl-C"""
+exit status: 0 closed by this side, or with a normal code, and every expected
+message has arrived; 1 anything else; 2 arguments; 130 Ctrl-C"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_header,
         action="append",
         default=[],
-        help="a header; may be repeated",
+        help="a header of the request; may be repeated",
     )
     request.add_argument(
         "--cookie",
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a cookie; may be repeated",
     )
     request.add_argument(
-        "--origin", type=_value, help="the page that connects: https://example.org"
+        "--origin", type=_value, help="connect like a page of this origin: https://example.org"
     )
     request.add_argument(
         "--subprotocol",
@@ -84,13 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_token,
         action="append",
         default=[],
-        help="offer a subprotocol",
+        help="offer a subprotocol; may be repeated",
     )
     request.add_argument(
         "--user",
         metavar="NAME",
         type=_user,
-        help=f"log in; asks for the password, or takes {PASSWORD}",
+        help=f"log in; the password is that of {PASSWORD}, or is asked for",
     )
     request.add_argument(
         "--no-compression",
@@ -107,20 +107,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         type=utf8_text,
         action="append",
-        help="send this, and end with its answer; may be repeated",
+        help="send this, and end after the answer; may be repeated",
     )
     parser.add_argument("--binary", action="store_true", help="send binary messages")
-    parser.add_argument("--count", type=number, metavar="N", help="end when N messages have come")
+    parser.add_argument("--count", type=number, metavar="N", help="end after N received messages")
     parser.add_argument(
         "--timeout",
         type=seconds,
         metavar="SECONDS",
-        help="for connecting, for the goodbye, and for each message that is waited for"
-        f" (default {TIMEOUT_S:g}; with --count none for messages)",
+        help="for connecting, for each expected message, and for the answer to the close"
+        f" frame (default {TIMEOUT_S:g}; with --count none for messages)",
     )
-    parser.add_argument("--json", action="store_true", help="an object a line, of all that happens")
     parser.add_argument(
-        "--stats", action="store_true", help="ping every second; say what passed at the end"
+        "--json", action="store_true", help="print events as JSON objects, one per line"
+    )
+    parser.add_argument(
+        "--stats", action="store_true", help="ping every second; print statistics at the end"
     )
 
 
@@ -170,11 +172,11 @@ def _report_refusal(refused: Refused, arguments: argparse.Namespace) -> int:
         }
         print(json_line(document, sys.stdout), flush=True)
     lines = [f"apachews connect: the server answers {phrase(refused.status)}"]
-    # An error page of Apache's own is HTML, and says no more than the status.
+    # An HTML body is Apache's own error page, which only repeats the status.
     if refused.body.strip() and not refused.body.lstrip().startswith("<"):
         lines += [f"  {line}" for line in printable(refused.body.strip()).splitlines()]
     if retry_after := refused.header("retry-after"):
-        lines.append(f"  (again after {printable(retry_after)} s)")
+        lines.append(f"  (retry after {printable(retry_after)} s)")
     if hint := explain(
         refused.status,
         refused.body,
@@ -204,25 +206,25 @@ def _headers(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 def _password(user: str) -> str:
     """Return the password, from the environment or the terminal.
 
-    Not from the command line, which every user of the machine can read.
+    A command-line option would be visible to every user of the machine.
     """
     if (password := os.environ.get(PASSWORD)) is not None:
         return password
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
-        raise CommandError(f"there is no terminal to ask for a password: set {PASSWORD}") from None
+        raise CommandError(f"no terminal to ask for a password; set {PASSWORD}") from None
     try:
         return getpass.getpass(f"Password of {user}: ")
     except EOFError:
-        raise CommandError(f"no password was given; type one, or set {PASSWORD}") from None
+        raise CommandError(f"no password given; type one, or set {PASSWORD}") from None
 
 
 def _tls_context(arguments: argparse.Namespace) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=arguments.cafile)
     except ssl.SSLError:
-        raise CommandError(f"{arguments.cafile}: has no certificate in PEM form") from None
+        raise CommandError(f"{arguments.cafile}: expected certificates in PEM form") from None
     except OSError as error:
         raise CommandError(f"{arguments.cafile}: {error.strerror}") from None
     if arguments.insecure:
@@ -235,9 +237,9 @@ def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     value = value.strip()
     if not colon or not _NAME.fullmatch(name) or _NOT_IN_VALUE.search(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no header: 'NAME: VALUE'")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 'NAME: VALUE'")
     if name.lower() in _OWN_HEADERS or name.lower().startswith("sec-websocket-"):
-        raise argparse.ArgumentTypeError(f"{name} is what the handshake itself sends")
+        raise argparse.ArgumentTypeError(f"{name}: the handshake itself sends this header")
     return name, utf8_text(value)
 
 
@@ -247,11 +249,11 @@ def _value(text: str) -> str:
 
 def _token(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} has characters that a subprotocol cannot have")
+        raise argparse.ArgumentTypeError(f"{text!r}: not a valid name of a subprotocol")
     return text
 
 
 def _user(text: str) -> str:
     if ":" in text:
-        raise argparse.ArgumentTypeError("a name cannot have a colon (RFC 7617), nor a password")
+        raise argparse.ArgumentTypeError("expected a name without colon (RFC 7617) and password")
     return utf8_text(text)

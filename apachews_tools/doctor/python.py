@@ -31,14 +31,14 @@ from apachews_tools.httpd.shell import this_program, word
 
 from .finding import Finding, Level, error, note, ok, warning
 
-# Where the documentation installs to.
+# The directory of an installation as the documentation describes it.
 OPT: Final = Path("/opt/apachews")
 EVERY: Final = "every WebSocket is a 500"
-CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
+CONFIG: Final = "add the lines of apachews config; on Debian: apachews config --debian"
 IMPORT_TIMEOUT_S: Final = 20.0
-# How the handler's answer to an unknown name begins.
+# The beginning of the handler's answer to an unknown name.
 _UNKNOWN: Final = "one of the names"
-# Run by the Python of the configuration; settings come in and their errors go out as JSON.
+# The configured Python runs this; it reads the settings and writes their errors as JSON.
 _IMPORT: Final = """
 import json, sys
 settings, paths = json.load(sys.stdin)
@@ -95,15 +95,15 @@ def _check_version(
     if version != installed:
         yield error(
             "python-version",
-            f"mod_wsgi is built for Python {version_text(version)}, and the handler is installed"
+            f"mod_wsgi is built for Python {version_text(version)}, but the handler is installed"
             f" for {version_text(installed)}",
-            breaks=EVERY + ", or Apache does not start at all",
+            breaks=EVERY + ", or Apache does not start",
             remedy=f"install apachews in an environment of Python {version_text(version)}"
-            f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in that of"
-            f" {version_text(installed)}, and then: apachews config",
+            f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in the one of"
+            f" {version_text(installed)}; then: apachews config",
         )
     else:
-        yield ok("python-version", f"Python {version_text(version)}, mod_wsgi's and the handler's")
+        yield ok("python-version", f"mod_wsgi and the handler use Python {version_text(version)}")
 
 
 def _version_of_home(home: Path) -> Version | None:
@@ -125,7 +125,7 @@ def _check_readable(
             yield error(
                 "readable",
                 f"WSGIPythonHome {prefix} does not exist",
-                breaks="Python does not start in Apache's children: each ends at once, or every"
+                breaks="Python does not start in Apache's children: they exit at once, or every"
                 " WebSocket is a 500",
                 remedy=CONFIG,
                 where=home.where,
@@ -140,7 +140,7 @@ def _check_readable(
         try:
             found = obstacle(account, path, right)
         except OSError:
-            continue  # it is not there, or not ours to see: another check says so
+            continue  # it is absent or inaccessible: another check reports that
         if found:
             yield error(
                 "readable",
@@ -151,15 +151,15 @@ def _check_readable(
                 + (
                     ""
                     if OPT in (found.path, *found.path.parents) or found.path in OPT.parents
-                    else f"  (or install apachews elsewhere, as in {OPT})"
+                    else f"  (or install apachews elsewhere, for example in {OPT})"
                 ),
             )
             return
     if is_hidden(script):
         yield warning(
             "privileges",
-            f"{script} cannot be looked at",
-            breaks="nothing; what Apache's user may read is not known",
+            f"{script} is not accessible",
+            breaks="nothing; but it is unknown what Apache's user can read",
             remedy=f"sudo {this_program()} doctor",
         )
         return
@@ -169,14 +169,14 @@ def _check_readable(
 def _check_packages(
     configuration: Configuration, account: Account, script: Path, version: Version | None
 ) -> Iterator[Finding]:
-    """Import what the handler imports, in the Python that Apache will have."""
+    """Import the handler's modules in the Python that Apache will use."""
     home = configuration.last("WSGIPythonHome")
     name = f"python{version_text(version)}" if version else "python3"
     prefix = Path(home.arguments[0]) if home else Path("/usr")
     candidates = [prefix / "bin" / name, prefix / "bin" / "python3"]
     python = next((path for path in candidates if path.exists()), None)
     if python is None:
-        yield note("packages", f"no interpreter in {prefix}/bin to try the imports with")
+        yield note("packages", f"{prefix}/bin has no interpreter to try the imports with")
         return
     path = configuration.last("WSGIPythonPath")
     settings = [*_definitions(configuration), *find(configuration.directives, "SetEnv")]
@@ -186,28 +186,27 @@ def _check_packages(
     try:
         done = _run_as(account, [str(python), "-B", "-E", "-s", "-c", _IMPORT], question)
     except (OSError, subprocess.SubprocessError) as failure:
-        yield note("packages", f"{python} could not be run to try the imports: {failure}")
+        yield note("packages", f"{python} cannot be run to try the imports: {failure}")
         return
     if done.returncode != 0:
-        last_line = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        last_line = (done.stderr.strip().splitlines() or ["without a message"])[-1]
         yield error(
             "packages",
             f"the Python in {prefix} cannot import the handler: {last_line}",
             breaks=EVERY,
             remedy=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
             if home
-            else f"WSGIPythonPath {quote(str(script.parents[1]))}, and wsproto installed there",
+            else f"WSGIPythonPath {quote(str(script.parents[1]))}, and install wsproto there",
             where=(home or path or Directive("", ())).where if home or path else "",
         )
         return
-    yield ok("packages", f"the Python in {prefix} imports the handler, as Apache will")
+    yield ok("packages", f"the Python in {prefix} can import the handler")
     is_in_c, answers = json.loads(done.stdout)
     if not is_in_c:
         yield note(
             "packages",
-            "messages are unmasked in Python, which takes longer for long ones: the C extension"
-            " is not there (pip install builds it where there is a compiler:"
-            " docs/performance.md)",
+            "the C extension is missing, so Python unmasks messages, more slowly if they are long"
+            " (pip install builds it if there is a compiler: docs/performance.md)",
         )
     bad = 0
     for directive, allowed in zip(settings, answers, strict=True):
@@ -216,8 +215,8 @@ def _check_packages(
             yield warning(
                 "settings",
                 f"Define {directive.arguments[0]} is unknown",
-                breaks="nothing; it has no effect",
-                remedy=_mend_setting(directive, allowed),
+                breaks="nothing; the line is ignored",
+                remedy=_remedy_of_setting(directive, allowed),
                 where=directive.where if directive.file else "",
             )
         elif allowed:
@@ -225,17 +224,17 @@ def _check_packages(
             yield error(
                 "settings",
                 f"{directive.name} {directive.arguments[0]} {_value(directive)!r} is not allowed",
-                breaks=EVERY + " where it applies",
-                remedy=_mend_setting(directive, allowed),
+                breaks=EVERY + " in its scope",
+                remedy=_remedy_of_setting(directive, allowed),
                 where=directive.where if directive.file else "",
             )
     if settings and not bad:
         names = ", ".join(dict.fromkeys(one.arguments[0] for one in settings))
-        yield ok("settings", f"allowed, all of them: {names}")
+        yield ok("settings", f"all are allowed: {names}")
 
 
 def _definitions(configuration: Configuration) -> Iterator[Directive]:
-    """Yield the server's ``Define`` directives; httpd lists them without their places."""
+    """Yield the server's ``Define`` directives, with the places that httpd does not report."""
     places = {one.arguments[:1]: one for one in find(configuration.directives, "Define")}
     for name, value in configuration.run_config.defines.items():
         place = places.get((name,), Directive("", ()))
@@ -250,27 +249,27 @@ def _value(directive: Directive) -> str:
     return directive.arguments[1] if len(directive.arguments) > 1 else ""
 
 
-def _mend_setting(directive: Directive, allowed: str) -> str:
+def _remedy_of_setting(directive: Directive, allowed: str) -> str:
     name = directive.arguments[0]
     if allowed.startswith("Define "):
         return allowed
     if not allowed.startswith(_UNKNOWN):
         return f"{directive.name} {name} with {allowed}"
-    # The names that there are follow.
+    # All names follow.
     like = difflib.get_close_matches(name, re.findall(r"APACHEWS_\w+", allowed), 1)
-    meant = f"{directive.name} {like[0]}, if that is meant; else " if like else ""
-    return f"{meant}remove it (docs/configuration.md has all names)"
+    meant = f"{directive.name} {like[0]}, if that was meant; else " if like else ""
+    return f"{meant}remove it (docs/configuration.md lists all names)"
 
 
 def _run_as(
     account: Account, command: list[str], question: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with Apache's rights, where we may give ours up."""
+    """Run a program, as Apache's user if this process is root."""
     is_root = os.geteuid() == 0
     try:
         group: int | None = pwd.getpwuid(account.uid).pw_gid
     except KeyError:
-        group = None  # a number without a name
+        group = None  # the user id is not in passwd
     return subprocess.run(
         command,
         input=question,
@@ -288,7 +287,7 @@ def _run_as(
 
 
 def is_hidden(path: Path) -> bool:
-    """Tell whether it is not for us to see whether a path exists."""
+    """Tell whether this user lacks the permission to see whether a path exists."""
     try:
         path.stat()
     except PermissionError:

@@ -1,8 +1,7 @@
 """Checks of the server's configuration: mod_wsgi, the handler, Python, the MPM.
 
-Contract: ``check_server(configuration, account, version)`` yields findings.  Reads the
-files that the configuration names; runs the Python of the configuration once, as
-Apache's user where that can be, to see what it can import.
+Contract: ``check_server(configuration, account, version)`` yields findings, those of
+``python.py`` among them.  Only reads.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from .finding import Finding, error, note, ok, warning
 from .python import CONFIG, EVERY, check_python, is_hidden
 
 GLOBAL: Final = "%{GLOBAL}"
-# A custodian has some 13 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
+# A custodian needs about 13 MiB, and up to 256 run (APACHEWS_MAX_CUSTODIANS).
 FEW_CONNECTIONS: Final = 1000
 
 
 def check_server(
     configuration: Configuration, account: Account, httpd_version: tuple[int, ...]
 ) -> Iterator[Finding]:
-    """Yield what there is to say about the server's configuration."""
+    """Yield findings about the configuration of the server."""
     yield from _check_modules(configuration)
     yield from _check_mpm(configuration)
     yield from _check_restart_support(configuration, httpd_version)
@@ -37,9 +36,9 @@ def check_server(
         yield error(
             "mod-wsgi",
             "mod_wsgi is not loaded",
-            breaks="there are no WebSockets",
+            breaks="WebSockets do not work",
             remedy="on Debian: apt-get install libapache2-mod-wsgi-py3 && apachews config --debian,"
-            " and the two commands that it prints; elsewhere: the lines of apachews config",
+            " and the two commands that it prints; elsewhere: add the lines of apachews config",
         )
         return
     module = configuration.loaded.get("wsgi_module", "")
@@ -48,8 +47,8 @@ def check_server(
     if not scripts:
         yield error(
             "handler-script",
-            "no WSGIHandlerScript websocket, and no WSGIScriptAlias to the handler",
-            breaks="there are no WebSockets: httpd knows no handler of that name",
+            "WSGIHandlerScript websocket is missing, and so is a WSGIScriptAlias to the handler",
+            breaks="WebSockets do not work: httpd does not know a handler of that name",
             remedy=CONFIG,
         )
         return
@@ -59,7 +58,7 @@ def check_server(
             "handler-script",
             f"{script} does not exist",
             breaks=EVERY,
-            remedy="Define APACHEWS_HANDLER with the directory that this prints: python -c"
+            remedy="Define APACHEWS_HANDLER with the directory that this command prints: python -c"
             ' "import apachews_handler; print(apachews_handler.__path__[0])"',
             where=scripts[0].where,
         )
@@ -74,11 +73,13 @@ def check_server(
 def check_ownership(
     configuration: Configuration, trusted: frozenset[int] = frozenset({0})
 ) -> Iterator[Finding]:
-    """Yield whether somebody else than root can change what httpd reads as root, for us.
+    """Yield whether a user other than root can change the files that httpd reads as root.
+
+    Only apachews.conf and mod_wsgi are checked.
 
     Args:
         configuration: of an httpd that root starts.
-        trusted: numbers of the users who may.
+        trusted: user ids that may change the files.
     """
     ours = [Path(file) for file in configuration.files if Path(file).name == "apachews.conf"]
     if module := configuration.loaded.get("wsgi_module"):
@@ -87,22 +88,22 @@ def check_ownership(
         try:
             found = weakness(file.absolute(), trusted)
         except OSError:
-            continue  # it is gone: httpd says so
+            continue  # it does not exist: httpd reports that
         if found:
             yield warning(
                 "ownership",
                 f"Apache reads {file} as root, and {found}",
-                breaks="nothing; but whoever can write there can become root",
-                remedy="install apachews where only root writes (sudo python3 -m venv"
-                " /opt/apachews), and have the lines of apachews config from there",
+                breaks="nothing; but a user who can write there can become root",
+                remedy="install apachews where only root can write (sudo python3 -m venv"
+                " /opt/apachews), and use the lines that its apachews config prints",
             )
             return
     if ours:
-        yield ok("ownership", "only root can change what Apache reads as root")
+        yield ok("ownership", "only root can change the files that Apache reads as root")
 
 
 def handler_scripts(configuration: Configuration) -> list[Directive]:
-    """Return the directives that make the handler known."""
+    """Return the directives that name the handler's file."""
     return [
         directive
         for directive in find(configuration.directives, "WSGIHandlerScript", "WSGIScriptAlias")
@@ -118,7 +119,7 @@ def handler_scripts(configuration: Configuration) -> list[Directive]:
 def listens_on(configuration: Configuration, port: int) -> bool:
     """Tell whether the configuration has a Listen or a virtual host of a port.
 
-    Yes as well, where its ports cannot be told.
+    True also if its ports are unknown, for example because of an undefined variable.
     """
     listens = [
         one.arguments[0] for one in find(configuration.directives, "Listen") if one.arguments
@@ -136,8 +137,8 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
             yield warning(
                 "tls-module",
                 f"{name} is loaded",
-                breaks="a WebSocket over TLS of that module is a 500: only mod_ssl's can be"
-                " taken over",
+                breaks="a WebSocket over the TLS of that module is a 500: the handler supports"
+                " mod_ssl only",
                 remedy="a2enmod ssl, and SSLEngine on in the virtual hosts with WebSockets",
             )
     switched_on = [one for one in find(configuration.directives, "H2WebSockets") if is_on(one)]
@@ -150,22 +151,22 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
         yield error(
             "http2",
             "H2WebSockets is on",
-            breaks="browsers that speak HTTP/2 with this server open WebSockets over it; they are"
-            " told to use HTTP/1.1, which Chromium does after another round trip; Firefox fails",
+            breaks="browsers that use HTTP/2 with this server open WebSockets over it, but the"
+            " handler asks for HTTP/1.1: Chromium connects after another round trip, Firefox fails",
             remedy="H2WebSockets off",
             where=switched_on[-1].where,
         )
     elif "http2_module" in configuration.modules:
-        yield ok("http2", "mod_http2 is loaded; browsers open WebSockets over HTTP/1.1 beside it")
+        yield ok("http2", "mod_http2 is loaded; browsers open WebSockets over HTTP/1.1")
     if "reqtimeout_module" in configuration.modules:
         yield note(
             "reqtimeout",
-            "mod_reqtimeout is loaded: harmless, its limits end with the handshake",
+            "mod_reqtimeout is loaded; it is harmless, because its limits end with the handshake",
         )
 
 
 def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
-    mpm = configuration.mpm() or "another MPM than event, worker and prefork"
+    mpm = configuration.mpm() or "an MPM other than event, worker and prefork"
     workers = _number(configuration, "MaxRequestWorkers", "MaxClients")
     threads = _number(configuration, "ThreadsPerChild")
     limits = [
@@ -174,7 +175,9 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
         if value and not (name == "ThreadsPerChild" and mpm == "prefork")
     ]
     text = f"{mpm}{', ' if limits else ''}{', '.join(limits)}"
-    yield ok("mpm", f"{text}: for requests and handshakes; an open WebSocket holds no worker")
+    yield ok(
+        "mpm", f"{text}: for requests and handshakes; an open WebSocket does not occupy a worker"
+    )
     each = _number(configuration, "MaxConnectionsPerChild", "MaxRequestsPerChild")
     directive = configuration.last("MaxConnectionsPerChild") or configuration.last(
         "MaxRequestsPerChild"
@@ -183,9 +186,9 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
         yield warning(
             "max-connections-per-child",
             f"MaxConnectionsPerChild {each}: a child is replaced after {each} connections",
-            breaks="each one that leaves with a WebSocket over TLS open stays as a custodian, with"
-            " some 13 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) those with the fewest clients"
-            " close them with 1012",
+            breaks="a child that exits while it has a WebSocket over TLS remains as a custodian,"
+            " with about 13 MiB; if there are more than 256 (APACHEWS_MAX_CUSTODIANS), those with"
+            " the fewest clients close them with 1012",
             load=f"{256 * each} connections within the life of a WebSocket",
             remedy="MaxConnectionsPerChild 0",
             where=directive.where if directive else "",
@@ -193,7 +196,7 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
     else:
         yield ok(
             "max-connections-per-child",
-            f"MaxConnectionsPerChild {each or 0}: WebSockets of children that leave live on",
+            f"MaxConnectionsPerChild {each or 0}: WebSockets outlive their child",
         )
 
 
@@ -223,7 +226,9 @@ def _check_restart_support(
             remedy=f"upgrade to {' and '.join(lacks)}",
         )
     else:
-        yield ok("restart-support", "httpd and the kernel can restart without dropping anybody")
+        yield ok(
+            "restart-support", "httpd and the kernel support restarts that keep WebSockets open"
+        )
 
 
 def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Iterator[Finding]:
@@ -233,7 +238,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
             problems += 1
             yield error(
                 "handler-mode",
-                "WSGIRestrictEmbedded is on: mod_wsgi runs nothing in Apache's children",
+                "WSGIRestrictEmbedded is on: mod_wsgi does not run code in Apache's children",
                 breaks=EVERY,
                 remedy="WSGIRestrictEmbedded Off",
                 where=directive.where,
@@ -250,7 +255,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 continue
             problems += 1
             why = (
-                f"mod_wsgi runs the handler in the daemon process {value}, which has no connections"
+                f"mod_wsgi runs the handler in the daemon process {value}, without the connections"
                 if option == "process-group"
                 else "the handler runs in a sub-interpreter, where ctypes does not work"
             )
@@ -263,11 +268,13 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 where=script.where,
             )
     if not problems:
-        yield ok("handler-mode", "embedded, in Python's main interpreter")
+        yield ok(
+            "handler-mode", "the handler runs in Apache's children, in Python's main interpreter"
+        )
 
 
 def _group(configuration: Configuration, name: str, default: str) -> str:
-    """Return the group that a script without one of its own gets, at worst."""
+    """Return the group of a script that does not set its own; the worst if sections differ."""
     found = find(configuration.directives, name)
     others = [one.arguments[0] for one in found if one.arguments[0] != GLOBAL]
     if name == "WSGIProcessGroup":
@@ -282,11 +289,11 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
             "process-group": GLOBAL,
             "application-group": GLOBAL,
         }:
-            yield ok("import-script", "the handler is imported when a child starts")
+            yield ok("import-script", "each child imports the handler when it starts")
             return
     yield warning(
         "import-script",
-        "no WSGIImportScript for the handler",
+        "WSGIImportScript for the handler is missing",
         breaks="all WebSockets are closed with 1001",
         load="every reload of Apache; logrotate does one daily",
         remedy=f"WSGIImportScript {quote(str(script))} process-group={GLOBAL}"
@@ -295,7 +302,7 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
 
 
 def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
-    """Find a page of the status that has the name of a handler."""
+    """Find a status page that is configured as a handler, so that any .htaccess can show it."""
     handlers = [
         one
         for one in find(configuration.directives, "WSGIHandlerScript")
@@ -309,10 +316,11 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
     for directive in handlers:
         yield error(
             "status-page",
-            f"{directive}: the status page is not a handler",
-            breaks="there is no page; as a handler every .htaccess could show it",
-            remedy=f"in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
-            f' "${{APACHEWS_HANDLER}}/status_page.py" process-group={GLOBAL} application-group={GLOBAL}',
+            f"{directive}: the status page must not be a handler",
+            breaks="the page is not served; any .htaccess could show it if it was a handler",
+            remedy="replace it, outside of <Location>, by: WSGIScriptAlias /websocket-status"
+            f' "${{APACHEWS_HANDLER}}/status_page.py" process-group={GLOBAL}'
+            f" application-group={GLOBAL}",
             where=directive.where,
         )
     pages = [
@@ -321,4 +329,4 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
         if one.arguments[1:2] and one.arguments[1].endswith(STATUS_SCRIPT)
     ]
     if pages and not handlers:
-        yield ok("status-page", f"the status page is {pages[0].arguments[0]}", pages[0].where)
+        yield ok("status-page", f"the status page is at {pages[0].arguments[0]}", pages[0].where)

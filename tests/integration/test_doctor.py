@@ -156,14 +156,14 @@ SEEDS = {
     "files-denied": Seed(
         "access",
         "error",
-        "in place of Require all denied at {extra}:2: Require all granted",
+        "replace Require all denied at {extra}:2 by: Require all granted",
         403,
         '<Files "*.ws">\nRequire all denied\n</Files>',
     ),
     "location-denied": Seed(
         "access",
         "error",
-        "in place of Require all denied at {extra}:2: Require all granted",
+        "replace Require all denied at {extra}:2 by: Require all granted",
         403,
         "<Location />\nRequire all denied\n</Location>",
     ),
@@ -262,7 +262,7 @@ class SeededApache(PrivateApache):
 
 @contextmanager
 def seeded_apache(root: Path, seed: Seed, handler: Path = HANDLER) -> Iterator[PrivateApache]:
-    """Run an Apache with something wrong, and a producer behind it."""
+    """Run an Apache with a mistake in its configuration, and a producer."""
     root.chmod(0o755)
     docroot = root / "htdocs"
     docroot.mkdir()
@@ -320,7 +320,7 @@ def url(apache: PrivateApache, path: str = "/echo.ws") -> str:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_seeded_misconfiguration_is_found_with_its_mend(
+def test_a_seeded_misconfiguration_is_found_with_its_remedy(
     name: str, short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = SEEDS[name]
@@ -446,8 +446,8 @@ def test_a_url_that_misses_its_socket(
 ) -> None:
     with listening(event_site.docroot / "doctor-beside.ws"):
         found = problems_of_socket(capsys, event_site, name)
-    assert "doctor-beside.ws lies beside it" in found["socket"]["remedy"]
-    assert "doctor-beside.ws lies beside it" in found["handshake"]["remedy"]
+    assert "connect to doctor-beside.ws beside it" in found["socket"]["remedy"]
+    assert "connect to doctor-beside.ws beside it" in found["handshake"]["remedy"]
 
 
 def test_a_file_in_the_place_of_a_socket(
@@ -515,10 +515,10 @@ def test_options_of_an_htaccess(short_path: Path, capsys: pytest.CaptureFixture[
         _, (found, handshake) = doctor(capsys, apache, url(apache))
         assert (found["id"], handshake["id"]) == ("follow-symlinks", "handshake")
         assert found["remedy"] == (
-            f"behind Options None at {file}:2, a line of its own: Options +FollowSymLinks"
+            f"after Options None at {file}:2, on a separate line: Options +FollowSymLinks"
         )
         assert found["remedy"] in handshake["remedy"]
-        # To the letter, it mends.
+        # Taken literally, the remedy works.
         file.write_text("# none\nOptions None\nOptions +FollowSymLinks\n")
         assert doctor(capsys, apache, url(apache)) == (0, [])
 

@@ -231,7 +231,7 @@ def test_a_program_that_listens_elsewhere_is_told(directory: Path) -> None:
     elsewhere = directory / "tmp" / "elsewhere.ws"
     (directory / "chat.py").write_text(PRODUCER.replace("sys.argv[1]", repr(str(elsewhere))))
     with running(directory, "chat.py", **private_apache.as_apache_user()) as run:
-        run.wait_for(r"chat does not listen on \S+/chat\.ws: the program must take the path from its")
+        run.wait_for(r"chat does not listen on \S+/chat\.ws: the program must take the path")
         assert run.end() == 0
 
 

@@ -124,7 +124,7 @@ def test_that_of_pip_is_used_where_the_systems_does_not_fit(tmp_path: Path) -> N
 def test_another_python_than_mod_wsgis_is_refused(tmp_path: Path) -> None:
     system = module_for(tmp_path / "mod_wsgi.so", "3.11")
     place = PythonEnvironment((3, 13), tmp_path, tmp_path, tmp_path, None, system)
-    with pytest.raises(SetUpError, match=r"built for Python 3\.11, and this is Python 3\.13") as no:
+    with pytest.raises(SetUpError, match=r"built for Python 3\.11, but this is Python 3\.13") as no:
         choose_wsgi_module(place)
     assert "/usr/bin/python3.11 -m venv" in str(no.value)
     assert f"{tmp_path}/bin/pip install mod_wsgi" in str(no.value)
@@ -266,7 +266,7 @@ def test_a_virtual_host_has_all_it_needs() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "-a.example", "a..b", "*.example.org", 'a"b'])
 def test_what_is_no_name_of_a_host_is_refused(name: str) -> None:
-    with pytest.raises(SetUpError, match="no name of a host"):
+    with pytest.raises(SetUpError, match="invalid host name"):
         tls_virtual_host(name, Path("/srv"))
 
 
@@ -450,9 +450,9 @@ def test_config_debian_shows_what_was_edited(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["--undo"], "go with --debian"),
-        (["--tls-vhost", "a.example", "--key", "/x"], "go together"),
-        (["--user", "nobody-of-that-name"], "no user 'nobody-of-that-name'"),
+        (["--undo"], "need --debian"),
+        (["--tls-vhost", "a.example", "--key", "/x"], "need each other"),
+        (["--user", "nobody-of-that-name"], "unknown user 'nobody-of-that-name'"),
         (["--wsgi-module", "/nonexistent.so"], "/nonexistent.so: No such file"),
     ],
 )

@@ -305,7 +305,7 @@ def test_a_terminated_client_ends() -> None:
         ("HTTP/1.1 426 Upgrade Required\nContent-Length: 0\n\n", "drop the Upgrade header"),
         ("HTTP/1.1 200 OK\nContent-Length: 13\n\n<html></html>", "AddHandler websocket .ws is not"),
         ("HTTP/1.1 302 Found\nLocation: https://a/\nContent-Length: 0\n\n", "to wss://a/ instead"),
-        ("HTTP/1.1 503 Busy\nRetry-After: 5\n\nto the end\x1b", "to the end\\x1b\n  (again after"),
+        ("HTTP/1.1 503 Busy\nRetry-After: 5\n\nto the end\x1b", "to the end\\x1b\n  (retry after"),
         ("HTTP/1.0 599 Strange\nContent-Length: 0\n\n", "the server answers 599\n"),
         ("SSH-2.0-OpenSSH_9\n", "not a WebSocket server"),
         ("HTTP/1.1 101 Yes\nUpgrade: websocket\nConnection: upgrade\n\n", "Bad accept token"),
@@ -345,7 +345,7 @@ def test_a_server_that_does_not_answer() -> None:
         assert main(["connect", secure, "--timeout", "0.2"]) == 1
 
 
-def test_where_nobody_listens_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_without_a_listener_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert main(["connect", f"ws://127.0.0.1:{port}/"]) == 1
@@ -384,7 +384,7 @@ def test_the_request_has_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert "sec-websocket-extensions" not in fields
 
 
-def test_without_a_terminal_there_is_nobody_to_ask_for_a_password() -> None:
+def test_without_a_terminal_a_password_cannot_be_asked_for() -> None:
     with running("-m", "apachews", "connect", "ws://127.0.0.1:1/", "--user", "ann") as process:
         status, output = ended(process)  # it is in a session without a terminal
     assert status == 1
@@ -403,7 +403,7 @@ def test_a_password_that_is_not_given_or_no_text_is_said(
         terminal.wait_for_row("^Password of ann:")
         terminal.type("\x04")
         assert terminal.wait() == 1
-        terminal.wait_for_row("no password was given")
+        terminal.wait_for_row("no password given")
 
 
 def test_without_the_extra_it_says_what_to_install() -> None:

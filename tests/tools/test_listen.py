@@ -99,8 +99,8 @@ def test_who_comes_what_they_say_and_who_goes(path: str, client: Client) -> None
 
 def test_commands(path: str, client: Client) -> None:
     with listening(path) as terminal:
-        terminal.type("anybody?\r")
-        terminal.wait_for_rows("> anybody?", "nobody is connected", ">")
+        terminal.type("hello?\r")
+        terminal.wait_for_rows("> hello?", "no clients are connected", ">")
         one, two = client(1), client(2)
         terminal.wait_for_row(r"^\+ 00000002")
         terminal.type("/who\r")
@@ -119,11 +119,11 @@ def test_commands(path: str, client: Client) -> None:
         two.send(wire.CLOSE, wire.encode_close(4001))
         terminal.wait_for_row(r"^- 00000002  4001$")
         mistakes = {
-            "/nothing": "there is no command /nothing: /help; //… sends /…",
-            "/to": "/to ID TEXT",
-            "/to x y": "there is no client x (/who)",
-            "/close": "which client? (/who)",
-            "/close 0 way": "'way' is no close code: /close ID [CODE [WHY]]",
+            "/nothing": "unknown command /nothing; see /help; //… sends /…",
+            "/to": "expected /to ID TEXT",
+            "/to x y": "unknown client x; /who lists the clients",
+            "/close": "no client given; /who lists the clients",
+            "/close 0 way": "'way': expected a close code; /close ID [CODE [WHY]]",
             "/close 0 1006": "close code 1006 may not be sent",
         }
         for line, said in mistakes.items():
@@ -132,7 +132,7 @@ def test_commands(path: str, client: Client) -> None:
         client(3)
         terminal.wait_for_row(r"^\+ 00000003")
         terminal.type("/ping 0\r")
-        terminal.wait_for_row("^2 clients begin with 0: give more of the id$")
+        terminal.wait_for_row("^2 ids begin with 0: type more of the id$")
         terminal.type("/help\r")
         terminal.wait_for_row("^//TEXT  +send /TEXT to all$")
 
@@ -171,7 +171,7 @@ def test_the_row_for_typing_survives_another_size_of_the_window(path: str) -> No
         terminal.resize(30)
         terminal.wait_for_rows("> " + "x" * 28, "x" * 12)
         terminal.type("\x15/who\r")
-        terminal.wait_for_rows("> /who", "nobody is connected", ">")
+        terminal.wait_for_rows("> /who", "no clients are connected", ">")
         terminal.type("\x04")
         assert terminal.wait() == 0
         assert terminal.modes == of_a_shell
