@@ -126,7 +126,7 @@ class DebianModule:
                 written = "".join(there.splitlines(keepends=True)[1:])
                 raise EditedError(
                     path,
-                    f"(the checksum in its first line differs from its {len(written.splitlines())} others)",
+                    f"(the checksum is not that of its {len(written.splitlines())} lines)",
                     "apachews config --debian --undo",
                 )
             files.append(path)

@@ -1149,7 +1149,7 @@ def test_an_httpd_that_never_answers(
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     assert main(["doctor", "--apachectl", str(program)]) == 1
-    assert "has not ended within 0.05 s" in capsys.readouterr().out
+    assert "did not exit within 0.05 s" in capsys.readouterr().out
 
 
 FINDINGS = [
