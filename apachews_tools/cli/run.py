@@ -25,7 +25,7 @@ from apachews_tools.terminal.terminal import FAINT, paint, uses_colour
 from .command import CommandError, ignore_signals, temporary_directory, utf8_text
 from .log_lines import LogPrinter
 
-SUMMARY: Final = "run producers behind a private Apache, to develop them"
+SUMMARY: Final = "run producers with a private Apache, for development"
 
 PORT: Final = 8080
 TLS_PORT: Final = 8443

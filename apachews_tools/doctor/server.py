@@ -257,7 +257,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
             why = (
                 f"mod_wsgi runs the handler in the daemon process {value}, without the connections"
                 if option == "process-group"
-                else "the handler runs in a sub-interpreter, where ctypes does not work"
+                else "the handler runs in a sub-interpreter, in which ctypes does not work"
             )
             yield error(
                 "handler-mode",
