@@ -45,7 +45,7 @@ class Conversation:
         self._client = client
         self._arguments = arguments
         self._timeout_s = timeout_s
-        self._console = Console()
+        self._console = Console(reads=arguments.message is None)
         self._is_typed = self._console.is_typed and arguments.message is None
         self._input_ended = False
         self._sent = self._received = 0

@@ -137,7 +137,7 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
             breaks="httpd treats the socket as a file, and answers 403 or 404",
             remedy="AddHandler websocket .ws"
             if name.endswith(".ws")
-            else f"connect to {scope.url_path.rpartition('/')[0]}/{near}, which exists"
+            else f"connect to {scope.url_path.rpartition('/')[0]}/{near} beside it"
             if near
             else "AddHandler websocket .ws, and a name that ends in .ws",
         )

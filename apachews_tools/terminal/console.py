@@ -35,15 +35,18 @@ _READ_BYTES: Final = 65536
 class Console:
     """Standard input, output and error.
 
+    Args:
+        reads: whether ``lines`` will be called.
+
     Attributes:
         is_typed: whether a user types the lines.
-        is_interactive: whether the terminal has a row for typing.
+        is_interactive: whether a user types, on a terminal that can overwrite a row.
         is_shown: whether ``show`` writes to a terminal, which escape sequences in a
             message could control.
         colours: whether ``show`` writes to a terminal with colours.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reads: bool = True) -> None:
         self._input: TextIO | None = sys.stdin
         self._output: TextIO = sys.stdout
         self.is_typed = self._input is not None and self._input.isatty()
@@ -52,9 +55,8 @@ class Console:
         self.is_interactive = self.is_typed and has_cursor(self._output)
         self._session: PromptSession[str] | None = None
         self._pending: list[tuple[TextIO, str]] = []  # to be written
-        if self.is_interactive:
+        if reads and self.is_interactive:
             self._session = self._new_session()
-            self.is_interactive = self._session is not None
 
     async def lines(self) -> AsyncIterator[str]:
         """Yield the lines of standard input, without their line feeds.

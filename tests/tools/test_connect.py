@@ -419,6 +419,22 @@ def test_without_the_extra_it_says_what_to_install() -> None:
         )
 
 
+def test_a_message_of_the_command_line_needs_no_line_editor() -> None:
+    script = (
+        "import sys; sys.modules['prompt_toolkit'] = None;"
+        "from apachews_tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    with (
+        scripted(echo) as (url, _),
+        in_terminal("-c", script, "connect", url, "-m", "hi", env={"NO_COLOR": "1"}) as terminal,
+    ):
+        assert terminal.wait() == 0
+        assert [row for row in terminal.read() if "connected in" not in row] == [
+            "< hi",
+            "closed, 1000 (normal)",
+        ]
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
