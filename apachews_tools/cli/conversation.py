@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import time
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from apachews_tools.terminal.terminal import (
     RED,
     YELLOW,
     describe_bytes,
+    message_members,
     paint,
     printable,
 )
@@ -183,21 +183,18 @@ class Conversation:
 
     def _show_message(self, data: str | bytes) -> None:
         self._received += 1
-        size = len(data.encode() if isinstance(data, str) else data)
-        self._received_bytes += size
-        console, is_text = self._console, isinstance(data, str)
+        self._received_bytes += len(data.encode() if isinstance(data, str) else data)
+        console = self._console
         if self._arguments.json:
-            if isinstance(data, str):
-                self._show_json("message", text=data)
-            else:
-                self._show_json("message", bytes=size, base64=base64.b64encode(data).decode())
+            self._show_json("message", **message_members(data))
         elif not console.is_interactive:
             # Into a pipe or a file text goes as it is.
             text = describe_bytes(data, None) if isinstance(data, bytes) else data
             console.show(printable(text) if console.is_shown else text)
         else:
             text = printable(data) if isinstance(data, str) else describe_bytes(data)
-            mark = paint("<", GREEN if is_text else CYAN) if console.colours else "<"
+            colour = GREEN if isinstance(data, str) else CYAN
+            mark = paint("<", colour) if console.colours else "<"
             console.show(f"{mark} {text}".replace("\n", "\n  "))
 
     def _show_close(self, closed: Closed) -> None:

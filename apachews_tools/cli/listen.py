@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import os
 import stat
@@ -26,6 +25,7 @@ from apachews_tools.terminal.terminal import (
     RED,
     YELLOW,
     describe_bytes,
+    message_members,
     paint,
     printable,
 )
@@ -296,11 +296,7 @@ def _members(name: str, event: Event) -> dict[str, Any]:
             "resumed": request.resumed,
         }
     elif name == "message":
-        data = event.read()
-        if isinstance(data, str):
-            members["text"] = data
-        else:
-            members |= {"bytes": len(data), "base64": base64.b64encode(data).decode()}
+        members |= message_members(event.read())
     elif isinstance(event, PongEvent):
         members["seconds"] = round(event.latency_s, 6)
     else:

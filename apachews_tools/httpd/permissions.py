@@ -44,14 +44,15 @@ class Account:
             return cls(str(uid), uid, frozenset())
 
     def may(self, status: os.stat_result, right: int) -> bool:
-        """Tell whether the mode of a file grants a right."""
+        """Tell whether the mode of a file grants a right, or all of several."""
         if self.uid == 0:
             return True
+        mode = status.st_mode
         if status.st_uid == self.uid:
-            return bool(status.st_mode >> 6 & right)
-        if status.st_gid in self.gids:
-            return bool(status.st_mode >> 3 & right)
-        return bool(status.st_mode & right)
+            mode >>= 6
+        elif status.st_gid in self.gids:
+            mode >>= 3
+        return mode & right == right
 
 
 @dataclass(frozen=True)

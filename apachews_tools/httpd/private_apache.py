@@ -20,7 +20,6 @@ import random
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ from typing import Any
 
 from apachews._processes.supervise import children_of
 from apachews.exceptions import ApachewsError
+
+from .permissions import Account
 
 SHIPPED = Path(__file__).resolve().parent
 DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
@@ -383,16 +384,7 @@ def is_permitted(path: Path, wanted: int, user: str = APACHE_USER) -> bool:
         wanted: ``os.R_OK``, ``W_OK``, ``X_OK``, or several of them.
         user: the name of the user.
     """
-    if os.geteuid() != 0:
-        return True
-    account = pwd.getpwnam(user)
-    status = path.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    if status.st_uid == account.pw_uid:
-        mode >>= 6
-    elif status.st_gid in os.getgrouplist(user, account.pw_gid):
-        mode >>= 3
-    return mode & wanted == wanted
+    return os.geteuid() != 0 or Account.named(user).may(path.stat(), wanted)
 
 
 def as_apache_user() -> dict[str, Any]:

@@ -5,6 +5,7 @@ Contract: pure functions of text, and questions about a stream.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import unicodedata
@@ -72,6 +73,13 @@ def json_line(document: object, stream: TextIO) -> str:
     sequence like ESC [.
     """
     return json.dumps(document, ensure_ascii=stream.isatty())
+
+
+def message_members(data: str | bytes) -> dict[str, str | int]:
+    """Return the members of a message in a JSON object."""
+    if isinstance(data, str):
+        return {"text": data}
+    return {"bytes": len(data), "base64": base64.b64encode(data).decode()}
 
 
 def _spelt_out(character: str) -> str:
