@@ -30,7 +30,7 @@ PROXY = (
     f"LoadModule proxy_http_module {DEBIAN_MODULES}/mod_proxy_http.so\n"
 )
 REWRITE = f"LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so\nRewriteEngine On\n"
-# Port 9 is that of "discard": nobody listens there.
+# Port 9 is that of "discard": usually without a listener.
 BACKEND = "http://127.0.0.1:9"
 IN_DOCROOT = '<Directory "${DOCROOT}">\n%s\n</Directory>\n'
 
@@ -462,7 +462,7 @@ def test_a_file_in_the_place_of_a_socket(
     assert f"move the file {file} away" in found["socket"]["remedy"]
 
 
-def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_socket_without_a_listener(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     file = event_site.docroot / "doctor-left.ws"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(file))
@@ -542,7 +542,7 @@ def test_a_port_that_is_for_tls(event_site: Site, capsys: pytest.CaptureFixture[
     assert findings[-1]["remedy"] == "connect with wss://"
 
 
-def test_a_certificate_that_nobody_trusts(
+def test_a_certificate_that_is_not_trusted(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, (finding,) = doctor(capsys, event_site.apache, event_site.wss())
@@ -554,7 +554,7 @@ def test_a_certificate_that_nobody_trusts(
 def test_a_url_of_another_apache(
     event_site: Site, short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The one that is looked at has no such socket, and lets nobody see it.
+    # The checked Apache lacks that socket, and denies the access to it.
     seed = Seed("other-apache", "warning", "--httpd-arguments", None, IN_DOCROOT % "Options None")
     file = event_site.docroot / "doctor-another.ws"
     with seeded_apache(short_path, seed) as apache, listening(file):

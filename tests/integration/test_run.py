@@ -164,7 +164,7 @@ def test_it_serves_and_ends_in_order(directory: Path) -> None:
         assert run.url == http.replace("http", "ws") + "/chat.ws"
         page = urllib.request.urlopen(http, timeout=10).read().decode()
         assert 'id="sockets">["/chat.ws"]<' in page
-        # There is no listing, and nothing but the page and the sockets.
+        # Apache serves the page and the sockets only, without a listing.
         assert [status_of(f"{http}/{path}") for path in ("x", ".git/config")] == [404, 403]
         insecure = for_two_threads(ssl.create_default_context())
         insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
@@ -196,7 +196,7 @@ def test_a_change_of_the_source_reaches_the_clients_that_are_there(directory: Pa
         run.wait_for(r"^chat +\| SyntaxError")
         run.wait_for(r"the new .*chat\.py exited with status 1 before it listened; the old one")
         assert ask(client) == ["22", name]
-        # And mended.
+        # The corrected program.
         (directory / "chat.py").write_text(PRODUCER.replace("{answers", "3 {answers"))
         wait_for(lambda: ask(client) == ["3", "22", name], what=lambda: run.output)
         assert run.end(signal.SIGTERM) == 0
@@ -342,7 +342,7 @@ def test_in_a_terminal_it_has_colours_and_ctrl_c(directory: Path) -> None:
     assert processes_in(directory) == []
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="root only: nobody else can become another user")
+@pytest.mark.skipif(not IS_ROOT, reason="root only: other users cannot change their user")
 def test_a_plain_user_runs_it_too(directory: Path) -> None:
     with running(directory, "chat.py", **private_apache.as_apache_user()) as run:
         with connect(run.url) as client:
@@ -369,7 +369,7 @@ def test_what_apaches_user_cannot_reach_is_said(directory: Path) -> None:
         assert f"chmod o+x {closed}" in run.output
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise there is no other user")
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise all processes have one user")
 def test_roots_environment_stays_roots(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEPLOY_TOKEN", "hunter2")
     with running(directory, "chat.py") as run:
@@ -397,7 +397,7 @@ def test_an_environment_that_apaches_user_cannot_read_is_copied(
     (packages,) = (closed / "venv").glob("lib/python*/site-packages")
     for name in ("apachews", "apachews_handler", "apachews_tools", "wsproto", "h11", "mod_wsgi"):
         package = Path(sysconfig.get_path("purelib")) / name
-        if package.exists():  # (where it is Debian's mod_wsgi, there is none)
+        if package.exists():  # (Debian's mod_wsgi is not a package)
             (packages / name).symlink_to(package)
     with running(directory, "chat.py", python=str(closed / "venv/bin/python")) as run:
         run.wait_for(rf"^apachews run: www-data cannot read {closed / 'venv'}; Apache gets a copy")

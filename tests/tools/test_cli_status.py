@@ -314,7 +314,7 @@ def test_what_is_no_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
     assert "\x1b" not in said
 
 
-def test_nobody_answers_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_url_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--apache", "http://127.0.0.1:9/"]) == 1
     assert "cannot be read: [Errno 111] Connection refused" in capsys.readouterr().err
 

@@ -182,7 +182,7 @@ def owned(short_path: Path) -> Path:
 
 
 def test_what_only_root_can_write_is_no_weakness(owned: Path) -> None:
-    # The temporary directory above is everybody's, with the sticky bit.
+    # All users may write to the temporary directory above, which has the sticky bit.
     assert weakness(owned, ME) is None
 
 
@@ -234,7 +234,7 @@ def test_links_on_the_way_are_looked_at_and_followed(owned: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["apachews_tools/httpd/apachews.conf", "apachews_tools", "mod_wsgi.so"]
 )
-def test_root_is_refused_what_somebody_else_can_change(
+def test_root_gets_an_error_if_another_user_can_change_the_files(
     here: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["config", "--debian", "--directory", str(here / "etc")]
@@ -245,7 +245,7 @@ def test_root_is_refused_what_somebody_else_can_change(
     assert f"{path} belongs to nobody" in said
     assert "sudo python3 -m venv /opt/apachews" in said
     assert not any((here / "etc" / "mods-available").iterdir())
-    # To print it is for whoever pastes it.
+    # Printing is allowed: the user decides about the lines.
     assert main(["config"]) == 0
     assert main([*given, "--force"]) == 0
     assert main([*given, "--undo"]) == 0
@@ -326,7 +326,7 @@ def test_an_edited_file_is_left_alone_unless_forced(debian: DebianModule) -> Non
     assert debian.write(TEXTS, forced=True)[file] == "updated"
 
 
-def test_somebody_elses_file_is_an_edited_one(debian: DebianModule) -> None:
+def test_a_foreign_file_counts_as_edited(debian: DebianModule) -> None:
     file = debian.directory / "mods-available" / "apachews.conf"
     file.write_text("Include /somewhere\n")
     with pytest.raises(EditedError):

@@ -536,7 +536,7 @@ def test_nothing_that_is_shown_can_steer_the_terminal() -> None:
     assert describe_bytes(b"") == "[0 bytes]"
 
 
-# Standard input is no terminal, as in a pipeline.
+# Standard input is not a terminal, as in a pipeline.
 WITHOUT_TYPING = """
 import os, sys
 os.dup2(os.open("/dev/null", os.O_RDONLY), 0)

@@ -479,7 +479,7 @@ def test_a_unit_is_read_from_its_cgroup(cgroup: str, unit: str) -> None:
     assert unit_in(cgroup) == unit
 
 
-def test_a_pid_file_of_somebody_else_is_no_httpd(tmp_path: Path) -> None:
+def test_a_pid_file_of_another_program(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     assert running(str(file)) is None
     file.write_text("no number")
@@ -510,16 +510,16 @@ ExecStart={ path=/usr/sbin/httpd ; argv[]=/usr/sbin/httpd -DFOREGROUND ; status=
 
 
 @pytest.mark.parametrize(
-    ("text", "goodbyes", "descriptors"),
+    ("text", "drop_in", "descriptors"),
     [
         (DEBIANS_UNIT, "warning", "ok"),  # apachectl sets 8192
         (WITH_DROP_IN, "ok", "ok"),
         (FEDORAS_UNIT, "warning", "warning"),
     ],
 )
-def test_units(text: str, goodbyes: str, descriptors: str) -> None:
+def test_units(text: str, drop_in: str, descriptors: str) -> None:
     found = levels(check_unit("apache2.service", parse_properties(text), 1000))
-    assert found == {"systemd-drop-in": goodbyes, "descriptors-unit": descriptors}
+    assert found == {"systemd-drop-in": drop_in, "descriptors-unit": descriptors}
 
 
 def test_the_drop_in_that_ships_is_enough() -> None:
@@ -536,7 +536,7 @@ def test_a_private_tmp_hides_sockets(tmp_path: Path) -> None:
     assert levels(check_visible(None, private, "/tmp/a.ws")) == {"private-tmp": "error"}
     assert levels(check_visible(None, {}, "/tmp/a.ws")) == {"private-tmp": "ok"}
     assert levels(check_visible(None, private, "/run/apachews/a.ws")) == {"private-tmp": "ok"}
-    # Where it runs, its own view decides.
+    # If httpd runs, its own view decides.
     file = tmp_path / "a.ws"
     file.touch()
     assert levels(check_visible(httpd(), private, str(file))) == {"private-tmp": "ok"}

@@ -184,7 +184,7 @@ def test_json_cannot_steer_the_terminal(path: str, client: Client) -> None:
         terminal.wait_for_row(r"\\u009b2Jend")
 
 
-def test_who_asks_to_come_is_let_in(path: str, client: Client) -> None:
+def test_a_client_that_waits_for_an_answer_is_accepted(path: str, client: Client) -> None:
     with listening(path) as terminal:
         bridge = client(1, answer_required=True)  # APACHEWS_ACCEPT producer
         terminal.wait_for_row(r"^\+ 00000001")
@@ -192,7 +192,7 @@ def test_who_asks_to_come_is_let_in(path: str, client: Client) -> None:
         assert bridge.socket.recv(1)[0] == wire.FIN | wire.ANSWER
 
 
-def test_somebody_who_does_not_speak_the_wire_is_shown(path: str) -> None:
+def test_a_peer_that_breaks_the_wire_is_shown(path: str) -> None:
     with listening(path) as terminal:
         stranger = Bridge(path, None)
         stranger.socket.sendall(b"GET / HTTP/1.1\r\n\r\n")

@@ -169,7 +169,9 @@ def test_nothing_of_roots_environment_goes_to_another_user(
         assert {name for name in names if not name.startswith("LC_")} <= allowed
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root only: nobody else can give a file away")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="root only: other users cannot change the owner of a file"
+)
 def test_a_link_does_not_lead_to_whose_file_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     (tmp_path / "link").symlink_to("mine")
