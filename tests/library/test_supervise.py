@@ -106,7 +106,9 @@ def test_events_call_the_functions_in_order(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_child_that_exits_ends_the_wait() -> None:
-    events = ChildEvents([], pytest.fail, lambda pid, lines: pytest.fail(str(lines)))
+    events = ChildEvents(
+        [], lambda number: pytest.fail(str(number)), lambda pid, lines: pytest.fail(str(lines))
+    )
     try:
         child = subprocess.Popen(["true"])
         started_at = time.monotonic()
