@@ -1,1 +1,1 @@
-"""The command ``apachews``, and the administration of Apache behind it."""
+"""The command ``apachews``, and the administration of Apache that it needs."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from apachews_tools.cli.run import give_to_apache
-from apachews_tools.dev.supervisor import Producer
+from apachews_tools.dev.program import Producer
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 # The files of an example that belong into the document root.

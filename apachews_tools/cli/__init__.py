@@ -2,16 +2,15 @@
 
 Contract: ``main(arguments)`` runs one command and returns its exit status:
 
-- 0: it did what it was asked to;
-- 1: it did not, or found something wrong; one line on standard error says what, and
-  what to do;
-- 2: the arguments make no sense, with the usage;
+- 0: success;
+- 1: failure, or errors were found; one line on standard error has the reason and the
+  remedy;
+- 2: invalid arguments; standard error has the usage;
 - 130: Ctrl-C.
 
 Each command is a module of this package with ``SUMMARY`` (a line), ``add_arguments``
-(to a parser of argparse's; its description and examples too) and ``run`` (with what
-was parsed, to the exit status).  What it found goes to standard output, what it has
-to say about it to standard error.
+(which also sets the parser's description and examples) and ``run`` (from the parsed
+arguments to the exit status).  Results go to standard output, messages to standard error.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: those of the command line, without the program's name; None:
-            ``sys.argv``'s.
+        arguments: those of the command line, without the program's name; None: those
+            in ``sys.argv``.
 
     Returns:
         The exit status.
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CommandError, ApachewsError) as error:
         return _fail(parsed.command, str(error))
     except BrokenPipeError:
-        # Whoever read has had enough, as head(1) has.  Python writes once more at its end.
+        # The reader has closed the pipe, as head(1) does.  Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -67,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the parser for all commands."""
     parser = argparse.ArgumentParser(
         prog="apachews",
         description="WebSockets served by Apache httpd itself.",
-        epilog="apachews COMMAND --help says more, with examples.",
+        epilog="apachews COMMAND --help has details and examples.",
     )
     parser.add_argument("--version", action="version", version=f"apachews {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

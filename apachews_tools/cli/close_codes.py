@@ -1,4 +1,4 @@
-"""Close codes, as the command line calls them (RFC 6455 7.4.1, IANA)."""
+"""Names of close codes on the command line (RFC 6455 7.4.1, IANA)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ NAMES: Final[dict[int, str]] = {
     1013: "try again later",
     1014: "bad gateway",
 }
-# Nothing was wrong.
+# Codes without an error.
 NORMAL_CODES: Final = (1000, 1005)
 
 
 def describe_close(code: int, reason: str) -> str:
-    """Return a code with its name and the reason that came with it."""
+    """Return a code with its name and reason."""
     name = f" ({NAMES[code]})" if code in NAMES else ""
     return f"{code}{name}{f': {printable(reason)}' if reason else ''}"

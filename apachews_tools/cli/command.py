@@ -1,4 +1,4 @@
-"""What a command of the command line is, what several read and tidy up, and how it fails."""
+"""A command of the command line: its interface, its errors, common arguments and cleanup."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from apachews.exceptions import ApachewsError
 
 # A day.
 MAX_SECONDS: Final = 86_400
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Command(Protocol):
-    """A module of this package."""
+    """A module of this package that is a command."""
 
     SUMMARY: str
 
@@ -29,15 +29,15 @@ class Command(Protocol):
         """Describe the command and its arguments."""
 
     def run(self, arguments: argparse.Namespace, /) -> int:
-        """Do it; return the exit status."""
+        """Run the command; return the exit status."""
 
 
 class CommandError(ApachewsError):
-    """A command cannot do what it was asked to; the text says why, and what to do."""
+    """A command fails; the text has the reason and the remedy."""
 
 
 def utf8_text(argument: str) -> str:
-    """Check that an argument is text; what is not UTF-8 Python has as surrogates."""
+    """Reject an argument that is not UTF-8, which Python represents by surrogates."""
     try:
         argument.encode()
     except UnicodeEncodeError:
@@ -46,40 +46,40 @@ def utf8_text(argument: str) -> str:
 
 
 def number(argument: str) -> int:
-    """Read a number of things: 0 or more."""
+    """Parse a non-negative integer."""
     try:
         value = int(argument)
     except ValueError:
         value = -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{argument!r} is no number of 0 or more")
+        raise argparse.ArgumentTypeError(f"{argument!r}: expected a non-negative integer")
     return value
 
 
 def seconds(argument: str) -> float:
-    """Read a time, which select(2) can wait for too."""
+    """Parse a duration in seconds."""
     try:
         value = float(argument)
     except ValueError:
         value = 0.0
     if not 0 < value <= MAX_SECONDS:
         raise argparse.ArgumentTypeError(
-            f"{argument!r}: how many seconds? More than 0, {MAX_SECONDS} at most"
+            f"{argument!r}: expected seconds between 0 and {MAX_SECONDS}"
         )
     return value
 
 
 @contextmanager
-def tidy_at_signals() -> Iterator[None]:
-    """Have signals that end a program raise an exception, so that what was begun is tidied up.
+def clean_up_at_signals() -> Iterator[None]:
+    """Turn signals that end a program into exceptions, so that it can clean up.
 
-    The first of them does: ``SystemExit``, Ctrl-C ``KeyboardInterrupt``.  Those after it
-    are ignored until this ends, or they would break the tidying off.
-    A signal that was ignored before stays so, as with nohup(1).
+    The first signal raises ``SystemExit``, Ctrl-C ``KeyboardInterrupt``.  Later ones are
+    ignored until this context ends, because they would interrupt the cleanup.  A signal
+    that was ignored before stays ignored, as with nohup(1).
     """
     before: Handlers = {
         number: handler
-        for number in _ENDING
+        for number in ENDING
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
     try:
@@ -92,12 +92,12 @@ def tidy_at_signals() -> Iterator[None]:
 
 @contextmanager
 def temporary_directory(prefix: str) -> Iterator[Path]:
-    """Make a directory, and remove it with all that is in it, whichever signal may come."""
-    with tidy_at_signals():
+    """Make a directory; remove it with its contents at the end, also after a signal."""
+    with clean_up_at_signals():
         path: str | None = None
         try:
             try:
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
                 try:
                     path = tempfile.mkdtemp(prefix=prefix)
                 finally:
@@ -105,7 +105,7 @@ def temporary_directory(prefix: str) -> Iterator[Path]:
                 yield Path(path)
             finally:
                 ignore_signals()
-        finally:  # (a signal that came just before they were ignored has ended the other one)
+        finally:  # (a signal just before they were ignored interrupts the inner block)
             if path is not None:
                 shutil.rmtree(path)
 
@@ -118,6 +118,6 @@ def _raise_exit(number: int, frame: FrameType | None) -> None:
 
 
 def ignore_signals() -> None:
-    """Within ``tidy_at_signals``, when tidying up begins: from here on nothing breaks it off."""
-    for number in _ENDING:
+    """Ignore further signals; for the start of a cleanup within ``clean_up_at_signals``."""
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

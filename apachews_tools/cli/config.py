@@ -25,18 +25,18 @@ from apachews_tools.install.installation import (
 
 from .command import CommandError
 
-SUMMARY: Final = "print, or install on Debian, what Apache's configuration needs"
+SUMMARY: Final = "print the directives for Apache, or install them on Debian"
 
 DESCRIPTION: Final = """\
 Print the directives that this installation needs in Apache's configuration: the Python
-environment, the handler, and mod_wsgi where it came with pip.
+environment, the handler, and mod_wsgi if pip installed it.
 
-With --debian they become a module that a2enmod enables and a2dismod disables. What was
-written once is not written again, and what somebody has edited is left alone.
+With --debian they become a module that a2enmod enables and a2dismod disables. Files that
+are up to date, or that were edited, stay as they are.
 
-Refused is what cannot work: a Python that mod_wsgi is not built for, or an installation
-that Apache's user cannot read. With --debian, root is refused also an installation that
-others can change: Apache reads some of it as root."""
+The command fails if the installation cannot work: if mod_wsgi is built for another Python,
+or if Apache's user cannot read it. With --debian, as root, it also fails if other users can
+change the installation, because Apache reads parts of it as root."""
 
 EXAMPLES: Final = """\
 examples:
@@ -46,7 +46,7 @@ examples:
   apachews config --tls-vhost chat.example.org --docroot /var/www/chat \\
       | sudo tee /etc/apache2/sites-available/chat.conf
 
-exit status: 0 printed, or installed; 1 it cannot work, or a file was edited"""
+exit status: 0 printed, or installed; 1 the installation cannot work, or a file was edited"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--debian",
         action="store_true",
-        help="write it to mods-available, for a2enmod, instead of printing it",
+        help="write the directives to mods-available, for a2enmod, instead of printing them",
     )
     kind.add_argument(
         "--tls-vhost", metavar="NAME", help="print a virtual host with TLS for NAME instead"
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="with --debian: also where a file was edited, or where others than root can write",
+        help="with --debian: overwrite edited files, and accept files that other users can change",
     )
     parser.add_argument(
         "--directory",
@@ -92,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share-python",
         action="store_true",
-        help="the site has a WSGIPythonHome of its own: leave it, write WSGIPythonPath",
+        help="keep the WSGIPythonHome of the site, and print WSGIPythonPath instead",
     )
     parser.add_argument(
-        "--wsgi-module", type=Path, metavar="FILE", help="the mod_wsgi that Apache loads already"
+        "--wsgi-module", type=Path, metavar="FILE", help="the mod_wsgi that Apache already loads"
     )
     parser.add_argument(
         "--user", metavar="NAME", help=f"Apache's user (default: {', '.join(USERS)})"
@@ -105,9 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the directives, or write them."""
     if (arguments.undo or arguments.force) and not arguments.debian:
-        raise CommandError("--undo and --force go with --debian")
+        raise CommandError("--undo and --force need --debian")
     if bool(arguments.certificate) != bool(arguments.key):
-        raise CommandError("--certificate and --key go together")
+        raise CommandError("--certificate and --key need each other")
     try:
         if arguments.tls_vhost:
             print(
@@ -139,10 +139,10 @@ def _checked(arguments: argparse.Namespace, environment: PythonEnvironment) -> W
     account = apache_account([arguments.user] if arguments.user else USERS)
     if account is None:
         if arguments.user:
-            raise CommandError(f"there is no user {arguments.user!r}")
+            raise CommandError(f"unknown user {arguments.user!r}")
         print(
-            "apachews config: there is no user of Apache's yet; whether he can read this"
-            " installation was not looked at",
+            "apachews config: Apache's user does not exist yet, so it is unknown whether it can"
+            " read this installation",
             file=sys.stderr,
         )
     else:
@@ -169,7 +169,7 @@ def _install(
         print(f"{path}: {fate}")
     older = arguments.directory / "conf-enabled" / f"{NAME}.conf"
     if older.exists():
-        print(f"{older} has these lines as well: a2disconf {NAME}", file=sys.stderr)
+        print(f"{older} has these lines too: a2disconf {NAME}", file=sys.stderr)
     commands = [] if place.is_enabled else [f"a2enmod {NAME}"]
     if module.conflicts and (arguments.directory / "mods-enabled" / "wsgi.load").exists():
         commands.insert(0, "a2dismod wsgi")
@@ -179,23 +179,23 @@ def _install(
 
 
 def _require_ownership(environment: PythonEnvironment, module: WsgiModule) -> None:
-    """Refuse to have root's Apache read what somebody else can change.
+    """Check that only root can change the files that Apache reads as root.
 
     Raises:
-        CommandError: somebody can.
+        CommandError: another user can.
     """
     for file in read_as_root(environment, module.path):
         if found := weakness(file):
             raise CommandError(
-                f"Apache reads {file} as root, and {found}: whoever can write there would be"
-                " root. Install apachews where only root writes (sudo python3 -m venv"
+                f"Apache reads {file} as root, and {found}: a user who can write there could"
+                " become root. Install apachews where only root can write (sudo python3 -m venv"
                 " /opt/apachews && sudo /opt/apachews/bin/pip install 'apachews[bridge]'), and run"
-                " config --debian from there; --force does it all the same"
+                " its config --debian; --force skips this check"
             )
 
 
 def _load_file(module: WsgiModule) -> str:
-    """Return what a2enmod reads: which other modules it is to enable, or must not find."""
+    """Return the file for a2enmod: modules to enable, modules in conflict, and LoadModule."""
     if module.is_systems:
         return "# Depends: wsgi mime env\n"
     conflicts = "# Conflicts: wsgi\n" if module.conflicts else ""
@@ -209,4 +209,4 @@ def _undo(place: DebianModule, forced: bool) -> None:
     if removed:
         print("\nrun next, as root:\n  systemctl restart apache2")
     else:
-        print(f"{place.directory}: unchanged; nothing of apachews is there")
+        print(f"{place.directory}: unchanged; it does not have files of apachews")

@@ -1,4 +1,4 @@
-"""``apachews doctor``: what is wrong with an Apache, for WebSockets, and what mends it."""
+"""``apachews doctor``: finds why WebSockets do not work, and the remedy."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from apachews_tools.terminal.terminal import CYAN, GREEN, RED, YELLOW, paint, pr
 
 from .command import CommandError, seconds
 
-SUMMARY: Final = "find what is wrong with Apache's configuration, and what mends it"
+SUMMARY: Final = "find errors in Apache's configuration, and their remedies"
 
 DESCRIPTION: Final = """\
-Look at Apache's configuration, the running processes, and the socket files; with a URL,
-do a handshake as a browser would.  Each finding says what is wrong, what it breaks, from
-which load on, and the line or the command that mends it.  Nothing is changed.
+Check Apache's configuration, the running processes and the socket files; with a URL,
+try a handshake as a browser does.  Each finding has its effect, the load at which the
+effect shows, and the line or the command that is the remedy.  Nothing is changed.
 
-Without a URL, every socket file (*.ws) in the document roots is looked at."""
+Without a URL, every socket file (*.ws) in the document roots is checked."""
 
 EXAMPLES: Final = """\
 examples:
@@ -59,8 +59,8 @@ examples:
   apachews doctor ws://localhost/ws/echo.ws --echo --json
   apachews doctor --apachectl /usr/sbin/httpd --httpd-arguments -f /srv/httpd.conf -D LOCAL
 
-exit status: 0 nothing is wrong, or there are warnings only; 1 something is wrong.
-docs/howto/troubleshooting.md has what each finding means."""
+exit status: 0 no errors, perhaps warnings; 1 errors.
+docs/howto/troubleshooting.md explains each finding."""
 
 DEFAULT_WEBSOCKETS: Final = 1000
 LEVEL_COLUMNS: Final = 9
@@ -70,48 +70,50 @@ COLOURS: Final = {
     Level.WARNING: YELLOW,
     Level.ERROR: RED,
 }
-# Checks of one site and its socket, and not of the server.
+# Checks of one site and its socket, as opposed to the server.
 OF_SITE: Final = frozenset(
     {
         *("add-handler", "follow-symlinks", "access", "proxy", "pass-request"),
         *("socket", "socket-link", "socket-permission", "producer", "private-tmp"),
     }
 )
-# What is bad stands last: nearest to the prompt.
+# Errors come last, nearest to the prompt.
 _ORDER: Final = [Level.OK, Level.NOTE, Level.WARNING, Level.ERROR]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
-    parser.add_argument("url", metavar="URL", nargs="?", help="of a WebSocket: ws://… or wss://…")
-    parser.add_argument("--socket", metavar="PATH", help="the socket file, where the URL does not")
+    parser.add_argument("url", metavar="URL", nargs="?", help="ws://… or wss://…")
+    parser.add_argument("--socket", metavar="PATH", help="the socket file, instead of the URL's")
     parser.add_argument(
-        "--echo", action="store_true", help="the producer echoes: send a message, and wait for it"
+        "--echo",
+        action="store_true",
+        help="send a message, and wait for its echo",
     )
-    parser.add_argument("--origin", help="connect as a page of this origin, as https://example.com")
+    parser.add_argument("--origin", help="connect like a page of this origin: https://example.com")
     parser.add_argument(
         "--ca",
         "--cafile",
         metavar="FILE",
-        help="trust these certificates, instead of the system's",
+        help="trust the certificates in this file, instead of the system's",
     )
     parser.add_argument(
         "--timeout",
         type=seconds,
         default=10.0,
         metavar="SECONDS",
-        help="for all of the handshake (default 10)",
+        help="for the whole handshake (default 10)",
     )
     parser.add_argument(
         "--websockets",
         type=int,
         default=DEFAULT_WEBSOCKETS,
         metavar="N",
-        help=f"how many a child of Apache is to have room for (default {DEFAULT_WEBSOCKETS})",
+        help=f"how many must fit into one child of Apache (default {DEFAULT_WEBSOCKETS})",
     )
     parser.add_argument(
-        "--apachectl", metavar="PATH", help="the program to ask (default: whichever is found)"
+        "--apachectl", metavar="PATH", help="the program to ask (default: the one in PATH)"
     )
     parser.add_argument(
         "--logrotate",
@@ -121,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="logrotate's configuration (default /etc/logrotate.d)",
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="also say what is harmless, or could not be seen"
+        "--verbose", action="store_true", help="also show what is harmless, or could not be checked"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
@@ -129,26 +131,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=argparse.REMAINDER,
         default=[],
         metavar="…",
-        help="stands last; all that follows goes to httpd, as -f FILE, to name its configuration",
+        help="must be last; the rest goes to httpd, for example -f FILE",
     )
 
 
 def _require_certificates(file: str) -> None:
-    """Refuse what ``--ca`` cannot name, before all of it looks like the server's fault.
+    """Reject an unusable ``--ca``, which would look like a mistake of the server.
 
     Raises:
-        CommandError: there is no such file, or it has no certificate.
+        CommandError: the file is not readable, or lacks a certificate.
     """
     try:
         ssl.create_default_context(cafile=file)
     except ssl.SSLError:
-        raise CommandError(f"--ca {file}: it has no certificate in PEM form") from None
+        raise CommandError(f"--ca {file}: expected certificates in PEM form") from None
     except OSError as error:
         raise CommandError(f"--ca {file}: {error.strerror}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look at everything; print what was found."""
+    """Check everything; print the findings."""
     address = Address.parse(arguments.url) if arguments.url else None
     if arguments.ca is not None:
         _require_certificates(arguments.ca)
@@ -166,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _columns() -> int | None:
-    """Return where to break lines: nowhere, unless it is a terminal that shows them."""
+    """Return the width for line breaks, None unless standard output is a terminal."""
     try:
         return max(60, min(os.get_terminal_size(sys.stdout.fileno()).columns, 120))
     except (OSError, ValueError):
@@ -196,7 +198,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
         yield make(
             "httpd",
             str(failure),
-            breaks="only the URL can be looked at" if address else "nothing can be looked at",
+            breaks="only the URL can be checked" if address else "nothing can be checked",
             remedy="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
             " apache2",
         )
@@ -219,20 +221,20 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
     if is_another:
         yield warning(
             "other-apache",
-            f"nothing in the configuration that is looked at listens on port {address.port}",
-            breaks="nothing; but another Apache may answer at the URL than the one looked at",
-            remedy="--httpd-arguments -f FILE, with that one's configuration; nothing, where a"
+            f"this configuration does not listen on port {address.port}",
+            breaks="nothing; but an Apache with another configuration may answer at the URL",
+            remedy="--httpd-arguments -f FILE with its configuration; none is needed if a"
             " container or a firewall maps the port",
         )
         if any(one.id == "handshake" and one.level is Level.OK for one in tried):
-            # They are about a socket that this handshake did not come to.
+            # Those errors are about another socket than that of the handshake.
             findings = [one for one in findings if one.id not in OF_SITE or one.level is Level.OK]
     yield from findings
     yield from tried
 
 
 def _debians_modules(arguments: argparse.Namespace) -> Path | None:
-    """Return where Debian's modules lie, None where it is not Debian's configuration."""
+    """Return Debian's directory of modules, None for a configuration that is not Debian's."""
     modules = ETC_APACHE2 / "mods-available"
     is_another = arguments.httpd_arguments or not modules.is_dir()
     return None if is_another else modules
@@ -248,7 +250,7 @@ def _examine_apache(
     httpd = running(pid_file) if pid_file else None
     account = _account(configuration, httpd)
     if os.geteuid() != 0 and (httpd is None or httpd.uid != os.geteuid()):
-        yield note("privileges", "not as root: what only root may see is not looked at")
+        yield note("privileges", "not run as root: some checks need root's permissions")
     yield from check_server(configuration, account, version)
     if os.geteuid() == 0:
         yield from check_ownership(configuration)
@@ -263,8 +265,8 @@ def _examine_apache(
     yield from check_logrotate(arguments.logrotate, _logs(configuration))
     yield from check_confinement(httpd)
     if not handler_scripts(configuration):
-        return  # there is no site to look at
-    # Path -> whether httpd itself looks for it.
+        return  # without a handler no site has WebSockets
+    # Path -> whether httpd itself looks it up.
     sockets = {arguments.socket: True} if arguments.socket else {}
     for scope, is_real in _scopes(configuration, address):
         found = check_scope(scope)
@@ -279,7 +281,7 @@ def _examine_apache(
 
 
 def _account(configuration: Configuration, httpd: Httpd | None) -> Account:
-    """Return the user whom httpd's children serve as, or will."""
+    """Return the user of httpd's children, running or not."""
     if httpd is not None:
         return Account.of_uid(httpd.uid)
     for name in (configuration.run_config.user, APACHE_USER):
@@ -291,26 +293,26 @@ def _account(configuration: Configuration, httpd: Httpd | None) -> Account:
 
 
 def _unit(arguments: argparse.Namespace, httpd: Httpd | None) -> str:
-    """Return httpd's systemd unit, "" for none."""
+    """Return the systemd unit of httpd, "" without one."""
     if httpd is not None:
         return httpd.unit
     if arguments.httpd_arguments or arguments.apachectl:
-        return ""  # another one than the system's
+        return ""  # not the system's httpd
     return next((unit for unit in UNITS if unit_properties(unit)), "")
 
 
 def _private_unit(arguments: argparse.Namespace) -> str:
-    """Return the unit with a /tmp of its own that starts this httpd, "" for none."""
+    """Return the unit with PrivateTmp that starts this httpd, "" without one."""
     if arguments.httpd_arguments or arguments.apachectl:
-        return ""  # another one than the system's
+        return ""  # not the system's httpd
     return next((unit for unit in UNITS if has_private_tmp(unit)), "")
 
 
 def _scopes(configuration: Configuration, address: Address | None) -> Iterator[tuple[Scope, bool]]:
-    """Yield what applies to the URL, or else to each socket file there is.
+    """Yield the scope of the URL, or else that of each socket file.
 
-    With each, whether somebody uses it: of a site that has no socket yet, a name is made
-    up, for what would apply to one.
+    With each scope, whether its path is in use: for a site without a socket file, the
+    scope is that of an invented one.
     """
     if address is not None:
         host = configuration.host_for(address.host, address.port, address.is_secure)
@@ -330,11 +332,11 @@ def _socket_urls(host: VirtualHost) -> list[str]:
 
 
 def _supposed(finding: Finding) -> Finding:
-    """Return what is to be said of a site where nobody has a WebSocket yet."""
+    """Weaken a finding about a site that does not have a socket file yet."""
     if finding.level is Level.OK:
         return finding
     if finding.id == "proxy":
-        # A site of another kind, as it seems.
+        # Probably a site without WebSockets.
         return note(finding.id, finding.text, finding.where)
     return warning(
         finding.id,
@@ -361,7 +363,7 @@ def _logs(configuration: Configuration) -> list[str]:
 
 
 def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Leave out what was said already: of several sites, much is the same."""
+    """Omit duplicates: several sites share much of their configuration."""
     seen: set[tuple[str, str, str]] = set()
     for finding in findings:
         key = (finding.id, finding.text, finding.where)
@@ -371,7 +373,7 @@ def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _one_line(text: str) -> str:
-    """Return text as the report has it: servers and file names have their say in it."""
+    """Return text on one line, safe for a terminal: it contains file names and answers."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -380,8 +382,8 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
 
     Args:
         findings: in the order of their rows.
-        columns: where to break long texts; None: nowhere.
-        has_colours: the levels have colours.
+        columns: the width for line breaks; None: no breaks.
+        has_colours: whether to colour the levels.
     """
     lines = []
     names = max((len(finding.id) for finding in findings), default=0) + 2
@@ -408,7 +410,7 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
             ("remedy", finding.remedy),
         ):
             if value:
-                # A line that mends is there to be copied: it is not broken.
+                # No line breaks: a remedy is to be copied.
                 lines.append(f"{margin}{name + ':':8}{_one_line(value)}")
     errors = sum(finding.level is Level.ERROR for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)

@@ -1,7 +1,7 @@
-"""Figures and tables as people read them in a terminal.
+"""Numbers, sizes, durations and tables as text for a terminal.
 
-Contract: pure; strings in, strings out.  What comes from elsewhere is to be made harmless
-before (``printable_line`` of ``terminal.py``): no text may move the cursor or break a row.
+Contract: pure.  Text from clients must have passed ``printable_line`` (``terminal.py``),
+so that it cannot move the cursor or break a row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NONE: Final = "-"
 
 
 def count(number: float | None) -> str:
-    """Return a number; one decimal where it is small and has any."""
+    """Return a number; with one decimal if it is below 10 and not an integer."""
     if number is None:
         return NONE
     if number < 10 and number != int(number):
@@ -23,7 +23,7 @@ def count(number: float | None) -> str:
 
 
 def size(number: float | None) -> str:
-    """Return a number of bytes."""
+    """Return a number of bytes with its unit."""
     if number is None:
         return NONE
     unit = 0
@@ -35,7 +35,7 @@ def size(number: float | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """Return a time."""
+    """Return a duration."""
     if seconds is None:
         return NONE
     if seconds < 0.9995:
@@ -50,11 +50,11 @@ def span(seconds: float | None) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, its heads first.
+    """Return the lines of a table, the heads first.
 
     Args:
-        heads: one that begins with ``<`` is of a column whose texts stand at the left.
-        rows: as many texts in each.
+        heads: a ``<`` at the beginning aligns the column to the left.
+        rows: each has as many texts.
     """
     titles = [head.removeprefix("<") for head in heads]
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]

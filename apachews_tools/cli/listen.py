@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import base64
+import asyncio
 import contextlib
 import os
-import select
-import signal
 import stat
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from apachews._processes.signals import Signals
 from apachews.client import Client
 from apachews.events import Event, PongEvent
 from apachews.exceptions import ServerClosed
 from apachews.server import Server
 from apachews_tools.httpd.private_apache import APACHE_USER
 from apachews_tools.terminal.console import Console
+from apachews_tools.terminal.readable import wait_readable
 from apachews_tools.terminal.terminal import (
     CYAN,
     FAINT,
@@ -27,28 +25,30 @@ from apachews_tools.terminal.terminal import (
     RED,
     YELLOW,
     describe_bytes,
+    message_members,
     paint,
     printable,
 )
 
 from .close_codes import describe_close
 from .command import CommandError, utf8_text
+from .event_loop import first_result, run_until_signal
 
-SUMMARY: Final = "be a producer: see who comes and what they say, and answer by hand"
+SUMMARY: Final = "be a producer: show clients and their messages, and answer by hand"
 
-# Of a client's id, a UUID: enough to tell some clients apart on a terminal.
+# Of the client's id, a UUID: enough to distinguish the clients on a terminal.
 SHOWN_ID: Final = 8
 
 DESCRIPTION: Final = """\
-Listen on PATH for the WebSockets that Apache bridges to it.  Who comes, what they
-say and who goes is shown; each line typed is sent to all of them.  Ctrl-D ends."""
+Listen on PATH for the WebSockets that Apache bridges to it.  Clients and their
+messages are shown; each typed line is sent to all clients.  Ctrl-D ends."""
 
 HELP: Final = """\
-/to ID TEXT              send to one client; of its id the beginning will do
-/close ID [CODE [WHY]]   say goodbye to one
-/ping ID                 how far away it is
-/who                     who is connected
-/help                    this
+/to ID TEXT              send to one client; the beginning of its id is sufficient
+/close ID [CODE [WHY]]   close the connection of one client
+/ping ID                 measure the round trip to one client
+/who                     list the clients
+/help                    show these commands
 //TEXT                   send /TEXT to all"""
 
 EXAMPLES: Final = f"""\
@@ -60,13 +60,11 @@ examples:
 lines that begin with / are commands:
   {HELP.replace(chr(10), chr(10) + "  ")}
 
-From a pipe, standard input may end, and this goes on until SIGTERM or Ctrl-C;
-either way every client gets a goodbye (1001).
+At the end of a pipe or a file the command continues, until SIGTERM or Ctrl-C.
+At its own end it closes every client with 1001.
 
-exit status: 0 ended by Ctrl-D, Ctrl-C or SIGTERM; 1 it cannot listen there;
+exit status: 0 ended by Ctrl-D, Ctrl-C or SIGTERM; 1 it cannot listen on PATH;
 2 arguments"""
-
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,19 +78,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0o660,
         help="permissions of the socket file (default 660); Apache's user must be able to write",
     )
-    parser.add_argument("--group", help="group of the socket file, www-data say")
+    parser.add_argument("--group", help="group of the socket file, for example www-data")
     parser.add_argument(
         "--take-over",
         action="store_true",
-        help="where another producer listens on PATH, have its new clients",
+        help="take the new clients of another producer that listens on PATH",
     )
-    parser.add_argument("--json", action="store_true", help="an object a line, of all that happens")
+    parser.add_argument(
+        "--json", action="store_true", help="print events as JSON objects, one per line"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Listen until told to end."""
+    """Listen until the end of what is typed, or until a signal."""
     if not arguments.path:
-        raise CommandError("which socket file? apachews listen PATH")
+        raise CommandError("no socket file given; usage: apachews listen PATH")
     try:
         server = Server(
             arguments.path,
@@ -101,43 +101,41 @@ def run(arguments: argparse.Namespace) -> int:
             exclusive=not arguments.take_over,
         )
     except LookupError:
-        raise CommandError(f"there is no group {arguments.group!r}") from None
+        raise CommandError(f"unknown group {arguments.group!r}") from None
     if arguments.group is None and (advice := _advice(server.path)):
         print(f"apachews listen: {advice}", file=sys.stderr, flush=True)
-    signals = Signals(_ENDING)
-    try:
-        with Console() as console:
-            _Session(server, console, arguments).run(signals)
-    finally:
-        server.close()
-        signals.close()
+    session = _Session(server, arguments)
+    # SIGTERM and Ctrl-C are how it ends.
+    with server, contextlib.suppress(KeyboardInterrupt, SystemExit):
+        run_until_signal(session.run())
+    session.show_end()
     return 0
 
 
 def _advice(path: str) -> str:
-    """Return what to say of a socket file that is for a group, and for root's; "" for nothing.
+    """Return a warning about a socket file for the group of root, "" for any other.
 
-    Apache's children are not in it.  Another mode was asked for by whoever knows why.
+    Apache's children are not in that group.  Any other mode is the user's choice.
     """
     try:
         status = os.stat(path)
     except OSError:
-        return ""  # somebody has moved it
+        return ""  # it was moved
     is_groups = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) == stat.S_IWGRP
     if status.st_uid or status.st_gid or not is_groups:
         return ""
     return (
         f"{printable(path)} is root:root, mode {stat.S_IMODE(status.st_mode):04o}: Apache's user"
-        f" cannot connect; with --group {APACHE_USER} he can"
+        f" cannot connect; use --group {APACHE_USER}"
     )
 
 
 class _Session:
-    """What happens on one server."""
+    """One server, its terminal and its commands."""
 
-    def __init__(self, server: Server, console: Console, arguments: argparse.Namespace) -> None:
+    def __init__(self, server: Server, arguments: argparse.Namespace) -> None:
         self._server = server
-        self._console = console
+        self._console = Console()
         self._must_echo: bool = arguments.echo
         self._json: bool = arguments.json
         self._commands: dict[str, Callable[[list[str]], None]] = {
@@ -145,42 +143,42 @@ class _Session:
             "/close": self._close,
             "/ping": self._ping,
             "/who": self._show_clients,
-            "/help": lambda words: console.note(HELP),
+            "/help": lambda words: self._console.note(HELP),
         }
 
-    def run(self, signals: Signals) -> None:
-        """Serve until a signal or the end of what is typed; say goodbye."""
+    async def run(self) -> None:
+        """Serve until the user ends the input; the end of a pipe or a file ends nothing."""
         if self._json:
             self._show_json("listening", path=self._server.path)
         else:
-            end = "Ctrl-D ends, /help" if self._console.is_interactive else "Ctrl-C ends"
+            end = "Ctrl-D ends, /help" if self._console.is_typed else "Ctrl-C ends"
             self._console.note(f"listening on {self._server.path}; {end}")
-        while not self._must_end(signals):
-            self._take_events()
-            reading: list[Any] = [self._server, signals]
-            if not self._console.has_ended:
-                reading.append(self._console)
-            select.select(reading, [], [], self._server.next_timer_s())
-            self._take_events()  # who has come can be written to
-            for line in self._console.read_lines_nowait():
-                self._take_line(line)
-        self._server.close()
+        await first_result(self._serve(), self._handle_input())
+
+    async def _serve(self) -> None:
+        while True:
+            self._show_events()
+            await wait_readable(self._server.fileno(), self._server.next_timer_s())
+
+    async def _handle_input(self) -> None:
+        async for line in self._console.lines():
+            self._show_events()  # new clients can be written to
+            self._handle_line(line)
+        if not self._console.is_typed:
+            await asyncio.Event().wait()
+
+    def show_end(self) -> None:
+        """Show the close of each client, after the server was closed."""
         with contextlib.suppress(ServerClosed):
-            self._take_events()
+            self._show_events()
 
-    def _must_end(self, signals: Signals) -> bool:
-        # (The console's own signals come as well.)
-        if set(signals.receive_nowait()) & set(_ENDING):
-            return True
-        return self._console.has_ended and self._console.is_interactive
+    # Events
 
-    # What comes
-
-    def _take_events(self) -> None:
+    def _show_events(self) -> None:
         while event := self._server.dequeue_nowait():
-            self._take(event)
+            self._show_event(event)
 
-    def _take(self, event: Event) -> None:
+    def _show_event(self, event: Event) -> None:
         kind = event.type()
         if kind is Event.Accept:
             if event.client().request.answer_required:
@@ -212,33 +210,33 @@ class _Session:
     def _show_json(self, event: str, **members: Any) -> None:
         self._console.show_json({"event": event, **members})
 
-    # What is typed
+    # Input
 
-    def _take_line(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
         if line.startswith("/") and not line.startswith("//"):
             words = line.split(" ", 2)
             try:
                 command = self._commands.get(words[0])
                 if command is None:
-                    raise CommandError(f"there is no command {words[0]}: /help; //… sends /…")
+                    raise CommandError(f"unknown command {words[0]}; see /help; //… sends /…")
                 command(words[1:])
             except (CommandError, ValueError) as error:
                 self._console.note(str(error), RED)
             return
         reached = self._server.broadcast(line.removeprefix("/") if line[:2] == "//" else line)
         if not reached:
-            self._console.note("nobody is connected")
+            self._console.note("no clients are connected")
 
     def _send_to(self, words: list[str]) -> None:
         if len(words) < 2:
-            raise CommandError("/to ID TEXT")
+            raise CommandError("expected /to ID TEXT")
         self._find(words).send(words[1])
 
     def _close(self, words: list[str]) -> None:
         client = self._find(words)
         code, _, reason = (words[1] if len(words) > 1 else "1000").strip().partition(" ")
         if not code.isdecimal():
-            raise CommandError(f"{code!r} is no close code: /close ID [CODE [WHY]]")
+            raise CommandError(f"{code!r}: expected a close code; /close ID [CODE [WHY]]")
         client.close(int(code), reason)
 
     def _ping(self, words: list[str]) -> None:
@@ -252,17 +250,17 @@ class _Session:
         for client in clients:
             self._console.show(f"  {client.guid()[:SHOWN_ID]}  {_describe(client)}")
         if not clients:
-            self._console.note("nobody is connected")
+            self._console.note("no clients are connected")
 
     def _find(self, words: list[str]) -> Client:
-        """Return the client whose id begins with the first word."""
+        """Return the client with an id that begins with the first word."""
         if not words or not words[0]:
-            raise CommandError("which client? (/who)")
+            raise CommandError("no client given; /who lists the clients")
         found = [client for client in self._server.clients() if client.guid().startswith(words[0])]
         if not found:
-            raise CommandError(f"there is no client {words[0]} (/who)")
+            raise CommandError(f"unknown client {words[0]}; /who lists the clients")
         if len(found) > 1:
-            raise CommandError(f"{len(found)} clients begin with {words[0]}: give more of the id")
+            raise CommandError(f"{len(found)} ids begin with {words[0]}: type more of the id")
         return found[0]
 
 
@@ -285,7 +283,7 @@ def _describe_message(data: str | bytes) -> str:
 
 
 def _members(name: str, event: Event) -> dict[str, Any]:
-    """Return what the JSON object of an event has."""
+    """Return the members of an event's JSON object."""
     client = event.client_or_none()
     members: dict[str, Any] = {"client": client.guid() if client else None}
     if name == "accept" and client:
@@ -298,11 +296,7 @@ def _members(name: str, event: Event) -> dict[str, Any]:
             "resumed": request.resumed,
         }
     elif name == "message":
-        data = event.read()
-        if isinstance(data, str):
-            members["text"] = data
-        else:
-            members |= {"bytes": len(data), "base64": base64.b64encode(data).decode()}
+        members |= message_members(event.read())
     elif isinstance(event, PongEvent):
         members["seconds"] = round(event.latency_s, 6)
     else:
@@ -318,4 +312,4 @@ def _mode(text: str) -> int:
 
 
 # For argparse's "invalid … value".
-_mode.__name__ = "mode (660, say)"
+_mode.__name__ = "mode (expected octal digits, for example 660)"

@@ -1,8 +1,8 @@
 """The logs of several programs on one terminal, line by line.
 
-Contract: ``LineSplitter`` makes lines of what a pipe or a file gave, ``FileFollower``
-reads what was added to a file, ``LogPrinter`` writes a line with the name of whose it
-is.  Nothing blocks but writing.
+Contract: ``LineSplitter`` splits the bytes of a pipe or a file into lines, ``FileFollower``
+reads the lines appended to a file, ``LogPrinter`` writes a line with the name of its
+program.  Only writing blocks.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from apachews_tools.terminal.terminal import (
     uses_colour,
 )
 
-# A line that is longer is shown in parts.
+# A longer line is shown in parts.
 MAX_LINE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 1 << 20
 
 _COLOURS: Final = (CYAN, MAGENTA, GREEN, YELLOW, BLUE)
-# What every line of the error log begins with, and nobody at a terminal needs.
+# The beginning of every line of the error log, which is noise on a terminal.
 _DATE: Final = re.compile(r"^\[\w{3} \w{3} \d\d [\d:.]+ \d{4}\] ")
 _PROCESS: Final = re.compile(r"\[pid \d+(?::tid \d+)?\] ")
-# What httpd and mod_wsgi say at every start.
+# Messages of httpd and mod_wsgi at every start.
 _ROUTINE: Final = re.compile(r"^\[[\w]+:notice\]|^\[wsgi:info\] mod_wsgi \(")
 _SERIOUS: Final = re.compile(r"^\[\w+:(?:error|crit|alert|emerg)\]")
 
 
 class LineSplitter:
-    """Bytes in, whole lines out."""
+    """Splits bytes into complete lines."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """Return the lines that are finished; b"" finishes the last one."""
+        """Return the complete lines; b"" completes the last one."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if self._rest and (not data or len(self._rest) > MAX_LINE_BYTES):
             lines.append(self._rest)
@@ -52,7 +52,7 @@ class LineSplitter:
 
 
 class FileFollower:
-    """What is added to a file from now on; there need not be one yet."""
+    """The lines that are appended to a file, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,12 +60,12 @@ class FileFollower:
         self._splitter = LineSplitter()
 
     def skip(self) -> None:
-        """Pass over what it has."""
+        """Skip the present content."""
         with contextlib.suppress(FileNotFoundError):
             self._offset = self._path.stat().st_size
 
     def read_lines(self) -> list[str]:
-        """Return the lines that were finished since the last time."""
+        """Return the lines completed since the last call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -77,11 +77,11 @@ class FileFollower:
 
 
 class LogPrinter:
-    """Writes lines, each with whose it is.
+    """Writes lines, each with the name of its program.
 
     Args:
-        stream: where to.
-        names: of those who will have lines.
+        stream: the output.
+        names: of all programs.
     """
 
     def __init__(self, stream: TextIO, names: list[str]) -> None:
@@ -97,8 +97,8 @@ class LogPrinter:
         """Write one line.
 
         Args:
-            name: whose it is, one of those that were announced.
-            line: without line feed.
+            name: the program, one of ``names``.
+            line: without its line feed.
             colour: of the line itself, on a terminal.
         """
         prefix = f"{name:<{self._width}} |"
@@ -114,7 +114,7 @@ def brief(line: str, is_verbose: bool) -> tuple[str, str | None] | None:
     """Return a line of Apache's error log for a terminal, and its colour.
 
     Returns:
-        None for what httpd and mod_wsgi say at every start, unless verbose.
+        None for a routine message of the start, unless verbose.
     """
     line = _PROCESS.sub("", _DATE.sub("", line), count=1)
     if _ROUTINE.match(line) and not is_verbose:

@@ -1,4 +1,4 @@
-"""``apachews publish``: a message for a producer's clients, from a shell or a cron job."""
+"""``apachews publish``: sends a message to a producer's clients, from a shell or cron."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SUMMARY: Final = "send a message to the clients of a running producer"
 DESCRIPTION: Final = """\
 Send a message to the clients of the producer that listens on PATH.
 
-The producer needs no code for that: its library sends it on.  Who may is who may
-write to the socket file.  Without --message, standard input is the message; where that
-is empty, nothing is sent."""
+The producer does not need code for that: its library forwards the message.  Every user
+who may write to the socket file may publish.  Without --message, standard input is the
+message; if it is empty, nothing is sent."""
 
 EXAMPLES: Final = """\
 examples:
   apachews publish /var/www/html/ws/chat.ws -m 'The server restarts at noon.'
   df -h / | apachews publish /var/www/html/ws/status.ws disks
 
-exit status: 0 the producer has sent it, even to nobody; 1 it did not"""
+exit status: 0 the producer sent it, perhaps to no clients; 1 it did not"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,35 +40,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only to the members of server.group(GROUP)",
     )
     parser.add_argument(
-        "-m", "--message", type=utf8_text, help="the message, instead of standard input's"
+        "-m", "--message", type=utf8_text, help="the message, instead of standard input"
     )
-    parser.add_argument(
-        "--binary", action="store_true", help="a binary message: standard input's bytes"
-    )
+    parser.add_argument("--binary", action="store_true", help="send a binary message")
     parser.add_argument(
         "--timeout",
         type=seconds,
         default=TIMEOUT_S,
         metavar="SECONDS",
-        help=f"wait so long for the producer (default {TIMEOUT_S:g})",
+        help=f"for the answer of the producer (default {TIMEOUT_S:g})",
     )
-    parser.add_argument("--json", action="store_true", help="say whom it reached as JSON")
+    parser.add_argument("--json", action="store_true", help="print the number of clients as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send the message; say whom it reached."""
+    """Send the message; print how many clients it reached."""
     if not arguments.path:
-        raise CommandError("which socket file? apachews publish PATH [GROUP]")
+        raise CommandError("no socket file given; usage: apachews publish PATH [GROUP]")
     message = _message(arguments)
     if not message and arguments.message is None:
-        print("nothing to send: standard input is empty", file=sys.stderr)
+        print("nothing was sent: standard input is empty", file=sys.stderr)
         return 0
     try:
         delivery = publish(arguments.path, message, arguments.group, timeout=arguments.timeout)
     except TimeoutError:
         raise CommandError(
-            f"{arguments.path}: the producer has not answered within {arguments.timeout:g} s;"
-            " it may send the message yet"
+            f"{arguments.path}: the producer did not answer within {arguments.timeout:g} s;"
+            " it may still send the message"
         ) from None
     if arguments.json:
         print(json.dumps({"reached": delivery.reached, "skipped": delivery.skipped}))
@@ -89,5 +87,5 @@ def _message(arguments: argparse.Namespace) -> str | bytes:
         return data.decode()
     except UnicodeDecodeError as error:
         raise CommandError(
-            f"standard input is not UTF-8 (byte {error.start}): --binary sends it as it is"
+            f"standard input is not UTF-8 (byte {error.start}); --binary sends any bytes"
         ) from None

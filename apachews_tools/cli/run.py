@@ -1,4 +1,4 @@
-"""``apachews run``: a private Apache with producers behind it, for development."""
+"""``apachews run``: a private Apache and its producers, for development."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from apachews._listening.endpoint import MAX_PATH_BYTES, Unreachable, is_listened_on
-from apachews_tools.dev.supervisor import ACCESS, APACHE, Producer, Supervisor
+from apachews_tools.dev.program import Producer
+from apachews_tools.dev.supervisor import ACCESS, APACHE, Supervisor
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import APACHE_USER, SHIPPED, PrivateApache
 from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_home
@@ -24,20 +25,20 @@ from apachews_tools.terminal.terminal import FAINT, paint, uses_colour
 from .command import CommandError, ignore_signals, temporary_directory, utf8_text
 from .log_lines import LogPrinter
 
-SUMMARY: Final = "run producers behind a private Apache, to develop them"
+SUMMARY: Final = "run producers with a private Apache, for development"
 
 PORT: Final = 8080
 TLS_PORT: Final = 8443
-# httpd's own 75 are more than the 50 that there may be, of which it would complain.
+# httpd's default of 75 exceeds MaxRequestWorkers, 50, and httpd would log a warning.
 FEW_THREADS: Final = "MinSpareThreads 10"
-# In a quoted argument of a directive.
+# Characters with a meaning in a quoted argument of a directive.
 _NOT_IN_DIRECTIVE: Final = re.compile(r'["\\\0-\x1f\x7f]|\$\{')
 
 DESCRIPTION: Final = """\
-Run producers behind an Apache of their own, which has nothing to do with the
-system's: producer.py serves ws://127.0.0.1:8080/producer.ws.  Each program gets
-the path of its socket file as its argument.  What the programs and Apache's error
-log have to say is shown.  Ctrl-C ends everything, a second one at once."""
+Run producers with a private Apache, which is independent of the system's:
+producer.py serves ws://127.0.0.1:8080/producer.ws.  Each program gets the path of
+its socket file as its argument.  The output of the programs and Apache's error log
+are shown.  Ctrl-C ends everything in order, a second Ctrl-C at once."""
 
 EXAMPLES: Final = """\
 examples:
@@ -45,20 +46,24 @@ examples:
   apachews run --reload --docroot site chat.py echo.py
   apachews run --tls --path /ws/chat.ws=chat.py
 
-With --reload, a program is started anew when its file, or a Python module in or
-below its directory, changes.  Its clients stay connected, and move to it; where
-the new version does not start, the old one goes on.  (A program that is to know
-who came before finds it by client.guid(); event.resumed tells.)
+With --reload, the next version of a program starts when its file, or a Python module
+in or below its directory, changes.  Clients stay connected, and move to the new
+version; if it does not start, the old version continues.  (event.resumed tells a
+program that a client moved; its client.guid() is the same.)
 
-exit status: 0 ended by Ctrl-C or SIGTERM; 1 it could not start, or Apache ended;
-2 arguments; 130 ended by force"""
+exit status: 0 ended by Ctrl-C or SIGTERM; 1 it could not start, or Apache exited;
+2 arguments; 130 killed by a second Ctrl-C"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
     parser.add_argument(
-        "programs", metavar="PROGRAM", nargs="*", type=utf8_text, help="a producer, a Python file"
+        "programs",
+        metavar="PROGRAM",
+        nargs="*",
+        type=utf8_text,
+        help="Python file of a producer",
     )
     parser.add_argument(
         "--path",
@@ -66,38 +71,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=utf8_text,
         action="append",
         default=[],
-        help="a producer with a path of its own; may be repeated",
+        help="a producer at another path; may be repeated",
     )
     parser.add_argument(
         "--docroot",
         metavar="DIR",
         type=_directory,
-        help="what Apache serves besides, and where the socket files are"
-        " (default: a temporary directory)",
+        help="the document root, which also gets the socket files (default: a temporary directory)",
     )
     parser.add_argument(
-        "--port", type=_port, default=PORT, help="default %(default)s; 0: any that is free"
+        "--port", type=_port, default=PORT, help="default %(default)s; 0: a free one"
     )
     parser.add_argument("--tls", action="store_true", help=f"https and wss on port {TLS_PORT}")
-    parser.add_argument("--tls-port", metavar="PORT", type=_port, help="the same on another port")
+    parser.add_argument("--tls-port", metavar="PORT", type=_port, help="the port for https and wss")
     parser.add_argument(
         "--listen",
         metavar="ADDRESS",
         type=_address,
         default="127.0.0.1",
-        help="default %(default)s; 0.0.0.0: whoever can reach this machine",
+        help="default %(default)s; 0.0.0.0: reachable from other machines",
     )
     parser.add_argument(
         "--mpm", choices=("event", "worker", "prefork"), default="event", help="httpd's MPM"
     )
-    parser.add_argument("--reload", action="store_true", help="follow changes of the programs")
+    parser.add_argument("--reload", action="store_true", help="restart programs when they change")
     parser.add_argument(
-        "--verbose", action="store_true", help="show the access log, and all of the error log"
+        "--verbose", action="store_true", help="show the access log, and all lines of the error log"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run everything until told to end."""
+    """Run everything until a signal."""
     with contextlib.ExitStack() as undo:
         root = undo.enter_context(temporary_directory("apachews-run-"))
         root.chmod(0o755)
@@ -119,7 +123,9 @@ def run(arguments: argparse.Namespace) -> int:
             while (tls_port := private_apache.free_port()) == port:
                 pass
         if tls_port == port:
-            raise CommandError(f"http and https cannot both have port {port}: use --tls-port")
+            raise CommandError(
+                f"http and https cannot both use port {port}; choose another with --tls-port"
+            )
         paths = [
             urllib.parse.quote(f"/{producer.socket.relative_to(docroot)}") for producer in producers
         ]
@@ -158,25 +164,25 @@ def find_producers(
     """Return the producers that the arguments name.
 
     Args:
-        programs: files; each listens on its own name, with .ws, in the document root.
-        mappings: a path and a file each, ``/x.ws=file``.
+        programs: files; the socket file has the same name with .ws, in the document root.
+        mappings: a path and a file, ``/x.ws=file``.
         docroot: the document root.
 
     Raises:
-        CommandError: there is none, or one of them cannot be; or two have one path.
+        CommandError: no program is given, one is unusable, or two have the same path.
     """
     wanted = [(f"{Path(program).stem}.ws", program) for program in programs]
     for mapping in mappings:
         path, equals, program = mapping.partition("=")
         if not equals or not program or not path.startswith("/") or not path.endswith(".ws"):
             raise CommandError(
-                f"--path {mapping}: /x.ws=program.py, with .ws, on which Apache looks"
+                f"--path {mapping}: expected /x.ws=program.py, a path that ends in .ws"
             )
         if ".." in Path(path).parts:
-            raise CommandError(f"--path {mapping}: leads out of the document root")
+            raise CommandError(f"--path {mapping}: the path leaves the document root")
         wanted.append((path.lstrip("/"), program))
     if not wanted:
-        raise CommandError("which producers? apachews run PROGRAM …")
+        raise CommandError("no program given; usage: apachews run PROGRAM…")
     producers: dict[Path, Producer] = {}
     for path, program in wanted:
         file = Path(program).absolute()
@@ -188,21 +194,21 @@ def find_producers(
         at = docroot / path
         if len(os.fsencode(at)) > MAX_PATH_BYTES:
             raise CommandError(
-                f"{at}: a socket file's path has {MAX_PATH_BYTES} bytes at most; use --path, or"
-                " a --docroot with a shorter one"
+                f"{at}: the path of a socket file must not exceed {MAX_PATH_BYTES} bytes; use"
+                " --path, or a shorter --docroot"
             )
         if at in producers:
             raise CommandError(
-                f"/{path} is the path of {producers[at].program} and of {file}: use --path"
+                f"{producers[at].program} and {file} have the same path /{path}; use --path"
             )
         producers[at] = Producer(path.removesuffix(".ws"), file, at)
     return list(producers.values())
 
 
 def make_page(directory: Path, paths: Sequence[str]) -> Path:
-    """Make the page for a document root that has none; return its directory."""
+    """Make a page for a document root without index.html; return its directory."""
     directory.mkdir()
-    # JSON in HTML: nothing may look like the end of the element.
+    # JSON in HTML: the text must not contain the end of the element.
     sockets = json.dumps(list(paths)).replace("<", "\\u003c")
     page = (SHIPPED / "page.html").read_text()
     marker = '<script type="application/json" id="sockets">'
@@ -217,19 +223,19 @@ def _docroot(wanted: Path | None, root: Path) -> Path:
         give_to_apache(docroot)
         return docroot
     if not wanted.is_dir():
-        raise CommandError(f"--docroot {wanted}: there is no such directory")
+        raise CommandError(f"--docroot {wanted}: the directory does not exist")
     docroot = wanted.resolve()
     if _NOT_IN_DIRECTIVE.search(str(docroot)):
         raise CommandError(
             f"--docroot {str(docroot)!r}: a quotation mark, a backslash, a control character or"
-            " ${…} would mean something else in Apache's configuration; rename the directory"
+            " ${…} has another meaning in Apache's configuration; rename the directory"
         )
     return docroot
 
 
 @contextlib.contextmanager
 def _directory_for_socket(directory: Path) -> Iterator[None]:
-    """Make a directory for socket files, and what is missing above it; remove these."""
+    """Make a directory for socket files and its missing parents; remove them at the end."""
     missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     for made in reversed(missing):
         made.mkdir()
@@ -237,29 +243,28 @@ def _directory_for_socket(directory: Path) -> Iterator[None]:
     try:
         if not private_apache.is_permitted(directory, os.W_OK | os.X_OK):
             raise CommandError(
-                f"{APACHE_USER}, as whom root runs Apache and the producers, cannot make socket"
-                f" files in {directory}: install -d -o {APACHE_USER} {directory}/ws, and --path"
-                " /ws/x.ws=program.py; or run this as a user other than root"
+                f"{APACHE_USER}, the user of Apache and the producers if root runs this, cannot"
+                f" make socket files in {directory}: install -d -o {APACHE_USER} {directory}/ws,"
+                " and --path /ws/x.ws=program.py; or run this as a user other than root"
             )
         if not os.access(directory, os.W_OK | os.X_OK):
-            raise CommandError(f"{directory} may not be written to: no socket file can be there")
+            raise CommandError(f"{directory} is not writable, so it cannot have socket files")
         yield
     finally:
         for made in missing:
-            with contextlib.suppress(OSError):  # somebody has put something there
+            with contextlib.suppress(OSError):  # another program has put a file there
                 made.rmdir()
 
 
 def _require_free(path: Path) -> None:
-    """Check that a producer that runs already keeps its socket file."""
-    # If it is not a socket, or may not be connected to, the program will report that.
-    with contextlib.suppress(Unreachable):
+    """Check that no other producer listens on a socket file."""
+    with contextlib.suppress(Unreachable):  # absent or not a socket: the program will report that
         if is_listened_on(str(path)):
             raise CommandError(f"{path}: another producer listens here; end it, or use --path")
 
 
 def _require_readable(docroot: Path, producers: Sequence[Producer]) -> None:
-    """Check that Apache's user can read all that it must."""
+    """Check that Apache's user can read the document root and the programs."""
     programs = [producer.program for producer in producers]
     blocking = private_apache.unreadable_parts([docroot, *programs])
     advice = ""
@@ -273,15 +278,15 @@ def _require_readable(docroot: Path, producers: Sequence[Producer]) -> None:
             advice = f"chmod o+r {' '.join(map(str, closed))}"
     if advice:
         raise CommandError(
-            f"{APACHE_USER}, as whom root runs Apache and the producers, may not read everything:"
-            f" {advice}; or run this as a user other than root"
+            f"{APACHE_USER}, the user of Apache and the producers if root runs this, lacks a"
+            f" permission: {advice}; or run this as a user other than root"
         )
 
 
 def give_to_apache(directory: Path) -> None:
-    """Let the producers make their sockets in a directory, where they are another user."""
+    """Let the producers make socket files in a directory, if they run as another user."""
     if account := private_apache.as_apache_user():
-        # (Where others may write, somebody could put a link to another file in its place.)
+        # (Another user may have replaced it by a link, so the link is not followed.)
         os.chown(directory, account["user"], account["group"], follow_symlinks=False)
 
 
@@ -296,7 +301,7 @@ def _announce(apache: PrivateApache, paths: Sequence[str]) -> None:
         # The name in the certificate.
         if host in ("127.0.0.1", "[::1]"):
             host = "localhost"
-        lines.append(f"  https://{host}:{apache.tls_port}/  (with a self-made certificate)")
+        lines.append(f"  https://{host}:{apache.tls_port}/  (with a self-signed certificate)")
         lines += [f"  wss://{host}:{apache.tls_port}{path}" for path in paths]
     print("\n".join(lines), flush=True)
 

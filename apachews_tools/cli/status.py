@@ -1,4 +1,4 @@
-"""``apachews status``: who is connected to the Apaches of this machine, or to another one's."""
+"""``apachews status``: the WebSockets of this machine's Apaches, or those of a status page."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from apachews_tools.terminal.terminal import has_cursor, printable_line, uses_co
 from .command import CommandError, number, seconds
 from .figures import count, size, span, table
 
-SUMMARY: Final = "show the WebSockets that Apache has"
+SUMMARY: Final = "show Apache's WebSockets"
 
 DESCRIPTION: Final = """\
-Show Apache's processes, endpoints and connections: how many, how busy, what waits.
+Show Apache's processes, endpoints and connections, with their traffic and queues.
 
-Without --apache these are those of every Apache on this machine, whose processes are
-asked themselves: that is for root, or for the user they run as.  A URL is that of a
-status page (WSGIScriptAlias to status.py), here or elsewhere.
+Without --apache, show every Apache on this machine.  Its processes answer to root, and to
+the user they run as.  A URL is that of a status page (WSGIScriptAlias to status_page.py),
+on any machine.
 
-"in" is from clients, "out" to them; bytes are those of messages, not compressed."""
+"in" is from clients, "out" is to clients; bytes are those of uncompressed messages."""
 
 EXAMPLES: Final = """\
 examples:
   sudo apachews status
-  sudo apachews status --watch                          rates as well, every 2 s
+  sudo apachews status --watch                          with rates, every 2 s
   apachews status --apache https://example.org/websocket-status
   sudo apachews status --json | jq .processes[].connections_count
 
-exit status: 0 there is a status; 1 there is none to be had"""
+exit status: 0 success; 1 the status is not available"""
 
 INTERVAL_S: Final = 2.0
 MIN_INTERVAL_S: Final = 0.1
@@ -71,23 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=INTERVAL_S,
         metavar="SECONDS",
-        help=f"again and again (every {INTERVAL_S:g} s), with rates, until Ctrl-C",
+        help=f"repeat (default: every {INTERVAL_S:g} s), with rates, until Ctrl-C",
     )
     parser.add_argument(
-        "--apache", metavar="PID|URL", help="of this process, or of this status page, only"
+        "--apache",
+        metavar="PID|URL",
+        help="only the Apache with this parent process or status page",
     )
     parser.add_argument(
         "--connections",
         type=number,
         default=CONNECTIONS,
         metavar="N",
-        help=f"list so many, those with the most traffic (default {CONNECTIONS}; 0: none)",
+        help=f"list the N connections with the most traffic (default {CONNECTIONS}; 0: none)",
     )
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each Apache")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per Apache")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show it, once or until somebody has had enough."""
+    """Show the status, once or until Ctrl-C."""
     rates = Rates()
     screen = Screen()
     is_first = True
@@ -104,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         except CommandError as error:
             if is_first:
                 raise
-            text = f"{error}\n"  # it may come back
+            text = f"{error}\n"  # Apache may start again
         if arguments.watch is None:
             sys.stdout.write(text)
             return 0
@@ -114,18 +116,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Screen:
-    """A terminal, or what stands in its place."""
+    """Standard output, which may be a terminal."""
 
     def __init__(self) -> None:
         self._is_terminal = has_cursor(sys.stdout)
         self._has_colours = uses_colour(sys.stdout)
 
     def bold(self, text: str) -> str:
-        """Return a text that stands out, where it can."""
+        """Return a text in bold, if the terminal has styles."""
         return f"{_BOLD}{text}{_PLAIN}" if self._has_colours else text
 
     def show(self, text: str, is_redrawn: bool) -> None:
-        """Show a text, in the place of the last one where it is a terminal."""
+        """Show a text; on a terminal it replaces the previous one."""
         if self._is_terminal and is_redrawn:
             columns, lines = shutil.get_terminal_size()
             shown = [self._cut(line, columns) for line in text.splitlines()]
@@ -142,13 +144,13 @@ class Screen:
 
 
 class Rates:
-    """What grew since the last time, a second."""
+    """Growth per second since the previous call."""
 
     def __init__(self) -> None:
         self._before: dict[object, tuple[float, tuple[float, ...]]] = {}
 
     def of(self, key: object, at: float, *numbers: float) -> list[float | None]:
-        """Return how much each number has grown a second; None the first time."""
+        """Return the growth of each number per second; None at the first call."""
         before = self._before.get(key)
         self._before[key] = (at, numbers)
         if before is None or at <= before[0]:
@@ -162,12 +164,12 @@ class Rates:
 def render(
     status: Status, rates: Rates, listed: int, bold: Callable[[str], str] = str
 ) -> Iterator[str]:
-    """Give the lines that show a status.
+    """Yield the lines that show a status.
 
     Args:
-        rates: for what is shown a second.
-        listed: connections that are listed.
-        bold: has a line stand out.
+        rates: the object that computes rates.
+        listed: how many connections to list.
+        bold: returns a line in bold.
     """
     total = status.total()
     custodians = sum(process.kind == CUSTODIAN for process in status.processes)
@@ -175,13 +177,13 @@ def render(
         f"Apache {status.apache}: {_number_of(status.connections_count, 'connection')}"
         f" ({total.open} open, {total.held} held, {total.closing} closing) with"
         f" {_number_of(len(status.processes), 'process', 'processes')},"
-        f" {_number_of(custodians, 'custodian')} among them"
+        f" including {_number_of(custodians, 'custodian')}"
     )
     if status.silent:
         pids = ", ".join(map(str, status.silent))
-        yield f"No answer from process {pids}: what it has is missing here."
+        yield f"Process {pids} did not answer: its connections are missing here."
     if not status.processes:
-        yield "There was no WebSocket yet."
+        yield "This Apache has not had a WebSocket yet."
         return
     yield ""
     yield from _with_bold_head(bold, _processes(status, rates))
@@ -308,24 +310,24 @@ def _address(connection: ConnectionStatus) -> str:
 
 
 def _asks(apache: str | None) -> list[Ask]:
-    """Return what gives each status that is wanted.
+    """Return a function per Apache that returns its status.
 
     Raises:
-        CommandError: there is no such Apache.
+        CommandError: the Apache does not run.
     """
     if apache is not None and not apache.isdecimal():
         return [lambda: fetch(apache)]
     found = find_apaches()
     if not found:
         raise CommandError(
-            "no Apache httpd runs on this machine; start it, or name another one's status page:"
+            "Apache httpd does not run on this machine; start it, or name a status page:"
             " --apache https://…/websocket-status"
         )
     if apache is not None:
         wanted = [one for one in found if one.pid == int(apache)]
         if not wanted:
             pids = ", ".join(str(one.pid) for one in found)
-            raise CommandError(f"process {apache} is no Apache's first one; these are: {pids}")
+            raise CommandError(f"process {apache} is not an Apache parent process; running: {pids}")
         found = wanted
     return [lambda one=one: _ask(one) for one in found]  # type: ignore[misc]
 
@@ -335,20 +337,20 @@ def _ask(apache: RunningApache) -> Status:
         return apache.collect()
     except PermissionError as error:
         raise CommandError(
-            f"the processes of Apache {apache.pid} may not be asked ({error.filename}:"
+            f"no permission to ask the processes of Apache {apache.pid} ({error.filename}:"
             f" {error.strerror}); run this as root, or name its status page:"
             " --apache http://localhost/websocket-status"
         ) from error
 
 
 def fetch(url: str) -> Status:
-    """Return the status that a status page shows.
+    """Return the status from a status page.
 
     Raises:
-        CommandError: there is none, or not within ``TIMEOUT_S``.
+        CommandError: the page did not return it within ``TIMEOUT_S``.
     """
-    # On a thread of its own, that of a server that sends a byte now and then is left to
-    # itself: timeouts of sockets begin anew with every byte.
+    # A thread: the timeout of a socket starts again with every byte, so a slow server could
+    # block the request for much longer.  The thread is a daemon, and is abandoned then.
     answers: queue.SimpleQueue[Status | CommandError] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -361,7 +363,7 @@ def fetch(url: str) -> Status:
     try:
         answer = answers.get(timeout=TIMEOUT_S)
     except queue.Empty:
-        raise CommandError(f"{url}: no whole answer within {TIMEOUT_S:g} s") from None
+        raise CommandError(f"{url}: no complete answer within {TIMEOUT_S:g} s") from None
     if isinstance(answer, CommandError):
         raise answer
     return answer
@@ -373,17 +375,17 @@ def _fetch(url: str) -> Status:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise CommandError(f"{url} is neither a process id nor an http or https URL")
-        # As browsers do it; what is encoded already stays.
+        # As browsers do; percent-encoded characters stay as they are.
         path = urllib.parse.quote(parts.path or "/", safe="%/:=&!$'()*+,;@~-._")
         target = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, "json", ""))
         with urllib.request.urlopen(target, timeout=TIMEOUT_S) as answer:
             return Status.decode(answer.read(MAX_STATUS_BYTES))
     except urllib.error.HTTPError as error:
         remedy = {
-            403: "Require in its <Location> does not let this machine in",
-            401: "it wants a login, which is not for this command: ask on the machine itself",
-            404: "there is no status page here: docs/howto/operations.md has its lines",
-        }.get(error.code, "look at Apache's error log")
+            403: "Require in its <Location> does not allow this machine",
+            401: "it requires a login, which this command lacks: run it on that machine",
+            404: "the status page is missing: docs/howto/operations.md has its lines",
+        }.get(error.code, "see Apache's error log")
         error.close()
         raise CommandError(f"{target} answers {error.code}; {remedy}") from error
     except StatusError as error:
@@ -392,11 +394,11 @@ def _fetch(url: str) -> Status:
         reason = printable_line(str(getattr(error, "reason", error)))
         raise CommandError(f"{target} cannot be read: {reason}") from error
     except ValueError as error:
-        raise CommandError(f"{target} is no URL: {error}") from error
+        raise CommandError(f"{target} is not a URL: {error}") from error
 
 
 def _interval(text: str) -> float:
     interval_s = seconds(text)
     if interval_s < MIN_INTERVAL_S:
-        raise argparse.ArgumentTypeError(f"{text}: {MIN_INTERVAL_S:g} seconds at least")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected at least {MIN_INTERVAL_S:g} seconds")
     return interval_s

@@ -1,24 +1,26 @@
-"""A WebSocket client on a plain or a TLS socket, for ``apachews connect``.
+"""A WebSocket client on asyncio's streams, for ``apachews connect``.
 
-Contract: ``WebSocketClient`` connects in its constructor, and waits for no longer than
-it was told to.  After that nothing blocks: poll for ``fileno()`` (for writing too
-while ``queued_bytes``), then ``progress_nowait()`` returns what came.  One thread.
+Contract: ``await WebSocketClient.connect(…)`` returns an open connection or raises.
+``send``, ``ping`` and ``close`` queue frames; ``drain`` waits until most of the queue is
+written.  ``events`` yields messages, pongs and at last the close.
 
-The protocol is wsproto's, which is in ``apachews[bridge]``: import this module where
-it is needed only.  So the client that tries a bridge out shares no code with it.
+The protocol is wsproto's (``apachews[cli]``), so a command that must run without it
+imports this module late.  Not the client of ``websockets``: Debian 12 has version 10.4,
+whose only client is the API that later versions deprecate.
 
-Sources: RFC 6455 4.1 (the client's handshake), 7.1.1 (who closes).
+Sources: RFC 6455 4.1 (the client's handshake), 7.1.1 (which side closes).
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import errno
 import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from wsproto import ConnectionType, WSConnection
@@ -38,22 +40,22 @@ from wsproto.events import (
 from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.utilities import ProtocolError, RemoteProtocolError
 
-from apachews_tools.httpd.address import Address as Address
+from apachews_tools.httpd.address import Address
 
 from .command import CommandError
 
-# Held in memory until it is whole.
+# Of one message, which is held in memory until it is complete.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 # Of the body of a refusal.
 MAX_BODY_BYTES: Final = 64 * 1024
+# For the last frame to leave, once the connection is closed.
+FLUSH_TIMEOUT_S: Final = 1.0
 _READ_BYTES: Final = 65536
-# After which others have their turn, however much comes.
-READS_IN_A_ROW: Final = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message: str for text, bytes for binary."""
+    """A complete message: str for text, bytes for binary."""
 
     data: str | bytes
 
@@ -70,7 +72,8 @@ class Closed:
     """The connection has ended.
 
     Attributes:
-        code, reason: the server's; 1006 where it broke off, 1005 for none.
+        code, reason: those of the server; 1006 if the connection broke off, 1005 if the
+            server sent no code.
     """
 
     code: int
@@ -81,7 +84,7 @@ class Refused(CommandError):
     """The server answered the handshake with plain HTTP.
 
     Attributes:
-        status: its code.
+        status: the status code.
         headers: names (lower case) and values.
         body: its beginning.
     """
@@ -93,33 +96,33 @@ class Refused(CommandError):
         self.body = body
 
     def header(self, name: str) -> str:
-        """Return a header's value, "" where there is none."""
+        """Return a header's value, "" if it is absent."""
         return next((value for key, value in self.headers if key == name), "")
 
 
 class WebSocketClient:
-    """One WebSocket.
-
-    Args:
-        address: where to.
-        headers: more of them for the request.
-        subprotocols: to offer.
-        deflate: whether to offer permessage-deflate.
-        tls: for ``wss``.
-        timeout_s: for all of connecting.
+    """One connection; ``connect`` makes it.
 
     Attributes:
         subprotocol: what the server chose, or None.
-        extensions: what it agreed to.
-        has_more: whether ``progress_nowait`` is to be called again at once.
-
-    Raises:
-        Refused: the server does not want to.
-        CommandError: it could not be reached, or speaks no WebSocket.
+        extensions: what the server agreed to.
     """
 
-    def __init__(
-        self,
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._websocket = WSConnection(ConnectionType.CLIENT)
+        self._parts: list[str | bytes] = []  # of an incomplete message
+        self._part_bytes = 0
+        self._pings: dict[bytes, float] = {}
+        self._close: Closed | None = None
+        self._refusal: RejectConnection | None = None
+        self._body = bytearray()  # of the refusal
+        self.subprotocol: str | None = None
+        self.extensions: list[str] = []
+
+    @classmethod
+    async def connect(
+        cls,
         address: Address,
         *,
         headers: Sequence[tuple[str, str]] = (),
@@ -127,19 +130,21 @@ class WebSocketClient:
         deflate: bool = True,
         tls: ssl.SSLContext | None = None,
         timeout_s: float,
-    ) -> None:
-        self._address = address
-        self._deadline = time.monotonic() + timeout_s
-        self._timeout_s = timeout_s
-        self._websocket = WSConnection(ConnectionType.CLIENT)
-        self._output = bytearray()
-        self._parts: list[str | bytes] = []  # of a message that is not whole
-        self._part_bytes = 0
-        self._pings: dict[bytes, float] = {}
-        self._close: Closed | None = None
-        self.has_more = False
-        self.subprotocol: str | None = None
-        self.extensions: list[str] = []
+    ) -> WebSocketClient:
+        """Connect, within the timeout.
+
+        Args:
+            address: of the server.
+            headers: further headers of the request.
+            subprotocols: those to offer.
+            deflate: whether to offer permessage-deflate.
+            tls: for ``wss``.
+            timeout_s: for all steps together.
+
+        Raises:
+            Refused: the server answered with plain HTTP.
+            CommandError: the server is unreachable, or does not speak WebSocket.
+        """
         offered: list[Extension] = [PerMessageDeflate()] if deflate else []
         request = Request(
             host=address.host_header,
@@ -148,95 +153,99 @@ class WebSocketClient:
             extra_headers=[(name.encode(), value.encode()) for name, value in headers],
             subprotocols=list(subprotocols),
         )
-        self._socket = self._dial(tls)
-        try:
-            self._shake_hands(request)
-            self._socket.setblocking(False)
-        except BaseException:
-            self._socket.close()
-            raise
+        client: WebSocketClient | None = None
 
-    def fileno(self) -> int:
-        """Return the socket's descriptor."""
-        return self._socket.fileno()
+        async def open_connection() -> WebSocketClient:
+            nonlocal client
+            client = cls(*await _open_streams(address, tls))
+            await client._shake_hands(request)
+            return client
+
+        try:
+            return await asyncio.wait_for(open_connection(), timeout_s)
+        except BaseException as error:
+            if client:
+                client.abort()
+            if isinstance(error, RemoteProtocolError):
+                raise CommandError(f"{_name(address)}: not a WebSocket server ({error})") from None
+            if isinstance(error, (asyncio.TimeoutError, ConnectionError)):
+                if client and client._refusal:  # only the end of the body is missing
+                    raise client._refused() from None
+                problem = error.strerror if isinstance(error, ConnectionError) else None
+                raise CommandError(
+                    f"{_name(address)}: {problem or f'no answer within {timeout_s:g} s'}"
+                ) from None
+            raise
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent: nobody has said goodbye."""
+        """Whether messages can be sent: neither side has closed the connection."""
         return self._websocket.state is ConnectionState.OPEN and self._close is None
 
-    @property
-    def queued_bytes(self) -> int:
-        """What waits to be written."""
-        return len(self._output)
-
     def send(self, data: str | bytes) -> None:
-        """Send a message; does nothing where the connection is being closed."""
-        if isinstance(data, str):
-            self._send(TextMessage(data=data))
-        else:
-            self._send(BytesMessage(data=data))
+        """Send a message; without effect once the connection is being closed."""
+        self._send(TextMessage(data) if isinstance(data, str) else BytesMessage(data))
 
     def ping(self) -> None:
-        """Ask for a sign of life; ``Answered`` tells how long it took."""
+        """Send a ping; ``events`` yields ``Answered`` for its pong."""
         payload = os.urandom(8)
         self._pings[payload] = time.monotonic()
         self._send(Ping(payload=payload))
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye; ``Closed`` follows.  Closing again does nothing."""
+        """Send a close frame, unless one was sent; ``events`` yields the answer."""
         self._send(CloseConnection(code=code, reason=reason))
 
+    async def drain(self) -> None:
+        """Wait until most of what was sent has been written."""
+        with suppress(OSError):  # the end is read
+            await self._writer.drain()
+
+    async def finish(self) -> None:
+        """Write what was sent, and close the socket."""
+        self._writer.close()
+        try:
+            await asyncio.wait_for(self._writer.wait_closed(), FLUSH_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            self.abort()
+        except OSError:
+            pass  # the server has closed it
+
     def abort(self) -> None:
-        """Close the socket, without a word."""
-        self._socket.close()
+        """Close the socket at once, without a close frame."""
+        self._writer.transport.abort()
 
-    def progress_nowait(self) -> Iterator[Message | Answered | Closed]:
-        """Write and read what goes without waiting; ``Closed`` is the last.
-
-        To be called once before ``fileno()`` is waited for (frames may have come with
-        the handshake), and again at once while ``has_more``.
-        """
-        self.has_more = False
-        yield from self._receive(b"")
-        for _ in range(READS_IN_A_ROW):
-            # (7.1.1 would have the server hang up first, but some take their time.)
-            if self._close and not self._output:
-                self._socket.close()
-                yield self._close
-                return
-            data = self._read()
-            if data is None:
-                return
-            if not data:
-                self._socket.close()
+    async def events(self) -> AsyncIterator[Message | Answered | Closed]:
+        """Yield what the server sends; ``Closed`` is the last."""
+        data: bytes | None = None  # frames may have come with the handshake
+        while True:
+            for item in self._receive(data):
+                yield item
+            # (After close frames the server hangs up first (7.1.1), but some take long.)
+            if self._close is None:
+                try:
+                    data = await self._reader.read(_READ_BYTES)
+                except OSError:
+                    data = b""
+            if self._close or not data:
                 yield self._close or Closed(1006, "")
                 return
-            yield from self._receive(data)
-        self.has_more = True
 
-    def _receive(self, data: bytes) -> Iterator[Message | Answered]:
-        """Take what was read, and what came with the handshake; write what that asks for."""
+    def _receive(self, data: bytes | None) -> Iterator[Message | Answered]:
         try:
-            if self._close is None:  # (wsproto wants nothing after the server's goodbye.)
-                if data:
-                    self._websocket.receive_data(data)
-                for event in self._websocket.events():
-                    yield from self._take(event)
+            if data:
+                self._websocket.receive_data(data)
+            for event in self._websocket.events():
+                yield from self._handle(event)
         except ProtocolError as error:
-            self._break_off(1002, str(error))
-        self._write()
+            self._fail(1002, str(error))
 
-    def _send(self, event: Event) -> None:
-        if self._websocket.state is ConnectionState.OPEN:
-            self._output += self._websocket.send(event)
-
-    def _take(self, event: Event) -> Iterator[Message | Answered]:
+    def _handle(self, event: Event) -> Iterator[Message | Answered]:
         if isinstance(event, (TextMessage, BytesMessage)):
             self._parts.append(event.data if isinstance(event.data, str) else bytes(event.data))
             self._part_bytes += len(event.data)
             if self._part_bytes > MAX_MESSAGE_BYTES:
-                self._break_off(1009, f"a message of more than {MAX_MESSAGE_BYTES} bytes")
+                self._fail(1009, f"a message has more than {MAX_MESSAGE_BYTES} bytes")
             elif event.message_finished:
                 yield Message(_joined(self._parts))
                 self._parts.clear()
@@ -249,128 +258,112 @@ class WebSocketClient:
                 yield Answered(time.monotonic() - sent_at)
         elif isinstance(event, CloseConnection):
             if self._websocket.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
-                # No goodbye: wsproto tells so that the server breaks the protocol.
-                self._break_off(int(event.code), event.reason or "")
+                # Not a close frame: wsproto reports a violation of the protocol.
+                self._fail(int(event.code), event.reason or "")
                 return
             if self._websocket.state is ConnectionState.REMOTE_CLOSING:
-                self._output += self._websocket.send(event.response())
+                self._writer.write(self._websocket.send(event.response()))
             self._close = Closed(int(event.code), event.reason or "")
 
-    def _break_off(self, code: int, problem: str) -> None:
+    def _send(self, event: Event) -> None:
+        if self._websocket.state is ConnectionState.OPEN:
+            self._writer.write(self._websocket.send(event))
+
+    def _fail(self, code: int, problem: str) -> None:
         if self._close is None:
             self._close = Closed(1006, f"the server breaks the protocol: {problem}")
             self._send(CloseConnection(code=code))
 
-    def _write(self) -> None:
-        while self._output:
-            try:
-                del self._output[: self._socket.send(self._output[: 1 << 18])]
-            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                return
-            except OSError:
-                self._output.clear()  # the end is read
-                return
-
-    def _read(self) -> bytes | None:
-        """Return what has come; b"" at the end, None where there is nothing."""
-        try:
-            return self._socket.recv(_READ_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-        except OSError:
-            return b""
-
     # The handshake
 
-    def _dial(self, tls: ssl.SSLContext | None) -> socket.socket:
-        address = self._address
-        where = f"{address.host}, port {address.port}"
+    async def _shake_hands(self, request: Request) -> None:
         try:
-            plain = socket.create_connection((address.host, address.port), self._timeout_s)
-        except UnicodeError:
-            raise CommandError(f"there is no host {address.host!r}: no name of a host") from None
-        except socket.gaierror as error:
-            raise CommandError(f"there is no host {address.host!r}: {error.strerror}") from None
-        except TimeoutError:
-            raise CommandError(f"{where}: no answer within {self._timeout_s:g} s") from None
-        except OSError as error:
-            hint = ": is Apache running?" if error.errno == errno.ECONNREFUSED else ""
-            raise CommandError(f"{where}: {error.strerror}{hint}") from None
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is None:
-            return plain
-        try:
-            plain.settimeout(self._left_s())
-            return tls.wrap_socket(plain, server_hostname=address.host)
-        except ssl.SSLCertVerificationError as error:
-            plain.close()
-            raise CommandError(
-                f"{where}: its certificate is not trusted ({error.verify_message}): --cafile FILE"
-                " names the one to trust, --insecure trusts any"
-            ) from None
-        except TimeoutError:
-            plain.close()
-            raise CommandError(f"{where}: no TLS within {self._timeout_s:g} s") from None
-        except OSError as error:
-            plain.close()
-            reason = getattr(error, "reason", None) or error.strerror or error
-            raise CommandError(
-                f"{where}: no TLS ({reason}): is this a port for ws:// instead?"
-            ) from None
-
-    def _shake_hands(self, request: Request) -> None:
-        address = self._address
-        try:
-            self._output += self._websocket.send(request)
+            self._writer.write(self._websocket.send(request))
         except (ProtocolError, ValueError) as error:
             raise CommandError(f"the request cannot be sent: {error}") from None
-        refusal: RejectConnection | None = None
-        body = bytearray()
         has_read = False
-        try:
-            self._socket.settimeout(self._left_s())
-            self._socket.sendall(self._output)
-            self._output.clear()
-            while True:
-                self._socket.settimeout(self._left_s())
-                data = self._socket.recv(_READ_BYTES)
-                if not data and not has_read:
-                    raise CommandError("the server closed the connection during the handshake")
-                has_read = True
-                self._websocket.receive_data(data or None)
-                for event in self._websocket.handshake.events():
-                    if isinstance(event, AcceptConnection):
-                        self.subprotocol = event.subprotocol
-                        self.extensions = [extension.name for extension in event.extensions]
-                        return
-                    if isinstance(event, RejectConnection):
-                        refusal = event
-                    elif isinstance(event, RejectData) and refusal:
-                        body += event.data
-                        if event.body_finished or len(body) > MAX_BODY_BYTES:
-                            raise _refused(refusal, body)
-                if not data:
-                    assert refusal  # or wsproto would have raised
-                    raise _refused(refusal, body)
-        except TimeoutError:
-            if refusal:
-                raise _refused(refusal, body) from None
-            raise CommandError(
-                f"{address.host}, port {address.port}: no answer to the handshake within"
-                f" {self._timeout_s:g} s"
-            ) from None
-        except RemoteProtocolError as error:
-            raise CommandError(
-                f"{address.host}, port {address.port}: this is no WebSocket server ({error})"
-            ) from None
-        except OSError as error:
-            raise CommandError(f"{address.host}, port {address.port}: {error.strerror}") from None
+        while True:
+            data = await self._reader.read(_READ_BYTES)
+            if not data and not has_read:
+                raise CommandError("the server closed the connection during the handshake")
+            has_read = True
+            self._websocket.receive_data(data or None)
+            for event in self._websocket.handshake.events():
+                if isinstance(event, AcceptConnection):
+                    self.subprotocol = event.subprotocol
+                    self.extensions = [extension.name for extension in event.extensions]
+                    return
+                if isinstance(event, RejectConnection):
+                    self._refusal = event
+                elif isinstance(event, RejectData):
+                    self._body += event.data
+                    if event.body_finished or len(self._body) > MAX_BODY_BYTES:
+                        raise self._refused()
+            if not data:
+                raise self._refused()
 
-    def _left_s(self) -> float:
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        return left_s
+    def _refused(self) -> Refused:
+        assert self._refusal
+        pairs = [(a.decode("latin-1"), b.decode("latin-1")) for a, b in self._refusal.headers]
+        return Refused(
+            self._refusal.status_code,
+            pairs,
+            self._body[:MAX_BODY_BYTES].decode(errors="replace"),
+        )
+
+
+async def _open_streams(
+    address: Address, tls: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect by TCP, then by TLS: the message says which of them failed."""
+    where = _name(address)
+    try:
+        sock = await _dial(address)
+    except socket.gaierror as error:
+        raise CommandError(f"unknown host {address.host!r}: {error.strerror}") from None
+    except OSError as error:
+        hint = ": is Apache running?" if isinstance(error, ConnectionRefusedError) else ""
+        raise CommandError(f"{where}: {os.strerror(error.errno or 0)}{hint}") from None
+    try:
+        # (asyncio closes the socket if this fails, and sets TCP_NODELAY.)
+        return await asyncio.open_connection(
+            sock=sock, ssl=tls, server_hostname=address.host if tls else None
+        )
+    except ssl.SSLCertVerificationError as error:
+        raise CommandError(
+            f"{where}: the certificate is not trusted ({error.verify_message}): --cafile FILE"
+            " names a certificate to trust, --insecure trusts any"
+        ) from None
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise CommandError(
+            f"{where}: no TLS ({reason}): is this a port for ws:// instead?"
+        ) from None
+
+
+async def _dial(address: Address) -> socket.socket:
+    """Connect to the first address of the host that accepts."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    failure: OSError | None = None
+    for family, kind, protocol, _, endpoint in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            await loop.sock_connect(sock, endpoint)
+            return sock
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:  # cancelled
+            sock.close()
+            raise
+    assert failure  # getaddrinfo returns at least one address
+    raise failure
+
+
+def _name(address: Address) -> str:
+    return f"{address.host}, port {address.port}"
 
 
 def _joined(parts: Sequence[str | bytes]) -> str | bytes:
@@ -378,8 +371,3 @@ def _joined(parts: Sequence[str | bytes]) -> str | bytes:
     if len(texts) == len(parts):
         return "".join(texts)
     return b"".join(part for part in parts if isinstance(part, bytes))
-
-
-def _refused(refusal: RejectConnection, body: bytearray) -> Refused:
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in refusal.headers]
-    return Refused(refusal.status_code, headers, body[:MAX_BODY_BYTES].decode(errors="replace"))

@@ -1,12 +1,12 @@
-"""Whether a program's source has changed.
+"""Detects changes of a program's source.
 
-Contract: ``SourceWatch(program).changed()`` is asked again and again, from one thread,
-and is true once for each change: when what was changed has been left alone since the
-last question, so that an editor that writes twice, or a checkout of many files, is one.
+Contract: call ``SourceWatch(program).changed()`` repeatedly, from one thread.  It reports
+each change once, when the files have stayed the same since the previous call: an editor
+that writes twice, or a checkout of many files, is one change.
 
-How this works: what is looked at is the file itself, and the Python modules in and
-below its directory, by time and size.  (inotify would need a foreign call, and does
-not see what is changed over a network.)
+How this works: it compares times and sizes of the program's file and of the Python modules
+in and below its directory.  (inotify would need a foreign call, and misses changes on
+network file systems.)
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-# Beyond that many directories and modules nothing is looked at: a program in a home
-# directory must not have a thousand others watched.  So many take some milliseconds.
+# Directories and modules, at most: a program in a home directory must not cause a scan of
+# the whole home.  Scanning as many takes some milliseconds.
 MAX_FILES: Final = 2000
-# Not of the program's making; __pycache__ changes whenever the program runs.
+# Not the program's source; __pycache__ changes whenever the program runs.
 _SKIPPED: Final = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 _Snapshot = dict[str, tuple[int, int, int]]
@@ -30,7 +30,7 @@ class SourceWatch:
 
     Args:
         program: its file.
-        others: programs that may lie beside it, and are no modules of it.
+        others: programs in the same directory, which are not modules of this one.
     """
 
     def __init__(self, program: Path, others: Collection[Path] = ()) -> None:
@@ -39,7 +39,7 @@ class SourceWatch:
         self._known = self._last = self._look()
 
     def changed(self) -> str | None:
-        """Return the name of a file that has changed, None where none has."""
+        """Return the name of a changed file, None without a change."""
         seen = self._look()
         is_settled, self._last = seen == self._last, seen
         if not is_settled or seen == self._known:
@@ -60,7 +60,7 @@ class SourceWatch:
             try:
                 status = os.stat(path)
             except OSError:
-                continue  # it has just gone
+                continue  # it has just been removed
             found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         return found
 
@@ -74,7 +74,7 @@ def _modules(top: str) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
         except OSError:
-            continue  # it may not be read, or has just gone
+            continue  # it is not readable, or has just been removed
         for entry in entries:
             if not left:
                 return

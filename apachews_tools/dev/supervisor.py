@@ -1,145 +1,68 @@
-"""A private Apache and the producers behind it, as one thing that starts and ends.
+"""Runs a private Apache and its producers, which start and end together.
 
-Contract: ``Supervisor(…).run()`` starts everything, and returns an exit status when all
-of it has ended: after SIGINT, SIGTERM or SIGHUP, in order, the producers (which say
-goodbye to their clients) before Apache; at the second of these signals, at once and
-by force; or because Apache has ended by itself.  A producer that ends is started
-again, after a delay that grows.  No process is left, nor a socket file.  For the main
-thread; what happened is told through two functions.
+Contract: ``Supervisor(…).run()`` starts all processes, and returns an exit status when all
+have exited: after SIGINT, SIGTERM or SIGHUP in order, the producers (which close their
+clients with 1001) before Apache; after a second signal at once, by SIGKILL; or because
+Apache has exited.  A producer that exits is started again after a growing delay.  No
+process and no socket file remains.  Runs on the main thread; two functions report events.
 
-How this works: one loop waits for signals, for what the producers write, and for what
-their runners tell (``runner.py`` speaks systemd's protocol); ten times a second it
-looks at Apache's logs, and at the sources where these are watched.
+How this works: one loop waits for signals, for the output of the producers, and for the
+sd_notify messages of their runners (``apachews.runner``).  Ten times a second it reads
+Apache's logs, and less often the times of the sources if they are watched.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import enum
 import functools
 import os
-import selectors
 import signal
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from apachews._listening.endpoint import Unreachable, is_listened_on
-from apachews._processes.sd_notify import NotifyReceiver
-from apachews._processes.signals import Signals
+from apachews._processes.supervise import ChildEvents, describe_exit
 from apachews_tools.cli.log_lines import FileFollower, LineSplitter, brief
 from apachews_tools.httpd.private_apache import (
     START_TIMEOUT_S,
     STOP_TIMEOUT_S,
     ApacheError,
     PrivateApache,
-    as_apache_user,
     environment,
 )
 
+from .program import Producer, ProgramProcess
 from .source_watch import SourceWatch
 
 TICK_S: Final = 0.1
 # Between two looks at the sources.
 WATCH_INTERVAL_S: Final = 0.3
-# A producer that ends is started again after the first of these; each time that it
-# ends early, after twice as long, up to the second.
-FIRST_DELAY_S: Final = 0.5
-MAX_DELAY_S: Final = 30.0
-# One that has lived for so long has not ended early.
-HEALTHY_S: Final = 10.0
-# After that the start is announced without the producers that do not listen yet.
+# After this time the start is announced, even if some producers do not listen yet.
 READY_TIMEOUT_S: Final = 5.0
-# What a producer may take to say goodbye; the runner sets no limit of its own.
-END_TIMEOUT_S: Final = 10.0
+# For a producer to close its clients and exit; the runner sets no limit of its own.
+STOP_PRODUCERS_TIMEOUT_S: Final = 10.0
 
 APACHE: Final = "apache"
 ACCESS: Final = "access"
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Producer:
-    """A program and the socket file it is to listen on.
-
-    Attributes:
-        arguments: more of the program's, after the socket file.
-    """
-
-    name: str
-    program: Path
-    socket: Path
-    arguments: tuple[str, ...] = ()
+# The service manager that started this process addressed them to this process.
+_OWN_VARIABLES: Final = (
+    *("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"),
+    *("WATCHDOG_USEC", "WATCHDOG_PID"),
+)
 
 
 class _Phase(enum.Enum):
-    """Each of them ends with the next, or with a kill."""
+    """In this order; by force the last one follows any other."""
 
     STARTING = "until Apache answers and the producers listen"
-    RUNNING = "until a signal, or the end of Apache"
-    PRODUCERS_END = "until the last producer has ended"
-    APACHE_ENDS = "until Apache has ended"
-    OVER = "all is gone"
-
-
-class _Program:
-    """A producer's process, or the wait for the next one."""
-
-    def __init__(self, producer: Producer, watch: SourceWatch | None) -> None:
-        self.producer = producer
-        self.watch = watch
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start_at = 0.0
-        self.is_ready = False  # it listens
-        self.has_failed = False
-        self._started_at = 0.0
-        self._delay_s = FIRST_DELAY_S
-
-    def start(self, command: list[str], env: dict[str, str]) -> int:
-        """Start it; return the descriptor of what it writes, which is the caller's."""
-        reader, writer = os.pipe()
-        try:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=writer,
-                stderr=writer,
-                # Ctrl-C is for this process, which ends them in order.
-                start_new_session=True,
-                env=env,
-                **as_apache_user(),
-            )
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
-        os.set_blocking(reader, False)
-        self.is_ready = False
-        self._started_at = time.monotonic()
-        return reader
-
-    def take_end(self) -> tuple[int, float] | None:
-        """Return the status and the delay of the next start, where it has ended."""
-        if self.process is None or self.process.poll() is None:
-            return None
-        status = self.process.returncode
-        self.process = None
-        self.is_ready = False
-        self.has_failed = True
-        if time.monotonic() - self._started_at > HEALTHY_S:
-            self._delay_s = FIRST_DELAY_S
-        delay_s, self._delay_s = self._delay_s, min(self._delay_s * 2, MAX_DELAY_S)
-        self.start_at = time.monotonic() + delay_s
-        return status, delay_s
-
-    def start_soon(self) -> None:
-        """Start without a delay."""
-        self.start_at, self._delay_s = 0.0, FIRST_DELAY_S
+    RUNNING = "until a signal, or the exit of Apache"
+    STOPPING_PRODUCERS = "until the last producer has exited"
+    STOPPING_APACHE = "until Apache has exited"
+    OVER = "no process is left"
 
 
 class Supervisor:
@@ -147,12 +70,12 @@ class Supervisor:
 
     Args:
         apache: not started yet.
-        producers: those behind it.
+        producers: those that Apache connects to.
         python: the interpreter for them.
         reload: whether to start the next version of a program whose source changes.
         verbose: whether to show all of Apache's logs.
-        show: gets each line that somebody writes: who, the line, a colour or None.
-        say: gets what this has to say itself.
+        show: gets each line that a process writes: its name, the line, a colour or None.
+        say: gets the messages of the supervisor itself.
         on_ready: called once, when Apache answers.
     """
 
@@ -169,11 +92,11 @@ class Supervisor:
         on_ready: Callable[[], None],
     ) -> None:
         self._apache = apache
-        programs = {producer.program for producer in producers}
+        files = {producer.program for producer in producers}
         self._programs = [
-            _Program(
+            ProgramProcess(
                 producer,
-                SourceWatch(producer.program, programs - {producer.program}) if reload else None,
+                SourceWatch(producer.program, files - {producer.program}) if reload else None,
             )
             for producer in producers
         ]
@@ -186,10 +109,11 @@ class Supervisor:
         self._access_log = FileFollower(apache.root / "access.log") if verbose else None
         self._phase = _Phase.STARTING
         self._is_answering = False
-        self._deadline = 0.0  # of the phase, where it has one
-        self._status = 0
+        self._deadline = 0.0  # of the phase
+        self._announce_by = 0.0
         self._watch_at = 0.0
-        self._times_told = 0
+        self._signals_received = 0
+        self._status = 0
 
     def run(self) -> int:
         """Run everything until it has ended; return the exit status.
@@ -197,11 +121,8 @@ class Supervisor:
         Raises:
             ApacheError: Apache did not start.
         """
-        self._signals = Signals((*_ENDING, signal.SIGCHLD))
-        self._receiver = NotifyReceiver()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._signals, selectors.EVENT_READ, self._take_signals)
-        self._selector.register(self._receiver, selectors.EVENT_READ, self._take_notes)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._events = ChildEvents(signals, self._on_signal, self._on_message)
         try:
             self._apache.launch()
             now = time.monotonic()
@@ -211,39 +132,35 @@ class Supervisor:
                 self._turn()
         finally:
             self._kill_everything()
-            for key in list(self._selector.get_map().values()):
-                if key.fileobj not in (self._signals, self._receiver):
-                    os.close(key.fd)
-            self._selector.close()
-            self._receiver.close()
-            self._signals.close()
+            for fd in self._events.readers:
+                os.close(fd)
+            self._events.close()
         return self._status
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(TICK_S):
-            key.data()
+        self._events.wait(TICK_S)
         self._show_logs()
-        self._look_after_programs()
+        self._reap_and_start_programs()
         if self._phase is _Phase.STARTING:
-            self._look_for_start()
+            self._check_start()
         elif self._phase is _Phase.RUNNING:
-            self._look_at_sources()
-        elif self._phase is _Phase.PRODUCERS_END:
-            self._look_for_end_of_producers()
-        if self._phase is _Phase.APACHE_ENDS:
-            self._look_for_end_of_apache()
+            self._check_sources()
+        elif self._phase is _Phase.STOPPING_PRODUCERS:
+            self._check_stop_of_producers()
+        if self._phase is _Phase.STOPPING_APACHE:
+            self._check_stop_of_apache()
         elif self._apache.poll() is not None and self._phase in (_Phase.STARTING, _Phase.RUNNING):
-            self._take_end_of_apache()
+            self._on_exit_of_apache()
 
     # Starting
 
-    def _look_for_start(self) -> None:
+    def _check_start(self) -> None:
         now = time.monotonic()
         are_ready = all(program.is_ready or program.has_failed for program in self._programs)
         if not self._is_answering:
             self._is_answering = self._apache.is_answering(TICK_S)
             if self._access_log:
-                self._access_log.skip()  # these questions
+                self._access_log.skip()  # the requests of is_answering
             if now > self._deadline:
                 raise ApacheError(self._apache.why_not_started())
             return
@@ -251,44 +168,40 @@ class Supervisor:
             self._phase = _Phase.RUNNING
             self._on_ready()
 
-    def _start(self, program: _Program) -> None:
+    def _start(self, program: ProgramProcess) -> None:
         producer = program.producer
-        env = dict(environment(), NOTIFY_SOCKET=self._receiver.address, PYTHONUNBUFFERED="1")
-        # Meant for whoever started this, by whoever did.
-        for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        env = dict(environment(), NOTIFY_SOCKET=self._events.address, PYTHONUNBUFFERED="1")
+        for name in _OWN_VARIABLES:
             env.pop(name, None)
         command = [str(self._python), "-m", "apachews.runner"]
         command += [str(producer.program), str(producer.socket), *producer.arguments]
         fd = program.start(command, env)
         read = functools.partial(self._read_output, fd, producer.name, LineSplitter())
-        self._selector.register(fd, selectors.EVENT_READ, read)
+        self._events.add_reader(fd, read)
 
     # Running
 
-    def _take_signals(self) -> None:
-        for number in self._signals.receive_nowait():
-            if number in _ENDING:
-                self._times_told += 1
-                if self._times_told == 1:
-                    self._end_producers()
-                else:
-                    self._say("ending at once")
-                    self._status = 128 + number
-                    self._phase = _Phase.OVER
+    def _on_signal(self, number: int) -> None:
+        self._signals_received += 1
+        if self._signals_received == 1:
+            self._stop_producers()
+        else:
+            self._say("killing all processes at once")
+            self._status = 128 + number
+            self._phase = _Phase.OVER
 
-    def _take_notes(self) -> None:
-        for pid, assignments in self._receiver.receive_nowait():
-            for program in self._programs:
-                if program.process and program.process.pid == pid and "READY=1" in assignments:
-                    self._take_ready(program)
+    def _on_message(self, pid: int, assignments: list[str]) -> None:
+        for program in self._programs:
+            if program.process and program.process.pid == pid and "READY=1" in assignments:
+                self._on_program_ready(program)
 
-    def _take_ready(self, program: _Program) -> None:
+    def _on_program_ready(self, program: ProgramProcess) -> None:
         producer = program.producer
         program.is_ready = True
         if not producer.socket.exists():
             self._say(
-                f"{producer.name} listens, but not on {producer.socket}: have it take the path"
-                " from its argument, as Server(sys.argv[1])"
+                f"{producer.name} does not listen on {producer.socket}: the program must take the"
+                " path from its argument, as in Server(sys.argv[1])"
             )
 
     def _read_output(self, fd: int, name: str, splitter: LineSplitter) -> None:
@@ -299,7 +212,7 @@ class Supervisor:
         for line in splitter.feed(data):
             self._show(name, line, None)
         if not data:
-            self._selector.unregister(fd)
+            self._events.remove_reader(fd)
             os.close(fd)
 
     def _show_logs(self) -> None:
@@ -310,18 +223,18 @@ class Supervisor:
             for line in self._access_log.read_lines():
                 self._show(ACCESS, line, None)
 
-    def _look_after_programs(self) -> None:
+    def _reap_and_start_programs(self) -> None:
         may_start = self._phase in (_Phase.STARTING, _Phase.RUNNING)
         for program in self._programs:
-            end = program.take_end()
-            if end and may_start:
-                status, delay_s = end
-                how = f"status {status}" if status >= 0 else _signal_name(-status)
-                self._say(f"{program.producer.name} has ended with {how}; again in {delay_s:g} s")
+            exited = program.reap()
+            if exited and may_start:
+                code, delay_s = exited
+                name, how = program.producer.name, describe_exit(code)
+                self._say(f"{name} exited with {how}; restart in {delay_s:g} s")
             if may_start and not program.process and time.monotonic() >= program.start_at:
                 self._start(program)
 
-    def _look_at_sources(self) -> None:
+    def _check_sources(self) -> None:
         if time.monotonic() < self._watch_at:
             return
         self._watch_at = time.monotonic() + WATCH_INTERVAL_S
@@ -329,104 +242,63 @@ class Supervisor:
             changed = program.watch.changed() if program.watch else None
             if changed is None:
                 continue
-            self._say(f"{changed} has changed: the next {program.producer.name}")
+            self._say(f"{changed} has changed: starting the next {program.producer.name}")
             program.start_soon()
             if program.process and program.is_ready:
-                program.process.send_signal(signal.SIGHUP)
+                program.process.send_signal(signal.SIGHUP)  # the runner starts the next version
             elif program.process:
-                program.process.terminate()  # nobody has come to it yet
+                program.process.terminate()  # it has no clients yet
 
-    # Ending
+    # Stopping
 
-    def _end_producers(self) -> None:
-        self._phase = _Phase.PRODUCERS_END
-        self._deadline = time.monotonic() + END_TIMEOUT_S
+    def _stop_producers(self) -> None:
+        self._phase = _Phase.STOPPING_PRODUCERS
+        self._deadline = time.monotonic() + STOP_PRODUCERS_TIMEOUT_S
         for program in self._programs:
             if program.process:
                 program.process.terminate()
 
-    def _look_for_end_of_producers(self) -> None:
+    def _check_stop_of_producers(self) -> None:
         late = [program for program in self._programs if program.process]
         if late and time.monotonic() < self._deadline:
             return
         for program in late:
-            self._say(f"{program.producer.name} has not ended in time, and is killed")
-            _kill_tree(program.process)
-        self._phase = _Phase.APACHE_ENDS
+            self._say(f"{program.producer.name} did not exit in time; killing it")
+            program.kill()
+        self._phase = _Phase.STOPPING_APACHE
         self._deadline = time.monotonic() + STOP_TIMEOUT_S
         self._apache.terminate()
 
-    def _look_for_end_of_apache(self) -> None:
+    def _check_stop_of_apache(self) -> None:
         if self._apache.poll() is None:
             if time.monotonic() < self._deadline:
                 return
-            self._say("Apache has not ended in time, and is killed")
+            self._say("Apache did not exit in time; killing it")
         self._phase = _Phase.OVER
 
-    def _take_end_of_apache(self) -> None:
+    def _on_exit_of_apache(self) -> None:
         if self._phase is _Phase.STARTING:
             raise ApacheError(self._apache.why_not_started())
-        self._say(f"Apache has ended by itself, with status {self._apache.poll()}")
+        self._say(f"Apache exited unexpectedly, with status {self._apache.poll()}")
         self._status = 1
-        self._end_producers()
+        self._stop_producers()
 
     def _kill_everything(self) -> None:
-        """Leave nothing behind; there is nothing left where all went in order."""
+        """Kill what still runs, which after an orderly end is nothing; show the last output."""
         for program in self._programs:
-            _kill_tree(program.process)
+            program.kill()
         self._apache.kill()
         for program in self._programs:
             _remove_dead_socket(program.producer.socket)
-        # Last words.
-        for key in list(self._selector.get_map().values()):
-            if key.fileobj not in (self._signals, self._receiver):
-                with contextlib.suppress(OSError):
-                    key.data()
+        for read in self._events.readers.values():
+            with contextlib.suppress(OSError):
+                read()
         with contextlib.suppress(OSError):
             self._show_logs()
 
 
-def _kill_tree(process: subprocess.Popen[bytes] | None) -> None:
-    """Kill a process and all that it has started, which hear nothing of it."""
-    if process is None or process.poll() is not None:
-        return
-    # Stopped first, for the end of one is told to those that it has started, which would
-    # say goodbye, or started anew by the one that it was started by.
-    tree: list[int] = []
-    new = [process.pid]
-    while new:
-        for pid in new:
-            _send(pid, signal.SIGSTOP)
-        tree += new
-        new = [pid for pid in _descendants(process.pid) if pid not in tree]
-    for pid in tree:
-        _send(pid, signal.SIGKILL)
-    process.wait()
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    # It may have ended; or be somebody else's, by sudo say, and not ours to end.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
-def _descendants(pid: int) -> list[int]:
-    found = []
-    with contextlib.suppress(OSError):  # it has just ended
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            found += [int(child), *_descendants(int(child))]
-    return found
-
-
 def _remove_dead_socket(path: Path) -> None:
     """Remove the socket file of a producer that was killed."""
-    with contextlib.suppress(OSError, Unreachable):
+    with contextlib.suppress(OSError, Unreachable):  # it does not exist
         if stat.S_ISSOCK(path.stat().st_mode) and not is_listened_on(str(path)):
             path.unlink()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

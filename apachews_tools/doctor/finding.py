@@ -1,7 +1,7 @@
-"""A finding: what a check has seen, what it breaks, and what mends it.
+"""A finding: the result of a check, its effect and its remedy.
 
-Contract: ``CHECKS`` names every check there is; the names are stable, scripts may rely
-on them, and docs/howto/troubleshooting.md has a section for each.  Pure.
+Contract: ``CHECKS`` names every check; the names are stable, scripts may rely on them, and
+docs/howto/troubleshooting.md has a section for each.  Pure.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Final
 
 
 class Level(str, Enum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
-    # Nothing to do; said only to those who want to know everything.
+    # Nothing to do; shown with --verbose only.
     NOTE = "note"
-    # It works, but not as it should, or not under load.
+    # WebSockets work, but with a disadvantage, or only up to some load.
     WARNING = "warning"
     # WebSockets do not work.
     ERROR = "error"
@@ -25,47 +25,47 @@ class Level(str, Enum):
 
 ALWAYS: Final = "always"
 
-# Name of a check -> what it is about.
+# Name of a check -> its subject.
 CHECKS: Final[dict[str, str]] = {
-    "httpd": "httpd is there, and says what it is",
-    "privileges": "doctor may see what it is to look at",
+    "httpd": "httpd is installed, and reports its version",
+    "privileges": "doctor has the permissions for its checks",
     "syntax": "httpd understands its configuration",
     "mod-wsgi": "mod_wsgi is loaded",
     "python-version": "mod_wsgi has the Python that the handler is installed for",
     "handler-script": "the handler is mapped, and its file exists",
     "handler-mode": "the handler runs in Apache's own children and Python's main interpreter",
-    "pass-request": "mod_wsgi hands the handler httpd's request",
-    "import-script": "the handler is imported when a child starts",
+    "pass-request": "mod_wsgi passes httpd's request to the handler",
+    "import-script": "each child imports the handler when it starts",
     "status-page": "the status page belongs to the server's configuration",
     "packages": "Python finds the handler's packages",
     "readable": "Apache's user can read the interpreter and the packages",
-    "ownership": "only root can change what Apache reads as root",
-    "tls-module": "TLS is mod_ssl's",
-    "http2": "WebSockets do not come over HTTP/2",
-    "mpm": "which MPM, and what its limits mean",
+    "ownership": "only root can change the files that Apache reads as root",
+    "tls-module": "the TLS module is mod_ssl",
+    "http2": "WebSockets do not use HTTP/2",
+    "mpm": "the MPM, and the meaning of its limits",
     "max-connections-per-child": "children are not replaced too often",
     "reqtimeout": "mod_reqtimeout",
-    "restart-support": "httpd and the kernel are new enough for restarts that drop nobody",
+    "restart-support": "httpd and the kernel support restarts that keep WebSockets open",
     "add-handler": ".ws files belong to the handler",
     "follow-symlinks": "httpd may serve a socket file",
     "access": "the directory is open to clients",
-    "proxy": "no proxy and no rewriting takes the WebSockets elsewhere",
-    "settings": "the settings are ones that exist",
+    "proxy": "proxies and rewriting rules leave the WebSockets alone",
+    "settings": "the names and values of the settings are allowed",
     "running": "httpd runs",
-    "reload": "the running httpd has read the files as they are",
-    "descriptors": "descriptors of the running httpd",
-    "descriptors-unit": "descriptors that its systemd unit gives it",
-    "systemd-drop-in": "goodbyes when systemd stops Apache",
+    "reload": "the running httpd has read the current files",
+    "descriptors": "the descriptor limit of the running httpd",
+    "descriptors-unit": "the descriptor limit of its systemd unit",
+    "systemd-drop-in": "clients get 1001 when systemd stops Apache",
     "private-tmp": "Apache sees the directory of the sockets",
-    "logrotate": "rotating logs drops nobody",
+    "logrotate": "the rotation of logs keeps WebSockets open",
     "confinement": "SELinux and AppArmor",
     "socket": "the socket file exists",
-    "socket-link": "links to it are those of its owner, or root's",
+    "socket-link": "links to it belong to its owner or to root, and are not too long",
     "socket-permission": "Apache's user may connect to it",
-    "producer": "somebody listens on it",
-    "other-apache": "the Apache that answers is the one looked at",
+    "producer": "a producer listens on it",
+    "other-apache": "the Apache that answers has this configuration",
     "connect": "httpd answers at the URL",
-    "certificate": "the certificate is one that browsers accept",
+    "certificate": "browsers accept the certificate",
     "handshake": "the handshake ends in 101",
     "echo": "a message comes back",
 }
@@ -73,16 +73,16 @@ CHECKS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
         id: of the check, one of ``CHECKS``.
-        level: how bad it is.
-        text: what is wrong; or right.
-        breaks: what does not work, because of it.
-        load: from which load on, or at which moments; "" where nothing is wrong.
+        level: the severity.
+        text: what is wrong, or right.
+        breaks: the effect.
+        load: the load or the moment at which the effect shows; "" if nothing is wrong.
         remedy: the line or the command that fixes it.
-        where: file and line; "" for nowhere.
+        where: file and line; "" without one.
     """
 
     id: str
@@ -97,29 +97,29 @@ class Finding:
         assert self.id in CHECKS, self.id
 
     def as_dict(self) -> dict[str, str]:
-        """Return it for ``--json``, with what its check is about."""
+        """Return it for ``--json``, with the subject of its check."""
         return asdict(self) | {"level": self.level.value, "about": CHECKS[self.id]}
 
 
 def ok(id: str, text: str, where: str = "") -> Finding:
-    """Return a finding that there is nothing to do."""
+    """Return a finding that all is well."""
     return Finding(id, Level.OK, text, where=where)
 
 
 def note(id: str, text: str, where: str = "") -> Finding:
-    """Return a finding for those who want to know everything."""
+    """Return a finding that is shown with ``--verbose`` only."""
     return Finding(id, Level.NOTE, text, where=where)
 
 
 def warning(
     id: str, text: str, *, breaks: str, remedy: str, load: str = ALWAYS, where: str = ""
 ) -> Finding:
-    """Return a finding of something that works, but not as it should."""
+    """Return a finding about a disadvantage, with its effect and its remedy."""
     return Finding(id, Level.WARNING, text, breaks, load, remedy, where)
 
 
 def error(
     id: str, text: str, *, breaks: str, remedy: str, load: str = ALWAYS, where: str = ""
 ) -> Finding:
-    """Return a finding of something because of which WebSockets do not work."""
+    """Return a finding about an error that prevents WebSockets, with its remedy."""
     return Finding(id, Level.ERROR, text, breaks, load, remedy, where)

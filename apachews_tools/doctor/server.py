@@ -1,19 +1,12 @@
 """Checks of the server's configuration: mod_wsgi, the handler, Python, the MPM.
 
-Contract: ``check_server(configuration, account, version)`` yields findings.  Reads the
-files that the configuration names; runs the Python of the configuration once, as
-Apache's user where that can be, to see what it can import.
+Contract: ``check_server(configuration, account, version)`` yields findings, those of
+``python.py`` among them.  Only reads.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
 import platform
-import pwd
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -22,59 +15,20 @@ from apachews_tools.httpd.configuration import Configuration, is_on
 from apachews_tools.httpd.directives import Directive, find, quote
 from apachews_tools.httpd.mapping import SCRIPT, STATUS_SCRIPT
 from apachews_tools.httpd.ownership import weakness
-from apachews_tools.httpd.permissions import ENTER, READ, Account, obstacle
-from apachews_tools.httpd.python_environment import (
-    Version,
-    parse_version,
-    python_of,
-    version_in,
-    version_text,
-)
-from apachews_tools.httpd.shell import this_program, word
+from apachews_tools.httpd.permissions import Account
 
-from .finding import Finding, Level, error, note, ok, warning
+from .finding import Finding, error, note, ok, warning
+from .python import CONFIG, EVERY, check_python, is_hidden
 
-# Where the documentation installs to.
-OPT: Final = Path("/opt/apachews")
 GLOBAL: Final = "%{GLOBAL}"
-EVERY: Final = "every WebSocket is a 500"
-CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
-# A custodian has some 13 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
+# A custodian needs about 13 MiB, and up to 256 run (APACHEWS_MAX_CUSTODIANS).
 FEW_CONNECTIONS: Final = 1000
-IMPORT_TIMEOUT_S: Final = 20.0
-# How the handler's answer to an unknown name begins.
-_UNKNOWN: Final = "one of the names"
-# Run by the Python of the configuration; settings come in and their errors go out as JSON.
-_IMPORT: Final = """
-import json, sys
-settings, paths = json.load(sys.stdin)
-sys.path[:0] = paths
-import apachews.wire, apachews_handler.handshake.upgrade
-from apachews_handler.protocol.mask import IS_IN_C
-from apachews_handler.settings import FIELDS, BadSetting, parse_settings
-UNKNOWN = "one of the names " + ", ".join(sorted(FIELDS))
-def wrong(environ, definitions):
-    try:
-        parse_settings(environ, definitions)
-    except BadSetting as error:
-        return error.allowed
-    return ""
-errors, fixed = [], []
-for directive, name, value in settings:
-    if directive == "SetEnv":
-        errors.append(wrong({name: value}, tuple(fixed)))
-        continue
-    errors.append(wrong({}, ((name, value),)) if name in FIELDS else UNKNOWN)
-    if not errors[-1]:
-        fixed.append((name, value))
-print(json.dumps([IS_IN_C, errors]))
-"""
 
 
 def check_server(
     configuration: Configuration, account: Account, httpd_version: tuple[int, ...]
 ) -> Iterator[Finding]:
-    """Yield what there is to say about the server's configuration."""
+    """Yield findings about the configuration of the server."""
     yield from _check_modules(configuration)
     yield from _check_mpm(configuration)
     yield from _check_restart_support(configuration, httpd_version)
@@ -82,9 +36,9 @@ def check_server(
         yield error(
             "mod-wsgi",
             "mod_wsgi is not loaded",
-            breaks="there are no WebSockets",
+            breaks="WebSockets do not work",
             remedy="on Debian: apt-get install libapache2-mod-wsgi-py3 && apachews config --debian,"
-            " and the two commands that it prints; elsewhere: the lines of apachews config",
+            " and the two commands that it prints; elsewhere: add the lines of apachews config",
         )
         return
     module = configuration.loaded.get("wsgi_module", "")
@@ -93,18 +47,18 @@ def check_server(
     if not scripts:
         yield error(
             "handler-script",
-            "no WSGIHandlerScript websocket, and no WSGIScriptAlias to the handler",
-            breaks="there are no WebSockets: httpd knows no handler of that name",
+            "WSGIHandlerScript websocket is missing, and so is a WSGIScriptAlias to the handler",
+            breaks="WebSockets do not work: httpd does not know a handler of that name",
             remedy=CONFIG,
         )
         return
     script = Path(scripts[0].arguments[1])
-    if not script.exists() and not _is_hidden(script):
+    if not script.exists() and not is_hidden(script):
         yield error(
             "handler-script",
             f"{script} does not exist",
             breaks=EVERY,
-            remedy="Define APACHEWS_HANDLER with the directory that this prints: python -c"
+            remedy="Define APACHEWS_HANDLER with the directory that this command prints: python -c"
             ' "import apachews_handler; print(apachews_handler.__path__[0])"',
             where=scripts[0].where,
         )
@@ -113,23 +67,19 @@ def check_server(
     yield from _check_mode(configuration, scripts)
     yield from _check_import_script(configuration, script)
     yield from _check_status_page(configuration)
-    version = python_of(Path(module)) if module and Path(module).exists() else None
-    mismatch = list(_check_version(configuration, script, version))
-    yield from mismatch
-    blocked = list(_check_readable(configuration, account, script))
-    yield from blocked
-    if all(finding.level is Level.OK for finding in [*mismatch, *blocked]):
-        yield from _check_packages(configuration, account, script, version)
+    yield from check_python(configuration, account, script)
 
 
 def check_ownership(
     configuration: Configuration, trusted: frozenset[int] = frozenset({0})
 ) -> Iterator[Finding]:
-    """Yield whether somebody else than root can change what httpd reads as root, for us.
+    """Yield whether a user other than root can change the files that httpd reads as root.
+
+    Only apachews.conf and mod_wsgi are checked.
 
     Args:
         configuration: of an httpd that root starts.
-        trusted: numbers of the users who may.
+        trusted: user ids that may change the files.
     """
     ours = [Path(file) for file in configuration.files if Path(file).name == "apachews.conf"]
     if module := configuration.loaded.get("wsgi_module"):
@@ -138,22 +88,22 @@ def check_ownership(
         try:
             found = weakness(file.absolute(), trusted)
         except OSError:
-            continue  # it is gone: httpd says so
+            continue  # it does not exist: httpd reports that
         if found:
             yield warning(
                 "ownership",
                 f"Apache reads {file} as root, and {found}",
-                breaks="nothing; but whoever can write there can become root",
-                remedy="install apachews where only root writes (sudo python3 -m venv"
-                " /opt/apachews), and have the lines of apachews config from there",
+                breaks="nothing; but a user who can write there can become root",
+                remedy="install apachews where only root can write (sudo python3 -m venv"
+                " /opt/apachews), and use the lines that its apachews config prints",
             )
             return
     if ours:
-        yield ok("ownership", "only root can change what Apache reads as root")
+        yield ok("ownership", "only root can change the files that Apache reads as root")
 
 
 def handler_scripts(configuration: Configuration) -> list[Directive]:
-    """Return the directives that make the handler known."""
+    """Return the directives that name the handler's file."""
     return [
         directive
         for directive in find(configuration.directives, "WSGIHandlerScript", "WSGIScriptAlias")
@@ -169,7 +119,7 @@ def handler_scripts(configuration: Configuration) -> list[Directive]:
 def listens_on(configuration: Configuration, port: int) -> bool:
     """Tell whether the configuration has a Listen or a virtual host of a port.
 
-    Yes as well, where its ports cannot be told.
+    True also if its ports are unknown, for example because of an undefined variable.
     """
     listens = [
         one.arguments[0] for one in find(configuration.directives, "Listen") if one.arguments
@@ -187,8 +137,8 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
             yield warning(
                 "tls-module",
                 f"{name} is loaded",
-                breaks="a WebSocket over TLS of that module is a 500: only mod_ssl's can be"
-                " taken over",
+                breaks="a WebSocket over the TLS of that module is a 500: the handler supports"
+                " mod_ssl only",
                 remedy="a2enmod ssl, and SSLEngine on in the virtual hosts with WebSockets",
             )
     switched_on = [one for one in find(configuration.directives, "H2WebSockets") if is_on(one)]
@@ -201,22 +151,22 @@ def _check_modules(configuration: Configuration) -> Iterator[Finding]:
         yield error(
             "http2",
             "H2WebSockets is on",
-            breaks="browsers that speak HTTP/2 with this server open WebSockets over it; they are"
-            " told to use HTTP/1.1, which Chromium does after another round trip; Firefox fails",
+            breaks="browsers that use HTTP/2 with this server open WebSockets over it, but the"
+            " handler asks for HTTP/1.1: Chromium connects after another round trip, Firefox fails",
             remedy="H2WebSockets off",
             where=switched_on[-1].where,
         )
     elif "http2_module" in configuration.modules:
-        yield ok("http2", "mod_http2 is loaded; browsers open WebSockets over HTTP/1.1 beside it")
+        yield ok("http2", "mod_http2 is loaded; browsers open WebSockets over HTTP/1.1")
     if "reqtimeout_module" in configuration.modules:
         yield note(
             "reqtimeout",
-            "mod_reqtimeout is loaded: harmless, its limits end with the handshake",
+            "mod_reqtimeout is loaded; it is harmless, because its limits end with the handshake",
         )
 
 
 def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
-    mpm = configuration.mpm() or "another MPM than event, worker and prefork"
+    mpm = configuration.mpm() or "an MPM other than event, worker and prefork"
     workers = _number(configuration, "MaxRequestWorkers", "MaxClients")
     threads = _number(configuration, "ThreadsPerChild")
     limits = [
@@ -225,7 +175,9 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
         if value and not (name == "ThreadsPerChild" and mpm == "prefork")
     ]
     text = f"{mpm}{', ' if limits else ''}{', '.join(limits)}"
-    yield ok("mpm", f"{text}: for requests and handshakes; an open WebSocket holds no worker")
+    yield ok(
+        "mpm", f"{text}: for requests and handshakes; an open WebSocket does not occupy a worker"
+    )
     each = _number(configuration, "MaxConnectionsPerChild", "MaxRequestsPerChild")
     directive = configuration.last("MaxConnectionsPerChild") or configuration.last(
         "MaxRequestsPerChild"
@@ -234,9 +186,9 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
         yield warning(
             "max-connections-per-child",
             f"MaxConnectionsPerChild {each}: a child is replaced after {each} connections",
-            breaks="each one that leaves with a WebSocket over TLS open stays as a custodian, with"
-            " some 13 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) those with the fewest clients"
-            " close them with 1012",
+            breaks="a child that exits while it has a WebSocket over TLS remains as a custodian,"
+            " with about 13 MiB; if there are more than 256 (APACHEWS_MAX_CUSTODIANS), those with"
+            " the fewest clients close them with 1012",
             load=f"{256 * each} connections within the life of a WebSocket",
             remedy="MaxConnectionsPerChild 0",
             where=directive.where if directive else "",
@@ -244,7 +196,7 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
     else:
         yield ok(
             "max-connections-per-child",
-            f"MaxConnectionsPerChild {each or 0}: WebSockets of children that leave live on",
+            f"MaxConnectionsPerChild {each or 0}: WebSockets outlive their child",
         )
 
 
@@ -274,7 +226,9 @@ def _check_restart_support(
             remedy=f"upgrade to {' and '.join(lacks)}",
         )
     else:
-        yield ok("restart-support", "httpd and the kernel can restart without dropping anybody")
+        yield ok(
+            "restart-support", "httpd and the kernel support restarts that keep WebSockets open"
+        )
 
 
 def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Iterator[Finding]:
@@ -284,7 +238,7 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
             problems += 1
             yield error(
                 "handler-mode",
-                "WSGIRestrictEmbedded is on: mod_wsgi runs nothing in Apache's children",
+                "WSGIRestrictEmbedded is on: mod_wsgi does not run code in Apache's children",
                 breaks=EVERY,
                 remedy="WSGIRestrictEmbedded Off",
                 where=directive.where,
@@ -301,9 +255,9 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 continue
             problems += 1
             why = (
-                f"mod_wsgi runs the handler in the daemon process {value}, which has no connections"
+                f"mod_wsgi runs the handler in the daemon process {value}, without the connections"
                 if option == "process-group"
-                else "the handler runs in a sub-interpreter, where ctypes does not work"
+                else "the handler runs in a sub-interpreter, in which ctypes does not work"
             )
             yield error(
                 "handler-mode",
@@ -314,11 +268,13 @@ def _check_mode(configuration: Configuration, scripts: list[Directive]) -> Itera
                 where=script.where,
             )
     if not problems:
-        yield ok("handler-mode", "embedded, in Python's main interpreter")
+        yield ok(
+            "handler-mode", "the handler runs in Apache's children, in Python's main interpreter"
+        )
 
 
 def _group(configuration: Configuration, name: str, default: str) -> str:
-    """Return the group that a script without one of its own gets, at worst."""
+    """Return the group of a script that does not set its own; the worst if sections differ."""
     found = find(configuration.directives, name)
     others = [one.arguments[0] for one in found if one.arguments[0] != GLOBAL]
     if name == "WSGIProcessGroup":
@@ -333,11 +289,11 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
             "process-group": GLOBAL,
             "application-group": GLOBAL,
         }:
-            yield ok("import-script", "the handler is imported when a child starts")
+            yield ok("import-script", "each child imports the handler when it starts")
             return
     yield warning(
         "import-script",
-        "no WSGIImportScript for the handler",
+        "WSGIImportScript for the handler is missing",
         breaks="all WebSockets are closed with 1001",
         load="every reload of Apache; logrotate does one daily",
         remedy=f"WSGIImportScript {quote(str(script))} process-group={GLOBAL}"
@@ -346,7 +302,7 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
 
 
 def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
-    """Find a page of the status that has the name of a handler."""
+    """Find a status page that is configured as a handler, so that any .htaccess can show it."""
     handlers = [
         one
         for one in find(configuration.directives, "WSGIHandlerScript")
@@ -360,11 +316,11 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
     for directive in handlers:
         yield error(
             "status-page",
-            f"{directive}: the status page is not a handler",
-            breaks="there is no page; as a handler every .htaccess could show it",
-            remedy="in its place, outside of <Location>: WSGIScriptAlias /websocket-status"
-            ' "${APACHEWS_HANDLER}/status_page.py"'
-            f" process-group={GLOBAL} application-group={GLOBAL}",
+            f"{directive}: the status page must not be a handler",
+            breaks="the page is not served; any .htaccess could show it if it was a handler",
+            remedy="replace it, outside of <Location>, by: WSGIScriptAlias /websocket-status"
+            f' "${{APACHEWS_HANDLER}}/status_page.py" process-group={GLOBAL}'
+            f" application-group={GLOBAL}",
             where=directive.where,
         )
     pages = [
@@ -373,226 +329,4 @@ def _check_status_page(configuration: Configuration) -> Iterator[Finding]:
         if one.arguments[1:2] and one.arguments[1].endswith(STATUS_SCRIPT)
     ]
     if pages and not handlers:
-        yield ok("status-page", f"the status page is {pages[0].arguments[0]}", pages[0].where)
-
-
-def _check_version(
-    configuration: Configuration, script: Path, version: Version | None
-) -> Iterator[Finding]:
-    home = configuration.last("WSGIPythonHome")
-    installed = version_in(str(script)) or (
-        _version_of_home(Path(home.arguments[0])) if home else None
-    )
-    if version is None or installed is None:
-        return
-    if version != installed:
-        yield error(
-            "python-version",
-            f"mod_wsgi is built for Python {version_text(version)}, and the handler is installed"
-            f" for {version_text(installed)}",
-            breaks=EVERY + ", or Apache does not start at all",
-            remedy=f"install apachews in an environment of Python {version_text(version)}"
-            f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in that of"
-            f" {version_text(installed)}, and then: apachews config",
-        )
-    else:
-        yield ok("python-version", f"Python {version_text(version)}, mod_wsgi's and the handler's")
-
-
-def _version_of_home(home: Path) -> Version | None:
-    for line in _read(home / "pyvenv.cfg").splitlines():
-        name, _, value = line.partition("=")
-        if name.strip() in ("version", "version_info"):
-            return parse_version(value.strip())
-    return None
-
-
-def _check_readable(
-    configuration: Configuration, account: Account, script: Path
-) -> Iterator[Finding]:
-    wanted = [(path, READ) for path in [script, *sorted(script.parent.glob("*.py"))]]
-    wanted += [(script.parents[1], READ | ENTER)]
-    if home := configuration.last("WSGIPythonHome"):
-        prefix = Path(home.arguments[0])
-        if not prefix.exists() and not _is_hidden(prefix):
-            yield error(
-                "readable",
-                f"WSGIPythonHome {prefix} does not exist",
-                breaks="Python does not start in Apache's children: each ends at once, or every"
-                " WebSocket is a 500",
-                remedy=CONFIG,
-                where=home.where,
-            )
-            return
-        wanted.append((prefix, READ | ENTER))
-        for line in _read(prefix / "pyvenv.cfg").splitlines():
-            name, _, value = line.partition("=")
-            if name.strip() == "home":
-                wanted.append((Path(value.strip()).parent / "lib", READ | ENTER))
-    for path, right in wanted:
-        try:
-            found = obstacle(account, path, right)
-        except OSError:
-            continue  # it is not there, or not ours to see: another check says so
-        if found:
-            yield error(
-                "readable",
-                f"Apache's user {account.name} cannot read {path}:"
-                f" {found.path} has mode {found.mode}",
-                breaks=EVERY + " (WSGI0036, or ModuleNotFoundError in the error log)",
-                remedy=found.remedy
-                + (
-                    ""
-                    if OPT in (found.path, *found.path.parents) or found.path in OPT.parents
-                    else f"  (or install apachews elsewhere, as in {OPT})"
-                ),
-            )
-            return
-    if _is_hidden(script):
-        yield warning(
-            "privileges",
-            f"{script} cannot be looked at",
-            breaks="nothing; what Apache's user may read is not known",
-            remedy=f"sudo {this_program()} doctor",
-        )
-        return
-    yield ok("readable", f"Apache's user {account.name} can read the interpreter and the packages")
-
-
-def _check_packages(
-    configuration: Configuration, account: Account, script: Path, version: Version | None
-) -> Iterator[Finding]:
-    """Import what the handler imports, in the Python that Apache will have."""
-    home = configuration.last("WSGIPythonHome")
-    name = f"python{version_text(version)}" if version else "python3"
-    prefix = Path(home.arguments[0]) if home else Path("/usr")
-    candidates = [prefix / "bin" / name, prefix / "bin" / "python3"]
-    python = next((path for path in candidates if path.exists()), None)
-    if python is None:
-        yield note("packages", f"no interpreter in {prefix}/bin to try the imports with")
-        return
-    path = configuration.last("WSGIPythonPath")
-    settings = [*_definitions(configuration), *find(configuration.directives, "SetEnv")]
-    settings = [one for one in settings if one.arguments[:1] and _is_setting(one.arguments[0])]
-    paths = path.arguments[0].split(":") if path else []
-    question = json.dumps([[[one.name, one.arguments[0], _value(one)] for one in settings], paths])
-    try:
-        done = _run_as(account, [str(python), "-B", "-E", "-s", "-c", _IMPORT], question)
-    except (OSError, subprocess.SubprocessError) as failure:
-        yield note("packages", f"{python} could not be run to try the imports: {failure}")
-        return
-    if done.returncode != 0:
-        last_line = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        yield error(
-            "packages",
-            f"the Python in {prefix} cannot import the handler: {last_line}",
-            breaks=EVERY,
-            remedy=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
-            if home
-            else f"WSGIPythonPath {quote(str(script.parents[1]))}, and wsproto installed there",
-            where=(home or path or Directive("", ())).where if home or path else "",
-        )
-        return
-    yield ok("packages", f"the Python in {prefix} imports the handler, as Apache will")
-    is_in_c, answers = json.loads(done.stdout)
-    if not is_in_c:
-        yield note(
-            "packages",
-            "messages are unmasked in Python, which takes longer for long ones: the C extension"
-            " is not there (pip install builds it where there is a compiler:"
-            " docs/explanation/performance.md)",
-        )
-    bad = 0
-    for directive, allowed in zip(settings, answers, strict=True):
-        if allowed.startswith(_UNKNOWN) and directive.is_named("Define"):
-            bad += 1
-            yield warning(
-                "settings",
-                f"Define {directive.arguments[0]} is unknown",
-                breaks="nothing; it has no effect",
-                remedy=_mend_setting(directive, allowed),
-                where=directive.where if directive.file else "",
-            )
-        elif allowed:
-            bad += 1
-            yield error(
-                "settings",
-                f"{directive.name} {directive.arguments[0]} {_value(directive)!r} is not allowed",
-                breaks=EVERY + " where it applies",
-                remedy=_mend_setting(directive, allowed),
-                where=directive.where if directive.file else "",
-            )
-    if settings and not bad:
-        names = ", ".join(dict.fromkeys(one.arguments[0] for one in settings))
-        yield ok("settings", f"allowed, all of them: {names}")
-
-
-def _definitions(configuration: Configuration) -> Iterator[Directive]:
-    """Yield the server's ``Define`` directives; httpd lists them without their places."""
-    places = {one.arguments[:1]: one for one in find(configuration.directives, "Define")}
-    for name, value in configuration.run_config.defines.items():
-        place = places.get((name,), Directive("", ()))
-        yield Directive("Define", (name, value), place.file, place.line)
-
-
-def _is_setting(name: str) -> bool:
-    return name.startswith("APACHEWS_") and name != "APACHEWS_HANDLER"
-
-
-def _value(directive: Directive) -> str:
-    return directive.arguments[1] if len(directive.arguments) > 1 else ""
-
-
-def _mend_setting(directive: Directive, allowed: str) -> str:
-    name = directive.arguments[0]
-    if allowed.startswith("Define "):
-        return allowed
-    if not allowed.startswith(_UNKNOWN):
-        return f"{directive.name} {name} with {allowed}"
-    # The names that there are follow.
-    like = difflib.get_close_matches(name, re.findall(r"APACHEWS_\w+", allowed), 1)
-    meant = f"{directive.name} {like[0]}, if that is meant; else " if like else ""
-    return f"{meant}remove it (docs/reference/configuration.md has all names)"
-
-
-def _run_as(
-    account: Account, command: list[str], question: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a program with Apache's rights, where we may give ours up."""
-    is_root = os.geteuid() == 0
-    try:
-        group: int | None = pwd.getpwuid(account.uid).pw_gid
-    except KeyError:
-        group = None  # a number without a name
-    return subprocess.run(
-        command,
-        input=question,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=IMPORT_TIMEOUT_S,
-        cwd="/",
-        env={"LC_ALL": "C.UTF-8"},
-        user=account.uid if is_root else None,
-        group=group if is_root else None,
-        extra_groups=sorted(account.gids) if is_root else None,
-    )
-
-
-def _is_hidden(path: Path) -> bool:
-    """Tell whether it is not for us to see whether a path exists."""
-    try:
-        path.stat()
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+        yield ok("status-page", f"the status page is at {pages[0].arguments[0]}", pages[0].where)

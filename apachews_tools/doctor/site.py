@@ -1,8 +1,8 @@
-"""Checks of a site: what applies to a WebSocket's request, and the socket file behind it.
+"""Checks of a site: the configuration for a WebSocket's request, and the socket file.
 
 Contract: ``check_scope(scope)`` yields findings about the configuration,
-``check_socket(path, account)`` about the file; the latter connects once to a socket, and
-closes at once.  ``sockets_in(directory)`` looks for socket files, within a bound.
+``check_socket(path, account)`` about the file; the latter connects to the socket once and
+closes the connection at once.  ``sockets_in(directory)`` finds socket files, within a limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from apachews._listening import loopback
 from apachews._listening.endpoint import Outcome, Unreachable, connect
 from apachews_tools.httpd.configuration import Scope, is_on
 from apachews_tools.httpd.directives import Directive, quote, section_of
-from apachews_tools.httpd.links import foreign_link
+from apachews_tools.httpd.links import MAX_COMPONENTS, components, foreign_link
 from apachews_tools.httpd.mapping import SCRIPT, socket_of
 from apachews_tools.httpd.permissions import READ, WRITE, Account, obstacle
 from apachews_tools.httpd.shell import this_program, word
@@ -27,21 +27,22 @@ from apachews_tools.install.diversion import diversion
 
 from .finding import Finding, error, ok, warning
 
-# Files and directories of a document root that are looked at for sockets.
+# Files and directories of a document root that are searched for sockets.
 MAX_LOOKED_AT: Final = 20_000
 CONNECT_TIMEOUT_S: Final = 2.0
+GRANT: Final = "Require all granted, or a narrower Require"
 
 
 def check_scope(scope: Scope) -> Iterator[Finding]:
-    """Yield what there is to say about the configuration for a request."""
+    """Yield findings about the configuration that applies to a request."""
     url_path = scope.url_path
     if found := diversion(scope):
         rule = found.directive
         target = "a proxy" if found.is_proxy else f"{rule.arguments[1]}"
         remedy = (
-            f"in front of it: ProxyPass {quote(url_path)} !"
+            f"before it: ProxyPass {quote(url_path)} !"
             if rule.is_named("ProxyPass", "ProxyPassMatch")
-            else r"in front of it: RewriteRule \.ws$ - [END]"
+            else r"before it: RewriteRule \.ws$ - [END]"
             if rule.is_named("RewriteRule")
             else f"<Files *.ws> with SetHandler websocket, or a {rule.name} of narrower scope"
         )
@@ -49,10 +50,10 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
         yield make(
             "proxy",
             f"{rule} takes {url_path} to {target}",
-            breaks="the handler never sees the request"
-            + ("" if found.is_certain else ", where its conditions hold")
+            breaks="the handler does not get the request"
+            + ("" if found.is_certain else ", if the conditions hold")
             + (
-                ": what the other server makes of it, with a worker held for each"
+                ": another server answers it, and each connection occupies a worker"
                 if found.is_proxy
                 else ": another page answers it"
             ),
@@ -60,21 +61,21 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
             where=rule.where,
         )
     else:
-        yield ok("proxy", f"no rule takes {url_path} elsewhere")
+        yield ok("proxy", f"no rule redirects {url_path}")
     yield from _check_handler(scope)
     yield from _check_pass_request(scope)
     if denied := scope.denial():
         yield error(
             "access",
-            f"{url_path}: access is denied to everybody{_place(scope, denied)}",
+            f"{url_path}: access is denied to all clients{_place(scope, denied)}",
             breaks="every WebSocket is a 403 (AH01630)",
-            remedy=f"<Directory {quote(_directory(scope))}> with Require all granted, or who may"
+            remedy=f"<Directory {quote(_directory(scope))}> with {GRANT}"
             if _is_above(scope, denied)
-            else f"in place of {denied} at {denied.where}: Require all granted, or whoever may",
+            else f"replace {denied} at {denied.where} by: {GRANT}",
             where=denied.where,
         )
     else:
-        yield ok("access", f"{url_path} is open to clients, or to those who log in")
+        yield ok("access", f"{url_path} is open to clients, or to clients that log in")
     if not scope.file.endswith(SCRIPT):
         yield from _check_links(scope)
 
@@ -89,7 +90,7 @@ def _section(scope: Scope, directive: Directive) -> Directive | None:
 
 
 def _place(scope: Scope, directive: Directive | None) -> str:
-    """Return where a directive stands, to be read behind what it does."""
+    """Return the place of a directive, as the end of a sentence."""
     section = _section(scope, directive) if directive else None
     if section:
         return f", in {section}"
@@ -99,7 +100,7 @@ def _place(scope: Scope, directive: Directive | None) -> str:
 
 
 def _is_above(scope: Scope, directive: Directive) -> bool:
-    """Tell whether a ``<Directory>`` of the request's own directory overrides a directive."""
+    """Tell whether a ``<Directory>`` for the directory of the request overrides a directive."""
     section = _section(scope, directive)
     if section is None:
         return not directive.file.endswith("/.htaccess")
@@ -107,7 +108,7 @@ def _is_above(scope: Scope, directive: Directive) -> bool:
         return True
     return (
         section.is_named("Directory")
-        # A pattern may be of the same depth, and stand behind.
+        # A pattern may have the same depth, and stand after it.
         and not set("~*?[") & set(section.arguments[0])
         and section.arguments[0].rstrip("/") != _directory(scope).rstrip("/")
     )
@@ -118,8 +119,8 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
         if socket_of(scope) is None:
             yield error(
                 "add-handler",
-                f"{scope.url_path} falls under WSGIScriptAlias, and names no socket",
-                breaks="every WebSocket there is a 500 without APACHEWS_ROOT, a 404 without a name",
+                f"{scope.url_path} belongs to a WSGIScriptAlias, but does not name a socket",
+                breaks="every WebSocket of it is a 500 without APACHEWS_ROOT, a 404 without a name",
                 remedy="SetEnv APACHEWS_ROOT with the directory of the sockets, in that <Location>",
             )
         else:
@@ -131,18 +132,18 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
         near = socket_beside(scope.file)
         yield error(
             "add-handler",
-            f"nothing gives {name} to the handler websocket",
-            breaks="httpd takes the socket for a file and answers 403 or 404",
+            f"no directive assigns {name} to the handler websocket",
+            breaks="httpd treats the socket as a file, and answers 403 or 404",
             remedy="AddHandler websocket .ws"
             if name.endswith(".ws")
-            else f"{near} lies beside it: connect to {scope.url_path.rpartition('/')[0]}/{near}"
+            else f"connect to {scope.url_path.rpartition('/')[0]}/{near} beside it"
             if near
             else "AddHandler websocket .ws, and a name that ends in .ws",
         )
     elif handler.arguments[0].lower() != "websocket":
         yield error(
             "add-handler",
-            f"{handler} has {scope.url_path} instead of the handler websocket",
+            f"{handler} handles {scope.url_path} instead of the handler websocket",
             breaks="another handler answers every WebSocket",
             remedy='<Files "*.ws"> with SetHandler websocket, in the same section',
             where=handler.where,
@@ -154,12 +155,12 @@ def _check_handler(scope: Scope) -> Iterator[Finding]:
 def _check_pass_request(scope: Scope) -> Iterator[Finding]:
     directive = scope.last("WSGIPassApacheRequest")
     if is_on(directive):
-        yield ok("pass-request", "mod_wsgi hands the handler httpd's request")
+        yield ok("pass-request", "mod_wsgi passes httpd's request to the handler")
         return
     yield error(
         "pass-request",
         "WSGIPassApacheRequest is not on" if directive is None else "WSGIPassApacheRequest is off",
-        breaks="every WebSocket is a 500: the handler cannot take the connection over",
+        breaks="every WebSocket is a 500: the handler does not get the connection",
         remedy="WSGIPassApacheRequest On",
         where=directive.where if directive else "",
     )
@@ -171,14 +172,14 @@ def _check_links(scope: Scope) -> Iterator[Finding]:
     if "followsymlinks" in options:
         yield ok("follow-symlinks", f"Options of {directory} have FollowSymLinks")
         return
-    owner = " (SymLinksIfOwnerMatch does not do)" if "symlinksifownermatch" in options else ""
+    owner = " (SymLinksIfOwnerMatch is not sufficient)" if "symlinksifownermatch" in options else ""
     yield error(
         "follow-symlinks",
         f"Options of {directory} lack FollowSymLinks{owner}{_place(scope, setter)}",
-        breaks="every WebSocket is a 403 (AH00038): httpd takes a socket for a link",
+        breaks="every WebSocket is a 403 (AH00038): httpd treats a socket as a link",
         remedy=f"<Directory {quote(directory)}> with Options +FollowSymLinks"
         if setter is None or _is_above(scope, setter)
-        else f"behind {setter} at {setter.where}, a line of its own: Options +FollowSymLinks",
+        else f"after {setter} at {setter.where}, on a separate line: Options +FollowSymLinks",
         where=setter.where if setter else "",
     )
 
@@ -186,23 +187,24 @@ def _check_links(scope: Scope) -> Iterator[Finding]:
 def check_socket(
     path: str, account: Account, is_mapped: bool = True, directories: Sequence[str] = ()
 ) -> Iterator[Finding]:
-    """Yield what there is to say about a socket file.
+    """Yield findings about a socket file.
 
     Args:
         path: of the file.
-        account: of httpd's children.
-        is_mapped: httpd itself looks for the file, and not only the handler, as with
-            ``WSGIScriptAlias``.
+        account: the user of httpd's children.
+        is_mapped: whether httpd itself looks up the file; with ``WSGIScriptAlias`` only
+            the handler does.
         directories: those of Define APACHEWS_ENDPOINT_DIRECTORIES.
     """
     try:
         status = os.stat(path)
         link = foreign_link(path, directories)
+        length = components(path)
     except PermissionError as failure:
         yield warning(
             "privileges",
-            f"{path} cannot be looked at: {failure.strerror}",
-            breaks="nothing; what is there is not known",
+            f"{path} is not accessible: {failure.strerror}",
+            breaks="nothing; but it is unknown whether the socket exists",
             remedy=f"sudo {this_program()} doctor",
         )
         return
@@ -211,7 +213,7 @@ def check_socket(
             "socket",
             f"{path}: {failure.strerror}",
             breaks="every WebSocket of it is a 404",
-            remedy=_mend_absent(path, account),
+            remedy=_remedy_of_absent(path, account),
         )
         return
     is_loopback = _is_loopback(path)
@@ -220,32 +222,41 @@ def check_socket(
             "socket",
             f"{path} is not a socket",
             breaks="every WebSocket of it is a 403",
-            # Never to remove it: the URL was the client's to choose, and the path is root's.
+            # Never advise to remove it: the client chose the URL, and root runs the command.
             remedy=f"move the file {word(path)} away, and start the producer, with Server({path!r})"
             if stat.S_ISREG(status.st_mode) and path.endswith(".ws")
-            else "look at the path: a socket's name ends in .ws",
+            else "check the path: the name of a socket ends in .ws",
         )
         return
     yield ok("socket", f"{path} is a {'loopback ' if is_loopback else ''}socket")
     if is_loopback and status.st_mode & loopback.OTHERS:
         yield error(
             "socket-permission",
-            f"everybody may read {path}, and the token in it",
+            f"any user may read {path}, and the token in it",
             breaks="every WebSocket of it is a 403",
-            remedy=f"chmod o= {word(path)}; where that does nothing, mount its file system with"
+            remedy=f"chmod o= {word(path)}; if that has no effect, mount the file system with"
             " umask=007",
         )
         return
+    real = Path(path).resolve()
+    if length > MAX_COMPONENTS:
+        yield error(
+            "socket-link",
+            f"{path} has {length} components, with symbolic links",
+            breaks=f"every WebSocket of it is a 500: the handler follows {MAX_COMPONENTS}"
+            " components, those of the links' targets included",
+            remedy=f"use fewer or shorter links to {real}",
+        )
+        return
     if link:
-        real = Path(path).resolve()
         yield error(
             "socket-link",
             f"{path} leads by the symbolic link {link} to {real}, and they have different owners",
             breaks="every WebSocket of it is a 403",
-            # Never without the condition: the link may be an attack, and be meant for root.
-            remedy="if this site is to reach that socket, and only then, as root:"
+            # Never without the condition: the link may be an attack on root.
+            remedy="only if this site is to use that socket, as root:"
             f" ln -sfn {word(os.readlink(link))} {word(link)};"
-            f" or let all sites use that directory: Define APACHEWS_ENDPOINT_DIRECTORIES"
+            " or let all sites use that directory: Define APACHEWS_ENDPOINT_DIRECTORIES"
             f" {quote(str(real.parent))}",
         )
         return
@@ -274,10 +285,10 @@ def check_socket(
     yield from _check_producer(path)
 
 
-def _mend_absent(path: str, account: Account) -> str:
-    """Return what to do about a socket file that is not there."""
+def _remedy_of_absent(path: str, account: Account) -> str:
+    """Return the remedy for a socket file that does not exist."""
     near = socket_beside(path)
-    meant = f"{near} lies beside it, if that is meant; else " if near else ""
+    meant = f"connect to {near} beside it, if that was meant; else " if near else ""
     place, _, name = path.rpartition("/")
     directory = Path(place or "/")
     start = f"start the producer, with Server({path!r})"
@@ -289,16 +300,16 @@ def _mend_absent(path: str, account: Account) -> str:
         return f"{meant}{start}"
     own = directory / "ws"
     return (
-        f"{meant}{start}, as a user who may write to {word(directory)}, which {account.name} may"
-        f" not; or in a directory for sockets: install -d -o {word(account.name)} {word(own)}, and"
+        f"{meant}{start}, as a user who may write to {word(directory)} (unlike {account.name});"
+        f" or make a directory for sockets: install -d -o {word(account.name)} {word(own)}, and"
         f" Server({str(own / name)!r})"
     )
 
 
 def socket_beside(path: str) -> str:
-    """Return the name of the socket file that somebody may mean instead, "" for none.
+    """Return the name of a socket file in the same directory that may be meant, or "".
 
-    One that ends in .ws, or has a name much like it.
+    It is the same name with .ws, or a similar one.
     """
     place, _, name = path.rpartition("/")
     try:
@@ -309,7 +320,7 @@ def socket_beside(path: str) -> str:
                 if entry.name.endswith(".ws") and entry.name != name and _is_socket(entry.path)
             ]
     except OSError:
-        return ""  # there is no such directory, or it is not for us to see
+        return ""  # the directory does not exist, or is not accessible
     wanted = name.removesuffix(".ws") + ".ws"
     if wanted in names:
         return wanted
@@ -324,16 +335,16 @@ def _check_producer(path: str) -> Iterator[Finding]:
             yield warning(
                 "privileges",
                 f"no permission to connect to {path}",
-                breaks="nothing; whether a producer listens is not known",
+                breaks="nothing; but it is unknown whether a producer listens",
                 remedy=f"sudo {this_program()} doctor",
             )
         elif failure.outcome is Outcome.BUSY:
             yield error(
                 "producer",
-                f"the producer on {path} does not accept: its backlog is full",
+                f"the producer on {path} does not accept connections: its backlog is full",
                 breaks="every new WebSocket of it is a 503",
-                remedy="make the program call server.dequeue() again sooner, or restart it",
-                load="as soon as its backlog is full",
+                remedy="restart the program; it must return to server.dequeue() quickly",
+                load="whenever its backlog is full",
             )
         else:
             yield error(
@@ -370,9 +381,9 @@ def _is_socket(path: str) -> bool:
 
 
 def _is_loopback(path: str) -> bool:
-    """Tell whether a file says where a loopback socket listens.
+    """Tell whether a file has the address of a loopback socket.
 
-    Where it may not be read, its name and its size tell.
+    If it is not readable, its name and its size decide.
     """
     try:
         status = os.stat(path)

@@ -1,7 +1,7 @@
-"""Checks of a configuration that httpd refuses: what mends it, told from httpd's words.
+"""The check of a configuration that httpd rejects: the remedy follows from httpd's message.
 
-Contract: ``check_syntax(problem, …)`` yields the one finding about it.  Looks at whether
-the files that httpd names can be read, and which modules Debian has to offer.
+Contract: ``check_syntax(problem, …)`` yields one finding.  Checks whether the files that
+httpd names are readable, and which modules Debian offers.
 
 Sources: server/core.c and server/config.c (the texts), Debian's a2enmod(8).
 """
@@ -18,7 +18,7 @@ from apachews_tools.httpd.shell import this_program, word
 
 from .finding import Finding, error, warning
 
-# Beginnings of the names of directives -> Debian's module, the more special ones first.
+# Prefix of a directive's name -> Debian's module; longer prefixes first.
 MODULES: Final = {
     "WSGI": "wsgi",
     "SSL": "ssl",
@@ -37,7 +37,7 @@ _ABSENT: Final = re.compile(
     r"(?:Could not open (?:configuration file|directory)|Cannot load) (/.+?)"
     r"(?:: No such file| into server: .*No such file)"
 )
-# Files that httpd could not read, or has taken for absent because it could not.
+# Files that httpd could not read, or reported as absent because it could not read them.
 _UNREAD: Final = re.compile(
     r"file '(/[^']+)' does not exist|(?:configuration file|directory) (/.+?): Permission denied"
 )
@@ -46,42 +46,42 @@ _UNREAD: Final = re.compile(
 def check_syntax(
     problem: str, command: str, is_root: bool, modules: Path | None = None
 ) -> Iterator[Finding]:
-    """Yield what there is to say about a configuration that httpd refuses.
+    """Yield the finding about a configuration that httpd rejects.
 
     Args:
-        problem: what httpd says.
-        command: that says so, as a word of the shell.
-        is_root: we are root, who may read everything.
-        modules: Debian's directory of them, as /etc/apache2/mods-available; None: there is
-            none, or this is a configuration of another kind.
+        problem: httpd's message.
+        command: the program that printed it, as a word of the shell.
+        is_root: whether this process is root, who may read every file.
+        modules: Debian's directory of modules, /etc/apache2/mods-available; None if the
+            configuration is not Debian's.
     """
     hidden = None if is_root else _hidden_file(problem)
     if hidden:
         yield warning(
             "privileges",
-            f"{hidden} is not for us to read, and so the configuration is not looked at",
-            breaks="nothing; whether the configuration is good is not known",
+            f"{hidden} is not readable, so the configuration was not checked",
+            breaks="nothing; but it is unknown whether the configuration is valid",
             remedy=f"sudo {this_program()} doctor",
         )
         return
     yield error(
         "syntax",
         problem,
-        breaks="Apache does not start, nor reload: it goes on with what it has",
-        remedy=_mend(problem, modules)
-        or f"{command} -t, when that line is mended"
-        + ("" if is_root else "; as root, for it may be a file that only root may read"),
+        breaks="Apache does not start, and a reload keeps the previous configuration",
+        remedy=_remedy(problem, modules)
+        or f"correct that line, and check it with {command} -t"
+        + ("" if is_root else "; as root, if the file is one that only root may read"),
     )
 
 
-def _mend(problem: str, modules: Path | None) -> str:
-    """Return what mends it, "" where only who wrote the line can know."""
+def _remedy(problem: str, modules: Path | None) -> str:
+    """Return the remedy, "" if only the author of the line can know it."""
     if match := _ABSENT.search(problem):
         if "apachews" not in match[1] and "mod_wsgi" not in match[1]:
             return ""
         if modules is not None and "/mods-" in problem:
-            return f"sudo {this_program()} config --debian, for where apachews is installed now"
-        return f"in place of that line, those of {this_program()} config"
+            return f"sudo {this_program()} config --debian, for the current place of apachews"
+        return f"replace that line by those of {this_program()} config"
     match = _UNKNOWN.search(problem)
     if match is None:
         return ""
@@ -91,17 +91,17 @@ def _mend(problem: str, modules: Path | None) -> str:
         return ""
     if modules is None:
         file = "mod_wsgi's file" if module == "wsgi" else f"the path of mod_{module}.so"
-        mends = f"LoadModule {module}_module with {file}, in front of that line"
-        return f"{mends} ({this_program()} config prints it)" if module == "wsgi" else mends
+        load = f"LoadModule {module}_module with {file}, before that line"
+        return f"{load} ({this_program()} config prints it)" if module == "wsgi" else load
     if (modules.parent / "mods-enabled" / f"{module}.load").exists():
-        return ""  # it is there: a name that it does not know
+        return ""  # it is loaded, and does not know the name
     if module == "wsgi" and not (modules / "wsgi.load").exists():
         return f"sudo apt-get install {WSGI_PACKAGE} && sudo a2enmod wsgi"
     return f"sudo a2enmod {module}"
 
 
 def _hidden_file(problem: str) -> str:
-    """Return the file of which httpd speaks, where we may not read it; "" for none."""
+    """Return the file in httpd's message if this process may not read it, else ""."""
     for match in _UNREAD.finditer(problem):
         path = match[1] or match[2]
         try:
@@ -109,7 +109,7 @@ def _hidden_file(problem: str) -> str:
         except PermissionError:
             return word(path)
         except OSError:
-            continue  # it really is not there
+            continue  # it does not exist
         if not os.access(path, os.R_OK):
             return word(path)
     return ""

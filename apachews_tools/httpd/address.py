@@ -1,7 +1,7 @@
-"""A WebSocket's URL, taken apart.
+"""The parts of a WebSocket's URL.
 
-Contract: ``Address.parse(url)`` reads what ``new WebSocket(url)`` in a browser would, and
-refuses what cannot be connected to.  Pure.
+Contract: ``Address.parse(url)`` accepts what ``new WebSocket(url)`` in a browser accepts,
+and rejects a URL that no client can connect to.  Pure.
 
 Sources: RFC 6455 3 (URIs), 4.1 (the client's handshake).
 """
@@ -15,12 +15,12 @@ from apachews.exceptions import ApachewsError
 
 
 class AddressError(ApachewsError):
-    """A URL is none for a WebSocket; the text says how one looks."""
+    """The URL is not one of a WebSocket; the text says what is expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a WebSocket URL leads: ``Address.parse(url)``.
+    """Address and target of a WebSocket URL: ``Address.parse(url)``.
 
     Attributes:
         is_secure: wss.
@@ -40,31 +40,31 @@ class Address:
         """Read a URL.
 
         Raises:
-            AddressError: it is none for a WebSocket.
+            AddressError: it is not one of a WebSocket.
         """
         try:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise AddressError(f"{url!r} is no URL: {error}") from None
+            raise AddressError(f"{url!r} is not a URL: {error}") from None
         scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
         if scheme not in ("ws", "wss"):
             raise AddressError(f"{url!r} does not begin with ws:// or wss://")
         if not parts.hostname:
-            raise AddressError(f"{url!r} names no host: ws://HOST/PATH")
+            raise AddressError(f"{url!r} does not name a host; expected ws://HOST/PATH")
         if parts.username is not None:
             raise AddressError(
-                "a URL with a name or password shows in the list of processes: leave them out"
-                " (with connect, use --user)"
+                "a URL with a name or a password is visible in the list of processes: remove them"
+                " (and with connect, use --user)"
             )
         if parts.fragment:
-            raise AddressError(f"{url!r} has a fragment (#…), which no WebSocket URL may have")
+            raise AddressError(f"{url!r} has a fragment (#…), which a WebSocket URL must not have")
         if port == 0:
-            raise AddressError(f"{url!r}: nobody can be reached on port 0")
+            raise AddressError(f"{url!r}: port 0 cannot be connected to")
         try:
             host = parts.hostname.encode("idna").decode()
         except UnicodeError:
-            raise AddressError(f"there is no host {parts.hostname!r}: no name of a host") from None
+            raise AddressError(f"invalid host name {parts.hostname!r}") from None
         target = parts.path or "/"
         if parts.query:
             target += f"?{parts.query}"
@@ -73,18 +73,18 @@ class Address:
             secure,
             host,
             port or (443 if secure else 80),
-            # As browsers do it; what is encoded already stays.
+            # As browsers do; percent-encoded characters stay as they are.
             urllib.parse.quote(target, safe="%/:?=&!$'()*+,;@~-._[]", errors="surrogateescape"),
             url,
         )
 
     @property
     def host_header(self) -> str:
-        """The Host header: the port where it is not the scheme's own."""
+        """The Host header, with the port if it is not the default of the scheme."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.is_secure else 80) else f"{host}:{self.port}"
 
     @property
     def origin(self) -> str:
-        """That of a page of the same site."""
+        """The origin of a page of the same site."""
         return f"{'https' if self.is_secure else 'http'}://{self.host_header}"

@@ -1,14 +1,15 @@
-"""What httpd's configuration says for a virtual host, a file and a URL.
+"""httpd's configuration, and the part of it that applies to a request.
 
-Contract: ``Configuration`` is what ``control.py`` has read; ``virtual_hosts`` are its
-sites; ``Scope`` is what applies to one request, in httpd's order of precedence.  Pure.
+Contract: ``Configuration`` is the result of ``control.py``; ``virtual_hosts`` returns its
+sites; ``Scope`` has the directives that apply to one request, in httpd's order of
+precedence.  Pure.
 
 How this works: httpd merges the sections that match a request from the general to the
-special: the server's own directives, the virtual host's, ``<Directory>`` from the
+specific: directives of the server, those of the virtual host, ``<Directory>`` from the
 shortest path to the longest, ``<DirectoryMatch>``, ``.htaccess``, ``<Files>``,
-``<Location>``.  A scope is that list of levels.  (httpd has a directory's ``.htaccess``
-right behind its ``<Directory>``; that of a deeper one still wins here.)  Not looked at:
-``<If>``.
+``<Location>``.  A scope is that list of levels.  (httpd merges the ``.htaccess`` of a
+directory right after its ``<Directory>``; here that of a deeper directory also wins.)
+``<If>`` is ignored.
 
 Sources: "Configuration Sections" of httpd's manual; server/request.c
 (``ap_directory_walk``), modules/mappers/mod_alias.c.
@@ -24,7 +25,7 @@ from typing import Final
 
 from .directives import Directive, find
 
-# httpd's own since 2.3.11.
+# httpd's default since 2.3.11.
 DEFAULT_OPTIONS: Final = frozenset({"followsymlinks"})
 _ALL_OPTIONS: Final = frozenset({"includes", "followsymlinks", "execcgi", "indexes"})
 _DIRECTORIES: Final = ("Directory", "DirectoryMatch")
@@ -34,11 +35,11 @@ _LOCATIONS: Final = ("Location", "LocationMatch")
 
 @dataclass
 class RunConfig:
-    """What ``-D DUMP_RUN_CFG`` prints, as far as it is of interest.
+    """The parts of the output of ``-D DUMP_RUN_CFG`` that matter here.
 
     Attributes:
-        server_root, document_root, error_log, pid_file: paths; "" where not said.
-        user: name of httpd's user; "" where it is none.
+        server_root, document_root, error_log, pid_file: paths; "" if absent.
+        user: name of httpd's user; "" if absent.
         defines: names and values of ``Define``; of ``-D name``, "".
     """
 
@@ -51,7 +52,7 @@ class RunConfig:
 
 
 def parse_run_config(text: str) -> RunConfig:
-    """Return what ``-D DUMP_RUN_CFG`` has printed."""
+    """Parse the output of ``-D DUMP_RUN_CFG``."""
     found = RunConfig()
     for line in text.splitlines():
         name, _, value = line.strip().partition(": ")
@@ -73,7 +74,7 @@ def parse_run_config(text: str) -> RunConfig:
 
 
 def parse_modules(text: str) -> list[str]:
-    """Return the modules that ``-D DUMP_MODULES`` lists, as ``ssl_module``."""
+    """Return the modules that ``-D DUMP_MODULES`` lists, for example ``ssl_module``."""
     return re.findall(r"^ (\w+) \((?:static|shared)\)", text, re.MULTILINE)
 
 
@@ -83,10 +84,10 @@ class VirtualHost:
 
     Attributes:
         section: ``<VirtualHost>``, or None for the server itself.
-        addresses: of the section, as ``*:443``.
+        addresses: of the section, for example ``*:443``.
         names: ServerName and ServerAlias, without ports, as patterns.
-        document_root: its own, or the server's.
-        is_tls: it has SSLEngine on.
+        document_root: its own, or that of the server.
+        is_tls: whether SSLEngine is on.
     """
 
     section: Directive | None
@@ -97,7 +98,7 @@ class VirtualHost:
 
     @property
     def directives(self) -> list[Directive]:
-        """Those of the section."""
+        """The directives of the section."""
         return self.section.children if self.section else []
 
     def __str__(self) -> str:
@@ -109,15 +110,15 @@ class VirtualHost:
 
 @dataclass
 class Configuration:
-    """An httpd's configuration.
+    """The configuration of an httpd.
 
     Attributes:
         directives: the tree.
-        loaded: ``LoadModule``: name -> file.
-        modules: names of all modules, static ones too.
-        run_config: what httpd says of itself.
-        files: paths of all files that it is read from.
-        is_resolved: the tree is httpd's own; else its files', read by us.
+        loaded: name -> file of each ``LoadModule``.
+        modules: names of all modules, static ones included.
+        run_config: httpd's report about itself.
+        files: paths of all files of the configuration.
+        is_resolved: whether the tree comes from httpd; otherwise from parsing the files.
     """
 
     directives: list[Directive]
@@ -129,7 +130,7 @@ class Configuration:
 
     @property
     def server_directives(self) -> list[Directive]:
-        """Those at the level of the server."""
+        """The directives at the level of the server."""
         return [one for one in self.directives if not one.is_section]
 
     def last(self, name: str) -> Directive | None:
@@ -137,14 +138,14 @@ class Configuration:
         return last(self.server_directives, name)
 
     def mpm(self) -> str:
-        """Return the name of the MPM: event, worker or prefork; "" for another."""
+        """Return the name of the MPM: event, worker or prefork; "" for any other."""
         for name in ("event", "worker", "prefork"):
             if f"mpm_{name}_module" in self.modules:
                 return name
         return ""
 
     def virtual_hosts(self) -> list[VirtualHost]:
-        """Return the sites, the server itself first where it has a document root."""
+        """Return the sites; the server itself is the first if it has a document root."""
         main = VirtualHost(
             None,
             (),
@@ -169,9 +170,9 @@ class Configuration:
         """Return the site that answers a request.
 
         Args:
-            name: of the URL's host.
-            port: of the URL.
-            is_tls: it is a URL of ``wss`` or ``https``.
+            name: the host of the URL.
+            port: the port of the URL.
+            is_tls: whether the scheme is ``wss`` or ``https``.
         """
         hosts = self.virtual_hosts()
         candidates = [
@@ -184,7 +185,7 @@ class Configuration:
                 return host
         if candidates:
             return candidates[0]
-        # A port that a container or a firewall maps: by the name and the scheme then.
+        # A container or a firewall may map the port, so name and scheme decide.
         for host in hosts:
             if host.section and host.is_tls == is_tls and name.lower() in host.names:
                 return host
@@ -193,14 +194,14 @@ class Configuration:
 
 
 class Scope:
-    """What applies to a request.
+    """The directives that apply to a request.
 
     Args:
         configuration: of httpd.
         host: the site.
         url_path: of the request, decoded.
-        file: the file that it means.
-        htaccess: what the ``.htaccess`` files on the way to it say, outermost first.
+        file: the file that httpd maps the request to.
+        htaccess: the directives of each ``.htaccess`` on the way, the outermost first.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class Scope:
             for section in sections
             if section.is_named(*_LOCATIONS) and _location_matches(section, url_path)
         ]
-        # Levels that decide on links: those of the walk along the path.
+        # Only these levels decide about links: httpd checks links while it walks the path.
         self._walked = [
             configuration.server_directives,
             [one for one in host.directives if not one.is_section],
@@ -241,16 +242,16 @@ class Scope:
 
     @property
     def levels(self) -> list[list[Directive]]:
-        """What applies, the general first."""
+        """All levels, the general first."""
         return self._walked + self._after
 
     @property
     def section_levels(self) -> list[list[Directive]]:
-        """The same, without what stands outside of sections."""
+        """The levels of sections and of ``.htaccess``."""
         return self.levels[2:]
 
     def last(self, name: str) -> Directive | None:
-        """Return the directive of a name that counts, or None."""
+        """Return the directive of a name that takes effect, or None."""
         for level in reversed(self.levels):
             if found := last(level, name):
                 return found
@@ -261,7 +262,7 @@ class Scope:
         return [one for level in self.levels for one in level if one.is_named(name)]
 
     def options(self) -> tuple[frozenset[str], Directive | None]:
-        """Return the ``Options`` of the file's directory, and what set them last."""
+        """Return the ``Options`` of the file's directory, and the directive that set them last."""
         options, setter = DEFAULT_OPTIONS, None
         for level in self._walked:
             for directive in level:
@@ -270,7 +271,7 @@ class Scope:
         return options, setter
 
     def denial(self) -> Directive | None:
-        """Return the ``Require all denied`` that keeps everybody out, or None."""
+        """Return the ``Require all denied`` that rejects all clients, or None."""
         for level in reversed(self.levels):
             rules = find(level_of_authorisation(level), "Require")
             if rules:
@@ -303,7 +304,7 @@ class Scope:
 
 
 def last(directives: Iterable[Directive], name: str) -> Directive | None:
-    """Return the last directive of a name, sections not looked into, or None."""
+    """Return the last directive of a name, or None; directives in sections do not count."""
     found = None
     for directive in directives:
         if directive.is_named(name):
@@ -312,19 +313,19 @@ def last(directives: Iterable[Directive], name: str) -> Directive | None:
 
 
 def is_on(directive: Directive | None) -> bool:
-    """Tell whether a directive that takes On or Off is there, and On."""
+    """Tell whether a directive exists and is On."""
     return directive is not None and [a.lower() for a in directive.arguments[:1]] == ["on"]
 
 
 def level_of_authorisation(level: list[Directive]) -> Iterator[Directive]:
-    """Yield the directives of a level that may hold ``Require``, other sections left out."""
+    """Yield the directives of a level that are or contain ``Require``."""
     for directive in level:
         if directive.is_named("Require", "RequireAll", "RequireAny", "RequireNone"):
             yield directive
 
 
 def alias_matches(alias: str, url_path: str) -> bool:
-    """Tell whether a path begins with another, as mod_alias and mod_proxy compare them."""
+    """Tell whether a path is below another, as mod_alias and mod_proxy compare them."""
     if alias.endswith("/"):
         return url_path.startswith(alias) or url_path == alias.rstrip("/")
     return url_path == alias or url_path.startswith(alias + "/")
@@ -378,7 +379,7 @@ def _matching_directories(sections: list[Directive], directory: str) -> list[Dir
                 patterns.append(section)
         elif _directory_matches(section.arguments[0], directory):
             plain.append((section.arguments[0].rstrip("/").count("/"), section))
-    plain.sort(key=lambda found: found[0])  # stable: the server's before the host's
+    plain.sort(key=lambda found: found[0])  # stable: those of the server before those of the host
     return [section for _, section in plain] + patterns
 
 
@@ -410,7 +411,7 @@ def _location_matches(section: Directive, url_path: str) -> bool:
 
 
 def _searches(pattern: str, text: str) -> bool:
-    """Tell whether a regular expression of PCRE's matches, as far as Python's can tell."""
+    """Tell whether a PCRE matches, according to Python's similar regular expressions."""
     try:
         return re.search(pattern, text) is not None
     except re.error:

@@ -1,12 +1,12 @@
-"""Asking httpd what it would do: ``apachectl -t`` and its dumps.
+"""Reads httpd's configuration by ``apachectl -t`` and its dumps.
 
-Contract: ``Control(program, arguments)`` names an httpd and its configuration;
-``syntax_error()`` and ``read()`` run it for a moment, with bounds, and change nothing:
-httpd parses its configuration, prints, and ends.  Blocks for as long.
+Contract: ``Control(program, arguments)`` is an httpd with its configuration;
+``syntax_error()`` and ``read()`` run it for a moment, with a timeout, and change nothing:
+httpd parses its configuration, prints it and exits.  Both block meanwhile.
 
-How this works: with mod_info, ``-D DUMP_CONFIG`` prints the configuration as httpd has
-understood it.  Where the configuration does not load mod_info, it is loaded for this
-one question (``-C LoadModule``), if its file is there.  Without, the files are read.
+How this works: with mod_info, ``-D DUMP_CONFIG`` prints the parsed configuration.  If the
+configuration does not load mod_info, ``-C LoadModule`` loads it for this one run.  If the
+file of mod_info does not exist, this module parses the configuration files.
 
 Sources: httpd(8); server/config.c, server/core.c, modules/generators/mod_info.c.
 """
@@ -31,14 +31,14 @@ from .directives import (
     parse_includes,
 )
 
-# In this order: Debian's takes the variables from /etc/apache2/envvars; Fedora's apachectl
-# passes no arguments on, its httpd needs no variables; the last is a bare Debian one.
+# In this order: Debian's apache2ctl sets the variables of /etc/apache2/envvars; Fedora's
+# apachectl drops arguments, but its httpd works without variables; the last one is Debian's
+# httpd without variables.
 PROGRAMS: Final = ("apache2ctl", "httpd", "apachectl", "apache2")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/usr/local/apache2/bin"
-# httpd itself takes some hundredths of a second; a server name that must be looked up,
-# and DNS that does not answer, can make it more.
+# httpd itself needs some 10 ms; a host name without a quick answer from DNS takes longer.
 TIMEOUT_S: Final = 30.0
-# Where distributions have their modules, besides where this configuration has some.
+# The distributions' directories of modules, in addition to those in the configuration.
 _MODULE_DIRECTORIES: Final = (
     "/usr/lib/apache2/modules",
     "/usr/lib64/httpd/modules",
@@ -48,19 +48,19 @@ _MODULE_DIRECTORIES: Final = (
 
 
 class ControlError(Exception):
-    """httpd could not be asked; the text says why, and what to do."""
+    """httpd cannot be run; the text has the reason."""
 
 
 class Control:
     """An httpd and its configuration.
 
     Args:
-        program: apachectl or httpd; None: whichever is found.
-        arguments: those that name another configuration than httpd's own, as
-            ``-f`` and ``-C``.
+        program: apachectl or httpd; None: the first in PATH.
+        arguments: those that select another configuration, for example ``-f`` and
+            ``-C``.
 
     Raises:
-        ControlError: there is no such program.
+        ControlError: the program does not exist.
     """
 
     def __init__(self, program: str | None = None, arguments: Sequence[str] = ()) -> None:
@@ -69,23 +69,23 @@ class Control:
         found = next(filter(None, (shutil.which(name, path=path) for name in names)), None)
         if found is None:
             raise ControlError(
-                f"{program} is no program that can be run"
+                f"{program} is not an executable program"
                 if program
-                else f"none of {', '.join(PROGRAMS)} is installed"
+                else f"Apache httpd is not installed (searched: {', '.join(PROGRAMS)})"
             )
         self.program = found
         self.arguments = tuple(arguments)
 
     @property
     def command(self) -> str:
-        """What to type instead of this program's name, for the lines that mend something."""
+        """The name of the program, for remedies."""
         return Path(self.program).name
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run httpd with its configuration and further arguments.
 
         Raises:
-            ControlError: it cannot be run, or does not end.
+            ControlError: it cannot be run, or does not exit.
         """
         try:
             return subprocess.run(
@@ -100,18 +100,18 @@ class Control:
             )
         except subprocess.TimeoutExpired:
             raise ControlError(
-                f"{self.program} {' '.join(arguments)} has not ended within {TIMEOUT_S:g} s"
+                f"{self.program} {' '.join(arguments)} did not exit within {TIMEOUT_S:g} s"
             ) from None
         except OSError as error:
             raise ControlError(f"{self.program} cannot be run: {error.strerror}") from error
 
     def version(self) -> tuple[int, ...]:
-        """Return httpd's version, as (2, 4, 57); () where it does not say."""
+        """Return httpd's version, for example (2, 4, 57); () if it is unknown."""
         match = re.search(r"Apache/(\d+)\.(\d+)\.(\d+)", self.run("-v").stdout)
         return tuple(map(int, match.groups())) if match else ()
 
     def syntax_error(self) -> str | None:
-        """Return what is wrong with the configuration, or None."""
+        """Return httpd's message about an invalid configuration, or None."""
         done = self.run("-t")
         if done.returncode == 0:
             return None
@@ -120,10 +120,10 @@ class Control:
         return " ".join(line.strip() for line in lines if not noise.search(line.strip()))
 
     def read(self) -> Configuration:
-        """Return the configuration; it must be one that ``syntax_error`` found good.
+        """Return the configuration, which must be valid (``syntax_error``).
 
         Raises:
-            ControlError
+            ControlError: httpd fails, or a file is not readable.
         """
         modules = parse_modules(self._dump("DUMP_MODULES"))
         run_config = parse_run_config(self._dump("DUMP_RUN_CFG"))
@@ -172,7 +172,7 @@ class Control:
             ]
             for directory in dict.fromkeys([*directories, *map(Path, _MODULE_DIRECTORIES)]):
                 if (directory / "mod_info.so").exists():
-                    # Before the first file: httpd takes -C in the order of its arguments.
+                    # httpd processes -C before the first file.
                     module = directory / "mod_info.so"
                     arguments += ["-C", f'LoadModule info_module "{module}"']
                     break

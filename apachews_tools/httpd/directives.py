@@ -1,11 +1,10 @@
 """httpd's configuration as a tree of directives.
 
-Contract: ``parse_config_dump(text)`` reads what ``httpd -t -D DUMP_CONFIG`` prints:
-httpd's own view, in which conditions, macros, variables and included files are
-resolved.  ``parse_files(…)`` reads the files themselves, as ``-D DUMP_INCLUDES`` lists
-them, for an httpd without mod_info and for what httpd forgets (``LoadModule``).
-Names of directives are compared without regard to case.  Pure, but for ``parse_files``,
-which reads through the function that it is given.
+Contract: ``parse_config_dump(text)`` parses the output of ``httpd -t -D DUMP_CONFIG``, in
+which httpd has resolved conditions, macros, variables and included files.
+``parse_files(…)`` parses the files that ``-D DUMP_INCLUDES`` lists, for an httpd without
+mod_info and for directives that the dump lacks (``LoadModule``).  Names of directives are
+case-insensitive.  Pure; ``parse_files`` calls a function to read each file.
 
 Sources: httpd's server/util.c (``ap_getword_conf``, ``ap_cfg_getline``),
 modules/generators/mod_info.c, server/config.c (``DUMP_INCLUDES``).
@@ -18,24 +17,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-# A line of the dump that is none of the configuration's.
+# A line of the dump that is not a directive.
 _IN_FILE: Final = re.compile(r"# In file: (.*)")
 _LINE_NUMBER: Final = re.compile(r"#\s*(\d+):")
 _VARIABLE: Final = re.compile(r"\$\{([^}:]+)\}")
 _INCLUDED: Final = re.compile(r"(\s*)\((\*|\d+)\) (.*)")
-# Sections that say whether what they hold counts, and are none of the tree themselves.
+# Conditional sections, which are not in the tree themselves.
 _CONDITIONS: Final = {"ifmodule", "ifdefine", "ifversion", "iffile", "ifdirective", "ifsection"}
 
 
 @dataclass
 class Directive:
-    """A directive, or a section with those that it holds.
+    """A directive, or a section with its directives.
 
     Attributes:
         name: as written.
         arguments: without their quotes.
-        file, line: where it stands.
-        children: of a section; of another directive empty.
+        file, line: its place.
+        children: the directives of a section.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Directive:
 
     @property
     def where(self) -> str:
-        """The place, for somebody who is to change it."""
+        """The place, for a message."""
         return f"{self.file}:{self.line}"
 
     def __str__(self) -> str:
@@ -55,12 +54,12 @@ class Directive:
         return f"<{words}>" if self.is_section else words
 
     def is_named(self, *names: str) -> bool:
-        """Tell whether it has one of the names."""
+        """Tell whether the directive has one of the names."""
         return self.name.lower() in {name.lower() for name in names}
 
 
 def walk(directives: Iterable[Directive]) -> Iterator[Directive]:
-    """Yield all directives, those of sections behind their section."""
+    """Yield all directives; those of a section follow it."""
     for directive in directives:
         yield directive
         yield from walk(directive.children)
@@ -72,9 +71,9 @@ def find(directives: Iterable[Directive], *names: str) -> list[Directive]:
 
 
 def section_of(directives: Iterable[Directive], wanted: Directive) -> Directive | None:
-    """Return the innermost section of httpd's that holds a directive, None for none.
+    """Return the innermost section that contains a directive, None without one.
 
-    Sections of ``Require`` (``<RequireAll>``) are no places of their own.
+    Sections like ``<RequireAll>`` do not count.
     """
     for directive in directives:
         for child in directive.children:
@@ -86,7 +85,7 @@ def section_of(directives: Iterable[Directive], wanted: Directive) -> Directive 
 
 
 def quote(argument: str) -> str:
-    """Return an argument as it can be written."""
+    """Return an argument, quoted if necessary."""
     if argument and not re.search(r"[\s\"'\\]", argument):
         return argument
     escaped = argument.replace("\\", "\\\\").replace('"', '\\"')
@@ -94,7 +93,7 @@ def quote(argument: str) -> str:
 
 
 def split_arguments(text: str) -> tuple[str, ...]:
-    """Return the arguments of a directive, as ``ap_getword_conf`` parts them."""
+    """Split the arguments of a directive like ``ap_getword_conf``."""
     words = []
     position, end = 0, len(text)
     while position < end:
@@ -119,7 +118,7 @@ def split_arguments(text: str) -> tuple[str, ...]:
 
 
 def parse_config_dump(text: str) -> list[Directive]:
-    """Return the tree that ``-D DUMP_CONFIG`` prints."""
+    """Parse the output of ``-D DUMP_CONFIG``."""
     file, line = "", 0
     top: list[Directive] = []
     open_sections: list[Directive] = []
@@ -137,7 +136,7 @@ def parse_config_dump(text: str) -> list[Directive]:
 def _add(
     stripped: str, file: str, line: int, top: list[Directive], open_sections: list[Directive]
 ) -> None:
-    """Put what a line says into the tree."""
+    """Add a line to the tree."""
     if stripped.startswith("</"):
         if open_sections:
             open_sections.pop()
@@ -159,7 +158,7 @@ class IncludedFile:
     Attributes:
         path: of the file.
         line: the line of the file that includes it; 0 for the first one.
-        files: that it includes itself.
+        files: the files that it includes.
     """
 
     path: str
@@ -167,12 +166,12 @@ class IncludedFile:
     files: list[IncludedFile] = field(default_factory=list)
 
     def paths(self) -> list[str]:
-        """Return the path of this one and of all that it leads to."""
+        """Return the paths of this file and of all files below it."""
         return [self.path, *(path for file in self.files for path in file.paths())]
 
 
 def parse_includes(text: str) -> IncludedFile | None:
-    """Return what ``-D DUMP_INCLUDES`` lists, or None where it lists nothing."""
+    """Parse the output of ``-D DUMP_INCLUDES``; None if it lists no file."""
     parents: list[tuple[int, IncludedFile]] = []
     root = None
     for raw in text.splitlines():
@@ -197,16 +196,16 @@ def parse_files(
     modules: Iterable[str],
     defines: Mapping[str, str],
 ) -> list[Directive]:
-    """Return the tree of the files, conditions resolved as far as that can be told.
+    """Return the tree of the files, with conditions on modules and defines resolved.
 
     Args:
         root: the first file, with those it includes.
-        read: returns the text of a file; what it raises is passed on.
-        modules: those loaded, as ``ssl_module``.
+        read: returns the text of a file; its exceptions propagate.
+        modules: the loaded ones, for example ``ssl_module``.
         defines: those of ``Define`` and the environment.
 
-    Macros, and the conditions on versions, files, directives and sections, are not
-    resolved: what these conditions hold counts.
+    Macros, and conditions on versions, files, directives and sections, are not resolved:
+    such a condition counts as true.
     """
     top: list[Directive] = []
     open_sections: list[Directive] = []
@@ -222,7 +221,7 @@ def _parse_file(
     top: list[Directive],
     open_sections: list[Directive],
 ) -> None:
-    # For each condition that is open, whether what it holds counts.
+    # Whether each open condition holds.
     counts: list[bool] = []
     for number, text in _logical_lines(read(file.path)):
         line = _VARIABLE.sub(lambda match: defines.get(match[1], match[0]), text)
@@ -245,7 +244,7 @@ def _parse_file(
 def _holds(section: str, condition: str, modules: set[str], defines: Mapping[str, str]) -> bool:
     wanted = condition.removeprefix("!")
     if section == "ifmodule":
-        # By its name, or by that of its source file.
+        # A module is named by itself or by its source file.
         name = wanted.lower()
         if name.endswith(".c"):
             name = name.removesuffix(".c").removeprefix("mod_") + "_module"
@@ -258,9 +257,9 @@ def _holds(section: str, condition: str, modules: set[str], defines: Mapping[str
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield each directive with the number of its last line, continuations joined.
+    """Yield each directive with the number of its last line, and continuations joined.
 
-    That number is the one that httpd itself gives to a directive.
+    httpd numbers directives in the same way.
     """
     joined = ""
     for number, raw in enumerate(text.splitlines(), 1):

@@ -1,8 +1,7 @@
-"""From a URL's path to the file that httpd makes of it.
+"""From the path of a URL to the file that httpd maps it to.
 
-Contract: ``scope_of(configuration, host, url_path)`` returns what applies to a request and,
-as ``scope.file``, the socket file that it means.  Reads ``.htaccess`` files, where they
-are allowed.
+Contract: ``scope_of(configuration, host, url_path)`` returns the scope of a request;
+``scope.file`` is the file.  Reads ``.htaccess`` files if the configuration allows them.
 
 Sources: modules/mappers/mod_alias.c, mod_wsgi's ``WSGIScriptAlias``.
 """
@@ -18,15 +17,15 @@ from .directives import Directive, IncludedFile, parse_files
 
 SCRIPT: Final = "apachews_handler/wsgi.py"
 STATUS_SCRIPT: Final = "apachews_handler/status_page.py"
-# Of a site without a file of that name, to see what would apply to one.
+# An invented name, to find out which directives would apply to a socket file.
 ANY_SOCKET: Final = "apachews-doctor.ws"
 
 
 def scope_of(configuration: Configuration, host: VirtualHost, url_path: str) -> Scope:
-    """Return what applies to the request for a path."""
+    """Return the scope of the request for a path."""
     alias = script_alias(configuration, host, url_path)
     if alias is not None:
-        # The socket is where APACHEWS_ROOT says; httpd itself sees the script.
+        # httpd maps the request to the script; APACHEWS_ROOT is for the handler.
         return Scope(configuration, host, url_path, alias.arguments[1])
     file = _file_of(configuration, host, url_path)
     scope = Scope(configuration, host, url_path, file)
@@ -36,7 +35,7 @@ def scope_of(configuration: Configuration, host: VirtualHost, url_path: str) -> 
 def script_alias(
     configuration: Configuration, host: VirtualHost, url_path: str
 ) -> Directive | None:
-    """Return the ``WSGIScriptAlias`` to the handler that a path falls under, or None."""
+    """Return the ``WSGIScriptAlias`` to the handler that applies to a path, or None."""
     for directive in [*host.directives, *configuration.server_directives]:
         if (
             directive.is_named("WSGIScriptAlias")
@@ -49,7 +48,7 @@ def script_alias(
 
 
 def socket_of(scope: Scope) -> str | None:
-    """Return the path of the socket file that a scope's request means, None for unknown."""
+    """Return the path of the socket file of a scope's request, None if it is unknown."""
     if not scope.file.endswith(SCRIPT):
         return scope.file
     alias = script_alias(scope.configuration, scope.host, scope.url_path)
@@ -95,7 +94,7 @@ def _htaccess(scope: Scope) -> list[list[Directive]]:
         try:
             text = file.read_text(errors="replace")
         except OSError:
-            continue  # there is none, or it is not ours to read
+            continue  # it does not exist, or is not readable
         found.append(
             parse_files(
                 IncludedFile(str(file), 0),

@@ -1,8 +1,8 @@
-"""Who can change a file that Apache reads as root, before it gives root's rights up.
+"""Who can change a file that Apache reads while it still runs as root.
 
-Contract: ``weakness(path)`` names the file, link or directory by which somebody else than
-root decides what is read at a path, or returns None.  ``read_as_root(…)`` are the files
-in question.  Reads owners and modes only: access control lists are not looked at.
+Contract: ``weakness(path)`` returns the file, link or directory through which a user other
+than root can change the content at a path, or None.  ``read_as_root(…)`` returns the files
+to check.  Owners and modes count; access control lists are ignored.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _ROOT: Final = frozenset({0})
 
 @dataclass(frozen=True)
 class Weakness:
-    """Where somebody else than root may write.
+    """A place where a user other than root may write.
 
     Attributes:
         path: a directory on the way, a link, or the file itself.
-        why: as ``belongs to ann``, or ``has mode 0777``.
+        why: for example ``belongs to ann`` or ``has mode 0777``.
     """
 
     path: Path
@@ -36,19 +36,19 @@ class Weakness:
 
 
 def weakness(path: Path, trusted: frozenset[int] = _ROOT) -> Weakness | None:
-    """Return the outermost place by which others decide what a path has in it.
+    """Return the outermost place through which other users can change the content at a path.
 
-    In a directory with the sticky bit, as /tmp, nobody can replace what is another's: it
-    counts for nothing, for what is below has to be root's as well.
+    A directory with the sticky bit, like /tmp, is safe: users cannot replace files of
+    others in it, and the entry itself must belong to root.
 
     Args:
-        path: absolute; each link on the way is looked at, and followed.
-        trusted: numbers of the users who may write.
+        path: absolute; each link on the way is checked and followed.
+        trusted: user ids that may write.
 
     Raises:
-        OSError: the path does not exist, or goes in circles.
+        OSError: the path does not exist, or has a loop of links.
     """
-    path.resolve(strict=True)  # no circles
+    path.resolve(strict=True)  # raises if links form a loop
     here = Path("/")
     if found := _weakness_of(here, trusted):
         return found
@@ -63,7 +63,7 @@ def weakness(path: Path, trusted: frozenset[int] = _ROOT) -> Weakness | None:
             return found
         if here.is_symlink():
             target = Path(os.readlink(here))
-            # A link's own directory is where a relative one begins.
+            # A relative target starts at the directory of the link.
             here = Path("/") if target.is_absolute() else here.parent
             names += reversed(target.parts[1:] if target.is_absolute() else target.parts)
     return None
@@ -74,7 +74,7 @@ def _weakness_of(path: Path, trusted: frozenset[int]) -> Weakness | None:
     if status.st_uid not in trusted:
         return Weakness(path, f"belongs to {_name(status.st_uid)}")
     if stat.S_ISLNK(status.st_mode):
-        return None  # its mode means nothing
+        return None  # the mode of a link has no effect
     is_shared = status.st_mode & stat.S_IWOTH or (
         status.st_mode & stat.S_IWGRP and status.st_gid != 0
     )
@@ -88,15 +88,15 @@ def _name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"the user {uid}"
+        return f"user {uid}"
 
 
 def read_as_root(environment: PythonEnvironment, module: Path) -> list[Path]:
-    """Return what Apache's first process reads or runs for apachews, with root's rights.
+    """Return the files that Apache's parent process reads or runs for apachews, as root.
 
-    The rest of the environment is for its children: these are Apache's user.
+    Only its children, which run as Apache's user, read the rest of the environment.
     """
-    # mod_wsgi may be linked to it.
+    # mod_wsgi may be linked with this library.
     library = f"libpython{version_text(environment.version)}*.so*"
     return [
         environment.shipped,

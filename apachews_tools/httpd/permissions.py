@@ -1,8 +1,7 @@
-"""Whether another user may read a file, or enter a directory, told by the modes.
+"""Whether another user may access a file or a directory, according to the modes.
 
-Contract: ``Account`` is a user with his groups; ``obstacles(…)`` names the paths that
-are in his way, and what would let him pass.  Reads modes only: access control lists and
-SELinux are not looked at.
+Contract: ``Account`` is a user with its groups; ``obstacles(…)`` returns the paths that
+deny the access, with remedies.  Access control lists and SELinux are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ READ, WRITE, ENTER = 4, 2, 1
 
 @dataclass(frozen=True)
 class Account:
-    """A user as the kernel sees him."""
+    """A user: name, id, and ids of the groups."""
 
     name: str
     uid: int
@@ -28,41 +27,42 @@ class Account:
 
     @classmethod
     def named(cls, name: str) -> Account:
-        """Return the account of a name.
+        """Return the account with a name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the user does not exist.
         """
         entry = pwd.getpwnam(name)
         return cls(name, entry.pw_uid, frozenset(os.getgrouplist(name, entry.pw_gid)))
 
     @classmethod
     def of_uid(cls, uid: int) -> Account:
-        """Return the account of a number; one of no groups where it has no name."""
+        """Return the account with a user id; without groups if the id has no name."""
         try:
             return cls.named(pwd.getpwuid(uid).pw_name)
         except KeyError:
             return cls(str(uid), uid, frozenset())
 
     def may(self, status: os.stat_result, right: int) -> bool:
-        """Tell whether the modes give him a right."""
+        """Tell whether the mode of a file grants a right, or all of several."""
         if self.uid == 0:
             return True
+        mode = status.st_mode
         if status.st_uid == self.uid:
-            return bool(status.st_mode >> 6 & right)
-        if status.st_gid in self.gids:
-            return bool(status.st_mode >> 3 & right)
-        return bool(status.st_mode & right)
+            mode >>= 6
+        elif status.st_gid in self.gids:
+            mode >>= 3
+        return mode & right == right
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What is in somebody's way.
+    """A path that denies an access.
 
     Attributes:
-        path: a directory that he may not enter, or the file itself.
-        mode: its mode, as ``0700``.
-        remedy: a command that lets it pass.
+        path: a directory that the user may not enter, or the file itself.
+        mode: for example ``0700``.
+        remedy: a command that grants the access.
     """
 
     path: Path
@@ -76,15 +76,15 @@ def obstacle(account: Account, path: Path, right: int = READ) -> Obstacle | None
 
 
 def obstacles(account: Account, path: Path, right: int = READ) -> list[Obstacle]:
-    """Return what keeps an account from a file, the outermost first.
+    """Return the paths that deny an account the access to a file, the outermost first.
 
     Args:
-        account: whose rights.
+        account: the user.
         path: of the file or directory; links are followed.
-        right: what it takes of the file itself: READ, WRITE, ENTER or a sum of them.
+        right: the access to the file itself: READ, WRITE, ENTER or a sum of them.
 
     Raises:
-        OSError: the path does not exist, or who asks may not see it himself.
+        OSError: the path does not exist, or is not accessible to this process.
     """
     real = path.resolve(strict=True)
     found = []

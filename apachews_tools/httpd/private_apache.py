@@ -1,13 +1,13 @@
-"""Running a private Apache: that of ``apachews run``, the demo's, every one of the tests'.
+"""A private Apache, for ``apachews run``, the demo and the tests.
 
-Contract: ``PrivateApache(…)`` names what is to run, ``start`` runs httpd in the
-foreground with ``private.conf`` and waits until it answers, ``stop``
-ends it.  For a loop of one's own there are ``launch``, ``is_answering``,
-``terminate`` and ``poll``, which do not wait.  Nothing of the system's Apache is read,
-written or signalled.  Standard library only.
+Contract: ``PrivateApache(…)`` describes the server, ``start`` runs httpd with
+``private.conf`` in the foreground and waits until it answers, ``stop`` ends it.  A caller
+with a loop of its own uses ``launch``, ``is_answering``, ``terminate`` and ``poll``, which
+do not wait.  This module does not read, change or signal the system's Apache.  Standard
+library only.
 
-As root, httpd's children serve as www-data, as on any site; what they must be able
-to read is for the caller to see to (``unreadable_parts``).
+As root, httpd's children run as www-data, as on any site; the caller checks that they can
+read all they must (``unreadable_parts``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import random
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -28,43 +27,46 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from apachews._processes.supervise import children_of
 from apachews.exceptions import ApachewsError
+
+from .permissions import Account
 
 SHIPPED = Path(__file__).resolve().parent
 DEBIAN_MODULES = Path("/usr/lib/apache2/modules")
 DEBIAN_WSGI_MODULE = DEBIAN_MODULES / "mod_wsgi.so"
-# mod_python takes the Python that PATH names: the system's, which it was built for.
+# mod_python uses the Python in PATH: this one finds the system's, which it was built for.
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-# Whom httpd serves as when root starts it.
+# The user of httpd's children if root starts it.
 APACHE_USER = "www-data"
 # A first start creates a certificate and imports Python in every child.
 START_TIMEOUT_S = 30.0
 # httpd gives its children 9 s from its first SIGTERM to SIGKILL.
 STOP_TIMEOUT_S = 20.0
-# Of root's environment, to another user; and the locale.
+# The variables of root's environment that another user gets, besides the locale.
 _PASSED = ("PATH", "LANG", "TZ", "TMPDIR")
 
 
 class ApacheError(ApachewsError):
-    """httpd could not be started, or not be ended; the text says why."""
+    """httpd cannot be started, or cannot be stopped; the text says why."""
 
 
 class PrivateApache:
-    """An Apache of our own.
+    """One private httpd.
 
     Args:
         root: its ServerRoot, an existing directory.
         docroot: its document root.
-        port, tls_port: where it listens; no TLS where that is 0.
-        wsgi_module: mod_wsgi's file.
+        port, tls_port: the ports it listens on; without TLS if ``tls_port`` is 0.
+        wsgi_module: the file of mod_wsgi.
         python_home: prefix of the Python environment mod_wsgi uses.
         handler: the directory ``apachews_handler`` in that environment.
         mpm: event, worker or prefork.
-        workers: MaxRequestWorkers; ``threads`` of them a child.
-        address: where it listens, by number.
-        page: a directory whose ``index.html`` stands in for the document root's.
+        workers: MaxRequestWorkers; each child has ``threads`` of them.
+        address: the IP address it listens on.
+        page: a directory whose ``index.html`` replaces the missing one of the document root.
         extra: further directives.
-        python_module: mod_python's file, in the place of mod_wsgi.
+        python_module: the file of mod_python, instead of mod_wsgi.
     """
 
     def __init__(
@@ -121,19 +123,19 @@ class PrivateApache:
 
     @property
     def error_log(self) -> str:
-        """What the error log has."""
+        """The text of the error log."""
         return _read(self.root / "error.log")
 
     @property
     def access_log(self) -> str:
-        """What the access log has."""
+        """The text of the access log."""
         return _read(self.root / "access.log")
 
     def start(self) -> None:
         """Start httpd and wait until it answers.
 
         Raises:
-            ApacheError: a port is taken, or httpd ends; with what it said.
+            ApacheError: a port is taken, or httpd exited; with its output.
         """
         self.launch()
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -144,10 +146,10 @@ class PrivateApache:
             time.sleep(0.02)
 
     def launch(self) -> None:
-        """Start httpd, and do not wait.
+        """Start httpd without waiting for it.
 
         Raises:
-            ApacheError: a port is taken, or there is no httpd.
+            ApacheError: a port is taken, or httpd is not installed.
         """
         for port in (self.port, self.tls_port):
             if port:
@@ -162,17 +164,17 @@ class PrivateApache:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # httpd ends its group when it ends; ours is not to be among it.
+                # httpd signals its process group when it exits: this process must not be in it.
                 start_new_session=True,
                 env=_clean_environment() | self._python_path(),
             )
 
     def _python_path(self) -> dict[str, str]:
-        """Return where Python is to be found by a module that is told in no other way."""
+        """Return the variable by which mod_python finds Python."""
         return {"PATH": SYSTEM_PATH} if "PYTHON_MODULE" in self._defines else {}
 
     def is_answering(self, timeout_s: float) -> bool:
-        """Ask whether it answers; wait that long for it at most."""
+        """Tell whether it answers a request within the timeout."""
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address, self.address)
         try:
             with socket.create_connection((address, self.port), timeout_s) as probe:
@@ -182,12 +184,12 @@ class PrivateApache:
             return False
 
     def why_not_started(self) -> str:
-        """Return what httpd said, for an error's text."""
+        """Return the text of an error, with the output of httpd."""
         output = _read(self.root / "output.log")
         return f"Apache did not start.\n{output}{self.error_log}".rstrip()
 
     def poll(self) -> int | None:
-        """Return httpd's status where it has ended, else None."""
+        """Return the exit status of httpd, None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def command(self, *arguments: str) -> list[str]:
@@ -203,16 +205,15 @@ class PrivateApache:
         return [*command, "-f", str(SHIPPED / "private.conf")]
 
     def graceful(self) -> None:
-        """Have httpd read its configuration again and renew its children."""
+        """Make httpd read its configuration again and replace its children."""
         os.kill(self.pid, signal.SIGUSR1)
 
     def children(self) -> list[int]:
         """Return the process ids of httpd's children."""
-        path = f"/proc/{self.pid}/task/{self.pid}/children"
-        return [int(pid) for pid in _read(Path(path)).split()]
+        return children_of(self.pid)
 
     def wait(self, timeout_s: float) -> int | None:
-        """Wait for httpd to end of itself; return its status, or None."""
+        """Wait until httpd exits by itself; return its status, None after the timeout."""
         assert self._process is not None
         try:
             return self._process.wait(timeout_s)
@@ -220,25 +221,25 @@ class PrivateApache:
             return None
 
     def stop(self) -> None:
-        """End httpd, and wait until it has; does nothing where it has ended.
+        """Stop httpd and wait until it has exited; without effect if it does not run.
 
         Raises:
-            ApacheError: it did not end in time, and was killed.
+            ApacheError: it did not exit in time, and was killed.
         """
         if self._process is None or self._process.poll() is not None:
             return
         self.terminate()
         if self.wait(STOP_TIMEOUT_S) is None:
             self.kill()
-            raise ApacheError(f"Apache did not end within {STOP_TIMEOUT_S:g} s.\n{self.error_log}")
+            raise ApacheError(f"Apache did not exit within {STOP_TIMEOUT_S:g} s.\n{self.error_log}")
 
     def terminate(self) -> None:
-        """Tell httpd to end; every WebSocket gets a goodbye."""
+        """Send httpd SIGTERM, upon which it closes every WebSocket with 1001."""
         if self._process is not None:
             self._process.terminate()
 
     def kill(self) -> None:
-        """End httpd and its children by force."""
+        """Kill httpd and its children."""
         if self._process is None or self._process.poll() is not None:
             return
         children = self.children()
@@ -248,14 +249,14 @@ class PrivateApache:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
-                pass  # it went with its parent
+                pass  # it exited with its parent
 
 
 def find_httpd() -> Path:
-    """Return httpd's program.
+    """Return the program file of httpd.
 
     Raises:
-        ApacheError: there is none.
+        ApacheError: it is not installed.
     """
     for name in ("apache2", "httpd"):
         if found := shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"):
@@ -264,21 +265,21 @@ def find_httpd() -> Path:
 
 
 def find_wsgi_module() -> Path:
-    """Return mod_wsgi's file: the running environment's, else Debian's.
+    """Return the file of mod_wsgi: of this Python environment, else of Debian.
 
     Raises:
-        ApacheError: neither is there, or Debian's is for another Python.
+        ApacheError: neither exists, or Debian's is for another version of Python.
     """
     for directory in map(Path, sys.path):
         for found in sorted((directory / "mod_wsgi" / "server").glob("mod_wsgi-py*.so")):
             return found
     if DEBIAN_WSGI_MODULE.exists():
-        # Debian has the version in the name of the file that the name leads to.
+        # Debian's file is a link to one with the version in its name.
         _, _, built_for = DEBIAN_WSGI_MODULE.resolve().name.rpartition("-")
         running = f"{sys.version_info.major}.{sys.version_info.minor}"
         if built_for not in (running, DEBIAN_WSGI_MODULE.name):
             raise ApacheError(
-                f"Debian's mod_wsgi is for Python {built_for}, and this is {running}:"
+                f"Debian's mod_wsgi is for Python {built_for}, but this is Python {running}:"
                 " pip install mod_wsgi (which needs apache2-dev), or use Debian's python3"
             )
         return DEBIAN_WSGI_MODULE
@@ -289,10 +290,10 @@ def find_wsgi_module() -> Path:
 
 
 def require_free_port(port: int, address: str = "127.0.0.1") -> None:
-    """Check that nobody listens on a port of an address, which is a number.
+    """Check that a port of an IP address can be listened on.
 
     Raises:
-        ApacheError
+        ApacheError: it cannot; the text says why.
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
@@ -301,7 +302,7 @@ def require_free_port(port: int, address: str = "127.0.0.1") -> None:
             probe.bind((address, port))
         except OSError as error:
             if error.errno == errno.EACCES:
-                advice = "choose one from 1024 on, or ask root"
+                advice = "choose a port from 1024 on, or run this as root"
             elif error.errno == errno.EADDRINUSE:
                 advice = "end the program that listens there, or choose another port"
             else:
@@ -331,10 +332,10 @@ def free_port() -> int:
 
 
 def create_certificate(path: Path) -> None:
-    """Make a self-signed certificate for localhost, with its key, unless there is one.
+    """Make a self-signed certificate for localhost and its key, unless the file exists.
 
     Raises:
-        ApacheError: no openssl, or it failed.
+        ApacheError: openssl is not installed, or it failed.
     """
     if path.exists():
         return
@@ -358,10 +359,9 @@ def create_certificate(path: Path) -> None:
 
 
 def unreadable_parts(paths: Iterable[Path], user: str = APACHE_USER) -> list[Path]:
-    """Return the directories that keep a user from reading the paths, outermost first.
+    """Return the directories that prevent a user from reading the paths, outermost first.
 
-    Only meaningful as root; for anybody else httpd serves as the one who started
-    it, and the list is empty.
+    Empty unless root calls it: httpd runs as the user who started it otherwise.
     """
     blocking: list[Path] = []
     for path in paths:
@@ -375,31 +375,22 @@ def unreadable_parts(paths: Iterable[Path], user: str = APACHE_USER) -> list[Pat
 
 
 def is_permitted(path: Path, wanted: int, user: str = APACHE_USER) -> bool:
-    """Tell whether a path's own mode lets a user do what is wanted.
+    """Tell whether the mode of a path, regardless of its parents, permits an access.
 
-    As ``unreadable_parts``: for anybody but root always true.
+    True unless root calls it, as for ``unreadable_parts``.
 
     Args:
         path: an existing file or directory.
         wanted: ``os.R_OK``, ``W_OK``, ``X_OK``, or several of them.
-        user: who.
+        user: the name of the user.
     """
-    if os.geteuid() != 0:
-        return True
-    account = pwd.getpwnam(user)
-    status = path.stat()
-    mode = stat.S_IMODE(status.st_mode)
-    if status.st_uid == account.pw_uid:
-        mode >>= 6
-    elif status.st_gid in os.getgrouplist(user, account.pw_gid):
-        mode >>= 3
-    return mode & wanted == wanted
+    return os.geteuid() != 0 or Account.named(user).may(path.stat(), wanted)
 
 
 def as_apache_user() -> dict[str, Any]:
-    """Return arguments for ``subprocess.Popen`` that make a program run as httpd serves.
+    """Return arguments for ``subprocess.Popen`` that run a program as Apache's user.
 
-    Only root can and need do that; for anybody else there are none.
+    Empty unless root calls it: another user neither can nor needs to.
     """
     if os.geteuid() != 0:
         return {}
@@ -408,11 +399,11 @@ def as_apache_user() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for what runs as ``as_apache_user`` has it: this one.
+    """Return the environment for programs that run as ``as_apache_user`` says.
 
-    Not as root, whose environment may have what is nobody else's, passwords and tokens
-    say.  Then it is what any program needs, with the user's HOME.
-    (PYTHONPATH is not among it: both run in an environment where apachews is installed.)
+    It is that of this process, except for root: root's environment may contain passwords
+    and tokens, so Apache's user gets a few harmless variables and its own HOME.
+    (PYTHONPATH is not among them: apachews is installed in the programs' environment.)
     """
     if not as_apache_user():
         return dict(os.environ)
@@ -425,7 +416,7 @@ def environment() -> dict[str, str]:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Return an environment without anything that would lead the embedded Python astray."""
+    """Return an environment without variables that would mislead the embedded Python."""
     return {
         name: value
         for name, value in environment().items()

@@ -1,8 +1,7 @@
-"""A running httpd, as /proc shows it.
+"""A running httpd, according to /proc.
 
 Contract: ``running(pid_file)`` returns the httpd that wrote a pid file, or None.  Reads
-/proc only; another user's processes show less of themselves, and what they do not show
-is None.
+/proc only; what it does not reveal of another user's processes is None.
 
 Sources: proc(5), cgroups(7).
 """
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from apachews._processes.supervise import children_of
+
 PROGRAMS: Final = ("apache2", "httpd")
 PROC: Final = Path("/proc")
 
@@ -25,14 +26,14 @@ class Httpd:
     """A running httpd.
 
     Attributes:
-        pid: of its first process.
-        children: of the others.
-        uid: of the user whom its children serve as.
-        descriptor_limit: of a child, the soft one; None where it cannot be read.
-        descriptors: how many the child with the most has open; None likewise.
-        unit: its own of systemd, as ``apache2.service``; "" for none.
-        renewed_at: when the youngest of its processes was started, as ``time.time()``
-            has it; httpd has read its configuration before that.
+        pid: of the parent process.
+        children: process ids of the others.
+        uid: of the user of the children.
+        descriptor_limit: the soft limit of a child; None if it is not readable.
+        descriptors: the largest number of open descriptors in a child; None likewise.
+        unit: its systemd unit, for example ``apache2.service``; "" without one.
+        renewed_at: the start of the youngest process, as ``time.time()``; httpd read its
+            configuration before that.
     """
 
     pid: int
@@ -45,15 +46,15 @@ class Httpd:
 
 
 def running(pid_file: str) -> Httpd | None:
-    """Return the httpd that a pid file names, None where none runs."""
+    """Return the httpd that a pid file names, None if it does not run."""
     try:
         pid = int(Path(pid_file).read_text())
         name = (PROC / str(pid) / "comm").read_text().strip()
     except (OSError, ValueError):
         return None
     if name not in PROGRAMS:
-        return None  # somebody else has its number now
-    children = tuple(_children(pid))
+        return None  # another program has this process id now
+    children = tuple(children_of(pid))
     serving = children or (pid,)
     counts = [count for count in map(_descriptors, serving) if count is not None]
     limits = [limit for limit in map(_descriptor_limit, serving) if limit is not None]
@@ -69,7 +70,7 @@ def running(pid_file: str) -> Httpd | None:
 
 
 def unit_in(cgroup: str) -> str:
-    """Return httpd's service, from /proc/<pid>/cgroup; "" where it runs in none of its own."""
+    """Return httpd's service, from /proc/<pid>/cgroup; "" if it is in another unit."""
     match = re.search(r"/((?:apache2|httpd)(?:@[^/\n]*)?\.service)(?:/|$)", cgroup, re.MULTILINE)
     return match[1] if match else ""
 
@@ -86,21 +87,13 @@ def _started_at(pid: int) -> float:
     try:
         stat = (PROC / str(pid) / "stat").read_text()
     except OSError:
-        return 0.0  # it has just ended
+        return 0.0  # it has just exited
     started_s = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + started_s
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        text = (PROC / str(pid) / "task" / str(pid) / "children").read_text()
-    except OSError:
-        return []  # it has just ended, or the kernel has no such file
-    return [int(child) for child in text.split()]
-
-
 def _uid(pid: int) -> int:
-    # Not the owner of /proc/<pid>: that is root for whoever has changed his user.
+    # Not the owner of /proc/<pid>, which is root after a process has changed its user.
     try:
         match = re.search(r"^Uid:\s+\d+\s+(\d+)", (PROC / str(pid) / "status").read_text(), re.M)
     except OSError:

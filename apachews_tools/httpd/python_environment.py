@@ -1,8 +1,8 @@
-"""The Python that apachews is installed for, and the one that mod_wsgi has.
+"""The Python environment of apachews, and the Python of a mod_wsgi.
 
-Contract: ``PythonEnvironment.running()`` is that of this process;
-``python_of(module)`` tells for which Python a mod_wsgi was built, from its file.  Nothing
-is executed.
+Contract: ``PythonEnvironment.running()`` is the environment of this process;
+``python_of(module)`` finds the Python version of a mod_wsgi in its file.  Neither
+executes anything.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Final
 
 from .private_apache import DEBIAN_WSGI_MODULE
 
-# Where distributions have theirs: Debian, Fedora and its kin.
+# The places of Debian, and of Fedora and its derivatives.
 SYSTEM_WSGI_MODULES: Final = (
     DEBIAN_WSGI_MODULE,
     Path("/usr/lib64/httpd/modules/mod_wsgi_python3.so"),
     Path("/usr/lib/httpd/modules/mod_wsgi_python3.so"),
 )
-# What a mod_wsgi that is linked to libpython names, and one that has it inside.
+# Strings in a mod_wsgi that is linked with libpython, and in one that contains it.
 _LINKED = re.compile(rb"libpython(3\.\d+)")
 _INSIDE = re.compile(rb"lib/python(3\.\d+)")
 _IN_NAME = re.compile(r"mod_wsgi-py(3)(\d+)|mod_wsgi\.so-(3)\.(\d+)")
@@ -32,14 +32,14 @@ Version = tuple[int, int]
 
 @dataclass(frozen=True)
 class PythonEnvironment:
-    """Where apachews is installed.
+    """The Python environment that has apachews.
 
     Attributes:
-        version: of Python, as (3, 11).
+        version: of Python, for example (3, 11).
         prefix: of the environment, ``sys.prefix``.
-        base_prefix: of the interpreter behind it.
+        base_prefix: of the interpreter that the environment was made with.
         packages: the directory that has ``apachews`` and ``apachews_handler``.
-        wsgi_module: of mod_wsgi from PyPI in this environment, or None.
+        wsgi_module: the file of mod_wsgi from PyPI in this environment, or None.
         system_wsgi_module: the distribution's, or None.
     """
 
@@ -71,7 +71,7 @@ class PythonEnvironment:
 
     @property
     def is_distributions(self) -> bool:
-        """It is the system's own Python, and no environment."""
+        """Whether it is the Python of the system, instead of a virtual environment."""
         return self.prefix == self.base_prefix == Path("/usr")
 
     @property
@@ -86,7 +86,7 @@ class PythonEnvironment:
 
 
 def python_of(module: Path) -> Version | None:
-    """Return the version of Python that a mod_wsgi is built for, None where it cannot be told.
+    """Return the version of Python that a mod_wsgi is built for, None if it is unknown.
 
     Raises:
         OSError: the file cannot be read.

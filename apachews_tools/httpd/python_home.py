@@ -1,9 +1,8 @@
-"""The Python environment that a private Apache runs the handler in: the running one.
+"""The Python environment in which a private Apache runs the handler: the running one.
 
 Contract: ``python_home(…)`` returns the prefix of an environment that Apache's user can
-read, or says what is in the way.  As root, Apache serves as www-data, who may not be
-able to reach an environment in root's home: it then gets a copy, rather than root's
-home another mode.
+read.  If root runs this, Apache's user is www-data, which cannot read an environment in
+root's home: it gets a copy, so that the mode of root's home stays as it is.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ def python_home(copy: Path) -> Path:
     """Return the prefix of an environment with the handler that Apache's user can read.
 
     Args:
-        copy: where to copy the running one to, if need be; does not exist.
+        copy: the place for a copy of the running one, if it is needed; does not exist.
 
     Returns:
         ``sys.prefix``, or ``copy``.
 
     Raises:
-        ApacheError: the handler is not installed, or the interpreter itself is out of
-            reach.
+        ApacheError: the handler is not installed, or Apache's user cannot read the
+            interpreter.
     """
     home = Path(sys.prefix)
     _require_handler(home)
@@ -42,7 +41,7 @@ def python_home(copy: Path) -> Path:
     if not unreadable_parts([home, handler_in(home)]):
         return home
     shutil.copytree(home, copy, symlinks=True)
-    copy.chmod(0o755)  # or it has the mode of what nobody may read
+    copy.chmod(0o755)  # instead of the mode of the original
     if blocking := unreadable_parts([copy, handler_in(copy)]):
         real = copy.resolve()
         parts = " ".join(
@@ -63,24 +62,20 @@ def handler_in(home: Path) -> Path:
 
 
 def interpreter_in(home: Path) -> Path:
-    """Return the interpreter of an environment that ``python_home`` gave."""
+    """Return the interpreter of an environment that ``python_home`` returned."""
     if home == Path(sys.prefix):
         return Path(sys.executable)
     return home / "bin" / "python3"
 
 
 def _require_handler(home: Path) -> None:
-    """Check that the environment has what Apache is to import."""
+    """Check that the environment has the packages that Apache imports."""
     handler = handler_in(home)
     if not handler.is_dir():
         found = importlib.util.find_spec("apachews_handler")
-        where = (
-            f"; the one in {os.path.dirname(found.origin)} it cannot see"
-            if (found and found.origin)
-            else ""
-        )
+        where = f" (but in {os.path.dirname(found.origin)})" if (found and found.origin) else ""
         raise ApacheError(
-            f"apachews_handler is not in {handler.parent}, where Apache looks for it{where}:"
+            f"apachews_handler is not in {handler.parent}, from where Apache imports it{where}:"
             " pip install 'apachews[bridge]' in a virtual environment, and run this with its"
             " Python"
         )

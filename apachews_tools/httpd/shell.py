@@ -1,8 +1,8 @@
-"""Commands as they are printed, to be pasted into a shell, often one of root's.
+"""Commands for users to paste into a shell, often as root.
 
-Contract: ``word(path)`` is one word to the shell, whatever the path has in it: who may
-create files in a document root chooses their names.  Pure, but for ``this_program()``
-and ``shipped(…)``, which look at where apachews runs from.
+Contract: ``word(path)`` is one word for the shell, whatever characters the path has: other
+users may have chosen the names of files.  Pure, except ``this_program()`` and
+``shipped(…)``, which depend on where apachews is installed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 
 def word(argument: str | os.PathLike[str]) -> str:
-    """Return an argument as a shell reads it back.
+    """Return an argument, quoted for a shell.
 
-    What would steer the terminal that it is printed on is written as ``$'\\033'``, which
-    bash, ksh and zsh know, and POSIX since 2024.
+    Control characters, which could control the terminal, are written as ``$'\\033'``, which
+    bash, ksh and zsh understand, and POSIX has since 2024.
     """
     text = os.fspath(argument)
     if text.isprintable():
@@ -33,7 +33,7 @@ def _escaped(character: str) -> str:
 
 
 def this_program() -> str:
-    """Return the command that has started this: sudo does not look where we were found."""
+    """Return the command that started this process, with its path: sudo has another PATH."""
     given = Path(sys.argv[0])
     if given.name == "__main__.py":
         return f"{word(sys.executable)} -m {word(given.parent.name)}"
@@ -41,10 +41,10 @@ def this_program() -> str:
 
 
 def shipped(name: str) -> str:
-    """Return the path of a file that is installed to be copied, as a word.
+    """Return the path of an installed file for users to copy, as a word.
 
     Args:
-        name: as it is below ``deploy`` in the sources.
+        name: its path below ``deploy`` in the sources.
     """
     installed = Path(sysconfig.get_path("data")) / "share" / "apachews" / name
     return word(installed) if installed.exists() else f"deploy/{name}"

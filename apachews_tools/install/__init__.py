@@ -1,1 +1,1 @@
-"""Changing a system's Apache, and undoing that."""
+"""Installing apachews in a system's Apache, and removing it."""

@@ -1,11 +1,11 @@
 """apachews as a module of Debian's Apache: the files that ``a2enmod apachews`` enables.
 
-Contract: ``DebianModule(directory)`` is the place, as /etc/apache2; ``write`` puts the two
-files there, ``undo`` takes them away again and disables the module.  A file that
-somebody has edited is neither overwritten nor removed, unless forced.
+Contract: ``DebianModule(directory)`` is a configuration directory, as /etc/apache2;
+``write`` writes the two files, ``undo`` removes them and disables the module.  Edited files
+are neither overwritten nor removed, unless forced.
 
-How this works: the first line of each file has a checksum of the others.  A file whose
-checksum is right is one of ours, of this version or another; any other was edited.
+How this works: the first line of each file has a checksum of the other lines.  If it is
+right, some version of apachews wrote the file; otherwise the file was edited.
 
 Sources: Debian's a2enmod(8): ``# Depends:``, ``# Conflicts:``.
 """
@@ -33,11 +33,11 @@ _FIRST_LINE: Final = re.compile(
 
 
 class EditedError(SetUpError):
-    """A file is not as it was written.
+    """A file was edited after apachews wrote it.
 
     Attributes:
         path: the file.
-        difference: from what is there to what would be, as ``diff -u`` has it.
+        difference: from the present text to the wanted one, in the format of ``diff -u``.
     """
 
     def __init__(self, path: Path, difference: str, option: str) -> None:
@@ -48,16 +48,16 @@ class EditedError(SetUpError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} has been edited; {self._option} --force does it all the same:\n"
+            f"{self.path} has been edited; to overwrite it: {self._option} --force\n"
             f"{self.difference.rstrip()}"
         )
 
 
 class DebianModule:
-    """The module's files below a configuration directory.
+    """The module's files in a configuration directory.
 
     Args:
-        directory: as /etc/apache2.
+        directory: for example /etc/apache2.
     """
 
     def __init__(self, directory: Path = DIRECTORY) -> None:
@@ -67,7 +67,7 @@ class DebianModule:
 
     @property
     def is_enabled(self) -> bool:
-        """Whether ``a2enmod`` has enabled it."""
+        """Whether ``a2enmod`` has enabled the module."""
         return (self._enabled / f"{NAME}.load").exists()
 
     def write(self, texts: Mapping[str, str], *, forced: bool = False) -> dict[Path, str]:
@@ -75,20 +75,20 @@ class DebianModule:
 
         Args:
             texts: suffix (``.load``, ``.conf``) -> text.
-            forced: overwrite what was edited.
+            forced: overwrite edited files.
 
         Returns:
-            What became of each: ``written``, ``updated`` or ``unchanged``.
+            The result per file: ``written``, ``updated`` or ``unchanged``.
 
         Raises:
-            EditedError: one was edited.
-            SetUpError: this is no configuration of Debian's Apache.
-            OSError: no permission.
+            EditedError: a file was edited.
+            SetUpError: the directory does not belong to Debian's Apache.
+            OSError: a file cannot be written.
         """
         if not self._available.is_dir():
             raise SetUpError(
-                f"{self._available} is no directory: is this Debian's Apache? (apt-get install"
-                " apache2; elsewhere, apachews config prints what to include)"
+                f"{self._available} is not a directory: is this Debian's Apache? (apt-get install"
+                " apache2; elsewhere, apachews config prints the lines to include)"
             )
         wanted = {
             self._available / f"{NAME}{suffix}": sealed(text) for suffix, text in texts.items()
@@ -110,11 +110,11 @@ class DebianModule:
         return fates
 
     def undo(self, *, forced: bool = False) -> list[Path]:
-        """Disable the module and remove its files; return those that were there.
+        """Disable the module and remove its files; return the removed paths.
 
         Raises:
-            EditedError: one was edited, and nothing is removed.
-            OSError: no permission.
+            EditedError: a file was edited; all files stay.
+            OSError: a file cannot be removed.
         """
         files = []
         for suffix in (".conf", ".load"):
@@ -126,7 +126,7 @@ class DebianModule:
                 written = "".join(there.splitlines(keepends=True)[1:])
                 raise EditedError(
                     path,
-                    f"(its first line does not answer for the {len(written.splitlines())} others)",
+                    f"(the checksum is not that of its {len(written.splitlines())} lines)",
                     "apachews config --debian --undo",
                 )
             files.append(path)
@@ -136,20 +136,20 @@ class DebianModule:
         return removed + files
 
     def _disable(self) -> list[Path]:
-        """Take the module out of those enabled; return the links that were removed."""
+        """Disable the module; return the links that were removed."""
         links = [self._enabled / f"{NAME}{suffix}" for suffix in (".conf", ".load")]
-        links, others = self._parted([link for link in links if link.is_symlink()])
+        links, others = self._split_links([link for link in links if link.is_symlink()])
         is_all = links and not others
         if is_all and self.directory == DIRECTORY and (program := shutil.which("a2dismod")):
-            # It keeps a record of who has enabled what, besides the links; and asks not
-            # where they lead.
+            # a2dismod also updates its record of enabled modules.  It does not check the
+            # targets of the links.
             subprocess.run([program, "-q", "-f", NAME], check=False, capture_output=True)
         for link in links:
             link.unlink(missing_ok=True)
         return links
 
-    def _parted(self, links: list[Path]) -> tuple[list[Path], list[Path]]:
-        """Return which of the links lead to ours, and which elsewhere."""
+    def _split_links(self, links: list[Path]) -> tuple[list[Path], list[Path]]:
+        """Return the links to this module's files, and the other links."""
         available = self._available.resolve()
         own = [
             link
@@ -160,13 +160,13 @@ class DebianModule:
 
 
 def sealed(text: str) -> str:
-    """Return a text with the line that vouches for it."""
+    """Return a text after a line with its checksum."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return f'# Written by "apachews config --debian", sha256 of the lines below: {digest}\n{text}'
 
 
 def is_sealed(text: str) -> bool:
-    """Tell whether a text is as it was written."""
+    """Tell whether the checksum of a text is right."""
     match = _FIRST_LINE.match(text)
     return match is not None and sealed(text[match.end() :]) == text
 
@@ -177,7 +177,7 @@ def _difference(path: Path, there: str, wanted: str) -> str:
             there.splitlines(keepends=True),
             wanted.splitlines(keepends=True),
             str(path),
-            f"{path} (as it would be)",
+            f"{path} (wanted)",
         )
     )
 
@@ -190,7 +190,7 @@ def _read(path: Path) -> str | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Put a file in its place, whole or not at all."""
+    """Write a file atomically."""
     fd, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "w") as file:

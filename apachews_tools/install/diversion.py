@@ -1,14 +1,13 @@
-"""Whether a rule takes a request elsewhere before the handler can see it.
+"""Whether a rule diverts a request before the handler gets it.
 
-Contract: ``diversion(scope)`` returns the directive that takes a WebSocket's request to
-a proxy, or to another file, and whether that is certain.  Pure.
+Contract: ``diversion(scope)`` returns the directive that sends a WebSocket's request to a
+proxy or to another file, and whether that is certain.  Pure.
 
-How this works: mod_proxy and mod_rewrite look at a request before httpd has looked for
-a file, and the first rule that matches wins.  Rules of a directory, or of ``.htaccess``,
-come after that; what counts of them are those of the deepest directory that has any.
-Conditions are tried as far as a handshake decides them (the header Upgrade, the path,
-"is no file", which is true of a socket); any other one may hold or not, and makes the
-rule an uncertain one.
+How this works: mod_proxy and mod_rewrite act before httpd looks for a file, and the first
+matching rule wins.  Rules of directories and of ``.htaccess`` come later; those of the
+deepest directory with any count.  A condition is evaluated if the handshake decides it: the
+header Upgrade, the path, "not a file", which holds for a socket.  Any other condition makes
+the rule uncertain.
 
 Sources: modules/proxy/mod_proxy.c (``proxy_trans``), modules/mappers/mod_rewrite.c.
 """
@@ -23,7 +22,7 @@ from typing import Final
 from apachews_tools.httpd.configuration import Scope, alias_matches, is_on, last
 from apachews_tools.httpd.directives import Directive
 
-# What a handshake's request has.
+# Values of a handshake's request.
 _VALUES: Final = {
     "HTTP:UPGRADE": "websocket",
     "HTTP_UPGRADE": "websocket",
@@ -42,18 +41,18 @@ _LONG_FLAGS: Final = {
     "GONE": "G",
     "REDIRECT": "R",
 }
-# Those after which no further rule is looked at.
+# After a rule with one of these flags, mod_rewrite stops.
 _ENDS: Final = {"P", "L", "END", "F", "G", "R"}
 
 
 @dataclass(frozen=True)
 class Diversion:
-    """A rule that takes requests elsewhere.
+    """A rule that diverts requests.
 
     Attributes:
         directive: the rule.
-        is_proxy: it takes them to another server.
-        is_certain: it matches whatever else is true.
+        is_proxy: whether it sends them to another server.
+        is_certain: whether it matches regardless of unknown conditions.
     """
 
     directive: Directive
@@ -74,8 +73,8 @@ def diversion(scope: Scope) -> Diversion | None:
 
 
 def _passed(scope: Scope) -> Diversion | None:
-    """ProxyPass, and SetHandler proxy:…"""
-    # A host's own come before the server's; those of <Location> have its path.
+    """Return the ProxyPass or the SetHandler proxy:… that applies, or None."""
+    # Those of the host come before those of the server; those in <Location> use its path.
     for directive in [*scope.host.directives, *scope.configuration.server_directives]:
         if directive.is_named("ProxyPass", "ProxyPassMatch") and len(directive.arguments) > 1:
             path, target = directive.arguments[:2]
@@ -108,7 +107,7 @@ def _of_server(scope: Scope) -> Diversion | None:
 def _of_directory(scope: Scope) -> Diversion | None:
     for level in reversed(scope.section_levels):
         if last(level, "RewriteEngine"):
-            # The path from the directory on: from the document root, or the file's own.
+            # The path relative to the directory: to the document root, or to that of the file.
             relative = scope.url_path.lstrip("/")
             return _rewritten(level, [relative, relative.rpartition("/")[2]], scope.url_path)
     return None
@@ -130,7 +129,7 @@ def _rewritten(level: list[Directive], paths: list[str], url_path: str) -> Diver
             if directive.arguments[1] != "-" or "P" in flags:
                 return Diversion(directive, "P" in flags, holds is True)
             if holds:
-                return None  # it is left alone, and no other rule comes to it
+                return None  # the rule keeps the request, and mod_rewrite stops
     return None
 
 
@@ -143,7 +142,7 @@ def _matches(rule: Directive, paths: list[str], flags: set[str]) -> bool:
 
 
 def _all_hold(conditions: list[Directive], url_path: str) -> bool | None:
-    """Tell whether conditions hold together; None where a handshake does not decide it."""
+    """Tell whether all conditions hold; None if the handshake does not decide it."""
     groups: list[list[bool | None]] = [[]]
     for condition in conditions:
         groups[-1].append(_holds(condition, url_path))
@@ -182,7 +181,7 @@ def _flags(directive: Directive) -> set[str]:
 
 
 def _search(pattern: str, text: str, ignores_case: bool = False) -> bool:
-    """Tell whether a regular expression of PCRE's matches, as far as Python's can tell."""
+    """Tell whether a PCRE matches, according to Python's similar regular expressions."""
     try:
         return re.search(pattern, text, re.IGNORECASE if ignores_case else 0) is not None
     except re.error:

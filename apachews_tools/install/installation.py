@@ -1,9 +1,9 @@
-"""The directives for an installation: what ``apachews config`` prints.
+"""The directives that ``apachews config`` prints.
 
-Contract: ``server_directives(environment, …)`` is what the server needs besides its own
-configuration, ``tls_virtual_host(…)`` a site; both return text with its reasons in
-comments.  ``choose_wsgi_module``, ``require_packages`` and ``require_readable`` refuse
-what cannot work.
+Contract: ``server_directives(environment, …)`` returns the lines that the server needs,
+``tls_virtual_host(…)`` those of a site; comments in the text give the reasons.
+``choose_wsgi_module``, ``require_packages`` and ``require_readable`` raise if the
+installation cannot work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apachews_tools.httpd.permissions import ENTER, READ, Account, obstacles
 from apachews_tools.httpd.python_environment import PythonEnvironment, python_of, version_text
 from apachews_tools.httpd.shell import word
 
-# Whom httpd serves as: Debian, Fedora and its kin, SUSE.
+# The user of httpd's children on Debian, on Fedora and its derivatives, and on SUSE.
 USERS: Final = ("www-data", "apache", "wwwrun")
 SYSTEM_PREFIX: Final = Path("/usr")
 LETSENCRYPT: Final = Path("/etc/letsencrypt/live")
@@ -28,7 +28,7 @@ _HOST_NAME: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,6
 
 
 class SetUpError(ApachewsError):
-    """An installation cannot serve Apache; the text says why, and what to do."""
+    """An installation cannot work in Apache; the text has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class WsgiModule:
 
     Attributes:
         path: its file.
-        is_systems: the distribution's configuration loads it.
-        conflicts: there is another one of the distribution's, for another Python.
+        is_systems: whether the distribution's configuration loads it.
+        conflicts: whether the distribution has another one, for another Python.
     """
 
     path: Path
@@ -51,16 +51,16 @@ def choose_wsgi_module(environment: PythonEnvironment, given: Path | None = None
 
     Args:
         environment: where apachews is installed.
-        given: the one that Apache loads already, instead of looking for one.
+        given: the one that Apache loads already; None: search.
 
     Raises:
-        SetUpError: there is none for this Python.
-        OSError: its file cannot be read.
+        SetUpError: mod_wsgi is not installed for this Python.
+        OSError: its file is not readable.
     """
     mine = version_text(environment.version)
     system = given or environment.system_wsgi_module
     systems = python_of(system) if system else None
-    # Of two that fit, the one that was built for this very interpreter.
+    # If two fit, prefer the one that was built for this interpreter.
     is_own = environment.wsgi_module is not None and environment.base_prefix != SYSTEM_PREFIX
     if (
         system
@@ -73,20 +73,20 @@ def choose_wsgi_module(environment: PythonEnvironment, given: Path | None = None
         if built_for in (environment.version, None):
             return WsgiModule(environment.wsgi_module, False, system is not None)
         raise SetUpError(
-            f"{environment.wsgi_module} is built for Python {version_text(built_for)}, and this is"
-            f" {mine}: {_pip(environment)} install --force-reinstall mod_wsgi"
+            f"{environment.wsgi_module} is built for Python {version_text(built_for)}, but this is"
+            f" Python {mine}: {_pip(environment)} install --force-reinstall mod_wsgi"
         )
     if system is None:
         raise SetUpError(
-            "mod_wsgi is not installed: on Debian, for the system's own Python, apt-get install"
-            f" libapache2-mod-wsgi-py3; for any other, {_pip(environment)} install"
+            "mod_wsgi is not installed: on Debian, for the system's Python, apt-get install"
+            f" libapache2-mod-wsgi-py3; for another Python, {_pip(environment)} install"
             " mod_wsgi (which needs apache2-dev)"
         )
     other = version_text(systems) if systems else "another"
     raise SetUpError(
-        f"{system} is built for Python {other}, and this is Python {mine}: install apachews in an"
-        f" environment of that Python (/usr/bin/python{other} -m venv /opt/apachews), or have a"
-        f" mod_wsgi for this one: {_pip(environment)} install mod_wsgi (which needs"
+        f"{system} is built for Python {other}, but this is Python {mine}: install apachews in an"
+        f" environment of that Python (/usr/bin/python{other} -m venv /opt/apachews), or install"
+        f" a mod_wsgi for this one: {_pip(environment)} install mod_wsgi (which needs"
         " apache2-dev)"
     )
 
@@ -96,7 +96,7 @@ def _pip(environment: PythonEnvironment) -> str:
 
 
 def apache_account(names: Iterable[str] = USERS) -> Account | None:
-    """Return the account of httpd's user, None where there is none of these names."""
+    """Return the account of httpd's user, None if none of these names exists."""
     for name in names:
         try:
             return Account.named(name)
@@ -106,10 +106,10 @@ def apache_account(names: Iterable[str] = USERS) -> Account | None:
 
 
 def require_packages(environment: PythonEnvironment) -> None:
-    """Check that the handler can find what it imports.
+    """Check that the handler's packages are installed.
 
     Raises:
-        SetUpError: something is not installed.
+        SetUpError: a package is missing.
     """
     missing = [
         name
@@ -121,7 +121,7 @@ def require_packages(environment: PythonEnvironment) -> None:
     ]
     if missing:
         raise SetUpError(
-            f"{' and '.join(missing)} not installed in {environment.prefix}:"
+            f"{' and '.join(missing)}: not installed in {environment.prefix};"
             f" {_pip(environment)} install 'apachews[bridge]'"
         )
 
@@ -130,8 +130,8 @@ def require_readable(environment: PythonEnvironment, account: Account) -> None:
     """Check that httpd's user can read the interpreter and the packages.
 
     Raises:
-        SetUpError: it cannot; with what is in the way.
-        OSError: something is not there.
+        SetUpError: it cannot; the text has the remedies.
+        OSError: a file does not exist.
     """
     wanted = [
         (environment.prefix, ENTER | READ),
@@ -148,7 +148,7 @@ def require_readable(environment: PythonEnvironment, account: Account) -> None:
         raise SetUpError(
             f"Apache's user {account.name} cannot read this installation: {first.path} has mode"
             f" {first.mode}; {' && '.join(one.remedy for one in found)}, or install apachews"
-            " elsewhere, as in /opt/apachews"
+            " elsewhere, for example in /opt/apachews"
         )
 
 
@@ -159,14 +159,14 @@ def server_directives(
     shares_python: bool = False,
     loads_module: bool = True,
 ) -> str:
-    """Return what the server needs, once.
+    """Return the lines that the server needs once.
 
     Args:
-        environment: where apachews is installed.
+        environment: the one that has apachews.
         module: the mod_wsgi.
-        shares_python: the site runs other Python in Apache's children, and has its
-            own WSGIPythonHome.
-        loads_module: write ``LoadModule`` where the distribution does not.
+        shares_python: whether the site runs other Python code in Apache's children, and
+            has its own WSGIPythonHome.
+        loads_module: whether to write ``LoadModule`` if the distribution does not.
     """
     version = version_text(environment.version)
     parts = [
@@ -177,26 +177,26 @@ def server_directives(
         parts.append(load_module(module))
     if shares_python or environment.is_distributions:
         parts.append(
-            "# Where Python looks besides, to find apachews, apachews_handler and wsproto.\n"
-            "# Without it every WebSocket is a 500. (WSGIPythonHome is left as it is. A second\n"
+            "# A further directory for imports: it has apachews, apachews_handler and wsproto.\n"
+            "# Without it every WebSocket is a 500. (WSGIPythonHome stays as it is. A second\n"
             "# WSGIPythonPath would replace this one: join them with a colon.)\n"
             f"WSGIPythonPath {quoted(environment.packages)}"
         )
     else:
         parts.append(
-            "# The Python environment of Apache's children: the one that has apachews_handler and\n"
-            "# wsproto. Without it every WebSocket is a 500. There is one for all of mod_wsgi's\n"
-            "# embedded mode: where the site has one already, print this with --share-python.\n"
+            "# The Python environment of Apache's children: it has apachews_handler and wsproto.\n"
+            "# Without it every WebSocket is a 500. mod_wsgi's embedded mode has only one: if the\n"
+            "# site sets it already, use the lines of apachews config --share-python.\n"
             f"WSGIPythonHome {quoted(environment.prefix)}"
         )
         if not environment.packages.is_relative_to(environment.prefix):
             parts.append(
-                "# apachews is not in that environment (a checkout?): here it is.\n"
+                "# apachews is not in that environment (a checkout?), but in this directory.\n"
                 f"WSGIPythonPath {quoted(environment.packages)}"
             )
     parts.append(
-        "# The handler, and what it needs, each line with its reason; AddHandler websocket .ws is\n"
-        "# in there.\n"
+        "# The handler and its directives, each with its reason; AddHandler websocket .ws is one\n"
+        "# of them.\n"
         f"Define APACHEWS_HANDLER {quoted(environment.handler)}\n"
         f"Include {quoted(environment.shipped)}"
     )
@@ -206,12 +206,12 @@ def server_directives(
 def load_module(module: WsgiModule) -> str:
     """Return the ``LoadModule`` of a mod_wsgi from PyPI, with its reason."""
     other = (
-        "# The distribution's is for another, and must not be loaded besides: a2dismod wsgi.\n"
+        "# The distribution's is for another Python, and must not be loaded: a2dismod wsgi.\n"
         if module.conflicts
         else ""
     )
     return (
-        f"# mod_wsgi, installed with pip for this very Python.\n{other}"
+        f"# mod_wsgi, installed with pip for this Python.\n{other}"
         f"LoadModule wsgi_module {quoted(module.path)}"
     )
 
@@ -222,34 +222,34 @@ def tls_virtual_host(
     """Return a site with TLS.
 
     Args:
-        name: of the host, as chat.example.org.
+        name: of the host, for example chat.example.org.
         document_root: its directory.
-        certificate, key: PEM files; None: where certbot has them.
+        certificate, key: PEM files; None: those of certbot.
 
     Raises:
-        SetUpError: the name is none of a host, or a path is not absolute.
+        SetUpError: the name is invalid, or a path is not absolute.
     """
     name = name.lower().removesuffix(".")
     if not _HOST_NAME.fullmatch(name) or len(name) > 253:
-        raise SetUpError(f"{name!r} is no name of a host, as chat.example.org")
+        raise SetUpError(f"invalid host name {name!r}; expected one like chat.example.org")
     if not document_root.is_absolute():
-        raise SetUpError(f"--docroot {document_root} is not absolute: begin it with /")
+        raise SetUpError(f"--docroot {document_root}: expected an absolute path")
     root = quoted(document_root)
     certificate = certificate or LETSENCRYPT / name / "fullchain.pem"
     key = key or LETSENCRYPT / name / "privkey.pem"
     return f"""\
 # https://{name}/, with WebSockets at wss://{name}/*.ws.
-# Needs mod_ssl and mod_alias (on Debian: a2enmod ssl), and what "apachews config" prints
-# without --tls-vhost.
+# Needs mod_ssl and mod_alias (on Debian: a2enmod ssl), and the lines that "apachews config"
+# prints without --tls-vhost.
 #
-# Producers make their sockets in the document root, or below; for those that run as
+# Producers make their sockets in or below the document root; for producers that run as
 # Apache's user:  install -d -o www-data {word(document_root / "ws")}
 
 <VirtualHost *:80>
     ServerName {name}
     DocumentRoot {root}
-    # A page that came over http could only open ws://, which everybody on the way can
-    # read. What certbot puts there to prove that the name is yours stays reachable.
+    # A page loaded over http could only open ws://, which is not encrypted. The files by
+    # which certbot proves that the name is yours stay reachable.
     RedirectMatch permanent "^/(?!\\.well-known/acme-challenge/)(.*)$" "https://{name}/$1"
     <Directory {root}>
         Require all granted
@@ -261,15 +261,15 @@ def tls_virtual_host(
     DocumentRoot {root}
 
     SSLEngine on
-    # With the intermediate certificates: without them programs refuse what browsers take.
+    # With the intermediate certificates: programs reject a certificate without them.
     SSLCertificateFile {quoted(certificate)}
     SSLCertificateKeyFile {quoted(key)}
 
-    # One line in the error log for every WebSocket that closes: who, why, how much.
+    # One line in the error log for every WebSocket that closes.
     LogLevel warn wsgi:info
 
     <Directory {root}>
-        # FollowSymLinks: without it httpd takes a socket for a link that it may not
+        # FollowSymLinks: without it httpd treats a socket as a link that it may not
         # follow, and every WebSocket is a 403 (AH00038).
         Options FollowSymLinks
         AllowOverride None
@@ -282,12 +282,12 @@ def tls_virtual_host(
 
 
 def quoted(path: Path) -> str:
-    """Return a path as it can stand in httpd's configuration.
+    """Return a path, quoted for httpd's configuration.
 
     Raises:
-        SetUpError: it cannot.
+        SetUpError: the path cannot be written there.
     """
     text = str(path)
     if re.search(r'["\\\n\r]|\$\{', text):
-        raise SetUpError(f"{text!r} has characters that httpd's configuration cannot have")
+        raise SetUpError(f"{text!r} has characters that httpd's configuration does not allow")
     return f'"{text}"' if re.search(r"\s|#", text) else text

@@ -1,229 +1,160 @@
-"""Standard input and output of a command that shows what comes while one types.
+"""Standard input and output of a command that shows messages while the user types.
 
-Contract: ``with Console(…) as console``, then ``console.fileno()`` in a loop of
-select's, ``read_lines_nowait()`` when it is readable, ``show`` and ``note`` for
-output.  On a terminal a row at the bottom is for typing (``editor.py``), and output
-goes above it.  From a pipe or a file lines are read as they are.  One thread, the
-main one.
+Contract: ``async for line in console.lines()`` yields the lines of standard input;
+``show``, ``show_json`` and ``note`` write to standard output and standard error, also
+while ``lines`` waits for the user.  One event loop, one thread.
 
-The terminal is in "cbreak" mode meanwhile: it sends every key, and Ctrl-C and Ctrl-Z
-mean what they always do.  Its modes are put back however the command ends.
+On a terminal prompt_toolkit (``apachews[cli]``) edits the line, and output appears above
+it.  Without prompt_toolkit, on a dumb terminal, or from a pipe or a file, lines are read
+as they are.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
+import asyncio
 import os
-import select
 import signal
 import sys
-import termios
-from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Any, Final, TextIO
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from apachews_tools.cli.command import CommandError
 
-from .editor import EndOfInput, LineEditor
+from .readable import wait_readable
 from .terminal import FAINT, has_cursor, json_line, paint, uses_colour
 
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
 PROMPT: Final = "> "
-# A line of standard input is a message; no server takes more than some MiB.
+# A line of standard input is a message, and few servers accept more than some MiB.
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 _READ_BYTES: Final = 65536
-_CLEAR_ROW: Final = "\r\x1b[K"
 
 
 class Console:
     """Standard input, output and error.
 
     Args:
-        prompt: before what is being typed.
+        reads: whether ``lines`` will be called.
 
     Attributes:
-        is_interactive: whether there is a row for typing.
-        is_shown: whether ``show`` goes to a terminal, which text of a stranger could steer.
-        has_ended: whether standard input has.
-        colours: whether ``show`` goes to a terminal that has them.
+        is_typed: whether a user types the lines.
+        is_interactive: whether a user types, on a terminal that can overwrite a row.
+        is_shown: whether ``show`` writes to a terminal, which escape sequences in a
+            message could control.
+        colours: whether ``show`` writes to a terminal with colours.
     """
 
-    def __init__(self, prompt: str = PROMPT) -> None:
-        self._prompt = prompt
+    def __init__(self, reads: bool = True) -> None:
         self._input: TextIO | None = sys.stdin
         self._output: TextIO = sys.stdout
-        self.has_ended = self._input is None
+        self.is_typed = self._input is not None and self._input.isatty()
         self.is_shown = self._output.isatty()
-        self.is_interactive = (
-            self._input is not None and self._input.isatty() and has_cursor(self._output)
-        )
         self.colours = uses_colour(self._output)
-        self._editor = LineEditor()
-        self._decoder = codecs.getincrementaldecoder("utf-8")(
-            "replace" if self.is_interactive else "strict"
-        )
-        self._data = b""  # of a pipe: the line that is not finished
-        self._lines_read = 0
-        self._is_drawn = False
-        self._is_writing = False
-        self._is_stale = False  # a signal has come that wants the row drawn anew
-        self._modes: list[Any] | None = None
-        self._handlers: dict[int, Any] = {}
+        self.is_interactive = self.is_typed and has_cursor(self._output)
+        self._session: PromptSession[str] | None = None
+        self._pending: list[tuple[TextIO, str]] = []  # to be written
+        if reads and self.is_interactive:
+            self._session = self._new_session()
 
-    def __enter__(self) -> Console:
-        try:
-            if self.is_interactive:
-                self._modes = termios.tcgetattr(self.fileno())
-                for number in (signal.SIGCONT, signal.SIGWINCH):
-                    self._handlers[number] = signal.signal(number, self._redraw)
-                self._enter_cbreak()
-                with self._writing():
-                    self._draw()
-        except BaseException:  # Ctrl-C: there will be no __exit__
-            self._restore()
-            raise
-        return self
+    async def lines(self) -> AsyncIterator[str]:
+        """Yield the lines of standard input, without their line feeds.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self._modes is not None:
-            self._erase()
-            with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(self.fileno(), termios.TCSADRAIN, self._modes)
-            self._modes = None
-
-    def fileno(self) -> int:
-        """Return standard input's descriptor; not to be asked for once ``has_ended``."""
-        assert self._input is not None
-        return self._input.fileno()
-
-    def read_lines_nowait(self) -> list[str]:
-        """Return the lines that have been finished, without their line feeds.
-
-        What is left at the end of the input is a line as well.
+        The rest of the input after its last line feed is a line as well.  Ctrl-C while
+        the user types raises SIGINT in this process.
 
         Raises:
-            CommandError: a line that is not UTF-8, or too long.
+            CommandError: a line is not UTF-8, or too long.
         """
-        if self.has_ended or not select.select([self], [], [], 0)[0]:
-            return []
-        try:
-            data = os.read(self.fileno(), _READ_BYTES)
-        except OSError:  # EIO: the terminal has hung up
-            data = b""
-        lines = self._edit(data) if self.is_interactive else self._split(data)
-        if not data:
-            self.has_ended = True
-        return lines
+        if self._session:
+            lines = self._typed_lines(self._session)
+        elif self._input:
+            lines = self._read_lines(self._input.fileno())
+        else:
+            return
+        async for line in lines:
+            yield line
 
     def show(self, text: str) -> None:
-        """Write lines to standard output."""
+        """Write a line, or several, to standard output."""
         self._write(self._output, text)
 
     def show_json(self, document: dict[str, Any]) -> None:
-        """Write an object to standard output, in a line."""
+        """Write an object to standard output, on one line."""
         self.show(json_line(document, self._output))
 
     def note(self, text: str, colour: str = FAINT) -> None:
-        """Write lines to standard error, in a colour where it is a terminal."""
+        """Write a line, or several, to standard error, coloured if it is a terminal."""
         self._write(sys.stderr, paint(text, colour) if uses_colour(sys.stderr) else text)
 
-    def _write(self, stream: TextIO, text: str) -> None:
-        with self._writing():
-            self._erase()
-            stream.write(f"{text}\n")
-            stream.flush()
-            self._draw()
-
-    def _edit(self, data: bytes) -> list[str]:
-        lines = []
-        with self._writing():
-            self._erase()
-            for result in self._editor.type(self._decoder.decode(data)):
-                if isinstance(result, EndOfInput):
-                    self.has_ended = True
-                    break
-                self._output.write(f"{self._prompt}{result}\n")
-                lines.append(result)
-            self._draw()
-        return lines
-
-    def _split(self, data: bytes) -> list[str]:
-        *whole, self._data = (self._data + data).split(b"\n")
-        if not data and self._data:
-            whole.append(self._data)
-        if len(self._data) > MAX_LINE_BYTES:
-            raise CommandError(
-                f"line {self._lines_read + len(whole) + 1} of standard input has more than"
-                f" {MAX_LINE_BYTES} bytes"
-            )
-        lines = []
-        for line in whole:
-            self._lines_read += 1
-            try:
-                lines.append(line.removesuffix(b"\r").decode())
-            except UnicodeDecodeError as error:
-                raise CommandError(
-                    f"line {self._lines_read} of standard input is not UTF-8 (byte {error.start})"
-                ) from None
-        return lines
-
-    def _draw(self) -> None:
-        if self._modes is None or self.has_ended:
-            return
-        columns = os.get_terminal_size(self._output.fileno()).columns or 80
-        shown, column = self._editor.view(columns - len(self._prompt))
-        self._output.write(f"{_CLEAR_ROW}{self._prompt}{shown}\r\x1b[{len(self._prompt) + column}C")
-        self._output.flush()
-        self._is_drawn = True
-
-    def _erase(self) -> None:
-        if self._is_drawn:
-            self._is_drawn = False
-            with contextlib.suppress(OSError):
-                self._output.write(_CLEAR_ROW)
-                self._output.flush()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Keep a signal's handler from writing into what is being written.
-
-        What it would have drawn is drawn at the end, for the row may have been drawn in
-        the window's old size already.
-        """
-        self._is_writing = True
+    def _new_session(self) -> PromptSession[str] | None:
         try:
-            yield
-        finally:
-            self._is_writing = False
-        while self._is_stale:
-            self._is_writing, self._is_stale = True, False
+            from prompt_toolkit import PromptSession
+        except ModuleNotFoundError:
+            self.note(
+                "prompt_toolkit is not installed, so messages interrupt the line that you"
+                " type: pip install 'apachews[cli]' (Debian: python3-prompt-toolkit)"
+            )
+            return None
+        # A finished row is erased, and written again as text: a cancelled one disappears.
+        return PromptSession(erase_when_done=True, enable_suspend=True)
+
+    async def _typed_lines(self, session: PromptSession[str]) -> AsyncIterator[str]:
+        while True:
             try:
-                self._draw()
-            finally:
-                self._is_writing = False
+                text = await session.prompt_async(PROMPT, handle_sigint=False)
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                # prompt_toolkit reads Ctrl-C as a key.  The signal cancels this task.
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.Event().wait()
+            for line in text.split("\n"):  # several were pasted
+                self.show(PROMPT + line)
+                yield line
 
-    def _enter_cbreak(self) -> None:
-        assert self._modes is not None
-        modes = [*self._modes[:6], list(self._modes[6])]
-        modes[3] &= ~(termios.ECHO | termios.ICANON)
-        modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self.fileno(), termios.TCSADRAIN, modes)
+    async def _read_lines(self, fd: int) -> AsyncIterator[str]:
+        number, rest = 0, b""
+        while True:
+            await wait_readable(fd)
+            try:
+                data = os.read(fd, _READ_BYTES)
+            except OSError:  # EIO: the terminal has hung up
+                data = b""
+            *lines, rest = (rest + data).split(b"\n")
+            if not data and rest:
+                lines.append(rest)
+            for line in lines:
+                number += 1
+                yield _decode(line, number)
+            if len(rest) > MAX_LINE_BYTES:
+                raise CommandError(
+                    f"line {number + 1} of standard input has more than {MAX_LINE_BYTES} bytes"
+                )
+            if not data:
+                return
 
-    def _redraw(self, number: int, frame: FrameType | None) -> None:
-        """After Ctrl-Z and ``fg``, and when the window has another size."""
-        if number == signal.SIGCONT:
-            self._enter_cbreak()
-        self._is_stale = True
-        if not self._is_writing:
-            with self._writing():
-                pass  # its end draws
+    def _write(self, stream: TextIO, text: str) -> None:
+        self._pending.append((stream, f"{text}\n"))
+        if self._session is None or not self._session.app.is_running:
+            self._flush()
+        elif len(self._pending) == 1:
+            from prompt_toolkit.application import run_in_terminal
+
+            run_in_terminal(self._flush)  # erases the row, and draws it again after
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        for stream, text in pending:
+            stream.write(text)
+            stream.flush()
+
+
+def _decode(line: bytes, number: int) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"line {number} of standard input is not UTF-8 (byte {error.start})"
+        ) from None

@@ -1,16 +1,17 @@
-"""What a terminal is shown: colours where they are wanted, and nothing that steers it.
+"""Text for a terminal: colours if wanted, and without control characters from elsewhere.
 
-Contract: pure functions of text, and questions to a stream.
+Contract: pure functions of text, and questions about a stream.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import unicodedata
 from typing import Final, TextIO
 
-# SGR parameters (ECMA-48 8.3.117): colours that can be read on light and on dark.
+# SGR parameters (ECMA-48 8.3.117) of colours that are readable on light and on dark.
 RED: Final = "31"
 GREEN: Final = "32"
 YELLOW: Final = "33"
@@ -19,22 +20,22 @@ MAGENTA: Final = "35"
 CYAN: Final = "36"
 FAINT: Final = "2"
 
-# Marks of the bidirectional algorithm (UAX 9, 2): text after one can read as another.
+# Marks of the bidirectional algorithm (UAX 9, 2): they can reorder the text after them.
 _REVERSING: Final = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
 
-# Bytes of a binary message that are shown on a terminal.
+# Bytes of a binary message that a terminal shows.
 SHOWN_BYTES: Final = 64
 
 
 def uses_colour(stream: TextIO) -> bool:
-    """Tell whether to colour what goes to the stream: to a terminal, and not with NO_COLOR."""
+    """Tell whether to colour the output: on a terminal, unless NO_COLOR is set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def has_cursor(stream: TextIO) -> bool:
-    """Tell whether the stream goes to a terminal on which a row can be written anew."""
+    """Tell whether the stream is a terminal that can overwrite a row."""
     return stream.isatty() and os.environ.get("TERM") not in (None, "dumb")
 
 
@@ -44,10 +45,10 @@ def paint(text: str, colour: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text of a stranger with what would steer a terminal spelt out.
+    """Return untrusted text with the characters that control a terminal spelt out.
 
-    That is control characters but for line feed and tab (an escape sequence could
-    rewrite the screen, or type), and marks that reverse the direction of writing.
+    These are control characters except line feed and tab (an escape sequence could
+    rewrite the screen, or type), and marks that change the direction of writing.
     """
     return "".join(
         _spelt_out(character)
@@ -59,19 +60,26 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    """Return text of a stranger for a row of a table: what is not visible is spelt out too."""
+    """Return untrusted text for a row of a table, with all invisible characters spelt out."""
     return "".join(
         character if character.isprintable() else _spelt_out(character) for character in text
     )
 
 
 def json_line(document: object, stream: TextIO) -> str:
-    """Return a value as JSON, in a line of what goes to the stream.
+    """Return a value as one line of JSON for the stream, in ASCII for a terminal.
 
-    JSON itself spells out no control character above ASCII, and U+009B begins an escape
-    sequence as well as ESC [ does.
+    JSON does not escape control characters above ASCII, and U+009B starts an escape
+    sequence like ESC [.
     """
     return json.dumps(document, ensure_ascii=stream.isatty())
+
+
+def message_members(data: str | bytes) -> dict[str, str | int]:
+    """Return the members of a message in a JSON object."""
+    if isinstance(data, str):
+        return {"text": data}
+    return {"bytes": len(data), "base64": base64.b64encode(data).decode()}
 
 
 def _spelt_out(character: str) -> str:
@@ -79,11 +87,11 @@ def _spelt_out(character: str) -> str:
 
 
 def describe_bytes(data: bytes, limit: int | None = SHOWN_BYTES) -> str:
-    """Return bytes as hexadecimal digits, with how many there are.
+    """Return bytes as hexadecimal digits, with their number.
 
     Args:
         data: any.
-        limit: how many to show; None shows all.
+        limit: how many to show; None: all.
     """
     shown = data if limit is None else data[:limit]
     more = " …" if len(shown) < len(data) else ""

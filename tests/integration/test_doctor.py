@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -29,7 +30,7 @@ PROXY = (
     f"LoadModule proxy_http_module {DEBIAN_MODULES}/mod_proxy_http.so\n"
 )
 REWRITE = f"LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so\nRewriteEngine On\n"
-# Port 9 is that of "discard": nobody listens there.
+# Port 9 is that of "discard": usually without a listener.
 BACKEND = "http://127.0.0.1:9"
 IN_DOCROOT = '<Directory "${DOCROOT}">\n%s\n</Directory>\n'
 
@@ -156,14 +157,14 @@ SEEDS = {
     "files-denied": Seed(
         "access",
         "error",
-        "in place of Require all denied at {extra}:2: Require all granted",
+        "replace Require all denied at {extra}:2 by: Require all granted",
         403,
         '<Files "*.ws">\nRequire all denied\n</Files>',
     ),
     "location-denied": Seed(
         "access",
         "error",
-        "in place of Require all denied at {extra}:2: Require all granted",
+        "replace Require all denied at {extra}:2 by: Require all granted",
         403,
         "<Location />\nRequire all denied\n</Location>",
     ),
@@ -262,7 +263,7 @@ class SeededApache(PrivateApache):
 
 @contextmanager
 def seeded_apache(root: Path, seed: Seed, handler: Path = HANDLER) -> Iterator[PrivateApache]:
-    """Run an Apache with something wrong, and a producer behind it."""
+    """Run an Apache with a mistake in its configuration, and a producer."""
     root.chmod(0o755)
     docroot = root / "htdocs"
     docroot.mkdir()
@@ -320,7 +321,7 @@ def url(apache: PrivateApache, path: str = "/echo.ws") -> str:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_a_seeded_misconfiguration_is_found_with_its_mend(
+def test_a_seeded_misconfiguration_is_found_with_its_remedy(
     name: str, short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = SEEDS[name]
@@ -448,8 +449,8 @@ def test_a_url_that_misses_its_socket(
 ) -> None:
     with listening(event_site.docroot / "doctor-beside.ws"):
         found = problems_of_socket(capsys, event_site, name)
-    assert "doctor-beside.ws lies beside it" in found["socket"]["remedy"]
-    assert "doctor-beside.ws lies beside it" in found["handshake"]["remedy"]
+    for finding in ("socket", "handshake"):
+        assert re.search(r"connect to /?doctor-beside\.ws beside it", found[finding]["remedy"])
 
 
 def test_a_file_in_the_place_of_a_socket(
@@ -463,7 +464,7 @@ def test_a_file_in_the_place_of_a_socket(
     assert f"move the file {file} away" in found["socket"]["remedy"]
 
 
-def test_a_socket_nobody_listens_on(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_socket_without_a_listener(event_site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     file = event_site.docroot / "doctor-left.ws"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(file))
@@ -517,10 +518,10 @@ def test_options_of_an_htaccess(short_path: Path, capsys: pytest.CaptureFixture[
         _, (found, handshake) = doctor(capsys, apache, url(apache))
         assert (found["id"], handshake["id"]) == ("follow-symlinks", "handshake")
         assert found["remedy"] == (
-            f"behind Options None at {file}:2, a line of its own: Options +FollowSymLinks"
+            f"after Options None at {file}:2, on a separate line: Options +FollowSymLinks"
         )
         assert found["remedy"] in handshake["remedy"]
-        # To the letter, it mends.
+        # Taken literally, the remedy works.
         file.write_text("# none\nOptions None\nOptions +FollowSymLinks\n")
         assert doctor(capsys, apache, url(apache)) == (0, [])
 
@@ -543,7 +544,7 @@ def test_a_port_that_is_for_tls(event_site: Site, capsys: pytest.CaptureFixture[
     assert findings[-1]["remedy"] == "connect with wss:// instead of ws://"
 
 
-def test_a_certificate_that_nobody_trusts(
+def test_a_certificate_that_is_not_trusted(
     event_site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, (finding,) = doctor(capsys, event_site.apache, event_site.wss())
@@ -555,7 +556,7 @@ def test_a_certificate_that_nobody_trusts(
 def test_a_url_of_another_apache(
     event_site: Site, short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The one that is looked at has no such socket, and lets nobody see it.
+    # The checked Apache lacks that socket, and denies the access to it.
     seed = Seed("other-apache", "warning", "--httpd-arguments", None, IN_DOCROOT % "Options None")
     file = event_site.docroot / "doctor-another.ws"
     with seeded_apache(short_path, seed) as apache, listening(file):

@@ -164,7 +164,7 @@ def test_it_serves_and_ends_in_order(directory: Path) -> None:
         assert run.url == http.replace("http", "ws") + "/chat.ws"
         page = urllib.request.urlopen(http, timeout=10).read().decode()
         assert 'id="sockets">["/chat.ws"]<' in page
-        # There is no listing, and nothing but the page and the sockets.
+        # Apache serves the page and the sockets only, without a listing.
         assert [status_of(f"{http}/{path}") for path in ("x", ".git/config")] == [404, 403]
         insecure = for_two_threads(ssl.create_default_context())
         insecure.check_hostname, insecure.verify_mode = False, ssl.CERT_NONE
@@ -188,7 +188,7 @@ def test_a_change_of_the_source_reaches_the_clients_that_are_there(directory: Pa
         assert version == "1"
         # A module of the program.
         (directory / "answers.py").write_text("VERSION = 22\n")
-        run.wait_for(r"^apachews run: answers\.py has changed: the next chat$")
+        run.wait_for(r"^apachews run: answers\.py has changed: starting the next chat$")
         run.wait_for(r"^chat +\| resumed$")
         assert ask(client) == ["22", name]
         # The program itself, with a mistake: the old one goes on.
@@ -196,7 +196,7 @@ def test_a_change_of_the_source_reaches_the_clients_that_are_there(directory: Pa
         run.wait_for(r"^chat +\| SyntaxError")
         run.wait_for(r"the new .*chat\.py exited with status 1 before it listened; the old one")
         assert ask(client) == ["22", name]
-        # And mended.
+        # The corrected program.
         (directory / "chat.py").write_text(PRODUCER.replace("{answers", "3 {answers"))
         wait_for(lambda: ask(client) == ["3", "22", name], what=lambda: run.output)
         assert run.end(signal.SIGTERM) == 0
@@ -207,7 +207,7 @@ def test_a_producer_that_ends_is_started_again(directory: Path) -> None:
         _, name = ask(client)
         for delay in ("0.5", "1"):
             client.send("die")
-            run.wait_for(rf"^apachews run: chat has ended with status 3; again in {delay} s$")
+            run.wait_for(rf"^apachews run: chat exited with status 3; restart in {delay} s$")
             assert ask(client) == ["1", name]
         wait_for(lambda: run.output.count("chat   | resumed\n") == 2, what=lambda: run.output)
         assert run.end() == 0
@@ -217,7 +217,7 @@ def test_a_producer_that_cannot_start_is_said_and_tried_again(directory: Path) -
     (directory / "chat.py").write_text("import nothing_of_that_name\n")
     with running(directory, "chat.py", "--reload") as run:
         run.wait_for("^chat +\\| ModuleNotFoundError: .*nothing_of_that_name")
-        run.wait_for("chat has ended with status 1; again in 0.5 s")
+        run.wait_for("chat exited with status 1; restart in 0.5 s")
         url = run.url  # Apache is there all the same
         (directory / "chat.py").write_text(PRODUCER)
         run.wait_for(r"^chat +\| here I am")
@@ -231,7 +231,7 @@ def test_a_program_that_listens_elsewhere_is_told(directory: Path) -> None:
     elsewhere = directory / "tmp" / "elsewhere.ws"
     (directory / "chat.py").write_text(PRODUCER.replace("sys.argv[1]", repr(str(elsewhere))))
     with running(directory, "chat.py", **private_apache.as_apache_user()) as run:
-        run.wait_for(r"chat listens, but not on \S+/chat\.ws: have it take the path from its")
+        run.wait_for(r"chat does not listen on \S+/chat\.ws: the program must take the path")
         assert run.end() == 0
 
 
@@ -246,7 +246,7 @@ def test_a_second_ctrl_c_ends_it_at_once(directory: Path) -> None:
         run.wait_for(r"^chat +\| hanging$")
         run.process.send_signal(signal.SIGINT)
         assert run.process.wait(DEADLINE_S) == 130
-        run.wait_for("^apachews run: ending at once$")
+        run.wait_for("^apachews run: killing all processes at once$")
     assert not list(socket_file.rglob("*.ws"))
 
 
@@ -327,7 +327,7 @@ def test_an_apache_that_ends_is_said(directory: Path) -> None:
         (pid,) = (directory / "tmp").glob("apachews-run-*/apache.pid")
         os.kill(int(pid.read_text()), signal.SIGTERM)
         assert run.process.wait(30) == 1
-        run.wait_for("^apachews run: Apache has ended by itself, with status 0$")
+        run.wait_for("^apachews run: Apache exited unexpectedly, with status 0$")
 
 
 def test_in_a_terminal_it_has_colours_and_ctrl_c(directory: Path) -> None:
@@ -342,7 +342,7 @@ def test_in_a_terminal_it_has_colours_and_ctrl_c(directory: Path) -> None:
     assert processes_in(directory) == []
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="root only: nobody else can become another user")
+@pytest.mark.skipif(not IS_ROOT, reason="root only: other users cannot change their user")
 def test_a_plain_user_runs_it_too(directory: Path) -> None:
     with running(directory, "chat.py", **private_apache.as_apache_user()) as run:
         with connect(run.url) as client:
@@ -369,7 +369,7 @@ def test_what_apaches_user_cannot_reach_is_said(directory: Path) -> None:
         assert f"chmod o+x {closed}" in run.output
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise there is no other user")
+@pytest.mark.skipif(not IS_ROOT, reason="root only: otherwise all processes have one user")
 def test_roots_environment_stays_roots(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEPLOY_TOKEN", "hunter2")
     with running(directory, "chat.py") as run:
@@ -397,7 +397,7 @@ def test_an_environment_that_apaches_user_cannot_read_is_copied(
     (packages,) = (closed / "venv").glob("lib/python*/site-packages")
     for name in ("apachews", "apachews_handler", "apachews_tools", "wsproto", "h11", "mod_wsgi"):
         package = Path(sysconfig.get_path("purelib")) / name
-        if package.exists():  # (where it is Debian's mod_wsgi, there is none)
+        if package.exists():  # (Debian's mod_wsgi is not a package)
             (packages / name).symlink_to(package)
     with running(directory, "chat.py", python=str(closed / "venv/bin/python")) as run:
         run.wait_for(rf"^apachews run: www-data cannot read {closed / 'venv'}; Apache gets a copy")

@@ -56,7 +56,10 @@ LAYERS: dict[str, set[str]] = {
 }
 ORDER = [*LAYERS]
 # What only the command that needs it imports, and says how to install.
-THIRD_PARTY = {"apachews_tools.cli.websocket_client": {"wsproto"}}
+THIRD_PARTY = {
+    "apachews_tools.cli.websocket_client": {"wsproto"},
+    "apachews_tools.terminal.console": {"prompt_toolkit"},
+}
 
 
 def modules() -> dict[str, Path]:

@@ -16,42 +16,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyte
+
 from ..conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
-COLUMNS = 60
-_CONTROL = re.compile(r"\x1b\[([\d;]*)([A-Za-z])|.", re.DOTALL)
+COLUMNS = 100
+# So many that nothing scrolls out of sight.
+ROWS = 200
 
 
-class Screen:
-    """The few control functions that the commands use; rows without an end."""
+class Screen(pyte.Screen):
+    """What the terminal shows; it answers questions for the position of the cursor."""
 
-    def __init__(self) -> None:
-        self.rows = [""]
-        self.column = 0
+    def __init__(self, fd: int) -> None:
+        super().__init__(COLUMNS, ROWS)
         self.painted: list[str] = []  # parameters of the colours that were used
+        self._fd = fd
 
-    def write(self, text: str) -> None:
-        for match in _CONTROL.finditer(text):
-            parameter, function = match.groups()
-            if function == "K":
-                assert not parameter
-                self.rows[-1] = self.rows[-1][: self.column]
-            elif function == "C":
-                self.column += int(parameter)
-            elif function == "m":
-                self.painted.append(parameter)
-            elif function:
-                raise AssertionError(f"the screen knows no {match.group()!r}")
-            elif match.group() == "\r":
-                self.column = 0
-            elif match.group() == "\n":
-                self.rows.append("")
-                self.column = 0
-            else:
-                row = self.rows[-1].ljust(self.column)
-                self.rows[-1] = row[: self.column] + match.group() + row[self.column + 1 :]
-                self.column += 1
+    @property
+    def rows(self) -> list[str]:
+        """The rows down to the last one with text; the last one may be that of the cursor."""
+        rows = [row.rstrip() for row in self.display]
+        while rows and not rows[-1]:
+            rows.pop()
+        return rows
+
+    def select_graphic_rendition(self, *parameters: int, **options: Any) -> None:
+        self.painted += [str(parameter) for parameter in parameters if parameter]
+        super().select_graphic_rendition(*parameters, **options)
+
+    def write_process_input(self, data: str) -> None:
+        os.write(self._fd, data.encode())
 
 
 class Terminal:
@@ -59,7 +55,8 @@ class Terminal:
 
     def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
         self.process = process
-        self.screen = Screen()
+        self.screen = Screen(fd)
+        self._stream = pyte.ByteStream(self.screen)
         self._fd = fd
 
     def type(self, text: str) -> None:
@@ -75,19 +72,20 @@ class Terminal:
 
     def resize(self, columns: int) -> None:
         """Give the window another width; the program gets SIGWINCH."""
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", ROWS, columns, 0, 0))
+        self.screen.resize(columns=columns)
 
     def read(self) -> list[str]:
         """Return the rows, with what has been written by now."""
         while select.select([self._fd], [], [], 0)[0]:
             try:
                 data = os.read(self._fd, 1 << 16)
-            except OSError:  # EIO: nobody has it open any more
+            except OSError:  # EIO: no process has it open any more
                 break
             if not data:
                 break
-            self.screen.write(data.decode())
-        return [row.rstrip() for row in self.screen.rows]
+            self._stream.feed(data)
+        return self.screen.rows
 
     def wait_for_rows(self, *rows: str) -> None:
         """Wait until the last rows are these."""
@@ -122,7 +120,7 @@ class Terminal:
 def in_terminal(*command: str, env: dict[str, str] | None = None) -> Iterator[Terminal]:
     """Run Python with these arguments in a terminal; at the end it must be gone, or is killed."""
     parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", 24, COLUMNS, 0, 0))
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", ROWS, COLUMNS, 0, 0))
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     environ.pop("NO_COLOR", None)
     process = subprocess.Popen(

@@ -135,7 +135,7 @@ def test_publish_sends_nothing_where_there_is_nothing(
 ) -> None:
     type_in(b"")
     assert main(["publish", "absent.ws"]) == 0
-    assert capsys.readouterr() == ("", "nothing to send: standard input is empty\n")
+    assert capsys.readouterr() == ("", "nothing was sent: standard input is empty\n")
 
 
 def test_publish_tells_what_is_no_text(
@@ -156,11 +156,11 @@ def test_publish_says_why_it_could_not(
     )
     with Server(path):  # which does nothing
         assert main(["publish", str(path), "-m", "x", "--timeout", "0.2"]) == 1
-        assert "has not answered within 0.2 s" in capsys.readouterr().err
+        assert "did not answer within 0.2 s" in capsys.readouterr().err
     assert main(["publish", str(short_path), "-m", "x"]) == 1
     assert str(short_path) in capsys.readouterr().err
     assert main(["publish", "", "-m", "x"]) == 1
-    assert "which socket file?" in capsys.readouterr().err
+    assert "no socket file given" in capsys.readouterr().err
     long = "x" * 200
     assert main(["publish", long, "-m", "x"]) == 1
     assert capsys.readouterr().err == f"apachews publish: {NotListening(long)}\n"

@@ -71,8 +71,8 @@ def test_everything_is_shown() -> None:
     )
     text = "\n".join(command.render(whole, command.Rates(), 2))
     assert "Apache 100: 10 connections (2 open, 0 held, 0 closing) with 2 processes" in text
-    assert "1 custodian among them" in text
-    assert "No answer from process 109" in text
+    assert "including 1 custodian" in text
+    assert "Process 109 did not answer" in text
     assert "1000: 8" in text
     listed = text.partition("CLIENT")[2].splitlines()[1:]
     # First who waits, then who talks most.
@@ -120,10 +120,10 @@ def test_where_there_is_no_apache(
     apaches: list[RunningApache], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["status"]) == 1
-    assert "no Apache httpd runs on this machine; start it" in capsys.readouterr().err
+    assert "Apache httpd does not run on this machine; start it" in capsys.readouterr().err
     apaches.append(RunningApache(7, 7, ()))
     assert main(["status", "--apache", "8"]) == 1
-    assert "process 8 is no Apache's first one; these are: 7" in capsys.readouterr().err
+    assert "process 8 is not an Apache parent process; running: 7" in capsys.readouterr().err
 
 
 def test_an_apache_without_websockets(
@@ -131,7 +131,7 @@ def test_an_apache_without_websockets(
 ) -> None:
     apaches.append(RunningApache(7, 7, (("/nowhere", 33),)))
     assert main(["status"]) == 0
-    assert "There was no WebSocket yet." in capsys.readouterr().out
+    assert "This Apache has not had a WebSocket yet." in capsys.readouterr().out
     assert main(["status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["processes"] == []
 
@@ -148,7 +148,10 @@ def test_who_may_not_ask_is_told_who_may(
     monkeypatch.setattr("apachews.monitoring.collect.os.lstat", refuse)
     assert main(["status"]) == 1
     error = capsys.readouterr().err
-    assert "Apache 7 may not be asked (/var/tmp/apachews-33: Permission denied)" in error
+    assert (
+        "no permission to ask the processes of Apache 7 (/var/tmp/apachews-33: Permission denied)"
+        in error
+    )
     assert "run this as root" in error
 
 
@@ -170,8 +173,8 @@ def test_watching_goes_on_while_apache_is_away(
     assert main(["status", "--watch", "0.5"]) == cli.INTERRUPTED
     assert slept == [0.5] * 3
     out = capsys.readouterr().out
-    assert out.count("There was no WebSocket yet.") == 1
-    assert out.count("no Apache httpd runs") == 2
+    assert out.count("This Apache has not had a WebSocket yet.") == 1
+    assert out.count("Apache httpd does not run") == 2
 
 
 def test_a_terminal_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,8 +244,8 @@ def test_a_status_page_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     ("code", "body", "error"),
     [
         (403, b"", "answers 403; Require in its <Location>"),
-        (404, b"", "there is no status page here"),
-        (500, b"", "answers 500; look at Apache's error log"),
+        (404, b"", "the status page is missing"),
+        (500, b"", "answers 500; see Apache's error log"),
         (200, b"<html>", "is it the status page of apachews?"),
     ],
 )
@@ -265,7 +268,7 @@ def test_what_cannot_be_asked_for(url: str, capsys: pytest.CaptureFixture[str]) 
     assert main(["status", f"--apache={url}"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"apachews status: {url}")
-    assert "is no URL" in said
+    assert "is not a URL" in said
 
 
 def test_a_server_that_never_comes_to_an_end_is_given_up(
@@ -290,7 +293,7 @@ def test_a_server_that_never_comes_to_an_end_is_given_up(
         finally:
             is_over.set()
             thread.join()
-    assert capsys.readouterr().err == f"apachews status: {url}: no whole answer within 0.5 s\n"
+    assert capsys.readouterr().err == f"apachews status: {url}: no complete answer within 0.5 s\n"
 
 
 def test_what_is_no_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,7 +314,7 @@ def test_what_is_no_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
     assert "\x1b" not in said
 
 
-def test_nobody_answers_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_url_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--apache", "http://127.0.0.1:9/"]) == 1
     assert "cannot be read: [Errno 111] Connection refused" in capsys.readouterr().err
 

@@ -105,7 +105,7 @@ def test_hosts_inherit_the_servers_document_root() -> None:
         "t.example": "/main",
     }
     assert hosts["t.example"].is_tls
-    # A server that has no document root of its own is no site where there are hosts.
+    # A server without its own document root is not a site if it has virtual hosts.
     without = HOSTS.replace("DocumentRoot /main\n", "")
     assert len(configuration(without).virtual_hosts()) == 3
     assert configuration("").virtual_hosts()[0].document_root == "/default"

@@ -148,7 +148,7 @@ def test_lines_that_are_no_text_are_named() -> None:
     assert errors == "apachews connect: line 2 of standard input is not UTF-8 (byte 2)\n"
 
 
-def test_nothing_to_send_is_a_goodbye() -> None:
+def test_without_input_it_closes_at_once() -> None:
     with scripted(echo) as (url, _):
         assert run_connect(url) == (0, "", "")
 
@@ -229,13 +229,13 @@ def test_what_passed_is_said_at_the_end() -> None:
     assert last["sent"] == last["received"] == {"messages": 1, "bytes": 5}
 
 
-def test_the_servers_goodbye_is_shown() -> None:
+def test_the_close_of_the_server_is_shown() -> None:
     frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1013, "too\x1b[2J slow"))
     with scripted(answers(frame)) as (url, _):
         status, output, errors = run_connect(url, "--count", "1")
     assert (status, output) == (1, "")
     assert errors == (
-        "the server has closed the connection, 1013 (try again later): too\\x1b[2J slow;"
+        "the server closed the connection, 1013 (try again later): too\\x1b[2J slow;"
         " 1 message is missing\n"
     )
 
@@ -244,7 +244,7 @@ def test_a_connection_that_breaks_off_is_a_failure() -> None:
     with scripted(lambda sock, head: sock.sendall(accept(head))) as (url, _):
         status, _, errors = run_connect(url, "--count", "1")
     assert status == 1
-    assert "broken off, without a goodbye" in errors
+    assert "the connection broke off without a close frame" in errors
 
 
 def test_a_server_that_breaks_the_protocol_is_told_and_named() -> None:
@@ -270,7 +270,7 @@ def test_an_answer_that_does_not_come_is_a_failure() -> None:
     assert "no message for 0.3 s; 1 message is missing" in errors
 
 
-def test_a_goodbye_that_is_not_answered_is_a_failure() -> None:
+def test_a_close_that_is_not_answered_is_a_failure() -> None:
     def script(sock: socket.socket, head: str) -> None:
         sock.sendall(accept(head))
         for _ in read_frames(sock):
@@ -279,7 +279,7 @@ def test_a_goodbye_that_is_not_answered_is_a_failure() -> None:
     with scripted(script) as (url, _):
         status, _, errors = run_connect(url, "--timeout", "0.3")
     assert status == 1
-    assert errors == "the server has not answered the goodbye within 0.3 s\n"
+    assert errors == "the server did not answer the close frame within 0.3 s\n"
 
 
 def test_a_terminated_client_ends() -> None:
@@ -306,9 +306,9 @@ def test_a_terminated_client_ends() -> None:
         ("HTTP/1.1 426 Upgrade Required\nContent-Length: 0\n\n", "asks for an upgrade"),
         ("HTTP/1.1 200 OK\nContent-Length: 13\n\n<html></html>", "AddHandler websocket .ws"),
         ("HTTP/1.1 302 Found\nLocation: https://a/\nContent-Length: 0\n\n", "to wss://a/ instead"),
-        ("HTTP/1.1 503 Busy\nRetry-After: 5\n\nto the end\x1b", "to the end\\x1b\n  (again after"),
+        ("HTTP/1.1 503 Busy\nRetry-After: 5\n\nto the end\x1b", "to the end\\x1b\n  (retry after"),
         ("HTTP/1.0 599 Strange\nContent-Length: 0\n\n", "the server answers 599\n"),
-        ("SSH-2.0-OpenSSH_9\n", "this is no WebSocket server"),
+        ("SSH-2.0-OpenSSH_9\n", "not a WebSocket server"),
         ("HTTP/1.1 101 Yes\nUpgrade: websocket\nConnection: upgrade\n\n", "Bad accept token"),
         ("", "the server closed the connection during the handshake"),
     ],
@@ -346,7 +346,7 @@ def test_a_server_that_does_not_answer() -> None:
         assert main(["connect", secure, "--timeout", "0.2"]) == 1
 
 
-def test_where_nobody_listens_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_without_a_listener_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert main(["connect", f"ws://127.0.0.1:{port}/"]) == 1
@@ -385,7 +385,7 @@ def test_the_request_has_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert "sec-websocket-extensions" not in fields
 
 
-def test_without_a_terminal_there_is_nobody_to_ask_for_a_password() -> None:
+def test_without_a_terminal_a_password_cannot_be_asked_for() -> None:
     with running("-m", "apachews", "connect", "ws://127.0.0.1:1/", "--user", "ann") as process:
         status, output = ended(process)  # it is in a session without a terminal
     assert status == 1
@@ -404,10 +404,10 @@ def test_a_password_that_is_not_given_or_no_text_is_said(
         terminal.wait_for_row("^Password of ann:")
         terminal.type("\x04")
         assert terminal.wait() == 1
-        terminal.wait_for_row("no password was given")
+        terminal.wait_for_row("no password given")
 
 
-def test_without_wsproto_it_says_what_to_install() -> None:
+def test_without_the_extra_it_says_what_to_install() -> None:
     script = (
         "import sys; sys.modules['wsproto'] = None;"
         "from apachews_tools.cli import main; sys.exit(main(['connect', 'ws://a/']))"
@@ -415,8 +415,25 @@ def test_without_wsproto_it_says_what_to_install() -> None:
     with running("-c", script) as process:
         assert ended(process) == (
             1,
-            "apachews connect: wsproto is not installed: pip install 'apachews[bridge]'\n",
+            "apachews connect: wsproto is not installed: pip install 'apachews[cli]'"
+            " (Debian: python3-wsproto and python3-prompt-toolkit)\n",
         )
+
+
+def test_a_message_of_the_command_line_needs_no_line_editor() -> None:
+    script = (
+        "import sys; sys.modules['prompt_toolkit'] = None;"
+        "from apachews_tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    with (
+        scripted(echo) as (url, _),
+        in_terminal("-c", script, "connect", url, "-m", "hi", env={"NO_COLOR": "1"}) as terminal,
+    ):
+        assert terminal.wait() == 0
+        assert [row for row in terminal.read() if "connected in" not in row] == [
+            "< hi",
+            "closed, 1000 (normal)",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -424,13 +441,13 @@ def test_without_wsproto_it_says_what_to_install() -> None:
     [
         ("localhost/x.ws", "does not begin with ws:// or wss://"),
         ("ftp://a/", "does not begin with ws:// or wss://"),
-        ("ws:///x.ws", "names no host"),
-        ("ws://a:port/", "is no URL"),
+        ("ws:///x.ws", "does not name a host"),
+        ("ws://a:port/", "is not a URL"),
         ("ws://ann:secret@a/", "use --user"),
         ("ws://a/#there", "has a fragment"),
-        ("ws://a:99999/", "is no URL"),
+        ("ws://a:99999/", "is not a URL"),
         ("ws://a:0/", "port 0"),
-        ("ws://a..b/", "no name of a host"),
+        ("ws://a..b/", "invalid host name 'a..b'"),
     ],
 )
 def test_what_is_no_websocket_url_is_refused(url: str, said: str) -> None:
@@ -495,9 +512,7 @@ def test_a_url_that_is_no_text_is_an_argument_that_makes_no_sense(
 
 def test_a_host_that_cannot_be_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["connect", f"ws://{'a' * 70}/"]) == 1
-    assert capsys.readouterr().err == (
-        f"apachews connect: there is no host '{'a' * 70}': no name of a host\n"
-    )
+    assert capsys.readouterr().err == (f"apachews connect: invalid host name '{'a' * 70}'\n")
 
 
 @pytest.mark.parametrize("token", refusals.REASONS)
@@ -529,7 +544,7 @@ def test_nothing_that_is_shown_can_steer_the_terminal() -> None:
     assert describe_bytes(b"") == "[0 bytes]"
 
 
-# Standard input is no terminal, as in a pipeline.
+# Standard input is not a terminal, as in a pipeline.
 WITHOUT_TYPING = """
 import os, sys
 os.dup2(os.open("/dev/null", os.O_RDONLY), 0)

@@ -1,76 +1,109 @@
-"""Standard input and output of a command; the rest is tried through the commands."""
+"""Standard input and output of a command; the commands' own tests cover the rest."""
 
 from __future__ import annotations
 
 import os
-import pty
 import signal
+import subprocess
 import sys
-import termios
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from ..support.producers import ROOT
+from ..support.terminal import in_terminal
+
+# Shows each line that it reads, and at the line "end" writes and ends at once.
+LINES = """
+import asyncio, sys
+from apachews_tools.cli.event_loop import first_result, run_until_signal
 from apachews_tools.terminal.console import Console
 
+async def main():
+    console = Console()
+    await first_result(read(console), write(console))
+    console.note("ended")
 
-@contextmanager
-def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Have standard input and output be a terminal; give its descriptor.
+async def read(console):
+    async for line in console.lines():
+        console.show(f"read {line!r}")
+        if line == "end":
+            for number in range(100):
+                console.show(f"line {number}")
+            return
 
-    No fixture: pytest changes both between a fixture and its test.
-    """
-    parent, child = pty.openpty()
-    with (
-        open(child, closefd=False) as stdin,
-        open(child, "w", closefd=False) as stdout,
-        monkeypatch.context() as patch,
-    ):
-        patch.setenv("TERM", "xterm")
-        patch.setattr(sys, "stdin", stdin)
-        patch.setattr(sys, "stdout", stdout)
-        yield child
-    os.close(parent)
-    os.close(child)
+async def write(console):
+    await asyncio.Event().wait()
 
-
-def test_ctrl_c_at_the_very_start_leaves_the_terminal_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with on_terminal(monkeypatch) as terminal:
-
-        def interrupt(console: Console) -> None:
-            assert termios.tcgetattr(terminal) != modes  # it has begun
-            raise KeyboardInterrupt
-
-        modes = termios.tcgetattr(terminal)
-        handler = signal.getsignal(signal.SIGWINCH)
-        monkeypatch.setattr(Console, "_draw", interrupt)
-        with pytest.raises(KeyboardInterrupt), Console():
-            raise AssertionError("not reached")
-        assert termios.tcgetattr(terminal) == modes
-        assert signal.getsignal(signal.SIGWINCH) == handler
+run_until_signal(main())
+"""
+# The same without prompt_toolkit.
+PLAIN = "import sys; sys.modules['prompt_toolkit'] = None\n" + LINES
 
 
-def test_a_window_that_changes_while_the_row_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes when the old size is known already, and the row is not out yet."""
-    sizes = [60, 30]
-    asked = []
+def read_all(stdin: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", LINES],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=stdin,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
-    def size(fd: int) -> os.terminal_size:
-        asked.append(sizes.pop(0))
-        if sizes:
-            signal.raise_signal(signal.SIGWINCH)
-        return os.terminal_size((asked[-1], 24))
 
-    with on_terminal(monkeypatch):
-        monkeypatch.setattr(os, "get_terminal_size", size)
-        with Console() as console:
-            assert asked == [60, 30]
-            sizes += [50, 20, 10]
-            console.show("a line")
-            assert asked == [60, 30, 50, 20, 10]
-            sizes += [40, 25]
-            signal.raise_signal(signal.SIGWINCH)
-            assert asked == [60, 30, 50, 20, 10, 40, 25]
+def test_a_file_is_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes("a\r\n\nü\nrest".encode())
+    with open(tmp_path / "lines") as file:
+        done = read_all(file.fileno())
+    assert done.stdout.splitlines() == ["read 'a'", "read ''", "read 'ü'", "read 'rest'"]
+    assert (done.returncode, done.stderr) == (0, "ended\n")
+
+
+def test_the_null_device_has_no_lines() -> None:
+    done = read_all(subprocess.DEVNULL)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "ended\n")
+
+
+def test_output_just_before_the_end_is_shown() -> None:
+    with in_terminal("-c", LINES, env={"NO_COLOR": "1"}) as terminal:
+        modes = terminal.modes
+        terminal.wait_for_rows(">")
+        terminal.type("end\r")
+        assert terminal.wait() == 0
+        rows = terminal.read()
+        assert rows == ["> end", "read 'end'", *(f"line {n}" for n in range(100)), "ended"]
+        assert terminal.modes == modes
+
+
+def test_pasted_lines_are_lines_of_their_own() -> None:
+    with in_terminal("-c", LINES) as terminal:
+        terminal.wait_for_rows(">")
+        terminal.type("\x1b[200~one\ntwo\x1b[201~\r")
+        terminal.wait_for_rows("> one", "read 'one'", "> two", "read 'two'", ">")
+        terminal.type("\x04")
+        assert terminal.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_restores_the_terminal_and_erases_the_row(number: signal.Signals) -> None:
+    with in_terminal("-c", LINES) as terminal:
+        modes = terminal.modes
+        terminal.wait_for_rows(">")
+        assert terminal.modes != modes
+        terminal.type("half a line")
+        terminal.wait_for_rows("> half a line")
+        terminal.process.send_signal(number)
+        terminal.wait()
+        assert terminal.modes == modes
+        assert "half a line" not in "".join(terminal.read())
+
+
+def test_without_prompt_toolkit_the_terminal_edits_the_line() -> None:
+    with in_terminal("-c", PLAIN) as terminal:
+        terminal.wait_for_row("^prompt_toolkit is not installed, .*: pip install 'apachews")
+        terminal.type("typed\n")
+        terminal.wait_for_row("^read 'typed'$")
+        terminal.type("\x04")
+        assert terminal.wait() == 0

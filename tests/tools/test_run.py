@@ -26,8 +26,8 @@ from apachews_tools.cli.log_lines import (
     brief,
 )
 from apachews_tools.cli.run import find_producers, make_page
+from apachews_tools.dev.program import Producer
 from apachews_tools.dev.source_watch import MAX_FILES, SourceWatch
-from apachews_tools.dev.supervisor import Producer
 from apachews_tools.httpd import private_apache, python_home
 from apachews_tools.httpd.private_apache import ApacheError
 
@@ -51,16 +51,16 @@ def test_programs_and_paths_become_producers(chat: Path) -> None:
 @pytest.mark.parametrize(
     ("programs", "mappings", "said"),
     [
-        ([], [], "which producers"),
+        ([], [], "no program given"),
         (["none.py"], [], "none.py: No such file"),
         (["."], [], r"\.: Is a directory"),
-        (["CHAT", "CHAT"], [], "/chat.ws is the path of .* and of .*: use --path"),
+        (["CHAT", "CHAT"], [], "have the same path /chat.ws; use --path"),
         (["CHAT"], ["/chat.ws=CHAT"], "use --path"),
-        ([], ["/x=CHAT"], "with .ws"),
+        ([], ["/x=CHAT"], "ends in .ws"),
         ([], ["x.ws=CHAT"], "/x.ws=program.py"),
         ([], ["/x.ws="], "/x.ws=program.py"),
-        ([], ["/../x.ws=CHAT"], "leads out"),
-        ([], [f"/{'é' * 50}.ws=CHAT"], "has 107 bytes at most"),
+        ([], ["/../x.ws=CHAT"], "leaves the document root"),
+        ([], [f"/{'é' * 50}.ws=CHAT"], "must not exceed 107 bytes"),
     ],
 )
 def test_what_cannot_be_a_producer_is_named(
@@ -90,7 +90,7 @@ def test_what_is_missing_or_wrong_is_said(
         raise ApacheError("mod_wsgi is not installed")
 
     assert main(["run", str(chat), "--docroot", str(tmp_path / "none")]) == 1
-    assert "there is no such directory" in capsys.readouterr().err
+    assert "the directory does not exist" in capsys.readouterr().err
     monkeypatch.setattr(private_apache, "is_permitted", lambda *_: True)
     monkeypatch.setattr(private_apache, "unreadable_parts", lambda *_: [])
     monkeypatch.setattr(run, "python_home", lambda copy: Path(sys.prefix))
@@ -99,11 +99,14 @@ def test_what_is_missing_or_wrong_is_said(
     assert capsys.readouterr().err == "apachews run: mod_wsgi is not installed\n"
     for ports in (["--port", "9", "--tls-port", "9"], ["--port", "8443", "--tls"]):
         assert main(["run", str(chat), *ports]) == 1
-        assert f"cannot both have port {ports[1]}: use --tls-port" in capsys.readouterr().err
+        assert (
+            f"cannot both use port {ports[1]}; choose another with --tls-port"
+            in capsys.readouterr().err
+        )
     for name in ('a"b', "${PORT}", "a\\b", "a\nb"):
         (tmp_path / name).mkdir()
         assert main(["run", str(chat), "--docroot", str(tmp_path / name)]) == 1
-        assert "would mean something else" in capsys.readouterr().err
+        assert "has another meaning in Apache" in capsys.readouterr().err
     for option, said in (
         (["--port", "70000"], "argument --port: invalid"),
         (["--listen", "localhost"], "argument --listen: invalid"),
@@ -129,7 +132,9 @@ def test_missing_programs_of_apache_are_named_with_their_package(
         private_apache.find_wsgi_module()
     (tmp_path / "mod_wsgi.so-2.7").touch()
     (tmp_path / "mod_wsgi.so").symlink_to("mod_wsgi.so-2.7")
-    with pytest.raises(ApacheError, match=r"is for Python 2\.7, and this is 3\.\d+: pip install"):
+    with pytest.raises(
+        ApacheError, match=r"is for Python 2\.7, but this is Python 3\.\d+: pip install"
+    ):
         private_apache.find_wsgi_module()
     (tmp_path / "mod_wsgi.so").unlink()
     (tmp_path / "mod_wsgi.so").touch()
@@ -164,7 +169,9 @@ def test_nothing_of_roots_environment_goes_to_another_user(
         assert {name for name in names if not name.startswith("LC_")} <= allowed
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root only: nobody else can give a file away")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="root only: other users cannot change the owner of a file"
+)
 def test_a_link_does_not_lead_to_whose_file_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     (tmp_path / "link").symlink_to("mine")

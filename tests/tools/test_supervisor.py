@@ -1,4 +1,4 @@
-"""dev.supervisor: what is killed by force; tests/integration/test_run.py has the rest."""
+"""dev.program: killing by force; tests/integration/test_run.py has the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from apachews_tools.dev.supervisor import _kill_tree
+from apachews_tools.dev.program import Producer, ProgramProcess
 
 from ..conftest import wait_for
 
-# Each starts the next one, which is told of its end by SIGHUP, as the runner's program is,
-# and that program's workers; and which is quick to say so.
+# Each process starts the next one, which gets SIGHUP when its parent exits and then makes a
+# directory at once: so do the runner's program and that program's workers.
 PROGRAM = """
 import os, signal, subprocess, sys
 from apachews._processes.signals import Lifeline, signal_at_end_of
@@ -39,8 +39,14 @@ while True:
 """
 
 
+def kill_program(process: subprocess.Popen[bytes] | None) -> None:
+    program = ProgramProcess(Producer("x", Path("x.py"), Path("x.ws")), None)
+    program.process = process
+    program.kill()
+
+
 def started(directory: Path, depth: int) -> tuple[subprocess.Popen[bytes], list[int]]:
-    """Return the first of a tree, and the process ids of all, once all are ready."""
+    """Return the root of a tree of processes, and all process ids, once all are ready."""
     directory.mkdir()
     root = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, PROGRAM, str(directory), str(depth), "-"]
@@ -50,11 +56,11 @@ def started(directory: Path, depth: int) -> tuple[subprocess.Popen[bytes], list[
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_tree_that_is_killed_hears_nothing_of_it(tmp_path: Path, depth: int) -> None:
+def test_a_killed_tree_gets_no_chance_to_react(tmp_path: Path, depth: int) -> None:
     for number in range(8):
         directory = tmp_path / str(number)
         root, pids = started(directory, depth)
-        _kill_tree(root)
+        kill_program(root)
         assert root.returncode == -signal.SIGKILL
         for pid in pids:
             wait_for(functools.partial(has_ended, pid))
@@ -62,7 +68,7 @@ def test_a_tree_that_is_killed_hears_nothing_of_it(tmp_path: Path, depth: int) -
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended; it may wait for its new parent to see it."""
+    """Tell whether a process has exited; its new parent may not have reaped it yet."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -70,7 +76,7 @@ def has_ended(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] == "Z"
 
 
-def test_who_is_somebody_elses_keeps_nobody_from_ending(
+def test_a_process_of_another_user_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, pids = started(tmp_path / "x", 1)
@@ -84,13 +90,13 @@ def test_who_is_somebody_elses_keeps_nobody_from_ending(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "kill", kill_ours)
-        _kill_tree(root)
+        kill_program(root)
     assert root.returncode == -signal.SIGKILL
     os.kill(other, signal.SIGKILL)
 
 
-def test_a_tree_that_has_ended_is_left_alone() -> None:
+def test_a_process_that_has_exited_is_left_alone() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as parent:
         parent.wait()
-    _kill_tree(parent)
-    _kill_tree(None)
+    kill_program(parent)
+    kill_program(None)
