@@ -1175,7 +1175,7 @@ def test_without_httpd_it_says_where_to_look(capsys: pytest.CaptureFixture[str])
     (found,) = json.loads(capsys.readouterr().out)["findings"]
     assert (found["id"], found["level"]) == ("httpd", "error")
     assert "--apachectl" in found["remedy"]
-    with pytest.raises(ControlError, match="no program"):
+    with pytest.raises(ControlError, match="not an executable program"):
         Control("/nonexistent/apachectl")
 
 
