@@ -42,12 +42,12 @@ LIMITS = {
     "README.md": 0,
     "CHANGELOG.md": 0,
     "apachews": 1,
-    "apachews_handler": 168,
-    "apachews_tools": 210,
+    "apachews_handler": 37,
+    "apachews_tools": 0,
     "bench": 0,
-    "bindings": 269,
+    "bindings": 0,
     "deploy": 0,
-    "docs": 33,
+    "docs": 0,
     "examples": 0,
 }
 # Hits that are plain English, or not ours: file, a part of the line, and why.
@@ -67,8 +67,6 @@ MAX_LINES = 450
 LONG_FILES = {
     "apachews_handler/protocol/client_reader.py",
     "apachews_handler/protocol/session.py",
-    "apachews_tools/cli/connect.py",
-    "apachews_tools/doctor/server.py",
 }
 
 COMMENT_MARK = re.compile(r"^\s*(?:#+|/?\*+|//+)?\s*")
