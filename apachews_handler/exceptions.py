@@ -11,10 +11,9 @@
      |    +-- Http11Required  403: a WebSocket over HTTP/2, which HTTP/1.1 can carry
      +-- CheckFailed     httpd or OpenSSL is not what the code was written for: 500
      +-- ClientGone      the client left during the handshake: nobody to answer
-     +-- Violation       a peer broke RFC 6455 or docs/wire.md: close code, reason
 
-``wsgi`` turns refusals and failed checks into answers and log lines, ``session`` the last
-one into a close.
+``wsgi`` turns refusals and failed checks into answers and log lines.  What a peer does wrong on
+an open connection is a value, ``apachews.wire.Violation``, and not an exception.
 """
 
 from __future__ import annotations
@@ -161,20 +160,3 @@ class ClientGone(HandlerError):
 
     def __str__(self) -> str:
         return "the client left during the handshake"
-
-
-class Violation(HandlerError):
-    """A peer broke the protocol.
-
-    Attributes:
-        code: the close code that answers it (RFC 6455 7.4.1).
-        reason: what was wrong.
-    """
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.reason}"

@@ -37,7 +37,7 @@ from apachews_handler.lifecycle import child
 from apachews_handler.monitoring.close_log import CloseLine, Handshake
 from apachews_handler.native import syscalls
 from apachews_handler.native.httpd import HttpdError, Request, spare_workers
-from apachews_handler.protocol.raw import new_session
+from apachews_handler.protocol import new_session
 from apachews_handler.settings import Settings, parse_settings
 from apachews_handler.shared import limits, waiting
 

@@ -57,7 +57,7 @@ from apachews.events import (
 )
 from apachews.exceptions import ServerClosed
 from apachews.groups import Delivery, Group
-from apachews.wire.reader import Moved, Violation
+from apachews.wire.reader import Moved
 
 from .publications import Publications
 
@@ -425,7 +425,7 @@ class Loop:
                 connection.state = State.PUBLISHING
                 self._publications.begin(connection, item)
             elif isinstance(item, wire.Open):
-                opening = connection.reader.take_opening()
+                opening = connection.reader.pop_open_payload()
                 connection.client = Client(connection, item.id, opening)
                 connection.state = State.ASKED if item.answer_required else State.OPEN
                 self.events.append(AcceptEvent(connection.client))
@@ -442,7 +442,7 @@ class Loop:
                 self._end(connection, item.code, item.reason)
             elif isinstance(item, Moved):
                 self._receive_move(connection)
-            elif isinstance(item, Violation):
+            elif isinstance(item, wire.Violation):
                 self._refuse(connection, item)
             elif connection.client:
                 latency_s = connection.client.receive_pong(item.payload)
@@ -476,7 +476,7 @@ class Loop:
         elif connection.state is State.ASKED:
             self._end(connection, wire.ABNORMAL, "it left before it was answered")
 
-    def _refuse(self, connection: Connection, violation: Violation) -> None:
+    def _refuse(self, connection: Connection, violation: wire.Violation) -> None:
         if connection.state in RECEIVING:
             self.events.append(ErrorEvent(connection.client, "", violation.code, violation.reason))
             connection.drop_queue()

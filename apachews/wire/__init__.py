@@ -21,6 +21,8 @@ from urllib.parse import parse_qs, unquote
 
 from apachews.exceptions import WireError
 
+from .violation import Violation as Violation
+
 VERSION: Final = 1
 
 # Opcodes (RFC 6455 5.2), and OPEN, ANSWER, MOVE and PUBLISH, which take numbers reserved
@@ -40,6 +42,9 @@ FIN: Final = 0x80
 RSV: Final = 0x70
 OPCODE: Final = 0x0F
 MASKED: Final = 0x80
+# First bytes of a frame that is a whole message: what most frames are.
+WHOLE_TEXT: Final = FIN | TEXT
+WHOLE_MESSAGES: Final = frozenset((WHOLE_TEXT, FIN | BINARY))
 
 # RFC 6455 5.5: what a control frame may carry at most.
 MAX_CONTROL_BYTES: Final = 125

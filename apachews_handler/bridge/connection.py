@@ -18,7 +18,8 @@ from apachews_handler.monitoring.close_log import CloseLine, Ending
 from apachews_handler.monitoring.log_file import append
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
-from apachews_handler.protocol.session import ProducerState, Session
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ProducerState
 from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Settings
 
@@ -182,7 +183,7 @@ class Connection:
             self.client_fd == -1
             and self.producer_fd == -1
             and self.session.producer_state
-            is not ProducerState.AWAY  # and there is nothing to say to the next one
+            is not ProducerState.DETACHED  # and there is nothing to say to the next one
         )
 
     def take_producer(self, producer: socket.socket) -> None:
@@ -206,7 +207,7 @@ class Connection:
     def log_close(self) -> None:
         """Write the one line about its end; one more where there is a log of closes."""
         session = self.session
-        end = session.end
+        end = session.close_cause
         assert end, "nothing is closed without an end"
         after_s = time.monotonic() - self.opened_at
         self.log.write(

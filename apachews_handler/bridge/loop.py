@@ -44,7 +44,8 @@ from typing import Final
 from apachews_handler.monitoring.counters import Counters
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import SLOWEST_CLOSING_BYTES_S, Progress
-from apachews_handler.protocol.session import HEADER_BYTES, ClientState, ProducerState
+from apachews_handler.protocol.session import HEADER_BYTES
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.protocol.timeouts import Due
 
 from .connection import Connection
@@ -529,7 +530,7 @@ class Loop:
         except OSError:
             # The producer is gone.  Its last words may still be there to read;
             # the end of file comes after them.
-            connection.session.receive_producer_deafness(queue, sent)
+            connection.session.receive_producer_write_error(queue, sent)
             sent = len(queue)
         if sent == len(queue):
             connection.producer_queue, connection.producer_sent = b"", 0
@@ -542,7 +543,7 @@ class Loop:
         is_moving = session.is_moving
         session.receive_producer_eof(connection.producer_queue, connection.producer_sent)
         self._close_producer(connection)
-        if session.producer_state is not ProducerState.AWAY:
+        if session.producer_state is not ProducerState.DETACHED:
             return
         # One that ends at once, again, may end because of this client: it is not asked
         # again at once, nor, where it has not said a word, for longer than at first.
@@ -576,7 +577,7 @@ class Loop:
         if connection.client_fd != -1:
             mask = _OUT if connection.client_queue else 0
             if session.client_state is ClientState.CLOSED or not (
-                connection.producer_queue or session.waiting_bytes >= connection.settings.max_buffer
+                connection.producer_queue or session.backlog_bytes >= connection.settings.max_buffer
             ):
                 mask = _OUT if connection.transport.needs_writing else mask | _IN
             elif not connection.watch.leaves_at:
@@ -593,7 +594,7 @@ class Loop:
             mask = _OUT if connection.producer_queue else 0
             if session.client_finished:
                 # Of one that moves, the end is still awaited: the next one waits for it.
-                mask |= _IN if session.producer_state is ProducerState.MOVED else 0
+                mask |= _IN if session.producer_state is ProducerState.AWAITING_EOF else 0
             elif not connection.client_queue:
                 mask |= _IN
             if mask != connection.producer_mask:
@@ -618,7 +619,7 @@ class Loop:
             connection.transport.shutdown()
         if session.producer_finished and not connection.producer_queue:
             self._close_producer(connection)
-        if session.producer_state is not ProducerState.AWAY:
+        if session.producer_state is not ProducerState.DETACHED:
             self._holds.discard(connection)
         if connection.is_closed:
             self._finish(connection)
@@ -686,20 +687,20 @@ class Loop:
                 watch.leaves_at = self._now + connection.settings.close_timeout
                 self._schedule(connection)
                 return
-            is_away = session.producer_state is ProducerState.MOVED and session.waiting_bytes
+            is_away = session.producer_state is ProducerState.AWAITING_EOF and session.backlog_bytes
             if is_away or connection.producer_mask == _NOT_WATCHED:
                 self._lose_producer(connection)
             session.receive_client_eof()
             if connection.client_fd != -1:
                 discard_unsent(connection.client_fd)
-            if session.producer_state is not ProducerState.AWAY:
+            if session.producer_state is not ProducerState.DETACHED:
                 self._forget(connection)
                 return
             # Only what it said before it left is still to be delivered.
             watch.leaves_at = 0.0
         elif due is Due.NOBODY_CAME:
             watch.held_until = 0.0
-            session.give_up_holding()
+            session.expire_hold()
             self._flush(connection)
         elif due is Due.GOODBYE:
             assert connection.goodbye, "its turn comes with a reason"

@@ -40,7 +40,7 @@ from apachews.monitoring.snapshot import (
     ProcessStatus,
 )
 from apachews_handler.monitoring.counters import add_traffic
-from apachews_handler.protocol.session import ClientState, ProducerState
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.shared import rundir
 
 from .connection import Connection, Log
@@ -117,15 +117,15 @@ class Walk:
             endpoint = self._endpoints[name] = EndpointStatus(name)
         traffic = session.traffic()
         queued_in = len(connection.producer_queue) - connection.producer_sent
-        queued_in += session.waiting_bytes
-        queued_out = len(connection.client_queue) + session.kept_bytes
+        queued_in += session.backlog_bytes
+        queued_out = len(connection.client_queue) + session.partial_bytes
         add_traffic(endpoint, traffic)
         endpoint.queued_in += queued_in
         endpoint.queued_out += queued_out
         if session.client_state is not ClientState.OPEN:
             state = CLOSING
             endpoint.closing += 1
-        elif session.producer_state is ProducerState.AWAY:
+        elif session.producer_state is ProducerState.DETACHED:
             state = HELD
             endpoint.held += 1
         else:

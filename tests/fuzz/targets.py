@@ -29,22 +29,23 @@ from apachews import wire
 from apachews.exceptions import WireError
 from apachews.wire.answer import Answer
 from apachews.wire.reader import Item, MessageReader, Moved, Pong
-from apachews.wire.reader import Violation as WireViolation
-from apachews_handler.exceptions import BadSetting, Refusal, Violation
+from apachews_handler.exceptions import BadSetting, Refusal
 from apachews_handler.handshake.upgrade import Upgrade, describe
 from apachews_handler.origins import normalise_origin
 from apachews_handler.protocol.client_reader import (
     FRAMES_A_TURN,
     INFLATED_FRAMES,
-    Alive,
     ClientReader,
-    Control,
+    KeepalivePong,
     Ping,
 )
+from apachews_handler.protocol.client_reader import Event as ClientEvent
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.producer_reader import ProducerReader
-from apachews_handler.protocol.session import ClientState, ProducerState, Session
+from apachews_handler.protocol.producer_reader import Event as ProducerEvent
+from apachews_handler.protocol.producer_reader import Move, ProducerReader
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.settings import PREFIX, Rate, Settings, parse_settings
 
 from .oracle import (
@@ -124,7 +125,7 @@ def _check_client(
     """Feed a reader, and hold all that it gives against what is expected."""
     if max_frames:
         reader.max_frames = max_frames
-    controls: list[Control] = []
+    controls: list[ClientEvent] = []
     out: list[bytes] = []
     fed = 0
     for piece in cut(stream, sizes):
@@ -145,10 +146,10 @@ def _check_client(
     pings = [control.payload for control in controls if isinstance(control, Ping)]
     end = controls[-1] if len(pings) < len(controls) else None
     if end:
-        assert not isinstance(end, (Ping, Alive)) and len(pings) == len(controls) - 1
+        assert not isinstance(end, (Ping, KeepalivePong)) and len(pings) == len(controls) - 1
         wire.encode_close(end.code, end.reason)
         assert not reader.receive(b"\x81\x80\0\0\0\0" + stream)
-        assert not reader.wire_out and not reader.is_paused, "something after the end"
+        assert not reader.out and not reader.is_paused, "something after the end"
 
     view = ProducerView()
     view.feed(b"".join(out))
@@ -159,7 +160,7 @@ def _check_client(
 
     # (A reader that expects no answer to a PING of the bridge's passes on any PONG.)
     passed = [event for event in expected.events if event[0] != wire.PING]
-    code = end.code if isinstance(end, Violation) else 0
+    code = end.code if isinstance(end, wire.Violation) else 0
     # zlib lets a reference go further back than its window where that is in what it
     # puts out at once: a client that breaks what was agreed on is not always found.
     is_found = code == 1007 and deflate and deflate.client_window_bits < 15
@@ -182,8 +183,8 @@ def _check_client(
 
 
 def _take_bounded(reader: ClientReader, most: int) -> list[bytes]:
-    out = list(reader.wire_out)
-    reader.wire_out.clear()
+    out = list(reader.out)
+    reader.out.clear()
     assert sum(map(len, out)) <= most, "more than the buffer and what came"
     return out
 
@@ -214,12 +215,12 @@ Outcome = tuple[list[object], list[bytes], int]  # messages, PINGs, close code o
 
 def _ours(stream: bytes, sizes: Sequence[int]) -> Outcome:
     reader = ClientReader(2**63)
-    controls: list[Control] = []
+    controls: list[ClientEvent] = []
     for piece in cut(stream, sizes):
         controls += reader.receive(piece)
-    items = MessageReader(2**63).receive(HELLO + b"".join(reader.wire_out))[1:]
+    items = MessageReader(2**63).receive(HELLO + b"".join(reader.out))[1:]
     code = 0
-    if controls and not isinstance(controls[-1], (Ping, Alive)):
+    if controls and not isinstance(controls[-1], (Ping, KeepalivePong)):
         code = controls[-1].code
     return (
         [item for item in items if isinstance(item, (str, bytes))],
@@ -292,17 +293,18 @@ def producer_reader(data: bytes) -> None:
 
     # Without anything of the bridge's: the very bytes.
     reader = ProducerReader(deflate, min_bytes, level)
-    _check_end(reader.receive(stream), expected)
+    found = reader.receive(stream)
+    assert found.count(Move()) == expected.moves
+    _check_end(_end_of(found), expected)
     assert reader.ignored == expected.ignored
-    assert reader.wants_to_move == (expected.moves > 0)
     if not deflate and not expected.ignored and not expected.moves:
-        assert b"".join(reader.client_out) == stream[: expected.passed]
+        assert b"".join(reader.out) == stream[: expected.passed]
 
     inserting = _Inserting(ProducerReader(deflate, min_bytes, level), ClientView(deflate))
     sizes = [PIECES[turn % 32 % len(PIECES)] for turn in turns]
-    ended: wire.Close | Violation | None = None
+    ended: ProducerEvent | None = None
     for index, piece in enumerate(cut(stream, sizes)):
-        end = inserting.reader.receive(piece)
+        end = _end_of(inserting.reader.receive(piece))
         assert not (end and ended), "two ends"
         ended = end or ended
         inserting.take()
@@ -336,10 +338,10 @@ class _Inserting:
 
     def take(self) -> None:
         """Give the client what there is for it."""
-        self.view.feed(b"".join(self.reader.client_out))
-        self.reader.client_out.clear()
+        self.view.feed(b"".join(self.reader.out))
+        self.reader.out.clear()
         assert self.reader.is_between_frames == self.view.is_between
-        assert self.reader.has_ended == self.view.is_closed
+        assert self.reader.has_sent_last == self.view.is_closed
 
     def insert(self, action: int) -> None:
         """Insert what the upper bits of a turn say."""
@@ -368,18 +370,24 @@ class _Inserting:
         assert set(self._sent_at_once) <= set(seen)
         before = len(self.view.events)
         if self.sent_last:
-            assert self.reader.has_ended == self.reader.is_between_frames
+            assert self.reader.has_sent_last == self.reader.is_between_frames
             self.reader.insert(wire.encode_frame(wire.PING, b"late"))
-            if self.reader.has_ended:
-                assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) is None
+            if self.reader.has_sent_last:
+                assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) == []
         if has_ended:
-            assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) is None
+            assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) == []
         self.take()
         assert len(self.view.events) == before, "something after the end"
 
 
-def _check_end(end: wire.Close | Violation | None, expected: Meaning) -> None:
-    if isinstance(end, Violation):
+def _end_of(events: list[ProducerEvent]) -> ProducerEvent | None:
+    """Return the CLOSE or the violation among a read's events; nothing follows it."""
+    assert all(event == Move() for event in events[:-1]), "an event after the end"
+    return events[-1] if events and events[-1] != Move() else None
+
+
+def _check_end(end: ProducerEvent | None, expected: Meaning) -> None:
+    if isinstance(end, wire.Violation):
         assert end.code in expected.codes
     else:
         assert not expected.codes
@@ -412,7 +420,7 @@ def messages(data: bytes) -> None:
         is_over = expected.codes or expected.close or expected.has_moved
         end = items.pop() if is_over else None
         if expected.codes:
-            assert isinstance(end, WireViolation) and end.code in expected.codes
+            assert isinstance(end, wire.Violation) and end.code in expected.codes
         elif expected.close:
             assert end == wire.Close(*expected.close)
         elif expected.has_moved:
@@ -477,12 +485,12 @@ def session(data: bytes) -> None:
         what, how = step & 7, step >> 3
         if what == CLIENT:
             session.receive_client(source.take(source.byte() or 256), now)
-        elif what in (PRODUCER, PRODUCER_EOF) and session.producer_state is ProducerState.AWAY:
+        elif what in (PRODUCER, PRODUCER_EOF) and session.producer_state is ProducerState.DETACHED:
             if what == PRODUCER:
                 session.resume()
                 sides.begin_again()
             else:
-                session.give_up_holding()
+                session.expire_hold()
         elif what == PRODUCER:
             session.receive_producer(source.take(source.byte() or 256))
         elif what == CLIENT_EOF:
@@ -545,8 +553,8 @@ class _Sides:
             "back to an earlier phase"
         )
         self._phase = session.client_state
-        assert (session.end is None) == (session.client_state is ClientState.OPEN)
-        if session.end:
+        assert (session.close_cause is None) == (session.client_state is ClientState.OPEN)
+        if session.close_cause:
             code = session.close_code
             assert code == wire.ABNORMAL or code == wire.NO_CODE or wire.is_sendable_code(code)
         if session.client_state is ClientState.OPEN:

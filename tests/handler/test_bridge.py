@@ -691,7 +691,7 @@ def test_where_epoll_has_no_room_a_client_gets_its_goodbye(bridge: Bridge) -> No
     epoll = bridge._loop._epoll
     bridge._loop._epoll = FullEpoll(epoll)  # type: ignore[assignment]
     peers = Peers(bridge)
-    assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
+    assert peers.client_reads(100)[:4] == b"\x88\x1d" + (1001).to_bytes(2, "big")
     assert peers.next_item() is None
     wait_for(lambda: peers.log.lines)
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
@@ -721,7 +721,7 @@ def test_stop_says_goodbye_to_both_sides(bridge: Bridge, connect: Callable[..., 
 def test_a_connection_that_comes_too_late_is_closed(bridge: Bridge) -> None:
     bridge.stop()
     peers = Peers(bridge)
-    frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
+    frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server is shutting down"))
     assert peers.client_reads(100) == frame  # and the end
     assert peers.next_item() is None
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.exceptions import Violation
+from apachews.exceptions import WireError
 from apachews_handler.protocol import deflate
 from apachews_handler.protocol.deflate import Agreement, Deflater, Inflater, Negotiation
 
@@ -130,13 +130,13 @@ def test_a_message_may_refer_to_the_one_before() -> None:
     inflater = Inflater(15)
     assert inflate(inflater, first) == data
     assert inflate(inflater, second) == data
-    with pytest.raises(Violation, match="1007"):
+    with pytest.raises(WireError, match="1007"):
         inflate(Inflater(15), second)
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 10, os.urandom(300), b"\x07", b"\x05\x00"])
 def test_what_is_not_compressed_is_a_violation(data: bytes) -> None:
-    with pytest.raises(Violation) as caught:
+    with pytest.raises(WireError) as caught:
         inflate(Inflater(15), data + b"\xff" * 20)
     assert caught.value.code == 1007
 
@@ -144,7 +144,7 @@ def test_what_is_not_compressed_is_a_violation(data: bytes) -> None:
 def test_a_message_that_lacks_the_last_code_of_its_block_is_a_violation() -> None:
     # A block of dynamic codes, whose end would be one bit.
     payload = bytes.fromhex("ecc1010d000000c2a0da8f6f0e37a0000078d2ff")
-    with pytest.raises(Violation, match="cut off"):
+    with pytest.raises(WireError, match="truncated"):
         inflate(Inflater(15), payload)
 
 
@@ -164,7 +164,7 @@ def test_streams_that_end_in_a_message_are_few() -> None:
     allowed = deflate.MAX_STREAMS - 1
     assert inflate(inflater, block * allowed + b"\0") == b"x" * allowed
     assert inflate(inflater, block * allowed + b"\0") == b"x" * allowed
-    with pytest.raises(Violation, match="too many"):
+    with pytest.raises(WireError, match="too many"):
         inflate(inflater, block * (allowed + 1) + b"\0")
 
 
@@ -264,8 +264,8 @@ def test_a_message_that_is_cut_off_never_becomes_other_bytes(
     inflater = Inflater(15)
     try:
         found = inflate(inflater, payload[: data.draw(st.integers(0, len(payload)))])
-    except Violation as violation:
-        assert violation.code == 1007
+    except WireError as error:
+        assert error.code == 1007
         return
     assert whole.startswith(found)  # the cut is between two blocks
     assert inflate(inflater, compressed(b"more")) == b"more"

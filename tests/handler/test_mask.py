@@ -1,4 +1,4 @@
-"""Unmasking: the extension and its stand-in do the same."""
+"""Unmasking: the extension and its fallback in Python have the same results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.protocol.mask import LONG, unmask_in_python
+from apachews_handler.protocol.mask import unmask_in_python
 
 INSTALLED = Path(sysconfig.get_path("platlib")) / "apachews_handler" / "protocol"
-LENGTHS = [*range(20), 63, 64, 65, 125, 126, *range(LONG - 2, LONG + 6), 65535, 65536, 65537]
+LENGTHS = [*range(20), 63, 64, 65, 125, 126, *range(4094, 4102), 65535, 65536, 65537]
 
 
 def extension() -> Callable[[bytes, bytes], bytes]:
-    """Return the extension's function: of what is installed, as the checkout has none."""
+    """Return the extension's function: of what is installed, as the checkout need not have it."""
     if not INSTALLED.exists() and "TOX_ENV_NAME" not in os.environ:
         pytest.skip("apachews is not installed in this environment")
     (path,) = INSTALLED.glob("_mask.*.so")  # these environments have a compiler
@@ -71,7 +71,7 @@ def test_the_data_is_left_as_it_was() -> None:
     "arguments",
     [(), (b"x",), (b"x", b"abc"), (b"x", b"abcde"), (bytearray(b"x"), b"abcd"), (b"x", "abcd")],
 )
-def test_the_extension_refuses_what_is_no_bytes_and_a_mask(arguments: tuple[object, ...]) -> None:
+def test_the_extension_rejects_other_arguments(arguments: tuple[object, ...]) -> None:
     with pytest.raises((TypeError, ValueError)):
         extension()(*arguments)  # type: ignore[arg-type]
 

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from apachews import wire
 from apachews.exceptions import WireError
-from apachews.wire.reader import MessageReader, Violation
+from apachews.wire.reader import MessageReader
+from apachews_handler.protocol import new_session
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.raw import Framer, LineFramer, RawSession, ReadFramer, new_session
-from apachews_handler.protocol.session import ClientState, ProducerState, Session
+from apachews_handler.protocol.raw import Framer, LineFramer, RawSession, ReadFramer
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.settings import Settings
 
 from ..support.frames import masked
@@ -124,7 +126,7 @@ def test_lines_are_the_same_however_they_are_cut(
     got: list[bytes] = []
     for read in reads:
         framer.frame(read, got)
-        assert framer.held_bytes <= max_held
+        assert framer.partial_bytes <= max_held
     framer.finish(got)
     assert messages(b"".join(got)) == lines
 
@@ -222,9 +224,9 @@ def test_what_is_long_is_compressed() -> None:
 def test_what_is_held_is_of_the_same_buffer() -> None:
     ends = Ends(raw_delimiter="newline", max_buffer=4096)
     ends.from_producer(b"x" * 2048)
-    assert ends.session.kept_bytes == 2048
+    assert ends.session.partial_bytes == 2048
     ends.from_producer(b"x")
-    assert ends.session.kept_bytes == 0
+    assert ends.session.partial_bytes == 0
     assert ends.client[0] == wire.TEXT
 
 
@@ -235,7 +237,7 @@ def test_a_producer_that_ends_closes_with_1000(unsent: bytes) -> None:
     ends.end_producer(unsent, 0)
     assert ends.session.client_state is ClientState.CLOSING
     assert ends.session.producer_state is ProducerState.DONE
-    assert ends.session.end is CloseCause.PRODUCER_ENDED
+    assert ends.session.close_cause is CloseCause.PRODUCER_ENDED
     goodbye = wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
     assert ends.client == wire.encode_frame(wire.TEXT, b"last words") + goodbye
     ends.from_client(masked(0x88, wire.encode_close(1000)))
@@ -255,14 +257,14 @@ def test_a_producer_that_ends_inside_a_character(type_: str) -> None:
         assert ends.session.close_code == 1000
     else:
         assert ends.client == text + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
-        assert ends.session.end is CloseCause.PRODUCER_ERROR
+        assert ends.session.close_cause is CloseCause.PRODUCER_ERROR
         assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
 
 
 def test_text_that_is_none_closes_with_1011() -> None:
     ends = Ends(raw_type="text")
     ends.from_producer(b"\xff")
-    assert ends.session.end is CloseCause.PRODUCER_ERROR
+    assert ends.session.close_cause is CloseCause.PRODUCER_ERROR
     assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
     assert ends.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
     assert ends.session.producer_state is ProducerState.DONE
@@ -291,13 +293,13 @@ def test_a_client_that_leaves_inside_a_message() -> None:
 def test_a_producer_is_never_held(write_failed: bool) -> None:
     ends = Ends(hold=30.0)
     if write_failed:
-        ends.session.receive_producer_deafness(b"rest", 1)
+        ends.session.receive_producer_write_error(b"rest", 1)
         ends.drain()
         assert ends.session.producer_state is ProducerState.CONNECTED
     ends.from_client(masked(0x81, b"a"))
     ends.end_producer()
     assert ends.session.producer_state is ProducerState.DONE
-    assert not ends.session.waiting_bytes
+    assert not ends.session.backlog_bytes
 
 
 def test_goodbyes_of_the_bridge_tell_the_producer_nothing() -> None:
@@ -306,7 +308,7 @@ def test_goodbyes_of_the_bridge_tell_the_producer_nothing() -> None:
     ends.drain()
     assert not ends.producer
     assert ends.client == wire.encode_frame(
-        wire.CLOSE, wire.encode_close(1001, "the server goes away")
+        wire.CLOSE, wire.encode_close(1001, "the server is shutting down")
     )
 
 
@@ -325,5 +327,5 @@ def test_whatever_a_producer_writes_the_client_gets_good_frames(
     reader = MessageReader()
     reader.receive(OPEN.encode())
     items = reader.receive(ends.client)
-    assert not [item for item in items if isinstance(item, Violation)]
+    assert not [item for item in items if isinstance(item, wire.Violation)]
     assert isinstance(items[-1], wire.Close)

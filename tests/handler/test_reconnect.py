@@ -145,7 +145,7 @@ def test_what_is_sent_meanwhile_has_a_bound_and_is_all_delivered(
             break  # half a frame: enough
         sent += 1
     assert sent > 100
-    assert peers.connection.session.waiting_bytes <= 2 * 8192
+    assert peers.connection.session.backlog_bytes <= 2 * 8192
     client = listen().accept()
     assert is_resumed(client.next_item())
     for count in range(sent):
@@ -347,7 +347,7 @@ def test_waiting_for_the_next_producer_takes_no_processor(connect: Callable[...,
     peers = connect(idle_timeout=0.3, ping_interval=0.3, send_timeout=0.3, hold=2.0)
     peers.producer.close()
     peers.client.sendall(masked(0x81, b"last"))
-    wait_for(lambda: peers.connection.session.waiting_bytes)
+    wait_for(lambda: peers.connection.session.backlog_bytes)
     peers.client.close()
     wait_for(lambda: peers.connection.client_fd == -1)
     used = sum(os.times()[:2])
@@ -428,7 +428,7 @@ def test_a_producer_that_takes_nothing_more_is_replaced_when_it_ends(
     peers = connect()
     peers.producer.shutdown(socket.SHUT_RD)
     peers.client.sendall(masked(0x81, b"one") + masked(0x81, b"two"))
-    wait_for(lambda: peers.connection.session.waiting_bytes)
+    wait_for(lambda: peers.connection.session.backlog_bytes)
     used = sum(os.times()[:2])
     let_pass(0.5)
     assert sum(os.times()[:2]) - used < 0.3, "it spins"

@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.session: how a connection ends, row by row of its table."""
+"""apachews_handler.protocol.session: how a connection ends, and how a client is handed over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from apachews.monitoring.snapshot import RoundTrips
 from apachews.wire.reader import Item, MessageReader, Moved
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.protocol.close_causes import CloseCause
-from apachews_handler.protocol.session import ClientState, ProducerState, Session
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.settings import Rate, Settings
 
 from ..support.frames import masked
@@ -56,7 +57,7 @@ class Ends:
     def next_producer(self, unsent: bytes = b"", sent: int = 0) -> Ends:
         """Have the producer die and another one come; ``producer`` is the new one's."""
         self.session.receive_producer_eof(unsent, sent)
-        assert self.session.producer_state is ProducerState.AWAY
+        assert self.session.producer_state is ProducerState.DETACHED
         return self.resume()
 
     def resume(self) -> Ends:
@@ -68,7 +69,7 @@ class Ends:
 
     @property
     def why(self) -> tuple[CloseCause | None, int]:
-        return self.session.end, self.session.close_code
+        return self.session.close_cause, self.session.close_code
 
 
 def close(code: int, reason: str = "") -> bytes:
@@ -121,8 +122,8 @@ def test_client_closes_without_a_code() -> None:
 
 def test_client_violates() -> None:
     ends = Ends().from_client(masked(0x81, b"\xff"))
-    assert ends.producer == [wire.Close(1007, "a text message is not UTF-8")]
-    assert ends.client == close(1007, "a text message is not UTF-8")
+    assert ends.producer == [wire.Close(1007, "text message is not UTF-8")]
+    assert ends.client == close(1007, "text message is not UTF-8")
     assert ends.session.client_state is ClientState.CLOSED
     assert ends.session.client_finished
     assert ends.why == (CloseCause.INVALID_DATA, 1007)
@@ -179,7 +180,7 @@ def test_producer_violates() -> None:
     assert ends.producer == [wire.Close(1002, "")]
     assert ends.session.client_state is ClientState.CLOSING
     assert ends.why == (CloseCause.PRODUCER_ERROR, 1011)
-    assert "RSV" in ends.session.close_reason
+    assert "reserved bit" in ends.session.close_reason
 
 
 def test_bridge_closes() -> None:
@@ -234,14 +235,14 @@ def test_a_rate_is_a_bucket_that_time_refills() -> None:
     session.receive_client(frame * 2, now=104.0)
     assert session.client_state is ClientState.OPEN
     session.receive_client(frame, now=105.0)
-    assert (session.end, session.close_code) == (CloseCause.TOO_MANY_MESSAGES, 1008)
+    assert (session.close_cause, session.close_code) == (CloseCause.TOO_MANY_MESSAGES, 1008)
 
 
 def test_a_bucket_does_not_overflow() -> None:
     session = Session(Settings(message_rate=Rate(3, 100.0)))
     session.receive_client(masked(0x81, b"a"), now=100.0)
     session.receive_client(masked(0x81, b"a") * 4, now=1000.0)
-    assert session.end is CloseCause.TOO_MANY_MESSAGES
+    assert session.close_cause is CloseCause.TOO_MANY_MESSAGES
 
 
 def test_a_ping_of_the_bridges_own() -> None:
@@ -295,17 +296,17 @@ def test_a_client_is_held_and_resumed_with_the_same_id() -> None:
     ends.session.receive_producer_eof()
     assert (ends.session.client_state, ends.session.producer_state) == (
         ClientState.OPEN,
-        ProducerState.AWAY,
+        ProducerState.DETACHED,
     )
     ends.from_client(masked(0x81, b"one") + masked(0x89, b"p") + masked(0x8A, b"old"))
     ends.from_client(masked(0x01, b"t"))
     assert ends.producer == ["read"]
-    assert ends.session.waiting_bytes == len(b"..one..t")
+    assert ends.session.backlog_bytes == len(b"..one..t")
     ends.resume().from_client(masked(0x80, b"wo")).from_producer(TEXT)
     assert ends.producer == [RESUMED, "one", "two"]
     # Nothing of the frame in which the first one died.
     assert ends.client == TEXT + wire.encode_frame(wire.PONG, b"p") + TEXT
-    assert ends.session.waiting_bytes == 0
+    assert ends.session.backlog_bytes == 0
 
 
 def test_what_was_not_sent_goes_to_the_next_producer_and_a_half_message_to_nobody() -> None:
@@ -332,7 +333,7 @@ def test_nobody_comes_in_time() -> None:
     ends = Ends()
     ends.session.receive_producer_eof()
     ends.from_client(masked(0x81, b"waits"))
-    ends.session.give_up_holding()
+    ends.session.expire_hold()
     ends.drain()
     assert ends.client == close(1012, "the producer is gone")
     ends.from_client(masked(0x88, b"\x03\xf4"))
@@ -364,7 +365,7 @@ def test_a_held_client_that_goes_is_outlived_by_its_messages(goes: str, waits: b
     else:
         ends.session.close(CloseCause.IDLE)
         ends.from_client(masked(0x88, b"\x03\xe9"))
-    assert ends.session.producer_state is (ProducerState.AWAY if waits else ProducerState.DONE)
+    assert ends.session.producer_state is (ProducerState.DETACHED if waits else ProducerState.DONE)
     if waits:
         ends.resume()
         expected: list[Item] = [RESUMED, "last words"]
@@ -430,7 +431,7 @@ def test_what_a_producer_was_not_sent_before_it_moved_and_died_waits(sent: int) 
     """It is slow, asks to move, and takes nothing more."""
     ends = Ends().from_producer(MOVE)
     unsent = wire.encode_frame(wire.TEXT, b"begun") + wire.encode_frame(wire.TEXT, b"unsent")
-    ends.session.receive_producer_deafness(unsent + MOVE, sent)
+    ends.session.receive_producer_write_error(unsent + MOVE, sent)
     ends.from_client(masked(0x81, b"later"))
     ends.next_producer()
     first = [] if sent else ["begun"]
@@ -440,12 +441,12 @@ def test_what_a_producer_was_not_sent_before_it_moved_and_died_waits(sent: int) 
 @pytest.mark.parametrize("begun", [TEXT[:3], wire.encode_frame(wire.TEXT, b"a", fin=False)])
 def test_nobody_goes_on_with_half_a_message_whatever_waits(begun: bytes) -> None:
     ends = Ends(max_buffer=3).from_producer(begun)
-    ends.session.receive_producer_deafness(wire.encode_frame(wire.TEXT, b"unsent"), 0)
+    ends.session.receive_producer_write_error(wire.encode_frame(wire.TEXT, b"unsent"), 0)
     ends.session.receive_producer_eof()
     ends.drain()
     told = ends.client
     assert ends.session.client_state in (ClientState.CLOSING, ClientState.GONE)
-    assert ends.session.producer_state is ProducerState.AWAY
+    assert ends.session.producer_state is ProducerState.DETACHED
     ends.resume().from_producer(TEXT)
     assert ends.producer == [RESUMED, "unsent"]
     assert ends.client == told, "the next one has no say"
@@ -460,7 +461,7 @@ def test_many_small_messages_take_the_memory_of_their_bytes() -> None:
         ends.session.receive_client(masked(0x81, b"") * 30)
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert ends.session.waiting_bytes == 60_000
+    assert ends.session.backlog_bytes == 60_000
     assert used < 2 * 60_000
 
 
@@ -486,7 +487,7 @@ def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | No
         if data is None:
             if is_client:
                 ends.session.receive_client_eof()
-            elif ends.session.producer_state is ProducerState.AWAY:
+            elif ends.session.producer_state is ProducerState.DETACHED:
                 ends.resume()
             else:
                 ends.session.receive_producer_eof()

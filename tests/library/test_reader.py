@@ -15,7 +15,6 @@ from apachews.wire.reader import (
     MessageReader,
     Moved,
     Pong,
-    Violation,
 )
 
 OPEN = wire.Open(id="1", uri="/")
@@ -102,7 +101,7 @@ def test_frames_become_messages(data: bytes, items: list[Item], size: int | None
 def test_a_violation_is_the_last_item(data: bytes, code: int, size: int | None) -> None:
     items = read(data + frame(wire.TEXT, b"late"), size)
     last = items[-1]
-    assert isinstance(last, Violation)
+    assert isinstance(last, wire.Violation)
     assert last.code == code
     assert all(item == OPEN for item in items[:-1])
 
@@ -163,7 +162,7 @@ def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int) -> 
 
 
 def test_a_reader_that_pauses_gives_the_same() -> None:
-    """Whatever comes while it is paused goes behind what it keeps."""
+    """Whatever comes while it is paused follows what it keeps."""
     reader = MessageReader()
     texts = [str(number) for number in range(2000)]
     stream = HELLO + b"".join(frame(wire.TEXT, text.encode()) for text in texts)
