@@ -161,8 +161,8 @@ def _check_client(
     # (A reader that expects no answer to a PING of the bridge's passes on any PONG.)
     passed = [event for event in expected.events if event[0] != wire.PING]
     code = end.code if isinstance(end, wire.Violation) else 0
-    # zlib lets a reference go further back than its window where that is in what it
-    # puts out at once: a client that breaks what was agreed on is not always found.
+    # zlib accepts a reference beyond its window if the bytes are in the same output: not every
+    # client that exceeds the negotiated window is found.
     is_found = code == 1007 and deflate and deflate.client_window_bits < 15
     if not expected.is_sure or (is_found and code not in expected.codes):
         shorter = min(len(passed), len(view.events))
@@ -230,15 +230,15 @@ def _ours(stream: bytes, sizes: Sequence[int]) -> Outcome:
 
 
 def _expected(stream: bytes, sizes: Sequence[int], our_code: int) -> Outcome:
-    """Return what wsproto makes of it, but for what is known."""
+    """Return wsproto's outcome, corrected by its known differences."""
     messages, pings, code, reason = _wsproto(cut(stream, sizes))
     if our_code == 1002 and not code:
-        # A missing mask, or a bad opcode, is clear before the header is whole;
-        # wsproto waits for that.
+        # The reader reports a missing mask or a bad opcode before the header is complete;
+        # wsproto waits for the rest of it.
         _, _, code, reason = _wsproto([stream + bytes(16)])
-    if our_code == 1014 and reason == "CLOSE with unknown reserved code":
-        # Registered with IANA since.
-        code = 1014
+    if our_code in (1014, 1007) and reason == "CLOSE with unknown reserved code":
+        # 1014 was registered with IANA later; 1007 is then for its reason, which is not UTF-8.
+        code = our_code
     return messages, pings, code
 
 
@@ -524,7 +524,7 @@ class _Sides:
         self.session = session
         self.client = ClientView(deflate)
         self.producer = ProducerView()
-        self._phase = ClientState.OPEN
+        self._state = ClientState.OPEN
         self._client_finished = self._producer_finished = False
         (hello,) = session.to_producer
         assert hello == HELLO
@@ -538,7 +538,7 @@ class _Sides:
     def check(self) -> None:
         """Take what the session puts out, as the bridge does after every call."""
         session = self.session
-        if self._phase is ClientState.GONE:
+        if self._state is ClientState.GONE:
             session.to_client.clear()  # the bridge has closed the client, and the producer
         assert not (self._client_finished and session.to_client), "client_finished was wrong"
         assert not (self._producer_finished and session.to_producer), "producer_finished was wrong"
@@ -549,10 +549,10 @@ class _Sides:
         session.ignored.clear()
         assert self.producer.is_between
 
-        assert ORDER.index(session.client_state) >= ORDER.index(self._phase), (
-            "back to an earlier phase"
+        assert ORDER.index(session.client_state) >= ORDER.index(self._state), (
+            "back to an earlier state"
         )
-        self._phase = session.client_state
+        self._state = session.client_state
         assert (session.close_cause is None) == (session.client_state is ClientState.OPEN)
         if session.close_cause:
             code = session.close_code
@@ -707,7 +707,7 @@ def _check_origin(environ: dict[str, str], chosen: Settings) -> None:
         return
     if chosen.origins == ("*",):
         return
-    assert origin.count("/") == 2 and "@" not in origin, "that is no origin"
+    assert origin.count("/") == 2 and "@" not in origin, "not an origin"
     if origin in chosen.origins or chosen.forwarded != "off":
         return
     if _PLAIN_ORIGIN.fullmatch(origin) and _PLAIN_HOST.fullmatch(environ["HTTP_HOST"]):
@@ -800,7 +800,7 @@ def _is_answered(offer: dict[str, str], answer: dict[str, str]) -> bool:
 
 
 def _most_bits(value: str) -> int:
-    """Return what a parameter allows, 0 where it cannot be answered."""
+    """Return the largest allowed value, 0 if the parameter cannot be answered."""
     return int(value) if re.fullmatch("[89]|1[0-5]", value) else 0
 
 

@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.client_reader: RFC 6455 on reading, by table and against wsproto."""
+"""apachews_handler.protocol.client_reader: RFC 6455, by table and against wsproto."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def feed(
 ) -> Feed:
     """Return the messages that the producer's library makes of it, and the events.
 
-    The reader is fed as a bridge does, which takes what is there at each pause.
+    Like the bridge, this empties the reader's output at each pause.
     """
     reader = ClientReader(LIMIT, buffer, deflate)
     messages = MessageReader(10 * LIMIT)
@@ -81,7 +81,7 @@ CASES: list[tuple[str, bytes, list[object], list[Event]]] = [
         [Ping(b"p")],
     ),
     (
-        "fragments of binary that are no text",
+        "fragments of binary that are not text",
         masked(0x02, b"\xff") + masked(CONT, b"\xfe"),
         [b"\xff\xfe"],
         [],
@@ -155,13 +155,13 @@ def test_bad_text_is_found_before_the_message_is_whole() -> None:
     assert isinstance(events[-1], wire.Violation)
 
 
-def test_what_came_before_a_violation_is_passed_on() -> None:
+def test_frames_before_a_violation_are_forwarded() -> None:
     items, events = feed(masked(TEXT, b"good") + masked(CONT, b"bad"))
     assert items == ["good"]
     assert isinstance(events[-1], wire.Violation)
 
 
-def test_a_large_frame_is_passed_on_as_it_comes() -> None:
+def test_a_large_frame_is_forwarded_as_it_arrives() -> None:
     reader = ClientReader(2**40)
     reader.receive(b"\x82\xff" + (2**39).to_bytes(8, "big") + MASK + b"x" * 1000)
     passed = b"".join(reader.out)
@@ -169,13 +169,13 @@ def test_a_large_frame_is_passed_on_as_it_comes() -> None:
     assert len(passed) == 1004
 
 
-def test_an_empty_fragment_in_the_middle_says_nothing() -> None:
+def test_an_empty_fragment_in_the_middle_is_dropped() -> None:
     reader = ClientReader(LIMIT)
     reader.receive((masked(0x01) + masked(0x00)) * 1 + masked(0x00) * 50 + masked(CONT, b"x"))
     assert b"".join(reader.out) == b"\x81\x01x"
 
 
-def test_what_is_counted() -> None:
+def test_counts() -> None:
     reader = ClientReader(LIMIT)
     reader.receive(
         masked(TEXT, b"abc") + masked(0x02, b"x" * 300) + masked(0x89) + masked(CONT, b"y")
@@ -195,7 +195,7 @@ def test_more_frames_than_allowed(frame: bytes) -> None:
     assert violation.code == 1008
 
 
-def test_answers_to_the_bridges_own_pings_are_neither_passed_on_nor_counted() -> None:
+def test_answers_to_the_bridges_own_pings_are_neither_forwarded_nor_counted() -> None:
     reader = ClientReader(LIMIT)
     reader.expected_pongs = 2
     events = reader.receive(masked(0x8A, KEEPALIVE) * 3 + masked(0x8A, b"other"))
@@ -206,7 +206,7 @@ def test_answers_to_the_bridges_own_pings_are_neither_passed_on_nor_counted() ->
     assert reader.controls == 2
 
 
-def test_fragments_without_a_byte_are_counted() -> None:
+def test_empty_fragments_are_counted() -> None:
     reader = ClientReader(LIMIT)
     reader.max_frames = 10
     events = reader.receive(masked(0x01, b"a") + masked(0x00) * 100)
@@ -220,7 +220,7 @@ DEFLATE = Agreement()
 
 
 def deflated(data: bytes, *, first: int = 0xC1, cuts: tuple[int, ...] = ()) -> bytes:
-    """Return a compressed message, in fragments cut at some places."""
+    """Return a compressed message, in fragments cut at these offsets."""
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     payload = (stream.compress(data) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
     pieces = [payload[a:b] for a, b in itertools.pairwise((0, *cuts, len(payload)))]
@@ -287,7 +287,7 @@ def test_violations_with_compression(data: bytes, code: int, size: int | None) -
     assert violation.code == code
 
 
-def test_where_no_context_is_kept_a_message_refers_to_nothing() -> None:
+def test_without_context_takeover_a_message_refers_to_nothing() -> None:
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     first, second = (
         masked(0xC1, (stream.compress(b"hello, hello") + stream.flush(zlib.Z_SYNC_FLUSH))[:-4])
@@ -300,7 +300,7 @@ def test_where_no_context_is_kept_a_message_refers_to_nothing() -> None:
     assert violation.code == 1007
 
 
-def test_a_bomb_is_found_before_it_is_out() -> None:
+def test_a_decompression_bomb_is_found_early() -> None:
     bomb = deflated(bytes(50_000_000))
     reader = ClientReader(LIMIT, 1000, DEFLATE)
     out, events = 0, reader.receive(bomb)
@@ -342,7 +342,7 @@ squeezed = st.builds(
 )
 closes = st.builds(
     lambda code, reason: masked(0x88, code.to_bytes(2, "big") + reason),
-    # 1014 was registered with IANA after RFC 6455; wsproto takes it for invalid.
+    # 1014 was registered with IANA after RFC 6455; wsproto rejects it.
     (st.integers(990, 1020) | st.integers(2990, 5010)).filter(lambda code: code != 1014),
     st.binary(max_size=5),
 )
@@ -425,8 +425,8 @@ def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None
     ours, code = outcome_of_ours(chunks, deflate=deflate)
     theirs, their_code = outcome_of_wsproto(chunks, deflate=deflate)
     if code == 1002 and not their_code:
-        # A missing mask, or a bad opcode, is clear before the header is whole;
-        # wsproto waits for that.
+        # The reader reports a missing mask or a bad opcode before the header is complete;
+        # wsproto waits for the rest of it.
         theirs, their_code = outcome_of_wsproto([*chunks, bytes(16)], deflate=deflate)
     assert code == their_code
     assert ours == theirs
@@ -449,7 +449,7 @@ def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int, fra
 
 
 def test_compressed_frames_count_for_several() -> None:
-    """Their inflating costs more, that of each of their streams as well."""
+    """Inflating costs more than framing; so does each zlib stream of a message."""
     empty, streams = masked(0xC2, b"\0"), masked(0xC2, b"\3\0" * 15 + b"\0")
     for frame, most in ((empty, FRAMES_A_TURN // INFLATED_FRAMES), (streams, FRAMES_A_TURN // 16)):
         reader = ClientReader(LIMIT, 65536, DEFLATE)
@@ -458,7 +458,7 @@ def test_compressed_frames_count_for_several() -> None:
         assert 0 < reader.messages <= most
 
 
-def test_busy_connections_share_the_room_for_what_is_inflated() -> None:
+def test_busy_connections_share_the_room_for_inflated_bytes() -> None:
     reader = ClientReader(LIMIT, 65536, DEFLATE)
     reader.receive(deflated(bytes(60_000)), 8)
     assert reader.is_paused

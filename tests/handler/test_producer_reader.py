@@ -1,4 +1,4 @@
-"""protocol.producer_reader: the producer's frames, untouched, and ours between them."""
+"""protocol.producer_reader: the producer's frames, unchanged, and the bridge's own between them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_frames_pass_untouched(data: bytes, size: int | None) -> None:
     assert feed(data, size) == (data, None, [])
 
 
-def test_whole_frames_pass_as_the_object_that_came() -> None:
+def test_whole_frames_pass_without_a_copy() -> None:
     reader = ProducerReader()
     data = frame(wire.TEXT, b"a") * 3
     reader.receive(data)
@@ -63,7 +63,7 @@ def test_whole_frames_pass_as_the_object_that_came() -> None:
 
 @pytest.mark.parametrize("size", [None, 1])
 @pytest.mark.parametrize("opcode", [0x3, 0x4, 0x7, 0xB, 0xF])
-def test_reserved_frames_are_left_out_and_named(opcode: int, size: int | None) -> None:
+def test_reserved_frames_are_dropped_and_reported(opcode: int, size: int | None) -> None:
     before, after = frame(wire.TEXT, b"a"), frame(wire.TEXT, b"b")
     for payload in (b"", b"x" * 100):
         data = before + frame(opcode, payload) + after
@@ -97,7 +97,7 @@ def test_violations_end_the_stream_after_the_valid_frames(bad: bytes, size: int 
     assert isinstance(end, wire.Violation)
     assert end.code == 1002
     assert passed.startswith(before)
-    # Nothing but whole frames may have gone out.
+    # Only whole frames are in the output.
     reader = ProducerReader()
     reader.receive(passed)
     assert reader.is_between_frames
@@ -139,7 +139,7 @@ def test_our_frames_go_at_once_between_theirs_even_inside_a_message() -> None:
     assert b"".join(reader.out) == first + PONG + frame(wire.CONTINUATION, b"b")
 
 
-def test_what_is_counted() -> None:
+def test_counts() -> None:
     reader = ProducerReader()
     reader.receive(
         frame(wire.TEXT, b"abc")
@@ -162,12 +162,12 @@ def test_a_ping_and_a_pong_of_ours_are_both_deferred() -> None:
     assert b"".join(reader.out) == theirs + PONG + ping
 
 
-# Compression: what a client reads.  (The one of websockets: wsproto's loses its way
-# when a PING stands between the fragments of a compressed message.)
+# Compression: what a client reads.  (The client is that of websockets: wsproto's
+# fails on a PING between the fragments of a compressed message.)
 
 
 def read_as_client(data: bytes, agreement: Agreement = AGREED) -> list[object]:
-    """Return messages and pings, as websockets' client reads them."""
+    """Return the messages and PINGs that the client of websockets reads."""
     client = ClientProtocol(parse_uri("ws://localhost"), state=State.OPEN, max_size=None)
     client.extensions = [
         PerMessageDeflate(
@@ -232,13 +232,13 @@ def test_a_client_reads_what_was_compressed(size: int | None, keeps_context: boo
     ]
 
 
-def test_what_is_shorter_than_the_minimum_passes_untouched() -> None:
+def test_messages_below_the_minimum_pass_unchanged() -> None:
     data = frame(wire.TEXT, b"123456789") * 3
     assert compress(data) == data
     assert compress(frame(wire.TEXT, b"1234567890"))[0] == 0xC1
 
 
-def test_a_fragment_goes_out_when_it_is_whole() -> None:
+def test_a_complete_fragment_is_flushed() -> None:
     reader = ProducerReader(AGREED)
     reader.receive(frame(wire.TEXT, b"a", fin=False))
     first = b"".join(reader.out)
@@ -247,7 +247,7 @@ def test_a_fragment_goes_out_when_it_is_whole() -> None:
     assert len(b"".join(reader.out)) > len(first)
 
 
-def test_what_is_compressed_is_never_half_sent() -> None:
+def test_compressed_frames_are_sent_whole() -> None:
     theirs = frame(wire.BINARY, b"x" * 1000)
     reader = ProducerReader(AGREED)
     reader.receive(theirs[:500])

@@ -1,4 +1,4 @@
-"""apachews.wire.reader: frames of the wire become messages, however they are cut."""
+"""apachews.wire.reader: frames of the wire become messages, in any cut."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int) -> 
     assert not reader.is_paused
 
 
-def test_a_reader_that_pauses_gives_the_same() -> None:
-    """Whatever comes while it is paused follows what it keeps."""
+def test_pauses_do_not_change_the_items() -> None:
+    """Input during a pause follows the input that the reader has stored."""
     reader = MessageReader()
     texts = [str(number) for number in range(2000)]
     stream = HELLO + b"".join(frame(wire.TEXT, text.encode()) for text in texts)
