@@ -218,6 +218,7 @@ class ClientReader:
         self._frames_left = FRAMES_A_TURN
         room = self._max_buffer_bytes
         if busy > 1:
+            # Divide the turn, down to a minimum: with very many busy clients, turns get longer.
             self._frames_left = max(MIN_FRAMES_A_TURN, SHARED_FRAMES_A_TURN // busy)
             room = max(min(MIN_ROOM_BYTES, room), room // busy)
         try:
@@ -236,10 +237,12 @@ class ClientReader:
             data, self._rest = self._rest + data, b""
         self.is_paused = False
         if self._has_inflated:
+            # Continue after a pause.  The output precedes the stored input.
             room = self._inflate(room)
         position, end = 0, len(data)
         while position < end and not self.is_paused:
             if self._remaining:
+                # Inside a data frame: forward what has arrived.
                 piece = data[position : position + self._remaining]
                 position += len(piece)
                 room = self._on_payload(piece, room)
@@ -247,6 +250,7 @@ class ClientReader:
             if end - position < 2:
                 break
             if self._frames_left <= 0:
+                # Let the loop serve the other connections.
                 self.is_paused = True
                 break
             self._frames_left -= 1
@@ -284,7 +288,7 @@ class ClientReader:
                 payload_at += size
             if opcode in CONTROL_OPCODES:
                 if payload_at + length > end:
-                    break
+                    break  # wait for the rest: at most 125 bytes
                 payload = unmask(
                     data[payload_at : payload_at + length], data[payload_at - 4 : payload_at]
                 )
@@ -294,7 +298,7 @@ class ClientReader:
                     return
                 continue
             if payload_at > end:
-                break
+                break  # wait for the rest of the mask
             self._begin_data_frame(first, opcode, length)
             self._mask = data[payload_at - 4 : payload_at]
             position = payload_at
@@ -348,6 +352,7 @@ class ClientReader:
         if self._remaining:
             turn = len(piece) % 4
             self._mask = self._mask[turn:] + self._mask[:turn]
+        # (An uncompressed piece is never larger than the read, so it takes no room.)
         if not self._is_compressed:
             self._emit(payload, is_last=not self._remaining and bool(self._fin))
             return room
@@ -369,13 +374,13 @@ class ClientReader:
         while room > 0:
             inflated = inflater.read(room)
             self._count_message_bytes(len(inflated))
-            has_more = len(inflated) == room
+            has_more = len(inflated) == room  # perhaps: the next read may return nothing
             is_last = not has_more and not self._remaining and bool(self._fin)
             if is_last:
                 self._frames_left -= INFLATED_FRAMES + inflater.streams
                 inflater.end_message()
                 if not self._deflate.client_keeps_context:
-                    self._inflater = None
+                    self._inflater = None  # frees its window
             if inflated or is_last:
                 self._emit(inflated, is_last)
             room -= len(inflated)
@@ -398,6 +403,7 @@ class ClientReader:
             first = self._next_opcode
             self._next_opcode = wire.CONTINUATION
         self.payload_bytes += len(payload)
+        # A discarded message is checked like the others: the client may still violate.
         if not self._discards:
             self.out.append(wire.encode_header(first, len(payload)) + payload)
         elif is_last:

@@ -39,6 +39,7 @@ def check_first_byte(
     ):
         raise WireError("reserved bit set without a negotiated extension")
     if opcode in CONTROL_OPCODES:
+        # RFC 6455 5.5: control frames are short and whole.
         if not first & wire.FIN:
             raise WireError("control frame is fragmented")
         if length > wire.MAX_CONTROL_BYTES:
@@ -46,6 +47,7 @@ def check_first_byte(
     elif opcode not in _DATA_OPCODES:
         raise WireError(f"opcode {opcode:#x} is reserved")
     elif opcode == wire.CONTINUATION:
+        # RFC 6455 5.4, both branches: fragments of two messages do not interleave.
         if not message_opcode:
             raise WireError("CONTINUATION frame without a message to continue")
     elif message_opcode:
@@ -63,6 +65,7 @@ def decode_length(field: bytes) -> int:
         WireError: the length is not in its shortest form or exceeds 2**63 - 1.
     """
     length = int.from_bytes(field, "big")
+    # RFC 6455 5.2: the minimal number of bytes, and the most significant bit is 0.
     if length < (126 if len(field) == 2 else 65536):
         raise WireError("payload length is not in its shortest form")
     if length >> 63:

@@ -76,7 +76,7 @@ class ReadFramer:
 
     def __init__(self, type_: str) -> None:
         self._type = type_
-        self._partial = b""
+        self._partial = b""  # the beginning of a character
 
     @property
     def partial_bytes(self) -> int:
@@ -86,21 +86,24 @@ class ReadFramer:
         if not data:
             return
         if self._type not in (AUTO, TEXT_ALWAYS):
+            # Bytes need no check, and never wait.
             frames.append(wire.encode_frame(wire.BINARY, data))
             return
         data, self._partial = self._partial + data, b""
         try:
+            # An incomplete character at the end is not an error: ``size`` stops before it.
             _, size = codecs.utf_8_decode(data, "strict", False)
         except UnicodeDecodeError:
             frames.append(_binary(data, self._type))
             return
         self._partial = data[size:]
-        if size:
+        if size:  # 0: not even one character is complete
             frames.append(wire.encode_frame(wire.TEXT, data[:size]))
 
     def finish(self, frames: list[bytes]) -> None:
         partial, self._partial = self._partial, b""
         if partial:
+            # The rest of the character will not come.
             frames.append(_binary(partial, self._type))
 
 
@@ -117,7 +120,7 @@ class LineFramer:
     def __init__(self, type_: str, max_partial_bytes: int) -> None:
         self._type = type_
         self._max_partial_bytes = max_partial_bytes
-        self._partial = b""
+        self._partial = b""  # the beginning of a line
         self._is_in_message = False  # the beginning of the line is framed
         self._decoder: codecs.IncrementalDecoder | None = None  # inside a text message
 
@@ -129,15 +132,18 @@ class LineFramer:
         data, self._partial = self._partial + data, b""
         *lines, rest = data.split(_END_OF_LINE)
         if lines and self._is_in_message:
+            # The first line feed ends the line that began in an earlier read.
             frames.append(self._end_line(lines.pop(0)))
         if self._is_text_throughout(data, len(rest)):
             # Fast path: most output is text of short lines, and one check serves all of them.
             encode, text = wire.encode_header, wire.WHOLE_TEXT
             frames.extend(encode(text, len(line)) + line for line in lines)
         else:
+            # At least one line is binary, or invalid: check each of them.
             for line in lines:
                 frames.append(self._end_line(line))
         if len(rest) > self._max_partial_bytes:
+            # Emit the beginning of a long line, so that memory stays bounded.
             frames.append(self._begin_line(rest))
         else:
             self._partial = rest
@@ -145,6 +151,7 @@ class LineFramer:
     def finish(self, frames: list[bytes]) -> None:
         partial, self._partial = self._partial, b""
         if partial or self._is_in_message:
+            # The last line needs no line feed.
             frames.append(self._end_line(partial))
 
     def _is_text_throughout(self, data: bytes, rest_bytes: int) -> bool:
@@ -161,6 +168,7 @@ class LineFramer:
         opcode = wire.CONTINUATION
         if not self._is_in_message:
             self._is_in_message = True
+            # The first fragment decides the type of the message (RFC 6455 5.4).
             self._decoder = new_utf8_decoder() if self._is_text(piece, False) else None
             opcode = wire.TEXT if self._decoder else wire.BINARY
         self._check(piece, False)
@@ -228,6 +236,7 @@ class RawReader(ProducerReader):
     __slots__ = ("_framer",)
 
     def __init__(self, framer: Framer, deflate: Agreement | None, settings: Settings) -> None:
+        # ``max_partial_bytes`` is 0: the framer's frames are whole.
         super().__init__(deflate, settings.deflate_min_size, settings.deflate_level)
         self._framer = framer
 
@@ -261,6 +270,7 @@ class RawReader(ProducerReader):
         """Read the framer's output, which precedes the error."""
         events = super().receive(b"".join(frames))
         if error:
+            # What the program writes later cannot continue a broken stream.
             self.has_ended = True
             events.append(wire.Violation.from_error(error))
         return events
@@ -280,6 +290,7 @@ class RawSession(Session):
         super().__init__(settings, deflate)
         self._raw = RawReader(new_framer(settings), deflate, settings)
         self._use_reader(self._raw)
+        # Whether a line feed follows each message for the producer.
         self._is_by_line = settings.raw_delimiter == NEWLINE
 
     @property
@@ -295,11 +306,13 @@ class RawSession(Session):
 
     def receive_client(self, data: bytes, now: float = 0.0, busy: int = 1) -> None:
         super().receive_client(data, now, busy)
+        # (Most calls have no message: a PING, or a part of a header.)
         if self.to_producer:
             unframe(self.to_producer, self._is_by_line)
 
     def receive_producer_eof(self, unsent: bytes = b"", sent: int = 0) -> None:
         """Close the client: the producer has finished or died, which look the same."""
+        # Unsent bytes have no next producer, as this one gets no OPEN.
         self.to_producer.clear()
         events = [] if self.client_finished else self._raw.receive_eof()
         self.producer_state = ProducerState.DONE

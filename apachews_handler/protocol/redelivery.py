@@ -18,18 +18,17 @@ from apachews import wire
 def undelivered_frames(frames: bytes, sent: int, has_begun: bool) -> tuple[list[bytes], bool]:
     """Return the frames that another producer may get.
 
-    A message of which the producer got even one byte is lost with it: the producer may have
-    handled it.
+    A message is lost as soon as one byte of it was sent: the producer may have handled it.
 
     Args:
         frames: whole frames, in order.
         sent: number of their bytes that were sent to the producer.
-        has_begun: whether the client is inside a message whose beginning is in these frames or
-            was sent earlier.
+        has_begun: whether the client is inside a message, whose beginning is in these frames
+            or was sent earlier.
 
     Returns:
-        The frames of the messages of which nothing was sent; and whether the message that the
-        client is inside of is lost, so that its rest must be discarded.
+        The frames of the messages that were not sent at all; and whether the client's current
+        message is lost, so that its rest must be discarded.
     """
     kept = []
     position = 0

@@ -142,7 +142,6 @@ class Session(SessionData):
         """
         if self.producer_state is ProducerState.DELIVERING_BACKLOG:
             # Table 2, "EOF", the last row: what it did not read of the backlog is lost.
-            self.to_producer.clear()
             return
         if self._open_frame and self.producer_state is not ProducerState.DONE:
             self._save_undelivered(unsent + b"".join(self.to_producer), sent)

@@ -166,6 +166,7 @@ class SessionData:
         None unless the session is at rest: open, connected, between frames in both directions,
         and without bytes to send.
         """
+        # Whatever is not exported below must have its initial value.
         if (
             self.client_state is not _OPEN
             or self.producer_state is not _CONNECTED
@@ -183,6 +184,7 @@ class SessionData:
         return {
             "client": client,
             "producer": producer,
+            # (The names are those of ``portable.FORMAT`` 1.)
             "opened": base64.b64encode(self._open_frame).decode(),
             "is_ping_answered": self.is_ping_answered,
             "pinged_at": self._pinged_at,

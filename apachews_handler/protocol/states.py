@@ -59,7 +59,8 @@ DONE is final.
     DELIVERING_BACKLOG  EOF                         DELIVERING_BACKLOG
     ==================  ==========================  ==================  ====================
 
-"OPEN to producer" includes the backlog.
+"OPEN to producer" includes the backlog.  Events without a row change neither the state nor the
+backlog.
 
 Sources: RFC 6455 7.1 (closing); docs/wire.md (MOVE, restarts of a producer).
 """
@@ -84,6 +85,6 @@ class ProducerState(enum.Enum):
     CONNECTED = "messages flow in both directions"
     HANDING_OVER = "it sent MOVE and gets the rest of the client's current message"
     AWAITING_EOF = "it gets nothing more; its output is read until its end of file"
-    DETACHED = "there is no producer; the client is held, its messages go to the backlog"
+    DETACHED = "without a producer: the client is held, its messages go to the backlog"
     DELIVERING_BACKLOG = "it gets the backlog of a client that has left; its output is ignored"
     DONE = "nothing more is sent: it was sent a CLOSE, or no producer will follow"

@@ -488,6 +488,15 @@ def test_a_move_inside_a_message_is_a_violation() -> None:
     assert harness.why == (CloseCause.PRODUCER_ERROR, 1011)
 
 
+@pytest.mark.parametrize("hold", [0.0, 30.0])
+def test_a_session_that_is_moving_is_not_at_rest(hold: float) -> None:
+    harness = SessionHarness(hold=hold)
+    assert harness.session.export_state() is not None
+    harness.from_producer(MOVE)
+    assert harness.session.is_moving
+    assert harness.session.export_state() is None
+
+
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=20) | st.none()), max_size=20))
 def test_arbitrary_bytes_and_ends_never_raise(steps: list[tuple[bool, bytes | None]]) -> None:
     harness = SessionHarness(limit=50)
