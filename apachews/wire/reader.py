@@ -181,7 +181,7 @@ class MessageReader:
                     return
                 position = start + length
                 continue
-            self._begin_data_frame(first, opcode, length)
+            self._on_data_header(first, opcode, length)
             if not length and self._frame_fin:
                 items.append(self._join())
             position = start
@@ -195,7 +195,7 @@ class MessageReader:
         if not self._remaining and self._frame_fin:
             items.append(self._join())
 
-    def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:
+    def _on_data_header(self, first: int, opcode: int, length: int) -> None:
         """Check the header of a data frame and start to read its payload."""
         if not self._opened:
             raise WireError("the first frame is not OPEN")

@@ -299,7 +299,7 @@ class ClientReader:
                 continue
             if payload_at > end:
                 break  # wait for the rest of the mask
-            self._begin_data_frame(first, opcode, length)
+            self._on_data_header(first, opcode, length)
             self._mask = data[payload_at - 4 : payload_at]
             position = payload_at
             if not length:
@@ -310,7 +310,7 @@ class ClientReader:
                     room = self._on_payload(b"", room)
         self._rest = data[position:]
 
-    def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:
+    def _on_data_header(self, first: int, opcode: int, length: int) -> None:
         if opcode != wire.CONTINUATION:
             self._message_opcode = self._next_opcode = opcode
             self._message_bytes = 0

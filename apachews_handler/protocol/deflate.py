@@ -184,7 +184,7 @@ class Inflater:
             if self.streams > MAX_STREAMS:
                 raise WireError("message has too many compressed streams", wire.INVALID_DATA)
             self._input = self._zlib.unused_data
-            self._begin_stream()
+            self._new_stream()
             if len(out) == size:
                 return out
             out += self._decompress(self._input, size - len(out))
@@ -213,7 +213,7 @@ class Inflater:
             elif not self._accepts_block(b"\x01"):
                 raise WireError("compressed message is truncated", wire.INVALID_DATA)
         if self._zlib.eof:
-            self._begin_stream()
+            self._new_stream()
         self._is_empty = True
         self.streams = 1
 
@@ -227,7 +227,7 @@ class Inflater:
         size = min(self._history_bytes, 1 << self._window_bits)
         return self._zlib.copy().decompress(_repeat(size), size) if size else b""
 
-    def _begin_stream(self) -> None:
+    def _new_stream(self) -> None:
         self._zlib = zlib.decompressobj(-self._window_bits)
         self._history_bytes = 0
 

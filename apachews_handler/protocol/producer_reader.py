@@ -287,7 +287,7 @@ class ProducerReader:
                     else:
                         self.ignored.append(opcode)
                 elif opcode < wire.CLOSE:
-                    self._begin_data_frame(first, opcode, length)
+                    self._on_data_header(first, opcode, length)
                     if self._is_compressing:
                         # A frame of our own replaces this header.
                         self._emit_slice(data, emitted, position)
@@ -302,7 +302,7 @@ class ProducerReader:
             self._emit_slice(data, emitted, position)
             self.has_many = self.messages - messages > MANY_MESSAGES
 
-    def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:
+    def _on_data_header(self, first: int, opcode: int, length: int) -> None:
         self._fin = first >= wire.FIN
         self._is_in_message = not self._fin
         self.messages += self._fin

@@ -133,7 +133,7 @@ class LineFramer:
         *lines, rest = data.split(_END_OF_LINE)
         if lines and self._is_in_message:
             # The first line feed ends the line that began in an earlier read.
-            frames.append(self._end_line(lines.pop(0)))
+            frames.append(self._frame_line_end(lines.pop(0)))
         if self._is_text_throughout(data, len(rest)):
             # Fast path: most output is text of short lines, and one check serves all of them.
             encode, text = wire.encode_header, wire.WHOLE_TEXT
@@ -141,10 +141,10 @@ class LineFramer:
         else:
             # At least one line is binary, or invalid: check each of them.
             for line in lines:
-                frames.append(self._end_line(line))
+                frames.append(self._frame_line_end(line))
         if len(rest) > self._max_partial_bytes:
             # Emit the beginning of a long line, so that memory stays bounded.
-            frames.append(self._begin_line(rest))
+            frames.append(self._frame_line_start(rest))
         else:
             self._partial = rest
 
@@ -152,7 +152,7 @@ class LineFramer:
         partial, self._partial = self._partial, b""
         if partial or self._is_in_message:
             # The last line needs no line feed.
-            frames.append(self._end_line(partial))
+            frames.append(self._frame_line_end(partial))
 
     def _is_text_throughout(self, data: bytes, rest_bytes: int) -> bool:
         """Tell whether every complete line is text.
@@ -164,7 +164,7 @@ class LineFramer:
         except WireError:
             return False
 
-    def _begin_line(self, piece: bytes) -> bytes:
+    def _frame_line_start(self, piece: bytes) -> bytes:
         opcode = wire.CONTINUATION
         if not self._is_in_message:
             self._is_in_message = True
@@ -174,7 +174,7 @@ class LineFramer:
         self._check(piece, False)
         return wire.encode_frame(opcode, piece, fin=False)
 
-    def _end_line(self, piece: bytes) -> bytes:
+    def _frame_line_end(self, piece: bytes) -> bytes:
         if self._is_in_message:
             self._is_in_message = False
             self._check(piece, True)

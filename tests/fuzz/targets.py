@@ -1,11 +1,11 @@
-"""What is fuzzed: one function for each thing that takes bytes from strangers.
+"""The fuzz targets: one function for each interface that reads untrusted bytes.
 
-Contract: a target takes any bytes, and raises if a promise of the product does not
-hold: AssertionError, or whatever the product itself let out.  ``TARGETS`` has them
-by name.  No fuzzer is imported here: ``run.py`` drives them with one, the unit
-tests drive them with the seeds.
+Contract: a target accepts any bytes, and raises if the product breaks its contract:
+AssertionError, or an exception that the product let escape.  ``TARGETS`` has them by name.
+This module imports no fuzzer: ``run.py`` runs the targets with one, the unit tests with the
+seeds.
 
-Each begins with a comment on what its input is made of (``source.py``).
+Each target begins with a comment on the structure of its input (``source.py``).
 
 Sources: the contracts at the head of the modules; docs/wire.md; RFC 6455; RFC 7692.
 """
@@ -63,12 +63,12 @@ OPEN: Final = wire.Open(id="1", uri="/")
 HELLO: Final = OPEN.encode()
 REOPEN: Final = dataclasses.replace(OPEN, resumed=True).encode()
 
-# Lengths around which a header changes its form, and what is never reached.
+# Lengths around which a header changes its form, and one that is never reached.
 MESSAGE_LIMITS: Final = (10, 126, 1000, 3000, 2**40)
 # The product's own bounds are larger; these are reached with few bytes.
 BUFFER_LIMITS: Final = (32, 64, 1000, 4096)
 LARGE_BUFFER: Final = 65536
-# Single bytes take as many calls; what they can find, they find in short streams.
+# Single bytes take one call each; their findings need short streams only.
 MAX_BYTEWISE: Final = 100
 # A header that a call may add to a message's next piece.
 HEADER_BYTES: Final = 10
@@ -98,7 +98,7 @@ def client_reader(data: bytes) -> None:
     source = Source(data)
     deflate = _agreement(source)
     limit = source.choose(MESSAGE_LIMITS)
-    # Without a limit a small buffer takes a pause for every few bytes.
+    # Without a limit, a small buffer would cause a pause every few bytes.
     room = source.choose(BUFFER_LIMITS) if limit < 2**40 else LARGE_BUFFER
     max_frames = source.byte()
     sizes = source.short_list()
@@ -122,7 +122,7 @@ def _check_client(
     deflate: Agreement | None,
     expected: Meaning,
 ) -> None:
-    """Feed a reader, and hold all that it gives against what is expected."""
+    """Feed a reader, and compare its output with the expected result."""
     if max_frames:
         reader.max_frames = max_frames
     controls: list[ClientEvent] = []
@@ -132,17 +132,15 @@ def _check_client(
         fed += len(piece)
         pauses = 0
         controls += reader.receive(piece)
-        out += _take_bounded(reader, room + fed + HEADER_BYTES)
+        out += _pop_bounded(reader, room + fed + HEADER_BYTES)
         while reader.is_paused:
             pauses += 1
             controls += reader.receive(b"")
-            out += _take_bounded(reader, room + fed + HEADER_BYTES)
+            out += _pop_bounded(reader, room + fed + HEADER_BYTES)
         # A pause comes after a buffer is full, or after so many frames.
         inflated = sum(map(len, out))
         frames = fed * (1 + INFLATED_FRAMES)
-        assert pauses <= inflated // room + frames // FRAMES_A_TURN, (
-            "a pause that brings nothing on"
-        )
+        assert pauses <= inflated // room + frames // FRAMES_A_TURN, "a pause without progress"
     pings = [control.payload for control in controls if isinstance(control, Ping)]
     end = controls[-1] if len(pings) < len(controls) else None
     if end:
@@ -158,7 +156,7 @@ def _check_client(
         items = MessageReader().receive(HELLO + b"".join(out))
         assert items == [OPEN, *map(_item, view.events)]
 
-    # (A reader that expects no answer to a PING of the bridge's passes on any PONG.)
+    # (Without an expected answer to a PING of the bridge's own, the reader forwards every PONG.)
     passed = [event for event in expected.events if event[0] != wire.PING]
     code = end.code if isinstance(end, wire.Violation) else 0
     # zlib accepts a reference beyond its window if the bytes are in the same output: not every
@@ -174,7 +172,7 @@ def _check_client(
         assert code in expected.codes, (end, expected.codes)
         return
     assert end == (wire.Close(*expected.close) if expected.close else None)
-    # What has come of a message has gone on.
+    # The reader has forwarded the incomplete message.
     assert view.payload == expected.partial
     messages = [payload for opcode, payload in passed if opcode < wire.CLOSE]
     assert reader.messages == len(messages) + bool(expected.opcode)
@@ -182,7 +180,7 @@ def _check_client(
     assert reader.controls == len(expected.events) - len(messages) + expected.empty
 
 
-def _take_bounded(reader: ClientReader, most: int) -> list[bytes]:
+def _pop_bounded(reader: ClientReader, most: int) -> list[bytes]:
     out = list(reader.out)
     reader.out.clear()
     assert sum(map(len, out)) <= most, "more than the buffer and what came"
@@ -269,7 +267,7 @@ def _wsproto(chunks: Iterator[bytes] | list[bytes]) -> tuple[list[object], list[
 # From the producer
 
 MIN_DEFLATE: Final = (0, 1, 20, 256)
-# What the bridge does after a piece, by the upper bits of its byte.
+# The bridge's action after a piece, by the upper bits of its byte.
 INSERT_PING: Final = 0x80
 INSERT_PONG: Final = 0xA0
 INSERT_BOTH: Final = 0xC0
@@ -279,7 +277,7 @@ LAST: Final = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "going away"
 
 
 def producer_reader(data: bytes) -> None:
-    """A producer's bytes reach the client as good frames, and as the same messages."""
+    """A producer's bytes reach the client as valid frames of the same messages."""
     # An agreement; the shortest message to compress; the level; for each piece, in
     # turn, its size (an index in PIECES) and what the bridge inserts after it; what
     # the producer sends.
@@ -291,7 +289,7 @@ def producer_reader(data: bytes) -> None:
     stream = source.rest()
     expected = producer_stream(stream)
 
-    # Without anything of the bridge's: the very bytes.
+    # Without frames of the bridge's own: the same bytes.
     reader = ProducerReader(deflate, min_bytes, level)
     found = reader.receive(stream)
     assert found.count(Move()) == expected.moves
@@ -307,7 +305,7 @@ def producer_reader(data: bytes) -> None:
         end = _end_of(inserting.reader.receive(piece))
         assert not (end and ended), "two ends"
         ended = end or ended
-        inserting.take()
+        inserting.drain()
         if turns:
             inserting.insert(turns[index % len(turns)] & 0xE0)
     inserting.finish(has_ended=ended is not None)
@@ -320,7 +318,7 @@ def producer_reader(data: bytes) -> None:
     _check_end(ended, expected)
     assert events == expected.events
     if expected.is_between:
-        # What a producer sends in fragments arrives so, compressed or not.
+        # Fragments of the producer reach the client as fragments, compressed or not.
         assert view.payload == expected.partial
     else:
         assert view.payload.startswith(expected.partial)
@@ -333,18 +331,18 @@ class _Inserting:
         self.reader = reader
         self.view = view
         self.sent_last = False
-        self.tags: list[bytes] = []  # payloads of what was inserted
+        self.tags: list[bytes] = []  # payloads of the inserted frames
         self._sent_at_once: list[bytes] = []
 
-    def take(self) -> None:
-        """Give the client what there is for it."""
+    def drain(self) -> None:
+        """Let the client read the output."""
         self.view.feed(b"".join(self.reader.out))
         self.reader.out.clear()
         assert self.reader.is_between_frames == self.view.is_between
         assert self.reader.has_sent_last == self.view.is_closed
 
     def insert(self, action: int) -> None:
-        """Insert what the upper bits of a turn say."""
+        """Insert the frames that the upper bits of a turn select."""
         if action in (INSERT_PING, INSERT_BOTH):
             self._insert(wire.PING)
         if action in (INSERT_PONG, INSERT_BOTH):
@@ -352,19 +350,19 @@ class _Inserting:
         if action == INSERT_LAST and not self.sent_last:
             self.sent_last = True
             self.reader.insert_last(LAST)
-            self.take()
+            self.drain()
 
     def _insert(self, opcode: int) -> None:
-        # No producer of a fuzzer's sends these by chance.
+        # The fuzzer does not send these bytes by chance.
         tag = b"#%d \xd5\x1c\x93\x7e\xa8" % len(self.tags)
         self.tags.append(tag)
         if self.reader.is_between_frames and not self.sent_last:
             self._sent_at_once.append(tag)
         self.reader.insert(wire.encode_frame(opcode, tag))
-        self.take()
+        self.drain()
 
     def finish(self, has_ended: bool) -> None:
-        """Check what the client has of it."""
+        """Check the client's view of the inserted frames."""
         seen = [payload for _, payload in self.view.events if payload in self.tags]
         assert len(set(seen)) == len(seen)
         assert set(self._sent_at_once) <= set(seen)
@@ -376,7 +374,7 @@ class _Inserting:
                 assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) == []
         if has_ended:
             assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) == []
-        self.take()
+        self.drain()
         assert len(self.view.events) == before, "something after the end"
 
 
@@ -400,7 +398,7 @@ READER_LIMITS: Final = (10, 126, 1000, 2**40)
 
 
 def messages(data: bytes) -> None:
-    """The library makes the same items of the wire's bytes however they are cut."""
+    """The library returns the same items for the wire's bytes in any cut."""
     # A limit, with 0x80 for an OPEN before; sizes of the pieces; what the bridge sends.
     source = Source(data)
     flags = source.byte()
@@ -433,7 +431,7 @@ def messages(data: bytes) -> None:
 
 
 def documents(data: bytes) -> None:
-    """The two JSON documents of the wire are read or refused, and survive the way back."""
+    """The two JSON documents of the wire are decoded or rejected, and survive a round trip."""
     # 0 for an OPEN, 1 for an ANSWER; the document.
     kind: type[wire.Open | Answer] = Answer if data[:1] == b"\1" else wire.Open
     try:
@@ -459,7 +457,7 @@ ORDER: Final = list(ClientState)
 
 
 def session(data: bytes) -> None:
-    """A session takes whatever happens, in whatever order; both sides get good frames."""
+    """A session handles events in any order; both sides get valid frames."""
     # An agreement; a limit; a buffer, with 0x80 for a limit of the rate and 0x40 for no
     # hold; the shortest message to compress; then steps: a byte (what, and in its upper bits how),
     # and for bytes of a side their number, 0 for 256, and they.
@@ -488,7 +486,7 @@ def session(data: bytes) -> None:
         elif what in (PRODUCER, PRODUCER_EOF) and session.producer_state is ProducerState.DETACHED:
             if what == PRODUCER:
                 session.resume()
-                sides.begin_again()
+                sides.replace_producer()
             else:
                 session.expire_hold()
         elif what == PRODUCER:
@@ -518,7 +516,7 @@ def session(data: bytes) -> None:
 
 
 class _Sides:
-    """What the two sides of a session receive."""
+    """The two sides of a session, and what they receive."""
 
     def __init__(self, session: Session, deflate: Agreement | None) -> None:
         self.session = session
@@ -530,13 +528,13 @@ class _Sides:
         assert hello == HELLO
         session.to_producer.clear()
 
-    def begin_again(self) -> None:
-        """Look at the next producer, which is told of the connection first."""
+    def replace_producer(self) -> None:
+        """Replace the producer: the next one gets an OPEN first."""
         assert self.session.to_producer.pop(0) == REOPEN
         self.producer = ProducerView()
 
     def check(self) -> None:
-        """Take what the session puts out, as the bridge does after every call."""
+        """Empty the session's output, as the bridge does after every call, and check it."""
         session = self.session
         if self._state is ClientState.GONE:
             session.to_client.clear()  # the bridge has closed the client, and the producer
