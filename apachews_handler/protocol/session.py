@@ -104,7 +104,7 @@ class Session(SessionData):
 
     def receive_producer(self, data: bytes) -> None:
         """Handle bytes from the producer."""
-        # Table 2, "producer's message": this producer is too late, the client has left.
+        # Table 2, "producer's message": the client has left, and this output is ignored.
         if self.client_state is not _OPEN and (
             self.client_finished or self.producer_state is ProducerState.DELIVERING_BACKLOG
         ):
