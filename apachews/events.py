@@ -409,7 +409,7 @@ class ErrorEvent(Event):
         >>> match event:
         ...     case ErrorEvent(client, code, reason):
         ...         print(code, reason)
-        1009 a message of more than 16777216 bytes
+        1009 message has more than 16777216 bytes
     """
 
     __slots__ = ()

@@ -9,10 +9,10 @@
      |    +-- Http11Required 403: a WebSocket over HTTP/2, which HTTP/1.1 can carry
      |    +-- CheckFailed    500: httpd or OpenSSL is not what the code was written for
      |    +-- ClientGone     400: the client left during the handshake; nothing reads the answer
-     +-- Violation          a peer broke RFC 6455 or docs/reference/wire.md: close code, reason
 
 ``apachews.monitoring.refusals`` has the table: status, body, token and remedy of each refusal.
-``wsgi`` makes an answer and a log line of a refusal, ``session`` a close of a violation.
+``wsgi`` makes an answer and a log line of a refusal.  A violation of the protocol by a peer is a
+value, ``apachews.wire.Violation``, and not an exception.
 """
 
 from __future__ import annotations
@@ -159,23 +159,6 @@ class ClientGone(Refusal):
 
     def __init__(self) -> None:
         super().__init__(refusals.CLIENT_LEFT)
-
-
-class Violation(HandlerError):
-    """A peer broke the protocol.
-
-    Attributes:
-        code: the close code that answers it (RFC 6455 7.4.1).
-        reason: which rule it broke.
-    """
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(code, reason)
-        self.code = code
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.reason}"
 
 
 def no_descriptors(error: OSError) -> Refusal:

@@ -37,7 +37,7 @@ from apachews.events import (
     PongEvent,
 )
 from apachews.exceptions import ServerClosed
-from apachews.wire.reader import Moved, Violation
+from apachews.wire.reader import Moved
 
 from .calls import Calls
 from .connection import RECEIVING, Connection, State
@@ -343,7 +343,7 @@ class Loop:
                 self._receive_close(connection, item)
             elif isinstance(item, Moved):
                 self._receive_move(connection)
-            elif isinstance(item, Violation):
+            elif isinstance(item, wire.Violation):
                 self._close_for_violation(connection, item)
             elif connection.client:
                 latency_s = connection.client._receive_pong(item.payload)
@@ -353,7 +353,7 @@ class Loop:
             connection.log_ignored_frames()
 
     def _receive_open(self, connection: Connection, item: wire.Open) -> None:
-        connection.client = Client(connection, item.id, connection.reader.take_opening())
+        connection.client = Client(connection, item.id, connection.reader.pop_open_payload())
         connection.state = State.ASKED if item.answer_required else State.OPEN
         self.events.append(AcceptEvent(connection.client))
         if self.is_closed:
@@ -394,7 +394,7 @@ class Loop:
         elif connection.state is State.ASKED:
             self.connections.end(connection, wire.ABNORMAL, "it moved before it was answered")
 
-    def _close_for_violation(self, connection: Connection, violation: Violation) -> None:
+    def _close_for_violation(self, connection: Connection, violation: wire.Violation) -> None:
         if connection.state in RECEIVING:
             self.events.append(ErrorEvent(connection.client, "", violation.code, violation.reason))
             connection.drop_queue()

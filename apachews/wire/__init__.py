@@ -49,6 +49,8 @@ from .frames import (
     TEXT,
     TOO_BIG,
     TRY_AGAIN_LATER,
+    WHOLE_MESSAGES,
+    WHOLE_TEXT,
     Close,
     decode_close,
     decode_header,
@@ -59,6 +61,7 @@ from .frames import (
     truncate_reason,
 )
 from .messages import decode_json, encode_json, encode_message
+from .violation import Violation
 
 __all__ = [
     "ABNORMAL",
@@ -91,10 +94,13 @@ __all__ = [
     "TOO_BIG",
     "TRY_AGAIN_LATER",
     "VERSION",
+    "WHOLE_MESSAGES",
+    "WHOLE_TEXT",
     "Close",
     "Open",
     "Publish",
     "Published",
+    "Violation",
     "decode_close",
     "decode_header",
     "decode_json",

@@ -1,15 +1,13 @@
-"""Joining the frames of the wire to messages: the sans-I/O core of the library.
+"""Bridge to library: joins the frames of the wire into messages.
 
-Contract: ``MessageReader.receive(data)`` takes bytes as they came from the Unix
-socket, cut anywhere, and returns what they completed, in order.  After
-``FRAMES_A_TURN`` frames it pauses: ``is_paused`` is true, and ``receive(b"")`` goes on.
-It never raises for bad input: the last item is then a ``Violation``, and whatever comes
-after is ignored.  No I/O; one reader a connection; not for several threads.
+Contract: ``MessageReader.receive(data)`` accepts bytes of the Unix socket's stream, cut at
+any position, and returns the items that they complete, in order.  After ``FRAMES_A_TURN``
+frames the reader pauses: ``is_paused`` is true, and ``receive(b"")`` continues.  Invalid
+input raises nothing: the last item is then a ``Violation``, and the reader ignores all later
+input.  No I/O; one reader per connection; not thread-safe.
 
-How this works: a frame's payload is taken as it comes, into one buffer, so that a
-message takes the memory of its bytes however small the pieces are it was cut into.
-Only headers, control frames and OPEN wait in ``_rest`` until they are whole; each
-has a bound.
+The bridge's two readers have the same shape (``receive``, ``ignored``, ``is_paused``,
+``has_ended``).  They also put out bytes, in ``out``; this reader's items are its only output.
 
 Sources: docs/reference/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
 """
@@ -22,18 +20,19 @@ from typing import Final, TypeAlias
 from apachews import wire
 from apachews.exceptions import WireError
 
-# What a producer takes as one message unless it says otherwise.  Apache's side
-# has its own, smaller limit (APACHEWS_MAX_MESSAGE, 1 MiB), which comes first;
-# this one bounds the memory should somebody else talk to the socket.
+# The longest message that a producer accepts by default.  Apache's own limit
+# (APACHEWS_MAX_MESSAGE, 1 MiB) is smaller and applies first; this one bounds the memory if a
+# program other than Apache connects to the socket.
 DEFAULT_MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 
-
-# Frames after which the reader pauses, so that the server can serve the other clients: one
-# read of 64 KiB has 21,000 messages of a byte, and a program that answers each in 10 us would
-# let the others wait for 0.2 s.  Clients that are busy at the same time share fewer, for each
-# turn of theirs is a wait for the others; each gets the last number at least.
+# The reader pauses after this number of frames, so that the server can serve the other
+# clients: one read of 64 KiB can hold 21,000 messages of one byte, and a program that answers
+# each message in 10 us would block the other clients for 0.2 s.
 FRAMES_A_TURN: Final = 512
+# Clients that are busy at the same time share a smaller number, because each of them delays
+# all the others.
 SHARED_FRAMES_A_TURN: Final = 128
+# Each busy client gets at least this number, however many there are.
 MIN_FRAMES_A_TURN: Final = 8
 
 
@@ -49,90 +48,92 @@ class Moved:
     """The bridge's MOVE: the client goes to another producer; nothing follows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """The bytes break the wire's rules or the size limit; nothing follows."""
+# (The other two readers call theirs an event.  In the library an event is what
+# ``Server.dequeue`` returns.)
+Item: TypeAlias = (
+    "str | bytes | wire.Open | wire.Publish | wire.Close | Pong | Moved | wire.Violation"
+)
 
-    code: int
-    reason: str
 
-
-Item: TypeAlias = "str | bytes | wire.Open | wire.Publish | wire.Close | Pong | Moved | Violation"
-
-_TEXT_WHOLE: Final = wire.FIN | wire.TEXT
-_WHOLE: Final = frozenset((_TEXT_WHOLE, wire.FIN | wire.BINARY))
+_WHOLE_TEXT: Final = wire.WHOLE_TEXT  # (An attribute of a module costs more.)
+_WHOLE_MESSAGES: Final = wire.WHOLE_MESSAGES
 
 
 class MessageReader:
     """Turns the bytes of one connection into messages.
 
     Args:
-        max_message_bytes: the longest message taken; a longer one is a
-            Violation with code 1009.
+        max_message_bytes: a longer message is a Violation with code 1009.
 
     Attributes:
-        ignored: opcodes of frames that were left out; the caller logs and empties it.
-        is_paused: there is more, for ``receive(b"")``.
+        ignored: opcodes of frames that the reader dropped; the caller logs and empties the
+            list.  The list is mutated and never replaced.
+        is_paused: more items are available from ``receive(b"")``.
+        has_ended: the stream has ended with a CLOSE, a MOVE or a violation.
     """
 
     __slots__ = (
-        "_finished",
         "_frame_fin",
         "_max_message_bytes",
         "_message_bytes",
         "_message_opcode",
+        "_open_payload",
         "_opened",
-        "_opening",
         "_payload",
         "_remaining",
         "_rest",
+        "has_ended",
         "ignored",
         "is_paused",
     )
 
     def __init__(self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
-        self._max_message_bytes = max_message_bytes
-        self._rest = b""  # the beginning of a header, a control frame or OPEN
-        self._remaining = 0  # bytes of the current data frame still to come
-        self._frame_fin = False  # whether that frame ends its message
-        self._message_opcode = 0  # TEXT or BINARY inside a message, else 0
-        self._message_bytes = 0
-        self._payload: bytearray | None = None  # of a message in several pieces
         self.ignored: list[int] = []
         self.is_paused = False
-        self._opened = False
-        self._opening = b""  # the payload of the OPEN, until it is taken
-        self._finished = False  # after a CLOSE, a MOVE or a violation
+        self.has_ended = False
+        self._max_message_bytes = max_message_bytes
+        # Input that is not decoded yet: an incomplete header, control frame, OPEN or PUBLISH
+        # (each has a limit), and all that is left during a pause.
+        self._rest = b""
+        self._remaining = 0  # payload bytes of the current data frame that are still to come
+        self._frame_fin = False  # the current frame ends its message
+        self._message_opcode = 0  # TEXT or BINARY inside a message, else 0
+        self._message_bytes = 0
+        # One buffer for a message that arrives in pieces: a list of small pieces would take
+        # many times the memory of their bytes.
+        self._payload: bytearray | None = None
+        self._opened = False  # OPEN or PUBLISH has arrived
+        self._open_payload = b""  # payload of OPEN, until the caller pops it
 
     @property
     def is_idle(self) -> bool:
-        """True between messages: an end of file here cuts nothing off."""
+        """True between messages: an end of file at this point truncates nothing."""
         return not (self._rest or self._remaining or self._message_opcode)
 
-    def take_opening(self) -> bytes:
-        """Return the payload of the OPEN that ``receive`` has returned just now."""
-        opening, self._opening = self._opening, b""
-        return opening
+    def pop_open_payload(self) -> bytes:
+        """Return the payload of the OPEN that ``receive`` has just returned; once."""
+        payload, self._open_payload = self._open_payload, b""
+        return payload
 
     def receive(self, data: bytes, busy: int = 1) -> list[Item]:
-        """Take bytes from the socket; return what they completed, in order.
+        """Decode bytes from the socket; return the items that they complete, in order.
 
         Args:
-            data: as they came; b"" to go on after a pause.
-            busy: how many clients share the frames of a turn.
+            data: bytes as they arrived; b"" to continue after a pause.
+            busy: number of clients that share the frames of a turn.
         """
         items: list[Item] = []
-        if self._finished:
+        if self.has_ended:
             return items
+        frames = FRAMES_A_TURN if busy == 1 else SHARED_FRAMES_A_TURN // busy
         try:
-            frames = FRAMES_A_TURN if busy == 1 else SHARED_FRAMES_A_TURN // busy
-            self._receive(data, max(MIN_FRAMES_A_TURN, frames), items)
+            self._read_frames(data, max(MIN_FRAMES_A_TURN, frames), items)
         except WireError as error:
-            self._finish()
-            items.append(Violation(error.code, error.reason))
+            self._end()
+            items.append(wire.Violation.from_error(error))
         return items
 
-    def _receive(self, data: bytes, frames_left: int, items: list[Item]) -> None:
+    def _read_frames(self, data: bytes, frames_left: int, items: list[Item]) -> None:
         if self._rest:
             data, self._rest = self._rest + data, b""
         self.is_paused = False
@@ -141,18 +142,14 @@ class MessageReader:
             if self._remaining:
                 chunk = data[position : position + self._remaining]
                 position += len(chunk)
-                self._remaining -= len(chunk)
-                if self._payload is None:
-                    self._payload = bytearray()
-                self._payload += chunk
-                if not self._remaining and self._frame_fin:
-                    items.append(self._join())
+                self._on_payload(chunk, items)
                 continue
             if not frames_left:
                 self.is_paused = True
                 self._rest = data[position:]
                 return
             frames_left -= 1
+            # A two-byte header is decoded here: a call per frame costs as much as the rest.
             if position + 2 <= end and (length := data[position + 1]) < 126:
                 first, start = data[position], position + 2
             else:
@@ -161,9 +158,9 @@ class MessageReader:
                     self._rest = data[position:]
                     return
                 first, length, start = header
-            # The common case first: a whole message in one frame.
+            # Fast path: a whole message in one frame.
             if (
-                first in _WHOLE
+                first in _WHOLE_MESSAGES
                 and start + length <= end
                 and not self._message_opcode
                 and self._opened
@@ -171,60 +168,76 @@ class MessageReader:
             ):
                 position = start + length
                 payload = data[start:position]
-                items.append(_decode_text(payload) if first == _TEXT_WHOLE else payload)
+                items.append(_decode_text(payload) if first == _WHOLE_TEXT else payload)
                 continue
             if first & wire.RSV:
-                raise WireError("an RSV bit is set; the wire knows no extension")
+                raise WireError("reserved bit set; the wire has no extensions")
             opcode = first & wire.OPCODE
             if opcode > wire.BINARY:
-                taken = self._take_whole_frame(data, first, start, length, items)
-                if not taken:
+                if not self._on_whole_frame(data, first, start, length, items):
                     self._rest = data[position:]
                     return
-                if self._finished:
+                if self.has_ended:
                     return
                 position = start + length
                 continue
-            self._begin_data_frame(first, opcode, length)
+            self._on_data_header(first, opcode, length)
             if not length and self._frame_fin:
                 items.append(self._join())
             position = start
 
-    def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:
+    def _on_payload(self, chunk: bytes, items: list[Item]) -> None:
+        """Store a piece of the current data frame; complete the message after its last one."""
+        self._remaining -= len(chunk)
+        if self._payload is None:
+            self._payload = bytearray()
+        self._payload += chunk
+        if not self._remaining and self._frame_fin:
+            items.append(self._join())
+
+    def _on_data_header(self, first: int, opcode: int, length: int) -> None:
+        """Check the header of a data frame and start to read its payload."""
         if not self._opened:
             raise WireError("the first frame is not OPEN")
         if opcode == wire.CONTINUATION:
             if not self._message_opcode:
-                raise WireError("a CONTINUATION without a message to continue")
+                raise WireError("CONTINUATION frame without a message to continue")
         elif self._message_opcode:
-            raise WireError("a new message inside a fragmented one")
+            raise WireError("new message inside a fragmented message")
         else:
             self._message_opcode = opcode
+        # The header announces the length: the reader refuses a message that is too long
+        # before it stores any of the excess.
         self._message_bytes += length
         if self._message_bytes > self._max_message_bytes:
-            raise WireError(f"a message of more than {self._max_message_bytes} bytes", wire.TOO_BIG)
+            raise WireError(f"message has more than {self._max_message_bytes} bytes", wire.TOO_BIG)
         self._remaining = length
         self._frame_fin = first >= wire.FIN
 
-    def _take_whole_frame(
+    def _on_whole_frame(
         self, data: bytes, first: int, start: int, length: int, items: list[Item]
     ) -> bool:
-        """Take OPEN, a control frame or a reserved frame; False until it is whole."""
+        """Handle OPEN, PUBLISH, a control frame or a reserved frame.
+
+        Returns:
+            False if the frame is not complete yet.
+        """
         opcode = first & wire.OPCODE
         limit = wire.MAX_OPEN_BYTES if opcode < wire.CLOSE else wire.MAX_CONTROL_BYTES
+        # Before the frame is complete: the limit bounds what ``_rest`` can hold.
         if length > limit:
-            raise WireError(f"a frame of opcode {opcode:#x} has more than {limit} bytes")
+            raise WireError(f"frame of opcode {opcode:#x} has more than {limit} bytes")
         if first < wire.FIN:
-            raise WireError(f"a frame of opcode {opcode:#x} is fragmented")
+            raise WireError(f"frame of opcode {opcode:#x} is fragmented")
         if start + length > len(data):
             return False
         payload = data[start : start + length]
         if opcode == wire.OPEN:
             if self._opened:
-                raise WireError("a second OPEN")
+                raise WireError("second OPEN frame")
             self._opened = True
             items.append(wire.Open.decode(payload))
-            self._opening = payload
+            self._open_payload = payload
         elif opcode == wire.PUBLISH and not self._opened:
             self._opened = True
             items.append(wire.Publish.decode(payload))
@@ -232,28 +245,29 @@ class MessageReader:
             raise WireError("the first frame is not OPEN")
         elif opcode == wire.CLOSE:
             items.append(wire.decode_close(payload))
-            self._finish()
+            self._end()
         elif opcode == wire.MOVE:
             if self._message_opcode:
-                raise WireError("a MOVE inside a message")
+                raise WireError("MOVE frame inside a message")
             items.append(Moved())
-            self._finish()
+            self._end()
         elif opcode == wire.PONG:
             items.append(Pong(payload))
         else:
-            # PING and ANSWER do not occur in this direction, and the other opcodes
-            # are reserved: left out, so that the wire can grow (docs/reference/wire.md).
+            # PING and ANSWER do not occur in this direction, and the other opcodes are
+            # reserved.  The reader drops them, so that the wire can grow (docs/reference/wire.md).
             self.ignored.append(opcode)
         return True
 
     def _join(self) -> str | bytes:
+        """Return the message that is complete now."""
         payload, self._payload = self._payload or b"", None
         opcode = self._message_opcode
         self._message_opcode = self._message_bytes = 0
         return _decode_text(payload) if opcode == wire.TEXT else bytes(payload)
 
-    def _finish(self) -> None:
-        self._finished = True
+    def _end(self) -> None:
+        self.has_ended = True
         self.is_paused = False
         self._rest = b""
         self._payload = None
@@ -263,4 +277,4 @@ def _decode_text(payload: bytes | bytearray) -> str:
     try:
         return payload.decode()
     except UnicodeDecodeError as error:
-        raise WireError("a text message is not UTF-8", wire.INVALID_DATA) from error
+        raise WireError("text message is not UTF-8", wire.INVALID_DATA) from error

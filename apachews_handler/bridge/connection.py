@@ -21,7 +21,8 @@ from apachews_handler.monitoring.close_log import CloseLine, Ending
 from apachews_handler.monitoring.log_file import append
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
-from apachews_handler.protocol.session import ClientState, ProducerState, Session
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Settings
 
@@ -198,7 +199,7 @@ class Connection:
     @property
     def is_held(self) -> bool:
         """True while it has no producer, and waits for the next one."""
-        return self.session.producer_state is ProducerState.AWAY
+        return self.session.producer_state is ProducerState.DETACHED
 
     @property
     def is_closed(self) -> bool:
@@ -208,12 +209,12 @@ class Connection:
     @property
     def queued_in_bytes(self) -> int:
         """How many bytes of the client's wait for a producer."""
-        return self.producer.queue.unsent_bytes + self.session.waiting_bytes
+        return self.producer.queue.unsent_bytes + self.session.backlog_bytes
 
     @property
     def queued_out_bytes(self) -> int:
         """How many bytes of the producer's wait for the client, or for the rest of a frame."""
-        return self.client.queue.unsent_bytes + self.session.kept_bytes
+        return self.client.queue.unsent_bytes + self.session.partial_bytes
 
     def attach_producer(self, producer_socket: socket.socket) -> None:
         """Own another producer's socket, connected and non-blocking; the last one is closed."""
@@ -263,7 +264,7 @@ class Connection:
     def log_close(self) -> None:
         """Log how it ended, in the error log and, if there is one, in the close log."""
         session = self.session
-        end = session.end
+        end = session.close_cause
         assert end, "a connection is closed for a cause"
         after_s = time.monotonic() - self.opened_at
         self.log.write(

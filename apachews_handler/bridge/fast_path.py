@@ -16,7 +16,8 @@ from __future__ import annotations
 import select
 from typing import Final
 
-from apachews_handler.protocol.session import HEADER_BYTES, ClientState, ProducerState
+from apachews_handler.protocol.session import HEADER_BYTES
+from apachews_handler.protocol.states import ClientState, ProducerState
 
 from .connection import Connection
 from .poller import Poller

@@ -23,7 +23,8 @@ import traceback
 from typing import Final
 
 from apachews_handler.monitoring.counters import Counters
-from apachews_handler.protocol.session import HEADER_BYTES, ClientState, ProducerState
+from apachews_handler.protocol.session import HEADER_BYTES
+from apachews_handler.protocol.states import ClientState, ProducerState
 
 from .connection import NOT_WATCHED, Connection
 from .deadlines import Deadlines
@@ -214,7 +215,7 @@ class Relay:
         except OSError:
             # EPIPE: it takes nothing more.  Its last bytes may still be in the kernel; the end
             # of file comes after them.
-            connection.session.receive_producer_deafness(*queue.undelivered())
+            connection.session.receive_producer_write_error(*queue.undelivered())
             queue.clear()
 
     def log_ignored(self, connection: Connection) -> None:
@@ -266,7 +267,7 @@ class Relay:
             mask = _OUT if client.queue.unsent_bytes else 0
             if session.client_state is ClientState.CLOSED or not (
                 producer.queue.unsent_bytes
-                or session.waiting_bytes >= connection.settings.max_buffer_bytes
+                or session.backlog_bytes >= connection.settings.max_buffer_bytes
             ):
                 # Read it.  A TLS session that must write first would be reported readable in
                 # every turn.
@@ -289,7 +290,7 @@ class Relay:
             if session.client_finished:
                 # Nothing it sends reaches the client.  If it moves, its end of file still
                 # matters, because the next producer waits for it.
-                mask |= _IN if session.producer_state is ProducerState.MOVED else 0
+                mask |= _IN if session.producer_state is ProducerState.AWAITING_EOF else 0
             elif not client.queue.unsent_bytes:
                 mask |= _IN
             if mask != producer.mask:

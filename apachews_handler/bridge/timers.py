@@ -12,7 +12,7 @@ from typing import Final
 
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import SLOWEST_CLOSING_BYTES_S, Progress
-from apachews_handler.protocol.session import ProducerState
+from apachews_handler.protocol.states import ProducerState
 from apachews_handler.protocol.timeouts import Due
 
 from .connection import NOT_WATCHED, Connection
@@ -47,7 +47,7 @@ class Timers:
             return
         if due is Due.HOLD_EXPIRED:
             timeouts.held_until = 0.0
-            session.give_up_holding()
+            session.expire_hold()
             self._relay.flush(connection)
         elif due is Due.DRAIN:
             assert connection.drain_cause, "drain_at is set together with a cause"
@@ -98,7 +98,7 @@ class Timers:
             timeouts.close_by = self._poller.now + close_timeout_s
             self._relay.schedule(connection)
             return
-        is_moving = session.producer_state is ProducerState.MOVED and session.waiting_bytes
+        is_moving = session.producer_state is ProducerState.AWAITING_EOF and session.backlog_bytes
         if is_moving or connection.producer.mask == NOT_WATCHED:
             # Its end of file was awaited, or not read because of this client.
             self._relay.lose_producer(connection)

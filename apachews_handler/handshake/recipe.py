@@ -27,8 +27,8 @@ from apachews_handler.lifecycle.child import the_child
 from apachews_handler.monitoring.close_log import CloseLine, Handshake
 from apachews_handler.native.httpd import Request
 from apachews_handler.native.httpd_process import spare_workers
+from apachews_handler.protocol import new_session
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.raw import new_session
 from apachews_handler.settings import Settings, parse_settings
 from apachews_handler.shared import limits, waiting
 

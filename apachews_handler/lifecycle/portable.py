@@ -33,9 +33,9 @@ from typing import Any, Final
 from apachews_handler.bridge.connection import Connection, ConnectionInfo, Log, Permit
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.monitoring.close_log import BadFormat, CloseFormat, parse_format
+from apachews_handler.protocol import new_session
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
-from apachews_handler.protocol.raw import new_session
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 from apachews_handler.shared import slots

@@ -1,8 +1,8 @@
-/* Unmasking (RFC 6455 5.3), eight bytes at a time: what mask.py does without it.
+/* Unmasking (RFC 6455 5.3), eight bytes at a time; unmask_in_python in mask.py is the fallback.
  *
  * Contract: unmask(data: bytes, mask: bytes) -> bytes; the mask has four bytes, rotated
- * to the data's place in the payload.  It keeps the GIL: a buffer's worth takes less
- * time than handing that over.  Built where there is a compiler, on the stable ABI.
+ * to the data's position in the payload.  The function keeps the GIL: a buffer of data takes
+ * less time than a release of the GIL.  Built if there is a compiler, on the stable ABI.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030a0000 /* Python 3.10 */
@@ -27,7 +27,7 @@ static PyObject *unmask(PyObject *module, PyObject *const *args, Py_ssize_t coun
         PyBytes_AsStringAndSize(args[1], &mask, &mask_length) < 0)
         return NULL;
     if (mask_length != 4) {
-        PyErr_Format(PyExc_ValueError, "a mask has 4 bytes, not %zd", mask_length);
+        PyErr_Format(PyExc_ValueError, "mask must have 4 bytes, not %zd", mask_length);
         return NULL;
     }
     result = PyBytes_FromStringAndSize(NULL, length);

@@ -1,8 +1,7 @@
-"""How a connection can end: who, with which close code, at which level of the log.
+"""Why a connection closes: who closes it, with which close code, at which log level.
 
-Contract: one table and nothing else.  ``session`` picks a row, ``bridge`` logs it.
-``docs/reference/close-codes.md`` has the same table for people; a test holds the two against
-each other.
+Contract: one table.  ``session`` picks a row and ``bridge`` logs it.
+``docs/reference/close-codes.md`` documents the table; a test compares the two.
 
 Sources: RFC 6455 7.4.1 and the IANA registry of close codes (1012, 1013).
 """
@@ -16,24 +15,24 @@ from apachews import wire
 
 @enum.unique
 class CloseCause(enum.Enum):
-    """One way to end.
+    """One reason to close.
 
     Attributes:
-        by: who began it: ``client``, ``producer`` or ``bridge``.
-        code: what the client is closed with; 0 for whatever the one who closed
-            gave, 1006 where nothing can be sent.
-        level: of its line in the error log.
-        reason: what goes with the code; "" where whoever closed gives one.
+        by: which side closes: ``client``, ``producer`` or ``bridge``.
+        code: close code for the client; 0: the code that the closing side sent; 1006: no CLOSE
+            can be sent.
+        level: of the line in the error log.
+        reason: text of the CLOSE; "": the text that the closing side sent, or none.
     """
 
     CLIENT_CLOSED = ("client", 0, "info", "")
-    CLIENT_LEFT = ("client", wire.ABNORMAL, "info", "the connection broke off")
+    CLIENT_LEFT = ("client", wire.ABNORMAL, "info", "the connection was lost")
     PRODUCER_CLOSED = ("producer", 0, "info", "")
     PRODUCER_LEFT = ("producer", wire.SERVICE_RESTART, "info", "the producer is gone")
     PRODUCER_ENDED = ("producer", wire.NORMAL, "info", "")
     PRODUCER_CUT_OFF = ("producer", wire.ABNORMAL, "warn", "the producer died inside a frame")
     PRODUCER_ERROR = ("bridge", wire.INTERNAL_ERROR, "warn", "")
-    GOING_AWAY = ("bridge", wire.GOING_AWAY, "info", "the server goes away")
+    GOING_AWAY = ("bridge", wire.GOING_AWAY, "info", "the server is shutting down")
     DRAINED = ("bridge", wire.SERVICE_RESTART, "info", "the server was restarted")
     IDLE = ("bridge", wire.GOING_AWAY, "info", "idle")
     PROTOCOL_ERROR = ("bridge", wire.PROTOCOL_ERROR, "warn", "")
@@ -42,7 +41,7 @@ class CloseCause(enum.Enum):
     TOO_BIG = ("bridge", wire.TOO_BIG, "warn", "")
     NO_PONG = ("bridge", wire.INTERNAL_ERROR, "info", "no answer to a ping")
     TOO_SLOW = ("bridge", wire.TRY_AGAIN_LATER, "warn", "too slow")
-    FAILED = ("bridge", wire.ABNORMAL, "error", "an error in the bridge")
+    FAILED = ("bridge", wire.ABNORMAL, "error", "internal error in the bridge")
 
     def __init__(self, by: str, code: int, level: str, reason: str) -> None:
         self.by = by
@@ -52,13 +51,17 @@ class CloseCause(enum.Enum):
 
     @classmethod
     def of_violation(cls, code: int) -> CloseCause:
-        """Return the row for a client's violation, by its close code."""
+        """Return the row for a client's violation.
+
+        Args:
+            code: 1002, 1007, 1008 or 1009.
+        """
         return _VIOLATIONS[code]
 
 
 _VIOLATIONS = {
-    end.code: end
-    for end in (
+    cause.code: cause
+    for cause in (
         CloseCause.PROTOCOL_ERROR,
         CloseCause.INVALID_DATA,
         CloseCause.TOO_MANY_MESSAGES,

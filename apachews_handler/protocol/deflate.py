@@ -1,16 +1,15 @@
-"""permessage-deflate: what is agreed on, and the two streams (RFC 7692).
+"""permessage-deflate: the negotiation and the two streams (RFC 7692).
 
-Contract: ``Negotiation`` is an extension for wsproto's handshake; what was agreed
-on is then in its ``agreed``.  ``Inflater`` gives back what a client compressed, in
-pieces no larger than asked for; ``Deflater`` compresses for it.  Sans-I/O; one a
-connection and direction, made when there is a message for it, and where no context
-is kept let go after that.
+Contract: ``Negotiation`` is an extension for wsproto's handshake; its ``agreed`` is the
+result.  ``Inflater`` returns what a client compressed, in pieces of at most the requested
+size; ``Deflater`` compresses for the client.  Sans-I/O; one of each per connection, created
+for the first message that needs it, and dropped after each message if no context is kept.
 
-How this works: zlib's streams do the work.  Only two things are ours.  Never more
-comes out of the Inflater at once than its caller has room for: a few bytes of a
-client may stand for a thousand times as many.  And a window of ours is smaller
-than zlib's largest: memory for a connection is 2**(bits+2) bytes to compress and
-2**bits to inflate, and some KiB (docs/explanation/how-it-works.md has what was measured).
+How this works: zlib's streams do the work.  Two properties are added.  The Inflater never
+returns more at once than its caller has room for: a few bytes of a client may inflate to a
+thousand times as many.  And the windows are smaller than zlib's largest: a connection takes
+2**(bits+2) bytes to compress and 2**bits to inflate, and some KiB
+(docs/explanation/how-it-works.md has measurements).
 
 Sources: RFC 7692 7.1 (parameters), 7.2 (messages).
 """
@@ -24,38 +23,40 @@ from typing import Final
 from wsproto.extensions import Extension
 
 from apachews import wire
-from apachews_handler.exceptions import Violation
+from apachews.exceptions import WireError
 
-# RFC 7692 7.1.2.1; zlib itself cannot compress with 8.
+# RSV1, on the first frame of a compressed message (RFC 7692 6.).
+COMPRESSED: Final = 0x40
+# RFC 7692 7.1.2.1 allows 8 as well; zlib cannot compress with 8.
 MAX_WINDOW_BITS: Final = 15
 MIN_WINDOW_BITS: Final = 9
-# RFC 7692 7.1
+# Parameters that have a value, and parameters that need none (RFC 7692 7.1).
 _HAVE_BITS: Final = frozenset(("server_max_window_bits", "client_max_window_bits"))
 _MAY_STAND_ALONE: Final = frozenset(
     ("server_no_context_takeover", "client_no_context_takeover", "client_max_window_bits")
 )
 _WINDOWS: Final = frozenset(str(bits) for bits in range(8, MAX_WINDOW_BITS + 1))
-# What ends a message, and is not sent (RFC 7692 7.2.1).
+# The end of a compressed message, which the sender removes (RFC 7692 7.2.1).
 _TAIL: Final = b"\x00\x00\xff\xff"
 # A stored block without its first byte: length, complement, bytes (RFC 1951 3.2.4).
 _BLOCK_BYTES: Final = b"apachews"
 _BLOCK: Final = b"\x08\x00\xf7\xff" + _BLOCK_BYTES
-# A message may have several final blocks (RFC 7692 7.2.1), each of which ends a zlib stream.
-# Setting a stream up costs far more than the two bytes of an empty final block, so a message
-# that consists of these would hold up the other clients; compressors make one.
+# A message may have several final blocks (RFC 7692 7.2.1), and each ends a zlib stream.  A new
+# stream costs far more than the two bytes of an empty final block: a message of such blocks
+# would delay the other clients.  Compressors write at most one.
 MAX_STREAMS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What client and server agreed on.
+    """The parameters that client and server agreed on.
 
     Attributes:
-        client_window_bits, server_window_bits: the window that each compresses
-            with at most, as a power of two.  The server's may be smaller than its answer
-            says: 15, if the client did not offer ``server_max_window_bits``.
-        client_keeps_context, server_keeps_context: whether a message may refer
-            to the ones before it.
+        client_window_bits, server_window_bits: the largest window that each side compresses
+            with, as a power of two.  The server's may be smaller than its answer says: the
+            answer says 15 if the client did not offer ``server_max_window_bits``.
+        client_keeps_context, server_keeps_context: whether a message may refer to earlier
+            messages.
     """
 
     client_window_bits: int = MAX_WINDOW_BITS
@@ -65,18 +66,17 @@ class Agreement:
 
 
 class Negotiation(Extension):
-    """What is offered to wsproto's handshake.
+    """The extension for wsproto's handshake.
 
-    (wsproto has one of its own, whose answer does not hold the client to a window,
-    nor decline what RFC 7692 7.1 has declined; and its offers' values are not
-    checked.)
+    (wsproto's own extension does not limit the client's window in its answer, does not decline
+    the offers that RFC 7692 7.1 declines, and does not check the values of offers.)
 
     Args:
-        window_bits: the largest window, both ways.
-        keeps_context: whether messages may refer to earlier ones, both ways.
+        window_bits: the largest window, in both directions.
+        keeps_context: whether messages may refer to earlier ones, in both directions.
 
     Attributes:
-        agreed: after the handshake; None where the client's offers were declined.
+        agreed: the result of the handshake; None if every offer was declined.
     """
 
     name = "permessage-deflate"
@@ -91,9 +91,9 @@ class Negotiation(Extension):
         return False
 
     def accept(self, offer: str) -> str | None:
-        """Return the parameters that answer one offer, None to decline it."""
+        """Return the parameters that answer one offer; None declines it."""
         if self.agreed:
-            return None  # the client lists its offers best first (RFC 7692 5.)
+            return None  # an earlier offer is a better one (RFC 7692 5.)
         parameters = _parse_offer(offer)
         if parameters is None:
             return None
@@ -107,9 +107,9 @@ class Negotiation(Extension):
             wanted = parameters["client_max_window_bits"] or MAX_WINDOW_BITS
             client_bits = min(self._window_bits, wanted)
             answer.append(f"client_max_window_bits={client_bits}")
-        # Only in answer to an offer of the parameter: RFC 7692 7.1.2.1 allows it without one,
-        # and clients in use fail on it.  A server that compresses with a smaller window than
-        # agreed on needs no agreement: the client's larger window reads its stream.
+        # Answer the parameter only if the client offered it: RFC 7692 7.1.2.1 allows it without
+        # an offer, but clients in use fail on it.  The server may use a smaller window without
+        # an agreement: the client's larger window inflates the stream.
         if server_offered:
             answer.append(f"server_max_window_bits={server_bits}")
         server_keeps = self._keeps_context and "server_no_context_takeover" not in parameters
@@ -123,9 +123,9 @@ class Negotiation(Extension):
 
 
 def _parse_offer(offer: str) -> dict[str, int | None] | None:
-    """Return an offer's parameters, None where RFC 7692 7.1 has it declined.
+    """Return an offer's parameters; None if RFC 7692 7.1 requires that it is declined.
 
-    The value is None for a parameter without one.
+    A parameter without a value has the value None.
     """
     parameters: dict[str, int | None] = {}
     for item in offer.split(";")[1:]:
@@ -142,37 +142,32 @@ def _parse_offer(offer: str) -> dict[str, int | None] | None:
 
 
 class Inflater:
-    """Inflates what a client compressed.
-
-    How the end of a message is found: a message ends after the header of an empty stored
-    block, whose last four bytes the sender removed (RFC 7692 7.2.1).  Only in that state
-    does zlib take a stored block of other bytes for what it is, so a copy of the stream is
-    given one.  A message that was cut off anywhere else is refused; without the question
-    the bytes of the next message would be read as its rest.
+    """Inflates a client's messages.
 
     Args:
-        window_bits: as agreed on for the client.
-        window: what ``window()`` of an earlier inflater of the same stream returned.
+        window_bits: the client's, as negotiated.
+        window: the result of ``window()`` of an earlier inflater of the same stream.
 
     Attributes:
-        streams: of zlib, in the message so far.
+        streams: number of zlib streams in the message so far.
     """
 
     __slots__ = ("_history_bytes", "_input", "_is_empty", "_window_bits", "_zlib", "streams")
 
     def __init__(self, window_bits: int, window: bytes = b"") -> None:
-        self._window_bits = max(window_bits, MIN_WINDOW_BITS)  # a larger one reads all
+        # (A larger window inflates the streams of a smaller one.)
+        self._window_bits = max(window_bits, MIN_WINDOW_BITS)
         if window:
             self._zlib = zlib.decompressobj(-self._window_bits, zdict=window)
         else:
             self._zlib = zlib.decompressobj(-self._window_bits)
-        self._history_bytes = len(window)  # output of the current stream
+        self._history_bytes = len(window)  # length of the output of the current stream
         self._input = b""
-        self._is_empty = True  # the message so far
+        self._is_empty = True  # the message has no byte so far
         self.streams = 1
 
     def feed(self, data: bytes) -> None:
-        """Take a piece of a message's payload, after the piece before was read out."""
+        """Store a piece of a message's payload; the previous piece must have been read out."""
         self._is_empty = self._is_empty and not data
         self._input = data
 
@@ -180,16 +175,16 @@ class Inflater:
         """Return at most ``size`` bytes; fewer mean that the piece is read out.
 
         Raises:
-            Violation: 1007, the data is not compressed as it should be.
+            WireError: 1007, the data is not a valid deflate stream.
         """
         out = self._decompress(self._input, size)
         while self._zlib.eof and self._zlib.unused_data:
-            # A final block ended the stream, and the message goes on in a new one.
+            # A final block ended the stream; the message continues in a new stream.
             self.streams += 1
             if self.streams > MAX_STREAMS:
-                raise Violation(wire.INVALID_DATA, "a message has too many compressed streams")
+                raise WireError("message has too many compressed streams", wire.INVALID_DATA)
             self._input = self._zlib.unused_data
-            self._begin_stream()
+            self._new_stream()
             if len(out) == size:
                 return out
             out += self._decompress(self._input, size - len(out))
@@ -199,52 +194,59 @@ class Inflater:
     def end_message(self) -> None:
         """End a message that was read out; the next one may refer to it.
 
+        How this finds a truncated message: a complete one ends after the header of an empty
+        stored block, whose last four bytes the sender removed (RFC 7692 7.2.1).  Only in that
+        state does zlib accept another stored block, so the method feeds one to a copy of the
+        stream.  Without this check the inflater would read the next message as the rest of a
+        truncated one.
+
         Raises:
-            Violation: 1007, the message ends inside a block.
+            WireError: 1007, the message ends inside a block.
         """
         # A sender may end a message with a final block and nothing after it, and an empty
         # message may have no byte at all (RFC 7692 7.2.3.4, 7.2.3.6).
         if not self._zlib.eof and not self._is_empty:
-            if self._takes_block(b""):
+            if self._accepts_block(b""):
                 self._zlib.decompress(_TAIL)
-            elif not self._takes_block(b"\x01"):
-                # (Between two blocks: the sender left the tail in place, which is harmless.)
-                raise Violation(wire.INVALID_DATA, "a compressed message is cut off")
+            # Or the message ends between two blocks: the sender did not remove the tail, which
+            # is harmless.
+            elif not self._accepts_block(b"\x01"):
+                raise WireError("compressed message is truncated", wire.INVALID_DATA)
         if self._zlib.eof:
-            self._begin_stream()
+            self._new_stream()
         self._is_empty = True
         self.streams = 1
 
     def window(self) -> bytes:
         """Return the output that the next message may refer to; only between messages.
 
-        zlib's ``inflateGetDictionary`` is not part of Python's ``zlib``.  A block of matches
-        at the distance of the window's length repeats the window, and a copy of the stream
-        inflates it.
+        Python's ``zlib`` lacks ``inflateGetDictionary``.  Instead, a copy of the stream
+        inflates a block of matches at the distance of the window's length, which repeats the
+        window.
         """
         size = min(self._history_bytes, 1 << self._window_bits)
         return self._zlib.copy().decompress(_repeat(size), size) if size else b""
 
-    def _begin_stream(self) -> None:
+    def _new_stream(self) -> None:
         self._zlib = zlib.decompressobj(-self._window_bits)
         self._history_bytes = 0
 
-    def _takes_block(self, header: bytes) -> bool:
-        """Tell whether a stored block would be read as one after this part of its header."""
+    def _accepts_block(self, header: bytes) -> bool:
+        """Tell whether zlib reads a stored block as one after this part of its header."""
         stream = self._zlib.copy()
         try:
             is_read = stream.decompress(header + _BLOCK, len(_BLOCK)) == _BLOCK_BYTES
         except zlib.error:
             return False
-        # If the block before has not ended, its last code takes the header's first bit, and
-        # with it what makes the block a final one.
+        # If the previous block has not ended, its last code consumes the header's first bit,
+        # the bit that makes the block a final one.
         return is_read and (not header or stream.eof)
 
     def _decompress(self, data: bytes, size: int) -> bytes:
         try:
             out = self._zlib.decompress(data, size)
         except zlib.error as error:
-            raise Violation(wire.INVALID_DATA, "a message is not compressed correctly") from error
+            raise WireError("message is not valid deflate data", wire.INVALID_DATA) from error
         self._history_bytes += len(out)
         return out
 
@@ -254,14 +256,14 @@ def _repeat(distance: int) -> bytes:
 
     Matches of 258 bytes, in the fixed Huffman code (RFC 1951 3.2.5, 3.2.6).
     """
-    # Distances come in pairs of codes; the bits that follow a code count up from its first.
+    # Two codes share each number of extra bits; these count up from the code's first distance.
     exponent = max((distance - 1).bit_length() - 1, 0)
     extra_bits = max(exponent - 1, 0)
     code = distance - 1
     if exponent:
         code = 2 * exponent + ((distance - 1) >> extra_bits & 1)
     extra = (distance - 1) & ((1 << extra_bits) - 1)
-    # Huffman codes start with their most significant bit, all other fields with the least.
+    # Huffman codes start with their most significant bit, all other fields with the least one.
     match = 0b10100011 | int(f"{code:05b}"[::-1], 2) << 8 | extra << 13
     bits, size = 0b010, 3  # not the last block, fixed codes
     for _ in range(-(-distance // 258)):
@@ -274,28 +276,28 @@ class Deflater:
     """Compresses for a client.
 
     Args:
-        window_bits: as agreed on for the server.
+        window_bits: the server's, as negotiated.
         level: zlib's, 1 to 9.
     """
 
     __slots__ = ("_zlib",)
 
     def __init__(self, window_bits: int, level: int) -> None:
-        # The last is for zlib's tables: its own default is 8 for a window of 15; in
-        # proportion, both take the same memory.
+        # The last argument sizes zlib's tables.  Its default is 8 for a window of 15 bits;
+        # this keeps the proportion, so that the tables take as much memory as the window.
         self._zlib = zlib.compressobj(level, zlib.DEFLATED, -window_bits, window_bits - 7)
 
     def compress(self, data: bytes) -> bytes:
-        """Return what is ready of a message's next piece; b"" is no end."""
+        """Return the output that is ready for a message's next piece, b"" for none."""
         return self._zlib.compress(data)
 
     def flush(self) -> bytes:
-        """Return all that there is of the message so far."""
+        """Return the rest of the output for the message so far."""
         return self._zlib.flush(zlib.Z_SYNC_FLUSH)
 
     def finish(self) -> bytes:
-        """Return the rest of the message, to which the next may refer."""
+        """Return the rest of the message; the next one may refer to it."""
         data = self._zlib.flush(zlib.Z_SYNC_FLUSH)
-        # Where nothing came after the last flush there is nothing to flush, and its
-        # tail has gone out: an empty block stands for the end (RFC 7692 7.2.3.6).
+        # Without input since the last flush zlib returns nothing, and the tail of that flush has
+        # gone out: an empty block stands for the end (RFC 7692 7.2.3.6).
         return data[: -len(_TAIL)] if data else b"\x00"

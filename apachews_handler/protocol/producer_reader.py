@@ -1,95 +1,95 @@
-"""From the wire to the client: walking the producer's frames.
+"""Producer to client: checks the producer's frames and forwards them.
 
-Contract: ``ProducerReader.receive(data)`` takes bytes as they came from the
-producer, cut anywhere.  It appends what goes to the client to ``client_out`` and
-returns the CLOSE or the violation that ends the stream, or None.  ``insert`` and
-``insert_last`` add frames of the bridge's own.  Sans-I/O; one reader a connection.
+Contract: ``ProducerReader.receive(data)`` accepts bytes of the producer's stream, cut at any
+position.  It appends bytes for the client to ``out`` and returns the events that concern the
+bridge: MOVE, and the CLOSE or the ``Violation`` that ends the stream.  ``insert`` and
+``insert_last`` add frames of the bridge's own.  Invalid input raises nothing.  Sans-I/O; one
+reader per connection.
 
-How this works: an unmasked frame of the wire *is* a server's frame of RFC 6455,
-so the bytes are passed on as they are, mostly the very object that came; only
-the headers are looked at.  They must be, for two reasons: a producer's mistake
-must not become a malformed frame in a browser, and a frame of the bridge's own
-(PING, PONG, CLOSE) may stand only between two of the producer's.  Inside one it is
-held until that is whole.
-
-A frame that has not all arrived is kept back as long as it fits into a buffer: a
-producer that dies inside one leaves nothing of it with the client, who can go on
-with the next producer.
-
-A message that is to be compressed is passed on in frames of our own, one for each
-piece that the compressor gives; at the end of each of the producer's frames it
-gives all it has, so that what a producer sends in fragments arrives so.
+How this works: an unmasked frame of the wire *is* a server's frame of RFC 6455, so the reader
+forwards the bytes as they are, mostly as the very object that arrived, and looks at the
+headers only.  It must look at them for two reasons: a producer's mistake must not become a
+malformed frame in a browser, and a frame of the bridge's own (PING, PONG, CLOSE) may stand
+only between two frames of the producer's.
 
 Sources: docs/reference/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 from apachews import wire
 from apachews.exceptions import WireError
-from apachews_handler.exceptions import Violation
 
-from .deflate import Agreement, Deflater
+from .deflate import COMPRESSED, Agreement, Deflater
 
-# OPEN (0x3) and ANSWER (0x4) have no meaning in this direction once it is open.
-# A read that holds more messages than this is followed by reads of SHORT_READ_BYTES, so that
-# a turn of the loop serves the other connections after some 0.4 ms: one read of 64 KiB has
-# 32,000 empty messages, which take 8 ms.
+# After a read that holds more messages than this, the next reads are SHORT_READ_BYTES long, so
+# that a turn of the loop serves the other connections after some 0.4 ms: one read of 64 KiB can
+# hold 32,000 empty messages, which take 8 ms.
 MANY_MESSAGES: Final = 512
 SHORT_READ_BYTES: Final = 4096
+# OPEN (0x3), ANSWER (0x4) and PUBLISH (0x6) have no meaning in this direction once the
+# connection is open; the others have none yet.
 _RESERVED: Final = frozenset((0x3, 0x4, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
-_WHOLE: Final = frozenset((wire.FIN | wire.TEXT, wire.FIN | wire.BINARY))
-_COMPRESSED: Final = 0x40  # RSV1, RFC 7692 6.
+_WHOLE_MESSAGES: Final = wire.WHOLE_MESSAGES  # (An attribute of a module costs more.)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The producer asks that another producer take over the client (MOVE)."""
+
+
+Event: TypeAlias = "Move | wire.Close | wire.Violation"
 
 
 class ProducerReader:
     """Reads one producer's frames.
 
     Args:
-        deflate: what was agreed on with the client; None: nothing is compressed.
-        min_deflate_bytes: a message in one frame that is shorter passes as it is.
+        deflate: what the client agreed to; None: the reader compresses nothing.
+        min_deflate_bytes: a message in one frame that is shorter stays uncompressed.
         deflate_level: zlib's, 1 to 9.
-        max_held_bytes: a frame of the producer's that is not longer is passed on
-            when it is whole, not before.
+        max_partial_bytes: the reader holds back a frame of at most this length until it is
+            complete; it forwards longer frames as they arrive.
 
     Attributes:
-        client_out: bytes for the client; the caller takes and empties it.
-        messages, payload_bytes: how many messages ended, and the bytes so far,
-            not compressed.
-        ignored: opcodes of reserved frames that were left out; the caller logs
-            and empties it.
-        has_many: the last read held more than ``MANY_MESSAGES``.
-        has_ended: the bridge's last frame is in ``client_out``.
-        wants_to_move: the producer has sent MOVE.
+        out: bytes for the client.  The caller takes and empties the list, which is mutated
+            and never replaced.
+        ignored: opcodes of reserved frames that the reader dropped; the caller logs and
+            empties the list, which is mutated and never replaced.
+        messages, payload_bytes: number of messages that ended, and payload so far, before
+            compression.
+        has_many: the last read held more than ``MANY_MESSAGES`` messages.
+        has_ended: the producer's stream has ended; later input is ignored.
+        has_sent_last: the frame of ``insert_last`` is in ``out``; nothing follows it.
     """
 
     __slots__ = (
+        "_deferred",
+        "_deferred_last",
         "_deflate",
         "_deflate_level",
         "_deflater",
         "_discards",
         "_fin",
-        "_finished",
-        "_held",
-        "_held_last",
         "_is_compressed",
         "_is_compressing",
         "_is_in_message",
-        "_max_held_bytes",
+        "_max_partial_bytes",
         "_min_deflate_bytes",
         "_next_first",
         "_remaining",
         "_rest",
         "_short_frame_end",
-        "client_out",
         "has_ended",
         "has_many",
+        "has_sent_last",
         "ignored",
         "messages",
+        "out",
         "payload_bytes",
-        "wants_to_move",
     )
 
     def __init__(
@@ -97,129 +97,133 @@ class ProducerReader:
         deflate: Agreement | None = None,
         min_deflate_bytes: int = 0,
         deflate_level: int = 1,
-        max_held_bytes: int = 0,
+        max_partial_bytes: int = 0,
     ) -> None:
-        self.client_out: list[bytes] = []
+        self.out: list[bytes] = []
         self.ignored: list[int] = []
         self.messages = self.payload_bytes = 0
-        self._max_held_bytes = max_held_bytes
-        self._rest = b""  # the beginning of a header, or of a frame that is kept back
-        self._remaining = 0  # payload of the current frame still to come
-        self._fin = False  # that frame ends its message
-        self._discards = False  # that frame is of a reserved opcode
+        self.has_many = self.has_ended = self.has_sent_last = False
+        self._max_partial_bytes = max_partial_bytes
+        self._rest = b""  # an incomplete header, or an incomplete frame that is held back
+        self._remaining = 0  # payload bytes of the current frame that are still to come
+        self._fin = False  # the current frame ends its message
+        self._discards = False  # the current frame has a reserved opcode: drop its payload
         self._is_in_message = False
-        self._finished = False  # nothing more of the producer is passed on
-        # First byte -> the last such frame; None: none.
-        self._held: dict[int, bytes] | None = None
-        self._held_last: bytes | None = None
-        self.has_ended = False
-        self.has_many = False
-        self.wants_to_move = False
+        # Frames of the bridge's own that wait for the end of the producer's current frame:
+        # first byte -> frame, so that only the last PING and the last PONG are kept.
+        self._deferred: dict[int, bytes] | None = None
+        self._deferred_last: bytes | None = None
         self._deflate = deflate
         self._min_deflate_bytes = min_deflate_bytes
-        # Longer frames have a longer header, or are compressed.
+        # The fast path takes shorter frames: longer ones have a longer header, or are
+        # compressed.
         self._short_frame_end = 2 + (126 if deflate is None else min(126, min_deflate_bytes))
         self._deflate_level = deflate_level
-        self._deflater: Deflater | None = None  # made with the first message for it
+        self._deflater: Deflater | None = None  # created for the first message that needs it
         self._is_compressed = False  # the current message is
-        self._is_compressing = False  # the current frame is part of it
-        self._next_first = 0  # first byte of its next piece: RSV1 and opcode, then 0
+        self._is_compressing = False  # the current frame is part of that message
+        self._next_first = 0  # first byte of its next fragment: RSV1 and opcode, then 0
 
     @property
-    def kept_bytes(self) -> int:
-        """How many bytes are kept back: of a header, or of a frame, that is not whole."""
+    def partial_bytes(self) -> int:
+        """Number of bytes that are held back because their header or frame is incomplete."""
         return len(self._rest)
 
     @property
     def is_between_frames(self) -> bool:
-        """True where a frame of the bridge's may follow what is in ``client_out``."""
+        """True if a frame of the bridge's own may follow the bytes that are in ``out``."""
+        # The client never sees a discarded frame, and gets compressed frames whole.
         return not self._remaining or self._discards or self._is_compressing
 
     @property
     def is_between_messages(self) -> bool:
-        """True where another producer may go on: of no message has the client a part only."""
+        """True if another producer can take over: the client has no message in part."""
         return not self._is_in_message and (not self._remaining or self._discards)
 
     def export_state(self) -> dict[str, Any] | None:
-        """Return what a reader in another process needs to continue, as values of JSON.
+        """Return the state with which a reader in another process continues, as JSON values.
 
-        None inside a frame or a message, while a frame is held, and after the end.  The
-        compressor is not part of the state: a new one refers to nothing that it did not
-        compress itself, which is valid after any history (RFC 7692 7.2.3.3).
+        None inside a frame or a message, while frames of the bridge's own are deferred, and
+        after the end.  The compressor is not part of the state: a new one refers to nothing
+        that it did not compress itself, which is valid after any history (RFC 7692 7.2.3.3).
         """
         if (
             self._rest
             or self._remaining
             or self._is_in_message
-            or self._held is not None
-            or self._held_last is not None
-            or self._finished
+            or self._deferred is not None
+            or self._deferred_last is not None
             or self.has_ended
-            or self.wants_to_move
-            or self.client_out
+            or self.has_sent_last
+            or self.out
             or self.ignored
         ):
             return None
         return {"messages": self.messages, "payload_bytes": self.payload_bytes}
 
     def import_state(self, state: dict[str, Any]) -> None:
-        """Continue as the reader whose state this is; only before the first byte."""
+        """Continue from an exported state; only before the first byte."""
         self.messages = int(state["messages"])
         self.payload_bytes = int(state["payload_bytes"])
 
-    def begin_again(self) -> None:
-        """Read another producer from here on; only between messages."""
+    def reset(self) -> None:
+        """Drop the partial frame and read another producer; only between messages."""
         assert self.is_between_messages, "the client has half a message"
         self._rest = b""
         self._remaining = 0
-        self._discards = self.wants_to_move = False
+        self._discards = False
 
     def insert(self, frame: bytes) -> None:
-        """Send a frame of the bridge's own; inside a frame the last of its kind is held."""
-        if self._held_last is not None or self.has_ended:
-            return
+        """Send a frame of the bridge's own; inside a producer's frame, defer it.
+
+        Of several deferred frames of one kind only the last is sent.
+        """
+        if self._deferred_last is not None or self.has_sent_last:
+            return  # nothing may follow a CLOSE
         if self.is_between_frames:
-            self.client_out.append(frame)
+            self.out.append(frame)
         else:
-            if self._held is None:
-                self._held = {}
-            self._held[frame[0]] = frame
+            if self._deferred is None:
+                self._deferred = {}
+            self._deferred[frame[0]] = frame
 
     def insert_last(self, frame: bytes) -> None:
-        """Send a frame of the bridge's own, and nothing after it."""
-        self._held_last = frame
+        """Send a frame of the bridge's own and nothing after it; defer it like ``insert``."""
+        self._deferred_last = frame
         if self.is_between_frames:
-            self._release()
+            self._send_deferred()
 
-    def receive(self, data: bytes) -> wire.Close | Violation | None:
-        """Take bytes from the producer; return what ends the stream, or None."""
-        # The common case: one whole short message, and nothing else.
+    def receive(self, data: bytes) -> list[Event]:
+        """Decode bytes from the producer; return the events among them, in order."""
+        # Fast path: one whole short message and nothing else.
         if (
             1 < len(data) < self._short_frame_end
             and data[1] == len(data) - 2
-            and data[0] in _WHOLE
+            and data[0] in _WHOLE_MESSAGES
             and not self._rest
             and not self._remaining
             and not self._is_in_message
-            and not self._finished
+            and not self.has_ended
         ):
             self.messages += 1
             self.payload_bytes += data[1]
-            self.client_out.append(data)
-            return None
-        if self._finished:
-            return None
+            self.out.append(data)
+            return []
+        events: list[Event] = []
+        if self.has_ended:
+            return events
         try:
-            return self._receive(data)
+            self._read_frames(data, events)
         except WireError as error:
-            self._finished = True
-            return Violation(error.code, error.reason)
+            self.has_ended = True
+            events.append(wire.Violation.from_error(error))
+        return events
 
-    def _receive(self, data: bytes) -> wire.Close | None:
+    def _read_frames(self, data: bytes, events: list[Event]) -> None:
         if self._rest:
             data, self._rest = self._rest + data, b""
         position, end = 0, len(data)
-        sent = 0  # what is before it is in client_out, or left out
+        emitted = 0  # the bytes before this offset are in ``out``, or dropped
         messages = self.messages
         try:
             while position < end:
@@ -228,18 +232,20 @@ class ProducerReader:
                     self._remaining -= step
                     position += step
                     if self._discards:
-                        sent = position
+                        emitted = position
                         self._discards = self._remaining > 0
                     elif self._is_compressing:
-                        self._compress(data[sent:position])
-                        sent = position
-                    elif not self._remaining and (self._held or self._held_last):
-                        self._pass_on(data, sent, position)
-                        sent = position
-                        self._release()
-                        if self.has_ended:
-                            return None
+                        self._compress(data[emitted:position])
+                        emitted = position
+                    elif not self._remaining and (self._deferred or self._deferred_last):
+                        # The producer's frame is complete: the bridge's own frames follow it.
+                        self._emit_slice(data, emitted, position)
+                        emitted = position
+                        self._send_deferred()
+                        if self.has_sent_last:
+                            return
                     continue
+                # A two-byte header is decoded here: a call per frame costs as much as the rest.
                 if position + 2 <= end and (length := data[position + 1]) < 126:
                     first, payload_at = data[position], position + 2
                 else:
@@ -247,9 +253,9 @@ class ProducerReader:
                     if header is None:
                         break
                     first, length, payload_at = header
-                # The common case first: a whole message in one frame.
+                # Fast path: a whole message in one frame.  It stays in the current slice.
                 if (
-                    first in _WHOLE
+                    first in _WHOLE_MESSAGES
                     and payload_at + length <= end
                     and not self._is_in_message
                     and (self._deflate is None or length < self._min_deflate_bytes)
@@ -258,103 +264,117 @@ class ProducerReader:
                     self.payload_bytes += length
                     position = payload_at + length
                     continue
-                opcode = self._check(first, length)
+                opcode = self._check_header(first, length)
                 if opcode == wire.CLOSE:
                     if payload_at + length > end:
                         break
-                    self._finished = True
-                    return wire.decode_close(data[payload_at : payload_at + length])
-                if end < payload_at + length <= position + self._max_held_bytes:
+                    self.has_ended = True
+                    events.append(wire.decode_close(data[payload_at : payload_at + length]))
+                    return
+                # Hold an incomplete frame back if it fits into a buffer: when the producer
+                # dies inside it, the client has no part of it, and the next producer can
+                # continue.
+                if end < payload_at + length <= position + self._max_partial_bytes:
                     break
                 self._is_compressing = False
                 if opcode == wire.MOVE or opcode in _RESERVED:
-                    self._pass_on(data, sent, position)
-                    sent = payload_at
+                    # The client must not see this frame: emit what precedes it, drop the rest.
+                    self._emit_slice(data, emitted, position)
+                    emitted = payload_at
                     self._discards = length > 0
                     if opcode == wire.MOVE:
-                        self.wants_to_move = True
+                        events.append(Move())
                     else:
                         self.ignored.append(opcode)
                 elif opcode < wire.CLOSE:
-                    self._begin_data_frame(first, opcode, length)
+                    self._on_data_header(first, opcode, length)
                     if self._is_compressing:
-                        self._pass_on(data, sent, position)
-                        sent = payload_at
+                        # A frame of our own replaces this header.
+                        self._emit_slice(data, emitted, position)
+                        emitted = payload_at
                         if not length:
                             self._compress(b"")
                 self._remaining = length
                 position = payload_at
             self._rest = data[position:]
         finally:
-            # Also where the next frame is a CLOSE or a violation: what stood
-            # before it was good.
-            self._pass_on(data, sent, position)
+            # Also before a CLOSE or a violation: the frames that precede it were valid.
+            self._emit_slice(data, emitted, position)
             self.has_many = self.messages - messages > MANY_MESSAGES
-        return None
 
-    def _begin_data_frame(self, first: int, opcode: int, length: int) -> None:
+    def _on_data_header(self, first: int, opcode: int, length: int) -> None:
         self._fin = first >= wire.FIN
         self._is_in_message = not self._fin
         self.messages += self._fin
         self.payload_bytes += length
         if opcode != wire.CONTINUATION:
-            # How long a message in fragments will be is not known yet.
+            # The length of a fragmented message is not known yet: compress it.
             self._is_compressed = self._deflate is not None and (
                 length >= self._min_deflate_bytes or not self._fin
             )
-            self._next_first = _COMPRESSED | opcode
+            self._next_first = COMPRESSED | opcode
         self._is_compressing = self._is_compressed
 
     def _compress(self, piece: bytes) -> None:
-        """Pass on a piece of the current frame, compressed; its end flushes."""
-        assert self._deflate, "only then a message is compressed"
+        """Emit a piece of the current frame, compressed, as a frame of our own.
+
+        The end of each of the producer's frames flushes the compressor: the fragments of a
+        producer reach the client as they are sent.
+        """
+        assert self._deflate, "only an agreement makes a message compressed"
         if self._deflater is None:
             self._deflater = Deflater(self._deflate.server_window_bits, self._deflate_level)
-        out = self._deflater.compress(piece)
+        compressed = self._deflater.compress(piece)
         is_last = not self._remaining and self._fin
         if is_last:
-            out += self._deflater.finish()
+            compressed += self._deflater.finish()
             if not self._deflate.server_keeps_context:
                 self._deflater = None
         elif not self._remaining:
-            out += self._deflater.flush()
-        if out or is_last:
+            compressed += self._deflater.flush()
+        if compressed or is_last:
             first = self._next_first | (wire.FIN if is_last else 0)
             self._next_first = wire.CONTINUATION
-            self.client_out.append(wire.encode_header(first, len(out)) + out)
+            self.out.append(wire.encode_header(first, len(compressed)) + compressed)
 
-    def _pass_on(self, data: bytes, start: int, end: int) -> None:
+    def _emit_slice(self, data: bytes, start: int, end: int) -> None:
         if start < end:
-            self.client_out.append(data if end - start == len(data) else data[start:end])
+            # All of it goes out without a copy.
+            self.out.append(data if end - start == len(data) else data[start:end])
 
-    def _release(self) -> None:
-        """Send what was held: a frame ended."""
-        if self._held:
-            self.client_out.extend(self._held.values())
-            self._held = None
-        if self._held_last is not None:
-            self.client_out.append(self._held_last)
-            self._held_last = None
-            self._finished = self.has_ended = True
+    def _send_deferred(self) -> None:
+        """Send the frames of the bridge's own that waited for the end of a frame."""
+        if self._deferred:
+            self.out.extend(self._deferred.values())
+            self._deferred = None
+        if self._deferred_last is not None:
+            self.out.append(self._deferred_last)
+            self._deferred_last = None
+            # The producer's later frames would follow a CLOSE.
+            self.has_ended = self.has_sent_last = True
 
-    def _check(self, first: int, length: int) -> int:
-        """Return the opcode of a frame's first byte if it may stand here."""
+    def _check_header(self, first: int, length: int) -> int:
+        """Return the opcode of a frame that is allowed at this position (RFC 6455 5.2, 5.5).
+
+        Raises:
+            WireError: the frame is not allowed.
+        """
         if first & wire.RSV:
-            raise WireError("the producer set an RSV bit")
+            raise WireError("the producer set a reserved bit")
         opcode = first & wire.OPCODE
         if opcode >= wire.CLOSE:
             if first < wire.FIN:
-                raise WireError("the producer fragmented a control frame")
+                raise WireError("the producer sent a fragmented control frame")
             if length > wire.MAX_CONTROL_BYTES:
                 raise WireError("the producer sent a control frame of more than 125 bytes")
         elif opcode == wire.CONTINUATION:
             if not self._is_in_message:
                 raise WireError("the producer sent a CONTINUATION without a message to continue")
         elif opcode > wire.BINARY:
+            if first < wire.FIN:
+                raise WireError("the producer sent a fragmented frame of a reserved opcode")
             if opcode == wire.MOVE and self._is_in_message:
                 raise WireError("the producer sent MOVE inside a message")
-            if first < wire.FIN:
-                raise WireError("the producer fragmented a frame of a reserved opcode")
         elif self._is_in_message:
-            raise WireError("the producer began a message inside a fragmented one")
+            raise WireError("the producer started a message inside a fragmented message")
         return opcode

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.wire.reader import MessageReader, Moved, Pong, Violation
+from apachews.wire.reader import MessageReader, Moved, Pong
 
 from ..support.site import ROOT
 from .build import built
@@ -159,7 +159,7 @@ def read_in_python(data: bytes, limit: int) -> list[dict[str, Any]]:
                 items.append({"move": True})
             case wire.Publish(group):
                 items.append({"publish": group})
-            case Violation(code):
+            case wire.Violation(code):
                 items.append({"error": code})
             case wire.Open():
                 items.append({"open": True})

@@ -1,10 +1,10 @@
-"""Readers of frames that share nothing with the product: what a strict peer would say.
+"""Readers of frames that share no code with the product: a strict peer.
 
-Contract: ``ClientView`` is a browser that is fed what the bridge sends it,
-``ProducerView`` a producer; both raise AssertionError at the first byte that
-their peer must not send.  The functions say what must become of one side's bytes:
-``client_stream`` in the bridge, ``producer_stream`` in the bridge, ``bridge_stream``
-in a producer.  All favour plainness over speed and memory.
+Contract: ``ClientView`` stands for a browser and reads the bridge's output for it;
+``ProducerView`` stands for a producer.  Both raise AssertionError at the first byte that
+their peer must not send.  The functions return the expected result for one side's bytes:
+``client_stream`` and ``producer_stream`` in the bridge, ``bridge_stream`` in a producer.
+All prefer simple code to speed and memory.
 
 Sources: RFC 6455 5.2-5.5, 7.1.1, 7.4; RFC 7692 6., 7.2.2; docs/reference/wire.md.
 """
@@ -26,7 +26,7 @@ from apachews_handler.protocol.deflate import Agreement
 TEXT, BINARY, OPEN, MOVE, CLOSE, PING, PONG = 1, 2, 3, 5, 8, 9, 10
 CONTROLS: Final = (CLOSE, PING, PONG)
 TAIL: Final = b"\0\0\xff\xff"
-# A block that says x: what a stream takes where a message may begin.
+# A stored block of one byte, x: a stream accepts it only between two messages.
 _PROBE: Final = b"\0\1\0\xfe\xffx"
 # Pieces so small that zlib cannot refer much further back than its window.
 _INFLATED_AT_ONCE: Final = 64
@@ -38,7 +38,7 @@ class Wrong(Exception):
     """The bytes break a rule.
 
     Attributes:
-        codes: the close codes that may answer it.
+        codes: the close codes that may answer the violation.
     """
 
     def __init__(self, *codes: int) -> None:
@@ -48,7 +48,7 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame; its payload may be cut off, and its header: then the length is -1."""
+    """A frame; payload and header may be truncated; length -1: the header is."""
 
     first: int
     length: int
@@ -68,10 +68,10 @@ class Frame:
 
 
 def frames(data: bytes, is_masked: bool = False) -> Iterator[tuple[Frame, int]]:
-    """Yield each frame and where it ends in the data, the last one cut off maybe.
+    """Yield each frame and the offset of its end; the last frame may be truncated.
 
     Raises:
-        Wrong: a header that is wrong by its form.
+        Wrong: a header with an invalid form.
     """
     at = 0
     while len(data) >= at + 2:
@@ -80,7 +80,7 @@ def frames(data: bytes, is_masked: bool = False) -> Iterator[tuple[Frame, int]]:
             raise Wrong(1002)
         size = {126: 2, 127: 8}.get(second & 0x7F, 0)
         start = at + 2 + size + (4 if is_masked else 0)
-        # The bridge looks at a client's first bytes at once; on the wire nobody need.
+        # The bridge checks a client's first bytes at once; a reader of the wire may wait.
         is_clear = is_masked or len(data) >= start
         if first & 0x08 and is_clear and (size or first < 0x80):
             raise Wrong(1002)
@@ -120,22 +120,22 @@ def close(payload: bytes) -> tuple[int, str]:
 
 
 class _View:
-    """Frames of one direction, each taken when it is whole."""
+    """Frames of one direction; each is handled when it is complete."""
 
     def __init__(self) -> None:
         self._rest = b""
         self.is_closed = False
-        self.opcode = 0  # of the message that has begun
-        self.payload = b""  # what there is of it
+        self.opcode = 0  # of the current message
+        self.payload = b""  # of the current message, so far
         self.events: list[Event] = []  # without the CLOSE
 
     @property
     def is_between(self) -> bool:
-        """No frame is half received."""
+        """Every frame is complete."""
         return not self._rest
 
     def feed(self, data: bytes) -> None:
-        """Take bytes, cut anywhere."""
+        """Read bytes, cut at any position."""
         assert not (data and self.is_closed), "bytes after a CLOSE"
         self._rest += data
         end = 0
@@ -143,18 +143,20 @@ class _View:
             if not frame.is_whole:
                 break
             assert not self.is_closed, "a frame after a CLOSE"
-            self._take(frame)
+            self._on_frame(frame)
             end = at
         self._rest = self._rest[end:]
 
-    def _take(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         rsv = frame.first & 0x70
         if frame.opcode in CONTROLS:
             assert not rsv, "a control frame with an RSV bit"
-            self._take_control(frame.opcode, frame.payload)
+            self._on_control(frame.opcode, frame.payload)
             return
         assert frame.opcode in (0, TEXT, BINARY), "a reserved opcode"
-        assert bool(frame.opcode) != bool(self.opcode), "a message in one, or none to go on"
+        assert bool(frame.opcode) != bool(self.opcode), (
+            "a message inside another, or a CONTINUATION without one"
+        )
         if frame.opcode:
             self.opcode, self.payload = frame.opcode, b""
             self._begin(rsv)
@@ -165,7 +167,7 @@ class _View:
             self.events.append((self.opcode, self.payload))
             self.opcode, self.payload = 0, b""
 
-    def _take_control(self, opcode: int, payload: bytes) -> None:
+    def _on_control(self, opcode: int, payload: bytes) -> None:
         if opcode == CLOSE:
             self.is_closed = True
             close(payload)
@@ -184,17 +186,17 @@ class ProducerView(_View):
 
     has_moved = False
 
-    def _take(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         assert not self.has_moved, "a frame after MOVE"
         if frame.opcode == MOVE:
             assert not self.opcode, "MOVE inside a message"
             self.has_moved = True
         else:
-            super()._take(frame)
+            super()._on_frame(frame)
 
-    def _take_control(self, opcode: int, payload: bytes) -> None:
+    def _on_control(self, opcode: int, payload: bytes) -> None:
         assert opcode != PING, "the bridge answers PINGs itself"
-        super()._take_control(opcode, payload)
+        super()._on_control(opcode, payload)
 
     def _read(self, payload: bytes, is_last: bool) -> bytes:
         if is_last and self.opcode == TEXT:
@@ -206,7 +208,7 @@ class ClientView(_View):
     """What a client receives.
 
     Args:
-        deflate: what was agreed on, None for nothing.
+        deflate: what was negotiated; None: no compression.
     """
 
     def __init__(self, deflate: Agreement | None) -> None:
@@ -220,7 +222,7 @@ class ClientView(_View):
 
     def _begin(self, rsv: int) -> None:
         self._is_compressed = rsv == 0x40 and self._deflate is not None
-        assert self._is_compressed or not rsv, "an RSV bit that nothing was agreed on for"
+        assert self._is_compressed or not rsv, "an RSV bit without an agreement"
 
     def _read(self, payload: bytes, is_last: bool) -> bytes:
         if not self._is_compressed:
@@ -242,26 +244,26 @@ class ClientView(_View):
         return out
 
 
-# What must become of one side's bytes
+# The expected result for one side's bytes
 
 
 @dataclass
 class Meaning:
-    """What one side's bytes mean to the one that reads them.
+    """The expected result for one side's bytes.
 
     Attributes:
         events: messages, PINGs and PONGs, in order.
         ignored: opcodes of the reserved frames.
-        moves: how many MOVEs there are.
-        opcode: of the message that has begun, 0 for none.
+        moves: number of MOVEs.
+        opcode: of the current message, 0 for none.
         partial: its payload so far.
-        empty: how many CONTINUATIONs said nothing.
-        passed: where the last frame that is taken ends, or is cut off.
+        empty: number of CONTINUATIONs without payload and FIN.
+        passed: offset of the end of the last forwarded frame, complete or truncated.
         is_between: the last frame is whole.
         close: code and reason of a CLOSE.
         has_moved: there was a MOVE.
         codes: the close codes that may answer a violation; empty for none.
-        is_sure: False where nothing is said of what follows.
+        is_sure: False if the oracle does not know what follows.
     """
 
     events: list[Event] = field(default_factory=list)
@@ -279,9 +281,9 @@ class Meaning:
 
 
 def producer_stream(data: bytes) -> Meaning:
-    """Say what the bridge must make of a producer's bytes.
+    """Return the bridge's expected result for a producer's bytes.
 
-    ``partial`` is of whole frames only, ``passed`` is where a CLOSE begins.
+    ``partial`` has complete frames only; ``passed`` excludes a CLOSE.
     """
     meaning = Meaning()
     try:
@@ -304,7 +306,7 @@ def producer_stream(data: bytes) -> Meaning:
             elif opcode and opcode not in CONTROLS:
                 meaning.ignored.append(opcode)
             if not frame.is_whole:
-                # What is left out of a reserved frame is between two of the client's.
+                # A dropped frame leaves the client between two frames.
                 meaning.is_between = opcode > BINARY and opcode not in CONTROLS
                 break
             if opcode in CONTROLS:
@@ -317,7 +319,7 @@ def producer_stream(data: bytes) -> Meaning:
 
 
 def bridge_stream(data: bytes, limit: int) -> Meaning:
-    """Say what a producer's library must make of the bridge's bytes; an OPEN is an event."""
+    """Return the library's expected result for the bridge's bytes; an OPEN is an event."""
     meaning = Meaning()
     size = 0
     try:
@@ -362,10 +364,10 @@ def bridge_stream(data: bytes, limit: int) -> Meaning:
 
 
 def client_stream(data: bytes, limit: int, max_frames: int, deflate: Agreement | None) -> Meaning:
-    """Say what the bridge must make of a client's bytes; its PONGs and PINGs are events.
+    """Return the bridge's expected result for a client's bytes; PONGs and PINGs are events.
 
-    A client that compresses with a larger window than agreed on is not told from
-    others.  Nothing is said of what follows a final block inside a message.
+    The oracle does not find a client that exceeds the negotiated window, and does not know what
+    follows a final block inside a message.
     """
     meaning = Meaning()
     inflater = zlib.decompressobj(-15)
@@ -400,7 +402,7 @@ def client_stream(data: bytes, limit: int, max_frames: int, deflate: Agreement |
             payload, is_last = frame.payload, frame.is_whole and frame.fin
             if is_compressed:
                 packed += len(payload)
-                # (Nothing at all is an empty message as well.)
+                # (A payload of no bytes is an empty message too.)
                 payload = _inflate(inflater, payload, limit - size)
                 size += len(payload)
                 if inflater.eof:
@@ -428,7 +430,7 @@ def _inflate(inflater: zlib._Decompress, data: bytes, most: int) -> bytes:
     try:
         out = inflater.decompress(data, most + 1)
     except zlib.error:
-        # The message may have become too long before that.
+        # The message may have exceeded the limit before the error.
         raise Wrong(1007, 1009) from None
     if len(out) > most:
         raise Wrong(1009, 1007)
@@ -453,7 +455,7 @@ def _end_inflating(inflater: zlib._Decompress) -> None:
 
 
 def _check_wire(frame: Frame, message: int) -> None:
-    """Check what holds on the wire in both directions."""
+    """Check the rules of the wire for both directions."""
     if (
         frame.first & 0x70
         or (frame.opcode > BINARY and not frame.fin)
@@ -470,7 +472,7 @@ def _check_text(payload: bytes, is_last: bool) -> None:
 
 
 def _join(meaning: Meaning, frame: Frame) -> None:
-    """Add a frame to its message."""
+    """Add a frame to the current message."""
     meaning.partial += frame.payload
     if frame.fin and frame.is_whole:
         meaning.events.append((meaning.opcode, meaning.partial))

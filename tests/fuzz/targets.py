@@ -1,11 +1,11 @@
-"""What is fuzzed: one function for each thing that takes bytes from strangers.
+"""The fuzz targets: one function for each interface that reads untrusted bytes.
 
-Contract: a target takes any bytes, and raises if a promise of the product does not
-hold: AssertionError, or whatever the product itself let out.  ``TARGETS`` has them
-by name.  No fuzzer is imported here: ``run.py`` drives them with one, the unit
-tests drive them with the corpora.
+Contract: a target accepts any bytes, and raises if the product breaks its contract:
+AssertionError, or an exception that the product let escape.  ``TARGETS`` has them by name.
+This module imports no fuzzer: ``run.py`` runs the targets with one, the unit tests with the
+corpora.
 
-Each begins with a comment on what its input is made of (``source.py``).
+Each target begins with a comment on the structure of its input (``source.py``).
 
 Sources: the contracts at the head of the modules; docs/reference/wire.md; RFC 6455; RFC 7692.
 """
@@ -29,23 +29,24 @@ from apachews import wire
 from apachews.exceptions import WireError
 from apachews.wire.answer import Answer
 from apachews.wire.reader import Item, MessageReader, Moved, Pong
-from apachews.wire.reader import Violation as WireViolation
-from apachews_handler.exceptions import BadSetting, Refusal, Violation
+from apachews_handler.exceptions import BadSetting, Refusal
 from apachews_handler.handshake.request_info import describe
 from apachews_handler.handshake.upgrade import Upgrade
 from apachews_handler.origins import normalise_origin
 from apachews_handler.protocol.client_reader import (
     FRAMES_A_TURN,
     INFLATED_FRAMES,
-    Alive,
     ClientReader,
-    Control,
+    KeepalivePong,
     Ping,
 )
+from apachews_handler.protocol.client_reader import Event as ClientEvent
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.producer_reader import ProducerReader
-from apachews_handler.protocol.session import ClientState, ProducerState, Session
+from apachews_handler.protocol.producer_reader import Event as ProducerEvent
+from apachews_handler.protocol.producer_reader import Move, ProducerReader
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import PREFIX, Settings, parse_settings
 
@@ -64,12 +65,12 @@ OPEN: Final = wire.Open(id="1", uri="/")
 HELLO: Final = OPEN.encode()
 REOPEN: Final = dataclasses.replace(OPEN, resumed=True).encode()
 
-# Lengths around which a header changes its form, and what is never reached.
+# Lengths around which a header changes its form, and one that is never reached.
 MESSAGE_LIMITS: Final = (10, 126, 1000, 3000, 2**40)
 # The product's own bounds are larger; these are reached with few bytes.
 BUFFER_LIMITS: Final = (32, 64, 1000, 4096)
 LARGE_BUFFER: Final = 65536
-# Single bytes take as many calls; what they can find, they find in short streams.
+# Single bytes take one call each; their findings need short streams only.
 MAX_BYTEWISE: Final = 100
 # A header that a call may add to a message's next piece.
 HEADER_BYTES: Final = 10
@@ -99,7 +100,7 @@ def client_reader(data: bytes) -> None:
     source = Source(data)
     deflate = _agreement(source)
     limit = source.choose(MESSAGE_LIMITS)
-    # Without a limit a small buffer takes a pause for every few bytes.
+    # Without a limit, a small buffer would cause a pause every few bytes.
     room = source.choose(BUFFER_LIMITS) if limit < 2**40 else LARGE_BUFFER
     max_frames = source.byte()
     sizes = source.short_list()
@@ -123,34 +124,32 @@ def _check_client(
     deflate: Agreement | None,
     expected: Meaning,
 ) -> None:
-    """Feed a reader, and hold all that it gives against what is expected."""
+    """Feed a reader, and compare its output with the expected result."""
     if max_frames:
         reader.max_frames = max_frames
-    controls: list[Control] = []
+    controls: list[ClientEvent] = []
     out: list[bytes] = []
     fed = 0
     for piece in cut(stream, sizes):
         fed += len(piece)
         pauses = 0
         controls += reader.receive(piece)
-        out += _take_bounded(reader, room + fed + HEADER_BYTES)
+        out += _pop_bounded(reader, room + fed + HEADER_BYTES)
         while reader.is_paused:
             pauses += 1
             controls += reader.receive(b"")
-            out += _take_bounded(reader, room + fed + HEADER_BYTES)
+            out += _pop_bounded(reader, room + fed + HEADER_BYTES)
         # A pause comes after a buffer is full, or after so many frames.
         inflated = sum(map(len, out))
         frames = fed * (1 + INFLATED_FRAMES)
-        assert pauses <= inflated // room + frames // FRAMES_A_TURN, (
-            "a pause that brings nothing on"
-        )
+        assert pauses <= inflated // room + frames // FRAMES_A_TURN, "a pause without progress"
     pings = [control.payload for control in controls if isinstance(control, Ping)]
     end = controls[-1] if len(pings) < len(controls) else None
     if end:
-        assert not isinstance(end, (Ping, Alive)) and len(pings) == len(controls) - 1
+        assert not isinstance(end, (Ping, KeepalivePong)) and len(pings) == len(controls) - 1
         wire.encode_close(end.code, end.reason)
         assert not reader.receive(b"\x81\x80\0\0\0\0" + stream)
-        assert not reader.wire_out and not reader.is_paused, "something after the end"
+        assert not reader.out and not reader.is_paused, "something after the end"
 
     view = ProducerView()
     view.feed(b"".join(out))
@@ -159,11 +158,11 @@ def _check_client(
         items = MessageReader().receive(HELLO + b"".join(out))
         assert items == [OPEN, *map(_item, view.events)]
 
-    # (A reader that expects no answer to a PING of the bridge's passes on any PONG.)
+    # (Without an expected answer to a PING of the bridge's own, the reader forwards every PONG.)
     passed = [event for event in expected.events if event[0] != wire.PING]
-    code = end.code if isinstance(end, Violation) else 0
-    # zlib lets a reference go further back than its window where that is in what it
-    # puts out at once: a client that breaks what was agreed on is not always found.
+    code = end.code if isinstance(end, wire.Violation) else 0
+    # zlib accepts a reference beyond its window if the bytes are in the same output: not every
+    # client that exceeds the negotiated window is found.
     is_found = code == 1007 and deflate and deflate.client_window_bits < 15
     if not expected.is_sure or (is_found and code not in expected.codes):
         shorter = min(len(passed), len(view.events))
@@ -175,7 +174,7 @@ def _check_client(
         assert code in expected.codes, (end, expected.codes)
         return
     assert end == (wire.Close(*expected.close) if expected.close else None)
-    # What has come of a message has gone on.
+    # The reader has forwarded the incomplete message.
     assert view.payload == expected.partial
     messages = [payload for opcode, payload in passed if opcode < wire.CLOSE]
     assert reader.messages == len(messages) + bool(expected.opcode)
@@ -183,9 +182,9 @@ def _check_client(
     assert reader.controls == len(expected.events) - len(messages) + expected.empty
 
 
-def _take_bounded(reader: ClientReader, most: int) -> list[bytes]:
-    out = list(reader.wire_out)
-    reader.wire_out.clear()
+def _pop_bounded(reader: ClientReader, most: int) -> list[bytes]:
+    out = list(reader.out)
+    reader.out.clear()
     assert sum(map(len, out)) <= most, "more than the buffer and what came"
     return out
 
@@ -216,12 +215,12 @@ Outcome = tuple[list[object], list[bytes], int]  # messages, PINGs, close code o
 
 def _ours(stream: bytes, sizes: Sequence[int]) -> Outcome:
     reader = ClientReader(2**63)
-    controls: list[Control] = []
+    controls: list[ClientEvent] = []
     for piece in cut(stream, sizes):
         controls += reader.receive(piece)
-    items = MessageReader(2**63).receive(HELLO + b"".join(reader.wire_out))[1:]
+    items = MessageReader(2**63).receive(HELLO + b"".join(reader.out))[1:]
     code = 0
-    if controls and not isinstance(controls[-1], (Ping, Alive)):
+    if controls and not isinstance(controls[-1], (Ping, KeepalivePong)):
         code = controls[-1].code
     return (
         [item for item in items if isinstance(item, (str, bytes))],
@@ -231,15 +230,15 @@ def _ours(stream: bytes, sizes: Sequence[int]) -> Outcome:
 
 
 def _expected(stream: bytes, sizes: Sequence[int], our_code: int) -> Outcome:
-    """Return what wsproto makes of it, but for what is known."""
+    """Return wsproto's outcome, corrected by its known differences."""
     messages, pings, code, reason = _wsproto(cut(stream, sizes))
     if our_code == 1002 and not code:
-        # A missing mask, or a bad opcode, is clear before the header is whole;
-        # wsproto waits for that.
+        # The reader reports a missing mask or a bad opcode before the header is complete;
+        # wsproto waits for the rest of it.
         _, _, code, reason = _wsproto([stream + bytes(16)])
-    if our_code == 1014 and reason == "CLOSE with unknown reserved code":
-        # Registered with IANA since.
-        code = 1014
+    if our_code in (1014, 1007) and reason == "CLOSE with unknown reserved code":
+        # 1014 was registered with IANA later; 1007 is then for its reason, which is not UTF-8.
+        code = our_code
     return messages, pings, code
 
 
@@ -270,7 +269,7 @@ def _wsproto(chunks: Iterator[bytes] | list[bytes]) -> tuple[list[object], list[
 # From the producer
 
 MIN_DEFLATE: Final = (0, 1, 20, 256)
-# What the bridge does after a piece, by the upper bits of its byte.
+# The bridge's action after a piece, by the upper bits of its byte.
 INSERT_PING: Final = 0x80
 INSERT_PONG: Final = 0xA0
 INSERT_BOTH: Final = 0xC0
@@ -280,7 +279,7 @@ LAST: Final = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "going away"
 
 
 def producer_reader(data: bytes) -> None:
-    """A producer's bytes reach the client as good frames, and as the same messages."""
+    """A producer's bytes reach the client as valid frames of the same messages."""
     # An agreement; the shortest message to compress; the level; for each piece, in
     # turn, its size (an index in PIECES) and what the bridge inserts after it; what
     # the producer sends.
@@ -292,22 +291,23 @@ def producer_reader(data: bytes) -> None:
     stream = source.rest()
     expected = producer_stream(stream)
 
-    # Without anything of the bridge's: the very bytes.
+    # Without frames of the bridge's own: the same bytes.
     reader = ProducerReader(deflate, min_bytes, level)
-    _check_end(reader.receive(stream), expected)
+    found = reader.receive(stream)
+    assert found.count(Move()) == expected.moves
+    _check_end(_end_of(found), expected)
     assert reader.ignored == expected.ignored
-    assert reader.wants_to_move == (expected.moves > 0)
     if not deflate and not expected.ignored and not expected.moves:
-        assert b"".join(reader.client_out) == stream[: expected.passed]
+        assert b"".join(reader.out) == stream[: expected.passed]
 
     inserting = _Inserting(ProducerReader(deflate, min_bytes, level), ClientView(deflate))
     sizes = [PIECES[turn % 32 % len(PIECES)] for turn in turns]
-    ended: wire.Close | Violation | None = None
+    ended: ProducerEvent | None = None
     for index, piece in enumerate(cut(stream, sizes)):
-        end = inserting.reader.receive(piece)
+        end = _end_of(inserting.reader.receive(piece))
         assert not (end and ended), "two ends"
         ended = end or ended
-        inserting.take()
+        inserting.drain()
         if turns:
             inserting.insert(turns[index % len(turns)] & 0xE0)
     inserting.finish(has_ended=ended is not None)
@@ -320,7 +320,7 @@ def producer_reader(data: bytes) -> None:
     _check_end(ended, expected)
     assert events == expected.events
     if expected.is_between:
-        # What a producer sends in fragments arrives so, compressed or not.
+        # Fragments of the producer reach the client as fragments, compressed or not.
         assert view.payload == expected.partial
     else:
         assert view.payload.startswith(expected.partial)
@@ -333,18 +333,18 @@ class _Inserting:
         self.reader = reader
         self.view = view
         self.sent_last = False
-        self.tags: list[bytes] = []  # payloads of what was inserted
+        self.tags: list[bytes] = []  # payloads of the inserted frames
         self._sent_at_once: list[bytes] = []
 
-    def take(self) -> None:
-        """Give the client what there is for it."""
-        self.view.feed(b"".join(self.reader.client_out))
-        self.reader.client_out.clear()
+    def drain(self) -> None:
+        """Let the client read the output."""
+        self.view.feed(b"".join(self.reader.out))
+        self.reader.out.clear()
         assert self.reader.is_between_frames == self.view.is_between
-        assert self.reader.has_ended == self.view.is_closed
+        assert self.reader.has_sent_last == self.view.is_closed
 
     def insert(self, action: int) -> None:
-        """Insert what the upper bits of a turn say."""
+        """Insert the frames that the upper bits of a turn select."""
         if action in (INSERT_PING, INSERT_BOTH):
             self._insert(wire.PING)
         if action in (INSERT_PONG, INSERT_BOTH):
@@ -352,36 +352,42 @@ class _Inserting:
         if action == INSERT_LAST and not self.sent_last:
             self.sent_last = True
             self.reader.insert_last(LAST)
-            self.take()
+            self.drain()
 
     def _insert(self, opcode: int) -> None:
-        # No producer of a fuzzer's sends these by chance.
+        # The fuzzer does not send these bytes by chance.
         tag = b"#%d \xd5\x1c\x93\x7e\xa8" % len(self.tags)
         self.tags.append(tag)
         if self.reader.is_between_frames and not self.sent_last:
             self._sent_at_once.append(tag)
         self.reader.insert(wire.encode_frame(opcode, tag))
-        self.take()
+        self.drain()
 
     def finish(self, has_ended: bool) -> None:
-        """Check what the client has of it."""
+        """Check the client's view of the inserted frames."""
         seen = [payload for _, payload in self.view.events if payload in self.tags]
         assert len(set(seen)) == len(seen)
         assert set(self._sent_at_once) <= set(seen)
         before = len(self.view.events)
         if self.sent_last:
-            assert self.reader.has_ended == self.reader.is_between_frames
+            assert self.reader.has_sent_last == self.reader.is_between_frames
             self.reader.insert(wire.encode_frame(wire.PING, b"late"))
-            if self.reader.has_ended:
-                assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) is None
+            if self.reader.has_sent_last:
+                assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) == []
         if has_ended:
-            assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) is None
-        self.take()
+            assert self.reader.receive(wire.encode_frame(wire.TEXT, b"late")) == []
+        self.drain()
         assert len(self.view.events) == before, "something after the end"
 
 
-def _check_end(end: wire.Close | Violation | None, expected: Meaning) -> None:
-    if isinstance(end, Violation):
+def _end_of(events: list[ProducerEvent]) -> ProducerEvent | None:
+    """Return the CLOSE or the violation among a read's events; nothing follows it."""
+    assert all(event == Move() for event in events[:-1]), "an event after the end"
+    return events[-1] if events and events[-1] != Move() else None
+
+
+def _check_end(end: ProducerEvent | None, expected: Meaning) -> None:
+    if isinstance(end, wire.Violation):
         assert end.code in expected.codes
     else:
         assert not expected.codes
@@ -394,7 +400,7 @@ READER_LIMITS: Final = (10, 126, 1000, 2**40)
 
 
 def messages(data: bytes) -> None:
-    """The library makes the same items of the wire's bytes however they are cut."""
+    """The library returns the same items for the wire's bytes in any cut."""
     # A limit, with 0x80 for an OPEN before; sizes of the pieces; what the bridge sends.
     source = Source(data)
     flags = source.byte()
@@ -414,7 +420,7 @@ def messages(data: bytes) -> None:
         is_over = expected.codes or expected.close or expected.has_moved
         end = items.pop() if is_over else None
         if expected.codes:
-            assert isinstance(end, WireViolation) and end.code in expected.codes
+            assert isinstance(end, wire.Violation) and end.code in expected.codes
         elif expected.close:
             assert end == wire.Close(*expected.close)
         elif expected.has_moved:
@@ -427,7 +433,7 @@ def messages(data: bytes) -> None:
 
 
 def documents(data: bytes) -> None:
-    """The two JSON documents of the wire are read or refused, and survive the way back."""
+    """The two JSON documents of the wire are decoded or rejected, and survive a round trip."""
     # 0 for an OPEN, 1 for an ANSWER; the document.
     kind: type[wire.Open | Answer] = Answer if data[:1] == b"\1" else wire.Open
     try:
@@ -453,7 +459,7 @@ ORDER: Final = list(ClientState)
 
 
 def session(data: bytes) -> None:
-    """A session takes whatever happens, in whatever order; both sides get good frames."""
+    """A session handles events in any order; both sides get valid frames."""
     # An agreement; a limit; a buffer, with 0x80 for a limit of the rate and 0x40 for no
     # hold; the shortest message to compress; then steps: a byte (what, and in its upper bits how),
     # and for bytes of a side their number, 0 for 256, and they.
@@ -479,12 +485,12 @@ def session(data: bytes) -> None:
         what, how = step & 7, step >> 3
         if what == CLIENT:
             session.receive_client(source.take(source.byte() or 256), now)
-        elif what in (PRODUCER, PRODUCER_EOF) and session.producer_state is ProducerState.AWAY:
+        elif what in (PRODUCER, PRODUCER_EOF) and session.producer_state is ProducerState.DETACHED:
             if what == PRODUCER:
                 session.resume()
-                sides.begin_again()
+                sides.replace_producer()
             else:
-                session.give_up_holding()
+                session.expire_hold()
         elif what == PRODUCER:
             session.receive_producer(source.take(source.byte() or 256))
         elif what == CLIENT_EOF:
@@ -512,27 +518,27 @@ def session(data: bytes) -> None:
 
 
 class _Sides:
-    """What the two sides of a session receive."""
+    """The two sides of a session, and what they receive."""
 
     def __init__(self, session: Session, deflate: Agreement | None) -> None:
         self.session = session
         self.client = ClientView(deflate)
         self.producer = ProducerView()
-        self._phase = ClientState.OPEN
+        self._state = ClientState.OPEN
         self._client_finished = self._producer_finished = False
         (hello,) = session.to_producer
         assert hello == HELLO
         session.to_producer.clear()
 
-    def begin_again(self) -> None:
-        """Look at the next producer, which is told of the connection first."""
+    def replace_producer(self) -> None:
+        """Replace the producer: the next one gets an OPEN first."""
         assert self.session.to_producer.pop(0) == REOPEN
         self.producer = ProducerView()
 
     def check(self) -> None:
-        """Take what the session puts out, as the bridge does after every call."""
+        """Empty the session's output, as the bridge does after every call, and check it."""
         session = self.session
-        if self._phase is ClientState.GONE:
+        if self._state is ClientState.GONE:
             session.to_client.clear()  # the bridge has closed the client, and the producer
         assert not (self._client_finished and session.to_client), "client_finished was wrong"
         assert not (self._producer_finished and session.to_producer), "producer_finished was wrong"
@@ -543,12 +549,12 @@ class _Sides:
         session.ignored.clear()
         assert self.producer.is_between
 
-        assert ORDER.index(session.client_state) >= ORDER.index(self._phase), (
-            "back to an earlier phase"
+        assert ORDER.index(session.client_state) >= ORDER.index(self._state), (
+            "back to an earlier state"
         )
-        self._phase = session.client_state
-        assert (session.end is None) == (session.client_state is ClientState.OPEN)
-        if session.end:
+        self._state = session.client_state
+        assert (session.close_cause is None) == (session.client_state is ClientState.OPEN)
+        if session.close_cause:
             code = session.close_code
             assert code == wire.ABNORMAL or code == wire.NO_CODE or wire.is_sendable_code(code)
         if session.client_state is ClientState.OPEN:
@@ -706,7 +712,7 @@ def _check_origin(environ: dict[str, str], chosen: Settings) -> None:
         return
     if chosen.origins == ("*",):
         return
-    assert origin.count("/") == 2 and "@" not in origin, "that is no origin"
+    assert origin.count("/") == 2 and "@" not in origin, "not an origin"
     if origin in chosen.origins or chosen.forwarded != "off":
         return
     if _PLAIN_ORIGIN.fullmatch(origin) and _PLAIN_HOST.fullmatch(environ["HTTP_HOST"]):
@@ -799,7 +805,7 @@ def _is_answered(offer: dict[str, str], answer: dict[str, str]) -> bool:
 
 
 def _most_bits(value: str) -> int:
-    """Return what a parameter allows, 0 where it cannot be answered."""
+    """Return the largest allowed value, 0 if the parameter cannot be answered."""
     return int(value) if re.fullmatch("[89]|1[0-5]", value) else 0
 
 

@@ -695,7 +695,7 @@ def test_a_client_is_rejected_with_1001_if_epoll_has_no_room(bridge: Bridge) -> 
     epoll = poller.epoll
     poller.epoll = FullEpoll(epoll)  # type: ignore[assignment]
     peers = Peers(bridge)
-    assert peers.client_reads(100)[:4] == b"\x88\x16" + (1001).to_bytes(2, "big")
+    assert peers.client_reads(100)[:4] == b"\x88\x1d" + (1001).to_bytes(2, "big")
     assert peers.next_item() is None
     wait_for(lambda: peers.log.lines)
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]
@@ -725,7 +725,7 @@ def test_stop_closes_both_sides(bridge: Bridge, connect: Callable[..., Peers]) -
 def test_a_connection_adopted_after_the_end_is_closed(bridge: Bridge) -> None:
     bridge.stop()
     peers = Peers(bridge)
-    frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server goes away"))
+    frame = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the server is shutting down"))
     assert peers.client_reads(100) == frame  # and the end of file
     assert peers.next_item() is None
     assert "(GOING_AWAY) code=1001" in peers.log.lines[0][1]

@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.client_reader: RFC 6455 on reading, by table and against wsproto."""
+"""apachews_handler.protocol.client_reader: RFC 6455, by table and against wsproto."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
 from apachews.wire.reader import MessageReader, Pong
-from apachews_handler.exceptions import Violation
 from apachews_handler.protocol.client_reader import (
     FRAMES_A_TURN,
     INFLATED_FRAMES,
     KEEPALIVE,
     MIN_FRAMES_A_TURN,
     SHARED_FRAMES_A_TURN,
-    Alive,
     ClientReader,
-    Control,
+    Event,
+    KeepalivePong,
     Ping,
 )
 from apachews_handler.protocol.deflate import Agreement
@@ -34,7 +33,7 @@ from apachews_handler.protocol.deflate import Agreement
 from ..support.frames import MASK, masked
 
 LIMIT = 70_000
-Feed: TypeAlias = "tuple[list[object], list[Control]]"
+Feed: TypeAlias = "tuple[list[object], list[Event]]"
 
 
 def feed(
@@ -43,29 +42,29 @@ def feed(
     buffer: int = 65536,
     deflate: Agreement | None = None,
 ) -> Feed:
-    """Return the messages that the producer's library makes of it, and the controls.
+    """Return the messages that the producer's library makes of it, and the events.
 
-    The reader is fed as a bridge does, which takes what is there at each pause.
+    Like the bridge, this empties the reader's output at each pause.
     """
     reader = ClientReader(LIMIT, buffer, deflate)
     messages = MessageReader(10 * LIMIT)
     messages.receive(wire.Open(id="1", uri="/").encode())
     items: list[object] = []
-    controls: list[Control] = []
+    events: list[Event] = []
     for start in range(0, len(data), size or max(1, len(data))):
-        controls += reader.receive(data[start : start + (size or len(data))])
+        events += reader.receive(data[start : start + (size or len(data))])
         while True:
-            assert sum(map(len, reader.wire_out)) <= buffer + len(data)
-            items += messages.receive(b"".join(reader.wire_out))
-            reader.wire_out.clear()
+            assert sum(map(len, reader.out)) <= buffer + len(data)
+            items += messages.receive(b"".join(reader.out))
+            reader.out.clear()
             if not reader.is_paused:
                 break
-            controls += reader.receive(b"")
-    return items, controls
+            events += reader.receive(b"")
+    return items, events
 
 
 TEXT, BINARY, CONT = 0x81, 0x82, 0x80
-CASES: list[tuple[str, bytes, list[object], list[Control]]] = [
+CASES: list[tuple[str, bytes, list[object], list[Event]]] = [
     ("text", masked(TEXT, b"hi"), ["hi"], []),
     ("text of 126", masked(TEXT, b"x" * 126), ["x" * 126], []),
     ("text of 65536", masked(TEXT, b"x" * 65536), ["x" * 65536], []),
@@ -82,7 +81,7 @@ CASES: list[tuple[str, bytes, list[object], list[Control]]] = [
         [Ping(b"p")],
     ),
     (
-        "fragments of binary that are no text",
+        "fragments of binary that are not text",
         masked(0x02, b"\xff") + masked(CONT, b"\xfe"),
         [b"\xff\xfe"],
         [],
@@ -96,15 +95,15 @@ CASES: list[tuple[str, bytes, list[object], list[Control]]] = [
 
 
 @pytest.mark.parametrize(
-    ("data", "items", "controls"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+    ("data", "items", "events"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
 )
 @pytest.mark.parametrize("size", [None, 1, 3, 1000])
 def test_good_frames(
-    data: bytes, items: list[object], controls: list[Control], size: int | None
+    data: bytes, items: list[object], events: list[Event], size: int | None
 ) -> None:
     if size == 1 and len(data) > 10_000:
         size = 997
-    assert feed(data, size) == (items, controls)
+    assert feed(data, size) == (items, events)
 
 
 @pytest.mark.parametrize("size", [None, 1])
@@ -112,17 +111,17 @@ def test_good_frames(
     ("data", "code", "reason"),
     [
         (b"\x81\x02hi", 1002, "not masked"),
-        (b"\xc1\x80" + MASK, 1002, "RSV"),
-        (b"\xa1\x80" + MASK, 1002, "RSV"),
-        (b"\x91\x80" + MASK, 1002, "RSV"),
-        *[(masked(0x80 | opcode), 1002, "reserved") for opcode in (3, 4, 5, 6, 7)],
-        *[(masked(0x80 | opcode), 1002, "reserved") for opcode in range(0xB, 0x10)],
+        (b"\xc1\x80" + MASK, 1002, "reserved bit"),
+        (b"\xa1\x80" + MASK, 1002, "reserved bit"),
+        (b"\x91\x80" + MASK, 1002, "reserved bit"),
+        *[(masked(0x80 | opcode), 1002, "is reserved") for opcode in (3, 4, 5, 6, 7)],
+        *[(masked(0x80 | opcode), 1002, "is reserved") for opcode in range(0xB, 0x10)],
         (masked(0x09, b"x"), 1002, "control frame is fragmented"),
         (masked(0x89, b"x" * 126), 1002, "more than 125"),
         (masked(0x88, b"x" * 126), 1002, "more than 125"),
-        (masked(CONT, b"x"), 1002, "no message to continue"),
+        (masked(CONT, b"x"), 1002, "without a message to continue"),
         (masked(0x01, b"a") + masked(TEXT, b"b"), 1002, "inside a fragmented"),
-        (masked(0x01, b"a") + masked(CONT, b"b") + masked(CONT, b"c"), 1002, "no message"),
+        (masked(0x01, b"a") + masked(CONT, b"b") + masked(CONT, b"c"), 1002, "without a message"),
         (b"\x82\xfe\x00\x7d" + MASK, 1002, "shortest"),
         (b"\x82\xff" + (65535).to_bytes(8, "big") + MASK, 1002, "shortest"),
         (b"\x82\xff" + (2**63).to_bytes(8, "big") + MASK, 1002, "over 2"),
@@ -144,39 +143,39 @@ def test_good_frames(
 def test_violations(data: bytes, code: int, reason: str, size: int | None) -> None:
     if size == 1 and len(data) > 10_000:
         size = 997
-    _, controls = feed(data + masked(TEXT, b"late"), size)
-    violation = controls[-1]
-    assert isinstance(violation, Violation)
+    _, events = feed(data + masked(TEXT, b"late"), size)
+    violation = events[-1]
+    assert isinstance(violation, wire.Violation)
     assert violation.code == code
     assert reason in violation.reason
 
 
 def test_bad_text_is_found_before_the_message_is_whole() -> None:
-    _, controls = feed(masked(TEXT, b"x" * 50 + b"\xff" + b"x" * 50)[:60])
-    assert isinstance(controls[-1], Violation)
+    _, events = feed(masked(TEXT, b"x" * 50 + b"\xff" + b"x" * 50)[:60])
+    assert isinstance(events[-1], wire.Violation)
 
 
-def test_what_came_before_a_violation_is_passed_on() -> None:
-    items, controls = feed(masked(TEXT, b"good") + masked(CONT, b"bad"))
+def test_frames_before_a_violation_are_forwarded() -> None:
+    items, events = feed(masked(TEXT, b"good") + masked(CONT, b"bad"))
     assert items == ["good"]
-    assert isinstance(controls[-1], Violation)
+    assert isinstance(events[-1], wire.Violation)
 
 
-def test_a_large_frame_is_passed_on_as_it_comes() -> None:
+def test_a_large_frame_is_forwarded_as_it_arrives() -> None:
     reader = ClientReader(2**40)
     reader.receive(b"\x82\xff" + (2**39).to_bytes(8, "big") + MASK + b"x" * 1000)
-    passed = b"".join(reader.wire_out)
+    passed = b"".join(reader.out)
     assert passed[:4] == b"\x02\x7e\x03\xe8"
     assert len(passed) == 1004
 
 
-def test_an_empty_fragment_in_the_middle_says_nothing() -> None:
+def test_an_empty_fragment_in_the_middle_is_dropped() -> None:
     reader = ClientReader(LIMIT)
     reader.receive((masked(0x01) + masked(0x00)) * 1 + masked(0x00) * 50 + masked(CONT, b"x"))
-    assert b"".join(reader.wire_out) == b"\x81\x01x"
+    assert b"".join(reader.out) == b"\x81\x01x"
 
 
-def test_what_is_counted() -> None:
+def test_counts() -> None:
     reader = ClientReader(LIMIT)
     reader.receive(
         masked(TEXT, b"abc") + masked(0x02, b"x" * 300) + masked(0x89) + masked(CONT, b"y")
@@ -190,29 +189,29 @@ def test_what_is_counted() -> None:
 def test_more_frames_than_allowed(frame: bytes) -> None:
     reader = ClientReader(LIMIT)
     reader.max_frames = 3
-    assert not any(isinstance(end, Violation) for end in reader.receive(frame * 3))
+    assert not any(isinstance(end, wire.Violation) for end in reader.receive(frame * 3))
     (violation,) = reader.receive(frame)
-    assert isinstance(violation, Violation)
+    assert isinstance(violation, wire.Violation)
     assert violation.code == 1008
 
 
-def test_answers_to_the_bridges_own_pings_are_neither_passed_on_nor_counted() -> None:
+def test_answers_to_the_bridges_own_pings_are_neither_forwarded_nor_counted() -> None:
     reader = ClientReader(LIMIT)
     reader.expected_pongs = 2
-    controls = reader.receive(masked(0x8A, KEEPALIVE) * 3 + masked(0x8A, b"other"))
-    assert controls == [Alive()] * 2
-    assert b"".join(reader.wire_out) == (
+    events = reader.receive(masked(0x8A, KEEPALIVE) * 3 + masked(0x8A, b"other"))
+    assert events == [KeepalivePong()] * 2
+    assert b"".join(reader.out) == (
         wire.encode_frame(wire.PONG, KEEPALIVE) + wire.encode_frame(wire.PONG, b"other")
     )
     assert reader.controls == 2
 
 
-def test_fragments_without_a_byte_are_counted() -> None:
+def test_empty_fragments_are_counted() -> None:
     reader = ClientReader(LIMIT)
     reader.max_frames = 10
-    controls = reader.receive(masked(0x01, b"a") + masked(0x00) * 100)
-    assert isinstance(controls[-1], Violation)
-    assert controls[-1].code == 1008
+    events = reader.receive(masked(0x01, b"a") + masked(0x00) * 100)
+    assert isinstance(events[-1], wire.Violation)
+    assert events[-1].code == 1008
 
 
 # Compressed messages.
@@ -221,7 +220,7 @@ DEFLATE = Agreement()
 
 
 def deflated(data: bytes, *, first: int = 0xC1, cuts: tuple[int, ...] = ()) -> bytes:
-    """Return a compressed message, in fragments cut at some places."""
+    """Return a compressed message, in fragments cut at these offsets."""
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     payload = (stream.compress(data) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
     pieces = [payload[a:b] for a, b in itertools.pairwise((0, *cuts, len(payload)))]
@@ -282,13 +281,13 @@ def test_compressed_messages(
     ],
 )
 def test_violations_with_compression(data: bytes, code: int, size: int | None) -> None:
-    _, controls = feed(data + masked(TEXT, b"late"), size, 1000, DEFLATE)
-    violation = controls[-1]
-    assert isinstance(violation, Violation)
+    _, events = feed(data + masked(TEXT, b"late"), size, 1000, DEFLATE)
+    violation = events[-1]
+    assert isinstance(violation, wire.Violation)
     assert violation.code == code
 
 
-def test_where_no_context_is_kept_a_message_refers_to_nothing() -> None:
+def test_without_context_takeover_a_message_refers_to_nothing() -> None:
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     first, second = (
         masked(0xC1, (stream.compress(b"hello, hello") + stream.flush(zlib.Z_SYNC_FLUSH))[:-4])
@@ -297,35 +296,35 @@ def test_where_no_context_is_kept_a_message_refers_to_nothing() -> None:
     reader = ClientReader(LIMIT, 1000, Agreement(client_keeps_context=False))
     assert reader.receive(first) == []
     (violation,) = reader.receive(second)
-    assert isinstance(violation, Violation)
+    assert isinstance(violation, wire.Violation)
     assert violation.code == 1007
 
 
-def test_a_bomb_is_found_before_it_is_out() -> None:
+def test_a_decompression_bomb_is_found_early() -> None:
     bomb = deflated(bytes(50_000_000))
     reader = ClientReader(LIMIT, 1000, DEFLATE)
-    out, controls = 0, reader.receive(bomb)
+    out, events = 0, reader.receive(bomb)
     while reader.is_paused:
-        assert sum(map(len, reader.wire_out)) < 1100
-        out += sum(map(len, reader.wire_out))
-        reader.wire_out.clear()
-        controls += reader.receive(b"")
+        assert sum(map(len, reader.out)) < 1100
+        out += sum(map(len, reader.out))
+        reader.out.clear()
+        events += reader.receive(b"")
     assert out < LIMIT + 10_000
-    (violation,) = controls
-    assert isinstance(violation, Violation)
+    (violation,) = events
+    assert isinstance(violation, wire.Violation)
     assert violation.code == 1009
 
 
-def test_a_control_behind_a_compressed_message_waits_for_it() -> None:
+def test_a_control_after_a_compressed_message_waits_for_it() -> None:
     reader = ClientReader(LIMIT, 1000, DEFLATE)
     assert reader.receive(deflated(b"x" * 5000) + masked(0x88)) == []
     turns = 0
     while reader.is_paused:
-        reader.wire_out.clear()
-        controls = reader.receive(b"")
+        reader.out.clear()
+        events = reader.receive(b"")
         turns += 1
     assert turns == 5
-    assert controls == [wire.Close(1005, "")]
+    assert events == [wire.Close(1005, "")]
 
 
 # Against wsproto: the same messages, the same end, with and without compression.
@@ -343,7 +342,7 @@ squeezed = st.builds(
 )
 closes = st.builds(
     lambda code, reason: masked(0x88, code.to_bytes(2, "big") + reason),
-    # 1014 was registered with IANA after RFC 6455; wsproto takes it for invalid.
+    # 1014 was registered with IANA after RFC 6455; wsproto rejects it.
     (st.integers(990, 1020) | st.integers(2990, 5010)).filter(lambda code: code != 1014),
     st.binary(max_size=5),
 )
@@ -390,16 +389,16 @@ def outcome_of_ours(chunks: list[bytes], *, deflate: bool) -> tuple[list[object]
         # One frame can complete a message only once its bytes are all there, so
         # feeding single bytes keeps messages and pings in their order.
         for byte in chunk:
-            controls = reader.receive(bytes((byte,)))
-            for item in messages.receive(b"".join(reader.wire_out)):
+            events = reader.receive(bytes((byte,)))
+            for item in messages.receive(b"".join(reader.out)):
                 if isinstance(item, (str, bytes)):
                     out.append(item)
-            reader.wire_out.clear()
-            for control in controls:
-                if isinstance(control, Ping):
-                    out.append(control)
-                elif not isinstance(control, Alive):
-                    return out, control.code
+            reader.out.clear()
+            for event in events:
+                if isinstance(event, Ping):
+                    out.append(event)
+                elif not isinstance(event, KeepalivePong):
+                    return out, event.code
     return out, 0
 
 
@@ -426,8 +425,8 @@ def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None
     ours, code = outcome_of_ours(chunks, deflate=deflate)
     theirs, their_code = outcome_of_wsproto(chunks, deflate=deflate)
     if code == 1002 and not their_code:
-        # A missing mask, or a bad opcode, is clear before the header is whole;
-        # wsproto waits for that.
+        # The reader reports a missing mask or a bad opcode before the header is complete;
+        # wsproto waits for the rest of it.
         theirs, their_code = outcome_of_wsproto([*chunks, bytes(16)], deflate=deflate)
     assert code == their_code
     assert ours == theirs
@@ -441,16 +440,16 @@ def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None
 def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int, frame: bytes) -> None:
     reader = ClientReader(LIMIT)
     more = frame * (2 * turn) + masked(0x88)
-    found = len(reader.receive(more, busy)) + len(reader.wire_out)
+    found = len(reader.receive(more, busy)) + len(reader.out)
     assert found == turn and reader.is_paused
-    found += len(reader.receive(b"", busy)) + len(reader.wire_out) - turn * (frame[0] == BINARY)
+    found += len(reader.receive(b"", busy)) + len(reader.out) - turn * (frame[0] == BINARY)
     assert found == 2 * turn and reader.is_paused
     assert reader.receive(b"", busy) == [wire.Close(1005, "")]
     assert not reader.is_paused
 
 
 def test_compressed_frames_count_for_several() -> None:
-    """Their inflating costs more, that of each of their streams as well."""
+    """Inflating costs more than framing; so does each zlib stream of a message."""
     empty, streams = masked(0xC2, b"\0"), masked(0xC2, b"\3\0" * 15 + b"\0")
     for frame, most in ((empty, FRAMES_A_TURN // INFLATED_FRAMES), (streams, FRAMES_A_TURN // 16)):
         reader = ClientReader(LIMIT, 65536, DEFLATE)
@@ -459,8 +458,8 @@ def test_compressed_frames_count_for_several() -> None:
         assert 0 < reader.messages <= most
 
 
-def test_busy_connections_share_the_room_for_what_is_inflated() -> None:
+def test_busy_connections_share_the_room_for_inflated_bytes() -> None:
     reader = ClientReader(LIMIT, 65536, DEFLATE)
     reader.receive(deflated(bytes(60_000)), 8)
     assert reader.is_paused
-    assert sum(map(len, reader.wire_out)) <= 65536 // 8 + 10
+    assert sum(map(len, reader.out)) <= 65536 // 8 + 10

@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.close_causes: the table in the documentation is the one in the code."""
+"""apachews_handler.protocol.close_causes: documentation and code have the same table."""
 
 from __future__ import annotations
 

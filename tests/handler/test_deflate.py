@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.deflate: what is agreed on, bounded inflation, and zlib's odd ends."""
+"""apachews_handler.protocol.deflate: negotiation, bounded inflation, ends of zlib streams."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.exceptions import Violation
+from apachews.exceptions import WireError
 from apachews_handler.protocol import deflate
 from apachews_handler.protocol.deflate import Agreement, Deflater, Inflater, Negotiation
 
 OFFERS: list[tuple[str, str | None, Agreement | None]] = [
     # Clients fail on a server_max_window_bits that they did not offer; the server's window
-    # is the smaller one all the same.
+    # is the smaller one nevertheless.
     ("", "", Agreement(15, 12)),
     ("; client_max_window_bits", "client_max_window_bits=12", Agreement(12, 12)),
     (
@@ -65,7 +65,7 @@ def test_a_client_without_the_offer_reads_the_smaller_window() -> None:
         assert client.decompress(payload + b"\x00\x00\xff\xff") == message
 
 
-def test_the_first_good_offer_is_taken() -> None:
+def test_the_first_valid_offer_is_accepted() -> None:
     negotiation = Negotiation(15, True)
     assert negotiation.accept("permessage-deflate; x") is None
     assert negotiation.accept("permessage-deflate; client_max_window_bits=10") is not None
@@ -116,7 +116,7 @@ def compressed(data: bytes) -> bytes:
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_the_examples_of_the_rfc(payload: bytes, message: bytes, size: int) -> None:
     inflater = Inflater(15)
-    for _ in range(3):  # and what comes after them
+    for _ in range(3):  # and the messages after them
         assert inflate(inflater, payload, size) == message
         assert inflate(inflater, compressed(b"more"), size) == b"more"
 
@@ -130,25 +130,25 @@ def test_a_message_may_refer_to_the_one_before() -> None:
     inflater = Inflater(15)
     assert inflate(inflater, first) == data
     assert inflate(inflater, second) == data
-    with pytest.raises(Violation, match="1007"):
+    with pytest.raises(WireError, match="1007"):
         inflate(Inflater(15), second)
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 10, os.urandom(300), b"\x07", b"\x05\x00"])
-def test_what_is_not_compressed_is_a_violation(data: bytes) -> None:
-    with pytest.raises(Violation) as caught:
+def test_invalid_deflate_data_is_an_error(data: bytes) -> None:
+    with pytest.raises(WireError) as caught:
         inflate(Inflater(15), data + b"\xff" * 20)
     assert caught.value.code == 1007
 
 
-def test_a_message_that_lacks_the_last_code_of_its_block_is_a_violation() -> None:
-    # A block of dynamic codes, whose end would be one bit.
+def test_a_message_without_the_last_code_of_its_block_is_an_error() -> None:
+    # A block of dynamic codes; its end would be one bit.
     payload = bytes.fromhex("ecc1010d000000c2a0da8f6f0e37a0000078d2ff")
-    with pytest.raises(Violation, match="cut off"):
+    with pytest.raises(WireError, match="truncated"):
         inflate(Inflater(15), payload)
 
 
-def test_no_more_comes_out_than_there_is_room_for() -> None:
+def test_output_is_limited_to_the_room() -> None:
     bomb = compressed(bytes(10_000_000))
     assert len(bomb) < 10_000
     inflater = Inflater(15)
@@ -157,14 +157,14 @@ def test_no_more_comes_out_than_there_is_room_for() -> None:
         assert len(inflater.read(1000)) == 1000
 
 
-def test_streams_that_end_in_a_message_are_few() -> None:
+def test_streams_per_message_are_limited() -> None:
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     block = stream.compress(b"x") + stream.flush()
     inflater = Inflater(15)
     allowed = deflate.MAX_STREAMS - 1
     assert inflate(inflater, block * allowed + b"\0") == b"x" * allowed
     assert inflate(inflater, block * allowed + b"\0") == b"x" * allowed
-    with pytest.raises(Violation, match="too many"):
+    with pytest.raises(WireError, match="too many"):
         inflate(inflater, block * (allowed + 1) + b"\0")
 
 
@@ -174,9 +174,7 @@ def test_streams_that_end_in_a_message_are_few() -> None:
     level=st.integers(1, 9),
     size=st.integers(1, 400),
 )
-def test_what_is_compressed_comes_back(
-    messages: list[list[bytes]], window_bits: int, level: int, size: int
-) -> None:
+def test_round_trip(messages: list[list[bytes]], window_bits: int, level: int, size: int) -> None:
     deflater = Deflater(window_bits, level)
     inflater = Inflater(window_bits)
     for pieces in messages:
@@ -189,7 +187,7 @@ def test_what_is_compressed_comes_back(
         assert inflate(inflater, payload, size) == b"".join(pieces)
 
 
-# How a block ends, as zlib has it: Z_FINISH makes it a final one.
+# The ways to end a block in zlib; Z_FINISH makes it a final one.
 FLUSHES = [zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_FINISH]
 
 
@@ -239,7 +237,7 @@ BLOCKS = st.lists(
     keeps_context=st.booleans(),
     size=st.integers(1, 400),
 )
-def test_every_kind_of_block_comes_back(
+def test_round_trip_of_every_kind_of_block(
     messages: list[tuple[list[tuple[bytes, int, int]], bool]],
     window_bits: int,
     keeps_context: bool,
@@ -249,14 +247,14 @@ def test_every_kind_of_block_comes_back(
     inflater = Inflater(window_bits)
     for blocks, is_padded in messages:
         payload = sender.message(blocks, is_padded)
-        # (zlib puts nothing out if it is asked to flush twice.)
+        # (A second flush of zlib has no output.)
         assert inflate(inflater, payload, size) == b"".join(data for data, _, _ in blocks)
         if not keeps_context:
             inflater = Inflater(window_bits)
 
 
 @given(BLOCKS, st.booleans(), st.data())
-def test_a_message_that_is_cut_off_never_becomes_other_bytes(
+def test_a_truncated_message_never_becomes_other_bytes(
     blocks: list[tuple[bytes, int, int]], is_padded: bool, data: st.DataObject
 ) -> None:
     payload = Sender(15, True).message(blocks, is_padded)
@@ -264,8 +262,8 @@ def test_a_message_that_is_cut_off_never_becomes_other_bytes(
     inflater = Inflater(15)
     try:
         found = inflate(inflater, payload[: data.draw(st.integers(0, len(payload)))])
-    except Violation as violation:
-        assert violation.code == 1007
+    except WireError as error:
+        assert error.code == 1007
         return
     assert whole.startswith(found)  # the cut is between two blocks
     assert inflate(inflater, compressed(b"more")) == b"more"

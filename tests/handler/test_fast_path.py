@@ -19,9 +19,9 @@ from apachews import wire
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
+from apachews_handler.protocol import new_session
 from apachews_handler.protocol.client_reader import FRAMES_A_TURN
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.raw import new_session
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import RAW, Settings
 

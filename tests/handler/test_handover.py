@@ -415,7 +415,7 @@ def test_a_request_with_long_headers_stays(site: Site, monkeypatch: pytest.Monke
     long, short = site.client(), site.client()
     limit = len(encode(short.connection) or b"") + 10
     monkeypatch.setattr(handover, "MAX_DOCUMENT_BYTES", limit)
-    long.connection.session._opened += b"x" * 100
+    long.connection.session._open_frame += b"x" * 100
     site.give()
     long.says(b"here", site.younger)
     short.says(b"there", site.elder)

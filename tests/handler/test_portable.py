@@ -19,13 +19,15 @@ from apachews_handler.bridge.send_queue import SendQueue
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.lifecycle.portable import NotPortable, decode, encode, restore
 from apachews_handler.monitoring.close_log import CloseFormat, Ending, Handshake
+from apachews_handler.protocol import new_session
 from apachews_handler.protocol.client_reader import ClientReader
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement, Inflater
 from apachews_handler.protocol.producer_reader import ProducerReader
 from apachews_handler.protocol.progress import Progress, TcpState
-from apachews_handler.protocol.raw import RawReader, RawSession, new_session
+from apachews_handler.protocol.raw import RawReader, RawSession
 from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.session_data import SessionData
 from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
@@ -126,7 +128,7 @@ def test_everything_comes_through(make: Make) -> None:
         assert state_of(after) == state_of(before)
     assert state_of(moved.timeouts) == state_of(connection.timeouts)
     assert state_of(moved.progress) == state_of(connection.progress)
-    assert moved.session._opened == session._opened
+    assert moved.session._open_frame == session._open_frame
     assert not moved.session.is_ping_answered
     ending = Ending(1000, "", "client", "X", 1.0, NOW, (0, 0, 0, 0), None, 1)
     assert moved.close_line
@@ -282,14 +284,15 @@ def test_new_state_is_noticed() -> None:
     """Whoever adds state to these decides what becomes of it in ``portable``, then here."""
     kinds = (
         *(ClientReader, ProducerReader, RawReader, RawSession),
-        *(Session, Timeouts, Inflater, Connection, Leg, SendQueue),
+        *(SessionData, Session, Timeouts, Inflater, Connection, Leg, SendQueue),
     )
     assert {kind.__name__: len(kind.__slots__) for kind in kinds} == {
         "ClientReader": 24,
-        "ProducerReader": 24,
+        "ProducerReader": 23,
         "RawReader": 1,
         "RawSession": 2,
-        "Session": 23,
+        "SessionData": 23,
+        "Session": 0,
         "Timeouts": 14,
         "Inflater": 6,
         "Connection": 24,

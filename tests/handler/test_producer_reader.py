@@ -1,4 +1,4 @@
-"""protocol.producer_reader: the producer's frames, untouched, and ours between them."""
+"""protocol.producer_reader: the producer's frames, unchanged, and the bridge's own between them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from apachews import wire
-from apachews_handler.exceptions import Violation
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.producer_reader import ProducerReader
+from apachews_handler.protocol.producer_reader import Event, ProducerReader
 
 PONG = wire.encode_frame(wire.PONG, b"ours")
 AGREED = Agreement()
@@ -27,10 +26,13 @@ def frame(opcode: int, payload: bytes = b"", fin: bool = True) -> bytes:
 
 def feed(data: bytes, size: int | None = None) -> tuple[bytes, object, list[int]]:
     reader = ProducerReader()
-    end = None
+    end: Event | None = None
     for start in range(0, len(data), size or max(1, len(data))):
-        end = reader.receive(data[start : start + (size or len(data))]) or end
-    return b"".join(reader.client_out), end, reader.ignored
+        events = reader.receive(data[start : start + (size or len(data))])
+        assert not (events and end), "an event after the end"
+        end = events[0] if events else end
+        assert len(events) < 2
+    return b"".join(reader.out), end, reader.ignored
 
 
 GOOD = [
@@ -52,16 +54,16 @@ def test_frames_pass_untouched(data: bytes, size: int | None) -> None:
     assert feed(data, size) == (data, None, [])
 
 
-def test_whole_frames_pass_as_the_object_that_came() -> None:
+def test_whole_frames_pass_without_a_copy() -> None:
     reader = ProducerReader()
     data = frame(wire.TEXT, b"a") * 3
     reader.receive(data)
-    assert reader.client_out[0] is data
+    assert reader.out[0] is data
 
 
 @pytest.mark.parametrize("size", [None, 1])
 @pytest.mark.parametrize("opcode", [0x3, 0x4, 0x7, 0xB, 0xF])
-def test_reserved_frames_are_left_out_and_named(opcode: int, size: int | None) -> None:
+def test_reserved_frames_are_dropped_and_reported(opcode: int, size: int | None) -> None:
     before, after = frame(wire.TEXT, b"a"), frame(wire.TEXT, b"b")
     for payload in (b"", b"x" * 100):
         data = before + frame(opcode, payload) + after
@@ -69,7 +71,7 @@ def test_reserved_frames_are_left_out_and_named(opcode: int, size: int | None) -
 
 
 @pytest.mark.parametrize("size", [None, 1])
-def test_close_is_taken_out_and_ends_the_stream(size: int | None) -> None:
+def test_close_is_removed_and_ends_the_stream(size: int | None) -> None:
     before = frame(wire.TEXT, b"a")
     data = before + frame(wire.CLOSE, wire.encode_close(3000, "x")) + frame(wire.TEXT, b"late")
     assert feed(data, size) == (before, wire.Close(3000, "x"), [])
@@ -89,13 +91,13 @@ def test_close_is_taken_out_and_ends_the_stream(size: int | None) -> None:
         b"\x82\x7f" + (2**63).to_bytes(8, "big"),
     ],
 )
-def test_violations_end_the_stream_behind_what_was_good(bad: bytes, size: int | None) -> None:
+def test_violations_end_the_stream_after_the_valid_frames(bad: bytes, size: int | None) -> None:
     before = frame(wire.TEXT, b"a")
     passed, end, _ = feed(before + bad + before, size)
-    assert isinstance(end, Violation)
+    assert isinstance(end, wire.Violation)
     assert end.code == 1002
     assert passed.startswith(before)
-    # Nothing but whole frames may have gone out.
+    # Only whole frames are in the output.
     reader = ProducerReader()
     reader.receive(passed)
     assert reader.is_between_frames
@@ -107,9 +109,9 @@ def test_our_frame_waits_for_the_end_of_theirs() -> None:
     reader.receive(theirs[:50])
     reader.insert(wire.encode_frame(wire.PONG, b"first"))
     reader.insert(PONG)
-    assert b"".join(reader.client_out) == theirs[:50]
+    assert b"".join(reader.out) == theirs[:50]
     reader.receive(theirs[50:] + theirs)
-    assert b"".join(reader.client_out) == theirs + PONG + theirs
+    assert b"".join(reader.out) == theirs + PONG + theirs
 
 
 def test_our_last_frame_waits_too_and_nothing_follows() -> None:
@@ -118,11 +120,12 @@ def test_our_last_frame_waits_too_and_nothing_follows() -> None:
     reader.receive(theirs[:50])
     reader.insert_last(LAST)
     reader.insert(PONG)
-    assert not reader.has_ended
+    assert not reader.has_sent_last
     reader.receive(theirs[50:] + theirs)
     reader.receive(theirs)
     reader.insert(PONG)
-    assert b"".join(reader.client_out) == theirs + LAST
+    assert b"".join(reader.out) == theirs + LAST
+    assert reader.has_sent_last
     assert reader.has_ended
 
 
@@ -131,12 +134,12 @@ def test_our_frames_go_at_once_between_theirs_even_inside_a_message() -> None:
     first = frame(wire.TEXT, b"a", fin=False)
     reader.receive(first + b"\x80")  # and the beginning of a header
     reader.insert(PONG)
-    assert b"".join(reader.client_out) == first + PONG
+    assert b"".join(reader.out) == first + PONG
     reader.receive(b"\x01b")
-    assert b"".join(reader.client_out) == first + PONG + frame(wire.CONTINUATION, b"b")
+    assert b"".join(reader.out) == first + PONG + frame(wire.CONTINUATION, b"b")
 
 
-def test_what_is_counted() -> None:
+def test_counts() -> None:
     reader = ProducerReader()
     reader.receive(
         frame(wire.TEXT, b"abc")
@@ -148,7 +151,7 @@ def test_what_is_counted() -> None:
     assert (reader.messages, reader.payload_bytes) == (3, 5)
 
 
-def test_a_ping_and_a_pong_of_ours_are_both_held() -> None:
+def test_a_ping_and_a_pong_of_ours_are_both_deferred() -> None:
     theirs = frame(wire.BINARY, b"x" * 100)
     ping = frame(wire.PING, b"ours")
     reader = ProducerReader()
@@ -156,15 +159,15 @@ def test_a_ping_and_a_pong_of_ours_are_both_held() -> None:
     for own in (PONG, ping, PONG):
         reader.insert(own)
     reader.receive(theirs[50:])
-    assert b"".join(reader.client_out) == theirs + PONG + ping
+    assert b"".join(reader.out) == theirs + PONG + ping
 
 
-# Compression: what a client reads.  (The one of websockets: wsproto's loses its way
-# when a PING stands between the fragments of a compressed message.)
+# Compression: what a client reads.  (The client is that of websockets: wsproto's
+# fails on a PING between the fragments of a compressed message.)
 
 
 def read_as_client(data: bytes, agreement: Agreement = AGREED) -> list[object]:
-    """Return messages and pings, as websockets' client reads them."""
+    """Return the messages and PINGs that the client of websockets reads."""
     client = ClientProtocol(parse_uri("ws://localhost"), state=State.OPEN, max_size=None)
     client.extensions = [
         PerMessageDeflate(
@@ -195,8 +198,8 @@ def read_as_client(data: bytes, agreement: Agreement = AGREED) -> list[object]:
 def compress(data: bytes, size: int | None = None, agreement: Agreement = AGREED) -> bytes:
     reader = ProducerReader(agreement, min_deflate_bytes=10, deflate_level=3)
     for start in range(0, len(data), size or max(1, len(data))):
-        assert reader.receive(data[start : start + (size or len(data))]) is None
-    return b"".join(reader.client_out)
+        assert reader.receive(data[start : start + (size or len(data))]) == []
+    return b"".join(reader.out)
 
 
 @pytest.mark.parametrize("keeps_context", [True, False])
@@ -229,29 +232,29 @@ def test_a_client_reads_what_was_compressed(size: int | None, keeps_context: boo
     ]
 
 
-def test_what_is_shorter_than_the_minimum_passes_untouched() -> None:
+def test_messages_below_the_minimum_pass_unchanged() -> None:
     data = frame(wire.TEXT, b"123456789") * 3
     assert compress(data) == data
     assert compress(frame(wire.TEXT, b"1234567890"))[0] == 0xC1
 
 
-def test_a_fragment_goes_out_when_it_is_whole() -> None:
+def test_a_complete_fragment_is_flushed() -> None:
     reader = ProducerReader(AGREED)
     reader.receive(frame(wire.TEXT, b"a", fin=False))
-    first = b"".join(reader.client_out)
+    first = b"".join(reader.out)
     assert first[0] == 0x41
     reader.receive(frame(wire.CONTINUATION, b"b", fin=False))
-    assert len(b"".join(reader.client_out)) > len(first)
+    assert len(b"".join(reader.out)) > len(first)
 
 
-def test_what_is_compressed_is_never_half_sent() -> None:
+def test_compressed_frames_are_sent_whole() -> None:
     theirs = frame(wire.BINARY, b"x" * 1000)
     reader = ProducerReader(AGREED)
     reader.receive(theirs[:500])
     assert reader.is_between_frames
     reader.insert(PONG)
     reader.insert_last(LAST)
-    out = b"".join(reader.client_out)
+    out = b"".join(reader.out)
     assert out.endswith(PONG + LAST)
 
 

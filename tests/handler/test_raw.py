@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.raw: a producer's bytes to frames, frames to bytes, and how it ends."""
+"""apachews_handler.protocol.raw: bytes to frames, frames to bytes, and the end of a producer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from apachews import wire
 from apachews.exceptions import WireError
-from apachews.wire.reader import MessageReader, Violation
+from apachews.wire.reader import MessageReader
+from apachews_handler.protocol import new_session
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
-from apachews_handler.protocol.raw import Framer, LineFramer, RawSession, ReadFramer, new_session
-from apachews_handler.protocol.session import ClientState, ProducerState, Session
+from apachews_handler.protocol.raw import Framer, LineFramer, RawSession, ReadFramer
+from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.settings import Settings
 
 from ..support.frames import masked
@@ -24,7 +26,7 @@ Message = str | bytes
 
 
 def messages(frames: bytes) -> list[Message]:
-    """Return the messages in whole frames; fails where they are not as RFC 6455 has them."""
+    """Return the messages in whole frames; fails if they violate RFC 6455."""
     reader = MessageReader()
     reader.receive(OPEN.encode())
     items = reader.receive(frames)
@@ -60,7 +62,7 @@ def test_a_read_is_a_message(type_: str, reads: list[bytes], expected: list[Mess
 
 @pytest.mark.parametrize("type_", ["auto", "text", "binary"])
 @pytest.mark.parametrize("by_line", [True, False])
-def test_nothing_is_no_message(type_: str, by_line: bool) -> None:
+def test_an_empty_read_is_not_a_message(type_: str, by_line: bool) -> None:
     framer = LineFramer(type_, 8) if by_line else ReadFramer(type_)
     assert frame_all(framer, [b""]) == []
 
@@ -75,7 +77,7 @@ def test_nothing_is_no_message(type_: str, by_line: bool) -> None:
         ("auto", [b"a\n\xff\nb\n"], ["a", b"\xff", "b"]),
         ("auto", [b"\xc3", b"\xa9\n"], ["é"]),
         ("auto", [b"\xc3"], [b"\xc3"]),
-        # Longer than is held: in fragments, one message all the same.
+        # A line longer than the limit becomes the fragments of one message.
         ("auto", [b"123456789", b"0\nx\n"], ["1234567890", "x"]),
         ("auto", [b"12345678\xc3", b"\xa9\n"], ["12345678é"]),
         ("auto", [b"12345678\xff", b"\xff\n"], [b"12345678\xff\xff"]),
@@ -115,23 +117,23 @@ def test_no_byte_is_lost_nor_added(reads: list[bytes]) -> None:
 
 @given(st.lists(st.binary(max_size=10)), st.integers(1, 9), st.integers(1, 40))
 def test_lines_are_the_same_however_they_are_cut(
-    lines: list[bytes], size: int, max_held: int
+    lines: list[bytes], size: int, max_partial: int
 ) -> None:
     lines = [line.replace(b"\n", b"") for line in lines]
     data = b"".join(line + b"\n" for line in lines)
     reads = [data[start : start + size] for start in range(0, len(data), size)]
-    framer = LineFramer("binary", max_held)
+    framer = LineFramer("binary", max_partial)
     got: list[bytes] = []
     for read in reads:
         framer.frame(read, got)
-        assert framer.held_bytes <= max_held
+        assert framer.partial_bytes <= max_partial
     framer.finish(got)
     assert messages(b"".join(got)) == lines
 
 
 @given(st.lists(st.text(max_size=5) | st.binary(max_size=5), max_size=8), st.integers(1, 9))
-def test_lines_are_what_each_is_by_itself(items: list[str | bytes], size: int) -> None:
-    """However they are mixed and cut: text where it is UTF-8."""
+def test_lines_have_the_type_of_each_line_alone(items: list[str | bytes], size: int) -> None:
+    """In any mix and cut, a line is text if it is UTF-8."""
     lines = [item.encode() if isinstance(item, str) else item for item in items]
     lines = [line.replace(b"\n", b"") for line in lines]
     data = b"".join(line + b"\n" for line in lines)
@@ -140,21 +142,23 @@ def test_lines_are_what_each_is_by_itself(items: list[str | bytes], size: int) -
     assert frame_all(LineFramer("auto", 1000), reads) == alone
 
 
-def test_what_stood_before_a_fault_is_good() -> None:
-    ends = Ends(raw_delimiter="newline", raw_type="text")
-    ends.from_producer(b"a\nb\n\xff\nc\n")
+def test_frames_before_a_violation_are_valid() -> None:
+    harness = RawHarness(raw_delimiter="newline", raw_type="text")
+    harness.from_producer(b"a\nb\n\xff\nc\n")
     texts = wire.encode_frame(wire.TEXT, b"a") + wire.encode_frame(wire.TEXT, b"b")
-    assert ends.client == texts + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+    assert harness.client == texts + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
 
 
 def test_lines_are_read_in_small_pieces() -> None:
-    assert Ends(raw_delimiter="newline", max_buffer_bytes=1 << 20).session.producer_room == 4096
-    assert Ends(raw_delimiter="newline", max_buffer_bytes=4096).session.producer_room == 4096
-    assert Ends(max_buffer_bytes=1 << 20).session.producer_room == 1 << 20
+    assert (
+        RawHarness(raw_delimiter="newline", max_buffer_bytes=1 << 20).session.producer_room == 4096
+    )
+    assert RawHarness(raw_delimiter="newline", max_buffer_bytes=4096).session.producer_room == 4096
+    assert RawHarness(max_buffer_bytes=1 << 20).session.producer_room == 1 << 20
 
 
-class Ends:
-    """A raw session and what its two sides received."""
+class RawHarness:
+    """A raw session, and what its two sides have received."""
 
     def __init__(self, deflate: Agreement | None = None, **changes: Any) -> None:
         self.session = new_session(Settings(wire="raw", **changes), deflate)
@@ -184,129 +188,129 @@ class Ends:
         self.drain()
 
 
-def test_a_framed_producer_has_the_other_session() -> None:
+def test_new_session_selects_the_wire() -> None:
     assert type(new_session(Settings())) is Session
 
 
 def test_the_producer_reads_what_the_client_sent() -> None:
-    ends = Ends()
-    ends.from_client(masked(0x81, "hü".encode()) + masked(0x82, b"\0"))
-    ends.from_client(masked(0x81, b"") + masked(0x01, b"a") + masked(0x80, b"b"))
-    ends.from_client(masked(0x8A, b"a pong") + masked(0x89, b"a ping"))
-    assert ends.producer == "hü".encode() + b"\0ab"
-    assert ends.client == wire.encode_frame(wire.PONG, b"a ping")
+    harness = RawHarness()
+    harness.from_client(masked(0x81, "hü".encode()) + masked(0x82, b"\0"))
+    harness.from_client(masked(0x81, b"") + masked(0x01, b"a") + masked(0x80, b"b"))
+    harness.from_client(masked(0x8A, b"a pong") + masked(0x89, b"a ping"))
+    assert harness.producer == "hü".encode() + b"\0ab"
+    assert harness.client == wire.encode_frame(wire.PONG, b"a ping")
 
 
 def test_the_producer_reads_lines() -> None:
-    ends = Ends(raw_delimiter="newline")
-    ends.from_client(masked(0x81, b"a") + masked(0x81, b""))
-    ends.from_client(masked(0x01, b"b") + masked(0x00, b"c"))
-    ends.from_client(masked(0x80, b"d"))
-    assert ends.producer == b"a\n\nbcd\n"
+    harness = RawHarness(raw_delimiter="newline")
+    harness.from_client(masked(0x81, b"a") + masked(0x81, b""))
+    harness.from_client(masked(0x01, b"b") + masked(0x00, b"c"))
+    harness.from_client(masked(0x80, b"d"))
+    assert harness.producer == b"a\n\nbcd\n"
 
 
 def test_the_client_reads_what_the_producer_wrote() -> None:
-    ends = Ends()
-    ends.from_producer(b"hi")
-    assert ends.client == wire.encode_frame(wire.TEXT, b"hi")
-    assert ends.session.traffic() == (0, 0, 1, 2)
+    harness = RawHarness()
+    harness.from_producer(b"hi")
+    assert harness.client == wire.encode_frame(wire.TEXT, b"hi")
+    assert harness.session.traffic() == (0, 0, 1, 2)
 
 
-def test_what_is_long_is_compressed() -> None:
-    ends = Ends(deflate=Agreement())
-    ends.from_producer(b"a" * 10_000)
-    assert len(ends.client) < 100
-    assert ends.client[0] == 0xC1
+def test_long_messages_are_compressed() -> None:
+    harness = RawHarness(deflate=Agreement())
+    harness.from_producer(b"a" * 10_000)
+    assert len(harness.client) < 100
+    assert harness.client[0] == 0xC1
 
 
-def test_what_is_held_is_of_the_same_buffer() -> None:
-    ends = Ends(raw_delimiter="newline", max_buffer_bytes=4096)
-    ends.from_producer(b"x" * 2048)
-    assert ends.session.kept_bytes == 2048
-    ends.from_producer(b"x")
-    assert ends.session.kept_bytes == 0
-    assert ends.client[0] == wire.TEXT
+def test_partial_bytes_count_towards_the_buffer() -> None:
+    harness = RawHarness(raw_delimiter="newline", max_buffer_bytes=4096)
+    harness.from_producer(b"x" * 2048)
+    assert harness.session.partial_bytes == 2048
+    harness.from_producer(b"x")
+    assert harness.session.partial_bytes == 0
+    assert harness.client[0] == wire.TEXT
 
 
 @pytest.mark.parametrize("unsent", [b"", b"half"])
 def test_a_producer_that_ends_closes_with_1000(unsent: bytes) -> None:
-    ends = Ends(raw_delimiter="newline")
-    ends.from_producer(b"last words")
-    ends.end_producer(unsent, 0)
-    assert ends.session.client_state is ClientState.CLOSING
-    assert ends.session.producer_state is ProducerState.DONE
-    assert ends.session.end is CloseCause.PRODUCER_ENDED
-    goodbye = wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
-    assert ends.client == wire.encode_frame(wire.TEXT, b"last words") + goodbye
-    ends.from_client(masked(0x88, wire.encode_close(1000)))
-    assert ends.session.client_finished
-    assert ends.session.producer_finished
-    assert not ends.producer
+    harness = RawHarness(raw_delimiter="newline")
+    harness.from_producer(b"last words")
+    harness.end_producer(unsent, 0)
+    assert harness.session.client_state is ClientState.CLOSING
+    assert harness.session.producer_state is ProducerState.DONE
+    assert harness.session.close_cause is CloseCause.PRODUCER_ENDED
+    last = wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
+    assert harness.client == wire.encode_frame(wire.TEXT, b"last words") + last
+    harness.from_client(masked(0x88, wire.encode_close(1000)))
+    assert harness.session.client_finished
+    assert harness.session.producer_finished
+    assert not harness.producer
 
 
 @pytest.mark.parametrize("type_", ["auto", "text"])
 def test_a_producer_that_ends_inside_a_character(type_: str) -> None:
-    ends = Ends(raw_type=type_)
-    ends.from_producer(b"a\xc3")
-    ends.end_producer()
+    harness = RawHarness(raw_type=type_)
+    harness.from_producer(b"a\xc3")
+    harness.end_producer()
     text = wire.encode_frame(wire.TEXT, b"a")
     if type_ == "auto":
-        assert ends.client.startswith(text + wire.encode_frame(wire.BINARY, b"\xc3"))
-        assert ends.session.close_code == 1000
+        assert harness.client.startswith(text + wire.encode_frame(wire.BINARY, b"\xc3"))
+        assert harness.session.close_code == 1000
     else:
-        assert ends.client == text + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
-        assert ends.session.end is CloseCause.PRODUCER_ERROR
-        assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
+        assert harness.client == text + wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+        assert harness.session.close_cause is CloseCause.PRODUCER_ERROR
+        assert "APACHEWS_RAW_TYPE" in harness.session.close_reason
 
 
-def test_text_that_is_none_closes_with_1011() -> None:
-    ends = Ends(raw_type="text")
-    ends.from_producer(b"\xff")
-    assert ends.session.end is CloseCause.PRODUCER_ERROR
-    assert "APACHEWS_RAW_TYPE" in ends.session.close_reason
-    assert ends.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
-    assert ends.session.producer_state is ProducerState.DONE
+def test_text_that_is_not_utf8_closes_with_1011() -> None:
+    harness = RawHarness(raw_type="text")
+    harness.from_producer(b"\xff")
+    assert harness.session.close_cause is CloseCause.PRODUCER_ERROR
+    assert "APACHEWS_RAW_TYPE" in harness.session.close_reason
+    assert harness.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1011))
+    assert harness.session.producer_state is ProducerState.DONE
 
 
 def test_a_client_that_closes_ends_the_producer() -> None:
-    ends = Ends()
-    ends.from_client(masked(0x81, b"bye") + masked(0x88, wire.encode_close(1000)))
-    assert ends.producer == b"bye"
-    assert ends.session.producer_finished
-    ends.from_producer(b"too late")
-    ends.end_producer()
-    assert ends.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
+    harness = RawHarness()
+    harness.from_client(masked(0x81, b"bye") + masked(0x88, wire.encode_close(1000)))
+    assert harness.producer == b"bye"
+    assert harness.session.producer_finished
+    harness.from_producer(b"too late")
+    harness.end_producer()
+    assert harness.client == wire.encode_frame(wire.CLOSE, wire.encode_close(1000))
 
 
 def test_a_client_that_leaves_inside_a_message() -> None:
-    ends = Ends()
-    ends.from_client(masked(0x01, b"ha"))
-    ends.session.receive_client_eof()
-    ends.drain()
-    assert ends.producer == b"ha"
-    assert ends.session.producer_finished
+    harness = RawHarness()
+    harness.from_client(masked(0x01, b"ha"))
+    harness.session.receive_client_eof()
+    harness.drain()
+    assert harness.producer == b"ha"
+    assert harness.session.producer_finished
 
 
 @pytest.mark.parametrize("write_failed", [True, False])
 def test_a_producer_is_never_held(write_failed: bool) -> None:
-    ends = Ends(hold_s=30.0)
+    harness = RawHarness(hold_s=30.0)
     if write_failed:
-        ends.session.receive_producer_deafness(b"rest", 1)
-        ends.drain()
-        assert ends.session.producer_state is ProducerState.CONNECTED
-    ends.from_client(masked(0x81, b"a"))
-    ends.end_producer()
-    assert ends.session.producer_state is ProducerState.DONE
-    assert not ends.session.waiting_bytes
+        harness.session.receive_producer_write_error(b"rest", 1)
+        harness.drain()
+        assert harness.session.producer_state is ProducerState.CONNECTED
+    harness.from_client(masked(0x81, b"a"))
+    harness.end_producer()
+    assert harness.session.producer_state is ProducerState.DONE
+    assert not harness.session.backlog_bytes
 
 
-def test_goodbyes_of_the_bridge_tell_the_producer_nothing() -> None:
-    ends = Ends()
-    ends.session.close(CloseCause.GOING_AWAY)
-    ends.drain()
-    assert not ends.producer
-    assert ends.client == wire.encode_frame(
-        wire.CLOSE, wire.encode_close(1001, "the server goes away")
+def test_a_close_of_the_bridge_sends_the_producer_nothing() -> None:
+    harness = RawHarness()
+    harness.session.close(CloseCause.GOING_AWAY)
+    harness.drain()
+    assert not harness.producer
+    assert harness.client == wire.encode_frame(
+        wire.CLOSE, wire.encode_close(1001, "the server is shutting down")
     )
 
 
@@ -315,15 +319,13 @@ def test_goodbyes_of_the_bridge_tell_the_producer_nothing() -> None:
     st.sampled_from(["off", "newline"]),
     st.sampled_from(["auto", "text", "binary"]),
 )
-def test_whatever_a_producer_writes_the_client_gets_good_frames(
-    data: bytes, delimiter: str, type_: str
-) -> None:
-    ends = Ends(raw_delimiter=delimiter, raw_type=type_)
+def test_arbitrary_output_becomes_valid_frames(data: bytes, delimiter: str, type_: str) -> None:
+    harness = RawHarness(raw_delimiter=delimiter, raw_type=type_)
     for start in range(0, len(data), 7):
-        ends.from_producer(data[start : start + 7])
-    ends.end_producer()
+        harness.from_producer(data[start : start + 7])
+    harness.end_producer()
     reader = MessageReader()
     reader.receive(OPEN.encode())
-    items = reader.receive(ends.client)
-    assert not [item for item in items if isinstance(item, Violation)]
+    items = reader.receive(harness.client)
+    assert not [item for item in items if isinstance(item, wire.Violation)]
     assert isinstance(items[-1], wire.Close)

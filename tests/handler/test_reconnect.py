@@ -145,7 +145,7 @@ def test_messages_during_a_hold_are_bounded_and_all_delivered(
             break  # half a frame: enough
         sent += 1
     assert sent > 100
-    assert peers.connection.session.waiting_bytes <= 2 * 8192
+    assert peers.connection.session.backlog_bytes <= 2 * 8192
     client = listen().accept()
     assert is_resumed(client.next_item())
     for count in range(sent):
@@ -352,7 +352,7 @@ def test_messages_of_a_client_that_left_are_delivered_though_the_old_producer_ha
     peers.producer.sendall(wire.encode_frame(wire.MOVE, b""))
     assert peers.next_item() == Moved()
     peers.client.sendall(masked(0x81, b"last"))
-    wait_for(lambda: peers.connection.session.waiting_bytes)
+    wait_for(lambda: peers.connection.session.backlog_bytes)
     peers.client.close()
     wait_for(lambda: peers.connection.client.fd == -1)
     assert peers.connection.producer.fd != -1  # it never closes its end
@@ -366,7 +366,7 @@ def test_a_hold_costs_no_processor(connect: Callable[..., Peers]) -> None:
     peers = connect(idle_timeout_s=0.3, ping_interval_s=0.3, send_timeout_s=0.3, hold_s=2.0)
     peers.producer.close()
     peers.client.sendall(masked(0x81, b"last"))
-    wait_for(lambda: peers.connection.session.waiting_bytes)
+    wait_for(lambda: peers.connection.session.backlog_bytes)
     peers.client.close()
     wait_for(lambda: peers.connection.client.fd == -1)
     used = sum(os.times()[:2])
@@ -449,7 +449,7 @@ def test_a_producer_that_stopped_reading_is_replaced_when_it_ends(
     peers = connect()
     peers.producer.shutdown(socket.SHUT_RD)
     peers.client.sendall(masked(0x81, b"one") + masked(0x81, b"two"))
-    wait_for(lambda: peers.connection.session.waiting_bytes)
+    wait_for(lambda: peers.connection.session.backlog_bytes)
     used = sum(os.times()[:2])
     let_pass(0.5)
     assert sum(os.times()[:2]) - used < 0.3, "it spins"

@@ -1,4 +1,4 @@
-"""apachews_handler.protocol.redelivery: no message twice, and none in part."""
+"""apachews_handler.protocol.redelivery: no message is delivered twice, or in part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews_handler.protocol.redelivery import undelivered_frames
+from apachews_handler.protocol.redelivery import Backlog, undelivered_frames
 
 HI = wire.encode_frame(wire.TEXT, b"hi")
 YO = wire.encode_frame(wire.BINARY, b"yo")
@@ -21,7 +21,7 @@ PONG = wire.encode_frame(wire.PONG, b"x")
     ("frames", "sent", "has_begun", "kept", "is_lost"),
     [
         ([], 0, False, [], False),
-        ([], 0, True, [], True),  # its first part was sent long ago
+        ([], 0, True, [], True),  # its beginning was sent earlier
         ([HI, YO], 0, False, [HI, YO], False),
         ([HI, YO], 1, False, [YO], False),
         ([HI, YO], len(HI), False, [YO], False),
@@ -48,8 +48,8 @@ def test_only_messages_of_which_nothing_was_sent(
 
 
 @given(st.lists(st.integers(1, 4), max_size=6), st.integers(0, 200))
-def test_what_is_kept_are_the_last_messages_whole(parts: list[int], sent: int) -> None:
-    """Messages of so many frames each; every cut leaves a whole number of them."""
+def test_whole_messages_at_the_end_are_kept(parts: list[int], sent: int) -> None:
+    """Messages of 1 to 4 frames; every cut keeps a whole number of messages."""
     messages = [
         [
             wire.encode_frame(wire.CONTINUATION if part else wire.TEXT, b"12345", part == count - 1)
@@ -66,3 +66,28 @@ def test_what_is_kept_are_the_last_messages_whole(parts: list[int], sent: int) -
     ]
     assert kept == [frame for message in untouched for frame in message]
     assert not is_lost
+
+
+def test_a_backlog_has_its_frames_in_order_and_pops_them_once() -> None:
+    backlog = Backlog()
+    assert not backlog
+    backlog.append([PONG, HI])  # a PONG was for the producer that has gone
+    backlog.append([YO])
+    backlog.prepend([BEGIN, LAST])
+    assert len(backlog) == len(BEGIN + LAST + HI + YO)
+    assert backlog.pop_all() == BEGIN + LAST + HI + YO
+    assert (len(backlog), backlog.pop_all()) == (0, b"")
+
+
+def test_a_backlog_ends_with_one_close_and_never_consists_of_one() -> None:
+    first, second = (wire.encode_frame(wire.CLOSE, wire.encode_close(c)) for c in (1000, 1001))
+    backlog = Backlog()
+    backlog.append_close(first)
+    assert not backlog
+    backlog.append([HI])
+    backlog.append_close(first)
+    backlog.append_close(second)
+    assert backlog.pop_all() == HI + first
+    backlog.append([YO])
+    backlog.append_close(second)
+    assert backlog.pop_all() == YO + second

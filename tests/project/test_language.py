@@ -64,10 +64,7 @@ LONG_CELLS = {
 
 MAX_LINES = 450
 # Files of the product that are longer, and whose header does not say ``Long because``.
-LONG_FILES = {
-    "apachews_handler/protocol/client_reader.py",
-    "apachews_handler/protocol/session.py",
-}
+LONG_FILES: set[str] = set()
 
 COMMENT_MARK = re.compile(r"^\s*(?:#+|/?\*+|//+)?\s*")
 

@@ -1,4 +1,4 @@
-"""apachews.wire.reader: frames of the wire become messages, however they are cut."""
+"""apachews.wire.reader: frames of the wire become messages, in any cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from apachews.wire.reader import (
     MessageReader,
     Moved,
     Pong,
-    Violation,
 )
 
 OPEN = wire.Open(id="1", uri="/")
@@ -102,7 +101,7 @@ def test_frames_become_messages(data: bytes, items: list[Item], size: int | None
 def test_a_violation_is_the_last_item(data: bytes, code: int, size: int | None) -> None:
     items = read(data + frame(wire.TEXT, b"late"), size)
     last = items[-1]
-    assert isinstance(last, Violation)
+    assert isinstance(last, wire.Violation)
     assert last.code == code
     assert all(item == OPEN for item in items[:-1])
 
@@ -162,8 +161,8 @@ def test_a_reader_pauses_after_its_share_of_the_frames(busy: int, turn: int) -> 
     assert not reader.is_paused
 
 
-def test_a_reader_that_pauses_gives_the_same() -> None:
-    """Bytes that arrive during a pause follow those that it keeps."""
+def test_pauses_do_not_change_the_items() -> None:
+    """Input during a pause follows the input that the reader has stored."""
     reader = MessageReader()
     texts = [str(number) for number in range(2000)]
     stream = HELLO + b"".join(frame(wire.TEXT, text.encode()) for text in texts)
