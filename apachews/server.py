@@ -122,13 +122,15 @@ class Server:
         if transport not in _FILES:
             raise ValueError(f"transport={transport!r}: expected one of {', '.join(_FILES)}")
         self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
-        notify_ready(f"listening on {self._file.path}")
-        siblings = fork_workers(workers, self._file) if workers else None
         try:
+            notify_ready(f"listening on {self._file.path}")
+            siblings = fork_workers(workers, self._file) if workers else None
             self._loop = Loop(
                 self._file, max_message_bytes, max_queue_bytes, _notify_stopping, siblings
             )
-        except OSError:
+        except BaseException:
+            # SystemExit as well: the handler of a signal may raise it here, and ``open_servers``
+            # does not have this server yet.
             self._file.close()
             raise
         _servers[id(self)] = self

@@ -98,7 +98,7 @@ class SocketFile:
                     _remove_left_overs(directory_fd)
                 self._listen(directory_fd, mode, group, exclusive)
         except BaseException:
-            self.socket.close()
+            self.close()
             raise
 
     def _new_socket(self) -> socket.socket:
@@ -130,7 +130,9 @@ class SocketFile:
             self._permit(beside, mode)
             self.socket.listen(BACKLOG)
             self._fill(beside)
-            identity = self._identify(beside)
+            # Before the rename: an exception of a signal's handler can follow it at once, and
+            # remove() must know the file then.
+            self._identity = self._bound = self._identify(beside)
             os.rename(beside, self.path)
         except BaseException as error:
             with suppress(FileNotFoundError):
@@ -138,7 +140,6 @@ class SocketFile:
             if isinstance(error, OSError):
                 error.filename = self.path
             raise
-        self._identity = self._bound = identity
         if is_live:
             # A warning, because two producers that were started by mistake look the same.
             _logger.warning(

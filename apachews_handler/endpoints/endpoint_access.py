@@ -46,7 +46,7 @@ _ROOT: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A symbolic link of the path: where it is, and the number of its owner."""
+    """A symbolic link of the path: its own path, and the user id of its owner."""
 
     path: bytes
     owner: int

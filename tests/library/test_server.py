@@ -20,6 +20,7 @@ import pytest
 import apachews._listening.acceptor
 import apachews._server.connections
 import apachews._server.loop
+import apachews.server
 from apachews import (
     AcceptEvent,
     ApachewsError,
@@ -72,6 +73,19 @@ def next_event(server: Server, type: EventType) -> Event:
     assert event is not None, f"no {type!r} came"
     assert event.type() is type, event
     return event
+
+
+def test_an_exit_before_the_server_is_complete_removes_its_file(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(_: str) -> None:
+        raise SystemExit(0)  # a signal, right after READY=1
+
+    monkeypatch.setattr(apachews.server, "notify_ready", end)
+    with pytest.raises(SystemExit):
+        Server(str(short_path / "a.ws"))
+    assert os.listdir(short_path) == []
+    assert open_servers() == []
 
 
 def test_star_import_gives_what_the_seeds_programs_use() -> None:

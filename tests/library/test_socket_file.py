@@ -44,6 +44,22 @@ def test_group_is_set(short_path: Path) -> None:
     assert os.listdir(short_path) == []
 
 
+def test_an_exit_right_after_the_file_was_made_removes_it(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler of a signal can raise SystemExit anywhere."""
+    rename = os.rename
+
+    def rename_and_exit(*paths: str) -> None:
+        rename(*paths)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "rename", rename_and_exit)
+    with pytest.raises(SystemExit):
+        SocketFile(str(short_path / "a.ws"), 0o660, None)
+    assert os.listdir(short_path) == []
+
+
 def test_a_stale_socket_is_replaced(short_path: Path) -> None:
     path = str(short_path / "a.ws")
     for exclusive in (False, True):

@@ -21,31 +21,6 @@ FUNCTION = re.compile(r"(?<![\w./])((?:\w+\.)+\w+)\(\)")
 FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\w)`")
 # Python's own, in the diagrams.
 FOREIGN = {"os.fork"}
-# Names of modules that are still being cut.  It only shrinks: a name that exists is removed here.
-PENDING = {
-    "Relay.on_client",
-    "Relay.on_producer",
-    "fast_path.FastPath.relay_client",
-    "fast_path.FastPath.relay_producer",
-    "handshake.producer.ask",
-    "handshake.producer.connect",
-    "protocol.new_session",
-    "recipe.upgrade",
-    "reconnect.Reconnector.connect_due",
-    "relay.Relay.lose_producer",
-    "relay.Relay.resume",
-    "relay.Relay.send_to_client",
-    "relay.Relay.send_to_producer",
-    "relay.Relay.start",
-    "request_info.describe",
-    "thread.Bridge.stop_when",
-}
-# Files of the same kind.
-PENDING_FILES = {
-    "apachews/monitoring/refusals.py",
-    "docs/reference/refusals.md",
-    "tests/project/test_refusals.py",
-}
 
 
 @functools.cache
@@ -92,11 +67,7 @@ def test_the_pages_name_functions() -> None:
 
 def test_every_function_exists() -> None:
     missing = {name for name in references() if name not in FOREIGN and not exists(name)}
-    assert missing <= PENDING
-
-
-def test_a_pending_name_is_still_named() -> None:
-    assert set(references()) >= PENDING
+    assert missing == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -108,7 +79,7 @@ def test_every_file_exists(page: Path) -> None:
         if not any((root / path).exists() for root in roots)
         and not path.startswith(("artefacts/", "bench/results/"))  # made by runs
     ]
-    assert set(missing) <= PENDING_FILES
+    assert missing == []
 
 
 def test_every_guard_is_listed() -> None:
