@@ -208,4 +208,4 @@ def test_a_file_that_everybody_may_read(site: Site) -> None:
         client = RawClient(site.dial("ws"))
         with pytest.raises(AssertionError, match="403"):
             client.upgrade("/loop.ws")
-        assert site.log_lines("loop.ws.*chmod o= it")
+        assert site.log_lines("loop.ws.*chmod o= the file")
