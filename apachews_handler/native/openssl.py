@@ -75,7 +75,7 @@ class _Library:
     """The libssl that mod_ssl uses, found as a dependency of that file."""
 
     def __init__(self, path: str | None) -> None:
-        library = ctypes.PyDLL(path)
+        library = self._file = ctypes.PyDLL(path)
         for name, (result, arguments) in _SIGNATURES.items():
             try:
                 function = getattr(library, name)
@@ -86,6 +86,18 @@ class _Library:
         version = self.OpenSSL_version_num()
         if version < OLDEST_OPENSSL:
             raise TlsError(f"OpenSSL is {version:#x}: 1.1.1 or newer is needed")
+
+    def address_of(self, name: str) -> int:
+        """Return where a function is, for C.
+
+        Raises:
+            TlsError: neither libssl nor libcrypto has it.
+        """
+        try:
+            function = getattr(self._file, name)
+        except AttributeError as error:
+            raise TlsError(f"libssl has no {name}") from error
+        return ctypes.cast(function, c_void_p).value or 0
 
     def __getattr__(self, name: str) -> Any:  # for mypy: set in __init__
         raise AttributeError(name)
@@ -126,7 +138,7 @@ class TlsSession:
             ssl: address of the ``SSL``, read from mod_ssl's record.
             connection: address of the ``conn_rec`` it must belong to.
             mod_ssl_path: the file mod_ssl was loaded from: the libssl it was
-                linked with is the one to use; None where it is built in.
+                linked with is the one to use; None if it is built in.
 
         Raises:
             TlsError: the libssl is too old, or the ``SSL`` does not belong to
@@ -201,7 +213,7 @@ class TlsSession:
                 self._library.SSL_SESSION_set1_id(session, b"", 0)
 
     def recv(self, max_bytes: int) -> bytes | None:
-        """Return what came, b"" at the end, None where nothing is there.
+        """Return what came, b"" at the end, None if nothing is there.
 
         A connection that breaks off, in whatever way, ends: b"".
 
@@ -230,7 +242,7 @@ class TlsSession:
             self.needs_writing = self._is_drained = False
             size += count
             if count < RECORD_BYTES:
-                # Whoever sends much fills the records; asking again after a small
+                # A client that sends much fills the records; asking again after a small
                 # one would mostly be a system call for nothing.
                 break
         return _buffer[:size] if size else None  # type: ignore[return-value]  # chars are bytes
@@ -278,7 +290,7 @@ class TlsSession:
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             except OSError:
-                pass  # it has gone: whoever reads or writes next hears of it
+                pass  # it has gone: the next read or write tells
 
     def shutdown(self) -> None:
         """Say that nothing more will be sent: close_notify, then FIN."""
@@ -290,6 +302,23 @@ class TlsSession:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # the client has gone first
+
+    @property
+    def library(self) -> _Library:
+        """The libssl that has the session."""
+        return self._library
+
+    @property
+    def address(self) -> int:
+        """Address of the ``SSL``; 0 after ``close``."""
+        return self._ssl
+
+    def detach(self) -> None:
+        """Leave the ``SSL`` and the socket to others, who own them from here on."""
+        self._ssl = 0
+        if self._socket is not None:
+            self._socket.detach()
+            self._socket = None
 
     def release(self) -> None:
         """Give the reference back, and leave the socket alone; again does nothing."""
