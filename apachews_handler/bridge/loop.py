@@ -50,7 +50,7 @@ from apachews_handler.protocol.timeouts import Due
 from .connection import Connection
 from .deadlines import Deadlines
 from .reconnect import MAX_DELAY_S, SETTLED_S, Reconnector
-from .transport import discard_unsent, tcp_state, unsent_bytes
+from .transport import client_state, client_unsent_bytes, discard_client
 
 # (To look a member of an Enum up costs as much as a call in Python 3.11.)
 _OPEN: Final = ClientState.OPEN
@@ -517,7 +517,7 @@ class Loop:
         elif not sent:
             return
         watch.waiting_since = watch.passed_at = self._now
-        connection.unsent_bytes = unsent_bytes(connection.client_fd)
+        connection.unsent_bytes = client_unsent_bytes(connection.transport)
         self._schedule(connection)
 
     def _send_producer_queue(self, connection: Connection) -> None:
@@ -691,7 +691,7 @@ class Loop:
                 self._lose_producer(connection)
             session.receive_client_eof()
             if connection.client_fd != -1:
-                discard_unsent(connection.client_fd)
+                discard_client(connection.transport)
             if session.producer_state is not ProducerState.AWAY:
                 self._forget(connection)
                 return
@@ -733,7 +733,7 @@ class Loop:
         The kernel asks for more only when a good part of what it has is on its way:
         for a client that reads a little and steadily that may take minutes.
         """
-        unsent = unsent_bytes(connection.client_fd)
+        unsent = client_unsent_bytes(connection.transport)
         if unsent >= connection.unsent_bytes:
             connection.session.close(CloseCause.TOO_SLOW)
         else:
@@ -742,7 +742,7 @@ class Loop:
 
     def _ping(self, connection: Connection) -> None:
         session, watch = connection.session, connection.watch
-        is_answered, state = session.is_ping_answered, tcp_state(connection.client_fd)
+        is_answered, state = session.is_ping_answered, client_state(connection.transport)
         if not session.ping(self._now):
             watch.postpone_ping(self._now)
             return
@@ -758,7 +758,7 @@ class Loop:
         """
         if connection.client_fd == -1:
             return
-        state, progress = tcp_state(connection.client_fd), connection.progress
+        state, progress = client_state(connection.transport), connection.progress
         assert progress, "a PING was sent, by this process or by the one before"
         if not progress.is_reading(state, self._now):
             connection.session.close(CloseCause.NO_PONG)
@@ -773,7 +773,7 @@ class Loop:
         """Tell whether what was sent to the client still arrives there, since last asked."""
         if connection.client_fd == -1:
             return False
-        state, progress = tcp_state(connection.client_fd), connection.progress
+        state, progress = client_state(connection.transport), connection.progress
         if progress is None:
             connection.progress = Progress(state)
             return state.unacked > 0

@@ -137,6 +137,69 @@ class PlainTransport:
         self._socket.close()
 
 
+class RelayedTransport(PlainTransport):
+    """A client with TLS that another process speaks: this one has the plain bytes.
+
+    Args:
+        sock: one end of a pair of Unix sockets, non-blocking; the relay has the other one.
+        tcp: duplicate of the client's socket, only to ask the kernel about it.
+    """
+
+    __slots__ = ("_tcp",)
+
+    def __init__(self, sock: socket.socket, tcp: socket.socket) -> None:
+        """Take both sockets, and own them."""
+        super().__init__(sock)
+        self._tcp = tcp
+
+    def tcp_fileno(self) -> int:
+        """Return the descriptor of the client's own socket, -1 after ``close``."""
+        return self._tcp.fileno()
+
+    def limit_unsent(self, size: int) -> None:
+        """See ``Transport``; the relay takes nothing that the client's socket has no room for."""
+        limit_unsent(self._tcp, size)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        except OSError:
+            pass  # the kernel's own limit stays
+
+    def abandon(self) -> None:
+        """See ``Transport``."""
+        self.close()
+
+    def close(self) -> None:
+        """See ``Transport``."""
+        # First: if the connection is to be reset, the relay's descriptor must be the last one.
+        self._tcp.close()
+        super().close()
+
+
+def client_state(transport: Transport) -> TcpState:
+    """Return what the kernel knows of a client."""
+    if not isinstance(transport, RelayedTransport):
+        return tcp_state(transport.fileno())
+    state = tcp_state(transport.tcp_fileno())
+    # What the relay has not taken yet.  The kernel counts its own overhead too.
+    return state._replace(unacked=state.unacked + unsent_bytes(transport.fileno()))
+
+
+def client_unsent_bytes(transport: Transport) -> int:
+    """Return how many bytes are on this side that a client has not acknowledged."""
+    unsent = unsent_bytes(transport.fileno())
+    if isinstance(transport, RelayedTransport):
+        unsent += unsent_bytes(transport.tcp_fileno())
+    return unsent
+
+
+def discard_client(transport: Transport) -> None:
+    """Have closing a client reset it, if it has not taken everything (``discard_unsent``)."""
+    if isinstance(transport, RelayedTransport):
+        discard_unsent(transport.tcp_fileno(), is_more_waiting=unsent_bytes(transport.fileno()) > 0)
+    else:
+        discard_unsent(transport.fileno())
+
+
 def unsent_bytes(fd: int) -> int:
     """Return how many bytes the kernel holds that a TCP peer has not acknowledged."""
     return int(_INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))[0])
@@ -170,7 +233,7 @@ def limit_unsent(sock: socket.socket, size: int) -> None:
         pass  # it has gone: the kernel's own limits stay
 
 
-def discard_unsent(fd: int) -> None:
+def discard_unsent(fd: int, *, is_more_waiting: bool = False) -> None:
     """Have closing a TCP connection reset it, where its peer has not taken everything.
 
     What a client does not take stays in the kernel's buffers otherwise, megabytes
@@ -178,7 +241,7 @@ def discard_unsent(fd: int) -> None:
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
-            if unsent_bytes(fd):
+            if is_more_waiting or unsent_bytes(fd):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
         pass  # no descriptor is left, or it has gone: the kernel's own limits stay
