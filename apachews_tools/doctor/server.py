@@ -39,7 +39,7 @@ OPT: Final = Path("/opt/apachews")
 GLOBAL: Final = "%{GLOBAL}"
 EVERY: Final = "every WebSocket is a 500"
 CONFIG: Final = "apachews config (its lines have everything); on Debian: apachews config --debian"
-# A custodian has some 13 MiB, and there may be 256 of them (APACHEWS_MAX_CUSTODIANS).
+# A relay has some 3 MiB; without a compiler it is a custodian of 13, of which there may be 256.
 FEW_CONNECTIONS: Final = 1000
 IMPORT_TIMEOUT_S: Final = 20.0
 # How the handler's answer to an unknown name begins.
@@ -234,9 +234,9 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
         yield warning(
             "max-connections-per-child",
             f"MaxConnectionsPerChild {each}: a child is replaced after {each} connections",
-            breaks="each one that leaves with a WebSocket over TLS open stays as a custodian, with"
-            " some 13 MiB; of more than 256 (APACHEWS_MAX_CUSTODIANS) those with the fewest clients"
-            " close them with 1012",
+            breaks="each one that leaves with a WebSocket over TLS open stays as a relay, with some"
+            " 3 MiB; without the C extension as a custodian of 13 MiB, and of more than 256"
+            " (APACHEWS_MAX_CUSTODIANS) those with the fewest clients close them with 1012",
             load=f"{256 * each} connections within the life of a WebSocket",
             remedy="MaxConnectionsPerChild 0",
             where=directive.where if directive else "",
