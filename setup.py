@@ -1,8 +1,9 @@
-"""The one part of the build that setup.cfg cannot say: an optional extension.
+"""The part of the build that setup.cfg cannot say: two optional extensions.
 
-Without a compiler, or Python's headers, the build goes on without it, and
-``apachews_handler/protocol/mask.py`` does the same in Python.  A Python without a GIL has no
-stable ABI (before 3.15), and gets none either.
+Without a compiler, or Python's headers, the build goes on without them:
+``apachews_handler/protocol/mask.py`` does the same in Python, and a custodian keeps its clients
+with TLS (``apachews_handler/native/tls_relay.py``).  A Python without a GIL has no stable ABI
+(before 3.15), and gets none either.
 """
 
 import sysconfig
@@ -21,8 +22,19 @@ else:
                 extra_compile_args=["-O3"],
                 optional=True,
                 py_limited_api=True,
-            )
+            ),
+            Extension(
+                "apachews_handler.native._tls_relay",
+                [
+                    "apachews_handler/native/_tls_relay.c",
+                    "apachews_handler/native/_relay_loop.c",
+                    "apachews_handler/native/_cold_memory.c",
+                ],
+                depends=["apachews_handler/native/_tls_relay.h"],
+                optional=True,
+                py_limited_api=True,
+            ),
         ],
-        # One wheel for all versions of Python: the extension keeps to the stable ABI.
+        # One wheel for all versions of Python: the extensions keep to the stable ABI.
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

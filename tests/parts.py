@@ -49,7 +49,7 @@ PORTABILITY: Final = (
     "integration/test_restarts.py",
     # What is exported to another process: the codec, the inflater, the limits.
     "integration/test_handover.py::test_a_compressed_message_refers_to_those_before_the_handover",
-    "integration/test_handover.py::test_clients_with_tls_stay_in_their_process",
+    "integration/test_handover.py::test_sessions_of_clients_with_tls_move_and_a_small_relay_stays",
     "integration/test_handover.py::test_limits_count_clients_that_were_handed_over",
     "integration/test_handover.py::test_a_producer_that_restarts_later_resumes_them",
     # The library's ways to serve, and the command line.

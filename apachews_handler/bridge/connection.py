@@ -27,7 +27,7 @@ from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Settings
 
 from .send_queue import SendQueue
-from .transport import Transport, tcp_state
+from .transport import Transport, client_tcp_state
 
 # The mask of a leg that epoll does not watch, though its file descriptor is open.
 NOT_WATCHED: Final = -1
@@ -232,7 +232,7 @@ class Connection:
         """
         if self.client.fd == -1:
             return False
-        state = tcp_state(self.client.fd)
+        state = client_tcp_state(self.transport)
         if self.progress is None:
             # No PING was sent, so there is nothing to compare with yet.
             self.progress = Progress(state)

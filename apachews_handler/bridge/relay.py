@@ -30,7 +30,7 @@ from .connection import NOT_WATCHED, Connection
 from .deadlines import Deadlines
 from .poller import Poller
 from .reconnect import Reconnector
-from .transport import unsent_bytes
+from .transport import client_unsent_bytes
 
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
@@ -202,7 +202,7 @@ class Relay:
         elif not sent:
             return  # the time of a client that takes nothing goes on
         timeouts.waiting_since = timeouts.passed_at = now
-        connection.unacked_bytes = unsent_bytes(connection.client.fd)
+        connection.unacked_bytes = client_unsent_bytes(connection.transport)
         self.schedule(connection)
 
     def send_to_producer(self, connection: Connection) -> None:

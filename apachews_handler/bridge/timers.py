@@ -19,7 +19,7 @@ from .connection import NOT_WATCHED, Connection
 from .deadlines import Deadlines
 from .poller import Poller
 from .relay import Relay
-from .transport import discard_unsent, tcp_state, unsent_bytes
+from .transport import client_tcp_state, client_unsent_bytes, discard_client
 
 _IN: Final = select.EPOLLIN
 
@@ -104,7 +104,7 @@ class Timers:
             self._relay.lose_producer(connection)
         session.receive_client_eof()
         if connection.client.fd != -1:
-            discard_unsent(connection.client.fd)
+            discard_client(connection.transport)
         if not connection.is_held:
             self._relay.remove(connection)
             return
@@ -115,7 +115,7 @@ class Timers:
     def _ping(self, connection: Connection) -> None:
         session, timeouts, now = connection.session, connection.timeouts, self._poller.now
         # Before the PING, which changes both.
-        is_answered, state = session.is_ping_answered, tcp_state(connection.client.fd)
+        is_answered, state = session.is_ping_answered, client_tcp_state(connection.transport)
         if not session.ping(now):
             timeouts.postpone_ping(now)  # it would stand inside a frame of the producer's
             return
@@ -130,7 +130,7 @@ class Timers:
         The kernel asks for more only when it has sent a good part of what it holds.  With a
         client that reads slowly and steadily that may take minutes.
         """
-        unacked_bytes = unsent_bytes(connection.client.fd)
+        unacked_bytes = client_unsent_bytes(connection.transport)
         if unacked_bytes >= connection.unacked_bytes:
             connection.session.close(CloseCause.TOO_SLOW)
         else:
@@ -145,7 +145,7 @@ class Timers:
         if connection.client.fd == -1:
             return
         now, progress = self._poller.now, connection.progress
-        state = tcp_state(connection.client.fd)
+        state = client_tcp_state(connection.transport)
         assert progress, "a PING was sent, by this process or the one before"
         if not progress.is_reading(state, now):
             connection.session.close(CloseCause.NO_PONG)

@@ -137,6 +137,69 @@ class PlainTransport:
         self._socket.close()
 
 
+class RelayedTransport(PlainTransport):
+    """A client whose TLS is in a relay process; this process has the plain bytes.
+
+    Args:
+        sock: one end of a pair of Unix sockets, non-blocking; the relay has the other one.
+        tcp: duplicate of the client's socket, only for queries to the kernel.
+    """
+
+    __slots__ = ("_tcp",)
+
+    def __init__(self, sock: socket.socket, tcp: socket.socket) -> None:
+        """Take ownership of both sockets."""
+        super().__init__(sock)
+        self._tcp = tcp
+
+    def tcp_fileno(self) -> int:
+        """Return the descriptor of the client's own socket, -1 after ``close``."""
+        return self._tcp.fileno()
+
+    def limit_unsent(self, size: int) -> None:
+        """See ``Transport``; the relay reads no more than the client's socket accepts."""
+        limit_unsent(self._tcp, size)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        except OSError:
+            pass  # the kernel's own limit stays
+
+    def abandon(self) -> None:
+        """See ``Transport``."""
+        self.close()
+
+    def close(self) -> None:
+        """See ``Transport``."""
+        # First: if the connection is to be reset, the relay's descriptor must be the last one.
+        self._tcp.close()
+        super().close()
+
+
+def client_tcp_state(transport: Transport) -> TcpState:
+    """Return the kernel's state of a client's TCP connection."""
+    if not isinstance(transport, RelayedTransport):
+        return tcp_state(transport.fileno())
+    state = tcp_state(transport.tcp_fileno())
+    # Plus the bytes that the relay has not read; the kernel counts its own overhead as well.
+    return state._replace(unacked=state.unacked + unsent_bytes(transport.fileno()))
+
+
+def client_unsent_bytes(transport: Transport) -> int:
+    """Return the number of bytes on this host that a client has not acknowledged."""
+    unsent = unsent_bytes(transport.fileno())
+    if isinstance(transport, RelayedTransport):
+        unsent += unsent_bytes(transport.tcp_fileno())
+    return unsent
+
+
+def discard_client(transport: Transport) -> None:
+    """Make the next close of a client a reset, as ``discard_unsent``."""
+    if isinstance(transport, RelayedTransport):
+        discard_unsent(transport.tcp_fileno(), is_more_waiting=unsent_bytes(transport.fileno()) > 0)
+    else:
+        discard_unsent(transport.fileno())
+
+
 def unsent_bytes(fd: int) -> int:
     """Return how many bytes a TCP peer has not acknowledged, in flight or not sent yet."""
     return int(_INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))[0])
@@ -170,7 +233,7 @@ def limit_unsent(sock: socket.socket, size: int) -> None:
         pass  # the connection is gone, or the kernel lacks it: the kernel's own limits apply
 
 
-def discard_unsent(fd: int) -> None:
+def discard_unsent(fd: int, *, is_more_waiting: bool = False) -> None:
     """Make the next close of a TCP connection a reset, if its peer has not taken everything.
 
     The kernel would otherwise keep the bytes after the close, megabytes for many minutes, and
@@ -178,7 +241,7 @@ def discard_unsent(fd: int) -> None:
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
-            if unsent_bytes(fd):
+            if is_more_waiting or unsent_bytes(fd):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
         pass  # EMFILE, or the connection is gone: the kernel's own limits apply

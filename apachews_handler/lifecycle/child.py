@@ -6,7 +6,7 @@ ends, by itself.
 
 How this works: a child that leaves because others take its place (a graceful
 restart, MaxConnectionsPerChild, too many spare ones) entrusts its WebSockets to a
-custodian; one that is stopped says goodbye to them.  Which of the two it is:
+custodian; one that is stopped closes them with 1001.  How it knows:
 
 - with the event and worker MPMs httpd's hook tells, as soon as the child is told and
   before it waits for its workers, one of which may be busy for long;
@@ -48,7 +48,7 @@ class Child:
         self._definitions: Definitions | None = None
         self._pid_file: str | None = None
         self._apache = os.getppid()
-        # None: nobody tells, and so the end is taken for a stop.
+        # None: httpd has not told, and the end counts as a stop.
         self._is_graceful: bool | None = None
         self._is_prefork = False
         self._is_prepared = False
@@ -57,9 +57,9 @@ class Child:
     def prepare(self) -> None:
         """Ask to be told of the child's end.
 
-        Only where this is the main thread before the workers begin: where the
-        configuration lacks WSGIImportScript, a child that ends says goodbye to its
-        clients, whatever the reason.
+        This works only on the main thread, before the workers begin.  If the configuration
+        lacks WSGIImportScript, a child that ends closes its clients with 1001, whatever the
+        reason.
         """
         if self._is_prepared or threading.current_thread() is not threading.main_thread():
             return
@@ -107,7 +107,7 @@ class Child:
                 except OSError as error:
                     log.write("warn", describe_failure(error))
                 made.start(reporter)
-                # Where it is not to be seen there is nothing to be learnt of it.
+                # A pid file that this process cannot see tells nothing.
                 self._pid_file = pid_file if pid_file and os.path.exists(pid_file) else None
                 self._subscribe_end()
                 self._bridge = made  # last: who finds it does not ask for the lock
@@ -141,14 +141,14 @@ class Child:
             subscribe_shutdown(self.end)
 
     def end(self, *_: object, **__: object) -> None:
-        """Entrust the WebSockets to a custodian, or say goodbye to them."""
+        """Entrust the WebSockets to a custodian, or close them with 1001."""
         bridge = self._bridge
         if bridge is None:
             return
         if not self._is_leaving() or not bridge.freeze():
             bridge.stop()
         elif not custodian.entrust(bridge, self._apache, self._pid_file):
-            custodian.say_goodbye(bridge.thaw())
+            custodian.close_clients(bridge.thaw())
 
     def _is_leaving(self) -> bool:
         """Tell whether others take this child's place."""
@@ -160,7 +160,7 @@ class Child:
         return self._is_graceful is True
 
     def _is_apache_ending(self) -> bool:
-        """Tell whether there is, or will soon be, no Apache any more.
+        """Tell whether Apache has ended, or is about to.
 
         To its children a graceful stop looks like a graceful restart; but then the pid
         file goes first.

@@ -5,21 +5,24 @@ ended, from its main thread, with a bridge that was frozen.  It returns in the c
 which has no connection then, and never in the custodian.
 
 How this works: the custodian is a fork of the child, and so has all of it: TLS sessions,
-compression, half-read frames, the producers' sockets.  What it must do is to be nobody
-else:
+compression, half-read frames, the producers' sockets.  It must give up everything else of
+the child's:
 
 - every descriptor that is not a connection's is given /dev/null in its place:
-  Apache's listening sockets, pipes to loggers, the scoreboard's.  In its place, so
-  that whoever believes to own that number can write to it or close it, and does
-  not meet a client's;
+  Apache's listening sockets, pipes to loggers, the scoreboard's.  The number stays taken,
+  so code that believes to own it can write to it or close it, and does not meet a
+  client's;
 - a session and an epoll of its own; all signals blocked, and read from a descriptor;
-- the error log stays open where it is a file.  A pipe would keep the logger alive,
+- the error log stays open if it is a file.  A pipe would keep the logger alive,
   so syslog is used instead;
 - what mod_ssl shares with Apache's other children is not used any more.
 
-Then it gives its connections without TLS to the oldest custodian of the same Apache
-(``handover``), as they come to rest.  A reload therefore leaves a process for the clients
-with TLS, and none for the others.
+Then it gives its connections to the oldest custodian of the same Apache (``handover``), as they
+come to rest.  Of a client with TLS its own part stays: when all have moved, this process ends
+with the last of these clients, and until then is a relay (``native.tls_relay``), which runs no
+Python.  A reload therefore leaves a small process for the clients with TLS, and none for the
+others.  A relay is not a custodian any more: it is not counted, and the status shows its clients
+in the process that has their sessions.
 
 It ends with its last connection, or when Apache does: it watches Apache's parent, and the
 directory of its pid file, which goes first when Apache is to end.  It closes connections
@@ -58,6 +61,7 @@ from apachews_handler.bridge.reporter import Reporter, describe_failure
 from apachews_handler.bridge.thread import STOP_GRACE_S, STOP_SPREAD_S, Bridge
 from apachews_handler.monitoring.log_file import Syslog
 from apachews_handler.native import syscalls
+from apachews_handler.native.tls_relay import Relay
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.shared import limits, rundir
 from apachews_handler.shared.generations import Generation
@@ -76,14 +80,14 @@ FEW_CLIENTS: Final = 64
 # Apache has ended, systemd may kill what remains.
 LOOK_S: Final = 0.25
 # When Apache ends, systemd kills what is left as soon as its parent has gone, unless the
-# drop-in of deploy/systemd says otherwise: there is no time for a pace.
+# drop-in of deploy/systemd says otherwise: a pace would take too long.
 HURRY_S: Final = 0.1
-# A signal to a custodian, or the end of Apache: in both cases everybody goes.
+# A signal to a custodian, or the end of Apache: in both cases all clients are closed.
 _ENDING_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT})
 
 
 def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
-    """Have a process carry on what the bridge has.
+    """Fork a process that carries on what the bridge has.
 
     Args:
         bridge: frozen.
@@ -91,7 +95,7 @@ def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
         pid_file: Apache's, if there is one to be seen.
 
     Returns:
-        False where there is no such process: the bridge is to be thawed here.
+        False if there is no such process: the bridge is to be thawed here.
     """
     try:
         parent = os.pidfd_open(apache)
@@ -108,7 +112,7 @@ def entrust(bridge: Bridge, apache: int, pid_file: str | None) -> bool:
         return False
     finally:
         os.close(parent)
-    # However long the child takes to end: a descriptor it has is no end of file.
+    # The child may take long to end, and a descriptor that it keeps would hide an end of file.
     bridge.abandon()
     return True
 
@@ -130,7 +134,7 @@ def _run(bridge: Bridge, apache: int, parent: int, pid_file: str | None) -> NoRe
         os._exit(status)
 
 
-def say_goodbye(loop: Loop, within_s: float = STOP_SPREAD_S) -> None:
+def close_clients(loop: Loop, within_s: float = STOP_SPREAD_S) -> None:
     """Close all connections with 1001, and wait some seconds at most until they are.
 
     Args:
@@ -164,6 +168,9 @@ class Custodian:
         self._reporter: Reporter | None = None
         self._taker: Taker | None = None
         self._giver: Giver | None = None
+        self._relay = Relay()
+        self._is_relay_watched = False
+        self._relay_wait_s = math.inf  # when the relay is due
         self._old_at = math.inf  # when the next connection has been here long enough
         self._surplus_since: dict[int, float] = {}  # by the limit that is exceeded
         self._measured_at = time.monotonic()
@@ -174,7 +181,7 @@ class Custodian:
 
     def settle(self) -> list[Log]:
         """Let go of what is not this process's; return the logs there are, the first first."""
-        # libc may have a socket to syslog, under a number it does not tell.
+        # libc may have a socket to syslog, under a number that it does not tell.
         syslog.openlog("apachews", syslog.LOG_PID, syslog.LOG_DAEMON)
         syslog.closelog()
         keep = self._loop.descriptors() | {self._parent}
@@ -240,15 +247,29 @@ class Custodian:
                 self._check(now)
                 check_at = min(now + self._interval_s, max(self._old_at, now + GIVE_S))
             self._loop.turn(self._wait_s(check_at - now))
+            self._run_relay()
             if self._directory == -1:
                 self._look_for_the_pid_file()
         if self._taker:
             self._taker.close()
         if self._giver:
             self._giver.stop()
+        is_ending = self._end_within_s is not None
         if self._end_within_s is not None:
-            say_goodbye(self._loop, self._end_within_s)
+            close_clients(self._loop, self._end_within_s)
         self._close()
+        if self._relay:
+            self._relay.run(self._signals, is_stopping=is_ending)
+
+    def _run_relay(self) -> None:
+        """Serve the clients whose sessions have moved, while others are still here."""
+        if self._relay and not self._is_relay_watched:
+            self._loop.add_reader(self._relay.fileno(), self._turn_relay)
+            self._is_relay_watched = True
+        self._turn_relay()
+
+    def _turn_relay(self) -> None:
+        self._relay_wait_s = self._relay.turn()
 
     @property
     def _is_over(self) -> bool:
@@ -260,11 +281,14 @@ class Custodian:
 
     def _wait_s(self, until_check_s: float) -> float:
         is_watched = self._pid_file is None or self._directory != -1
-        return max(0.0, until_check_s if is_watched else min(until_check_s, LOOK_S))
+        wait_s = min(until_check_s, self._relay_wait_s)
+        return max(0.0, wait_s if is_watched else min(wait_s, LOOK_S))
 
     def _exchange(self, generation: Generation) -> None:
         """Take connections from younger custodians, and give to older ones."""
-        self._giver = Giver(self._loop, generation.directory, generation.name, self._load)
+        self._giver = Giver(
+            self._loop, generation.directory, generation.name, self._load, self._relay
+        )
         self._taker = Taker(self._loop, generation.directory, generation.name, self._load)
 
     def _close(self) -> None:
@@ -272,9 +296,8 @@ class Custodian:
             self._generation.close()
         if self._reporter:
             self._reporter.close()
-        for fd in (self._signals, self._directory):
-            if fd != -1:
-                os.close(fd)
+        if self._directory != -1:
+            os.close(self._directory)
 
     def _on_parents_end(self) -> None:
         self._loop.remove_reader(self._parent)

@@ -1,4 +1,4 @@
-"""Connections without TLS move from one custodian to an older one of the same Apache.
+"""Connections move from one custodian to an older one of the same Apache.
 
 Contract: every custodian has a ``Taker``, which listens in the run directory and adds what
 it accepts to its loop, and a ``Giver``, whose ``run`` is called from time to time and moves
@@ -18,6 +18,14 @@ One connection at a time, over a socket that keeps messages apart::
     OFFER  document, descriptors -->   ACCEPT or REFUSE; does not touch the descriptors
     COMMIT                      -->    adds the connection to its loop
     (closes its descriptors)
+
+The descriptors are the client's and the producer's, the TCP connection of a client with TLS, and
+those of the log and of the places, if there are any.
+
+The TLS of a client stays in the giver's process, for OpenSSL exports no connection.  The taker
+gets one end of a pair of Unix sockets instead of the client's socket, and the giver's relay
+(``native.tls_relay``) passes bytes between the other end and the client.  The taker asks the TCP
+connection's descriptor how much the client has acknowledged, and never reads or writes it.
 
 The giver takes the connection out of its loop before the OFFER.  Without an ACCEPT it takes
 the connection back, and the taker closes what it has as soon as the giver closes the
@@ -44,9 +52,13 @@ from apachews_handler.bridge.connection import Connection, Log, Permit
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
 from apachews_handler.monitoring.log_file import FileLog, Syslog
+from apachews_handler.native import tls_relay
+from apachews_handler.native.openssl import TlsError, TlsSession
+from apachews_handler.native.tls_relay import Relay
 from apachews_handler.shared import slots
 
 from . import portable
+from .offer import Offer, TlsOffer, let_go
 from .portable import NotPortable
 
 SUFFIX: Final = ".handover"
@@ -58,10 +70,10 @@ ANSWER_S: Final = 2.0
 MAX_LOAD: Final = 0.5
 # Custodians that give at a time; one reload makes as many as Apache has children.
 MAX_GIVERS: Final = 64
-# The largest document; a request with longer headers stays where it is.  (Half of what the
+# The largest document; a connection whose request is longer does not move.  (Half of what the
 # kernel lets a socket send by default, net.core.wmem_default.)
 MAX_DOCUMENT_BYTES: Final = 100_000
-_MAX_DESCRIPTORS: Final = 4
+_MAX_DESCRIPTORS: Final = 5
 _UCRED: Final = struct.Struct("iII")  # unix(7), struct ucred
 _HELLO, _OFFER, _COMMIT = b"H", b"O", b"C"
 _ACCEPT, _REFUSE = b"y", b"n"
@@ -183,7 +195,7 @@ class Taker:
         self._loop.remove_reader(conversation.sock.fileno())
         conversation.sock.close()
         if conversation.offered:
-            _let_go(conversation.offered)
+            let_go(conversation.offered)
             conversation.offered = None
 
     def _unpack(self, document: dict[str, Any], fds: list[int]) -> Connection:
@@ -193,24 +205,33 @@ class Taker:
             NotPortable: the document and its descriptors do not fit; nothing was closed.
         """
         log, places = document["log"], document["places"]
-        if len(fds) != 2 + (log is not None) + (places is not None):
+        sockets_count = 2 + (document["is_relayed"] is True)
+        if len(fds) != sockets_count + (log is not None) + (places is not None):
             raise NotPortable(f"{len(fds)} descriptors")
-        if not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds[:2]):
+        if not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds[:sockets_count]):
             raise NotPortable("the descriptors are not sockets")
-        client, producer = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+        sockets = [socket.socket(fileno=fd) for fd in fds[:sockets_count]]
+        further = fds[sockets_count:]
         try:
             connection = portable.restore(
-                document, client, producer, self._log(log, fds[2]) if log else Syslog(), None
+                document,
+                sockets[0],
+                sockets[1],
+                self._log(log, further[0]) if log else Syslog(),
+                None,
+                *sockets[2:],
             )
+            if document["is_relayed"]:
+                connection.transport.limit_unsent(connection.settings.max_buffer_bytes)
             if places is not None:
                 connection.admission = self._admission(places, fds[-1])
         except Exception as error:
-            client.detach()
-            producer.detach()
+            for sock in sockets:
+                sock.detach()
             if isinstance(error, NotPortable):
                 raise
             raise NotPortable(f"{type(error).__name__}: {error}") from error
-        for fd in fds[2:]:
+        for fd in further:
             os.close(fd)
         return connection
 
@@ -253,21 +274,25 @@ class Giver:
         directory: the run directory.
         name: of this custodian's generation, without its suffix.
         load: returns which share of a core this process uses.
+        relay: gets the TLS of connections that move.
 
     Attributes:
         is_needed: connections may leave soon: an older custodian accepts them, or was not
             asked yet.  False for the oldest custodian.
     """
 
-    def __init__(self, loop: Loop, directory: str, name: str, load: Callable[[], float]) -> None:
+    def __init__(
+        self, loop: Loop, directory: str, name: str, load: Callable[[], float], relay: Relay
+    ) -> None:
         self._loop = loop
         self._directory = directory
         self._name = name
         self._load = load
+        self._relay = relay
         self._socket: socket.socket | None = None
         self._takers: list[str] = []  # names that were not asked yet, the oldest last
         self._going: deque[Connection] = deque()
-        self._offered: Connection | None = None
+        self._offer: Offer | None = None
         self._answer_by = 0.0
         self.is_needed = True
 
@@ -291,6 +316,7 @@ class Giver:
             connection
             for connection in self._loop.connections()
             if isinstance(connection.transport, PlainTransport)
+            or (tls_relay.is_available and isinstance(connection.transport, TlsSession))
         )
         self._takers = self._older() if self._going else []
         self.is_needed = bool(self._takers)
@@ -363,13 +389,13 @@ class Giver:
     def _commit(self) -> bool:
         """Leave what was offered to the taker; False if the taker has ended."""
         assert self._socket
-        if self._offered:
+        if self._offer:
             try:
                 self._socket.send(_COMMIT)
             except OSError:
                 return False
-            connection, self._offered = self._offered, None
-            _let_go(connection)
+            offer, self._offer = self._offer, None
+            offer.complete()
         return True
 
     def _offer_next(self) -> None:
@@ -379,21 +405,31 @@ class Giver:
             document = None if connection.is_closed else portable.encode(connection)
             if document is None or len(document) > MAX_DOCUMENT_BYTES:
                 continue
+            try:
+                offer = self._prepare(connection)
+            except (OSError, TlsError):
+                continue  # no descriptor or no memory is left: it does not move
             self._loop.release(connection)
-            self._offered = connection
+            self._offer = offer
             self._answer_by = time.monotonic() + ANSWER_S
             try:
-                socket.send_fds(self._socket, [_OFFER + document], _descriptors(connection))
+                socket.send_fds(self._socket, [_OFFER + document], offer.descriptors())
             except OSError:
                 self._take_back()  # the taker has ended, or cannot be sent so much
                 continue
             return
         self._close()
 
+    def _prepare(self, connection: Connection) -> Offer:
+        if isinstance(connection.transport, TlsSession):
+            return TlsOffer(connection, connection.transport, self._relay)
+        return Offer(connection)
+
     def _take_back(self) -> None:
-        connection, self._offered = self._offered, None
-        if connection:
-            self._loop.adopt(connection)
+        offer, self._offer = self._offer, None
+        if offer:
+            offer.withdraw()
+            self._loop.adopt(offer.connection)
 
     def _close(self) -> None:
         """End the conversation; the taker closes its copies of what was not committed."""
@@ -402,23 +438,6 @@ class Giver:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._take_back()
-
-
-def _descriptors(connection: Connection) -> list[int]:
-    """Return the descriptors of an offer: client and producer, then those of log and places."""
-    places = connection.admission
-    further = (
-        connection.log.descriptor(),
-        places.descriptor() if isinstance(places, slots.Permit) else None,
-    )
-    return [connection.client.fd, connection.producer.fd, *(fd for fd in further if fd is not None)]
-
-
-def _let_go(connection: Connection) -> None:
-    """Close the descriptors of a connection that the other process has."""
-    connection.abandon()
-    if isinstance(connection.admission, slots.Permit):
-        connection.admission.forget()
 
 
 def _is_same_user(sock: socket.socket) -> bool:

@@ -16,7 +16,9 @@ started.  So the form is explicit, has a number (``FORMAT``), and each of its ob
 have exactly the expected members, the settings included.  Raise ``FORMAT`` when the meaning
 of a member changes; ``tests/handler/test_portable.py`` notices new state.
 
-TLS never passes: OpenSSL exports no connection.
+The TLS of a client never passes: OpenSSL exports no connection.  The document of such a client
+says ``is_relayed``: its descriptors are the end of a pair, which has the plain bytes, and one
+more, of its TCP connection (``handover``).
 
 Sources: docs/explanation/how-it-works.md, "Restarts".
 """
@@ -31,8 +33,9 @@ import socket
 from typing import Any, Final
 
 from apachews_handler.bridge.connection import Connection, ConnectionInfo, Log, Permit
-from apachews_handler.bridge.transport import PlainTransport
+from apachews_handler.bridge.transport import PlainTransport, RelayedTransport
 from apachews_handler.monitoring.close_log import BadFormat, CloseFormat, parse_format
+from apachews_handler.native.openssl import TlsSession
 from apachews_handler.protocol import new_session
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
@@ -40,7 +43,7 @@ from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 from apachews_handler.shared import slots
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MEMBERS: Final = frozenset(
     {
         "about",
@@ -48,6 +51,7 @@ _MEMBERS: Final = frozenset(
         "deflate",
         "entrusted_at",
         "hold_ends_at",
+        "is_relayed",
         "log",
         "name",
         "opened_at",
@@ -82,8 +86,9 @@ class NotPortable(Exception):
 
 def encode(connection: Connection) -> bytes | None:
     """Return a connection as a document; None while it is not at rest, or cannot leave."""
+    transport = connection.transport
     if (
-        not isinstance(connection.transport, PlainTransport)
+        not isinstance(transport, (PlainTransport, TlsSession))
         or connection.client.mask != select.EPOLLIN
         or connection.producer.mask != select.EPOLLIN
         or connection.client.queue.unsent_bytes
@@ -103,6 +108,7 @@ def encode(connection: Connection) -> bytes | None:
         "deflate": dataclasses.asdict(deflate) if deflate else None,
         "entrusted_at": connection.entrusted_at,
         "hold_ends_at": connection.timeouts.hold_ends_at,
+        "is_relayed": isinstance(transport, (RelayedTransport, TlsSession)),
         # Without a descriptor the log is syslog, which every process has.
         "log": None if connection.log.descriptor() is None else list(connection.log.style()),
         "name": connection.name,
@@ -141,6 +147,7 @@ def restore(
     producer: socket.socket,
     log: Log,
     admission: Permit | None,
+    tcp: socket.socket | None = None,
 ) -> Connection:
     """Return the connection, which owns the sockets.
 
@@ -149,6 +156,7 @@ def restore(
         client, producer: non-blocking.
         log: where its lines go.
         admission: its places under the limits; None: it has none.
+        tcp: the TCP connection of a client that is relayed; None for another one.
 
     Raises:
         NotPortable: a value is of another form; the sockets are still the caller's.
@@ -160,7 +168,7 @@ def restore(
         session.import_state(document["session"])
         line = document["close_line"]
         connection = Connection(
-            transport=PlainTransport(client),
+            transport=PlainTransport(client) if tcp is None else RelayedTransport(client, tcp),
             producer_socket=producer,
             session=session,
             settings=settings,

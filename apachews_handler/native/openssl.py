@@ -75,7 +75,7 @@ class _Library:
     """The libssl that mod_ssl uses, found as a dependency of that file."""
 
     def __init__(self, path: str | None) -> None:
-        library = ctypes.PyDLL(path)
+        library = self._file = ctypes.PyDLL(path)
         for name, (result, arguments) in _SIGNATURES.items():
             try:
                 function = getattr(library, name)
@@ -86,6 +86,18 @@ class _Library:
         version = self.OpenSSL_version_num()
         if version < OLDEST_OPENSSL:
             raise TlsError(f"OpenSSL is {version:#x}: 1.1.1 or newer is needed")
+
+    def address_of(self, name: str) -> int:
+        """Return where a function is, for C.
+
+        Raises:
+            TlsError: neither libssl nor libcrypto has it.
+        """
+        try:
+            function = getattr(self._file, name)
+        except AttributeError as error:
+            raise TlsError(f"libssl has no {name}") from error
+        return ctypes.cast(function, c_void_p).value or 0
 
     def __getattr__(self, name: str) -> Any:  # for mypy: set in __init__
         raise AttributeError(name)
@@ -290,6 +302,23 @@ class TlsSession:
                 self._socket.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # the client has gone first
+
+    @property
+    def library(self) -> _Library:
+        """The libssl that has the session."""
+        return self._library
+
+    @property
+    def address(self) -> int:
+        """Address of the ``SSL``; 0 after ``close``."""
+        return self._ssl
+
+    def detach(self) -> None:
+        """Leave the ``SSL`` and the socket to others, who own them from here on."""
+        self._ssl = 0
+        if self._socket is not None:
+            self._socket.detach()
+            self._socket = None
 
     def release(self) -> None:
         """Give the reference back, and leave the socket alone; again does nothing."""

@@ -21,7 +21,8 @@ from .finding import Finding, error, note, ok, warning
 from .python import CONFIG, EVERY, check_python, is_hidden
 
 GLOBAL: Final = "%{GLOBAL}"
-# A custodian needs about 13 MiB, and up to 256 run (APACHEWS_MAX_CUSTODIANS).
+# A relay needs about 3 MiB.  Without the C extension it is a custodian of 13 MiB, and up to 256
+# custodians run (APACHEWS_MAX_CUSTODIANS).
 FEW_CONNECTIONS: Final = 1000
 
 
@@ -186,9 +187,10 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
         yield warning(
             "max-connections-per-child",
             f"MaxConnectionsPerChild {each}: a child is replaced after {each} connections",
-            breaks="a child that exits while it has a WebSocket over TLS remains as a custodian,"
-            " with about 13 MiB; if there are more than 256 (APACHEWS_MAX_CUSTODIANS), those with"
-            " the fewest clients close them with 1012",
+            breaks="a child that exits while it has a WebSocket over TLS remains as a relay, with"
+            " about 3 MiB; without the C extension it is a custodian of 13 MiB, and if there are"
+            " more than 256 (APACHEWS_MAX_CUSTODIANS), those with the fewest clients close them"
+            " with 1012",
             load=f"{256 * each} connections within the life of a WebSocket",
             remedy="MaxConnectionsPerChild 0",
             where=directive.where if directive else "",

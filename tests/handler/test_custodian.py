@@ -144,9 +144,9 @@ assert links.pop(kept.fileno()).startswith("socket:")
 links.pop(1)
 assert set(links.values()) == {"/dev/null"}, links
 assert not any(os.get_inheritable(fd) for fd in links)
-os.write(writer, b"to nobody")
+os.write(writer, b"into the void")
 address = ("127.0.0.1", number)
-socket.create_server(address)  # nobody has that port any more
+socket.create_server(address)  # the port is free
 print("well")
 """
     done = subprocess.run(

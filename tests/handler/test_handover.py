@@ -1,13 +1,14 @@
-"""apachews_handler.lifecycle.handover: one owner at any moment, whoever ends, and however."""
+"""apachews_handler.lifecycle.handover: one owner at any moment, whichever process ends."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ import pytest
 from apachews.wire.reader import Item, MessageReader
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.loop import Loop
-from apachews_handler.bridge.transport import PlainTransport
+from apachews_handler.bridge.transport import PlainTransport, RelayedTransport, client_tcp_state
 from apachews_handler.lifecycle import handover
 from apachews_handler.lifecycle.handover import SUFFIX, Giver, Taker
 from apachews_handler.lifecycle.portable import FORMAT, encode
+from apachews_handler.native import tls_relay
+from apachews_handler.native.openssl import TlsSession
+from apachews_handler.native.tls_relay import Relay
 from apachews_handler.protocol.session import Session
 from apachews_handler.settings import Settings
 from apachews_handler.shared import rundir, slots
@@ -102,7 +106,8 @@ class Site:
         self.load = 0.0
         self._clients: list[Client] = []
         self._takers: list[Taker] = []
-        self.giver = Giver(self.younger, str(self.directory), YOUNGER, lambda: 0.0)
+        self.relay = Relay()
+        self.giver = Giver(self.younger, str(self.directory), YOUNGER, lambda: 0.0, self.relay)
 
     def taker(self) -> Taker:
         taker = Taker(self.elder, str(self.directory), ELDER, lambda: self.load)
@@ -460,3 +465,154 @@ def test_the_socket_is_removed_at_the_end(site: Site) -> None:
     taker.close()
     taker.close()
     assert not list(site.directory.glob("*" + SUFFIX))
+
+
+class Libssl:
+    """As much of a library as an offer asks for."""
+
+    def SSL_has_pending(self, ssl: int) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *_: 1
+
+
+class Relaying:
+    """A relay by hand: what it was given."""
+
+    def __init__(self) -> None:
+        self.reserved: list[tuple[TlsSession, socket.socket]] = []
+        self.started: list[socket.socket] = []
+        self.withdrawn: list[int] = []
+        self.is_full = False
+
+    def reserve(self, session: TlsSession, pair: socket.socket) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.reserved.append((session, pair))
+        return len(self.reserved)
+
+    def start(self, handle: int, session: TlsSession, pair: socket.socket) -> None:
+        self.started += (socket.socket(fileno=session.fileno()), pair.dup())
+        session.detach()
+        pair.close()
+
+    def withdraw(self, handle: int) -> None:
+        self.withdrawn.append(handle)
+
+    def close(self) -> None:
+        for sock in self.started:
+            sock.close()
+
+
+class TlsClient(Client):
+    """A client whose connection has a TLS session."""
+
+    def __init__(self, loop: Loop, log: Lines) -> None:
+        super().__init__(loop, log)
+        turn(loop)
+        connection = self.connection
+        loop.release(connection)
+        tls = TlsSession(Libssl(), 1)  # type: ignore[arg-type]
+        self.tcp = socket.socket(fileno=os.dup(connection.client.fd))
+        tls.take_over(self.tcp)
+        connection.transport.close()
+        connection.transport = tls
+        connection.client.fd = tls.fileno()
+        loop.adopt(connection)
+
+
+@pytest.fixture
+def relaying(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relaying]:
+    made = Relaying()
+    monkeypatch.setattr(tls_relay, "is_available", True)
+    site.giver._relay = made  # type: ignore[assignment]
+    yield made
+    made.close()
+
+
+def test_the_session_of_a_client_with_tls_moves_and_its_tls_stays(
+    site: Site, relaying: Relaying
+) -> None:
+    site.taker()
+    client = TlsClient(site.younger, site.log)
+    site.give()
+    tcp, pair = relaying.started
+    assert site.younger.is_empty
+    assert relaying.withdrawn == []
+    (moved,) = site.elder.connections()
+    assert isinstance(moved.transport, RelayedTransport)
+    pair.sendall(masked(0x81, b"decrypted"))
+    turn(site.elder)
+    items = MessageReader(2**20).receive(client.producer.recv(1 << 16))
+    assert items[-1] == "decrypted"
+    client.producer.sendall(b"\x81\x05reply")
+    turn(site.elder)
+    assert pair.recv(100) == b"\x81\x05reply"
+    # It asks the client's own connection what has arrived: with no relay, nothing of the reply.
+    tcp.sendall(b"x" * 100)
+    assert client_tcp_state(moved.transport).acked >= 100
+    pair.close()
+    turn(site.elder)
+    assert site.elder.connections() == set() or moved.session.client_finished
+    client.close()
+
+
+def test_a_session_moves_on_from_one_custodian_to_the_next(site: Site, relaying: Relaying) -> None:
+    taker = site.taker()
+    client = TlsClient(site.younger, site.log)
+    site.give()
+    taker.close()
+    oldest = Loop()
+    last = Taker(oldest, str(site.directory), OLDEST, lambda: 0.0)
+    giver = Giver(site.elder, str(site.directory), ELDER, lambda: 0.0, site.relay)
+    giver.run(time.monotonic())
+    wait_for(lambda: turn(site.elder, oldest) or not giver.is_busy)
+    assert site.elder.is_empty
+    (moved,) = oldest.connections()
+    assert isinstance(moved.transport, RelayedTransport)
+    relaying.started[1].sendall(masked(0x81, b"still here"))
+    turn(oldest)
+    assert MessageReader(2**20).receive(client.producer.recv(1 << 16))[-1] == "still here"
+    last.close()
+    oldest.close()
+    client.close()
+
+
+@pytest.mark.parametrize("how", ["refused", "no answer", "no room", "no compiler"])
+def test_a_client_with_tls_that_cannot_move_stays_as_it_was(
+    site: Site, relaying: Relaying, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    client = TlsClient(site.younger, site.log)
+    before = _descriptors()
+    relaying.is_full = how == "no room"
+    if how == "no compiler":
+        monkeypatch.setattr(tls_relay, "is_available", False)
+    with taker_by_hand(site) as oldest:
+        oldest.setblocking(False)
+        site.giver.run(time.monotonic())
+        turn(site.younger)
+        if how == "no compiler":
+            with pytest.raises(BlockingIOError):
+                oldest.accept()
+        else:
+            sock, _ = oldest.accept()
+            with sock:
+                sock.recv(100)
+                sock.send(b"y")
+                turn(site.younger)
+                if how != "no room":
+                    _, fds, _, _ = socket.recv_fds(sock, 1 << 17, 8)
+                    assert len(fds) == 4
+                    if how == "refused":
+                        sock.send(b"n")
+                    for fd in fds:
+                        os.close(fd)
+            turn(site.younger)
+    assert not site.giver.is_busy
+    assert site.younger.connections() == {client.connection}
+    assert len(relaying.withdrawn) == len(relaying.reserved)
+    assert relaying.started == []
+    assert _descriptors() <= before + 1, "the listener's"
+    client.producer.close()
+    client.socket.close()

@@ -1,6 +1,6 @@
 """apachews_handler.native.openssl: what is made of OpenSSL's answers, with a libssl played by hand.
 
-The real one is behind every ``wss`` test of ``tests/integration``.
+The tests of ``tests/integration`` with ``wss`` use the real one.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def test_an_ssl_of_another_connection_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_part_of_a_record_is_nothing_to_look_at_again() -> None:
     made, library = session(b"hi", WANT_READ)
     library.pending = 1  # as OpenSSL says of the beginning of a record
-    assert made.has_pending()  # nobody has looked yet
+    assert made.has_pending()  # it was not read yet
     assert made.recv(1 << 16) == b"hi"
     assert made.has_pending()
     assert made.recv(1 << 16) is None

@@ -281,7 +281,7 @@ def test_a_raw_one_moves_unless_a_part_of_a_line_waits(make: Make) -> None:
 
 
 def test_new_state_is_noticed() -> None:
-    """Whoever adds state to these decides what becomes of it in ``portable``, then here."""
+    """New state of these must be added to ``portable``, then here."""
     kinds = (
         *(ClientReader, ProducerReader, RawReader, RawSession),
         *(SessionData, Session, Timeouts, Inflater, Connection, Leg, SendQueue),

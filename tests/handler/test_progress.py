@@ -44,6 +44,17 @@ def test_a_client_that_was_pinged(first: TcpState, second: TcpState, is_reading:
     assert progress.is_reading(second, NOW + 40) is False  # no progress since the last call
 
 
+def test_everything_has_arrived_though_less_than_was_estimated() -> None:
+    """Behind a relay: what it had not taken at the PING is counted with the kernel's overhead."""
+    sent = TcpState(acked=1000, unacked=20 * SLOWEST_READER_BYTES_S, window=0)
+    progress = pinged(sent, has_read=False)
+    arrived = 1000 + 15 * SLOWEST_READER_BYTES_S
+    assert progress.is_reading(TcpState(arrived, 0, 0), NOW + 10)
+    # It has it all in its kernel, and reads there: nothing more is acknowledged.
+    assert progress.is_reading(TcpState(arrived, 0, 0), NOW + 20)
+    assert not progress.is_reading(TcpState(arrived, 0, 0), NOW + 40)
+
+
 def test_bytes_after_the_ping_prove_nothing() -> None:
     progress = pinged(ARRIVED)
     for count in range(1, 10):

@@ -1,4 +1,4 @@
-"""Custodians of clients without TLS become one, through reloads of a real Apache."""
+"""Custodians become one, through reloads of a real Apache; of clients with TLS a relay stays."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import contextlib
 import os
 import signal
 import socket
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from apachews import wire
+from apachews import Event, wire
 from apachews.monitoring.collect import collect
 from apachews.monitoring.snapshot import CUSTODIAN
 
-from ..conftest import wait_for
+from ..conftest import let_pass, wait_for
 from ..support.crowd import Crowd, crowd
 from ..support.frames import masked
 from ..support.raw_client import RawClient, request
-from ..support.site import IS_ROOT, MOD_PYTHON, Site, running_site
+from ..support.site import IS_ROOT, MOD_PYTHON, Site, private_mib, running_site
 from .conftest import RESTART_MPMS
 
 # A custodian gives its connections a second after it began, those that were not at rest a
@@ -65,18 +67,195 @@ def test_the_oldest_custodian_stays() -> None:
         unharmed(clients)
 
 
-def test_clients_with_tls_stay_in_their_process() -> None:
+@pytest.mark.parametrize("mpm", RESTART_MPMS)
+def test_sessions_of_clients_with_tls_move_and_a_small_relay_stays(mpm: str) -> None:
     with contextlib.ExitStack() as stack:
-        site = stack.enter_context(running_site("event"))
+        site = stack.enter_context(running_site(mpm))
         crowds = []
-        for _ in range(3):
+        for number in range(3):
             crowds.append(stack.enter_context(crowd(site, 10)))
-            crowds[-1].wait_for_echoes(20)
+            crowds[-1].wait_for_echoes(200)
             site.renew()
-        wait_for(lambda: sorted(clients_of(site).values()) == [5, 5, 20], MERGE_S)
+            wait_for(lambda: sum(clients_of(site).values()) == 10 * number + 10, MERGE_S)  # noqa: B023
+        merged(site)
+        assert list(clients_of(site).values()) == [30]
+        wait_for(lambda: len(site.relays()) >= 2, MERGE_S)
         for clients in crowds:
             clients.wait_for_everybody()
             unharmed(clients)
+        sizes = [private_mib(pid) for pid in site.relays()]
+        assert max(sizes) < 5, sizes
+        for clients in crowds:
+            clients.leave(10)
+        wait_for(lambda: not site.relays())
+
+
+@contextlib.contextmanager
+def relayed(
+    count: int = 10, mpm: str = "event", extra: str = "", round_s: float = 0.1
+) -> Iterator[tuple[Site, int, Crowd]]:
+    """A site, its one custodian, and clients with TLS whose sessions have moved there."""
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(running_site(mpm, extra=extra))
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        clients = stack.enter_context(crowd(site, count, tls=True, round_s=round_s))
+        clients.wait_for_echoes(count)
+        site.renew()
+        wait_for(lambda: clients_of(site) == {oldest: count + 1}, MERGE_S)
+        wait_for(lambda: merged(site) == oldest and site.relays())
+        yield site, oldest, clients
+
+
+@pytest.mark.parametrize("scheme", ["wss1.2", "wss1.3"])
+def test_big_messages_and_the_closing_handshake_pass_a_relay(scheme: str) -> None:
+    extra = "SetEnv APACHEWS_MAX_MESSAGE 16M"
+    with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        oldest = merged(site)
+        client = stack.enter_context(RawClient(site.dial(scheme))).upgrade()
+        site.renew()
+        wait_for(lambda: clients_of(site) == {oldest: 2} and site.relays(), MERGE_S)
+        client.socket.settimeout(30)
+        for size in (1, 125, 16_384, 65_536, 1 << 20, 8 << 20):
+            text = b"0123456789abcdef"[: min(size, 16)] * max(1, size // 16)
+            client.send(masked(0x81, text))
+            received = b""
+            while len(received) < len(text):
+                frame = client.read_data_frame()
+                assert frame
+                received += frame[1]
+            assert received == text
+        client.send(masked(0x88, b"\x0f\xa0bye"))
+        assert client.read_close() == 4000
+        assert client.read(1) == b"", "close_notify"
+        client.socket.close()
+        wait_for(lambda: not site.relays())
+        assert clients_of(site) == {oldest: 1}
+
+
+@pytest.mark.parametrize("room", [16_384, 4 << 20])
+def test_a_slow_reader_behind_a_relay_is_not_taken_for_a_silent_one(room: int) -> None:
+    """It comes to a PING only after what was sent before, which it reads a little at a time.
+
+    That waits before the relay, or in the client's own kernel.
+    """
+    extra = "SetEnv APACHEWS_PING_INTERVAL 6s\nSetEnv APACHEWS_PING_TIMEOUT 3s\n"
+    count, size = 40, 10_000
+
+    def push(event: Event) -> None:
+        if event.type() == Event.IO:
+            text = event.read()
+            is_push = text in ("push", b"push")
+            for _ in range(count if is_push else 1):
+                event.write(text.ljust(size if is_push else 1))
+
+    with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:
+        stack.enter_context(site.producer("push.ws", push))
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        client = stack.enter_context(RawClient(site.dial("wss1.3"))).upgrade("/push.ws")
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        site.renew()
+
+        def is_relayed() -> bool:
+            client.send(masked(0x81, b"hi"))  # as it says something, it is not asked
+            assert client.read_data_frame() == (0x81, b"hi")
+            return bool(len(site.custodians()) == 1 and site.relays())
+
+        wait_for(is_relayed, MERGE_S)
+        client.send(masked(0x81, b"push"))
+        received, pings = 0, []
+        while received < count * size:
+            frame = client.read_frame()
+            assert frame, f"closed after {received} bytes"
+            assert frame[0] != 0x88, f"{frame} after {received} bytes"
+            if frame[0] == 0x89:
+                client.send(masked(0x8A, frame[1]))
+                pings.append(received)
+            else:
+                received += len(frame[1])
+            let_pass(0.4)
+        client.send(masked(0x81, b"hi"))
+        while (frame := client.read_frame()) and frame[0] == 0x89:
+            pings.append(received)
+        assert frame == (0x81, b"hi")
+        assert pings
+
+
+def test_a_client_that_never_reads_behind_a_relay_is_closed() -> None:
+    extra = "SetEnv APACHEWS_SEND_TIMEOUT 2s\nSetEnv APACHEWS_CLOSE_TIMEOUT 1s\n"
+    with running_site("event", extra=extra) as site, contextlib.ExitStack() as stack:
+        stack.enter_context(RawClient(site.dial("ws"))).upgrade()
+        site.renew()
+        client = stack.enter_context(RawClient(site.dial("wss1.3"))).upgrade()
+        site.renew()
+        wait_for(lambda: len(site.custodians()) == 1 and site.relays(), MERGE_S)
+        client.socket.settimeout(1.0)
+        with contextlib.suppress(TimeoutError, OSError):
+            while True:
+                client.send(masked(0x82, b"x" * 60_000))
+        wait_for(lambda: site.log_lines(r"\(TOO_SLOW\)"), 30, what=lambda: site.apache.error_log)
+        wait_for(lambda: not site.relays(), 30)
+
+
+@pytest.mark.parametrize("how", ["stop", "graceful-stop", "killed"])
+def test_clients_behind_a_relay_are_told_of_apaches_end(how: str) -> None:
+    with relayed() as (site, _, clients):
+        children = site.apache.children()
+        site.settle()
+        if how == "stop":
+            site.apache.stop()
+        else:
+            os.kill(site.apache.pid, signal.SIGWINCH if how == "graceful-stop" else signal.SIGKILL)
+        try:
+            wait_for(lambda: len(clients.report.closes) == 10)
+            assert set(clients.report.closes) == {wire.GOING_AWAY}
+            wait_for(lambda: not set(site.carriers()) - set(children))
+        finally:
+            if how == "killed":
+                for pid in children:
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_relays_end_when_the_custodian_is_killed() -> None:
+    """With an end of TLS for each client: its session is lost, as with any process."""
+    with relayed() as (site, oldest, clients):
+        os.kill(oldest, signal.SIGKILL)
+        wait_for(lambda: len(clients.report.closes) == 10)
+        assert set(clients.report.closes) == {wire.ABNORMAL}
+        wait_for(lambda: not site.carriers())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_relay_that_ends_takes_its_own_clients_only(number: signal.Signals) -> None:
+    with relayed() as (site, oldest, clients), crowd(site, 6, tls=True) as later:
+        later.wait_for_echoes(6)
+        (relay,) = site.relays()
+        site.renew()
+        wait_for(lambda: len(site.relays()) == 2 and clients_of(site) == {oldest: 17}, MERGE_S)
+        os.kill(relay, number)
+        wait_for(lambda: len(clients.report.closes) == 10)
+        wait_for(lambda: clients_of(site) == {oldest: 7})
+        later.wait_for_everybody()
+        unharmed(later)
+
+
+def test_a_relay_has_nothing_of_apaches() -> None:
+    with relayed() as (site, _, clients):
+        (relay,) = site.relays()
+        targets = []
+        for entry in Path(f"/proc/{relay}/fd").iterdir():
+            targets.append(os.readlink(entry))
+        assert sum(target.startswith("socket:") for target in targets) == 20
+        others = {target for target in targets if not target.startswith("socket:")}
+        assert others == {"anon_inode:[eventpoll]", "anon_inode:[signalfd]"}
+        clients.fall_silent()
+        before = Path(f"/proc/{relay}/schedstat").read_text().split()[2]
+        let_pass(2.0)
+        assert Path(f"/proc/{relay}/schedstat").read_text().split()[2] == before, "it sleeps"
 
 
 def clients_of(site: Site) -> dict[int, int]:
@@ -121,21 +300,42 @@ def counts(site: Site, pid: int) -> tuple[int, int, int]:
 
 
 def test_of_too_many_custodians_those_with_the_fewest_clients_end() -> None:
-    """After two checks, at the pace of APACHEWS_DRAIN_RATE; plain clients are not counted."""
+    """After two checks, at the pace of APACHEWS_DRAIN_RATE; relays are not counted."""
     extra = "SetEnv APACHEWS_MAX_CUSTODIANS 1\nSetEnv APACHEWS_DRAIN_RATE 10/s"
     with contextlib.ExitStack() as stack:
         site = stack.enter_context(running_site("event", extra=extra))
         crowds = []
-        for tls, count in ((True, 10), (False, 10), (True, 5)):
-            crowds.append(stack.enter_context(crowd(site, count, tls=tls)))
-            crowds[-1].wait_for_echoes(2 * count)
+        for tls in (True, False):
+            crowds.append(stack.enter_context(crowd(site, 10, tls=tls)))
+            crowds[-1].wait_for_echoes(20)
             site.renew()
-        many, plain, few = crowds
-        wait_for(lambda: len(few.report.closes) == 5, 100)
-        assert few.report.closes == [wire.SERVICE_RESTART] * 5
-        assert few.report.closed_at[-1] - few.report.closed_at[0] > 0.3, "ten a second"
-        merged(site)
-        for clients in (many, plain):
+        oldest = merged(site)
+        # Those that are within a frame cannot move, and keep their custodian.
+        few = [stack.enter_context(RawClient(site.dial("wss1.3"))).upgrade() for _ in range(5)]
+        for client in few:
+            client.send(masked(0x81, b"half a frame")[:9])
+        crowds.append(stack.enter_context(crowd(site, 10, tls=True)))
+        site.renew()
+        wait_for(lambda: sorted(clients_of(site).values()) == [5, 30], MERGE_S)
+        closes: list[tuple[float, int]] = []
+
+        def await_close(client: RawClient) -> None:
+            client.socket.settimeout(100)
+            code = client.read_close()
+            closes.append((time.monotonic(), code))
+            client.socket.close()
+
+        threads = [threading.Thread(target=await_close, args=[client]) for client in few]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [code for _, code in closes] == [wire.SERVICE_RESTART] * 5
+        assert closes[-1][0] - closes[0][0] > 0.3, "ten a second"
+        wait_for(lambda: clients_of(site) == {oldest: 30}, MERGE_S)
+        assert merged(site) == oldest
+        assert site.relays()
+        for clients in crowds:
             clients.wait_for_everybody()
             unharmed(clients)
 

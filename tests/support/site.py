@@ -122,7 +122,15 @@ class Site:
         return self.tls_context(version).wrap_socket(plain, server_hostname="localhost")
 
     def custodians(self) -> list[int]:
-        """Return the processes that were forked from Apache's children and are none."""
+        """Return the processes that were forked from Apache's children and run its loop."""
+        return [pid for pid in self.carriers() if not _is_relay(pid)]
+
+    def relays(self) -> list[int]:
+        """Return those that only keep the TLS of clients that a custodian has."""
+        return [pid for pid in self.carriers() if _is_relay(pid)]
+
+    def carriers(self) -> list[int]:
+        """Return the processes that have clients of children that were replaced."""
         found = []
         ours = {self.apache.pid, *self.apache.children()}
         for entry in Path("/proc").iterdir():
@@ -272,6 +280,13 @@ class Site:
             _, stderr = process.communicate()
             path.unlink(missing_ok=True)
         assert b"Traceback" not in stderr, stderr.decode()
+
+
+def _is_relay(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "apachews-relay\n"
+    except OSError:
+        return False  # it has ended
 
 
 def _starts_with(process: Path, *names: bytes) -> bool:
