@@ -33,6 +33,8 @@ PROCESSES: Final = "4"
 # Each process begins with tests that stand together, so that few Apaches are started twice, and
 # takes tests from the others at its end.
 SHARED_OUT: Final = ("--dist", "worksteal")
+# What to shorten next.
+SLOWEST: Final = ("--durations", "10", "--durations-min", "5")
 # More failures than this have one cause, which a retry does not remove.
 MOST_RETRIES: Final = 10
 EVERYTHING: Final = "APACHEWS_EVERYTHING"
@@ -69,7 +71,7 @@ def both(*expressions: str) -> str:
 
 def run_pytest(failures: Path, *arguments: str) -> int:
     """Run pytest in a process of its own; return its exit status."""
-    command = [sys.executable, "-m", "pytest", "-p", "tests.failures", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.failures", *SLOWEST, *arguments]
     environment = {**os.environ, "APACHEWS_FAILURES": str(failures)}
     return subprocess.run(command, env=environment, check=False).returncode
 
