@@ -124,7 +124,7 @@ def test_commands(path: str, client: Client) -> None:
             "/to x y": "unknown client x; /who lists the clients",
             "/close": "no client given; /who lists the clients",
             "/close 0 way": "'way': expected a close code; /close ID [CODE [WHY]]",
-            "/close 0 1006": "close code 1006 may not be sent",
+            "/close 0 1006": "close code 1006 is not allowed",
         }
         for line, said in mistakes.items():
             terminal.type(f"{line}\r")
