@@ -152,14 +152,13 @@ static int serve(int control)
 {
     struct pollfd fds[2] = {{control, POLLIN, 0}, {relay_descriptor(), POLLIN, 0}};
 
-    while (fds[0].fd >= 0 || relay_count() > 0) {
-        relay_turn(0);
+    /* The condition follows the turn, which may end the last client. */
+    while (relay_turn(0), fds[0].fd >= 0 || relay_count() > 0) {
         if (poll(fds, 2, relay_wait_ms(-1)) < 0 && errno != EINTR)
             abort();
         if (fds[0].fd >= 0 && fds[0].revents && !obey(control))
             fds[0].fd = -1;
     }
-    relay_turn(0);
     return 0;
 }
 
