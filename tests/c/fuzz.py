@@ -5,7 +5,7 @@
     python -m tests.c.fuzz [--seconds N] [--seed N] [target …]
     python -m tests.c.fuzz --replay FILE target
 
-Contract: every target runs for ``--seconds``, starts with the wire's vectors, and exits with
+Contract: the targets share ``--seconds``; each starts with the wire's vectors and exits with
 status 0.  The report of a failed target names its last input and the command that replays it;
 the other targets still run, and the exit status is 1.  If the library cannot be built, the
 report says so, and the exit status is 0.

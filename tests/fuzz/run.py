@@ -48,6 +48,10 @@ TIMEOUT_S: Final = 10
 MEMORY_MIB: Final = 1024
 # Longer inputs reach the same code, more slowly.
 MAX_BYTES: Final = 1024
+NO_ATHERIS: Final = (
+    "The fuzzer needs atheris, which is not installed for this Python: pip install atheris, or"
+    " deploy/test -e fuzz.  --replay works without it."
+)
 # The first argument of a process that fuzzes; those of libFuzzer follow.
 WORKER: Final = "--worker"
 # The targets that unmask.
@@ -175,6 +179,9 @@ def main() -> bool:
         (target,) = arguments.targets
         print(f"{target} keeps its promises, in {_seconds(arguments.replay, target):.3f} s")
         return True
+    if not importlib.util.find_spec("atheris"):
+        print(NO_ATHERIS, file=sys.stderr)
+        return False
     in_c = arguments.extension
     targets = arguments.targets or (UNMASKING if in_c else names)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -132,6 +132,43 @@ def check(origin: str | None, settings: Settings, **environ: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "fact"),
+    [
+        (
+            "https://evil.example",
+            "inside:8080",
+            "Origin 'https://evil.example' is not the site's own, 'http://inside:8080'",
+        ),
+        ("null", "inside:8080", "Origin 'null' is not the site's own, 'http://inside:8080'"),
+        ("http://a.example", "[::1", "Origin 'http://a.example' is not the site's own, 'unknown'"),
+        (
+            "http://" + "a" * 200,
+            "inside:8080",
+            "Origin 'http://" + "a" * 92 + " is not the site's own, 'http://inside:8080'",
+        ),
+    ],
+)
+def test_the_log_names_both_origins_and_the_settings(origin: str, host: str, fact: str) -> None:
+    environ = {**PLAIN, "HTTP_HOST": host, "HTTP_ORIGIN": origin}
+    with pytest.raises(Refusal) as caught:
+        require_origin(environ, Settings())
+    assert caught.value.log_line("/chat.ws") == (
+        f"apachews: 403 origin for /chat.ws: {fact};"
+        " add it to SetEnv APACHEWS_ORIGINS; behind a proxy, SetEnv APACHEWS_FORWARDED"
+    )
+
+
+def test_the_log_says_that_the_origin_is_missing() -> None:
+    with pytest.raises(Refusal) as caught:
+        require_origin(PLAIN, Settings(require_origin=True))
+    assert caught.value.log_line("/chat.ws") == (
+        "apachews: 403 no-origin for /chat.ws:"
+        " the request lacks the header Origin, and SetEnv APACHEWS_REQUIRE_ORIGIN is on;"
+        " connect with an Origin as browsers do, or SetEnv APACHEWS_REQUIRE_ORIGIN off"
+    )
+
+
 def test_the_proxys_word_decides_only_where_the_owner_says_so() -> None:
     headers = {"HTTP_X_FORWARDED_HOST": "a.example", "HTTP_X_FORWARDED_PROTO": "https"}
     assert check("https://a.example", Settings(forwarded="x-forwarded"), **headers)

@@ -166,9 +166,23 @@ def test_producer_dies_between_frames() -> None:
     harness.drain()
     assert harness.client == TEXT + close(1012, "the producer is gone")
     assert harness.session.client_state is ClientState.CLOSING
+    assert harness.why == (CloseCause.PRODUCER_LEFT, 1012)
     harness.from_client(masked(0x88, b"\x03\xf4"))
     assert harness.session.client_finished
     assert harness.session.producer_finished
+
+
+@pytest.mark.parametrize("hold_s", [0, 30])
+def test_producer_dies_inside_a_message(hold_s: float) -> None:
+    fragment = wire.encode_frame(wire.TEXT, b"hi", fin=False)
+    harness = SessionHarness(hold_s=hold_s).from_producer(fragment)
+    harness.session.receive_producer_eof()
+    harness.drain()
+    # A hold does not help: the next producer cannot finish this message.
+    assert harness.client == fragment + close(1012, "the producer is gone")
+    assert harness.session.client_state is ClientState.CLOSING
+    assert harness.session.producer_state is ProducerState.DONE
+    assert harness.why == (CloseCause.PRODUCER_LEFT, 1012)
 
 
 def test_producer_dies_inside_a_frame() -> None:

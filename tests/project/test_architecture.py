@@ -1,7 +1,8 @@
-"""docs/contributing: every function and file that the pages name exists.
+"""docs/contributing: every function, class and file that the pages name exists.
 
 A function is named as ``module.function()`` or ``module.Class.method()``, with as much of the
-module's path before it as makes it unique: ``bridge.loop.Loop.turn()``.
+module's path before it as makes it unique: ``bridge.loop.Loop.turn()``.  A class alone is a word
+with capitals inside it, in a diagram or in backticks: ``FastPath``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ FUNCTION = re.compile(r"(?<![\w./])((?:\w+\.)+\w+)\(\)")
 FILE = re.compile(r"`((?:[\w.-]+/)+[\w.-]*\w)`")
 # Python's own, in the diagrams.
 FOREIGN = {"os.fork"}
+DIAGRAM = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Longer blocks are commands, and have no classes.
+BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+QUOTED = re.compile(r"`([^`\n]+)`")
+CLASS = re.compile(r"(?<![\w.])[A-Z]+[a-z]\w*[A-Z]\w*\b(?!/)|(?<![\w.])[A-Z]{2,}[a-z]\w+")
+# Directives of Apache, and classes of the libraries in other languages.
+FOREIGN_CLASSES = {"LogLevel", "SetEnv", "WireVectorsTest"}
 
 
 @functools.cache
@@ -68,6 +76,24 @@ def test_the_pages_name_functions() -> None:
 def test_every_function_exists() -> None:
     missing = {name for name in references() if name not in FOREIGN and not exists(name)}
     assert missing == set()
+
+
+def class_names(text: str) -> set[str]:
+    """Return the names of classes in the diagrams and the quoted words of a page."""
+    quoted = QUOTED.findall(BLOCK.sub("", text))
+    return {name for part in (*DIAGRAM.findall(text), *quoted) for name in CLASS.findall(part)}
+
+
+def test_the_pages_name_classes() -> None:
+    text = "`FastPath` and\n```text\n or TLSTransport\n```\n```sh\nNoClass\n```\n PlainWords"
+    assert class_names(text) == {"FastPath", "TLSTransport"}
+    assert len(set().union(*(class_names(page.read_text()) for page in PAGES))) > 7
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_class_exists(page: Path) -> None:
+    defined = frozenset().union(*(definitions(path) for path in modules().values()))
+    assert class_names(page.read_text()) - defined - FOREIGN_CLASSES == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..fuzz import corpus
+from ..fuzz import corpus, run
 from ..fuzz.targets import TARGETS
 
 MAX_BYTES = 200 * 1024
@@ -34,3 +34,15 @@ def test_every_target_has_a_small_corpus() -> None:
     assert corpus.targets() == sorted(TARGETS)
     assert all(INPUTS.values())
     assert sum(len(data) for inputs in INPUTS.values() for data in inputs.values()) < MAX_BYTES
+
+
+def test_a_run_without_the_fuzzer_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["run", "wire"])
+    monkeypatch.setattr(corpus, "targets", lambda: ("wire",))
+    assert not run.main()
+    shown = capsys.readouterr()
+    assert "pip install atheris" in shown.err
+    assert shown.out == ""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,6 +24,8 @@ from apachews_tools.cli import figures, main
 from apachews_tools.cli import status as command
 
 from ..library.test_snapshot import connection, process, status
+
+COMMAND_LINE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,55 @@ def test_no_text_moves_the_cursor(text: str) -> None:
 def test_columns_stand_below_their_heads() -> None:
     lines = figures.table(["<NAME", "N"], [["a", "1"], ["longer", "22"]])
     assert lines == ["NAME     N", "a        1", "longer  22"]
+
+
+def documented_columns() -> dict[str, list[str]]:
+    """Return the columns that the page lists for each table of the command."""
+    section = COMMAND_LINE.read_text().partition("\n### Columns\n")[2].partition("\n## ")[0]
+    found: dict[str, list[str]] = {}
+    for line in section.splitlines():
+        if begun := re.match(r"\| column of the (\w+) \|", line):
+            columns = found[begun[1]] = []
+        elif line.startswith("| ") and found:
+            names = line.split("|")[1]
+            columns += re.findall("`([^`]+)`", names) or [""]
+    return found
+
+
+def test_the_page_lists_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+
+    def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        shown.append([head.removeprefix("<") for head in heads])
+        return figures.table(heads, rows)
+
+    monkeypatch.setattr(command, "table", table)
+    assert list(command.render(status(process()), command.Rates(), 5))
+    documented = documented_columns()
+    assert list(documented) == ["processes", "endpoints", "connections"]
+    assert shown == [*documented.values()]
+
+
+def test_each_column_has_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Sequence[str]] = []
+
+    def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+        shown.extend(rows)
+        return figures.table(heads, rows)
+
+    monkeypatch.setattr(command, "table", table)
+    assert list(command.render(status(process()), command.Rates(), 5))
+    assert shown == [
+        ["101", "child", "1 min", "1", "-", "-", "-", "12 MiB", "2.0 ms", "-"],
+        [
+            *("/srv/chat.ws", "1", "0", "0", "5", "-", "-", "300 B", "400 B", "5 B", "6 B"),
+            "1000: 4",
+        ],
+        [
+            *("203.0.113.7:51514", "-", "/chat.ws", "wss", "open", "1.5 s", "3", "4"),
+            *("30 B", "40 B", "5 B", "6 B", "25 ms", "101"),
+        ],
+    ]
 
 
 def test_everything_is_shown() -> None:
