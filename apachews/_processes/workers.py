@@ -87,7 +87,6 @@ def fork_workers(count: int, file: SocketFile) -> Siblings:
     """
     supervisor = _Supervisor(count, file)
     if supervisor.run():
-        file.share()
         return supervisor.siblings
     file.close()
     raise SystemExit(supervisor.status)
@@ -159,6 +158,8 @@ class _Supervisor:
         return False
 
     def _become_worker(self, lifeline: Lifeline) -> None:
+        # While signals are blocked: a worker that a signal ends must not remove the file.
+        self._file.share()
         os.setpgid(0, 0)
         address = self._events.address
         self._events.close()

@@ -7,6 +7,7 @@ How this works: the handler answers a refused handshake with the status and the 
 sends the row's token in ``HEADER``, and writes a line ``apachews: STATUS TOKEN for URI: FACT;
 REMEDY`` to the error log.  ``apachews doctor`` and ``apachews connect`` match the token and never
 the body, so the words can change.  A test compares docs/reference/refusals.md with the table.
+The status page refuses requests with rows of the table too; its log lines have no token.
 
 A token is public and stable.  It names a kind of problem, and nothing of the site: no path, no
 user, no value.  An answer of httpd's own, or of a proxy, has no token.
@@ -287,6 +288,7 @@ TOO_MANY_LINKS: Final = Reason(
     _MISCONFIGURED,
     "too many symbolic links lead to the socket",
     "link to the socket directly",
+    ("socket-link",),
 )
 BAD_ANSWER: Final = Reason(
     "bad-answer",

@@ -118,7 +118,7 @@ def connect(path: str) -> socket.socket:
     """
     data = os.fsencode(path)
     # An empty path and a leading NUL would name other kinds of sockets (unix(7)).  The kernel
-    # itself rejects a path that is too long, with the same errno.
+    # rejects a path that is too long, with EINVAL; callers pass a path of /proc/self/fd.
     if not data or b"\0" in data:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
     fd = _checked(_socket(socket.AF_UNIX, _UNIX_STREAM, 0))

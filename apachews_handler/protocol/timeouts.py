@@ -52,7 +52,7 @@ class Timeouts:
             silence means nothing then.
         passed_at: when bytes of a message last passed in either direction; a client for which
             bytes wait is not idle.
-        way_s: how long a PONG may be on its way, in addition to ``ping_timeout``.
+        way_s: how long a PONG may be on its way, in addition to ``ping_timeout_s``.
         waiting_since: when the client last took some of its queue; 0.0 while that is empty.
         held_until: when another producer must have come; 0.0 while there is one.
         hold_ends_at: the last value of ``held_until``.

@@ -231,7 +231,7 @@ class Conversation:
                 sent={"messages": self._sent, "bytes": self._sent_bytes},
                 received={"messages": self._received, "bytes": self._received_bytes},
                 pings=len(ms),
-                latency_ms=latency if ms else [],
+                latency_ms=latency if ms else {},
             )
             return
         pings = f"; {len(ms)} pings, min/mean/max {low:.1f}/{mean:.1f}/{high:.1f} ms" if ms else ""

@@ -43,6 +43,8 @@ def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(supervised())
     except asyncio.CancelledError:
+        if not received:
+            raise
         if received[0] == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + received[0]) from None

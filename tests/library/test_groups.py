@@ -1,4 +1,4 @@
-"""apachews.groups: who hears a broadcast, and who has left."""
+"""apachews.client.Group: which clients get a broadcast, and which have left."""
 
 from __future__ import annotations
 
