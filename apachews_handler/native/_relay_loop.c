@@ -286,7 +286,8 @@ static void pass_to_custodian(struct client *client)
             client->pair_is_full = 1;
             return;
         }
-        if (size < RECORD_BYTES && !openssl.ssl_has_pending(client->ssl))
+        if (size < RECORD_BYTES && client->tcp.is_watched &&
+            !openssl.ssl_has_pending(client->ssl))
             return; /* epoll tells of more, and of the end */
     }
     client->is_unfinished = is_any_unfinished = 1;
