@@ -362,6 +362,19 @@ def test_a_custodian_that_dies_leaves_an_orderly_end(
     assert client.recv(1) == b""
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_unread_bytes_of_an_orphan_do_not_reset_it(
+    harness: Harness, version: ssl.TLSVersion
+) -> None:
+    """A close with bytes unread is a reset, which drops what the client did not get yet."""
+    client, custodian = harness.connect(version)
+    assert until_full(client, BIG * 8)
+    sent = until_full(custodian, BIG[:400_000])
+    custodian.close()
+    assert read(client, sent) == BIG[:sent]
+    assert client.recv(1) == b"", "an end without close_notify is an error here"
+
+
 def test_an_orphan_that_does_not_read_has_some_time(harness: Harness) -> None:
     client, custodian = harness.connect(ssl.TLSVersion.TLSv1_3, is_narrow=True)
     sent = until_full(custodian, BIG * 8)
