@@ -16,8 +16,9 @@
  * - the custodian's shutdown: close_notify and FIN to the client, whose last words still pass;
  * - a client that can no longer be written to: EPIPE for the custodian;
  * - a custodian that closed, or died: the client gets what was sent before, close_notify and FIN,
- *   and is closed.  It is reset at once if the custodian has set SO_LINGER for that, and after
- *   ORPHAN_MS if it does not read.
+ *   and is closed after its own end, or after ORPHAN_MS.  What it still sends is discarded.  It is
+ *   reset at once if the custodian has set SO_LINGER for that, and after ORPHAN_MS if it does not
+ *   read.
  *
  * OpenSSL reads and writes the client's socket through a BIO of our own, whose buffers are
  * static: see _cold_memory.c.
@@ -45,7 +46,7 @@
 #define EVENTS 64
 /* Records for one client in one turn, so that a fast one does not keep the others waiting. */
 #define RECORDS_A_TURN 8
-/* How long a client whose custodian has gone may take to read the rest. */
+/* How long a client whose custodian has gone may take to read the rest and to end. */
 #ifndef ORPHAN_MS /* a test has less patience */
 #define ORPHAN_MS 60000
 #endif
@@ -83,6 +84,7 @@ struct client {
     int tcp_is_full;       /* the client does not take what the custodian sent */
     int client_has_ended;  /* nothing more passes to the custodian */
     int custodian_has_ended; /* nothing more passes to the client */
+    int is_discarded;      /* what it sends: its custodian has closed, or reads no more */
     int is_unfinished;     /* it has more for this process than one turn allows */
     int is_started;
     int is_closed;
@@ -245,12 +247,32 @@ static void end_custodian_side(struct client *client)
     client->tcp_is_full = client->write_wants_read = 0;
 }
 
+/* Read what no custodian gets: a close of a socket with unread bytes is a reset, which would
+ * drop what the client has not received yet.  The bytes are records; none is decrypted. */
+static void discard_input(struct client *client)
+{
+    int reads;
+
+    for (reads = 0; reads < RECORDS_A_TURN && !client->client_has_ended; reads++) {
+        ssize_t received = recv(client->tcp.fd, wire, sizeof wire, MSG_DONTWAIT);
+
+        if (received < 0 && would_block())
+            return;
+        if (received <= 0)
+            end_client_side(client);
+    }
+}
+
 /* Pass what the client sent to the custodian. */
 static void pass_to_custodian(struct client *client)
 {
     int records;
 
     client->pair_is_full = client->read_wants_write = 0;
+    if (client->is_discarded) {
+        discard_input(client);
+        return;
+    }
     for (records = 0; records < RECORDS_A_TURN; records++) {
         ssize_t sent, consumed = 0;
         int size, error;
@@ -269,8 +291,7 @@ static void pass_to_custodian(struct client *client)
         sent = send(client->pair.fd, payload, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0) {
             client->pair_is_full = would_block();
-            if (!client->pair_is_full)
-                end_client_side(client); /* the custodian reads no more */
+            client->is_discarded = !client->pair_is_full; /* epoll tells of more */
             return;
         }
         while (consumed < sent) {
@@ -286,7 +307,8 @@ static void pass_to_custodian(struct client *client)
             client->pair_is_full = 1;
             return;
         }
-        if (size < RECORD_BYTES && !openssl.ssl_has_pending(client->ssl))
+        if (size < RECORD_BYTES && client->tcp.is_watched &&
+            !openssl.ssl_has_pending(client->ssl))
             return; /* epoll tells of more, and of the end */
     }
     client->is_unfinished = is_any_unfinished = 1;
@@ -421,7 +443,7 @@ static void lose_custodian(struct client *client)
     socklen_t size = sizeof linger;
 
     look_away(&client->pair);
-    client->client_has_ended = 1;
+    client->is_discarded = 1;
     client->pair_is_full = client->read_wants_write = 0;
     if (!client->ends_at)
         client->ends_at = now_ms() + ORPHAN_MS;

@@ -298,6 +298,33 @@ def test_the_custodians_shutdown_is_close_notify_and_the_client_is_heard(
     assert custodian.recv(1) == b""
 
 
+def test_a_client_that_has_ended_loses_nothing_of_a_long_backlog(harness: Harness) -> None:
+    """Both directions of its TCP connection have ended, and the custodian reads only then."""
+    client, custodian = harness.connect(ssl.TLSVersion.TLSv1_3)
+    custodian.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    # Records that a read of the socket may end with, and more of them than the pair holds.
+    client.setblocking(False)
+    sent, last = 0, time.monotonic()
+    while time.monotonic() - last < 0.5:
+        try:
+            sent += client.send(BIG[sent : sent + 1000 + sent % 7])
+            last = time.monotonic()
+        except ssl.SSLWantWriteError:
+            rest = BIG[sent : sent + 1000 + sent % 7]  # a blocked send must be repeated
+            select.select([], [client], [], 0.1)
+    client.settimeout(20)
+    finish = threading.Thread(target=send_and_fin, args=[client, rest])
+    with in_background(finish):
+        received = read(custodian, len(BIG))
+    assert received == BIG[: sent + len(rest)]
+
+
+def send_and_fin(client: ssl.SSLSocket, data: bytes) -> None:
+    client.sendall(data)
+    end_tcp(client)
+
+
 def send_and_end(sock: socket.socket, data: bytes) -> None:
     sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
@@ -333,6 +360,19 @@ def test_a_custodian_that_dies_leaves_an_orderly_end(
     custodian.close()
     assert read(client, 100_000) == BIG[:100_000]
     assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_unread_bytes_of_an_orphan_do_not_reset_it(
+    harness: Harness, version: ssl.TLSVersion
+) -> None:
+    """A close with bytes unread is a reset, which drops what the client did not get yet."""
+    client, custodian = harness.connect(version)
+    assert until_full(client, BIG * 8)
+    sent = until_full(custodian, BIG[:400_000])
+    custodian.close()
+    assert read(client, sent) == BIG[:sent]
+    assert client.recv(1) == b"", "an end without close_notify is an error here"
 
 
 def test_an_orphan_that_does_not_read_has_some_time(harness: Harness) -> None:
