@@ -46,7 +46,7 @@ def reports(site: Site) -> list[str]:
 
 def refusals(site: Site) -> int:
     """Return how many WebSockets came over HTTP/2."""
-    return len(site.log_lines(r"apachews: 403 .*\?browser: a WebSocket over HTTP/2"))
+    return len(site.log_lines(r"apachews: 403 http2 for .*\?browser"))
 
 
 @pytest.mark.skipif(
