@@ -69,6 +69,7 @@ struct block {
 
 static struct range ranges[MAX_RANGES];
 static struct range segments[MAX_SEGMENTS];
+static struct range python_data; /* of Python's library, with and without a file */
 static size_t range_count, segment_count, page_size;
 static struct block *blocks;
 static size_t block_count;
@@ -197,7 +198,8 @@ int cold_memory_expand(const unsigned char *from, size_t stored, unsigned char *
 
 /* --- Which memory there is --- */
 
-/* Note the writable data of a library, which stays; of Python's only that without a file. */
+/* Note the writable data of a library, which stays.  Of Python's, what is in a file is discarded
+ * (add_line), and what is not, its .bss, stays.  Both may have the heads of the lists of pools. */
 static int note_segments(struct dl_phdr_info *info, size_t size, void *python)
 {
     uintptr_t own = *(uintptr_t *)python;
@@ -210,8 +212,12 @@ static int note_segments(struct dl_phdr_info *info, size_t size, void *python)
 
         if (header->p_type != PT_LOAD || !(header->p_flags & PF_W))
             continue;
-        if (own >= begin && own < end && *info->dlpi_name) /* and not the program itself */
-            begin = (begin + header->p_filesz + page_size - 1) & ~(page_size - 1);
+        if (own >= begin && own < end) {
+            python_data.begin = begin;
+            python_data.end = end;
+            if (*info->dlpi_name) /* and not the program itself */
+                begin = (begin + header->p_filesz + page_size - 1) & ~(page_size - 1);
+        }
         if (segment_count == MAX_SEGMENTS)
             return -1;
         segments[segment_count].begin = begin & ~(page_size - 1);
@@ -438,7 +444,8 @@ static int is_pool(uintptr_t address)
            pool->next_offset % POOL_ALIGNMENT == 0 && pool->next_offset <= POOL &&
            (uint32_t)pool->allocated <= POOL / size &&
            (pool->free_block == 0 || pool->free_block / POOL == address / POOL) &&
-           is_in_ranges(pool->previous_pool);
+           (is_in_ranges(pool->previous_pool) ||
+            (pool->previous_pool >= python_data.begin && pool->previous_pool < python_data.end));
 }
 
 /* Discard what only Python used.  Nothing else was in these pages. */

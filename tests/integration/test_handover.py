@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import zlib
@@ -84,8 +83,7 @@ def test_sessions_of_clients_with_tls_move_and_a_small_relay_stays(mpm: str) -> 
             clients.wait_for_everybody()
             unharmed(clients)
         sizes = [private_mib(pid) for pid in site.relays()]
-        # (Python 3.13 leaves more in the heap of the C library.)
-        assert max(sizes) < (5 if sys.version_info < (3, 13) else 9), sizes
+        assert max(sizes) < 5, sizes
         for clients in crowds:
             clients.leave(10)
         wait_for(lambda: not site.relays())
