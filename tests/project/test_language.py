@@ -8,13 +8,13 @@ from __future__ import annotations
 import bisect
 import functools
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from ..support.checkout import files
 from ..support.site import ROOT
 
 # They are searched in paragraphs, whose lines are joined without the marks of comments.
@@ -70,17 +70,7 @@ class Hit(NamedTuple):
         return f"{self.path}:{self.line}: {self.rule}: {self.text}"
 
 
-@functools.cache
-def tracked() -> list[str]:
-    """Return the paths of the checkout's files, relative to it."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return sorted(path for path in listed.split("\0") if path and (ROOT / path).is_file())
+tracked = functools.cache(files)
 
 
 def hits_of(text: str) -> Iterator[tuple[int, str, str]]:
