@@ -142,6 +142,7 @@ while not os.path.exists("ready"):
 pathlib.Path("arguments").write_text(" ".join(sys.argv[1:]))
 pathlib.Path("pid-file-exists").write_text(str(os.path.exists("run/apache2.pid")))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.signal(signal.SIGWINCH, lambda *_: sys.exit(0))
 pathlib.Path("started").touch()
 if not os.path.exists("held"):
     sys.exit(3)
@@ -188,18 +189,19 @@ def process_1(directory: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def stop(process: subprocess.Popen[str]) -> None:
-    """Send SIGTERM to process 1, as docker stop does."""
+def stop(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to process 1, as docker stop does."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    os.kill(int(children), signal.SIGTERM)
+    os.kill(int(children), number)
 
 
-def test_a_stop_waits_for_custodians(container: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGWINCH"])
+def test_a_stop_waits_for_custodians(name: str, container: Path) -> None:
     (container / "held").touch()
     with process_1(container) as process:
         wait_for((container / "started").exists)
         assert not (container / "closed").exists()
-        stop(process)
+        stop(process, signal.Signals[name])
         assert process.wait(10) == 0, process.communicate()
     assert (container / "closed").exists()
 
