@@ -7,11 +7,16 @@ without a GIL has no stable ABI before 3.15; its wheel has no extension either.
 
 The long description is README.md without relative links, which lead nowhere on the page of a
 package index.
+
+A wheel is built in a temporary directory: a build as root leaves no files in the checkout that
+stop the next build by another user, and modules of an older checkout do not reach the wheel.
 """
 
 import os
 import re
+import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -58,10 +63,18 @@ EXTENSIONS = [
     ),
 ]
 has_stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")
+options = {}
+if has_stable_abi:
+    # One wheel for all versions of Python: the extensions keep to the stable ABI.
+    options["bdist_wheel"] = {"py_limited_api": "cp310"}
+# An sdist contains its egg-info, which must be below the checkout.
+if "sdist" not in sys.argv:
+    scratch = tempfile.TemporaryDirectory(prefix="apachews-build-")
+    options["build"] = {"build_base": scratch.name}
+    options["egg_info"] = {"egg_base": scratch.name}
 
 setup(
     long_description=index_description((ROOT / "README.md").read_text(encoding="utf-8")),
     ext_modules=EXTENSIONS if has_stable_abi else [],
-    # One wheel for all versions of Python: the extensions keep to the stable ABI.
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if has_stable_abi else {},
+    options=options,
 )

@@ -199,18 +199,27 @@ def test_the_files_without_git_are_those_of_git() -> None:
 
 def test_the_wheel_has_the_packages_and_nothing_else(archives: Archives) -> None:
     names = names_in(archives.wheel)
-    sources = {name for name in files() if name.startswith(PACKAGES)}
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    programs = set(setup["options"].get("scripts", "").split())
+    sources = {name for name in files() if name.startswith(PACKAGES)} - programs
     made_from = {name for name in sources if name.endswith((".c", ".h"))}
     data = {name for name in names if ".data/data/share/apachews/" in name}
+    scripts = {name for name in names if ".data/scripts/" in name}
     metadata = {name for name in names if ".dist-info/" in name}
-    assert names - data - metadata == (sources - made_from) | EXTENSIONS
-    assert {name.rpartition("/")[2] for name in data} == {
-        Path(name).name for name in files() if name.startswith(("deploy/systemd", "deploy/logro"))
-    }
-    # (Old versions of setuptools do not put LICENSE into a folder of its own.)
-    assert {name.rpartition("/")[2] for name in metadata} == {
-        *("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "LICENSE")
-    }
+    assert names - data - scripts - metadata == (sources - made_from) | EXTENSIONS
+    assert names_of(scripts) == names_of(programs)
+    assert names_of(data) == names_of(
+        {name for name in files() if name.startswith(("deploy/systemd/", "deploy/logrotate/"))}
+    )
+    expected = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "LICENSE"}
+    if "options.entry_points" in setup:
+        expected.add("entry_points.txt")
+    assert names_of(metadata) == expected
+
+
+def names_of(paths: set[str]) -> set[str]:
+    return {path.rpartition("/")[2] for path in paths}
 
 
 def test_the_wheel_is_for_all_versions_from_3_10_on(archives: Archives) -> None:
