@@ -92,7 +92,7 @@ def reload_apache(demo: Demo) -> None:
     """Reload the demo's Apache, as ``systemctl reload apache2`` does."""
     os.kill(int((demo.root / "apache.pid").read_text()), signal.SIGUSR1)
     log = demo.root / "error.log"
-    wait_for(lambda: "AH00493" in log.read_text(), what="the log has no graceful restart")
+    wait_for(lambda: "AH00493" in log.read_text(), what=lambda: "the log has no graceful restart")
 
 
 def deploy_chat(demo: Demo) -> None:
@@ -101,7 +101,7 @@ def deploy_chat(demo: Demo) -> None:
     old = children_of(runner)
     os.kill(runner, signal.SIGHUP)
     # The old program exits when all of its clients have moved.
-    wait_for(lambda: old.isdisjoint(children_of(runner)), what="the old program still runs")
+    wait_for(lambda: old.isdisjoint(children_of(runner)), what=lambda: "the old program still runs")
 
 
 def children_of(process: int) -> set[str]:
