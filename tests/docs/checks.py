@@ -32,6 +32,7 @@ def answered(block: Block, output: str) -> None:
 
 
 ANSWERS: Final = {
+    (QUICK_START, "apachews connect"): "hello, shell",
     (QUICK_START, "curl --include"): "HTTP/1.1 426 ",
     (QUICK_START, "tail"): "426 not-a-websocket for /echo.ws: not a WebSocket request",
     ("docs/howto/publish.md", "-m 'The server"): "0 reached",
