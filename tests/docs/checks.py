@@ -32,8 +32,9 @@ def answered(block: Block, output: str) -> None:
 
 
 ANSWERS: Final = {
+    (QUICK_START, "apachews connect"): "hello, shell",
     (QUICK_START, "curl --include"): "HTTP/1.1 426 ",
-    (QUICK_START, "tail"): "426 not-a-websocket for /ws/echo.ws: not a WebSocket request",
+    (QUICK_START, "tail"): "426 not-a-websocket for /echo.ws: not a WebSocket request",
     ("docs/howto/publish.md", "-m 'The server"): "0 reached",
     (TUTORIAL, "configtest"): "Syntax OK",
     (TUTORIAL, "--head"): "HTTP/1.1 ",

@@ -3,9 +3,9 @@
     unshare --mount --net --pid --fork --mount-proc python -m tests.docs.sandbox PAGE…
 
 Contract: runs in separate namespaces, and exits with status 0 if every command did.  Changes in
-``/etc``, ``/opt``, ``/usr``, ``/var``, ``/run`` and ``/tmp`` are lost at the end: they are in
-overlays and memory.  The only network interface is the loopback, so Apache can use the ports
-80 and 443, and the commands are exactly those of the page.
+the checkout, ``/etc``, ``/opt``, ``/usr``, ``/var``, ``/run`` and ``/tmp`` are lost at the end:
+they are in overlays and memory.  The only network interface is the loopback, so Apache can use
+the ports 80 and 443, and the commands are exactly those of the page.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import checks
 from .pages import Block, blocks_of
 
 SCRATCH = Path("/mnt")
-STAND_INS = ("apt-get", "sudo", "systemctl")
+STAND_INS = ("apt-get", "apt", "pip", "sudo", "systemctl")
 COPIES = ("/etc", "/opt", "/usr", "/var")
 COMMAND_TIMEOUT_S = 60
 RUNS_ON = "runs until Ctrl-C; makes "
@@ -37,22 +37,26 @@ def prepare() -> dict[str, str]:
     def mount(*arguments: str) -> None:
         subprocess.run(["mount", *arguments], check=True)
 
-    mount("-t", "tmpfs", "none", str(SCRATCH))
-    for directory in COPIES:
-        upper, work = SCRATCH / directory[1:] / "upper", SCRATCH / directory[1:] / "work"
+    def copy(directory: Path | str, name: str) -> None:
+        """Mount a copy of a directory over it."""
+        upper, work = SCRATCH / name / "upper", SCRATCH / name / "work"
         upper.mkdir(parents=True)
         work.mkdir()
         upper.chmod(0o755)
         options = f"lowerdir={directory},upperdir={upper},workdir={work}"
-        mount("-t", "overlay", "none", "-o", options, directory)
-    mount("-t", "tmpfs", "-o", "mode=755", "none", "/run")
+        mount("-t", "overlay", "none", "-o", options, str(directory))
+
+    mount("-t", "tmpfs", "none", str(SCRATCH))
     checkout = SCRATCH / "checkout"
     checkout.mkdir()
     mount("--bind", str(ROOT), str(checkout))
+    copy(checkout, "changes")
+    for directory in COPIES:
+        copy(directory, directory[1:])
+    mount("-t", "tmpfs", "-o", "mode=755", "none", "/run")
     mount("-t", "tmpfs", "-o", "mode=1777", "none", "/tmp")
-    if not ROOT.exists():  # the checkout is in /tmp
-        ROOT.mkdir(parents=True)
-        mount("--bind", str(checkout), str(ROOT))
+    ROOT.mkdir(parents=True, exist_ok=True)  # it is missing now if the checkout is in /tmp
+    mount("--bind", str(checkout), str(ROOT))
     Path("/run/lock").mkdir()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # A bare Debian does not have it.
@@ -60,10 +64,8 @@ def prepare() -> dict[str, str]:
     programs = SCRATCH / "bin"
     programs.mkdir()
     for name in STAND_INS:
-        program = programs / name
-        stand_ins = Path(__file__).with_name("stand_ins.py")
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -I {stand_ins} {name} "$@"\n')
-        program.chmod(0o755)
+        write_stand_in(programs / name, name)
+    write_stand_in(ROOT / "deploy" / "package", "deploy")
     packages = [
         str(Path(spec.origin).parent)
         for name in ("apachews", "apachews_handler", "apachews_tools", "wsproto", "h11")
@@ -77,6 +79,14 @@ def prepare() -> dict[str, str]:
         "STAND_IN_PACKAGES": ":".join(packages),
         "STAND_IN_DEPLOY": str(ROOT / "deploy"),
     }
+
+
+def write_stand_in(program: Path, name: str) -> None:
+    """Write a program that runs a command of ``stand_ins.py``."""
+    stand_ins = Path(__file__).with_name("stand_ins.py")
+    program.unlink(missing_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -I {stand_ins} {name} "$@"\n')
+    program.chmod(0o755)
 
 
 class Reader:

@@ -1,11 +1,14 @@
 """Replacements for programs that a page's commands need and that do not work in a sandbox.
 
-    python stand_ins.py apt-get|sudo|systemctl ARG…
+    python stand_ins.py apt-get|apt|sudo|systemctl|pip|deploy ARG…
 
 Standard library only: they run like the commands of a page, with Debian's Python.
 
 - ``apt-get``: unpacks Debian's ``apache2`` and enables the modules that its postinst enables;
   all other packages are installed already, or the test is skipped.
+- ``apt install ./dist/*.deb``: puts the files of the test's environment into the places of the
+  packages of apachews.  (tests/packages builds and installs the packages themselves.)
+- ``deploy/package`` and ``pip wheel``: do nothing, for ``apt`` and ``pip install`` do the rest.
 - ``sudo``: runs the command, with ``-u`` as that user; ``pip install`` copies the packages of
   the test's environment, because the sandbox has no network.
 - ``systemctl``: starts and signals Apache by ``apache2ctl`` as its unit does, and
@@ -27,7 +30,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-UNITS = Path("/etc/systemd/system")
+UNITS = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
+DEPLOY = Path(os.environ.get("STAND_IN_DEPLOY", ""))
 STATE = Path("/run/stand-ins")
 PID_FILE = Path("/run/apache2/apache2.pid")
 DEADLINE_S = 30.0
@@ -56,6 +60,28 @@ def apt_get(arguments: Sequence[str]) -> None:
     systemctl(["start", "apache2"])
 
 
+def apt(arguments: Sequence[str]) -> None:
+    """Install the packages of apachews, as ``apt install ./dist/*.deb``."""
+    assert list(arguments) == ["install", "./dist/*.deb"], arguments
+    apt_get(["install", "apache2"])
+    modules = Path("/usr/lib/python3/dist-packages")
+    copy_packages(modules)
+    write_program(Path("/usr/bin/apachews"), "/usr/bin/python3")
+    available = Path("/etc/apache2/mods-available")
+    (available / "apachews.load").write_text("# Depends: wsgi\n")
+    (available / "apachews.conf").write_text(
+        f"Define APACHEWS_HANDLER {modules}/apachews_handler\n"
+        f"Include {modules}/apachews_tools/httpd/apachews.conf\n"
+    )
+    units = UNITS[1]
+    for source in DEPLOY.glob("systemd/apachews-producer@.*"):
+        text = source.read_text().replace("/opt/apachews/bin/python", "/usr/bin/python3")
+        (units / source.name).write_text(text)
+    Path("/etc/apachews/producers").mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEPLOY / "systemd" / "apachews.tmpfiles.conf", "/usr/lib/tmpfiles.d/apachews.conf")
+    subprocess.run(["systemd-tmpfiles", "--create", "apachews.conf"], check=True)
+
+
 def sudo(arguments: Sequence[str]) -> None:
     if arguments[0].endswith("/bin/pip"):
         install(Path(arguments[0]).parents[1])
@@ -65,23 +91,46 @@ def sudo(arguments: Sequence[str]) -> None:
         user = [f"--reuid={arguments[1]}", f"--regid={arguments[1]}", "--init-groups"]
         arguments = arguments[2:]
     if list(arguments[:3]) == ["python3", "-m", "venv"]:
-        arguments = [*arguments, "--without-pip"]  # pip is slow, and not used
+        create_environment(Path(arguments[3]))
+        return
     os.execvp("setpriv", ["setpriv", *user, *arguments])
+
+
+def create_environment(home: Path) -> None:
+    """Create an environment; its pip is slow, and is replaced."""
+    subprocess.run(["python3", "-m", "venv", "--without-pip", home], check=True)
+    (home / "bin" / "pip").symlink_to(shutil.which("pip") or "")
+
+
+def pip(arguments: Sequence[str]) -> None:
+    """Build wheels: nothing, because ``sudo pip install`` copies the packages."""
+    assert arguments[0] == "wheel", arguments
 
 
 def install(home: Path) -> None:
     """Copy the packages into an environment, as pip would."""
-    packages = next(home.glob("lib/python*/site-packages"))
+    copy_packages(next(home.glob("lib/python*/site-packages")))
+    write_program(home / "bin" / "apachews", f"{home}/bin/python")
+    for name in ("systemd", "logrotate"):
+        target = home / "share" / "apachews" / name
+        shutil.copytree(DEPLOY / name, target, dirs_exist_ok=True)
+
+
+def copy_packages(directory: Path) -> None:
     for package in os.environ["STAND_IN_PACKAGES"].split(":"):
-        shutil.copytree(package, packages / Path(package).name, dirs_exist_ok=True)
-    program = home / "bin" / "apachews"
+        target = directory / Path(package).name
+        # As dpkg and pip, which remove files before they create new ones: a child of Apache
+        # that has an extension mapped would crash if that file were written over.
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(package, target)
+
+
+def write_program(program: Path, python: str) -> None:
+    """Write the command ``apachews``."""
     program.write_text(
-        f"#!{home}/bin/python\nimport sys\nfrom apachews_tools.cli import main\nsys.exit(main())\n"
+        f"#!{python}\nimport sys\nfrom apachews_tools.cli import main\nsys.exit(main())\n"
     )
     program.chmod(0o755)
-    for name in ("systemd", "logrotate"):
-        source = Path(os.environ["STAND_IN_DEPLOY"], name)
-        shutil.copytree(source, home / "share" / "apachews" / name, dirs_exist_ok=True)
 
 
 def systemctl(arguments: Sequence[str]) -> None:
@@ -114,6 +163,8 @@ def producer(command: str, name: str) -> None:
     STATE.mkdir(exist_ok=True)
     ready = STATE / f"{name}.ready"  # one byte per READY=1
     pid_file = STATE / f"{name}.pid"
+    if command == "disable":
+        command = "stop"
     if command in ("stop", "restart") and pid_file.exists():
         os.kill(int(pid_file.read_text()), signal.SIGTERM)
         wait_for(lambda: not pid_file.exists(), f"{name} to end")
@@ -142,7 +193,9 @@ def unit(name: str) -> None:
     template, _, instance = name.partition("@")
     section = configparser.ConfigParser(interpolation=None, strict=False)
     section.optionxform = str  # type: ignore[assignment, method-assign]
-    section.read(UNITS / (f"{template}@.service" if instance else f"{name}.service"))
+    section.read(
+        path / (f"{template}@.service" if instance else f"{name}.service") for path in UNITS
+    )
     service = section["Service"]
     account = pwd.getpwnam(service["User"])
     address = f"{STATE}/{name}.notify"
@@ -176,8 +229,11 @@ def main() -> None:
     name, arguments = sys.argv[1], sys.argv[2:]
     if name == "unit":
         unit(arguments[0])
-    else:
-        {"apt-get": apt_get, "sudo": sudo, "systemctl": systemctl}[name](arguments)
+    elif name != "deploy":  # of a checkout: deploy/package
+        COMMANDS[name](arguments)
+
+
+COMMANDS = {"apt-get": apt_get, "apt": apt, "sudo": sudo, "systemctl": systemctl, "pip": pip}
 
 
 if __name__ == "__main__":

@@ -427,7 +427,7 @@ def cron_commands(path: Path) -> list[str]:
     assert not any("%" in command for command in commands), "the end of the line, to cron"
     program = f"{shlex.quote(sys.executable)} -m apachews"
     return [
-        command.replace("/opt/apachews/bin/apachews", program)
+        command.replace("apachews publish", f"{program} publish")
         .replace("/var/www/html/notify/notify.ws", str(path))
         .replace(">/dev/null", "")
         for command in commands
