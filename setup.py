@@ -4,14 +4,29 @@ Without a compiler, or Python's headers, the build goes on without them:
 ``apachews_handler/protocol/mask.py`` does the same in Python, and a custodian keeps its clients
 with TLS (``apachews_handler/native/tls_relay.py``).  A Python without a GIL has no stable ABI
 (before 3.15), and gets none either.
+
+A wheel is built in a temporary directory: a build as root leaves no files in the checkout that
+stop the next build by another user, and modules of an older checkout do not reach the wheel.
 """
 
+import sys
 import sysconfig
+import tempfile
 
 from setuptools import Extension, setup
 
+# An sdist contains its egg-info, which must be below the checkout.
+if "sdist" not in sys.argv:
+    scratch = tempfile.TemporaryDirectory(prefix="apachews-build-")
+    build_options = {
+        "build": {"build_base": scratch.name},
+        "egg_info": {"egg_base": scratch.name},
+    }
+else:
+    build_options = {}
+
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
-    setup()
+    setup(options=build_options)
 else:
     setup(
         ext_modules=[
@@ -36,5 +51,5 @@ else:
             ),
         ],
         # One wheel for all versions of Python: the extensions keep to the stable ABI.
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        options={**build_options, "bdist_wheel": {"py_limited_api": "cp310"}},
     )
