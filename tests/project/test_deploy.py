@@ -92,6 +92,68 @@ def test_every_environment_of_tox_has_its_packages() -> None:
         assert re.fullmatch(r"[a-z0-9.+?\-\s]+", result.stdout), name
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with deploy/ and simulated programs: all packages but mod_python, and a tox.
+
+    The tox lists the environments of ``-e``, and reports how it is run.
+    """
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    programs, tox = tmp_path / "bin", tmp_path / ".venv" / "tox" / "bin"
+    programs.mkdir()
+    tox.mkdir(parents=True)
+    program(programs / "dpkg-query", "case $4 in *mod-python*) ;; *) echo installed ;; esac")
+    program(programs / "apt-cache", "echo '  Candidate: (none)'")
+    program(programs / "apt-get", "exit 1")
+    program(programs / "pyenv", "exit 1")
+    program(programs / "npm", "exit 1")
+    program(programs / "node", "exit 1")
+    program(tox / "python", "exit 0")
+    program(
+        tox / "tox",
+        'if [ "$1" = config ]; then echo "$3" | tr , "\\n" | sed "s/^/env_name = /";'
+        ' else echo "tox: $*"; exit 3; fi',
+    )
+    return tmp_path
+
+
+def deploy_test(checkout: Path, *arguments: str) -> tuple[int, list[str]]:
+    """Return the exit status of deploy/test, and the lines of its standard output."""
+    result = subprocess.run(
+        [checkout / "deploy" / "test", *arguments],
+        env={**os.environ, "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout.splitlines()
+
+
+def test_an_environment_without_its_packages_is_skipped_by_name(checkout: Path) -> None:
+    status, lines = deploy_test(checkout, "-q", "-e", "lint,modpython,php", "--", "-e", "x")
+    assert status == 3
+    assert lines[0] == "tox: run -e lint,php -q -- -e x"
+    assert re.fullmatch(r"Skipped: modpython: \w+ \w+ has no libapache2-mod-python", lines[1])
+
+
+def test_it_fails_if_every_environment_is_skipped(checkout: Path) -> None:
+    status, (line,) = deploy_test(checkout, "-emodpython")
+    assert status == 1
+    assert line.startswith("Skipped: modpython: ")
+
+
+def test_a_chroot_without_root_is_skipped(tmp_path: Path) -> None:
+    program(tmp_path / "id", "echo 1000")
+    result = subprocess.run(
+        [ROOT / "deploy" / "test-on", "trixie"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.returncode) == ("Skipped: trixie: a chroot needs root\n", 77)
+
+
 def test_a_build_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
     """Leftovers of root, after a pip install with sudo, would stop the next build by a user."""
     checkout = tmp_path / "checkout"
