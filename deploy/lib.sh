@@ -1,4 +1,4 @@
-# Functions for deploy/demo and deploy/test, which source this file.
+# Functions for the scripts in deploy/ and bench/, which source this file.
 
 # say TEXT: writes a line to the terminal.
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
@@ -15,10 +15,35 @@ is_installed() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
+# is_available PACKAGE: whether it is installed, or apt-get can install it.
+is_available() {
+    is_installed "$1" || [[ $(apt-cache policy "$1" 2>/dev/null) == *"  Candidate: "[!\(]* ]]
+}
+
+# system_name: for example "Debian 13", or "Debian sid" if the system has no version number.
+system_name() (
+    . /etc/os-release
+    echo "${NAME%% *} ${VERSION_ID:-${VERSION_CODENAME:-}}"
+)
+
+# apt_get ARGUMENT…: runs apt-get without questions, through sudo unless run as root.
+apt_get() {
+    local sudo=()
+    [ "$(id -u)" = 0 ] || sudo=(sudo)
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@"
+}
+
+# require_package_lists: fetches the lists of packages if the system has none, as in a new image.
+require_package_lists() {
+    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null ||
+        { [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; } ||
+        apt_get update || say "apt-get update failed"
+}
+
 # install_packages PACKAGE…: installs missing packages with apt-get, through sudo unless run
 # as root.  If that is not possible, it prints the packages to install by hand.
 install_packages() {
-    local missing=() package sudo=()
+    local missing=() package
     if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
         die "this is not Debian; install the equivalents of these Debian packages:" \
             "  $*" \
@@ -28,30 +53,14 @@ install_packages() {
         is_installed "$package" || missing+=("$package")
     done
     [ ${#missing[@]} -gt 0 ] || return 0
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null ||
-            die "some packages are missing, and sudo is not available to install them;" \
-                "as root: apt-get install ${missing[*]}"
-        sudo=(sudo)
+    if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+        die "some packages are missing, and sudo is not available to install them;" \
+            "as root: apt-get install ${missing[*]}"
     fi
     say "installing ${missing[*]}"
-    export DEBIAN_FRONTEND=noninteractive
-    "${sudo[@]}" apt-get -qq update ||
-        say "apt-get update failed; trying the existing package lists"
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null ||
+    apt_get update || say "apt-get update failed; trying the existing package lists"
+    apt_get install -y --no-install-recommends "${missing[@]}" >/dev/null ||
         die "apt-get could not install ${missing[*]}; see its message above"
-}
-
-# require_own_leftovers: exits if files of another user keep pip from building here.
-require_own_leftovers() {
-    local left
-    for left in build apachews.egg-info; do
-        if [ -e "$left" ] && [ ! -w "$left" ]; then
-            die "$left belongs to another user, after a pip install with sudo; remove it:" \
-                "sudo rm -rf build apachews.egg-info"
-        fi
-    done
 }
 
 # make_venv DIRECTORY PYTHON: creates a virtual environment, unless a working one exists.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from apachews_tools.cli import main
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.control import Control
 from apachews_tools.httpd.directives import Directive, find, walk
-from apachews_tools.httpd.private_apache import DEBIAN_MODULES, PrivateApache, find_httpd
+from apachews_tools.httpd.private_apache import (
+    APACHE_USER,
+    DEBIAN_MODULES,
+    PrivateApache,
+    find_httpd,
+)
 from apachews_tools.httpd.python_environment import PythonEnvironment
 from apachews_tools.install.installation import choose_wsgi_module
 
@@ -69,16 +75,18 @@ def configured(short_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator
         "TypesConfig /dev/null",
     ]
     if IS_ROOT:
-        lines += ["User www-data", "Group www-data"]
+        lines += [f"User {APACHE_USER}", f"Group {APACHE_USER}"]
     if module.is_systems:  # whose configuration loads it
         lines.append(f"LoadModule wsgi_module {module.path}")
+    # Without root this Apache runs as the user itself, whose directories www-data may not enter.
+    user = APACHE_USER if IS_ROOT else pwd.getpwuid(os.geteuid()).pw_name
     host = printed(
         capsys,
         *("--tls-vhost", "localhost", "--docroot", str(docroot)),
-        *("--certificate", str(pem), "--key", str(pem)),
+        *("--certificate", str(pem), "--key", str(pem), "--user", user),
     )
     host = host.replace("*:80>", f"*:{port}>").replace("*:443>", f"*:{tls_port}>")
-    text = "\n".join([*lines, printed(capsys), host])
+    text = "\n".join([*lines, printed(capsys, "--user", user), host])
     (short_path / "httpd.conf").write_text(text)
     try:
         apache.start()

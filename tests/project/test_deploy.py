@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
 import os
+import re
+import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,26 +51,126 @@ def test_without_sudo_it_says_what_root_is_to_do(tmp_path: Path) -> None:
     assert "as root: apt-get install absent" in result.stderr
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="root only: it becomes another user")
-def test_what_an_install_with_sudo_has_left_is_named(short_path: Path) -> None:
-    short_path.chmod(0o755)
-    (short_path / "build").mkdir()
+@pytest.fixture
+def simulated(tmp_path: Path) -> Path:
+    """A directory for PATH: a simulated dpkg, and an apt that has every package but two."""
+    program(tmp_path / "dpkg-query", 'test "$4" = there && echo installed')
+    program(
+        tmp_path / "apt-cache",
+        'case $2 in gone) ;; virtual) echo "  Candidate: (none)" ;;'
+        ' *) echo "  Candidate: 1.0-2" ;; esac',
+    )
+    return tmp_path
 
-    def require(**account: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["/bin/bash", "-c", f"{library}\nrequire_own_leftovers", "deploy/demo"],
-            cwd=short_path,
+
+@pytest.mark.parametrize(
+    ("package", "status"), [("there", 0), ("absent", 0), ("gone", 1), ("virtual", 1)]
+)
+def test_a_package_is_available_if_apt_has_a_candidate(
+    simulated: Path, package: str, status: int
+) -> None:
+    assert run(f"is_available {package}", simulated).returncode == status
+
+
+TABLE = re.compile(r"^packages_of\(\) \{\n.*?^\}\n", re.M | re.S)
+
+
+def test_every_environment_of_tox_has_its_packages() -> None:
+    """The table of deploy/test rejects a name that it does not have."""
+    (function,) = TABLE.findall((ROOT / "deploy" / "test").read_text())
+    configuration = configparser.ConfigParser(interpolation=None)
+    configuration.read(ROOT / "tox.ini")
+    names = [name.removeprefix("testenv:") for name in configuration if "testenv:" in name]
+    names += [name.strip() for name in configuration["tox"]["env_list"].split(",")]
+    for name in sorted(set(names)):
+        result = subprocess.run(
+            ["/bin/bash", "-euc", f'{function}packages_of "$1"', "bash", name],
             capture_output=True,
             text=True,
-            check=False,
-            **account,
+            check=True,
         )
+        assert re.fullmatch(r"[a-z0-9.+?\-\s]+", result.stdout), name
 
-    library = (ROOT / "deploy" / "lib.sh").read_text()
-    assert require().returncode == 0
-    result = require(**private_apache.as_apache_user())
-    assert result.returncode == 1
-    assert "sudo rm -rf build apachews.egg-info" in result.stderr
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with deploy/ and simulated programs: all packages but mod_python, and a tox.
+
+    The tox lists the environments of ``-e``, and reports how it is run.
+    """
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    programs, tox = tmp_path / "bin", tmp_path / ".venv" / "tox" / "bin"
+    programs.mkdir()
+    tox.mkdir(parents=True)
+    program(programs / "dpkg-query", "case $4 in *mod-python*) ;; *) echo installed ;; esac")
+    program(programs / "apt-cache", "echo '  Candidate: (none)'")
+    program(programs / "apt-get", "exit 1")
+    program(programs / "pyenv", "exit 1")
+    program(programs / "npm", "exit 1")
+    program(programs / "node", "exit 1")
+    program(tox / "python", "exit 0")
+    program(
+        tox / "tox",
+        'if [ "$1" = config ]; then echo "$3" | tr , "\\n" | sed "s/^/env_name = /";'
+        ' else echo "tox: $*"; exit 3; fi',
+    )
+    return tmp_path
+
+
+def deploy_test(checkout: Path, *arguments: str) -> tuple[int, list[str]]:
+    """Return the exit status of deploy/test, and the lines of its standard output."""
+    result = subprocess.run(
+        [checkout / "deploy" / "test", *arguments],
+        env={**os.environ, "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout.splitlines()
+
+
+def test_an_environment_without_its_packages_is_skipped_by_name(checkout: Path) -> None:
+    status, lines = deploy_test(checkout, "-q", "-e", "lint,modpython,php", "--", "-e", "x")
+    assert status == 3
+    assert lines[0] == "tox: run -e lint,php -q -- -e x"
+    assert re.fullmatch(r"Skipped: modpython: \w+ \w+ has no libapache2-mod-python", lines[1])
+
+
+def test_it_fails_if_every_environment_is_skipped(checkout: Path) -> None:
+    status, (line,) = deploy_test(checkout, "-emodpython")
+    assert status == 1
+    assert line.startswith("Skipped: modpython: ")
+
+
+def test_a_chroot_without_root_is_skipped(tmp_path: Path) -> None:
+    program(tmp_path / "id", "echo 1000")
+    result = subprocess.run(
+        [ROOT / "deploy" / "test-on", "trixie"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.stdout, result.returncode) == ("Skipped: trixie: a chroot needs root\n", 77)
+
+
+def test_a_build_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
+    """Leftovers of root, after a pip install with sudo, would stop the next build by a user."""
+    checkout = tmp_path / "checkout"
+    for name in ("apachews", "apachews_handler", "apachews_tools", "deploy"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.so"))
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    before = sorted(checkout.rglob("*"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run(
+        [*command, "--no-build-isolation", "--wheel-dir", str(tmp_path), "."],
+        cwd=checkout,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=True,
+    )
+    assert list(tmp_path.glob("apachews-*.whl"))
+    assert sorted(checkout.rglob("*")) == before
 
 
 def test_a_taken_port_is_named() -> None:

@@ -5,6 +5,7 @@ declare(strict_types=1);
 namespace apachews\Tests;
 
 use apachews\Language;
+use PHPUnit\Framework\Attributes\DataProvider;
 use PHPUnit\Framework\TestCase;
 
 final class LanguageTest extends TestCase
@@ -32,6 +33,7 @@ final class LanguageTest extends TestCase
     /**
      * @dataProvider headers
      */
+    #[DataProvider('headers')]
     public function testTheLanguageWithTheGreatestWeightIsPreferred(string $header, ?string $language): void
     {
         self::assertSame($language, Language::preferred($header));

@@ -6,6 +6,7 @@ namespace apachews\Tests;
 
 use apachews\Transport\SendQueue;
 use apachews\Wire\Frame;
+use PHPUnit\Framework\Attributes\DataProvider;
 use PHPUnit\Framework\TestCase;
 
 /**
@@ -62,6 +63,7 @@ final class SendQueueTest extends TestCase
      *
      * @param list<int> $payloads
      */
+    #[DataProvider('drops')]
     public function testOnlyTheRestOfAFrameSurvivesADrop(array $payloads, int $sent, int $left): void
     {
         $queue = new SendQueue();

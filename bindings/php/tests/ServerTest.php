@@ -20,6 +20,7 @@ use apachews\Transport\Poller;
 use apachews\Transport\SelectPoller;
 use apachews\Wire\Close;
 use apachews\Wire\Frame;
+use PHPUnit\Framework\Attributes\DataProvider;
 use PHPUnit\Framework\TestCase;
 
 /**
@@ -109,6 +110,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testMessagesKeepTheirTypeInBothDirections(string $poller): void
     {
         $this->server($poller);
@@ -146,6 +148,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testTimeoutGivesNoDataWithoutAClient(string $poller): void
     {
         $server = $this->server($poller);
@@ -237,6 +240,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testCloseOfTheClientIsReportedWithCodeAndReason(string $poller): void
     {
         $server = $this->server($poller);
@@ -287,6 +291,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testWritingToAClosedBridgeDoesNotAffectOthers(string $poller): void
     {
         $server = $this->server($poller);
@@ -406,6 +411,7 @@ final class ServerTest extends TestCase
      *
      * @param array<string, string> $headers
      */
+    #[DataProvider('badAnswers')]
     public function testInvalidAnswerIsRejected(int $status, array $headers): void
     {
         $this->server();
@@ -428,6 +434,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testOnlyTheSlowClientIsClosed(string $poller): void
     {
         $server = $this->server($poller, maxQueueBytes: 100_000);
@@ -468,6 +475,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testEchoSlowsAClientDownAndLosesNoMessage(string $poller): void
     {
         $server = $this->server($poller, maxQueueBytes: 300_000);
@@ -525,6 +533,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testAFloodDelaysTheOthersByATurn(string $poller): void
     {
         $server = $this->server($poller);
@@ -767,6 +776,7 @@ final class ServerTest extends TestCase
      *
      * @param class-string<Poller> $poller
      */
+    #[DataProvider('pollers')]
     public function testDrainMovesClientsWithoutLosingMessages(string $poller): void
     {
         $server = $this->server($poller);

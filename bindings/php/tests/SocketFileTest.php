@@ -10,6 +10,7 @@ use apachews\Exception\NotASocket;
 use apachews\Exception\ServerException;
 use apachews\Exception\SocketInUse;
 use apachews\Server;
+use PHPUnit\Framework\Attributes\DataProvider;
 use PHPUnit\Framework\TestCase;
 
 /**
@@ -234,6 +235,7 @@ final class SocketFileTest extends TestCase
     /**
      * @dataProvider badPaths
      */
+    #[DataProvider('badPaths')]
     public function testBadPathIsRejected(string $path, string $why): void
     {
         $this->path = $path;

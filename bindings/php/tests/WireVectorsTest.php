@@ -16,6 +16,7 @@ use apachews\Wire\Moved;
 use apachews\Wire\Pong;
 use apachews\Wire\Publish;
 use apachews\Wire\Violation;
+use PHPUnit\Framework\Attributes\DataProvider;
 use PHPUnit\Framework\TestCase;
 
 /**
@@ -76,6 +77,7 @@ final class WireVectorsTest extends TestCase
      *
      * @param array<string, mixed> $case
      */
+    #[DataProvider('frames')]
     public function testFrameIsEncoded(array $case): void
     {
         $payload = (string) hex2bin($case['payload']);
@@ -87,6 +89,7 @@ final class WireVectorsTest extends TestCase
      *
      * @param array<string, mixed> $case
      */
+    #[DataProvider('headers')]
     public function testHeaderIsEncodedAndDecoded(array $case): void
     {
         self::assertSame($case['hex'], bin2hex(Frame::encodeHeader($case['first'], $case['length'])));
@@ -102,6 +105,7 @@ final class WireVectorsTest extends TestCase
      *
      * @param array<string, mixed> $case
      */
+    #[DataProvider('closes')]
     public function testCloseIsDecodedAndEncoded(array $case): void
     {
         $payload = (string) hex2bin($case['payload']);
@@ -124,6 +128,7 @@ final class WireVectorsTest extends TestCase
      *
      * @param array<string, mixed> $case
      */
+    #[DataProvider('opens')]
     public function testOpenIsRead(array $case): void
     {
         $items = (new MessageReader())->receive((string) hex2bin($case['hex']));
@@ -170,6 +175,7 @@ final class WireVectorsTest extends TestCase
      *
      * @param array<string, mixed> $case
      */
+    #[DataProvider('answers')]
     public function testAnswerIsEncoded(array $case): void
     {
         $answer = $case['answer'];
@@ -189,6 +195,7 @@ final class WireVectorsTest extends TestCase
      *
      * @param array<string, mixed> $case
      */
+    #[DataProvider('streams')]
     public function testStreamGivesTheSameItemsHoweverItIsSplit(array $case): void
     {
         $open = $case['open'] ? Vectors::open() : '';
