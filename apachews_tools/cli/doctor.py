@@ -28,7 +28,7 @@ from apachews_tools.doctor.machine import (
     unit_properties,
 )
 from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
-from apachews_tools.doctor.site import check_scope, check_socket, sockets_in
+from apachews_tools.doctor.site import check_scope, check_socket, rewritten, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
 from apachews_tools.httpd.address import Address
 from apachews_tools.httpd.configuration import Configuration, Scope, VirtualHost
@@ -269,6 +269,9 @@ def _examine_apache(
     # Path -> whether httpd itself looks it up.
     sockets = {arguments.socket: True} if arguments.socket else {}
     for scope, is_real in _scopes(configuration, address):
+        if is_real and (target := rewritten(scope)):
+            yield ok("proxy", f"a rule leads {scope.url_path} to {target.url_path}")
+            scope = target
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)
         path = socket_of(scope)

@@ -144,12 +144,8 @@ SEEDS = {
         "error",
         "RewriteRule \\.ws$ - [END]",
         200,
-        REWRITE
-        + IN_DOCROOT
-        % (
-            "RewriteEngine On\nRewriteCond %{REQUEST_FILENAME} !-f\n"
-            "RewriteCond %{REQUEST_FILENAME} !-d\nRewriteRule . /front.php [L]"
-        ),
+        f"{REWRITE}RewriteCond %{{DOCUMENT_ROOT}}%{{REQUEST_URI}} !-f\n"
+        "RewriteRule . /front.php [L]",
     ),
     "access-denied": Seed(
         "access", "error", "Require all granted", 403, IN_DOCROOT % "Require all denied"

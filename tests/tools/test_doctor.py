@@ -938,7 +938,8 @@ def refused_by_the_handler(reason: Reason, body: str = "any words") -> Answer:
 @pytest.mark.parametrize(
     ("status", "body", "says", "remedy"),
     [
-        (200, "<html>", "has not come to the handler", "AddHandler"),
+        (200, "<html>", "a page answered instead of the handler", "RewriteRule"),
+        (204, "", "a page answered instead of the handler", "RewriteRule"),
         (400, "You're speaking plain HTTP to an SSL-enabled server port.", "for TLS", "wss://"),
         (400, "Bad Request", "does not understand the handshake", "proxy"),
         (401, "", "login", "log in"),
