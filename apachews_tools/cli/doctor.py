@@ -47,8 +47,8 @@ SUMMARY: Final = "find errors in Apache's configuration, and their remedies"
 
 DESCRIPTION: Final = """\
 Check Apache's configuration, the running processes and the socket files; with a URL,
-try a handshake as a browser does.  Each finding has its effect, the load at which the
-effect shows, and the line or the command that is the remedy.  Nothing is changed.
+try a handshake as a browser does.  Each finding has its effect, the load or the moment at which
+the effect shows, and the line or the command that is the remedy.  Nothing is changed.
 
 Without a URL, every socket file (*.ws) in the document roots is checked."""
 
@@ -346,7 +346,7 @@ def _supposed(finding: Finding) -> Finding:
         finding.text,
         breaks=finding.breaks,
         remedy=finding.remedy,
-        load="the first WebSocket of this site" if finding.load == ALWAYS else finding.load,
+        when="the first WebSocket of this site" if finding.when == ALWAYS else finding.when,
         where=finding.where,
     )
 
@@ -409,7 +409,7 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
         for name, value in (
             ("at", finding.where if finding.level is not Level.OK else ""),
             ("breaks", finding.breaks),
-            ("load", finding.load),
+            ("when", finding.when),
             ("remedy", finding.remedy),
         ):
             if value:

@@ -352,7 +352,7 @@ def _check_producer(path: str) -> Iterator[Finding]:
                 f"the producer on {path} does not accept connections: its backlog is full",
                 breaks="every new WebSocket of it is a 503",
                 remedy="restart the program; it must return to server.dequeue() quickly",
-                load="whenever its backlog is full",
+                when="whenever its backlog is full",
             )
         else:
             yield error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from apachews_tools.httpd.private_apache import PrivateApache
 
 from ..support.site import HANDLER, ROOT, make_readable
 from .test_answers import listening
+from .test_doctor import doctor
 
 LAUNCHER = ROOT / "apachews_tools" / "cli" / "apachews"
 PAGE = "docs/howto/after-a-system-upgrade.md"
@@ -205,3 +207,32 @@ def test_the_handler_finds_its_entry_points() -> None:
     spec.loader.exec_module(module)
     assert module.handle_request.__module__ == "apachews_handler.entry_points"
     assert module.application.__module__ == "apachews_handler.entry_points"
+
+
+def test_the_doctor_describes_the_installation(
+    environment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages = install(environment, this_python())
+    with upgraded_apache(environment, packages / "apachews_handler") as apache:
+        assert doctor(capsys, apache) == (0, [])
+        told = verbose(capsys, apache)
+        version = sysconfig.get_python_version()
+        assert told["installation"] == (
+            f"Apache uses the installation by pip in {environment}, for Python {version}"
+        )
+        assert told["extensions"] == "the C extensions are built: _mask, _tls_relay"
+        for extension in packages.rglob("_*.so"):
+            extension.unlink()
+        status, (finding,) = doctor(capsys, apache)
+        assert (status, finding["id"], finding["level"]) == (0, "extensions", "warning")
+        assert finding["text"] == "not built: _mask, _tls_relay"
+        assert "gcc python3-dev" in finding["remedy"]
+
+
+def verbose(capsys: pytest.CaptureFixture[str], apache: PrivateApache) -> dict[str, str]:
+    """Return the doctor's findings of every level: id -> text."""
+    program, *rest = apache.command()
+    given = ["--json", "--verbose", "--apachectl", program, "--httpd-arguments", *rest]
+    main(["doctor", *given])
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    return {finding["id"]: finding["text"] for finding in findings}
