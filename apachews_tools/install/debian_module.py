@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from apachews_tools.httpd.shell import this_program
+
 from .installation import SetUpError
 
 NAME: Final = "apachews"
@@ -106,7 +108,9 @@ class DebianModule:
             elif is_sealed(there) or forced:
                 fates[path] = "updated"
             else:
-                raise EditedError(path, _difference(path, there, text), "apachews config --debian")
+                raise EditedError(
+                    path, _difference(path, there, text), f"{this_program()} config --debian"
+                )
         for path, text in wanted.items():
             if fates[path] != "unchanged":
                 _write(path, text)
@@ -132,7 +136,7 @@ class DebianModule:
                 raise EditedError(
                     path,
                     f"(the checksum is not that of its {len(written.splitlines())} lines)",
-                    "apachews config --debian --undo",
+                    f"{this_program()} config --debian --undo",
                 )
             files.append(path)
         removed = self._disable()

@@ -11,7 +11,12 @@ import pytest
 from apachews_tools.cli import config, main
 from apachews_tools.httpd.ownership import weakness
 from apachews_tools.httpd.permissions import Account
-from apachews_tools.httpd.python_environment import PythonEnvironment, python_of, version_in
+from apachews_tools.httpd.python_environment import (
+    DIST_PACKAGES,
+    PythonEnvironment,
+    python_of,
+    version_in,
+)
 from apachews_tools.install import installation
 from apachews_tools.install.debian_module import (
     DebianModule,
@@ -437,6 +442,16 @@ def test_config_debian_says_what_to_run_next(
     assert capsys.readouterr().out.count(": removed\n") == 4
     assert main([*given, "--undo"]) == 0
     assert "unchanged" in capsys.readouterr().out
+
+
+def test_a_packaged_installation_needs_no_path_of_python() -> None:
+    usr = Path("/usr")
+    packaged = PythonEnvironment((3, 13), usr, usr, DIST_PACKAGES)
+    lines = directives(server_directives(packaged, WsgiModule(Path("/m.so"), True)))
+    assert lines == [
+        f"Define APACHEWS_HANDLER {DIST_PACKAGES}/apachews_handler",
+        f"Include {DIST_PACKAGES}/apachews_tools/httpd/apachews.conf",
+    ]
 
 
 @pytest.fixture
