@@ -271,8 +271,8 @@ def _explained(error: OSError, path: str, group: str | int | None) -> OSError:
     argument = "or take the path from the arguments, as in Server(sys.argv[1])"
     advice = {
         errno.ENOENT: f"create the directory: install -d -o {user} {directory}",
-        errno.EACCES: f"user {user} may not create a file in {directory}; run the program as its"
-        f" owner (sudo -u {_owner(directory)}), {argument}",
+        errno.EACCES: f"user {user} may not create a file in {directory};"
+        f" {_remedy_of_denied(directory, user)}, {argument}",
         errno.EROFS: f"{directory} is read-only here; a systemd unit needs"
         f" ReadWritePaths={directory}, {argument}",
     }
@@ -288,11 +288,14 @@ def _user() -> str:
     return _name_of(os.geteuid())
 
 
-def _owner(directory: str) -> str:
+def _remedy_of_denied(directory: str, user: str) -> str:
     try:
-        return _name_of(os.stat(directory).st_uid)
+        owner = os.stat(directory).st_uid
     except OSError:
-        return "OWNER"  # a directory above it is closed
+        owner = 0  # a directory above it is closed
+    if owner == 0:
+        return f"create a directory for sockets: sudo install -d -o {user} {directory}/ws"
+    return f"run the program as the owner, user {_name_of(owner)}"
 
 
 def _name_of(uid: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import resource
 import shutil
 import socket
@@ -287,7 +288,7 @@ def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "advice"),
     [
-        (errno.EACCES, PermissionError, "may not create a file in {place}; run the program as its"),
+        (errno.EACCES, PermissionError, "may not create a file in {place}; "),
         (errno.EROFS, OSError, "a systemd unit needs ReadWritePaths={place}, or take the path"),
     ],
 )
@@ -333,3 +334,27 @@ def test_an_error_of_another_kind_stays_as_it_is(
     monkeypatch.setattr(SocketFile, "_make", fail)
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '/"):
         SocketFile(str(short_path / "a.ws"), 0o660, None)
+
+
+@pytest.mark.parametrize(
+    ("owner", "remedy"),
+    [
+        (0, "create a directory for sockets: sudo install -d -o {user} {place}/ws, or"),
+        (12345, "run the program as the owner, user 12345, or"),
+    ],
+)
+def test_a_directory_of_another_user(
+    owner: int, remedy: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SocketFile, beside: str, mode: int) -> None:
+        present = os.stat(short_path)
+        status = os.stat_result((*present[:4], owner, *present[5:10]))
+        monkeypatch.setattr(os, "stat", lambda path: status)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(SocketFile, "_make", fail)
+    with pytest.raises(PermissionError) as raised:
+        SocketFile(str(short_path / "a.ws"), 0o660, None)
+    monkeypatch.undo()
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert remedy.format(user=user, place=short_path) in str(raised.value)
