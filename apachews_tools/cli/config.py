@@ -10,7 +10,7 @@ from typing import Final
 
 from apachews_tools.httpd.ownership import read_as_root, weakness
 from apachews_tools.httpd.python_environment import PythonEnvironment
-from apachews_tools.install.debian_module import DIRECTORY, NAME, DebianModule
+from apachews_tools.install.debian_module import DIRECTORY, NAME, DebianModule, package_of
 from apachews_tools.install.installation import (
     USERS,
     WsgiModule,
@@ -25,11 +25,15 @@ from apachews_tools.install.installation import (
 
 from .command import CommandError
 
+# A file of this installation, for dpkg.
+HERE: Final = Path(__file__).resolve()
+
 SUMMARY: Final = "print the directives for Apache, or install them on Debian"
 
 DESCRIPTION: Final = """\
 Print the directives that this installation needs in Apache's configuration: the Python
-environment, the handler, and mod_wsgi if pip installed it.
+environment, the handler, and mod_wsgi if pip installed it.  The Debian package
+libapache2-mod-apachews brings them, and a2enmod apachews is enough.
 
 With --debian they become a module that a2enmod enables and a2dismod disables. Files that
 are up to date, or that were edited, stay as they are.
@@ -118,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
         elif arguments.undo:
             _undo(DebianModule(arguments.directory), arguments.force)
+        elif arguments.debian and (package := package_of(HERE)):
+            _explain_package(DebianModule(arguments.directory), package)
         else:
             environment = PythonEnvironment.running()
             module = _checked(arguments, environment)
@@ -131,6 +137,13 @@ def run(arguments: argparse.Namespace) -> int:
     except PermissionError as error:
         raise CommandError(f"{error.filename}: {error.strerror}; run this with sudo") from error
     return 0
+
+
+def _explain_package(place: DebianModule, package: str) -> None:
+    """Say that a Debian package has done what ``--debian`` does."""
+    print(f"nothing to write: the package {package} has the module's files in {place.directory}")
+    if not place.is_enabled:
+        print(f"\nrun next, as root:\n  a2enmod {NAME}\n  systemctl restart apache2")
 
 
 def _checked(arguments: argparse.Namespace, environment: PythonEnvironment) -> WsgiModule:

@@ -175,7 +175,9 @@ def server_directives(
     ]
     if loads_module and not module.is_systems:
         parts.append(load_module(module))
-    if shares_python or environment.is_distributions:
+    if environment.is_packaged:
+        pass  # the system's Python finds the packages
+    elif shares_python or environment.is_distributions:
         parts.append(
             "# A further directory for imports: it has apachews, apachews_handler and wsproto.\n"
             "# Without it every WebSocket is a 500. (WSGIPythonHome stays as it is. A second\n"

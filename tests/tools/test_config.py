@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from apachews_tools.cli import main
+from apachews_tools.cli import config, main
 from apachews_tools.httpd.ownership import weakness
 from apachews_tools.httpd.permissions import Account
-from apachews_tools.httpd.python_environment import PythonEnvironment, python_of, version_in
+from apachews_tools.httpd.python_environment import (
+    DIST_PACKAGES,
+    PythonEnvironment,
+    python_of,
+    version_in,
+)
 from apachews_tools.install import installation
-from apachews_tools.install.debian_module import DebianModule, EditedError, is_sealed, sealed
+from apachews_tools.install.debian_module import (
+    DebianModule,
+    EditedError,
+    is_sealed,
+    package_of,
+    sealed,
+)
 from apachews_tools.install.installation import (
     SetUpError,
     WsgiModule,
@@ -431,6 +442,76 @@ def test_config_debian_says_what_to_run_next(
     assert capsys.readouterr().out.count(": removed\n") == 4
     assert main([*given, "--undo"]) == 0
     assert "unchanged" in capsys.readouterr().out
+
+
+def test_a_packaged_installation_needs_no_path_of_python() -> None:
+    usr = Path("/usr")
+    packaged = PythonEnvironment((3, 13), usr, usr, DIST_PACKAGES)
+    lines = directives(server_directives(packaged, WsgiModule(Path("/m.so"), True)))
+    assert lines == [
+        f"Define APACHEWS_HANDLER {DIST_PACKAGES}/apachews_handler",
+        f"Include {DIST_PACKAGES}/apachews_tools/httpd/apachews.conf",
+    ]
+
+
+@pytest.fixture
+def dpkg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A dpkg-query that knows the paths in a file, one per line."""
+    known = tmp_path / "known"
+    known.touch()
+    program = tmp_path / "bin" / "dpkg-query"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = --search ] || exit 2\n'
+        f'grep -qxF "$2" {known} || exit 1\n'
+        'echo "diversion by other from: $2"\necho "libapache2-mod-apachews:amd64: $2"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return known
+
+
+def test_the_package_of_a_file(dpkg: Path) -> None:
+    dpkg.write_text("/etc/a.conf\n")
+    assert package_of(Path("/etc/a.conf")) == "libapache2-mod-apachews"
+    assert package_of(Path("/etc/b.conf")) == ""
+
+
+def test_without_dpkg_a_file_has_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert package_of(Path("/usr/bin/python3")) == ""
+
+
+def test_config_debian_of_the_package_writes_nothing(
+    here: Path, dpkg: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dpkg.write_text(f"{config.HERE}\n")
+    given = ["config", "--debian", "--directory", str(here / "etc")]
+    assert main(given) == 0
+    told = capsys.readouterr().out
+    assert "the package libapache2-mod-apachews has the module's files" in told
+    assert told.endswith("\n  a2enmod apachews\n  systemctl restart apache2\n")
+    assert not list((here / "etc" / "mods-available").iterdir())
+    for suffix in (".load", ".conf"):
+        (here / "etc" / "mods-enabled" / f"apachews{suffix}").touch()
+    assert main(given) == 0
+    assert "a2enmod" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [[], ["--force"], ["--undo"], ["--undo", "--force"]])
+def test_config_debian_leaves_the_files_of_the_package_alone(
+    here: Path, dpkg: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = here / "etc" / "mods-available" / "apachews.load"
+    load.write_text("# of the package\n")
+    dpkg.write_text(f"{load}\n")
+    assert main(["config", "--debian", "--directory", str(here / "etc"), *option]) == 1
+    told = capsys.readouterr().err
+    assert "belongs to the Debian package libapache2-mod-apachews" in told
+    assert "apt-get purge libapache2-mod-apachews" in told
+    assert load.read_text() == "# of the package\n"
 
 
 def test_config_debian_shows_what_was_edited(
