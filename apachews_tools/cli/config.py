@@ -12,11 +12,12 @@ from apachews_tools.httpd.ownership import read_as_root, weakness
 from apachews_tools.httpd.python_environment import PythonEnvironment
 from apachews_tools.install.debian_module import DIRECTORY, NAME, DebianModule
 from apachews_tools.install.installation import (
+    PACKAGE,
     USERS,
     WsgiModule,
     apache_account,
     choose_wsgi_module,
-    load_module,
+    load_file,
     require_packages,
     require_readable,
     server_directives,
@@ -116,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
                 ),
                 end="",
             )
+        elif arguments.debian and _is_packages(arguments):
+            _explain_package(DebianModule(arguments.directory), arguments.undo)
         elif arguments.undo:
             _undo(DebianModule(arguments.directory), arguments.force)
         else:
@@ -131,6 +134,23 @@ def run(arguments: argparse.Namespace) -> int:
     except PermissionError as error:
         raise CommandError(f"{error.filename}: {error.strerror}; run this with sudo") from error
     return 0
+
+
+def _is_packages(arguments: argparse.Namespace) -> bool:
+    """Whether the files to write or to remove belong to Debian's package."""
+    return arguments.directory == DIRECTORY and PythonEnvironment.running().is_packaged
+
+
+def _explain_package(place: DebianModule, is_undo: bool) -> None:
+    if is_undo:
+        print(f"the module belongs to the package {PACKAGE}; run, as root:")
+        print(f"  a2dismod {NAME}\n  systemctl restart apache2")
+        print(f"or remove it: apt-get purge {PACKAGE}")
+    elif place.is_enabled:
+        print(f"the package {PACKAGE} has installed the module, and it is enabled")
+    else:
+        print(f"the package {PACKAGE} has installed the module; run next, as root:")
+        print(f"  a2enmod {NAME}\n  systemctl restart apache2")
 
 
 def _checked(arguments: argparse.Namespace, environment: PythonEnvironment) -> WsgiModule:
@@ -158,7 +178,7 @@ def _install(
     place = DebianModule(arguments.directory)
     fates = place.write(
         {
-            ".load": _load_file(module),
+            ".load": load_file(module),
             ".conf": server_directives(
                 environment, module, shares_python=arguments.share_python, loads_module=False
             ),
@@ -192,14 +212,6 @@ def _require_ownership(environment: PythonEnvironment, module: WsgiModule) -> No
                 " /opt/apachews && sudo /opt/apachews/bin/pip install 'apachews[bridge]'), and run"
                 " its config --debian; --force skips this check"
             )
-
-
-def _load_file(module: WsgiModule) -> str:
-    """Return the file for a2enmod: modules to enable, modules in conflict, and LoadModule."""
-    if module.is_systems:
-        return "# Depends: wsgi mime env\n"
-    conflicts = "# Conflicts: wsgi\n" if module.conflicts else ""
-    return f"# Depends: mime env\n{conflicts}\n{load_module(module)}\n"
 
 
 def _undo(place: DebianModule, forced: bool) -> None:

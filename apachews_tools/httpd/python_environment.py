@@ -22,6 +22,8 @@ SYSTEM_WSGI_MODULES: Final = (
     Path("/usr/lib64/httpd/modules/mod_wsgi_python3.so"),
     Path("/usr/lib/httpd/modules/mod_wsgi_python3.so"),
 )
+# The modules of Debian's packages, whatever the version of the system's Python.
+PACKAGED: Final = Path("/usr/lib/python3/dist-packages")
 # Strings in a mod_wsgi that is linked with libpython, and in one that contains it.
 _LINKED = re.compile(rb"libpython(3\.\d+)")
 _INSIDE = re.compile(rb"lib/python(3\.\d+)")
@@ -73,6 +75,11 @@ class PythonEnvironment:
     def is_distributions(self) -> bool:
         """Whether it is the Python of the system, instead of a virtual environment."""
         return self.prefix == self.base_prefix == Path("/usr")
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether Debian's package installed apachews."""
+        return self.packages == PACKAGED
 
     @property
     def handler(self) -> Path:
