@@ -178,7 +178,7 @@ def server_directives(
         parts.append(load_module(module))
     if environment.is_packaged and not shares_python:
         parts.append(
-            "# Python: the system's, which finds apachews_handler and wsproto without a directive.\n"
+            "# Python: the system's, which finds apachews_handler and wsproto by itself.\n"
             "# If the site sets WSGIPythonHome for another application, add this line; the\n"
             "# environment must be one of the same version of Python.\n"
             f"#WSGIPythonPath {quoted(environment.packages)}"

@@ -11,13 +11,26 @@ declare(strict_types=1);
 
 // PHP's development server (php -S) reads the same ini files; its pages load nothing.
 if (PHP_SAPI === 'cli') {
-    // The program may have another copy of the library, for example from Composer. Its functions
-    // are defined then, and cannot be defined again, so that copy serves the classes too.
-    spl_autoload_register(static function (string $class): void {
-        if (str_starts_with($class, 'apachews\\') && !function_exists('apachews\publish')) {
-            require_once __DIR__ . '/autoload.php';
-        }
-    });
+    (static function (): void {
+        $load = static function (string $class) use (&$load): void {
+            if (!str_starts_with($class, 'apachews\\')) {
+                return;
+            }
+            // The program may have another copy of the library, whose loader comes later: that
+            // copy serves all classes, because functions cannot be defined twice.
+            $loaders = spl_autoload_functions();
+            foreach (array_slice($loaders, (int) array_search($load, $loaders, true) + 1) as $other) {
+                $other($class);
+                if (class_exists($class, false) || interface_exists($class, false)) {
+                    return;
+                }
+            }
+            if (!function_exists('apachews\publish')) {
+                require_once __DIR__ . '/autoload.php';
+            }
+        };
+        spl_autoload_register($load);
+    })();
 }
 
 if (get_cfg_var('apachews.prepended_before')) {

@@ -1,0 +1,1 @@
+"""The Debian packages, in chroots of Debian's releases."""
