@@ -11,7 +11,13 @@ import pytest
 from apachews_tools.cli import main
 from apachews_tools.httpd.ownership import weakness
 from apachews_tools.httpd.permissions import Account
-from apachews_tools.httpd.python_environment import PythonEnvironment, python_of, version_in
+from apachews_tools.httpd.python_environment import (
+    PACKAGED,
+    PythonEnvironment,
+    python_of,
+    version_in,
+)
+from apachews_tools.httpd.python_home import handler_in
 from apachews_tools.install import installation
 from apachews_tools.install.debian_module import DebianModule, EditedError, is_sealed, sealed
 from apachews_tools.install.installation import (
@@ -461,3 +467,45 @@ def test_config_refuses(
 ) -> None:
     assert main(["config", *given]) == 1
     assert says in capsys.readouterr().err
+
+
+def packaged(monkeypatch: pytest.MonkeyPatch) -> PythonEnvironment:
+    """Let the packages be those of Debian's package."""
+    found = PythonEnvironment((3, 13), Path("/usr"), Path("/usr"), PACKAGED)
+    monkeypatch.setattr(PythonEnvironment, "running", lambda: found)
+    return found
+
+
+def test_the_lines_of_the_package_do_not_depend_on_a_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = packaged(monkeypatch)
+    module = WsgiModule(Path("/usr/lib/apache2/modules/mod_wsgi.so"), True)
+    text = server_directives(here, module)
+    assert "3.13" not in text
+    assert directives(text) == [
+        "Define APACHEWS_HANDLER /usr/lib/python3/dist-packages/apachews_handler",
+        "Include /usr/lib/python3/dist-packages/apachews_tools/httpd/apachews.conf",
+    ]
+    shared = directives(server_directives(here, module, shares_python=True))
+    assert shared[0] == "WSGIPythonPath /usr/lib/python3/dist-packages"
+
+
+def test_the_packages_files_are_not_written_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packaged(monkeypatch)
+    assert main(["config", "--debian"]) == 0
+    said = capsys.readouterr().out
+    assert "the package libapache2-mod-apachews has installed the module" in said
+    assert "a2enmod apachews" in said
+    assert main(["config", "--debian", "--undo"]) == 0
+    said = capsys.readouterr().out
+    assert "a2dismod apachews" in said
+    assert "apt-get purge libapache2-mod-apachews" in said
+
+
+def test_a_private_apache_finds_the_packaged_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's Python names /usr/local as the place of packages."""
+    here = packaged(monkeypatch)
+    assert handler_in(Path("/usr")) == here.handler
