@@ -37,7 +37,7 @@ import types
 from collections.abc import Callable
 
 from ._processes.signals import signal_at_end_of
-from .exceptions import ServerClosed
+from .exceptions import ServerClosed, ServerError
 from .server import Server, open_servers
 
 
@@ -156,6 +156,9 @@ def _run(path: str) -> None:
     ) -> None:
         while traceback is not None and traceback.tb_frame.f_code is not code:
             traceback = traceback.tb_next
+        if isinstance(error, (OSError, ServerError)) and (place := _call_of_server(traceback)):
+            print(f"{place}: {error}", file=sys.stderr)
+            return
         show(kind, error.with_traceback(traceback), traceback)
 
     sys.excepthook = show_without_our_frames
@@ -163,6 +166,20 @@ def _run(path: str) -> None:
         source = file.read()
     code = compile(source, module.__file__, "exec", dont_inherit=True)
     exec(code, module.__dict__)
+
+
+def _call_of_server(traceback: types.TracebackType | None) -> str:
+    """Return the file and line that made a server whose socket file failed; "" for others.
+
+    The text of that exception is for the user; a traceback would hide it.
+    """
+    place = ""
+    while traceback is not None:
+        if traceback.tb_frame.f_code is Server.__init__.__code__:
+            return place
+        place = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return ""
 
 
 def _end_threads_quietly() -> None:

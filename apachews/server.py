@@ -121,7 +121,11 @@ class Server:
             raise ValueError("a server with workers must be the first and only one of its program")
         if transport not in _FILES:
             raise ValueError(f"transport={transport!r}: expected one of {', '.join(_FILES)}")
-        self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
+        try:
+            self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
+        except OSError as error:
+            # The traceback ends here: the text has the reason and what to do.
+            raise error.with_traceback(None) from None
         try:
             notify_ready(f"listening on {self._file.path}")
             siblings = fork_workers(workers, self._file) if workers else None

@@ -9,7 +9,7 @@ How this works: mod_python passes its own request object, which has httpd's ``re
 capsule.  The variables of the request, and the headers of the response, go through httpd's
 own tables and not through mod_python's: mod_python ends the process if a client sends bytes that
 are not UTF-8.  This module makes the same environment of them as mod_wsgi does, and calls
-``wsgi``.  Wiring only.
+``entry_points``.  Wiring only.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from mod_python import apache
 from apachews.monitoring import refusals
 from apachews_handler.native.httpd import ErrorLog, Request
 
-from . import status_page, wsgi
+from . import entry_points, status_page
 from .exceptions import Refusal
 from .lifecycle.child import the_child
 
 MAIN_INTERPRETER: Final = "main_interpreter"
 
-_Application = Callable[[wsgi.Environ, wsgi.StartResponse, wsgi.Die], Iterable[bytes]]
+_Application = Callable[
+    [entry_points.Environ, entry_points.StartResponse, entry_points.Die], Iterable[bytes]
+]
 
 
 class _ModPythonRequest(Protocol):
@@ -53,21 +55,23 @@ class _ModPythonRequest(Protocol):
 
 def handler(req: _ModPythonRequest) -> int:
     """Serve a socket file that Apache found itself."""
-    return _run(req, wsgi.handle_request)
+    return _run(req, entry_points.handle_request)
 
 
 def application(req: _ModPythonRequest) -> int:
     """Serve the socket file that the path below ``PythonOption apachews.prefix`` names."""
 
     def serve(
-        environ: wsgi.Environ, start_response: wsgi.StartResponse, die: wsgi.Die
+        environ: entry_points.Environ,
+        start_response: entry_points.StartResponse,
+        die: entry_points.Die,
     ) -> Iterable[bytes]:
         options = req.get_options()
         prefix = options["apachews.prefix"].rstrip("/") if "apachews.prefix" in options else ""
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         if path.startswith(f"{prefix}/"):
             environ["PATH_INFO"] = path[len(prefix) :]
-        return wsgi.application(environ, start_response, die)
+        return entry_points.application(environ, start_response, die)
 
     return _run(req, serve)
 
@@ -116,7 +120,7 @@ def _run(req: _ModPythonRequest, application: _Application) -> int:
     address, port = request.client_address()
     client = f"{address}:{port}" if port else address
     died: list[int] = []
-    environ: wsgi.Environ = {
+    environ: entry_points.Environ = {
         **variables,
         "wsgi.url_scheme": "https" if request.is_tls else "http",
         "wsgi.errors": _Errors(request.error_log(), client),

@@ -1,137 +1,54 @@
-"""The entry points for mod_wsgi.
+"""The file that mod_wsgi loads, by its path: ``handle_request`` and ``application``.
 
-``handle_request`` is for ``WSGIHandlerScript websocket <this file>``: with
-``AddHandler websocket .ws`` Apache finds the socket file.  ``application`` is for
-``WSGIScriptAlias /ws <this file>``: the rest of the path names the socket file below
-``APACHEWS_ROOT``.  ``apachews_tools/httpd/apachews.conf`` has the directives.
-
-Both answer a WebSocket request by ``handshake.recipe``, and any other request with plain HTTP.
-Wiring only: the recipe knows the steps of a handshake, and this module knows mod_wsgi.
+``entry_points`` has both.  This file also works if the Python of mod_wsgi does not find the
+packages, as after an upgrade of the system, when a virtual environment still has those for the
+previous Python: then every request is a 500 with its token, and the error log says what to do.
 """
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from apachews.monitoring import refusals
-from apachews_handler.exceptions import CheckFailed, Refusal
-from apachews_handler.handshake import producer, recipe
-from apachews_handler.lifecycle.child import the_child
-from apachews_handler.native.httpd import Request
-from apachews_handler.native.httpd_process import HttpdError
-
-the_child.prepare()
-
-Environ = dict[str, Any]
-StartResponse = Callable[[str, list[tuple[str, str]]], Any]
-# Makes httpd answer with a status of its own after the handler.  An argument and not a variable
-# of the environment: SetEnv sets variables of any name.
-Die = Callable[[int], None]
+_PAGE = "docs/howto/after-a-system-upgrade.md"
+# The row refusals.NO_PACKAGES, which this Python cannot import; a test compares them.
+_TOKEN = "no-packages"
 
 
-def handle_request(
-    environ: Environ, start_response: StartResponse, die: Die | None = None
-) -> Iterable[bytes]:
-    """Serve a socket file that Apache found itself.
+def _refuse_all(missing: str) -> Callable[..., Iterable[bytes]]:
+    """Return the entry point of a Python without the packages, and log why."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    problem = (
+        f"mod_wsgi's Python {version} does not find {missing}, which"
+        f" {Path(__file__).resolve().parents[1]} may have for another Python; after an upgrade of"
+        f" the system, install apachews again: {_PAGE}"
+    )
+    # mod_wsgi writes it to Apache's error log, once for each child that starts.
+    print(f"apachews: no WebSockets: {problem}", file=sys.stderr)
 
-    Args:
-        die: of a host other than mod_wsgi.
-    """
-    return _serve(environ, start_response, producer.found_by_httpd, die)
-
-
-def application(
-    environ: Environ, start_response: StartResponse, die: Die | None = None
-) -> Iterable[bytes]:
-    """Serve the socket file that the path below the alias names.
-
-    Args:
-        die: of a host other than mod_wsgi.
-    """
-    return _serve(environ, start_response, producer.below_root, die)
-
-
-def _serve(
-    environ: Environ,
-    start_response: StartResponse,
-    find_endpoint: recipe.FindEndpoint,
-    die: Die | None,
-) -> Iterable[bytes]:
-    try:
-        recipe.upgrade(_httpd_request(environ), environ, find_endpoint)
-    except Refusal as refusal:
-        return _answer(environ, start_response, refusal, die)
-    except HttpdError as error:
-        # The one place that translates it: every step of the recipe may raise it.
-        return _answer(environ, start_response, CheckFailed(error.check, error.found), die)
-    except Exception:
-        fact = f"unexpected: {traceback.format_exc().rstrip()}"
-        return _answer(environ, start_response, Refusal(refusals.UNEXPECTED, fact), die)
-    # Apache writes this to the descriptor that has taken the client's place.
-    start_response("101 Switching Protocols", [("Upgrade", "websocket")])
-    return []
-
-
-def _httpd_request(environ: Environ) -> Request:
-    """Return httpd's record of the request.
-
-    Raises:
-        Refusal: mod_wsgi runs this in a mode in which it cannot work; the log says which
-            directive to change.
-        HttpdError: the record is not what the code was written for.
-    """
-    if group := environ.get("mod_wsgi.process_group"):
-        raise Refusal(
-            refusals.HANDLER_MODE,
-            f"mod_wsgi runs this in the daemon process {group!r}, which has no connections:"
-            " add process-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
+    def refuse(
+        environ: dict[str, Any], start_response: Callable[..., Any], die: object = None
+    ) -> Iterable[bytes]:
+        uri = environ.get("REQUEST_URI", "")
+        environ["wsgi.errors"].write(f"apachews: 500 {_TOKEN} for {uri[:200]}: {problem}\n")
+        start_response(
+            "500 Internal Server Error",
+            [
+                ("Apachews-Refused", _TOKEN),
+                ("Content-Length", "0"),
+                ("Cache-Control", "no-store"),
+            ],
         )
-    if environ.get("mod_wsgi.application_group"):
-        raise Refusal(
-            refusals.HANDLER_MODE,
-            "mod_wsgi runs this in a sub-interpreter:"
-            " add application-group=%{GLOBAL} to WSGIHandlerScript or WSGIScriptAlias",
-        )
-    if "apache.request_rec" not in environ:
-        raise Refusal(refusals.PASS_REQUEST)
-    return Request.from_capsule(environ["apache.request_rec"])
-
-
-def _answer(
-    environ: Environ, start_response: StartResponse, refusal: Refusal, die: Die | None
-) -> Iterable[bytes]:
-    """Answer with plain HTTP, and log one line with the client's address."""
-    environ["wsgi.errors"].write(refusal.log_line(environ.get("REQUEST_URI", "")) + "\n")
-    if _leave_to_httpd(environ, refusal, die):
-        start_response(refusal.status, [])
         return []
-    body = refusal.body()
-    own = {
-        "Content-Type": "text/plain; charset=utf-8",
-        "Content-Length": str(len(body)),
-        "Cache-Control": "no-store",
-    }
-    for name, _ in refusal.headers:
-        own.pop(name.title(), None)  # a producer's own header takes precedence
-    start_response(refusal.status, [*own.items(), *refusal.headers])
-    return [body]
+
+    return refuse
 
 
-def _leave_to_httpd(environ: Environ, refusal: Refusal, die: Die | None) -> bool:
-    """Make httpd answer with the site's ErrorDocument; False if it has none for the status."""
-    if not refusal.yields_to_error_document:
-        return False
-    try:
-        request = _httpd_request(environ)
-        status = int(refusal.status.split()[0])
-        # The second: httpd serves an ErrorDocument already, and would not serve another one.
-        if request.failed_with is not None or not request.has_error_document(status):
-            return False
-        for name, value in refusal.headers:
-            request.add_error_header(name, value)
-        (die or request.die_after_handler)(status)
-    except (Refusal, HttpdError):
-        return False  # the answer of this module and the log have the refusal itself
-    return True
+try:
+    from apachews_handler.entry_points import application, handle_request
+except ModuleNotFoundError as error:
+    application = handle_request = _refuse_all(error.name or str(error))
+
+__all__ = ["application", "handle_request"]

@@ -24,6 +24,7 @@ import errno
 import fcntl
 import logging
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -97,6 +98,9 @@ class SocketFile:
                 if is_alone:
                     _remove_left_overs(directory_fd)
                 self._listen(directory_fd, mode, group, exclusive)
+        except OSError as error:
+            self.close()
+            raise _explained(error, path, group) from None
         except BaseException:
             self.close()
             raise
@@ -257,6 +261,45 @@ class LoopbackFile(SocketFile):
     def _identify(self, path: str) -> object:
         # The content and not the inode number: some file systems report a new one each time.
         return loopback.read_file(path)[0]
+
+
+def _explained(error: OSError, path: str, group: str | int | None) -> OSError:
+    """Return an error of the same kind whose text says what to do."""
+    directory = os.path.dirname(os.path.abspath(path))
+    user = _user()
+    # Programs often have the path in their text, and systemd or ``apachews run`` gives another.
+    argument = "or take the path from the arguments, as in Server(sys.argv[1])"
+    advice = {
+        errno.ENOENT: f"create the directory: install -d -o {user} {directory}",
+        errno.EACCES: f"user {user} may not create a file in {directory}; run the program as its"
+        f" owner (sudo -u {_owner(directory)}), {argument}",
+        errno.EROFS: f"{directory} is read-only here; a systemd unit needs"
+        f" ReadWritePaths={directory}, {argument}",
+    }
+    if group is not None:
+        advice[errno.EPERM] = f"user {user} is not a member of the group {group}"
+    if error.errno not in advice:
+        return error
+    text = os.strerror(error.errno)
+    return OSError(error.errno, f"{text}: {advice[error.errno]}", path)
+
+
+def _user() -> str:
+    return _name_of(os.geteuid())
+
+
+def _owner(directory: str) -> str:
+    try:
+        return _name_of(os.stat(directory).st_uid)
+    except OSError:
+        return "OWNER"  # a directory above it is closed
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 @contextmanager

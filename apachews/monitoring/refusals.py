@@ -306,6 +306,15 @@ HANDLER_MODE: Final = Reason(
     "run it in Apache's children and in the main interpreter; the log names the option",
     ("handler-mode",),
 )
+# ``apachews_handler/wsgi.py`` has the token once more: this module is one of the packages.
+NO_PACKAGES: Final = Reason(
+    "no-packages",
+    500,
+    "",
+    "the Python of mod_wsgi does not find the packages of the handler",
+    "after an upgrade of the system, install again: docs/howto/after-a-system-upgrade.md",
+    ("packages", "python-version"),
+)
 PASS_REQUEST: Final = Reason(
     "pass-request",
     500,

@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="WebSockets served by Apache httpd itself.",
         epilog="apachews COMMAND --help has details and examples.",
     )
-    parser.add_argument("--version", action="version", version=f"apachews {_version()}")
+    parser.add_argument("--version", action="version", version=f"apachews {version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         command.add_arguments(
@@ -85,7 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the installed version, ``(not installed)`` for a source tree."""
     try:
         return importlib.metadata.version("apachews")
     except importlib.metadata.PackageNotFoundError:

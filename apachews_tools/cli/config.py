@@ -10,9 +10,8 @@ from typing import Final
 
 from apachews_tools.httpd.ownership import read_as_root, weakness
 from apachews_tools.httpd.python_environment import PythonEnvironment
-from apachews_tools.install.debian_module import DIRECTORY, NAME, DebianModule
+from apachews_tools.install.debian_module import DIRECTORY, NAME, DebianModule, package_of
 from apachews_tools.install.installation import (
-    PACKAGE,
     USERS,
     WsgiModule,
     apache_account,
@@ -26,11 +25,15 @@ from apachews_tools.install.installation import (
 
 from .command import CommandError
 
+# A file of this installation, for dpkg.
+HERE: Final = Path(__file__).resolve()
+
 SUMMARY: Final = "print the directives for Apache, or install them on Debian"
 
 DESCRIPTION: Final = """\
 Print the directives that this installation needs in Apache's configuration: the Python
-environment, the handler, and mod_wsgi if pip installed it.
+environment, the handler, and mod_wsgi if pip installed it.  The Debian package
+libapache2-mod-apachews brings them, and a2enmod apachews is enough.
 
 With --debian they become a module that a2enmod enables and a2dismod disables. Files that
 are up to date, or that were edited, stay as they are.
@@ -117,10 +120,10 @@ def run(arguments: argparse.Namespace) -> int:
                 ),
                 end="",
             )
-        elif arguments.debian and _is_packages(arguments):
-            _explain_package(DebianModule(arguments.directory), arguments.undo)
         elif arguments.undo:
             _undo(DebianModule(arguments.directory), arguments.force)
+        elif arguments.debian and (package := package_of(HERE)):
+            _explain_package(DebianModule(arguments.directory), package)
         else:
             environment = PythonEnvironment.running()
             module = _checked(arguments, environment)
@@ -136,21 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_packages(arguments: argparse.Namespace) -> bool:
-    """Whether the files to write or to remove belong to Debian's package."""
-    return arguments.directory == DIRECTORY and PythonEnvironment.running().is_packaged
-
-
-def _explain_package(place: DebianModule, is_undo: bool) -> None:
-    if is_undo:
-        print(f"the module belongs to the package {PACKAGE}; run, as root:")
-        print(f"  a2dismod {NAME}\n  systemctl restart apache2")
-        print(f"or remove it: apt-get purge {PACKAGE}")
-    elif place.is_enabled:
-        print(f"the package {PACKAGE} has installed the module, and it is enabled")
-    else:
-        print(f"the package {PACKAGE} has installed the module; run next, as root:")
-        print(f"  a2enmod {NAME}\n  systemctl restart apache2")
+def _explain_package(place: DebianModule, package: str) -> None:
+    """Say that a Debian package has done what ``--debian`` does."""
+    print(f"nothing to write: the package {package} has the module's files in {place.directory}")
+    if not place.is_enabled:
+        print(f"\nrun next, as root:\n  a2enmod {NAME}\n  systemctl restart apache2")
 
 
 def _checked(arguments: argparse.Namespace, environment: PythonEnvironment) -> WsgiModule:

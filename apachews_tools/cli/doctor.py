@@ -28,7 +28,7 @@ from apachews_tools.doctor.machine import (
     unit_properties,
 )
 from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
-from apachews_tools.doctor.site import check_scope, check_socket, sockets_in
+from apachews_tools.doctor.site import check_scope, check_socket, rewritten, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
 from apachews_tools.httpd.address import Address
 from apachews_tools.httpd.configuration import Configuration, Scope, VirtualHost
@@ -47,8 +47,8 @@ SUMMARY: Final = "find errors in Apache's configuration, and their remedies"
 
 DESCRIPTION: Final = """\
 Check Apache's configuration, the running processes and the socket files; with a URL,
-try a handshake as a browser does.  Each finding has its effect, the load at which the
-effect shows, and the line or the command that is the remedy.  Nothing is changed.
+try a handshake as a browser does.  Each finding has its effect, the load or the moment at which
+the effect shows, and the line or the command that is the remedy.  Nothing is changed.
 
 Without a URL, every socket file (*.ws) in the document roots is checked."""
 
@@ -269,6 +269,9 @@ def _examine_apache(
     # Path -> whether httpd itself looks it up.
     sockets = {arguments.socket: True} if arguments.socket else {}
     for scope, is_real in _scopes(configuration, address):
+        if is_real and (target := rewritten(scope)):
+            yield ok("proxy", f"a rule leads {scope.url_path} to {target.url_path}")
+            scope = target
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)
         path = socket_of(scope)
@@ -343,7 +346,7 @@ def _supposed(finding: Finding) -> Finding:
         finding.text,
         breaks=finding.breaks,
         remedy=finding.remedy,
-        load="the first WebSocket of this site" if finding.load == ALWAYS else finding.load,
+        when="the first WebSocket of this site" if finding.when == ALWAYS else finding.when,
         where=finding.where,
     )
 
@@ -406,7 +409,7 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
         for name, value in (
             ("at", finding.where if finding.level is not Level.OK else ""),
             ("breaks", finding.breaks),
-            ("load", finding.load),
+            ("when", finding.when),
             ("remedy", finding.remedy),
         ):
             if value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -16,6 +17,7 @@ from apachews.events import Event, PongEvent
 from apachews.exceptions import ServerClosed
 from apachews.server import Server
 from apachews_tools.httpd.private_apache import APACHE_USER
+from apachews_tools.httpd.shell import this_program, word
 from apachews_tools.terminal.console import Console
 from apachews_tools.terminal.readable import wait_readable
 from apachews_tools.terminal.terminal import (
@@ -102,6 +104,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except LookupError:
         raise CommandError(f"unknown group {arguments.group!r}") from None
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+        raise CommandError(
+            f"{arguments.path}: no permission to create the socket file; run it as Apache's"
+            f" user, sudo -u {APACHE_USER} {this_program()} listen {word(arguments.path)}, or as"
+            f" root with --group {APACHE_USER}"
+        ) from None
     if arguments.group is None and (advice := _advice(server.path)):
         print(f"apachews listen: {advice}", file=sys.stderr, flush=True)
     session = _Session(server, arguments)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import Final
 
 from apachews.publishing import TIMEOUT_S, publish
+from apachews_tools.httpd.permissions import Account
+from apachews_tools.httpd.shell import this_program
 
 from .command import CommandError, seconds, utf8_text
 
@@ -68,12 +71,24 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.path}: the producer did not answer within {arguments.timeout:g} s;"
             " it may still send the message"
         ) from None
+    except PermissionError:
+        raise CommandError(
+            f"{arguments.path}: no permission to write to the socket file; run it as the user of"
+            f" the producer: sudo -u {_owner(arguments.path)} {this_program()} publish …"
+        ) from None
     if arguments.json:
         print(json.dumps({"reached": delivery.reached, "skipped": delivery.skipped}))
     else:
         skipped = f", {delivery.skipped} too slow and skipped" if delivery.skipped else ""
         print(f"{delivery.reached} reached{skipped}")
     return 0
+
+
+def _owner(path: str) -> str:
+    try:
+        return Account.of_uid(os.stat(path).st_uid).name
+    except OSError:
+        return "USER"  # a directory on the way is closed
 
 
 def _message(arguments: argparse.Namespace) -> str | bytes:

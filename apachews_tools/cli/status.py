@@ -25,6 +25,7 @@ from apachews.monitoring.snapshot import (
     ProcessStatus,
     Status,
 )
+from apachews_tools.httpd.shell import this_program
 from apachews_tools.terminal.terminal import has_cursor, printable_line, uses_colour
 
 from .command import CommandError, number, seconds
@@ -338,8 +339,8 @@ def _ask(apache: RunningApache) -> Status:
     except PermissionError as error:
         raise CommandError(
             f"no permission to ask the processes of Apache {apache.pid} ({error.filename}:"
-            f" {error.strerror}); run this as root, or name its status page:"
-            " --apache http://localhost/websocket-status"
+            f" {error.strerror}): run sudo {this_program()} status, or set up a"
+            " status page (docs/howto/operations.md) and name it with --apache URL"
         ) from error
 
 

@@ -37,7 +37,9 @@ CHECKS: Final[dict[str, str]] = {
     "pass-request": "mod_wsgi passes httpd's request to the handler",
     "import-script": "each child imports the handler when it starts",
     "status-page": "the status page belongs to the server's configuration",
+    "installation": "the installation of apachews that Apache uses",
     "packages": "Python finds the handler's packages",
+    "extensions": "the C extensions of the handler are built",
     "readable": "Apache's user can read the interpreter and the packages",
     "ownership": "only root can change the files that Apache reads as root",
     "tls-module": "the TLS module is mod_ssl",
@@ -80,7 +82,7 @@ class Finding:
         level: the severity.
         text: what is wrong, or right.
         breaks: the effect.
-        load: the load or the moment at which the effect shows; "" if nothing is wrong.
+        when: the load or the moment at which the effect shows; "" if nothing is wrong.
         remedy: the line or the command that fixes it.
         where: file and line; "" without one.
     """
@@ -89,7 +91,7 @@ class Finding:
     level: Level
     text: str
     breaks: str = ""
-    load: str = ""
+    when: str = ""
     remedy: str = ""
     where: str = ""
 
@@ -112,14 +114,14 @@ def note(id: str, text: str, where: str = "") -> Finding:
 
 
 def warning(
-    id: str, text: str, *, breaks: str, remedy: str, load: str = ALWAYS, where: str = ""
+    id: str, text: str, *, breaks: str, remedy: str, when: str = ALWAYS, where: str = ""
 ) -> Finding:
     """Return a finding about a disadvantage, with its effect and its remedy."""
-    return Finding(id, Level.WARNING, text, breaks, load, remedy, where)
+    return Finding(id, Level.WARNING, text, breaks, when, remedy, where)
 
 
 def error(
-    id: str, text: str, *, breaks: str, remedy: str, load: str = ALWAYS, where: str = ""
+    id: str, text: str, *, breaks: str, remedy: str, when: str = ALWAYS, where: str = ""
 ) -> Finding:
     """Return a finding about an error that prevents WebSockets, with its remedy."""
-    return Finding(id, Level.ERROR, text, breaks, load, remedy, where)
+    return Finding(id, Level.ERROR, text, breaks, when, remedy, where)

@@ -297,7 +297,7 @@ def explain(
         Level.WARNING if is_wanted or answer.status == 401 else Level.ERROR,
         f"{address.url}: {answer.status}: {meaning}{says}",
         breaks="no WebSocket" + (f" for pages of {origin}" if is_wanted else ""),
-        load=ALWAYS,
+        when=ALWAYS,
         remedy=remedy,
     )
 

@@ -19,7 +19,7 @@ from typing import Final
 from apachews_tools.httpd.process import PROC, Httpd
 from apachews_tools.httpd.shell import shipped, word
 
-from .finding import Finding, error, note, ok, warning
+from .finding import Finding, Level, error, note, ok, warning
 
 # One for the client, one for the producer.
 DESCRIPTORS_EACH: Final = 2
@@ -98,7 +98,7 @@ def check_process(httpd: Httpd | None, pid_file: str, websockets: int) -> Iterat
             "descriptors",
             text,
             breaks="further WebSockets get 503, and soon the pages of the site as well",
-            load=f"{has_room} WebSockets in one child (two descriptors each)",
+            when=f"{has_room} WebSockets in one child (two descriptors each)",
             remedy=_drop_in(httpd.unit)
             if httpd.unit
             else f"ulimit -n {ENOUGH}, in the shell that starts httpd",
@@ -201,12 +201,14 @@ def parse_properties(text: str) -> dict[str, str]:
 def check_unit(unit: str, properties: Mapping[str, str], websockets: int) -> Iterator[Finding]:
     """Yield findings about the systemd unit of httpd."""
     if properties.get("KillMode") not in ("control-group", "process", "none"):
-        yield warning(
+        # A note: the stop disconnects all clients in any case.
+        yield Finding(
             "systemd-drop-in",
+            Level.NOTE,
             f"{unit} has KillMode={properties.get('KillMode')}",
             breaks="clients of custodians (connected before a reload) may see the connection break"
             " (1006) instead of 1001",
-            load="a stop or restart of Apache after a reload",
+            when="a stop or restart of Apache after a reload",
             remedy=_drop_in(unit),
         )
     else:
@@ -223,7 +225,7 @@ def check_unit(unit: str, properties: Mapping[str, str], websockets: int) -> Ite
             "descriptors-unit",
             f"{unit} gives httpd {number} descriptors",
             breaks="further WebSockets get 503, and soon the pages of the site as well",
-            load=f"{room(number)} WebSockets in one child (two descriptors each)",
+            when=f"{room(number)} WebSockets in one child (two descriptors each)",
             remedy=_drop_in(unit),
         )
     else:
@@ -276,7 +278,7 @@ def check_visible(
             "private-tmp",
             f"{private_unit} has PrivateTmp, its own /tmp, which lacks {shown}",
             breaks="every WebSocket of it is a 404",
-            load="if systemd starts Apache",
+            when="if systemd starts Apache",
             remedy=remedy,
         )
     else:
@@ -304,7 +306,7 @@ def check_logrotate(directory: Path, logs: Iterable[str]) -> Iterator[Finding]:
                     "logrotate",
                     f"{file} restarts Apache after a rotation ({found})",
                     breaks="all WebSockets are closed with 1001",
-                    load="every rotation: daily, on Debian",
+                    when="every rotation: daily, on Debian",
                     remedy=f"in its postrotate: systemctl reload {service()} or apachectl graceful",
                     where=str(file),
                 )

@@ -28,13 +28,13 @@ from apachews_tools.httpd.python_environment import (
     version_text,
 )
 from apachews_tools.httpd.shell import this_program, word
+from apachews_tools.install.debian_module import package_of
 
 from .finding import Finding, Level, error, note, ok, warning
 
 # The directory of an installation as the documentation describes it.
 OPT: Final = Path("/opt/apachews")
 EVERY: Final = "every WebSocket is a 500"
-CONFIG: Final = "add the lines of apachews config; on Debian: apachews config --debian"
 IMPORT_TIMEOUT_S: Final = 20.0
 # The beginning of the handler's answer to an unknown name.
 _UNKNOWN: Final = "one of the names"
@@ -44,6 +44,7 @@ import json, sys
 settings, paths = json.load(sys.stdin)
 sys.path[:0] = paths
 import apachews.wire, apachews_handler.handshake.upgrade
+from apachews_handler.native import tls_relay
 from apachews_handler.protocol.mask import IS_IN_C
 from apachews_handler.settings import FIELDS, BadSetting, parse_settings
 UNKNOWN = "one of the names " + ", ".join(sorted(FIELDS))
@@ -61,7 +62,9 @@ for directive, name, value in settings:
     errors.append(wrong({}, ((name, value),)) if name in FIELDS else UNKNOWN)
     if not errors[-1]:
         fixed.append((name, value))
-print(json.dumps([IS_IN_C, errors]))
+missing = [name for name, is_built in (("_mask", IS_IN_C), ("_tls_relay", tls_relay.is_available))
+           if not is_built]
+print(json.dumps([missing, errors]))
 """
 
 
@@ -100,7 +103,8 @@ def _check_version(
             breaks=EVERY + ", or Apache does not start",
             remedy=f"install apachews in an environment of Python {version_text(version)}"
             f" (python{version_text(version)} -m venv …), or pip install mod_wsgi in the one of"
-            f" {version_text(installed)}; then: apachews config",
+            f" {version_text(installed)}; then: apachews config. After an upgrade of the system:"
+            " docs/howto/after-a-system-upgrade.md",
         )
     else:
         yield ok("python-version", f"mod_wsgi and the handler use Python {version_text(version)}")
@@ -127,7 +131,7 @@ def _check_readable(
                 f"WSGIPythonHome {prefix} does not exist",
                 breaks="Python does not start in Apache's children: they exit at once, or every"
                 " WebSocket is a 500",
-                remedy=CONFIG,
+                remedy=config_remedy(),
                 where=home.where,
             )
             return
@@ -189,25 +193,23 @@ def _check_packages(
         yield note("packages", f"{python} cannot be run to try the imports: {failure}")
         return
     if done.returncode != 0:
+        package = package_of(script)
         last_line = (done.stderr.strip().splitlines() or ["without a message"])[-1]
         yield error(
             "packages",
             f"the Python in {prefix} cannot import the handler: {last_line}",
             breaks=EVERY,
-            remedy=f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
+            remedy=f"apt-get install --reinstall {package} python3-wsproto"
+            if package
+            else f"{word(prefix / 'bin' / 'pip')} install 'apachews[bridge]'"
             if home
             else f"WSGIPythonPath {quote(str(script.parents[1]))}, and install wsproto there",
             where=(home or path or Directive("", ())).where if home or path else "",
         )
         return
     yield ok("packages", f"the Python in {prefix} can import the handler")
-    is_in_c, answers = json.loads(done.stdout)
-    if not is_in_c:
-        yield note(
-            "packages",
-            "the C extension is missing, so Python unmasks messages, more slowly if they are long"
-            " (pip install builds it if there is a compiler: docs/explanation/performance.md)",
-        )
+    missing, answers = json.loads(done.stdout)
+    yield from _check_extensions(missing, prefix)
     bad = 0
     for directive, allowed in zip(settings, answers, strict=True):
         if allowed.startswith(_UNKNOWN) and directive.is_named("Define"):
@@ -231,6 +233,30 @@ def _check_packages(
     if settings and not bad:
         names = ", ".join(dict.fromkeys(one.arguments[0] for one in settings))
         yield ok("settings", f"all are allowed: {names}")
+
+
+def _check_extensions(missing: list[str], prefix: Path) -> Iterator[Finding]:
+    if not missing:
+        yield ok("extensions", "the C extensions are built: _mask, _tls_relay")
+        return
+    effects = {
+        "_mask": "long messages from clients need more CPU",
+        "_tls_relay": "each reload with clients over TLS leaves a custodian of 13 MiB, not of 3",
+    }
+    yield warning(
+        "extensions",
+        f"not built: {', '.join(missing)}",
+        breaks="nothing; but " + ", and ".join(effects[name] for name in missing),
+        when="under load",
+        remedy="apt-get install gcc python3-dev, and"
+        f" {word(prefix / 'bin' / 'pip')} install --force-reinstall --no-deps with the same source",
+    )
+
+
+def config_remedy() -> str:
+    """Return the remedy for a configuration that lacks lines of apachews."""
+    program = this_program()
+    return f"add the lines of {program} config; on Debian: sudo {program} config --debian"
 
 
 def _definitions(configuration: Configuration) -> Iterator[Directive]:

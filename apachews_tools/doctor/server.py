@@ -16,9 +16,12 @@ from apachews_tools.httpd.directives import Directive, find, quote
 from apachews_tools.httpd.mapping import SCRIPT, STATUS_SCRIPT
 from apachews_tools.httpd.ownership import weakness
 from apachews_tools.httpd.permissions import Account
+from apachews_tools.httpd.python_environment import version_in, version_text
+from apachews_tools.httpd.shell import this_program
+from apachews_tools.install.debian_module import package_of
 
 from .finding import Finding, error, note, ok, warning
-from .python import CONFIG, EVERY, check_python, is_hidden
+from .python import EVERY, check_python, config_remedy, is_hidden
 
 GLOBAL: Final = "%{GLOBAL}"
 # A relay needs about 3 MiB.  Without the C extension it is a custodian of 13 MiB, and up to 256
@@ -38,8 +41,9 @@ def check_server(
             "mod-wsgi",
             "mod_wsgi is not loaded",
             breaks="WebSockets do not work",
-            remedy="on Debian: apt-get install libapache2-mod-wsgi-py3 && apachews config --debian,"
-            " and the two commands that it prints; elsewhere: add the lines of apachews config",
+            remedy="on Debian: sudo apt-get install libapache2-mod-wsgi-py3 && sudo"
+            f" {this_program()} config --debian, and the two commands that it prints; elsewhere:"
+            f" add the lines of {this_program()} config",
         )
         return
     module = configuration.loaded.get("wsgi_module", "")
@@ -50,7 +54,7 @@ def check_server(
             "handler-script",
             "WSGIHandlerScript websocket is missing, and so is a WSGIScriptAlias to the handler",
             breaks="WebSockets do not work: httpd does not know a handler of that name",
-            remedy=CONFIG,
+            remedy=config_remedy(),
         )
         return
     script = Path(scripts[0].arguments[1])
@@ -65,10 +69,24 @@ def check_server(
         )
         return
     yield ok("handler-script", f"the handler is {script}", scripts[0].where)
+    yield ok("installation", f"Apache uses {_installation(script)}")
     yield from _check_mode(configuration, scripts)
     yield from _check_import_script(configuration, script)
     yield from _check_status_page(configuration)
     yield from check_python(configuration, account, script)
+
+
+def _installation(script: Path) -> str:
+    """Describe the installation that has a handler."""
+    if package := package_of(script):
+        return f"the Debian package {package}"
+    packages = script.parents[1]
+    environment = next((one for one in script.parents if (one / "pyvenv.cfg").exists()), None)
+    if environment:
+        version = version_in(str(script))
+        of_version = f", for Python {version_text(version)}" if version else ""
+        return f"the installation by pip in {environment}{of_version}"
+    return f"the packages in {packages}"
 
 
 def check_ownership(
@@ -191,7 +209,7 @@ def _check_mpm(configuration: Configuration) -> Iterator[Finding]:
             " about 3 MiB; without the C extension it is a custodian of 13 MiB, and if there are"
             " more than 256 (APACHEWS_MAX_CUSTODIANS), those with the fewest clients close them"
             " with 1012",
-            load=f"{256 * each} connections within the life of a WebSocket",
+            when=f"{256 * each} connections within the life of a WebSocket",
             remedy="MaxConnectionsPerChild 0",
             where=directive.where if directive else "",
         )
@@ -224,7 +242,7 @@ def _check_restart_support(
             "restart-support",
             f"older than {' and '.join(lacks)}",
             breaks="all WebSockets are closed with 1001",
-            load="every reload of Apache; logrotate does one daily",
+            when="every reload of Apache; logrotate does one daily",
             remedy=f"upgrade to {' and '.join(lacks)}",
         )
     else:
@@ -297,7 +315,7 @@ def _check_import_script(configuration: Configuration, script: Path) -> Iterator
         "import-script",
         "WSGIImportScript for the handler is missing",
         breaks="all WebSockets are closed with 1001",
-        load="every reload of Apache; logrotate does one daily",
+        when="every reload of Apache; logrotate does one daily",
         remedy=f"WSGIImportScript {quote(str(script))} process-group={GLOBAL}"
         f" application-group={GLOBAL}",
     )

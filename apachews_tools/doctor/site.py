@@ -20,7 +20,7 @@ from apachews._listening.endpoint import Outcome, Unreachable, connect
 from apachews_tools.httpd.configuration import Scope, is_on
 from apachews_tools.httpd.directives import Directive, quote, section_of
 from apachews_tools.httpd.links import MAX_COMPONENTS, components, foreign_link
-from apachews_tools.httpd.mapping import SCRIPT, socket_of
+from apachews_tools.httpd.mapping import SCRIPT, scope_of, socket_of
 from apachews_tools.httpd.permissions import READ, WRITE, Account, obstacle
 from apachews_tools.httpd.shell import this_program, word
 from apachews_tools.install.diversion import diversion
@@ -31,6 +31,14 @@ from .finding import Finding, error, ok, warning
 MAX_LOOKED_AT: Final = 20_000
 CONNECT_TIMEOUT_S: Final = 2.0
 GRANT: Final = "Require all granted, or a narrower Require"
+
+
+def rewritten(scope: Scope) -> Scope | None:
+    """Return the scope of the WebSocket that a rule of the site leads to, or None."""
+    found = diversion(scope)
+    if found is None or not found.is_certain or not found.websocket:
+        return None
+    return scope_of(scope.configuration, scope.host, found.websocket)
 
 
 def check_scope(scope: Scope) -> Iterator[Finding]:
@@ -344,7 +352,7 @@ def _check_producer(path: str) -> Iterator[Finding]:
                 f"the producer on {path} does not accept connections: its backlog is full",
                 breaks="every new WebSocket of it is a 503",
                 remedy="restart the program; it must return to server.dequeue() quickly",
-                load="whenever its backlog is full",
+                when="whenever its backlog is full",
             )
         else:
             yield error(

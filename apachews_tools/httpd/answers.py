@@ -50,7 +50,7 @@ class Cause:
         meaning: what happened.
         remedy: what to do.
         findings: ids of the doctor's checks that can name the very line to change, best first.
-        status: of the answer; 0 for any.
+        status: of the answer; 0 for any; 200 for all answers of success.
         marker: words of httpd's or mod_wsgi's, in the log or in the body; "" for any.
     """
 
@@ -146,9 +146,11 @@ CAUSES: Final[tuple[Cause, ...]] = (
         marker="speaking plain HTTP to an SSL-enabled server port",
     ),
     Cause(
-        "Apache served a page or a file: the request has not come to the handler",
-        "AddHandler websocket .ws; do not rewrite .ws paths (RewriteRule \\.ws$ - [END]);"
-        " reload Apache",
+        "a page answered instead of the handler: a rewriting rule, a front controller or a"
+        " proxy took the request, or the path is not that of a socket",
+        "check the path; before a RewriteRule of the virtual host, RewriteRule \\.ws$ - [END];"
+        " apachews doctor URL, as root, names the rule",
+        ("proxy", "add-handler"),
         status=200,
     ),
     Cause(
@@ -225,7 +227,8 @@ def cause_of(answer: Answer, logged: str = "") -> Cause | None:
 
 
 def _applies(cause: Cause, answer: Answer, logged: str) -> bool:
-    if cause.status not in (0, answer.status):
+    status = 200 if 200 <= answer.status < 300 else answer.status
+    if cause.status not in (0, status):
         return False
     return not cause.marker or cause.marker in logged or cause.marker in answer.body
 

@@ -219,11 +219,13 @@ class Scope:
         sections = [one for one in configuration.directives if one.is_section] + [
             one for one in host.directives if one.is_section
         ]
+        htaccess = list(htaccess)
         directory = file.rpartition("/")[0] or "/"
         directories = _matching_directories(sections, directory)
+        inner = [one.children for one in directories] + htaccess
         files = [
             section
-            for section in sections + [child for one in directories for child in one.children]
+            for section in sections + [child for level in inner for child in level]
             if section.is_named(*_FILES) and _file_matches(section, file.rpartition("/")[2])
         ]
         locations = [

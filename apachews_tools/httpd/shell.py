@@ -12,6 +12,10 @@ import shlex
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Final
+
+# Also in the short secure_path of sudo, which lacks /usr/local/bin on some systems.
+_IN_EVERY_PATH: Final = (Path("/usr/bin"), Path("/bin"))
 
 
 def word(argument: str | os.PathLike[str]) -> str:
@@ -35,6 +39,8 @@ def _escaped(character: str) -> str:
 def this_program() -> str:
     """Return the command that started this process, with its path: sudo has another PATH."""
     given = Path(sys.argv[0])
+    if given.parent in _IN_EVERY_PATH:
+        return given.name
     if given.name == "__main__.py":
         return f"{word(sys.executable)} -m {word(given.parent.name)}"
     return word(given.absolute()) if "/" in sys.argv[0] else "apachews"

@@ -2,7 +2,8 @@
 
 Contract: ``DebianModule(directory)`` is a configuration directory, as /etc/apache2;
 ``write`` writes the two files, ``undo`` removes them and disables the module.  Edited files
-are neither overwritten nor removed, unless forced.
+are neither overwritten nor removed, unless forced; those of a Debian package never.
+``package_of(path)`` asks dpkg.
 
 How this works: the first line of each file has a checksum of the other lines.  If it is
 right, some version of apachews wrote the file; otherwise the file was edited.
@@ -82,7 +83,8 @@ class DebianModule:
 
         Raises:
             EditedError: a file was edited.
-            SetUpError: the directory does not belong to Debian's Apache.
+            SetUpError: the directory does not belong to Debian's Apache, or the files belong to
+                a Debian package.
             OSError: a file cannot be written.
         """
         if not self._available.is_dir():
@@ -90,6 +92,7 @@ class DebianModule:
                 f"{self._available} is not a directory: is this Debian's Apache? (apt-get install"
                 " apache2; elsewhere, apachews config prints the lines to include)"
             )
+        self._require_no_package()
         wanted = {
             self._available / f"{NAME}{suffix}": sealed(text) for suffix, text in texts.items()
         }
@@ -114,8 +117,10 @@ class DebianModule:
 
         Raises:
             EditedError: a file was edited; all files stay.
+            SetUpError: the files belong to a Debian package.
             OSError: a file cannot be removed.
         """
+        self._require_no_package()
         files = []
         for suffix in (".conf", ".load"):
             path = self._available / f"{NAME}{suffix}"
@@ -134,6 +139,22 @@ class DebianModule:
         for path in files:
             path.unlink()
         return removed + files
+
+    def _require_no_package(self) -> None:
+        """Check that the files are not those of a Debian package.
+
+        Raises:
+            SetUpError: they are.
+        """
+        if package := self.package():
+            raise SetUpError(
+                f"{self._available}/{NAME}.load belongs to the Debian package {package}: use its"
+                f" apachews, /usr/bin/apachews, or remove it first: sudo apt-get purge {package}"
+            )
+
+    def package(self) -> str:
+        """Return the Debian package that has the module's files, "" without one."""
+        return package_of(self._available / f"{NAME}.load")
 
     def _disable(self) -> list[Path]:
         """Disable the module; return the links that were removed."""
@@ -157,6 +178,27 @@ class DebianModule:
             if (link.parent / os.readlink(link)).parent.resolve() == available
         ]
         return own, [link for link in links if link not in own]
+
+
+def package_of(path: Path) -> str:
+    """Return the Debian package that a file belongs to, "" for any other file."""
+    program = shutil.which("dpkg-query")
+    if program is None:
+        return ""
+    done = subprocess.run(
+        [program, "--search", str(path)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        env={"LC_ALL": "C.UTF-8"},
+    )
+    for line in done.stdout.splitlines():
+        # A pattern may match several files; "diversion by …" lines name no package.
+        packages, _, found = line.partition(": ")
+        if found == str(path) and " " not in packages:
+            return packages.partition(":")[0]
+    return ""
 
 
 def sealed(text: str) -> str:

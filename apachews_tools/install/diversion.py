@@ -1,13 +1,14 @@
 """Whether a rule diverts a request before the handler gets it.
 
 Contract: ``diversion(scope)`` returns the directive that sends a WebSocket's request to a
-proxy or to another file, and whether that is certain.  Pure.
+proxy or to another file, and whether that is certain.  A rule may lead to another WebSocket on
+purpose; ``Diversion.websocket`` is its path.  Pure.
 
 How this works: mod_proxy and mod_rewrite act before httpd looks for a file, and the first
 matching rule wins.  Rules of directories and of ``.htaccess`` come later; those of the
-deepest directory with any count.  A condition is evaluated if the handshake decides it: the
-header Upgrade, the path, "not a file", which holds for a socket.  Any other condition makes
-the rule uncertain.
+deepest directory, or of a section for files in it, with any count.  A condition is evaluated
+if the handshake decides it: the header Upgrade, the path, "not a file", which holds for a
+socket.  Any other condition makes the rule uncertain.
 
 Sources: modules/proxy/mod_proxy.c (``proxy_trans``), modules/mappers/mod_rewrite.c.
 """
@@ -32,6 +33,11 @@ _VALUES: Final = {
 }
 # A socket is neither a file nor a directory.
 _TESTS: Final = {"!-f": True, "!-d": True, "!-l": True, "-f": False, "-d": False, "-l": False}
+# Expressions for the file of the request; a virtual host's rules have only the second form.
+_FILE_NAME: Final = re.compile(
+    r"%\{(?:REQUEST|SCRIPT)_FILENAME\}|%\{(?:CONTEXT_)?DOCUMENT_ROOT\}/?%\{REQUEST_URI\}",
+    re.IGNORECASE,
+)
 _LONG_FLAGS: Final = {
     "PROXY": "P",
     "LAST": "L",
@@ -41,6 +47,8 @@ _LONG_FLAGS: Final = {
     "GONE": "G",
     "REDIRECT": "R",
 }
+# A rule with one of these flags answers the request, or leaves the answer to another server.
+_ANSWERS: Final = {"P", "F", "G", "R"}
 # After a rule with one of these flags, mod_rewrite stops.
 _ENDS: Final = {"P", "L", "END", "F", "G", "R"}
 
@@ -53,11 +61,14 @@ class Diversion:
         directive: the rule.
         is_proxy: whether it sends them to another server.
         is_certain: whether it matches regardless of unknown conditions.
+        websocket: the path of the WebSocket of the same site that a rule leads to; "" if it
+            leads elsewhere.
     """
 
     directive: Directive
     is_proxy: bool
     is_certain: bool
+    websocket: str = ""
 
 
 def diversion(scope: Scope) -> Diversion | None:
@@ -108,8 +119,10 @@ def _of_directory(scope: Scope) -> Diversion | None:
     for level in reversed(scope.section_levels):
         if last(level, "RewriteEngine"):
             # The path relative to the directory: to the document root, or to that of the file.
+            # A rule in a section for files gets the whole path of the file.
             relative = scope.url_path.lstrip("/")
-            return _rewritten(level, [relative, relative.rpartition("/")[2]], scope.url_path)
+            paths = [relative, relative.rpartition("/")[2], scope.file]
+            return _rewritten(level, paths, scope.url_path)
     return None
 
 
@@ -127,7 +140,8 @@ def _rewritten(level: list[Directive], paths: list[str], url_path: str) -> Diver
             if holds is False or not flags & _ENDS or not _matches(directive, paths, flags):
                 continue
             if directive.arguments[1] != "-" or "P" in flags:
-                return Diversion(directive, "P" in flags, holds is True)
+                websocket = "" if flags & _ANSWERS else _websocket(directive, paths, flags)
+                return Diversion(directive, "P" in flags, holds is True, websocket)
             if holds:
                 return None  # the rule keeps the request, and mod_rewrite stops
     return None
@@ -139,6 +153,21 @@ def _matches(rule: Directive, paths: list[str], flags: set[str]) -> bool:
     return any(
         _search(pattern.removeprefix("!"), path, "NC" in flags) != is_negated for path in paths
     )
+
+
+def _websocket(rule: Directive, paths: list[str], flags: set[str]) -> str:
+    """Return the path of the WebSocket that a rule leads to; "" if it leads elsewhere."""
+    pattern, target = rule.arguments[:2]
+    options = re.IGNORECASE if "NC" in flags else 0
+    try:
+        match = next(filter(None, (re.search(pattern, path, options) for path in paths)), None)
+        if match is None:
+            return ""  # the pattern is negated
+        path = match.expand(re.sub(r"\$(\d)", r"\\g<\1>", target.replace("\\", r"\\")))
+    except (re.error, IndexError):
+        return ""
+    is_of_site = not path.startswith("//") and "://" not in path and "%" not in path
+    return "/" + path.lstrip("/") if is_of_site and path.endswith(".ws") else ""
 
 
 def _all_hold(conditions: list[Directive], url_path: str) -> bool | None:
@@ -162,10 +191,10 @@ def _holds(condition: Directive, url_path: str) -> bool | None:
     if len(condition.arguments) < 2:
         return None
     text, pattern = condition.arguments[:2]
+    if _FILE_NAME.fullmatch(text):
+        return _TESTS.get(pattern)
     match = re.fullmatch(r"%\{([^}]+)\}", text)
     name = match[1].upper() if match else ""
-    if name in ("REQUEST_FILENAME", "SCRIPT_FILENAME"):
-        return _TESTS.get(pattern)
     value = url_path if name == "REQUEST_URI" else _VALUES.get(name)
     if value is None or re.match(r"!?[-<>=]", pattern):
         return None

@@ -227,7 +227,7 @@ def test_refusals_say_what_to_look_at(site: Site) -> None:
         "/file.ws": ("403 Forbidden", "is not a socket"),
         "/stale.ws": ("503 Service Unavailable", "start the producer"),
         "/wrong.ws": ("500 Internal Server Error", "apachews doctor finds it"),
-        "/index.html": ("200 OK", "AddHandler websocket .ws"),
+        "/index.html": ("200 OK", "the path is not that of a socket"),
     }
     with site.producer("wrong.ws", echo):
         for path, (status, hint) in expected.items():

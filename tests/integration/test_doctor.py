@@ -144,12 +144,8 @@ SEEDS = {
         "error",
         "RewriteRule \\.ws$ - [END]",
         200,
-        REWRITE
-        + IN_DOCROOT
-        % (
-            "RewriteEngine On\nRewriteCond %{REQUEST_FILENAME} !-f\n"
-            "RewriteCond %{REQUEST_FILENAME} !-d\nRewriteRule . /front.php [L]"
-        ),
+        f"{REWRITE}RewriteCond %{{DOCUMENT_ROOT}}%{{REQUEST_URI}} !-f\n"
+        "RewriteRule . /front.php [L]",
     ),
     "access-denied": Seed(
         "access", "error", "Require all granted", 403, IN_DOCROOT % "Require all denied"
@@ -336,7 +332,7 @@ def test_a_seeded_misconfiguration_is_found_with_its_remedy(
         assert found["level"] == seed.level
         assert seed.remedy.replace("{extra}", f"{short_path}/conf.d/extra.conf") in found["remedy"]
         assert found["breaks"]
-        assert found["load"]
+        assert found["when"]
         if seed.status:
             assert handshake is not None
             assert f": {seed.status}: " in handshake["text"]
@@ -391,7 +387,7 @@ def test_the_limit_of_the_running_httpd(
         undo.push(seeded)
         status, (finding,) = doctor(capsys, apache, url(apache), "--websockets", "1000")
         assert (status, finding["id"]) == (0, "descriptors")
-        assert finding["load"].startswith("480 WebSockets")
+        assert finding["when"].startswith("480 WebSockets")
         assert doctor(capsys, apache, url(apache), "--websockets", "480") == (0, [])
 
 

@@ -545,3 +545,46 @@ def test_help() -> None:
     assert status == 0
     for word in ("TERM", "HUP", "--spread", "--hold", "--drain-timeout", "example"):
         assert word in output
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        # The socket file cannot be made: one line.
+        ("Server('/nonexistent/a.ws')", "{program}:2: [Errno 2] No such file or directory: create"),
+        ("Server('/' + 'a' * 200)", "{program}:2: /aaaa"),
+        # Any other failure of the program is a traceback.
+        ("open('/nonexistent/a.ws')", "Traceback"),
+        ("raise ServerError('/a.ws', 'mine', 'none')", "Traceback"),
+    ],
+)
+def test_a_socket_file_that_cannot_be_made_is_one_line(
+    text: str, shown: str, short_path: Path
+) -> None:
+    program = short_path / "program.py"
+    program.write_text(
+        f"from apachews import Server; from apachews.exceptions import ServerError\n{text}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "apachews.runner", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(shown.format(program=program))
+    assert (len(lines) == 1) is (shown != "Traceback")
+
+
+def test_without_the_runner_the_traceback_is_of_the_program(short_path: Path) -> None:
+    program = short_path / "program.py"
+    program.write_text("from apachews import Server\nServer('/nonexistent/a.ws')\n")
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "During handling" not in done.stderr
+    files = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
+    assert len(files) == 2  # the program, and Server()
+    assert "FileNotFoundError: [Errno 2] No such file or directory: create" in done.stderr

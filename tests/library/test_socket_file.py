@@ -282,3 +282,54 @@ def test_of_two_that_start_at_once_one_serves(short_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
     served.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "advice"),
+    [
+        (errno.EACCES, PermissionError, "may not create a file in {place}; run the program as its"),
+        (errno.EROFS, OSError, "a systemd unit needs ReadWritePaths={place}, or take the path"),
+    ],
+)
+def test_an_error_of_the_directory_says_what_to_do(
+    number: int, kind: type[OSError], advice: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SocketFile, beside: str, mode: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(SocketFile, "_make", fail)
+    path = str(short_path / "a.ws")
+    with pytest.raises(kind) as raised:
+        SocketFile(path, 0o660, None)
+    assert raised.value.errno == number
+    assert raised.value.filename == path
+    assert str(raised.value).startswith(f"[Errno {number}] {os.strerror(number)}: ")
+    assert advice.format(place=short_path) in str(raised.value)
+    assert "Server(sys.argv[1])" in str(raised.value)
+
+
+def test_a_directory_that_does_not_exist_is_to_be_created(short_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        SocketFile(f"{short_path}/absent/a.ws", 0o660, None)
+    assert "create the directory: install -d -o " in str(raised.value)
+    assert f" {short_path}/absent: " in str(raised.value)
+
+
+def test_a_group_that_the_user_is_not_in(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str, group: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(shutil, "chown", fail)
+    with pytest.raises(PermissionError, match="is not a member of the group wheel"):
+        SocketFile(str(short_path / "a.ws"), 0o660, "wheel")
+
+
+def test_an_error_of_another_kind_stays_as_it_is(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SocketFile, beside: str, mode: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SocketFile, "_make", fail)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '/"):
+        SocketFile(str(short_path / "a.ws"), 0o660, None)

@@ -50,6 +50,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews_handler.lifecycle": NO_C,
     "apachews_handler.handshake": NO_C,
     "apachews_handler.status_page": NO_C,
+    "apachews_handler.entry_points": NO_C,
     "apachews_handler.wsgi": NO_C,
     "apachews_handler.modpython": NO_C,
     "apachews_tools": NO_C,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import pwd
 import re
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from apachews import NotListening, Server
-from apachews_tools.cli import COMMANDS, main
+from apachews_tools.cli import COMMANDS, listen, main, publish
 
 from ..conftest import wait_for
 from ..library.test_publishing import serving
@@ -186,3 +189,23 @@ def test_publish_refuses_arguments_that_make_no_sense(
     said = capsys.readouterr().err.splitlines()[-1]
     assert arguments[0] in said
     assert repr(arguments[1]) in said
+
+
+def test_listen_and_publish_say_who_has_the_permission(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: str, *arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(sys, "argv", ["/opt/apachews/bin/apachews"])
+    monkeypatch.setattr(listen, "Server", refuse)
+    monkeypatch.setattr(publish, "publish", refuse)
+    path = str(short_path / "a.ws")
+    Path(path).touch()
+    assert main(["listen", path]) == 1
+    told = capsys.readouterr().err
+    assert f"sudo -u www-data /opt/apachews/bin/apachews listen {path}, or as root" in told
+    assert main(["publish", path, "-m", "hello"]) == 1
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    told = capsys.readouterr().err
+    assert f"sudo -u {owner} /opt/apachews/bin/apachews publish" in told

@@ -205,7 +205,7 @@ def test_who_may_not_ask_is_told_who_may(
         "no permission to ask the processes of Apache 7 (/var/tmp/apachews-33: Permission denied)"
         in error
     )
-    assert "run this as root" in error
+    assert "status, or set up a status page" in error
 
 
 def test_watching_goes_on_while_apache_is_away(

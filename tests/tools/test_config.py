@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apachews_tools.cli import main
+from apachews_tools.cli import config, main
 from apachews_tools.httpd.ownership import weakness
 from apachews_tools.httpd.permissions import Account
 from apachews_tools.httpd.python_environment import (
@@ -19,7 +19,13 @@ from apachews_tools.httpd.python_environment import (
 )
 from apachews_tools.httpd.python_home import handler_in
 from apachews_tools.install import installation
-from apachews_tools.install.debian_module import DebianModule, EditedError, is_sealed, sealed
+from apachews_tools.install.debian_module import (
+    DebianModule,
+    EditedError,
+    is_sealed,
+    package_of,
+    sealed,
+)
 from apachews_tools.install.installation import (
     SetUpError,
     WsgiModule,
@@ -439,6 +445,66 @@ def test_config_debian_says_what_to_run_next(
     assert "unchanged" in capsys.readouterr().out
 
 
+@pytest.fixture
+def dpkg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A dpkg-query that knows the paths in a file, one per line."""
+    known = tmp_path / "known"
+    known.touch()
+    program = tmp_path / "bin" / "dpkg-query"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = --search ] || exit 2\n'
+        f'grep -qxF "$2" {known} || exit 1\n'
+        'echo "diversion by other from: $2"\necho "libapache2-mod-apachews:amd64: $2"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    return known
+
+
+def test_the_package_of_a_file(dpkg: Path) -> None:
+    dpkg.write_text("/etc/a.conf\n")
+    assert package_of(Path("/etc/a.conf")) == "libapache2-mod-apachews"
+    assert package_of(Path("/etc/b.conf")) == ""
+
+
+def test_without_dpkg_a_file_has_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert package_of(Path("/usr/bin/python3")) == ""
+
+
+def test_config_debian_of_the_package_writes_nothing(
+    here: Path, dpkg: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dpkg.write_text(f"{config.HERE}\n")
+    given = ["config", "--debian", "--directory", str(here / "etc")]
+    assert main(given) == 0
+    told = capsys.readouterr().out
+    assert "the package libapache2-mod-apachews has the module's files" in told
+    assert told.endswith("\n  a2enmod apachews\n  systemctl restart apache2\n")
+    assert not list((here / "etc" / "mods-available").iterdir())
+    for suffix in (".load", ".conf"):
+        (here / "etc" / "mods-enabled" / f"apachews{suffix}").touch()
+    assert main(given) == 0
+    assert "a2enmod" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [[], ["--force"], ["--undo"], ["--undo", "--force"]])
+def test_config_debian_leaves_the_files_of_the_package_alone(
+    here: Path, dpkg: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = here / "etc" / "mods-available" / "apachews.load"
+    load.write_text("# of the package\n")
+    dpkg.write_text(f"{load}\n")
+    assert main(["config", "--debian", "--directory", str(here / "etc"), *option]) == 1
+    told = capsys.readouterr().err
+    assert "belongs to the Debian package libapache2-mod-apachews" in told
+    assert "apt-get purge libapache2-mod-apachews" in told
+    assert load.read_text() == "# of the package\n"
+
+
 def test_config_debian_shows_what_was_edited(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,20 +555,6 @@ def test_the_lines_of_the_package_do_not_depend_on_a_version(
     ]
     shared = directives(server_directives(here, module, shares_python=True))
     assert shared[0] == "WSGIPythonPath /usr/lib/python3/dist-packages"
-
-
-def test_the_packages_files_are_not_written_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    packaged(monkeypatch)
-    assert main(["config", "--debian"]) == 0
-    said = capsys.readouterr().out
-    assert "the package libapache2-mod-apachews has installed the module" in said
-    assert "a2enmod apachews" in said
-    assert main(["config", "--debian", "--undo"]) == 0
-    said = capsys.readouterr().out
-    assert "a2dismod apachews" in said
-    assert "apt-get purge libapache2-mod-apachews" in said
 
 
 def test_a_private_apache_finds_the_packaged_handler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,7 +304,8 @@ def test_a_terminated_client_ends() -> None:
     [
         ("HTTP/1.1 404 Not Found\nContent-Length: 4\n\nGone", "404 Not Found\n  Gone\nThe file"),
         ("HTTP/1.1 426 Upgrade Required\nContent-Length: 0\n\n", "asks for an upgrade"),
-        ("HTTP/1.1 200 OK\nContent-Length: 13\n\n<html></html>", "AddHandler websocket .ws"),
+        ("HTTP/1.1 200 OK\nContent-Length: 13\n\n<html></html>", "RewriteRule \\.ws$ - [END]"),
+        ("HTTP/1.1 204 No Content\n\n", "a front controller"),
         ("HTTP/1.1 302 Found\nLocation: https://a/\nContent-Length: 0\n\n", "to wss://a/ instead"),
         ("HTTP/1.1 503 Busy\nRetry-After: 5\n\nto the end\x1b", "to the end\\x1b\n  (retry after"),
         ("HTTP/1.0 599 Strange\nContent-Length: 0\n\n", "the server answers 599\n"),
@@ -527,7 +528,7 @@ def test_a_refusal_of_the_handler_has_its_hint_whatever_its_words(token: str) ->
 
 
 def test_answers_of_other_servers_have_hints() -> None:
-    for status in (200, 400, 401, 403, 404, 407, 426, 429, 500, 501, 502, 503, 504):
+    for status in (200, 206, 400, 401, 403, 404, 407, 426, 429, 500, 501, 502, 503, 504):
         assert cause_of(Answer(status)), status
     assert cause_of(Answer(499)) is None
     tls = cause_of(Answer(400, {}, "You're speaking plain HTTP to an SSL-enabled server port."))

@@ -143,6 +143,8 @@ def test_a_chmod_is_of_this_file_only(short_path: Path) -> None:
     [
         ("/opt/my env/bin/apachews", "'/opt/my env/bin/apachews'"),
         ("/opt/lib/apachews/__main__.py", f"{sys.executable} -m apachews"),
+        ("/usr/local/bin/apachews", "/usr/local/bin/apachews"),
+        ("/usr/bin/apachews", "apachews"),
         ("apachews", "apachews"),
     ],
 )
@@ -407,7 +409,7 @@ def test_descriptors_are_two_for_each_websocket() -> None:
     assert levels(check_process(httpd(), "", 4064))["descriptors"] == "ok"
     (_, found) = check_process(httpd(), "", 4065)
     assert found.level is Level.WARNING
-    assert found.load.startswith("4064 WebSockets")
+    assert found.when.startswith("4064 WebSockets")
     assert "/etc/systemd/system/apache2.service.d/apachews.conf" in found.remedy
     (_, found) = check_process(httpd(unit="", descriptor_limit=1024), "", 1000)
     assert "ulimit -n 65536" in found.remedy
@@ -515,9 +517,9 @@ ExecStart={ path=/usr/sbin/httpd ; argv[]=/usr/sbin/httpd -DFOREGROUND ; status=
 @pytest.mark.parametrize(
     ("text", "drop_in", "descriptors"),
     [
-        (DEBIANS_UNIT, "warning", "ok"),  # apachectl sets 8192
+        (DEBIANS_UNIT, "note", "ok"),  # apachectl sets 8192
         (WITH_DROP_IN, "ok", "ok"),
-        (FEDORAS_UNIT, "warning", "warning"),
+        (FEDORAS_UNIT, "note", "warning"),
     ],
 )
 def test_units(text: str, drop_in: str, descriptors: str) -> None:
@@ -938,7 +940,8 @@ def refused_by_the_handler(reason: Reason, body: str = "any words") -> Answer:
 @pytest.mark.parametrize(
     ("status", "body", "says", "remedy"),
     [
-        (200, "<html>", "has not come to the handler", "AddHandler"),
+        (200, "<html>", "a page answered instead of the handler", "RewriteRule"),
+        (204, "", "a page answered instead of the handler", "RewriteRule"),
         (400, "You're speaking plain HTTP to an SSL-enabled server port.", "for TLS", "wss://"),
         (400, "Bad Request", "does not understand the handshake", "proxy"),
         (401, "", "login", "log in"),
@@ -1204,7 +1207,7 @@ FINDINGS = [
     note("reqtimeout", "harmless"),
     warning("running", "it does not run", breaks="all", remedy="start it"),
     error(
-        "access", "denied " + "to everybody " * 8, breaks="b", load="l", remedy="m", where="/c:1"
+        "access", "denied " + "to everybody " * 8, breaks="b", when="w", remedy="m", where="/c:1"
     ),
 ]
 
@@ -1214,11 +1217,11 @@ def test_the_report_is_a_table() -> None:
     assert lines[0] == "ok       syntax      it is good"
     assert lines[2] == "warning  running     it does not run"
     assert lines[3] == "                     breaks: all"
-    assert lines[4] == "                     load:   always"
+    assert lines[4] == "                     when:   always"
     assert lines[7:11] == [
         "                     at:     /c:1",
         "                     breaks: b",
-        "                     load:   l",
+        "                     when:   w",
         "                     remedy: m",
     ]
     assert lines[-1] == "4 checks: 1 error, 1 warning"
@@ -1241,7 +1244,7 @@ def test_the_report_has_colours_on_a_terminal_only() -> None:
 def test_what_others_have_said_does_not_steer_the_terminal() -> None:
     rude = "a\033]0;title\007b\nok       fine\u202e"
     told = report(
-        [warning("running", rude, breaks=rude, remedy=rude, load=rude, where=rude)], 80, False
+        [warning("running", rude, breaks=rude, remedy=rude, when=rude, where=rude)], 80, False
     )
     assert told.count("\n") == 5
     assert all(line.isprintable() for line in told.splitlines())
