@@ -195,6 +195,20 @@ def test_reloads_keep_the_clients(enabled: Machine) -> None:
         assert [echoed(plain, "a"), echoed(secure, "b")] == ["a", "b"]
 
 
+def test_files_of_a_next_version_do_not_disturb_before_the_reload(enabled: Machine) -> None:
+    """dpkg replaces the files seconds before it reloads Apache."""
+    script = next((enabled.root / "usr/lib/python3/dist-packages").glob("apachews_handler/wsgi.py"))
+    text, before = script.read_text(), children(enabled)
+    script.write_text("raise ImportError('of another version')\n")
+    try:
+        for _ in before:  # each child may answer
+            with client(enabled) as websocket:
+                assert echoed(websocket, "old") == "old"
+    finally:
+        script.write_text(text)
+    assert children(enabled) == before
+
+
 def test_an_upgrade_keeps_the_clients_and_the_configuration(
     enabled: Machine, packages: list[Path]
 ) -> None:
@@ -299,6 +313,27 @@ def test_a_program_in_c_is_compiled_with_pkg_config(enabled: Machine) -> None:
     enabled.run("cc /srv/x.c -o /srv/x $(pkg-config --cflags --libs apachews)")
     assert enabled.run("/srv/x") == "0.1.0\n"
     assert "libapachews.so.0" in enabled.run("ldd /srv/x")
+
+
+@pytest.mark.skipif(
+    SUITE != "bookworm" or not os.environ.get("APACHEWS_EVERYTHING"),
+    reason="an upgrade of Debian takes many minutes: deploy/test --everything -e packages",
+)
+@pytest.mark.timeout(2 * machines.COMMAND_TIMEOUT_S)
+def test_the_packages_work_after_an_upgrade_of_debian(enabled: Machine) -> None:
+    before = enabled.run("python3 --version; php --version | head -n 1")
+    sources = enabled.root / "etc/apt/sources.list"
+    sources.write_text(sources.read_text().replace("bookworm", "trixie"))
+    enabled.run("apt-get -qq update")
+    enabled.run("apt-get -qq full-upgrade -y -o Dpkg::Options::=--force-confold")
+    assert enabled.run("python3 --version; php --version | head -n 1") != before
+    for is_secure in (False, True):
+        with client(enabled, is_secure=is_secure) as websocket:
+            assert echoed(websocket, "hello") == "hello"
+    enabled.run(f"rm -f {ORIGINAL_PATH}")
+    assert enabled.run("apachews doctor").splitlines()[-1].endswith(": nothing is wrong")
+    test_php_loads_the_library_on_the_command_line_only(enabled)
+    test_the_original_program_in_php_runs_verbatim(enabled)
 
 
 def test_removal_disables_the_module_and_apache_goes_on(enabled: Machine) -> None:
