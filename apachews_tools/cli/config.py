@@ -16,7 +16,7 @@ from apachews_tools.install.installation import (
     WsgiModule,
     apache_account,
     choose_wsgi_module,
-    load_module,
+    load_file,
     require_packages,
     require_readable,
     server_directives,
@@ -171,7 +171,7 @@ def _install(
     place = DebianModule(arguments.directory)
     fates = place.write(
         {
-            ".load": _load_file(module),
+            ".load": load_file(module),
             ".conf": server_directives(
                 environment, module, shares_python=arguments.share_python, loads_module=False
             ),
@@ -205,14 +205,6 @@ def _require_ownership(environment: PythonEnvironment, module: WsgiModule) -> No
                 " /opt/apachews && sudo /opt/apachews/bin/pip install 'apachews[bridge]'), and run"
                 " its config --debian; --force skips this check"
             )
-
-
-def _load_file(module: WsgiModule) -> str:
-    """Return the file for a2enmod: modules to enable, modules in conflict, and LoadModule."""
-    if module.is_systems:
-        return "# Depends: wsgi mime env\n"
-    conflicts = "# Conflicts: wsgi\n" if module.conflicts else ""
-    return f"# Depends: mime env\n{conflicts}\n{load_module(module)}\n"
 
 
 def _undo(place: DebianModule, forced: bool) -> None:

@@ -15,6 +15,7 @@ import sysconfig
 from pathlib import Path
 
 from .private_apache import APACHE_USER, ApacheError, unreadable_parts
+from .python_environment import PythonEnvironment
 
 
 def python_home(copy: Path) -> Path:
@@ -57,6 +58,10 @@ def python_home(copy: Path) -> Path:
 
 def handler_in(home: Path) -> Path:
     """Return the handler's directory in an environment like the running one."""
+    environment = PythonEnvironment.running()
+    if environment.is_packaged:
+        # Debian's Python answers with /usr/local, where pip installs.
+        return environment.handler
     packages = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
     return home / packages / "apachews_handler"
 

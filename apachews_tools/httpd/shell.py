@@ -52,5 +52,9 @@ def shipped(name: str) -> str:
     Args:
         name: its path below ``deploy`` in the sources.
     """
-    installed = Path(sysconfig.get_path("data")) / "share" / "apachews" / name
-    return word(installed) if installed.exists() else f"deploy/{name}"
+    # Debian's Python names /usr/local, where pip installs; its package has them in /usr.
+    for prefix in (sysconfig.get_path("data"), "/usr"):
+        installed = Path(prefix, "share", "apachews", name)
+        if installed.exists():
+            return word(installed)
+    return f"deploy/{name}"

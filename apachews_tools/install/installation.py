@@ -20,6 +20,8 @@ from apachews_tools.httpd.permissions import ENTER, READ, Account, obstacles
 from apachews_tools.httpd.python_environment import PythonEnvironment, python_of, version_text
 from apachews_tools.httpd.shell import word
 
+# Debian's package of the handler and of this command.
+PACKAGE: Final = "libapache2-mod-apachews"
 # The user of httpd's children on Debian, on Fedora and its derivatives, and on SUSE.
 USERS: Final = ("www-data", "apache", "wwwrun")
 SYSTEM_PREFIX: Final = Path("/usr")
@@ -168,15 +170,19 @@ def server_directives(
             has its own WSGIPythonHome.
         loads_module: whether to write ``LoadModule`` if the distribution does not.
     """
-    version = version_text(environment.version)
     parts = [
-        f"# apachews: WebSockets served by Apache itself, from {environment.prefix} (Python"
-        f" {version}).\n# At the level of the server, once."
+        f"# apachews: WebSockets served by Apache itself, from {_origin(environment)}.\n"
+        "# At the level of the server, once."
     ]
     if loads_module and not module.is_systems:
         parts.append(load_module(module))
-    if environment.is_packaged:
-        pass  # the system's Python finds the packages
+    if environment.is_packaged and not shares_python:
+        parts.append(
+            "# Python: the system's, which finds apachews_handler and wsproto by itself.\n"
+            "# If the site sets WSGIPythonHome for another application, add this line; the\n"
+            "# environment must be one of the same version of Python.\n"
+            f"#WSGIPythonPath {quoted(environment.packages)}"
+        )
     elif shares_python or environment.is_distributions:
         parts.append(
             "# A further directory for imports: it has apachews, apachews_handler and wsproto.\n"
@@ -203,6 +209,21 @@ def server_directives(
         f"Include {quoted(environment.shipped)}"
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(environment: PythonEnvironment) -> str:
+    """Return the name of the installation; a package's does not depend on a version of Python."""
+    if environment.is_packaged:
+        return f"the package {PACKAGE}"
+    return f"{environment.prefix} (Python {version_text(environment.version)})"
+
+
+def load_file(module: WsgiModule) -> str:
+    """Return the file for a2enmod: modules to enable, modules in conflict, and LoadModule."""
+    if module.is_systems:
+        return "# Depends: wsgi mime env\n"
+    conflicts = "# Conflicts: wsgi\n" if module.conflicts else ""
+    return f"# Depends: mime env\n{conflicts}\n{load_module(module)}\n"
 
 
 def load_module(module: WsgiModule) -> str:

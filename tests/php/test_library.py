@@ -119,9 +119,10 @@ def original(short_path: Path) -> str:
     return text
 
 
+@pytest.mark.parametrize("loader", ["autoload.php", "prepend.php"])
 @pytest.mark.parametrize("answers", [True, False], ids=["answers", "prints"])
 def test_a_program_of_the_original_needs_no_line_that_loads_the_library(
-    short_path: Path, original: str, answers: bool
+    short_path: Path, original: str, answers: bool, loader: str
 ) -> None:
     """auto_prepend_file loads the library, like php.ini loaded the original extension."""
     if not answers:  # like the customer's second program, which also closes clients that have ended
@@ -136,7 +137,7 @@ def test_a_program_of_the_original_needs_no_line_that_loads_the_library(
     program = short_path / "program.php"
     program.write_text(original)
     path = short_path / "websocket.ws"
-    prepended = f"auto_prepend_file={LIBRARY / 'autoload.php'}"
+    prepended = f"auto_prepend_file={LIBRARY / loader}"
     command = [tool("php"), "-d", prepended, str(program)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
@@ -185,13 +186,22 @@ def test_composer_takes_it_as_the_documentation_says(tmp_path: Path) -> None:
             check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr
-    program = (
-        "require 'vendor/autoload.php'; new apachews\\Server('it.ws'); echo ApacheWSIOEvent->name;"
+    (tmp_path / "program.php").write_text(
+        "<?php require 'vendor/autoload.php'; new apachews\\Server('it.ws');"
+        " echo ApacheWSIOEvent->name, (new ReflectionClass('apachews\\Server'))->getFileName();"
     )
-    result = subprocess.run(
-        [tool("php"), "-r", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (result.stdout, result.stderr) == ("IO", "")
+    # With another copy for all programs, as Debian's package has it, the project's own serves.
+    for options in ([], ["-d", f"auto_prepend_file={LIBRARY / 'prepend.php'}"]):
+        result = subprocess.run(
+            [tool("php"), *options, "program.php"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (tmp_path / "it.ws").unlink(missing_ok=True)
+        installed = (tmp_path / "vendor/apachews/apachews/src/Server.php").resolve()
+        assert (result.stdout, result.stderr) == (f"IO{installed}", "")
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")

@@ -195,3 +195,43 @@ def test_directories_that_apaches_user_cannot_enter_are_named(short_path: Path) 
     os.chown(closed, private_apache.as_apache_user()["user"], -1)
     closed.chmod(0o100)
     assert private_apache.unreadable_parts([deep / "file"]) == []
+
+
+def test_the_packages_have_the_version_of_the_distribution() -> None:
+    version = re.search(r"^version = (\S+)", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    assert version
+    changelog = (ROOT / "debian/changelog").read_text()
+    assert changelog.startswith(f"apachews ({version[1]}) ")
+    c = (ROOT / "bindings/c/CMakeLists.txt").read_text()
+    assert f"project(apachews VERSION {version[1]} " in c
+
+
+def test_the_page_names_every_package() -> None:
+    page = (ROOT / "docs/howto/packages.md").read_text()
+    control = (ROOT / "debian/control").read_text()
+    packages = re.findall(r"^Package: (\S+)", control, re.MULTILINE)
+    assert len(packages) == 5
+    assert [name for name in packages if f"`{name}`" not in page] == []
+
+
+def test_the_services_of_the_package_run_with_the_systems_python(tmp_path: Path) -> None:
+    subprocess.run([ROOT / "debian/services", tmp_path], cwd=ROOT, check=True)
+    units = tmp_path / "usr/lib/systemd/system"
+    service = (units / "apachews-producer@.service").read_text()
+    assert "\nExecStart=/usr/bin/python3 -m apachews.runner --hold" in service
+    assert (units / "apache2.service.d/apachews.conf").read_text().count("[Service]") == 1
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        text = path.read_text()
+        assert "/opt/apachews" not in text, path
+        assert "copy this" not in text, path
+
+
+def test_a_changed_text_that_is_not_derived_fails_the_build(tmp_path: Path) -> None:
+    """A path of an installation with pip must not reach the package unnoticed."""
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    socket_unit = tmp_path / "deploy/systemd/apachews-producer@.socket"
+    socket_unit.write_text(f"# Runs /opt/apachews/bin/apachews.\n{socket_unit.read_text()}")
+    command = [ROOT / "debian/services", tmp_path / "package"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "/opt/apachews/bin/apachews" in result.stdout

@@ -17,6 +17,7 @@ from apachews_tools.httpd.python_environment import (
     python_of,
     version_in,
 )
+from apachews_tools.httpd.python_home import handler_in
 from apachews_tools.install import installation
 from apachews_tools.install.debian_module import (
     DebianModule,
@@ -542,3 +543,31 @@ def test_config_refuses(
 ) -> None:
     assert main(["config", *given]) == 1
     assert says in capsys.readouterr().err
+
+
+def packaged(monkeypatch: pytest.MonkeyPatch) -> PythonEnvironment:
+    """Let the packages be those of Debian's package."""
+    found = PythonEnvironment((3, 13), Path("/usr"), Path("/usr"), DIST_PACKAGES)
+    monkeypatch.setattr(PythonEnvironment, "running", lambda: found)
+    return found
+
+
+def test_the_lines_of_the_package_do_not_depend_on_a_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = packaged(monkeypatch)
+    module = WsgiModule(Path("/usr/lib/apache2/modules/mod_wsgi.so"), True)
+    text = server_directives(here, module)
+    assert "3.13" not in text
+    assert directives(text) == [
+        "Define APACHEWS_HANDLER /usr/lib/python3/dist-packages/apachews_handler",
+        "Include /usr/lib/python3/dist-packages/apachews_tools/httpd/apachews.conf",
+    ]
+    shared = directives(server_directives(here, module, shares_python=True))
+    assert shared[0] == "WSGIPythonPath /usr/lib/python3/dist-packages"
+
+
+def test_a_private_apache_finds_the_packaged_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's Python names /usr/local as the place of packages."""
+    here = packaged(monkeypatch)
+    assert handler_in(Path("/usr")) == here.handler
