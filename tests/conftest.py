@@ -14,6 +14,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
+from apachews_handler.shared import rundir
 from apachews_tools.httpd import private_apache
 
 from . import parts
@@ -96,3 +97,14 @@ def short_path() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="aws"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def temporary(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for temporary files, and none of ours in it yet."""
+    monkeypatch.setattr("tempfile.tempdir", str(short_path))
+    monkeypatch.setattr(rundir, "_directory_fd", -1)
+    yield short_path / f"apachews-{os.geteuid()}"
+    descriptor = rundir.descriptor()
+    if descriptor is not None:
+        os.close(descriptor)
