@@ -82,6 +82,17 @@ def test_one_process_can_run_all_tests(tmp_path: Path) -> None:
     assert done.stdout.count("2 passed") == 1
 
 
+def test_a_file_runs_in_one_process(tmp_path: Path) -> None:
+    """As its tests share fixtures; pytest-xdist alone would divide them."""
+    text = (
+        "@pytest.mark.parametrize('number', range(20))\n"
+        f"def test_it(number): pathlib.Path('ran-in', {WORKER}).touch()\n"
+    )
+    (tmp_path / "ran-in").mkdir()
+    assert suite(tmp_path, text, "-n", "2").returncode == 0
+    assert len(list((tmp_path / "ran-in").iterdir())) == 1
+
+
 @pytest.mark.parametrize("marker", ["", "@pytest.mark.alone"])
 def test_a_failure_that_passes_alone_is_flaky(tmp_path: Path, marker: str) -> None:
     done = suite(tmp_path, marker + FAILS_ONCE.format(name="late"))
