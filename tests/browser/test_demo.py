@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 
 from ..conftest import wait_for
 from ..support.site import ROOT
-from .chromium import Demo, chromium, complaints, is_open, say, screenshot, text_of
+from .conftest import Demo, chromium, complaints, is_open, say, screenshot, text_of
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])

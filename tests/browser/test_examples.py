@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from apachews import publish
 
 from ..conftest import wait_for
-from .chromium import Demo, chromium, complaints, is_open, say, screenshot, text_of
+from .conftest import Demo, chromium, complaints, is_open, say, screenshot, text_of
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from ..conftest import wait_for
 from ..integration.test_http2 import HTTP_2
 from ..support.site import MOD_PYTHON, Site, running_site
-from .chromium import CHROMEDRIVER, CHROMIUM, chromium
+from .conftest import CHROMEDRIVER, CHROMIUM, chromium
 
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 CERTUTIL = shutil.which("certutil")

@@ -16,7 +16,7 @@ from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
 from ..support.site import ECHO, ROOT, Site, running_site
-from .chromium import CHROMEDRIVER, CHROMIUM, chromium, complaints, is_open, say, text_of
+from .conftest import CHROMEDRIVER, CHROMIUM, chromium, complaints, is_open, say, text_of
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM or not CHROMEDRIVER,
@@ -139,7 +139,7 @@ def test_two_tabs_chat(site: Site, driver: webdriver.Chrome, library: str, schem
     directory = site.docroot / f"chat-{library}-{scheme}"
     directory.mkdir()
     shutil.chown(directory, private_apache.APACHE_USER)
-    for name in ("index.html", "chat.css", "chat.js"):
+    for name in ("index.html", "chat.js"):
         shutil.copy(CHAT / name, directory)
     url = f"{origin(site, scheme)}{directory.name}/"
     with serving(site, library, "chat", f"{directory.name}/chat.ws"):

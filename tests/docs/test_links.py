@@ -1,8 +1,11 @@
-"""Links between pages have targets, on a code host and in the built pages."""
+"""Links between pages have targets on a code host, and Sphinx builds the pages."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,18 @@ def test_every_page_can_be_reached() -> None:
     built = {page for page in pages() if page.parent.name == "reference"}
     built.add(ROOT / "docs" / "index.md")
     assert set(pages()) - reached <= built
+
+
+def test_sphinx_builds_the_pages_without_a_warning() -> None:
+    """Into ``docs/_build/html``.  A link without a target is a warning."""
+    if not importlib.util.find_spec("sphinx"):
+        pytest.skip("Sphinx is not installed: pip install -r docs/requirements.txt")
+    options = ["-E", "-W", "--keep-going", "-n", "-q", "-b", "html"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *options, "docs", "docs/_build/html"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, talking to the seed's program."""
+"""Clients of other projects, with the seed's program as the producer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,54 @@ import pytest
 import websocket
 from websockets.asyncio.client import connect
 
+from ..support import autobahn
 from ..support.site import Site
 
 VERSIONS = {"wss1.2": ssl.TLSVersion.TLSv1_2, "wss1.3": ssl.TLSVersion.TLSv1_3}
 MESSAGES: list[str | bytes] = ["hello", b"\x00\xff", "é" * 1000, b"\x07" * 200_000, "x"]
+
+
+# Prints "ok" or what went wrong.  Arguments: URL, file of the certificate to trust ("" for
+# none), TLS version ("" for any).
+ECHO_IN_NODE = """
+const fs = require('fs');
+const WebSocket = require('ws');
+
+const [url, ca, version] = process.argv.slice(1);
+const options = { perMessageDeflate: false };
+if (ca) options.ca = fs.readFileSync(ca);
+if (version) options.minVersion = options.maxVersion = version;
+
+const messages = ['hello', '', Buffer.from([0, 255]), 'é'.repeat(1000), Buffer.alloc(200000, 7)];
+// The seed's program answers an empty message with nothing.
+const expected = messages.filter((message) => message.length > 0);
+const socket = new WebSocket(url, options);
+let received = 0;
+
+socket.on('open', () => {
+    messages.forEach((message) => socket.send(message));
+    socket.ping('p');
+});
+socket.on('message', (data, isBinary) => {
+    const wanted = expected[received++];
+    const got = isBinary ? data : data.toString();
+    const same = Buffer.isBuffer(wanted) ? isBinary && wanted.equals(got) : wanted === got;
+    if (!same) fail(`message ${received} is not what was sent`);
+    if (received === expected.length) socket.close(4000, 'done');
+});
+socket.on('close', (code) => {
+    if (code !== 4000) fail(`closed with ${code}`);
+    console.log('ok');
+});
+socket.on('error', (error) => fail(error.stack));
+
+function fail(text) {
+    console.log(text);
+    process.exit(1);
+}
+"""
+# Autobahn's cases in every environment; ``tests/conformance`` has the rest.
+SELECTION = ["1.*", "2.*", "4.*", "5.*", "7.1.*", "7.7.*", "7.9.*", "13.3.3"]
 
 
 def address(site: Site, scheme: str) -> tuple[str, ssl.SSLContext | None]:
@@ -93,7 +137,7 @@ def test_ws_of_node(site: Site, scheme: str) -> None:
     if scheme != "ws":
         arguments = [url, str(site.apache.certificate), f"TLSv{scheme[3:]}"]
     result = subprocess.run(
-        ["node", str(Path(__file__).with_name("echo_client.js")), *arguments],
+        ["node", "-e", ECHO_IN_NODE, *arguments],
         env={**os.environ, "NODE_PATH": modules},
         capture_output=True,
         text=True,
@@ -101,3 +145,9 @@ def test_ws_of_node(site: Site, scheme: str) -> None:
         check=False,
     )
     assert (result.stdout, result.returncode) == ("ok\n", 0), result.stdout + result.stderr
+
+
+@pytest.mark.skipif(not autobahn.KOSOKU.exists(), reason="no kosoku: pip install kosoku")
+def test_a_selection_of_autobahns_cases(tmp_path: Path) -> None:
+    with autobahn.running_target() as site:
+        assert autobahn.check(site.apache.port, SELECTION, tmp_path / "report") == 86

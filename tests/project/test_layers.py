@@ -206,3 +206,34 @@ def test_the_library_imports_without_anything_installed() -> None:
         ],
         check=True,
     )
+
+
+# The layers of the C library: the list in ``system.h`` against every ``#include``.
+
+
+C_FOLDER = ROOT / "bindings" / "c" / "src"
+C_SOURCES = sorted(C_FOLDER.glob("*.[ch]"))
+# Headers below all layers.
+C_BASE = {"system", "apachews", "apache-ws-common"}
+
+
+def c_layers() -> dict[str, int]:
+    """Return the position of each module in the list, the lowest first."""
+    text = (C_FOLDER / "system.h").read_text()
+    listed = re.search(r"Layers\..*:\n((?: \*     .*\n)+)", text)
+    assert listed, "system.h has the list"
+    names = listed[1].replace("*", "").split()
+    return {name: position for position, name in enumerate(names)}
+
+
+def test_every_file_in_c_has_a_layer() -> None:
+    assert {path.stem for path in C_SOURCES} - C_BASE == c_layers().keys()
+
+
+@pytest.mark.parametrize("path", C_SOURCES, ids=lambda path: path.name)
+def test_includes_in_c_point_downwards(path: Path) -> None:
+    """So ``#include`` has no cycle, neither of headers nor of modules."""
+    order = c_layers()
+    for name in re.findall(r'^#include "([\w-]+)\.h"', path.read_text(), re.MULTILINE):
+        if name not in C_BASE and name != path.stem:
+            assert order[name] < order[path.stem], f"{path.name} includes {name}.h"

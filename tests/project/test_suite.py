@@ -24,6 +24,14 @@ def test_{name}():
 WORKER = 'os.environ.get("PYTEST_XDIST_WORKER", "none")'
 
 
+ENTRIES = (
+    *parts.MEASURES,
+    *parts.NOT_MEASURES,
+    *parts.TOGETHER,
+    *parts.SPREAD,
+    *parts.PORTABILITY,
+    *parts.NOT_PORTABILITY,
+)
 CONFIGURATION = """
 [pytest]
 addopts = -p xdist.plugin -p no:cacheprovider
@@ -72,6 +80,17 @@ def test_one_process_can_run_all_tests(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("2 passed") == 1
+
+
+def test_a_file_runs_in_one_process(tmp_path: Path) -> None:
+    """As its tests share fixtures; pytest-xdist alone would divide them."""
+    text = (
+        "@pytest.mark.parametrize('number', range(20))\n"
+        f"def test_it(number): pathlib.Path('ran-in', {WORKER}).touch()\n"
+    )
+    (tmp_path / "ran-in").mkdir()
+    assert suite(tmp_path, text, "-n", "2").returncode == 0
+    assert len(list((tmp_path / "ran-in").iterdir())) == 1
 
 
 @pytest.mark.parametrize("marker", ["", "@pytest.mark.alone"])
@@ -131,7 +150,7 @@ def test_portability_is_a_part_of_the_tests(tmp_path: Path) -> None:
     assert done.stdout.count("1 passed") == 2
 
 
-@pytest.mark.parametrize("entry", [*parts.ALONE, *parts.PORTABILITY, *parts.NOT_PORTABILITY])
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_the_table_names_what_exists(entry: str) -> None:
     path, _, name = entry.partition("::")
     assert (ROOT / "tests" / path).exists()
@@ -142,7 +161,10 @@ def test_the_table_names_what_exists(entry: str) -> None:
     ("nodeid", "markers"),
     [
         ("tests/stress/test_memory.py::test_memory[ws]", ["alone"]),
+        ("tests/stress/test_slow_peers.py::test_x", []),
+        ("tests/c/test_wire.py::test_x", []),
         ("tests/handler/test_mask.py::test_x", ["portability"]),
+        ("tests/handler/test_tls_relay.py::test_x", []),
         ("tests/handler/test_limits.py::test_a_fork_keeps_the_places", ["alone", "portability"]),
         ("tests/project/test_systemd_units.py::test_x", []),
         ("tests/conftest_c.py::test_x", []),
@@ -150,6 +172,65 @@ def test_the_table_names_what_exists(entry: str) -> None:
 )
 def test_the_table_by_directory_file_and_test(nodeid: str, markers: list[str]) -> None:
     assert parts.markers(nodeid) == markers
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "scope"),
+    [
+        ("tests/c/test_wire.py::test_x[1]", "together"),
+        ("tests/php/test_library.py::test_y", "together"),
+        ("tests/integration/test_run.py::test_x[1]", "integration/test_run.py::test_x[1]"),
+        ("tests/integration/test_seed.py::test_x[1]", "integration/test_seed.py"),
+    ],
+)
+def test_a_process_takes_a_group_of_tests(nodeid: str, scope: str) -> None:
+    assert parts.scope(nodeid) == scope
+
+
+@pytest.mark.parametrize(
+    ("file", "expressions", "expected"),
+    [
+        ("stress/test_memory.py", ["alone"], True),
+        ("stress/test_memory.py", ["not alone"], False),
+        ("stress/test_slow_peers.py", ["alone"], False),
+        ("handler/test_mask.py", ["portability", "not alone"], True),
+        ("handler/test_mask.py", ["portability", "alone"], False),
+        # One of its tests is.
+        ("handler/test_limits.py", ["portability", "alone"], True),
+        ("handler/test_limits.py", ["portability", "not alone"], True),
+        ("integration/test_handover.py", ["portability"], True),
+        ("integration/test_examples.py", ["portability"], False),
+        ("handler/test_tls_relay.py", ["portability"], False),
+        ("tools/test_connect.py", ["portability"], True),
+        ("integration/test_examples.py", ["slow or not slow"], True),
+    ],
+)
+def test_files_without_a_selected_test(file: str, expressions: list[str], expected: bool) -> None:
+    assert parts.may_have(file, expressions) == expected
+
+
+def test_such_files_are_not_imported(tmp_path: Path) -> None:
+    """In a checkout in which they cannot be imported."""
+    tests = tmp_path / "tests"
+    (tests / "handler").mkdir(parents=True)
+    (tests / "stress").mkdir()
+    for name in ("__init__.py", "parts.py", "suite.py"):
+        shutil.copy(ROOT / "tests" / name, tests)
+    (tests / "stress" / "test_memory.py").write_text("import absent_module\n")
+    (tests / "handler" / "test_mask.py").write_text("def test_it(): pass\n")
+    (tmp_path / "pytest.ini").write_text(CONFIGURATION)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.suite"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "APACHEWS_PART": parts.BESIDE,
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 1 passed" in done.stdout
 
 
 @pytest.mark.parametrize("status", [0, 1])

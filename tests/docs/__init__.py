@@ -1,1 +1,0 @@
-"""Tests that run the documentation: its snippets, its tutorial, its links."""
