@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 
 from ..conftest import wait_for
 from ..support.site import ROOT
-from .chromium import ARTEFACTS, Demo, chromium, complaints, is_open, say, screenshot, text_of
+from .conftest import ARTEFACTS, Demo, chromium, complaints, is_open, say, screenshot, text_of
 
 PICTURE: Final = ROOT / "docs" / "demo.png"
 MAX_BYTES: Final = 60_000
