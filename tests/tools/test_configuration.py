@@ -299,6 +299,15 @@ UPGRADE = "RewriteCond %{HTTP:Upgrade} =websocket [NC]\n"
             ("page", "certain"),
         ),
         (
+            f"{REWRITE}RewriteCond %{{DOCUMENT_ROOT}}%{{REQUEST_URI}} !-f\n"
+            "RewriteRule . /index.php [L]",
+            ("page", "certain"),
+        ),
+        (
+            f"{REWRITE}RewriteCond %{{DOCUMENT_ROOT}}/%{{REQUEST_URI}} -f\nRewriteRule . /x [L]",
+            None,
+        ),
+        (
             f"<Directory /default>\n{REWRITE}RewriteRule ^index\\.php$ - [L]\n"
             "RewriteCond %{REQUEST_FILENAME} -f\nRewriteRule . /x [L]\n</Directory>",
             None,
@@ -317,6 +326,42 @@ def test_rules_that_take_a_request_elsewhere(text: str, found: tuple[str, str] |
         "certain" if rule.is_certain else "perhaps",
     )
     assert told == found
+
+
+@pytest.mark.parametrize(
+    ("rule", "websocket"),
+    [
+        (r"^/ws/a\.ws$ /ws/b.ws [L]", "/ws/b.ws"),
+        (r"^/ws/(\w)\.ws$ /$1/$1.ws [L]", "/a/a.ws"),
+        (r"^/WS/(A)\.ws$ /ws/new-$1.ws [NC,L]", "/ws/new-a.ws"),
+        (r"\.ws$ /index.php [L]", ""),
+        (r"^/ws/(\w)\.ws$ /ws/$2.ws [L]", ""),  # the pattern has one group
+        (r"!^/x /ws/b.ws [L]", ""),  # nothing is known of what a negated pattern matched
+        (r".* http://b/ws/b.ws [P]", ""),
+        (r".* https://b/ws/b.ws [L]", ""),
+        (r".* //b/ws/b.ws [L]", ""),
+        (r".* /%{HTTP_HOST}/b.ws [L]", ""),
+        (r".* /ws/b.ws [R=301]", ""),
+    ],
+)
+def test_the_socket_that_a_rule_leads_to(rule: str, websocket: str) -> None:
+    found = diversion(scope(f"{REWRITE}RewriteRule {rule}"))
+    assert found is not None
+    assert found.websocket == websocket
+
+
+def test_rules_for_files_in_a_directory() -> None:
+    """The section for files wins, also with the engine off; its rules get the whole path."""
+    front = f"{REWRITE}RewriteRule . /index.php [L]\n"
+    assert diversion(scope(f"<Directory /default>\n{front}</Directory>")) is not None
+    off = "<FilesMatch \\.ws$>\nRewriteEngine Off\n</FilesMatch>\n"
+    assert diversion(scope(f"{off}<Directory /default>\n{front}</Directory>")) is None
+    on = (
+        f"<FilesMatch \\.ws$>\n{REWRITE}RewriteRule ^/default/ws/a\\.ws$ /b.ws [L]\n</FilesMatch>\n"
+    )
+    found = diversion(scope(f"{off}<Directory /default>\n{front}{on}</Directory>"))
+    assert found is not None
+    assert found.websocket == "/b.ws"
 
 
 def test_a_rule_of_a_module_that_is_not_there_takes_nothing() -> None:
