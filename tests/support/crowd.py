@@ -352,8 +352,8 @@ def crowd(
 ) -> Iterator[Crowd]:
     """A crowd that is connected and talks; it leaves at the end."""
     made = Crowd(site, count, path, round_s, may_lose, tls)
-    made.start()
     try:
+        made.start()
         yield made
     finally:
         made.stop()
