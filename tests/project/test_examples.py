@@ -209,4 +209,4 @@ def test_a_secret_is_never_in_a_directory_that_others_read() -> None:
     for path in ("examples/login/apache.conf", "docs/examples/login.md"):
         before, written, _ = (ROOT / path).read_text().partition("token_hex(32)")
         assert written
-        assert "install -d -m 750 -g www-data /etc/apachews\n" in before, path
+        assert "install -d -m 750 -g www-data /etc/apachews/login\n" in before, path
