@@ -40,6 +40,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews_handler.native": NO_THREADS,
     "apachews_handler.exceptions": NO_IO,
     "apachews_handler.origins": NO_IO,
+    "apachews_handler.backends": NO_IO,
     "apachews_handler.monitoring": NO_C | {"socket", "select", "threading", "asyncio"},
     "apachews_handler.setting_values": NO_IO,
     "apachews_handler.settings": NO_IO,
@@ -49,8 +50,10 @@ LAYERS: dict[str, set[str]] = {
     "apachews_handler.bridge": NO_C,
     "apachews_handler.lifecycle": NO_C,
     "apachews_handler.handshake": NO_C,
+    "apachews_handler.backend": NO_C,
     "apachews_handler.status_page": NO_C,
     "apachews_handler.wsgi": NO_C,
+    "apachews_handler.tunnel": NO_C,
     "apachews_handler.modpython": NO_C,
     "apachews_tools": NO_C,
 }
