@@ -97,8 +97,7 @@ def serve(
     if logged_uri is None:
         logged_uri = environ.get("REQUEST_URI", "")
     try:
-        request = _httpd_request(environ)
-        answer = upgrade(request, environ)
+        answer = upgrade(_httpd_request(environ), environ)
     except Refusal as refusal:
         return _answer(environ, start_response, refusal, die, logged_uri)
     except HttpdError as error:
@@ -110,9 +109,10 @@ def serve(
         unexpected = Refusal(refusals.UNEXPECTED, fact)
         return _answer(environ, start_response, unexpected, die, logged_uri)
     if answer is not None:
-        # The client may have sent frames already, which are not another request.
-        request.end_after_request()
-        start_response(answer.status, answer.headers)
+        # The client may have sent frames already, which are not another request.  (Not
+        # end_after_request: httpd would send no chunks then, and a body that ends early would
+        # look whole.)
+        start_response(answer.status, [*answer.headers, ("Connection", "close")])
         return answer.body
     # Apache writes this to the descriptor that has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])

@@ -141,10 +141,8 @@ def _backend(environ: Environ, settings: Settings) -> Backend:
     """Return the backend of the request's location.
 
     Raises:
-        Refusal: 500, the location has none, or its author could be that of an .htaccess file.
+        BadSetting: the location has none.
     """
-    if environ.get("mod_wsgi.handler_script"):
-        raise Refusal(refusals.TUNNEL_HANDLER)
     if not settings.backend:
         raise BadSetting("APACHEWS_BACKEND", "", "the address of the WebSocket server")
     return Backend.parse(settings.backend)
