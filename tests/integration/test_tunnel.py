@@ -61,15 +61,16 @@ class Tunnel:
     def dial(self, scheme: str = "ws") -> RawClient:
         return RawClient(self.site.dial(scheme))
 
-    def ask(self, path: str = "/app", scheme: str = "ws", **changes: str | None) -> RawClient:
+    def ask(self, path: str = "/app", **changes: str | None) -> RawClient:
         """Send a request; the answer is to be read."""
-        client = self.dial(scheme)
+        client = self.dial()
         client.send(request(path, **changes))
         return client
 
     def last(self, count: int) -> Peer:
         """Return the connection to the backend after so many others."""
-        return wait_for(lambda: self.tcp.peers[count : count + 1] or None)[0]
+        wait_for(lambda: len(self.tcp.peers) > count)
+        return self.tcp.peers[count]
 
 
 def read_answer(client: RawClient) -> tuple[int, dict[str, str], bytes]:
@@ -301,8 +302,8 @@ def test_a_site_names_its_own_headers(tunnel: Tunnel) -> None:
     assert headers["x-forwarded-proto"] == "https"
 
 
-def tunnel_status(tunnel: Tunnel, path: str, **changes: str | None) -> int:
-    with tunnel.ask(path, **changes) as client:
+def tunnel_status(tunnel: Tunnel, path: str) -> int:
+    with tunnel.ask(path) as client:
         return client.read_head()[0]
 
 
