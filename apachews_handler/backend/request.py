@@ -17,6 +17,7 @@ Sources: RFC 9110 7.6.1 (hop-by-hop headers), 7.8 (Upgrade); RFC 3986 3.3, 3.4; 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -99,7 +100,8 @@ def headers_of(
             character.
     """
     headers = list(headers)
-    dropped = HOP_BY_HOP | IDENTITY | _named_by_connection(headers) | _of_site(settings)
+    dropped = _never_sent(settings.user_header, settings.drop_headers)
+    named = _named_by_connection(headers)
     trusted: dict[bytes, bytes] = {}
     sent: list[Header] = []
     for name, value in headers:
@@ -108,8 +110,7 @@ def headers_of(
             raise Refusal(refusals.CONTROL_CHARACTER)
         if lower in (b"x-forwarded-for", b"forwarded"):
             trusted[lower] = value
-        # A WebSocket has no body; the length that the handshake allows is 0.
-        if lower not in dropped and lower != b"content-length" and _NAME.fullmatch(name):
+        if lower not in dropped and lower not in named and _NAME.fullmatch(name):
             sent.append((name, value))
     sent += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
     sent += _facts(environ, settings, address, trusted)
@@ -162,10 +163,13 @@ def _port(host: str, scheme: str) -> bytes:
     return b"443" if scheme == "https" else b"80"
 
 
-def _of_site(settings: Settings) -> frozenset[bytes]:
-    """Return the names that the site adds to those which clients may not send."""
-    names = {name.encode() for name in settings.drop_headers}
-    return frozenset(names | {settings.user_header.lower().encode()})
+# A site has few different settings.
+@functools.lru_cache(maxsize=64)
+def _never_sent(user_header: str, more: tuple[str, ...]) -> frozenset[bytes]:
+    """Return the headers of a client that the backend never gets."""
+    of_site = {name.lower().encode() for name in (user_header, *more)}
+    # A WebSocket has no body; the length that the handshake allows is 0.
+    return HOP_BY_HOP | IDENTITY | of_site | {b"content-length"}
 
 
 def _named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
