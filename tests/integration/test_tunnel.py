@@ -361,7 +361,7 @@ def test_a_request_behind_a_refused_one_is_not_served(tunnel: Tunnel) -> None:
     count = len(tunnel.tcp.peers)
     for more in (masked(0x81, b"early"), request("/app/second")):
         with tunnel.dial() as client:
-            client.send(request() + more)
+            client.send(request("/app") + more)
             status, headers, _ = client.read_response()
             assert (status, headers["apachews-refused"]) == (400, "early-data")
             assert client.read(1) == b""
