@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from apachews.monitoring import refusals
 from apachews_handler.exceptions import CheckFailed, Refusal
@@ -29,6 +29,19 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 # Makes httpd answer with a status of its own after the handler.  An argument and not a variable
 # of the environment: SetEnv sets variables of any name.
 Die = Callable[[int], None]
+
+
+class Answer(Protocol):
+    """An answer of another server."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def headers(self) -> list[tuple[str, str]]: ...
+
+    @property
+    def body(self) -> Iterable[bytes]: ...
 
 
 def handle_request(
@@ -59,16 +72,48 @@ def _serve(
     find_endpoint: recipe.FindEndpoint,
     die: Die | None,
 ) -> Iterable[bytes]:
+    def upgrade(request: Request, environ: Environ) -> None:
+        recipe.upgrade(request, environ, find_endpoint)
+
+    return serve(environ, start_response, upgrade, die)
+
+
+def serve(
+    environ: Environ,
+    start_response: StartResponse,
+    upgrade: Callable[[Request, Environ], Answer | None],
+    die: Die | None = None,
+    *,
+    logged_uri: str | None = None,
+) -> Iterable[bytes]:
+    """Take the connection of a request, or answer the request with plain HTTP.
+
+    Args:
+        upgrade: takes the connection and returns None; or returns an answer of another server,
+            which is passed on; or raises ``Refusal`` or ``HttpdError``.
+        die: of a host other than mod_wsgi.
+        logged_uri: stands for the request in the log; None: its URI.
+    """
+    if logged_uri is None:
+        logged_uri = environ.get("REQUEST_URI", "")
     try:
-        recipe.upgrade(_httpd_request(environ), environ, find_endpoint)
+        answer = upgrade(_httpd_request(environ), environ)
     except Refusal as refusal:
-        return _answer(environ, start_response, refusal, die)
+        return _answer(environ, start_response, refusal, die, logged_uri)
     except HttpdError as error:
-        # The one place that translates it: every step of the recipe may raise it.
-        return _answer(environ, start_response, CheckFailed(error.check, error.found), die)
+        # The one place that translates it: every step of a recipe may raise it.
+        failed = CheckFailed(error.check, error.found)
+        return _answer(environ, start_response, failed, die, logged_uri)
     except Exception:
         fact = f"unexpected: {traceback.format_exc().rstrip()}"
-        return _answer(environ, start_response, Refusal(refusals.UNEXPECTED, fact), die)
+        unexpected = Refusal(refusals.UNEXPECTED, fact)
+        return _answer(environ, start_response, unexpected, die, logged_uri)
+    if answer is not None:
+        # The client may have sent frames already, which are not another request.  (Not
+        # end_after_request: httpd would send no chunks then, and a body that ends early would
+        # look whole.)
+        start_response(answer.status, [*answer.headers, ("Connection", "close")])
+        return answer.body
     # Apache writes this to the descriptor that has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])
     return []
@@ -100,10 +145,14 @@ def _httpd_request(environ: Environ) -> Request:
 
 
 def _answer(
-    environ: Environ, start_response: StartResponse, refusal: Refusal, die: Die | None
+    environ: Environ,
+    start_response: StartResponse,
+    refusal: Refusal,
+    die: Die | None,
+    logged_uri: str,
 ) -> Iterable[bytes]:
     """Answer with plain HTTP, and log one line with the client's address."""
-    environ["wsgi.errors"].write(refusal.log_line(environ.get("REQUEST_URI", "")) + "\n")
+    environ["wsgi.errors"].write(refusal.log_line(logged_uri) + "\n")
     if _leave_to_httpd(environ, refusal, die):
         start_response(refusal.status, [])
         return []

@@ -25,6 +25,7 @@ _NUMBER: Final = re.compile(r"\d{1,9}", re.ASCII)
 # RFC 9110 5.6.2
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
 _FACTORS: Final = {"": 1, "K": 1024, "M": 1024 * 1024}
 
 
@@ -198,6 +199,28 @@ def parse_variables(text: str) -> tuple[str, ...]:
     if not names or not all(map(_VARIABLE.fullmatch, names)):
         raise ValueError
     return names
+
+
+def parse_header(text: str) -> str:
+    """Return the name of a header as it is.
+
+    Raises:
+        ValueError: also for a name with other characters than letters, digits and hyphens.
+    """
+    if not _HEADER.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def parse_headers(text: str) -> tuple[str, ...]:
+    """Return the names of headers in a list separated by blanks, in lower case.
+
+    Raises:
+        ValueError
+    """
+    if not text.split():
+        raise ValueError
+    return tuple(parse_header(item).lower() for item in text.split())
 
 
 def parse_directory(text: str) -> str:

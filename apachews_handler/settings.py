@@ -25,6 +25,7 @@ from apachews_handler.monitoring.close_log import (
     parse_format,
 )
 
+from .backends import parse_backend
 from .exceptions import BadSetting
 from .setting_values import (
     AUTO,
@@ -36,6 +37,8 @@ from .setting_values import (
     parse_count,
     parse_directories,
     parse_directory,
+    parse_header,
+    parse_headers,
     parse_log,
     parse_min_size,
     parse_optional_time,
@@ -60,6 +63,11 @@ RAW: Final = "raw"
 NEWLINE: Final = "newline"
 TEXT: Final = "text"
 BINARY: Final = "binary"
+# Words of APACHEWS_TUNNEL.
+FRAMES: Final = "frames"
+OPAQUE: Final = "opaque"
+# What ``Settings.wire`` is for a tunnel whose bytes are frames (``for_tunnel``).
+TUNNEL: Final = "tunnel"
 _SIZES: Final = "a number of bytes of at least 1, with K or M for 1024 or 1048576 times as many"
 _TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 5s"
 _OPTIONAL_TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 20s, or off"
@@ -133,6 +141,12 @@ class Settings:
         close_log_format: of that line.
         log_directory: the only one in which Apache's user writes logs of closes.
         endpoint_directories: those whose sockets any symbolic link may lead to.
+        backend: the WebSocket server that a tunnel leads to (``backends.Backend``); "" if it is
+            not set.
+        backend_timeout_s: how long its answer to a handshake may take in all.
+        tunnel: what passes after the handshake: ``frames`` of RFC 6455, or ``opaque`` bytes.
+        user_header: the header that tells a backend the user.
+        drop_headers: further headers of clients that a backend does not get; lower case.
         root: the directory of the sockets of a ``WSGIScriptAlias``; "" if it is not set.
     """
 
@@ -249,6 +263,27 @@ class Settings:
         "sockets of other sites and services",
         server_only=True,
     )
+    backend: str = _setting(
+        "",
+        parse_backend,
+        "http://HOST:PORT, http://HOST:PORT/PATH or unix:/PATH|http://HOST/PATH; a backend with"
+        " TLS (https) is not supported",
+        "nothing",
+    )
+    backend_timeout_s: float = _setting(30.0, parse_time, _TIMES, "Apache's workers")
+    tunnel: str = _setting(FRAMES, one_of(FRAMES, OPAQUE), "frames or opaque", "nothing")
+    user_header: str = _setting(
+        "X-Remote-User",
+        parse_header,
+        "the name of a header, of letters, digits and hyphens",
+        "nothing",
+    )
+    drop_headers: tuple[str, ...] = _setting(
+        (),
+        parse_headers,
+        "names of headers, of letters, digits and hyphens, separated by blanks",
+        "backends, from identities that clients forge",
+    )
     root: str = _setting("", parse_directory, "an absolute path", "files outside it")
 
 
@@ -306,6 +341,26 @@ def _parse(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> 
         )
         raise BadSetting(f"{PREFIX}CLOSE_LOG", settings.close_log, allowed)
     return settings
+
+
+# The handshakes of one set of variables share one object, as with ``parse_settings``.
+@functools.lru_cache(maxsize=256)
+def for_tunnel(settings: Settings, *, is_message_limited: bool) -> Settings:
+    """Return the settings of a tunnel.
+
+    Args:
+        settings: those of its location.
+        is_message_limited: APACHEWS_MAX_MESSAGE is set; its default is not for tunnels, because
+            the backend has a limit of its own.
+    """
+    is_opaque = settings.tunnel == OPAQUE
+    return dataclasses.replace(
+        settings,
+        wire=OPAQUE if is_opaque else TUNNEL,
+        max_message_bytes=settings.max_message_bytes if is_message_limited else 0,
+        # Without frames there are no PINGs.
+        ping_interval_s=0.0 if is_opaque else settings.ping_interval_s,
+    )
 
 
 def _value(name: str, text: str, directive: str) -> Any:

@@ -103,6 +103,13 @@ REQUEST_BODY: Final = Reason(
     "the request has a body, whose bytes would be read as frames",
     _FIX_CLIENT,
 )
+CONNECTION_HEADER: Final = Reason(
+    "connection-header",
+    400,
+    "The Connection header must not name a header of the WebSocket handshake.",
+    "Connection names Host, Origin, Cookie, Authorization or a Sec- header, which must pass",
+    _FIX_CLIENT,
+)
 EARLY_DATA: Final = Reason(
     "early-data",
     400,
@@ -188,8 +195,8 @@ WAITING_LIMIT: Final = Reason(
     "waiting-limit",
     503,
     _UNAVAILABLE,
-    "too many handshakes wait already: the producer is stopped or slow",
-    "restart the producer or make it answer sooner; see APACHEWS_MAX_WAITING",
+    "too many handshakes wait already: the producer or the backend is stopped or slow",
+    "restart it or make it answer sooner; see APACHEWS_MAX_WAITING",
     ("producer",),
 )
 STATUS_BUSY: Final = Reason(
@@ -267,6 +274,27 @@ CHILD_ENDING: Final = Reason(
     "this child of Apache is ending, or its bridge has failed",
     "connect again; if the log has a traceback, please report it",
 )
+BAD_BACKEND_ANSWER: Final = Reason(
+    "bad-backend-answer",
+    502,
+    _UNAVAILABLE,
+    "the backend of the tunnel did not answer with valid HTTP, or its 101 does not fit the request",
+    "check that APACHEWS_BACKEND is the WebSocket server; see the log of the backend",
+)
+NO_BACKEND: Final = Reason(
+    "no-backend",
+    503,
+    _UNAVAILABLE,
+    "the backend of the tunnel does not listen, or its host cannot be resolved",
+    "start the backend, or change SetEnv APACHEWS_BACKEND",
+)
+BACKEND_TIMEOUT: Final = Reason(
+    "backend-timeout",
+    504,
+    _UNAVAILABLE,
+    "the backend of the tunnel did not answer in time",
+    "find out why the backend is slow; see APACHEWS_BACKEND_TIMEOUT",
+)
 PERMISSION: Final = Reason(
     "permission",
     500,
@@ -314,6 +342,13 @@ NO_PACKAGES: Final = Reason(
     "the Python of mod_wsgi does not find the packages of the handler",
     "after an upgrade of the system, install again: docs/howto/after-a-system-upgrade.md",
     ("packages", "python-version"),
+)
+TUNNEL_HANDLER: Final = Reason(
+    "tunnel-handler",
+    500,
+    _MISCONFIGURED,
+    "the tunnel runs by the name of a handler, which an .htaccess file could use too",
+    "map it with WSGIScriptAlias in the configuration of the server",
 )
 PASS_REQUEST: Final = Reason(
     "pass-request",
@@ -380,6 +415,13 @@ PRODUCER: Final = Reason(
     "",
     "the producer rejected the connection, with a status of its own",
     "see the log of the producer",
+)
+BACKEND: Final = Reason(
+    "backend",
+    0,
+    "",
+    "the backend of the tunnel did not upgrade, and answered with a status of its own",
+    "see the log of the backend",
 )
 
 REASONS: Final[dict[str, Reason]] = {

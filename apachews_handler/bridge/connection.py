@@ -19,9 +19,9 @@ from typing import Final, Protocol
 
 from apachews_handler.monitoring.close_log import CloseLine, Ending
 from apachews_handler.monitoring.log_file import append
+from apachews_handler.protocol import AnySession
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
-from apachews_handler.protocol.session import Session
 from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.settings import Settings
@@ -117,6 +117,7 @@ class Connection:
         can_use_fast_path: the transport buffers no input, so epoll alone says when to read.
         write_failed: the client takes nothing more; its last bytes may still be read.
         is_shut_down: the client's socket is shut down for writing.
+        is_half_closed: the producer's socket is shut down for writing.
         is_finished: the connection is closed, counted and logged.
         drain_cause: why it is drained; None unless ``timeouts.drain_at`` was set.
         entrusted_at: when its child of Apache was replaced; 0.0 before.
@@ -135,6 +136,7 @@ class Connection:
         "entrusted_at",
         "info",
         "is_finished",
+        "is_half_closed",
         "is_shut_down",
         "log",
         "name",
@@ -157,7 +159,7 @@ class Connection:
         *,
         transport: Transport,
         producer_socket: socket.socket,
-        session: Session,
+        session: AnySession,
         settings: Settings,
         endpoint: str,
         name: str,
@@ -181,6 +183,7 @@ class Connection:
         self.can_use_fast_path = not transport.buffers_input
         self.write_failed = False
         self.is_shut_down = False
+        self.is_half_closed = False
         self.is_finished = False
         self.opened_at = time.monotonic()
         self.timeouts = Timeouts(settings, self.opened_at)

@@ -265,7 +265,10 @@ class Relay:
         session, client, producer = connection.session, connection.client, connection.producer
         if client.fd != -1:
             mask = _OUT if client.queue.unsent_bytes else 0
-            if session.client_state is ClientState.CLOSED or not (
+            if session.has_client_eof:
+                # Only written to: its end of file would be reported in every turn.
+                pass
+            elif session.client_state is ClientState.CLOSED or not (
                 producer.queue.unsent_bytes
                 or session.backlog_bytes >= connection.settings.max_buffer_bytes
             ):
@@ -345,6 +348,8 @@ class Relay:
             connection.transport.shutdown()
         if session.producer_finished and not connection.producer.queue.unsent_bytes:
             self._close_producer(connection)
+        elif session.is_half_closing and not connection.is_half_closed:
+            self._half_close_producer(connection)
         if not connection.is_held:
             self._reconnector.discard(connection)
         if connection.is_closed:
@@ -369,6 +374,16 @@ class Relay:
             producer.fd, producer.mask = -1, 0
             producer.queue.clear()
             connection.producer_socket.close()
+
+    def _half_close_producer(self, connection: Connection) -> None:
+        """End the stream to a backend that has taken all of it; its output is still read."""
+        if connection.producer.fd == -1 or connection.producer.queue.unsent_bytes:
+            return
+        connection.is_half_closed = True
+        try:
+            connection.producer_socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # ENOTCONN: the backend has reset the connection
 
     def _finish(self, connection: Connection) -> None:
         """Count and log the end of a connection, once."""

@@ -93,6 +93,11 @@ class Timers:
         """Drop a client that was to be closed by now, unless it still takes what was sent."""
         session, timeouts = connection.session, connection.timeouts
         close_timeout_s = connection.settings.close_timeout_s
+        if session.is_finishing and timeouts.passed_at + close_timeout_s > self._poller.now:
+            # One end has sent its CLOSE, and the other one still sends a long message.
+            timeouts.close_by = timeouts.passed_at + close_timeout_s
+            self._relay.schedule(connection)
+            return
         if connection.is_client_receiving(int(SLOWEST_CLOSING_BYTES_S * close_timeout_s)):
             # A reset would lose it the bytes before the CLOSE, and the CLOSE.
             timeouts.close_by = self._poller.now + close_timeout_s

@@ -58,7 +58,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     """
     settings = parse_settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
-    offer = _negotiate(request, environ, settings)
+    offer = negotiate(request, environ, settings)
     open_ = describe(
         environ,
         settings,
@@ -69,7 +69,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
         local=local_address(request),
     )
     log = request.error_log()
-    bridge = _running_bridge(request, log)
+    bridge = running_bridge(request, log)
     path = find_endpoint(environ, settings)
     with contextlib.ExitStack() as undo:
         # A permit before the connection: a producer does not see clients above the limit.
@@ -110,7 +110,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
                 log=log,
                 admission=permit if permit.is_counted else None,
                 info=connection_info(open_, subprotocol),
-                close_line=_close_line(
+                close_line=close_line(
                     settings, Handshake(environ, open_, subprotocol, path, time.time())
                 ),
             )
@@ -118,7 +118,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
         undo.pop_all()  # the bridge owns the connection now
 
 
-def _negotiate(request: Request, environ: Environ, settings: Settings) -> Upgrade:
+def negotiate(request: Request, environ: Environ, settings: Settings) -> Upgrade:
     """Check the handshake of the client.
 
     Raises:
@@ -132,7 +132,7 @@ def _negotiate(request: Request, environ: Environ, settings: Settings) -> Upgrad
         raise
 
 
-def _running_bridge(request: Request, log: Log) -> Bridge:
+def running_bridge(request: Request, log: Log) -> Bridge:
     """Return the bridge of this child.
 
     Raises:
@@ -165,6 +165,6 @@ def _accept_as_answered(
     return offer.accept(settings, answer.subprotocol, answer.headers)
 
 
-def _close_line(settings: Settings, handshake: Handshake) -> CloseLine | None:
+def close_line(settings: Settings, handshake: Handshake) -> CloseLine | None:
     """Return the line for the log of closes, None if the site has no such log."""
     return settings.close_log_format.begin(handshake) if settings.close_log else None

@@ -36,14 +36,14 @@ from apachews_handler.bridge.connection import Connection, ConnectionInfo, Log, 
 from apachews_handler.bridge.transport import PlainTransport, RelayedTransport
 from apachews_handler.monitoring.close_log import BadFormat, CloseFormat, parse_format
 from apachews_handler.native.openssl import TlsSession
-from apachews_handler.protocol import new_session
+from apachews_handler.protocol import restored_session
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.progress import Progress
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 from apachews_handler.shared import slots
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _MEMBERS: Final = frozenset(
     {
         "about",
@@ -164,7 +164,7 @@ def restore(
     try:
         settings = _decode_settings(document["settings"])
         deflate = document["deflate"]
-        session = new_session(settings, Agreement(**deflate) if deflate else None)
+        session = restored_session(settings, Agreement(**deflate) if deflate else None)
         session.import_state(document["session"])
         line = document["close_line"]
         connection = Connection(

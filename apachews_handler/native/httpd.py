@@ -18,6 +18,7 @@ from ctypes import byref, c_char_p, c_int, c_long, c_void_p
 from typing import Any, Final
 
 from . import httpd_abi as abi
+from .apr_tables import entries
 from .httpd_process import HttpdError, callbacks, functions, pid_file_name
 
 
@@ -220,22 +221,22 @@ class Request:
         address = ctypes.addressof(rec)
         self._api.ap_add_common_vars(address)
         self._api.ap_add_cgi_vars(address)
-        # (Not apr_table_do: its callback would call PyGILState_Ensure, which does not know the
-        # thread states of mod_python's threads; the process crashes.)
-        array = self._api.apr_table_elts(rec.subprocess_env).contents
-        if array.elt_size != ctypes.sizeof(abi.TableEntry):
-            raise HttpdError(
-                f"an entry of a table has {ctypes.sizeof(abi.TableEntry)} bytes",
-                str(array.elt_size),
-            )
-        if not array.nelts:
-            return {}
-        entries = (abi.TableEntry * array.nelts).from_address(array.elts)
         return {
-            entry.key.decode("latin-1"): entry.val.decode("latin-1")
-            for entry in entries
-            if entry.key is not None and entry.val is not None
+            key.decode("latin-1"): value.decode("latin-1")
+            for key, value in entries(rec.subprocess_env)
         }
+
+    def request_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers of the request, in order, as httpd has them after mod_headers.
+
+        A CGI program gets fewer: httpd withholds ``Authorization`` from it.
+
+        Raises:
+            HttpdError: the table of these headers is missing.
+        """
+        if not self._rec.headers_in:
+            raise HttpdError("request_rec.headers_in is set", "NULL")
+        return entries(self._rec.headers_in)
 
     def definition(self, name: str) -> str | None:
         """Return the value of a ``Define`` of the server's configuration, None without one.

@@ -74,6 +74,11 @@ class SessionData:
         "to_producer",
     )
 
+    # What only a tunnel does (``tunnel.TunnelSession``): an end of file of one direction passes.
+    has_client_eof: Final = False
+    is_half_closing: Final = False
+    is_finishing: Final = False
+
     def __init__(self, settings: Settings, deflate: Agreement | None = None) -> None:
         self._client = ClientReader(settings.max_message_bytes, settings.max_buffer_bytes, deflate)
         # The very list that the reader appends to.  The reader, this class and the driver share

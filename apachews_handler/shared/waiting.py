@@ -112,13 +112,13 @@ class Waiting:
             _Limit(
                 endpoint,
                 ((endpoint, per_endpoint),),
-                f"{per_endpoint} handshakes wait for the producer of {path!r} already",
+                f"{per_endpoint} handshakes wait for {path!r} already",
             ),
             _Limit(
                 owner,
                 (("all", in_all), (owner, 1)),
-                f"{in_all} handshakes wait for producers already, and one more for a producer"
-                f" of user {user}, who runs that of {path!r} too",
+                f"{in_all} handshakes wait already, and one more for a server of user {user},"
+                f" who runs that of {path!r} too",
             ),
         ]
         with self._hold(limits, timeout_s):

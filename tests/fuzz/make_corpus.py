@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
+from wsproto.utilities import generate_accept_token
+
 from apachews import wire
 from apachews.wire.answer import Answer
 
@@ -593,6 +595,54 @@ def upgrade() -> Inputs:
     }
 
 
+def backend_answer() -> Inputs:
+    """Settings: the sizes of the pieces; then what a backend sends."""
+    accept = generate_accept_token(targets.KEY)
+    right = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + accept + b"\r\n"
+    )
+    inputs = {
+        "right": right + b"\r\n",
+        "right-and-frames": right + b"Set-Cookie: a=1\r\n\r\n\x81\x02hi",
+        "right-other-case": right.replace(b"websocket", b"WebSocket") + b"\r\n",
+        "right-line-feeds": right.replace(b"\r", b"") + b"\nx",
+        "right-after-interim": b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" + right + b"\r\n",
+        "wrong-accept": right.replace(accept, accept.lower()) + b"\r\n",
+        "two-accepts": right + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n",
+        "no-accept": right.partition(b"Sec")[0] + b"\r\n",
+        "h2c": right.replace(b"websocket", b"h2c") + b"\r\n",
+        "http-1-0": right.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n",
+        "names-the-accept": right.replace(b": Upgrade", b": Upgrade, Sec-WebSocket-Accept")
+        + b"\r\n",
+        "folded": right + b"X: a\r\n b\r\n\r\n",
+        "control-character": right + b"X: a\rb\r\n\r\n",
+        "half": right[:40],
+        "closed": b"",
+        "ok": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi" + right,
+        "chunked": b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
+        "chunked-cut": b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nh",
+        "both-lengths": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+        b"Content-Length: 2\r\n\r\n",
+        "to-the-end": b"HTTP/1.0 403 No\r\n\r\nto the end",
+        "garbage": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    }
+    return {name: b"\2\1\7" + data for name, data in inputs.items()}
+
+
+def tunnel() -> Inputs:
+    """Settings: for each piece its size, a pause and a PING; then what one end sends."""
+    pings, pauses = bytes((3, 0x80 | 3, 0x80 | 10, 0xC0 | 1)), bytes((2, 0x40 | 20, 0xC0 | 4))
+    inputs = {name: pings + data for name, data in client_streams().items()}
+    inputs["server-text"] = pings + wire.encode_frame(wire.TEXT, b"text") * 3
+    inputs["server-long"] = pauses + wire.encode_frame(wire.BINARY, bytes(300)) + b"\x89\0"
+    inputs["server-close"] = pauses + wire.encode_frame(wire.CLOSE, b"\x03\xe8") + b"\x81\0"
+    inputs["control-too-long"] = pings + b"\x89\x7e\0\x7e" + bytes(126) + b"\x81\0"
+    inputs["length-of-8-bytes"] = pings + b"\x82\x7f" + bytes(7) + b"\1x\x81\0"
+    inputs["reserved"] = pings + b"\xf3\1x\x3b\1y\x81\0"
+    return inputs
+
+
 GENERATORS: Final[tuple[Callable[[], Inputs], ...]] = (
     client_reader,
     client_reader_vs_wsproto,
@@ -602,6 +652,8 @@ GENERATORS: Final[tuple[Callable[[], Inputs], ...]] = (
     session,
     settings,
     upgrade,
+    backend_answer,
+    tunnel,
 )
 
 

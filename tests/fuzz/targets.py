@@ -23,12 +23,13 @@ import h11
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.events import Ping as WsprotoPing
-from wsproto.utilities import RemoteProtocolError
+from wsproto.utilities import RemoteProtocolError, generate_accept_token
 
 from apachews import wire
 from apachews.exceptions import WireError
 from apachews.wire.answer import Answer
 from apachews.wire.reader import Item, MessageReader, Moved, Pong
+from apachews_handler.backend.answer import MAX_HEAD_BYTES, Accepted, AnswerReader, BadAnswer
 from apachews_handler.exceptions import BadSetting, Refusal
 from apachews_handler.handshake.request_info import describe
 from apachews_handler.handshake.upgrade import Upgrade
@@ -43,6 +44,8 @@ from apachews_handler.protocol.client_reader import (
 from apachews_handler.protocol.client_reader import Event as ClientEvent
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement
+from apachews_handler.protocol.frame_walker import Event as WalkerEvent
+from apachews_handler.protocol.frame_walker import FrameWalker
 from apachews_handler.protocol.producer_reader import Event as ProducerEvent
 from apachews_handler.protocol.producer_reader import Move, ProducerReader
 from apachews_handler.protocol.session import Session
@@ -809,6 +812,97 @@ def _most_bits(value: str) -> int:
     return int(value) if re.fullmatch("[89]|1[0-5]", value) else 0
 
 
+# Tunnels
+
+KEY: Final = base64.b64encode(bytes(16))
+_ACCEPT_LINE: Final = re.compile(
+    rb"(?i:sec-websocket-accept):[ \t]*" + re.escape(generate_accept_token(KEY)) + rb"[ \t]*\r?\n"
+)
+_HEAD: Final = re.compile(
+    rb"HTTP/1\.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    rb"([!-9;-~]+: [^\r\n\0]*\r\n)+\r\n"
+)
+
+
+def backend_answer(data: bytes) -> None:
+    """A backend's bytes are one answer however they are cut, and only a right 101 is a tunnel."""
+    # Sizes of the pieces; what the backend sends, up to its end of file.
+    source = Source(data)
+    sizes = source.short_list()
+    stream = source.rest()[:MAX_HEAD_BYTES]
+    expected = _answer(stream, [])
+    ways = [sizes] if sizes else []
+    if len(stream) <= MAX_BYTEWISE:
+        ways.append([1])
+    for way in ways:
+        assert _answer(stream, way) == expected
+    if isinstance(expected, tuple) and expected[0] == 101:
+        head, first = expected[1:3]
+        assert _HEAD.fullmatch(head), head
+        before = stream[: len(stream) - len(first)]
+        assert len(before) <= MAX_HEAD_BYTES
+        assert b"HTTP/1.1 101" in before
+        assert len(_ACCEPT_LINE.findall(before)) >= 1
+
+
+def _answer(stream: bytes, sizes: Sequence[int]) -> object:
+    """Return what a client gets of an answer; None for an answer that is refused."""
+    reader = AnswerReader(KEY)
+    rest = stream
+    pieces = cut(stream, sizes)
+    try:
+        answer = None
+        while answer is None:
+            piece = next(pieces, b"")
+            rest = rest[len(piece) :]
+            answer = reader.receive(piece)
+        if isinstance(answer, Accepted):
+            return 101, answer.head, answer.first + rest
+        body = answer.body.receive(None)
+        while not answer.body.is_complete:
+            piece = next(pieces, b"")
+            body += answer.body.receive(piece)
+    except BadAnswer:
+        return None
+    return answer.status, answer.reason, answer.headers, body
+
+
+def tunnel(data: bytes) -> None:
+    """Bytes pass a tunnel untouched; its own frames stand between frames, and are counted once."""
+    # For each piece, in turn, its size (an index in PIECES), and with 0x80 a PING of the
+    # bridge's own after it, with 0x40 a pause in it; what one end sends.
+    source = Source(data)
+    turns = source.short_list()
+    stream = source.rest()
+    whole = FrameWalker()
+    events = whole.receive(stream)
+    expected = b"".join(whole.out)
+    assert stream.startswith(expected)
+    walker = FrameWalker()
+    found: list[WalkerEvent] = []
+    passed = b""
+    ping = wire.encode_frame(wire.PING, b"the bridge's own")
+    sizes = [PIECES[turn % 32 % len(PIECES)] for turn in turns]
+    for index, piece in enumerate(cut(stream, sizes)):
+        turn = turns[index % len(turns)] if turns else 0
+        found += walker.receive(piece, 1) if turn & 0x40 else walker.receive(piece)
+        while walker.is_paused:
+            found += walker.receive(b"")
+        passed += b"".join(walker.out)
+        walker.out.clear()
+        assert len(walker.rest) <= 138
+        if turn & 0x80 and walker.insert(ping):
+            assert walker.out == [ping]
+            walker.out.clear()
+            # A walker that reads on from here sees the same frames: this is a border.
+            after = FrameWalker()
+            after.receive(stream[len(passed) :])
+            assert after.messages == whole.messages - walker.messages
+    assert passed == expected
+    assert found == events
+    assert (walker.messages, walker.payload_bytes) == (whole.messages, whole.payload_bytes)
+
+
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
     for target in (
@@ -820,5 +914,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         session,
         settings,
         upgrade,
+        backend_answer,
+        tunnel,
     )
 }

@@ -7,6 +7,7 @@ and without it.  All that comes out must be equal, to the byte, and so must the 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import socket
 import time
@@ -20,12 +21,12 @@ from apachews import wire
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
-from apachews_handler.protocol import new_session
+from apachews_handler.protocol import AnySession, new_session, new_tunnel
 from apachews_handler.protocol.client_reader import FRAMES_A_TURN
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.setting_values import Rate
-from apachews_handler.settings import RAW, Settings
+from apachews_handler.settings import OPAQUE, RAW, Settings, for_tunnel
 
 from ..support.frames import masked
 
@@ -75,7 +76,7 @@ class BufferingTransport(PlainTransport):
 CLOCK = [100.0]
 
 
-def play(seed: int, *, general: bool) -> list[Any]:
+def play(seed: int, *, general: bool, is_tunnel: bool = False) -> list[Any]:
     """Return all that came out, and the state at the end."""
     CLOCK[:] = [100.0]
     chance = random.Random(seed)
@@ -96,8 +97,14 @@ def play(seed: int, *, general: bool) -> list[Any]:
         for sock in (client_near, producer_near):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
     log = RecordingLog()
-    session = new_session(settings, agreement)
-    session.open(wire.Open(id="x", uri="/"))
+    session: AnySession
+    if is_tunnel:
+        settings = dataclasses.replace(settings, tunnel=OPAQUE if seed % 5 == 0 else "frames")
+        settings = for_tunnel(settings, is_message_limited=seed % 3 == 0)
+        session = new_tunnel(settings)
+    else:
+        session = new_session(settings, agreement)
+        session.open(wire.Open(id="x", uri="/"))
     loop = Loop()
     if general:
         loop._fast_path.relay_client = loop._relay.on_client  # type: ignore[method-assign]
@@ -201,3 +208,11 @@ def test_the_fast_path_does_what_the_general_functions_do(
     monkeypatch.setattr(time, "monotonic", lambda: CLOCK[0])
     for seed in range(start, start + 20):
         assert play(seed, general=False) == play(seed, general=True), seed
+
+
+@pytest.mark.parametrize("start", range(0, 200, 20))
+def test_a_tunnel_has_the_same_fast_path(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: CLOCK[0])
+    for seed in range(start, start + 20):
+        fast, general = (play(seed, general=way, is_tunnel=True) for way in (False, True))
+        assert fast == general, seed

@@ -420,7 +420,9 @@ def test_a_request_with_long_headers_stays(site: Site, monkeypatch: pytest.Monke
     long, short = site.client(), site.client()
     limit = len(encode(short.connection) or b"") + 10
     monkeypatch.setattr(handover, "MAX_DOCUMENT_BYTES", limit)
-    long.connection.session._open_frame += b"x" * 100
+    session = long.connection.session
+    assert isinstance(session, Session)
+    session._open_frame += b"x" * 100
     site.give()
     long.says(b"here", site.younger)
     short.says(b"there", site.elder)

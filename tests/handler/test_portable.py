@@ -23,12 +23,15 @@ from apachews_handler.protocol import new_session
 from apachews_handler.protocol.client_reader import ClientReader
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import Agreement, Inflater
+from apachews_handler.protocol.frame_walker import FrameWalker
+from apachews_handler.protocol.opaque import OpaqueSession
 from apachews_handler.protocol.producer_reader import ProducerReader
 from apachews_handler.protocol.progress import Progress, TcpState
 from apachews_handler.protocol.raw import RawReader, RawSession
 from apachews_handler.protocol.session import Session
 from apachews_handler.protocol.session_data import SessionData
 from apachews_handler.protocol.timeouts import Timeouts
+from apachews_handler.protocol.tunnel import TunnelSession
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 
@@ -86,6 +89,11 @@ def make() -> Iterator[Make]:
         pair_.close()
 
 
+def session_of(connection: Connection) -> Session:
+    assert isinstance(connection.session, Session)
+    return connection.session
+
+
 def state_of(value: Any) -> dict[str, Any]:
     """Return the slots of an object and of its bases."""
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -128,7 +136,7 @@ def test_everything_comes_through(make: Make) -> None:
         assert state_of(after) == state_of(before)
     assert state_of(moved.timeouts) == state_of(connection.timeouts)
     assert state_of(moved.progress) == state_of(connection.progress)
-    assert moved.session._open_frame == session._open_frame
+    assert session_of(moved)._open_frame == session_of(connection)._open_frame
     assert not moved.session.is_ping_answered
     ending = Ending(1000, "", "client", "X", 1.0, NOW, (0, 0, 0, 0), None, 1)
     assert moved.close_line
@@ -174,7 +182,7 @@ def producer(data: bytes) -> Callable[[Session], None]:
 def test_what_is_not_at_rest_stays(make: Make, spoil: Callable[[Session], None]) -> None:
     pair = make()
     assert encode(pair.connection) is not None
-    spoil(pair.connection.session)
+    spoil(session_of(pair.connection))
     assert encode(pair.connection) is None
 
 
@@ -284,6 +292,7 @@ def test_new_state_is_noticed() -> None:
     """New state of these must be added to ``portable``, then here."""
     kinds = (
         *(ClientReader, ProducerReader, RawReader, RawSession),
+        *(FrameWalker, TunnelSession, OpaqueSession),
         *(SessionData, Session, Timeouts, Inflater, Connection, Leg, SendQueue),
     )
     assert {kind.__name__: len(kind.__slots__) for kind in kinds} == {
@@ -291,11 +300,14 @@ def test_new_state_is_noticed() -> None:
         "ProducerReader": 23,
         "RawReader": 1,
         "RawSession": 2,
+        "FrameWalker": 14,
+        "TunnelSession": 21,
+        "OpaqueSession": 0,
         "SessionData": 23,
         "Session": 0,
         "Timeouts": 14,
         "Inflater": 6,
-        "Connection": 24,
+        "Connection": 25,
         "Leg": 3,
         "SendQueue": 2,
     }
@@ -362,7 +374,7 @@ def test_a_compressing_session_continues_both_ways(make: Make) -> None:
     pair = make(Agreement(9, 9))
     deflater, inflater = zlib.compressobj(9, zlib.DEFLATED, -9), zlib.decompressobj(-9)
     text = b"a text that both sides refer to, again and again " * 10
-    session = pair.connection.session
+    session = session_of(pair.connection)
 
     def exchange(session: Session) -> int:
         data = squeeze(deflater, text)
@@ -380,7 +392,7 @@ def test_a_compressing_session_continues_both_ways(make: Make) -> None:
         return len(data)
 
     first = exchange(session)
-    moved = pair.moved().session
+    moved = session_of(pair.moved())
     assert exchange(moved) < first / 2
     exchange(moved)
 
@@ -397,7 +409,8 @@ def test_a_session_that_moves_says_what_one_that_stays_says(
     """At any message the state may move; both sides see the same bytes."""
     agreement = Agreement(10, 10) if is_compressed else None
     pair = Pair(Settings(message_rate=Rate(5, 1.0), deflate_min_size_bytes=10_000), agreement)
-    staying, moving = Session(pair.connection.settings, agreement), pair.connection.session
+    staying = Session(pair.connection.settings, agreement)
+    moving = session_of(pair.connection)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -10)
     for session in (staying, moving):
         session.open(OPEN)
@@ -410,7 +423,7 @@ def test_a_session_that_moves_says_what_one_that_stays_says(
             else:
                 frame = masked(first, data)
             if number == cut and encode(pair.connection) is not None:
-                moving = pair.moved().session
+                moving = session_of(pair.moved())
             said = []
             for session in (staying, moving):
                 session.receive_client(frame, NOW + number / 10)

@@ -1,0 +1,1 @@
+"""On Apache's worker: the handshake of a tunnel with its backend."""

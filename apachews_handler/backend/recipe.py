@@ -1,0 +1,207 @@
+"""How a request becomes a tunnel: the table of contents of its handshake.
+
+Contract: ``open_tunnel(request, environ)`` takes the request's connection and gives it, with that
+to the backend, to the bridge of this child of Apache, and returns None; or it returns the
+backend's answer for the client; or it raises, as ``handshake.recipe.upgrade``.  On the request's
+thread.
+
+How this works: what Apache checks of any WebSocket comes first, so a request that is not a
+handshake, or of another origin, never reaches the backend.  The client gets its 101 only after
+the backend's.  A handshake waits for its backend in a worker of Apache, so it holds a place
+(``waiting``) from the connect to the end of the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from apachews.monitoring import refusals
+from apachews_handler.backends import Backend
+from apachews_handler.bridge.connection import Connection
+from apachews_handler.exceptions import BadSetting, ClientGone, Refusal
+from apachews_handler.handshake.detach import detach
+from apachews_handler.handshake.recipe import close_line, negotiate, running_bridge
+from apachews_handler.handshake.request_info import (
+    connection_info,
+    describe,
+    local_address,
+    log_name,
+    new_id,
+    tls_facts,
+)
+from apachews_handler.handshake.upgrade import require_no_error_document
+from apachews_handler.lifecycle.child import the_child
+from apachews_handler.monitoring.close_log import Handshake
+from apachews_handler.native.httpd import Request, WriteFailed
+from apachews_handler.native.httpd_process import spare_workers
+from apachews_handler.protocol import new_tunnel
+from apachews_handler.settings import Definitions, Settings, for_tunnel, parse_settings
+from apachews_handler.shared import limits, waiting
+
+from .answer import Accepted, BadAnswer
+from .connect import connect
+from .exchange import Body, Relayed, ask
+from .request import encode, headers_of, target_of
+
+Environ = Mapping[str, Any]
+
+_MAX_MESSAGE = "APACHEWS_MAX_MESSAGE"
+
+
+def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
+    """Turn the request's connection into a tunnel of the child's bridge.
+
+    Returns:
+        The backend's answer, if it does not upgrade.
+
+    Raises:
+        Refusal: with the HTTP answer.
+        HttpdError: httpd is not what the code was written for.
+    """
+    settings = _settings(environ, the_child.definitions(request.definition))
+    require_no_error_document(request.failed_with)
+    backend = _backend(environ, settings)
+    offer = negotiate(request, environ, settings)
+    _require_nothing_after_the_head(request)
+    open_ = describe(
+        environ,
+        settings,
+        offer,
+        new_id(),
+        tls=tls_facts(request),
+        remote=request.client_address(),
+        local=local_address(request),
+    )
+    headers = headers_of(request.request_headers(), environ, settings, address=open_.remote[0])
+    asked = encode(target_of(environ, backend), headers)
+    key = environ["HTTP_SEC_WEBSOCKET_KEY"].encode()
+    log = request.error_log()
+    bridge = running_bridge(request, log)
+    with contextlib.ExitStack() as undo:
+        permit = limits.admit(settings, open_.remote[0], backend.name)
+        undo.callback(permit.release)
+        place = undo.enter_context(contextlib.ExitStack())
+        place.enter_context(_place(backend, settings))
+        socket = connect(backend, settings.connect_timeout_s)
+        undo.callback(socket.close)
+        answer = ask(socket, asked, key, backend.name, settings.backend_timeout_s)
+        if not isinstance(answer, Accepted):
+            answered, first, rest = answer
+            if rest is None:
+                return _relayed(environ, backend, answered, Body(first, None, lambda: None))
+            body = Body(first, _or_cut(request, environ, backend, rest), undo.pop_all().close)
+            return _relayed(environ, backend, answered, body)
+        place.close()  # the worker waits no more
+        session = new_tunnel(settings)
+        if answer.first:
+            session.receive_producer(answer.first)
+        # The client has the 101 when this returns: nothing after it may refuse.
+        transport = detach(request, answer.head)
+        undo.callback(transport.close)
+        # Without the query, which may be a token.
+        shown = dataclasses.replace(open_, uri=open_.uri.partition("?")[0])
+        handshake = Handshake(environ, open_, answer.subprotocol, backend.name, time.time())
+        bridge.adopt(
+            Connection(
+                transport=transport,
+                producer_socket=socket,
+                session=session,
+                settings=settings,
+                endpoint=backend.name,
+                name=log_name(shown),
+                log=log,
+                admission=permit if permit.is_counted else None,
+                info=connection_info(shown, answer.subprotocol),
+                close_line=close_line(settings, handshake),
+            )
+        )
+        undo.pop_all()  # the bridge owns the connection now
+    return None
+
+
+def _settings(environ: Environ, definitions: Definitions) -> Settings:
+    """Return the settings of a tunnel.
+
+    Raises:
+        BadSetting
+    """
+    is_message_limited = _MAX_MESSAGE in environ or any(
+        name == _MAX_MESSAGE for name, _ in definitions
+    )
+    settings = parse_settings(environ, definitions)
+    return for_tunnel(settings, is_message_limited=is_message_limited)
+
+
+def _backend(environ: Environ, settings: Settings) -> Backend:
+    """Return the backend of the request's location.
+
+    Raises:
+        BadSetting: the location has none.
+    """
+    if not settings.backend:
+        raise BadSetting("APACHEWS_BACKEND", "", "the address of the WebSocket server")
+    return Backend.parse(settings.backend)
+
+
+def _require_nothing_after_the_head(request: Request) -> None:
+    """Refuse a client that sends more than its request, before the backend learns of it.
+
+    Raises:
+        Refusal
+    """
+    try:
+        has_more = request.has_early_data()
+    except WriteFailed as error:
+        request.abandon()
+        raise ClientGone from error
+    if has_more:
+        # It may be frames or a request: it is not to be read as either.
+        request.end_after_request()
+        raise Refusal(refusals.EARLY_DATA)
+
+
+def _place(backend: Backend, settings: Settings) -> contextlib.AbstractContextManager[None]:
+    """Return a place among the handshakes that wait for this backend."""
+    user = 0  # TCP does not tell whose server it is
+    if backend.socket_path:
+        with contextlib.suppress(OSError):  # ``connect`` says what is wrong with the file
+            user = os.stat(os.fsdecode(backend.socket_path.encode("latin-1"))).st_uid
+    return waiting.place(
+        backend.name, settings.max_waiting, spare_workers(), settings.connect_timeout_s, user
+    )
+
+
+def _relayed(environ: Environ, backend: Backend, answered: Any, body: Body) -> Relayed:
+    """Return the backend's answer for the client, and log it."""
+    refusal = Refusal(refusals.BACKEND, f"{backend.name} answers", status=answered.status)
+    environ["wsgi.errors"].write(refusal.log_line(logged_uri(environ)) + "\n")
+    # A backend cannot pretend that the handler refused.
+    own = [header for header in answered.headers if header[0].title() != refusals.HEADER]
+    headers = [*own, (refusals.HEADER, refusals.BACKEND.token)]
+    return Relayed(f"{answered.status} {answered.reason}", headers, body)
+
+
+def logged_uri(environ: Environ) -> str:
+    """Return the URI for log lines: without the query, which may be a token."""
+    return str(environ.get("REQUEST_URI", "")).partition("?")[0]
+
+
+def _or_cut(
+    request: Request, environ: Environ, backend: Backend, rest: Iterator[bytes]
+) -> Iterator[bytes]:
+    """Pass a body on; if it ends early, so does the client's connection.
+
+    Otherwise Apache would end its answer as if it were whole, or the client would take the next
+    answer for the rest.
+    """
+    try:
+        yield from rest
+    except BadAnswer as error:
+        request.abandon()
+        refusal = Refusal(refusals.BAD_BACKEND_ANSWER, f"the body of {backend.name}: {error}")
+        environ["wsgi.errors"].write(refusal.log_line(logged_uri(environ)) + "\n")

@@ -1,0 +1,206 @@
+"""The request that a backend gets: the client's, with Apache's facts instead of its claims.
+
+Contract: ``target_of(environ, backend)`` returns the request target, ``headers_of(…)`` the
+headers, ``encode(…)`` the bytes.  Pure; called once per handshake.
+
+How this works: the headers are those of httpd's own table, so that they have their order, their
+case and what mod_headers has made of them, ``Authorization`` included.  Whatever belongs to the
+client's connection is removed, and so is every header in which servers let a proxy tell them
+who the client is; then the connection's own headers and Apache's facts follow.
+
+The target is the one that Apache has judged.  The path that the client wrote is kept if it means
+what Apache has mapped; after a rewriting rule, dots or double slashes Apache's own path is
+sent, quoted anew.
+
+Sources: RFC 9110 7.6.1 (hop-by-hop headers), 7.8 (Upgrade); RFC 3986 3.3, 3.4; RFC 7239.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+from apachews.monitoring import refusals
+from apachews_handler.backends import Backend
+from apachews_handler.exceptions import Refusal
+from apachews_handler.handshake.origin import own_origin
+from apachews_handler.settings import Settings
+
+Header = tuple[bytes, bytes]
+
+# RFC 9110 7.6.1, and headers of the connection that older clients and HTTP/2 have.
+HOP_BY_HOP: Final = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer"
+    b" transfer-encoding upgrade http2-settings expect".split()
+)
+# Headers in which servers let a proxy tell them who the client is, or what it asks for.
+IDENTITY: Final = frozenset(
+    b"x-remote-user remote-user x-forwarded-user x-forwarded-preferred-username"
+    b" x-forwarded-email x-forwarded-groups x-forwarded-access-token x-auth-request-user"
+    b" x-auth-request-email x-auth-request-groups x-webauth-user x-webauth-name"
+    b" x-authenticated-user x-real-ip x-client-ip x-cluster-client-ip true-client-ip"
+    b" x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port x-forwarded-scheme"
+    b" x-forwarded-prefix x-forwarded-server x-forwarded-ssl x-forwarded-protocol x-scheme"
+    b" front-end-https x-url-scheme forwarded x-ssl-client-cert x-ssl-client-verify"
+    b" x-ssl-client-s-dn x-client-cert ssl-client-cert ssl-client-verify ssl-client-s-dn"
+    b" x-original-url x-original-uri x-rewrite-url x-script-name x-http-method-override".split()
+)
+# Servers read "X_Remote_User" and "X-Remote-User" as one header.
+_NAME: Final = re.compile(rb"[A-Za-z0-9-]+")
+_BREAKS: Final = re.compile(rb"[\0\n\v\f\r]")
+# RFC 3986 3.3: pchar, and "/"; "%" is quoted.
+_PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
+_QUERY_SAFE: Final = _PATH_SAFE + '%?[]"<>\\^`{|}'
+_ENCODED_SLASH: Final = re.compile("%(2[Ff])")
+_PRINTABLE: Final = re.compile("[!-~]*")
+
+
+def target_of(environ: Mapping[str, Any], backend: Backend) -> bytes:
+    """Return the request target for the backend.
+
+    Args:
+        environ: WSGI environment; its texts are bytes as ISO 8859-1.
+        backend: its path replaces the prefix of the alias.
+    """
+    raw = environ["REQUEST_URI"].partition("?")[0]
+    prefix, rest = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
+    quoted_prefix = _quote(prefix)
+    is_same = _is_same_path(raw, prefix + rest)
+    if backend.path is None:
+        path = raw if is_same else _quote(prefix + rest)
+    elif is_same and raw.startswith(quoted_prefix):
+        path = backend.path + raw[len(quoted_prefix) :]
+    else:
+        path = backend.path + _quote(rest)
+    query = quote(environ.get("QUERY_STRING", "").encode("latin-1"), safe=_QUERY_SAFE)
+    target: str = (path or "/") + (f"?{query}" if query else "")
+    return target.encode("ascii")
+
+
+def headers_of(
+    headers: Iterable[Header],
+    environ: Mapping[str, Any],
+    settings: Settings,
+    *,
+    address: str,
+) -> list[Header]:
+    """Return the headers for the backend.
+
+    Args:
+        headers: the client's, as httpd has them.
+        environ: WSGI environment.
+        settings: for the trusted proxy, the header of the user and further headers to remove.
+        address: of the client.
+
+    Raises:
+        Refusal: 400, Connection names a header of the handshake, or a value contains a control
+            character.
+    """
+    headers = list(headers)
+    dropped = _never_sent(settings.user_header, settings.drop_headers)
+    named = _named_by_connection(headers)
+    trusted: dict[bytes, bytes] = {}
+    sent: list[Header] = []
+    for name, value in headers:
+        lower = name.lower()
+        if _BREAKS.search(value):
+            raise Refusal(refusals.CONTROL_CHARACTER)
+        if lower in (b"x-forwarded-for", b"forwarded"):
+            trusted[lower] = value
+        if lower not in dropped and lower not in named and _NAME.fullmatch(name):
+            sent.append((name, value))
+    sent += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
+    sent += _facts(environ, settings, address, trusted)
+    return sent
+
+
+def encode(target: bytes, headers: Iterable[Header]) -> bytes:
+    """Return the head of the request."""
+    lines = [b"GET %s HTTP/1.1" % target, *(b"%s: %s" % header for header in headers)]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def _facts(
+    environ: Mapping[str, Any], settings: Settings, address: str, trusted: dict[bytes, bytes]
+) -> list[Header]:
+    """Return the headers with what Apache knows of the client."""
+    scheme, host = environ["wsgi.url_scheme"], environ.get("HTTP_HOST", "")
+    chain = address.encode("ascii", "replace")
+    facts: list[Header] = []
+    if settings.forwarded != "off":
+        # A proxy in front has told the site's address, and the client's.
+        try:
+            own = urlsplit(own_origin(environ, settings.forwarded))
+            scheme, host = own.scheme, own.netloc
+        except ValueError:
+            pass  # the headers do not make an address: the connection's own stays
+        if settings.forwarded == "x-forwarded" and b"x-forwarded-for" in trusted:
+            chain = trusted[b"x-forwarded-for"] + b", " + chain
+        elif settings.forwarded == "forwarded" and b"forwarded" in trusted:
+            facts.append((b"Forwarded", trusted[b"forwarded"]))
+    facts += [
+        (b"X-Forwarded-For", chain),
+        (b"X-Forwarded-Proto", scheme.encode()),
+        (b"X-Forwarded-Host", host.encode("latin-1")),
+        (b"X-Forwarded-Port", _port(host, scheme)),
+    ]
+    if user := environ.get("REMOTE_USER"):
+        value = user.encode("latin-1")
+        if _BREAKS.search(value):
+            raise Refusal(refusals.CONTROL_CHARACTER, "the name of the user contains a break")
+        facts.append((settings.user_header.encode(), value))
+    return facts
+
+
+def _port(host: str, scheme: str) -> bytes:
+    """Return the port that the client has connected to, as its Host header says."""
+    port = host.rpartition(":")[2]
+    if port.isascii() and port.isdigit():
+        return port.encode()
+    return b"443" if scheme == "https" else b"80"
+
+
+# A site has few different settings.
+@functools.lru_cache(maxsize=64)
+def _never_sent(user_header: str, more: tuple[str, ...]) -> frozenset[bytes]:
+    """Return the headers of a client that the backend never gets."""
+    of_site = {name.lower().encode() for name in (user_header, *more)}
+    # A WebSocket has no body; the length that the handshake allows is 0.
+    return HOP_BY_HOP | IDENTITY | of_site | {b"content-length"}
+
+
+def _named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
+    """Return the headers that the client declares to be those of the connection.
+
+    Raises:
+        Refusal: 400, one of them is a header of the handshake, which must arrive.
+    """
+    named: set[bytes] = set()
+    for name, value in headers:
+        if name.lower() == b"connection":
+            named.update(token.strip().lower() for token in value.split(b","))
+    for name in named:
+        if name in (b"host", b"origin", b"cookie", b"authorization") or name.startswith(b"sec-"):
+            shown = name.decode("ascii", "replace")
+            raise Refusal(refusals.CONNECTION_HEADER, f"Connection names {shown!r:.40}")
+    return frozenset(named)
+
+
+def _is_same_path(raw: str, mapped: str) -> bool:
+    """Tell whether the path that the client wrote is the one that Apache has mapped.
+
+    Args:
+        raw: with its escapes.
+        mapped: without them; with AllowEncodedSlashes NoDecode, an encoded slash is still one.
+    """
+    if not _PRINTABLE.fullmatch(raw):
+        return False  # to be quoted
+    data = mapped.encode("latin-1")
+    return data in (unquote_to_bytes(raw), unquote_to_bytes(_ENCODED_SLASH.sub(r"%25\1", raw)))
+
+
+def _quote(path: str) -> str:
+    return quote(path.encode("latin-1"), safe=_PATH_SAFE)
