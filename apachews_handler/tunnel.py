@@ -14,9 +14,9 @@ from collections.abc import Iterable
 
 from apachews.monitoring import refusals
 from apachews_handler.backend import recipe
+from apachews_handler.entry_points import Environ, StartResponse, serve
 from apachews_handler.exceptions import Refusal
 from apachews_handler.native.httpd import Request
-from apachews_handler.entry_points import Environ, StartResponse, serve
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
