@@ -58,8 +58,8 @@ NOT_A_WEBSOCKET: Final = Reason(
     "not-a-websocket",
     426,
     "This address speaks WebSocket only.",
-    "the request is not a WebSocket handshake; a proxy in front may have removed Upgrade",
-    "let that proxy pass the headers Upgrade and Connection on",
+    "the request is not a WebSocket handshake; a person opened the address, or a proxy removed Upgrade",
+    "connect with a WebSocket; a proxy must pass the headers Upgrade and Connection on",
 )
 VERSION: Final = Reason(
     "version",
