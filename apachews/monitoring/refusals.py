@@ -58,7 +58,7 @@ NOT_A_WEBSOCKET: Final = Reason(
     "not-a-websocket",
     426,
     "This address speaks WebSocket only.",
-    "the request is not a WebSocket handshake; a person opened the address, or a proxy removed Upgrade",
+    "the request is not a handshake: from a person, or a proxy removed Upgrade",
     "connect with a WebSocket; a proxy must pass the headers Upgrade and Connection on",
 )
 VERSION: Final = Reason(
