@@ -16,6 +16,10 @@
  * blocks it needs cannot be known; those that it uses come back once, and stay.  A Python
  * whose allocator is of another form only makes for a larger store.
  *
+ * A mapping that proc(5) calls readable may have pages that are not: since glibc 2.42 the stacks of
+ * threads have guard pages in it (madvise(2), MADV_GUARD_INSTALL).  Each block is read once before
+ * it is examined; a block that cannot be read stays as it is.
+ *
  * A system call that is given an address in a cold block fails with EFAULT instead.  The relay
  * gives the kernel its own static buffers only.
  *
@@ -29,6 +33,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <link.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -76,6 +81,8 @@ static size_t block_count;
 static unsigned char *store;
 static uint16_t positions[1u << HASH_BITS];
 static unsigned char handler_stack[65536];
+static sigjmp_buf unreadable; /* from on_fault to is_readable */
+static volatile sig_atomic_t is_probing;
 
 /* --- Compression: literals and matches, as in LZ4's block format. --- */
 
@@ -374,6 +381,8 @@ static void on_fault(int number, siginfo_t *info, void *context)
     int error = errno;
 
     (void)context;
+    if (is_probing) /* a page of the block that is_readable() reads */
+        siglongjmp(unreadable, 1);
     while (low < high) {
         size_t middle = (low + high) / 2;
         struct block *block = &blocks[middle];
@@ -414,6 +423,23 @@ static int catch_faults(void)
     if (sigaltstack(&stack, NULL) < 0 || sigaction(SIGSEGV, &action, NULL) < 0)
         return -1;
     return sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+/* Tell whether every page of a block can be read. */
+static int is_readable(uintptr_t address, size_t size)
+{
+    const volatile unsigned char *data = (const volatile unsigned char *)address;
+    size_t at;
+
+    if (sigsetjmp(unreadable, 1) != 0) {
+        is_probing = 0;
+        return 0;
+    }
+    is_probing = 1;
+    for (at = 0; at < size; at += page_size)
+        (void)data[at];
+    is_probing = 0;
+    return 1;
 }
 
 static int is_in_ranges(uintptr_t address)
@@ -461,7 +487,7 @@ static void discard_python(void)
             continue;
         }
         for (; at + POOL <= ranges[i].end; at += POOL)
-            if (is_pool(at))
+            if (is_readable(at, POOL) && is_pool(at))
                 madvise((void *)at, POOL, MADV_DONTNEED);
     }
 }
@@ -472,6 +498,8 @@ static size_t store_block(uintptr_t address, size_t size, size_t offset)
     unsigned char *data = (unsigned char *)address;
     size_t stored;
 
+    if (!is_readable(address, size))
+        return 0;
     if (is_zero(data, size)) {
         madvise(data, size, MADV_DONTNEED);
         return 0;

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -32,6 +33,11 @@ static int signals;
 /* Something to compress, and to be found whole afterwards. */
 static unsigned char *treasure[64];
 #define TREASURE_BYTES 20000
+/* Memory with guard pages, as the stacks of threads have them since glibc 2.42. */
+#define GUARDED_BYTES (1 << 20)
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102 /* Linux 6.13; an older one ignores it */
+#endif
 
 static void *address_of(void (*function)(void))
 {
@@ -99,6 +105,19 @@ static void make_treasure(void)
         for (j = 0; j < TREASURE_BYTES; j++)
             treasure[i][j] = (unsigned char)(i < 32 ? j / 100 + i : (j * j + i * 7919) >> 3);
     }
+}
+
+static void make_guards(void)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), at;
+    unsigned char *memory = mmap(NULL, GUARDED_BYTES, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (memory == MAP_FAILED)
+        abort();
+    memset(memory, 'x', GUARDED_BYTES);
+    for (at = 0; at < GUARDED_BYTES; at += 37 * page)
+        madvise(memory + at, page, MADV_GUARD_INSTALL);
 }
 
 static void find_treasure(void)
@@ -216,6 +235,7 @@ int main(int count, char **arguments)
         SSL_CTX_use_PrivateKey_file(context, arguments[3], SSL_FILETYPE_PEM) != 1)
         return 3;
     make_treasure();
+    make_guards();
     open_relay();
     result = serve(atoi(arguments[1]));
     find_treasure();
