@@ -197,7 +197,7 @@ def test_reloads_keep_the_clients(enabled: Machine) -> None:
 
 def test_files_of_a_next_version_do_not_disturb_before_the_reload(enabled: Machine) -> None:
     """dpkg replaces the files seconds before it reloads Apache."""
-    script = next((enabled.root / "usr/lib/python3/dist-packages").glob("apachews_handler/wsgi.py"))
+    script = enabled.root / "usr/lib/python3/dist-packages/apachews_handler/wsgi.py"
     text, before = script.read_text(), children(enabled)
     script.write_text("raise ImportError('of another version')\n")
     try:
@@ -371,7 +371,7 @@ def purge(machine: Machine) -> None:
 
 def test_purge_leaves_nothing(enabled: Machine) -> None:
     enabled.run(f"systemctl disable --now apachews-producer@echo; rm {DOCROOT}/echo.ws")
-    enabled.run("rm -r /etc/apachews/producers/echo.py /srv/* /0.1.0+*")
+    enabled.run("rm -rf /etc/apachews/producers/echo.py /srv/* /0.1.0+*")
     purge(enabled)
     assert "apachews" not in enabled.run("dpkg-query -W -f '${Package}\\n'")
     # No file, of dpkg's records neither, has its name, except logs of others.
