@@ -20,6 +20,7 @@ ALONE: Final = (
     "c",  # they build in one directory
     "conformance",
     "docs",
+    "packages",  # steps on one machine
     "php",
     "stress",
     "integration/test_floods.py",
