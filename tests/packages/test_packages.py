@@ -166,7 +166,8 @@ def is_enabled(machine: Machine) -> bool:
 def test_the_installation_enables_nothing(machine: Machine) -> None:
     assert machine.run("systemctl is-active apache2") == "active\n"
     assert not is_enabled(machine)
-    assert machine.run("apachews --version") == "apachews 0.1.0\n"
+    for command in ("apachews", "python3 -m apachews"):
+        assert machine.run(f"{command} --version") == "apachews 0.1.0\n"
     said = machine.run("apachews config --debian")
     assert "nothing to write: the package libapache2-mod-apachews has the module's files" in said
     assert "a2enmod apachews" in said
