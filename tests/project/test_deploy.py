@@ -185,6 +185,17 @@ def test_it_fails_if_every_environment_is_skipped(checkout: Path) -> None:
     assert line.startswith("Skipped: modpython: ")
 
 
+def test_an_environment_that_does_not_exist_is_an_error(checkout: Path) -> None:
+    assert deploy_test(checkout, "-e", "lint,debain") == (1, [])
+
+
+def test_a_run_in_a_chroot_needs_a_command() -> None:
+    command = [ROOT / "deploy" / "test-on", "trixie", "--run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "usage: deploy/test-on trixie --run COMMAND" in result.stderr
+
+
 def test_a_chroot_without_root_is_skipped(tmp_path: Path) -> None:
     program(tmp_path / "id", "echo 1000")
     result = subprocess.run(
