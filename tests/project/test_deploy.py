@@ -190,7 +190,7 @@ def test_an_environment_that_does_not_exist_is_an_error(checkout: Path) -> None:
 
 
 def test_a_run_in_a_chroot_needs_a_command() -> None:
-    command = [ROOT / "deploy" / "test-on", "trixie", "--run"]
+    command = [str(ROOT / "deploy" / "test-on"), "trixie", "--run"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "usage: deploy/test-on trixie --run COMMAND" in result.stderr
