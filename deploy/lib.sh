@@ -47,7 +47,7 @@ install_packages() {
     if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
         die "this is not Debian; install the equivalents of these Debian packages:" \
             "  $*" \
-            "and follow README.md"
+            "other systems: docs/howto/other-systems.md"
     fi
     for package in "$@"; do
         is_installed "$package" || missing+=("$package")
@@ -61,6 +61,21 @@ install_packages() {
     apt_get update || say "apt-get update failed; trying the existing package lists"
     apt_get install -y --no-install-recommends "${missing[@]}" >/dev/null ||
         die "apt-get could not install ${missing[*]}; see its message above"
+}
+
+# checkout_files: prints the names of the checkout's files as they are now, each with a NUL:
+# without what git ignores, or, in an unpacked source archive, without what builds and tests make.
+checkout_files() {
+    local file
+    if [ -e .git ]; then
+        # Root may read the checkout of another user.
+        git -c safe.directory='*' ls-files -z --cached --others --exclude-standard
+    else
+        find . -type d '(' -path ./dist -o -path ./.tox -o -path ./.venv -o -name __pycache__ ')' \
+            -prune -o -type f -print0
+    fi | while IFS= read -r -d '' file; do
+        [ ! -e "$file" ] || printf '%s\0' "$file" # git lists a file that was deleted
+    done
 }
 
 # make_venv DIRECTORY PYTHON: creates a virtual environment, unless a working one exists.

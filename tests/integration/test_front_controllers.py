@@ -105,8 +105,9 @@ def test_a_front_controller_in_htaccess_leaves_sockets_alone(
             assert connects(apache, path)
             assert doctor(capsys, apache, url(apache, path)) == (0, [])
         # It answers for pages, and for sockets of directories that do not exist.
-        for path in ("/2026/hello", "/ws/", "/absent/x.ws"):
-            assert page(apache, path) == PAGE or path == "/ws/"
+        for path in ("/2026/hello", "/absent/x.ws"):
+            assert page(apache, path) == PAGE
+        assert page(apache, "/ws/") != PAGE  # a directory
         assert doctor(capsys, apache) == (0, [])
 
 
@@ -171,6 +172,23 @@ def test_rules_that_lead_to_a_socket_on_purpose(
         assert connects(apache, "/ws/deep.ws")
         assert page(apache, "/2026/hello") == PAGE
         assert doctor(capsys, apache, url(apache, path)) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("denial", "denies_sockets"),
+    [
+        ("RewriteEngine On\nRewriteRule ^ - [F]\n", False),
+        ("RewriteEngine On\n" + FILES % "RewriteEngine On\nRewriteRule ^ - [F]", True),
+        ("Require all denied\n", True),
+    ],
+    ids=["rule", "rule-of-files", "require"],
+)
+def test_require_denies_sockets_and_a_rule_of_htaccess_does_not(
+    denial: str, denies_sockets: bool, short_path: Path
+) -> None:
+    """docs/explanation/security.md says so."""
+    with site(short_path, OVERRIDE, denial) as apache:
+        assert connects(apache, "/ws/deep.ws") is not denies_sockets
 
 
 def test_a_rule_of_htaccess_for_a_ws_name_is_off(

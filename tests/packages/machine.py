@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from ..conftest import wait_for
-from ..support.site import ROOT
+from ..support.checkout import copy_checkout
 
 CLONE_NEWNET: Final = 0x40000000
 MIRROR: Final = os.environ.get("APACHEWS_MIRROR", "http://deb.debian.org/debian")
@@ -97,17 +97,7 @@ def build(suite: str) -> list[Path]:
         root.with_suffix(".new").rename(root)
     checkout = root / "checkout"
     shutil.rmtree(checkout, ignore_errors=True)
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, checkout / name)
+    copy_checkout(checkout)
     in_chroot(root, suite, "/checkout/deploy/package")
     return sorted((checkout / "dist").glob("*.deb"))
 

@@ -22,7 +22,13 @@ from apachews import wire
 
 from ..conftest import wait_for
 from ..support.bridge_by_hand import Bridge
-from ..support.checkout import files, files_of_folder, files_of_git, ignore_patterns
+from ..support.checkout import (
+    copy_checkout,
+    files,
+    files_of_folder,
+    files_of_git,
+    ignore_patterns,
+)
 from ..support.site import ECHO, ROOT
 
 pytest.importorskip("build", reason="build is not installed: deploy/test -e archives")
@@ -85,12 +91,6 @@ class Archives:
     sdist: Path
     wheel: Path
     unpacked: Path
-
-
-def copy_checkout(target: Path) -> None:
-    for name in files():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target / name)
 
 
 def add_ignored_files(target: Path) -> list[str]:

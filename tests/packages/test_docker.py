@@ -55,14 +55,9 @@ def test_the_dockerfile_names_what_exists() -> None:
             assert words[1].removeprefix("--from=") in stages()
         else:
             assert all((ROOT / source).exists() for source in words[1:-1]), words
-    (script,) = (
-        words[1] for words in instructions() if words[:2] == ["RUN", "/src/deploy/package"]
-    )
-    assert os.access(ROOT / script.removeprefix("/src/"), os.X_OK) or not CONTROL.exists()
     assert os.access(DOCKER / "apache-foreground", os.X_OK)
 
 
-@pytest.mark.skipif(not CONTROL.exists(), reason="debian/control does not exist")
 def test_the_packages_are_those_of_debian_control() -> None:
     assert ["RUN", "/src/deploy/package"] in instructions()
     assert os.access(ROOT / "deploy" / "package", os.X_OK)
@@ -103,6 +98,13 @@ def test_compose_names_what_exists(compose: Any) -> None:
         assert service["build"]["target"] in stages()
         for source in sources_of(service).values():
             assert source in compose["volumes"] or (DOCKER / source).is_dir()
+
+
+def test_the_page_uses_the_images_that_compose_builds(compose: Any) -> None:
+    built = {service["image"] for service in compose["services"].values()}
+    page = (ROOT / "docs/howto/docker.md").read_text()
+    assert set(re.findall(r"(?:image: |`FROM )([a-z-]+)", page)) == built
+    assert set(re.findall(r"--tag ([a-z-]+)", DOCKERFILE.read_text())) == built
 
 
 def test_the_producer_listens_in_the_volume_of_apache(compose: Any) -> None:

@@ -51,6 +51,49 @@ def test_without_sudo_it_says_what_root_is_to_do(tmp_path: Path) -> None:
     assert "as root: apt-get install absent" in result.stderr
 
 
+def checkout_files(checkout: Path) -> set[str]:
+    """Return the files that a package is built from."""
+    script = f'. {ROOT}/deploy/lib.sh; cd "$1"; checkout_files'
+    command = ["/bin/bash", "-euo", "pipefail", "-c", script, "bash", str(checkout)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {os.path.normpath(name) for name in output.split("\0") if name}
+
+
+def git_checkout(path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", path], check=True)
+    (path / ".gitignore").write_text("/dist/\n")
+    for name in ("kept", "gone"):
+        (path / name).touch()
+    subprocess.run(["git", "-C", path, "add", "--all"], check=True)
+
+
+def test_the_files_of_a_checkout_are_those_that_git_does_not_ignore(tmp_path: Path) -> None:
+    git_checkout(tmp_path)
+    (tmp_path / "gone").unlink()
+    (tmp_path / "new").touch()
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "package.deb").touch()
+    assert checkout_files(tmp_path) == {".gitignore", "kept", "new"}
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="root only: it gives files away")
+def test_root_lists_the_checkout_of_another_user(tmp_path: Path) -> None:
+    git_checkout(tmp_path)
+    for path in (tmp_path, tmp_path / ".git"):
+        os.chown(path, 1000, 1000)
+    assert checkout_files(tmp_path) == {".gitignore", "kept", "gone"}
+
+
+def test_an_archive_below_a_checkout_has_its_own_files(tmp_path: Path) -> None:
+    """Git ignores dist/, and would list nothing there."""
+    git_checkout(tmp_path)
+    archive = tmp_path / "dist" / "apachews-0.1.0"
+    for name in (".ci/run", "README.md", "dist/old.deb", ".venv/x", "tests/__pycache__/x.pyc"):
+        (archive / name).parent.mkdir(parents=True, exist_ok=True)
+        (archive / name).touch()
+    assert checkout_files(archive) == {".ci/run", "README.md"}
+
+
 @pytest.fixture
 def simulated(tmp_path: Path) -> Path:
     """A directory for PATH: a simulated dpkg, and an apt that has every package but two."""
@@ -142,6 +185,17 @@ def test_it_fails_if_every_environment_is_skipped(checkout: Path) -> None:
     assert line.startswith("Skipped: modpython: ")
 
 
+def test_an_environment_that_does_not_exist_is_an_error(checkout: Path) -> None:
+    assert deploy_test(checkout, "-e", "lint,debain") == (1, [])
+
+
+def test_a_run_in_a_chroot_needs_a_command() -> None:
+    command = [str(ROOT / "deploy" / "test-on"), "trixie", "--run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "usage: deploy/test-on trixie --run COMMAND" in result.stderr
+
+
 def test_a_chroot_without_root_is_skipped(tmp_path: Path) -> None:
     program(tmp_path / "id", "echo 1000")
     result = subprocess.run(
@@ -212,6 +266,26 @@ def test_the_page_names_every_package() -> None:
     packages = re.findall(r"^Package: (\S+)", control, re.MULTILINE)
     assert len(packages) == 5
     assert [name for name in packages if f"`{name}`" not in page] == []
+
+
+def test_the_page_removes_the_copies_that_an_installation_with_pip_has() -> None:
+    copied = set()
+    for line in (ROOT / "docs/howto/pip.md").read_text().splitlines():
+        if re.match(r"sudo (cp|install -D) ", line):
+            *sources, target = (word for word in line.split()[2:] if re.search(r"[./]", word))
+            names = [Path(source).name for source in sources] if target.endswith("/") else [""]
+            copied |= {target + name for name in names}
+    page = (ROOT / "docs/howto/packages.md").read_text()
+    removals = re.findall(r"^sudo rm .*", page, re.MULTILINE)
+    assert set(re.findall(r"/etc/\S+", "\n".join(removals))) == copied
+    assert len(copied) == 5
+
+
+def test_no_page_enables_or_disables_a_pattern_of_units() -> None:
+    """systemctl prints a warning then, does nothing, and exits with status 0."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text(errors="replace")
+        assert not re.search(r"systemctl (enable|disable|mask|unmask) [^\n]*\*", text), page
 
 
 def test_the_services_of_the_package_run_with_the_systems_python(tmp_path: Path) -> None:

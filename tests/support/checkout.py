@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from pathlib import Path
 
 from .site import ROOT
 
@@ -23,6 +24,13 @@ def files() -> list[str]:
     has_git = (ROOT / ".git").exists() and shutil.which("git")
     listed = files_of_git() if has_git else files_of_folder()
     return sorted(path for path in listed if (ROOT / path).is_file())
+
+
+def copy_checkout(target: Path) -> None:
+    """Copy these files to a directory."""
+    for name in files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
 
 
 def files_of_git() -> list[str]:
