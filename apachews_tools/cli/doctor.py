@@ -30,6 +30,7 @@ from apachews_tools.doctor.machine import (
 from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
 from apachews_tools.doctor.site import check_scope, check_socket, rewritten, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
+from apachews_tools.doctor.tunnels import check_backends, check_proxies, check_tunnels
 from apachews_tools.httpd.address import Address
 from apachews_tools.httpd.configuration import Configuration, Scope, VirtualHost
 from apachews_tools.httpd.control import Control, ControlError
@@ -252,6 +253,9 @@ def _examine_apache(
     if os.geteuid() != 0 and (httpd is None or httpd.uid != os.geteuid()):
         yield note("privileges", "not run as root: some checks need root's permissions")
     yield from check_server(configuration, account, version)
+    yield from check_proxies(configuration)
+    yield from check_tunnels(configuration)
+    yield from check_backends(configuration, account)
     if os.geteuid() == 0:
         yield from check_ownership(configuration)
     yield from check_process(httpd, pid_file, arguments.websockets)
@@ -415,6 +419,8 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
             if value:
                 # No line breaks: a remedy is to be copied.
                 lines.append(f"{margin}{name + ':':8}{_one_line(value)}")
+        # Without a margin: a paste into the configuration needs no edit.
+        lines += [_one_line(line) for line in finding.lines]
     errors = sum(finding.level is Level.ERROR for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)
     summary = (
