@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from apachews_handler.backends import Backend
+from apachews_tools.httpd.backend import Backend
 from apachews_tools.httpd.configuration import Configuration, alias_matches, is_on
 from apachews_tools.httpd.directives import Directive, find, quote, section_of
 from apachews_tools.httpd.permissions import WRITE, Account, obstacle

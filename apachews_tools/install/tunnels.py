@@ -13,9 +13,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
-from apachews_handler.backends import Backend
+from apachews_tools.httpd.backend import Backend
 from apachews_tools.httpd.directives import quote
 
 from .installation import SetUpError
@@ -301,10 +300,8 @@ def proxy_target(backend: str, path: str) -> str:
         raise SetUpError(_bad_backend(backend)) from None
     if not _SOCKET_PATH.fullmatch(parsed.socket_path):
         raise SetUpError(_bad_backend(backend))
-    url = backend.partition("|")[2] or "http://localhost" if parsed.socket_path else backend
-    base = f"http://{urlsplit(url).netloc}"
-    if parsed.socket_path:
-        base = f"unix:{parsed.socket_path}|{base}"
+    prefix = f"unix:{parsed.socket_path}|" if parsed.socket_path else ""
+    base = f"{prefix}http://{parsed.site}"
     mapped = (path if parsed.path is None else parsed.path).rstrip("/")
     # mod_proxy joins the rest of the URL to it: both have a slash at the end, or neither has.
     return base + mapped + ("/" if path == "/" else "")
