@@ -39,6 +39,7 @@ from apachews_tools.httpd.mapping import ANY_SOCKET, scope_of, socket_of
 from apachews_tools.httpd.permissions import Account
 from apachews_tools.httpd.private_apache import APACHE_USER
 from apachews_tools.httpd.process import Httpd, running
+from apachews_tools.httpd.proxies import tunnel_of
 from apachews_tools.httpd.shell import word
 from apachews_tools.terminal.terminal import CYAN, GREEN, RED, YELLOW, paint, printable, uses_colour
 
@@ -276,6 +277,10 @@ def _examine_apache(
         if is_real and (target := rewritten(scope)):
             yield ok("proxy", f"a rule leads {scope.url_path} to {target.url_path}")
             scope = target
+        if is_real and (tunnel := tunnel_of(scope)):
+            # ``check_tunnels`` has checked its lines.
+            yield ok("tunnel", f"a tunnel leads {scope.url_path} to {tunnel.backend}")
+            continue
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)
         path = socket_of(scope)

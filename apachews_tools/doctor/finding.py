@@ -134,7 +134,14 @@ def warning(
 
 
 def error(
-    id: str, text: str, *, breaks: str, remedy: str, when: str = ALWAYS, where: str = ""
+    id: str,
+    text: str,
+    *,
+    breaks: str,
+    remedy: str,
+    when: str = ALWAYS,
+    where: str = "",
+    lines: tuple[str, ...] = (),
 ) -> Finding:
     """Return a finding about an error that prevents WebSockets, with its remedy."""
-    return Finding(id, Level.ERROR, text, breaks, when, remedy, where)
+    return Finding(id, Level.ERROR, text, breaks, when, remedy, where, lines)

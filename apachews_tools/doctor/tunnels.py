@@ -71,7 +71,11 @@ def check_proxies(configuration: Configuration) -> Iterator[Finding]:
             is_used = is_used or is_ws(proxy.target)
             if id(proxy.directive) in covered:
                 continue  # ``check_tunnels`` reports what is left of it
-            yield _proxied(proxy, proxies, workers)
+            setter = next(filter(sets_no_proxy, level), None)
+            if setter and not proxy.is_rule:
+                yield _excluded(proxy, proxies, setter)
+            else:
+                yield _proxied(proxy, proxies, workers)
             yield from _check_order(proxy, proxies[:number])
     if "proxy_wstunnel_module" in configuration.modules and not is_used:
         yield note(
@@ -96,6 +100,19 @@ def _proxied(proxy: Proxy, proxies: list[Proxy], workers: int) -> Finding:
         " answers nothing",
         when=f"{workers} open WebSockets (MaxRequestWorkers); fewer after a reload of Apache, which"
         " keeps the old children until their WebSockets close",
+        remedy=advice,
+        where=proxy.directive.where,
+        lines=tuple(lines),
+    )
+
+
+def _excluded(proxy: Proxy, proxies: list[Proxy], setter: Directive) -> Finding:
+    """Return the finding about a proxy that no-proxy keeps from its WebSockets."""
+    lines, advice = _replacement(proxy, proxies)
+    return error(
+        "no-proxy",
+        f"{setter} keeps mod_proxy from the WebSockets of {proxy.directive}",
+        breaks="its WebSockets do not open",
         remedy=advice,
         where=proxy.directive.where,
         lines=tuple(lines),

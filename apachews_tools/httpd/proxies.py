@@ -202,6 +202,18 @@ def tunnels(configuration: Configuration) -> list[Tunnel]:
     return found
 
 
+def tunnel_of(scope: Scope) -> Tunnel | None:
+    """Return the tunnel that a request leads to, or None."""
+    matching = [
+        tunnel
+        for tunnel in tunnels(scope.configuration)
+        if alias_matches(tunnel.path, scope.url_path)
+        # Each virtual host inherits those of the server.
+        and tunnel.scope.host.section in (None, scope.host.section)
+    ]
+    return max(matching, key=lambda tunnel: len(tunnel.path), default=None)
+
+
 def _tunnels_of(
     configuration: Configuration, site: VirtualHost, level: list[Directive], inherited: list[Proxy]
 ) -> Iterator[Tunnel]:

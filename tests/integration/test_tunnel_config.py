@@ -165,6 +165,7 @@ def test_the_lines_that_doctor_prints_replace_a_proxy(
         site.apache.graceful()
         wait_for(lambda: echo(site) and site.log_lines(BY_A_TUNNEL))
         assert doctor(capsys, site.apache) == (0, [])
+        assert doctor(capsys, site.apache, site.ws("/app"), "--echo") == (0, [])
     with running_site(extra=LOADED + HOST % lines) as site:
         status, (found,) = doctor(capsys, site.apache)
         assert (status, found["id"]) == (1, "backend")

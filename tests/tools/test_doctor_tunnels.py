@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from apachews_tools.doctor.tunnels import (
     check_tunnels,
     max_request_workers,
 )
-from apachews_tools.httpd.configuration import Configuration, RunConfig
+from apachews_tools.httpd.configuration import Configuration, RunConfig, Scope
 from apachews_tools.httpd.directives import IncludedFile, parse_files
+from apachews_tools.httpd.proxies import tunnel_of
 from apachews_tools.install.tunnels import tunnel_lines
 
+from ..support.site import ROOT
 from .test_doctor import SOMEBODY
 
 MODULES = frozenset({"proxy_module", "proxy_wstunnel_module", "rewrite_module", "mpm_event_module"})
@@ -312,6 +315,41 @@ def test_an_address_that_is_not_allowed_is_left_to_the_settings() -> None:
     wrong = read(SITE % tunnel("/app", "https://127.0.0.1:1", NO_PROXY, HOST, PAGES))
     assert list(check_backends(wrong, SOMEBODY)) == []
     assert [one.level for one in check_tunnels(wrong)] == [Level.OK]
+
+
+def test_no_proxy_keeps_another_proxy_from_its_websockets() -> None:
+    other = "ProxyPass /other ws://127.0.0.1:4000/other"
+    (found,) = proxied(tunnel("/app", B, NO_PROXY, HOST, other, PAGES))
+    assert (found.id, found.level) == ("no-proxy", Level.ERROR)
+    assert "keeps mod_proxy from the WebSockets of ProxyPass /other" in found.text
+    assert "    SetEnv APACHEWS_BACKEND http://127.0.0.1:4000" in found.lines
+    # mod_rewrite does not heed it.
+    (found,) = proxied(NO_PROXY + RULE + "^/other/(.*) ws://127.0.0.1:4000/$1 [P]")
+    assert found.id == "proxied-websockets"
+
+
+def test_the_tunnel_of_a_url() -> None:
+    lines = tunnel("/app", B) + tunnel("/app/deep", f"{B}/x")
+    text = SITE % lines + "<VirtualHost *:81>\nServerName b\n</VirtualHost>\n"
+    configuration = read(text)
+    first, second = configuration.virtual_hosts()
+    for host, path, wanted in (
+        (first, "/app/chat", "/app"),
+        (first, "/app/deep/chat", "/app/deep"),
+        (first, "/apple", None),
+        (second, "/app/chat", None),
+    ):
+        found = tunnel_of(Scope(configuration, host, path, path))
+        assert (found.path if found else None) == wanted
+
+
+def test_the_lines_on_the_page_are_the_doctors() -> None:
+    page = (ROOT / "docs" / "howto" / "migration.md").read_text()
+    (line,) = set(re.findall(r"For `(ProxyPass [^`]+)` these are", page))
+    block = page.partition(line)[2].partition("```apache\n")[2].partition("```")[0]
+    (found,) = proxied(line)
+    plain = [one for one in found.lines if "RequestHeader" not in one]
+    assert block.splitlines() == plain
 
 
 def test_the_lines_of_a_remedy_are_printed_without_a_margin() -> None:
