@@ -80,6 +80,7 @@ RULE = "RewriteEngine On\nRewriteCond %{HTTP:Upgrade} =websocket [NC]\nRewriteRu
         (RULE + "^/app/(.*)$ ws://127.0.0.1:3000/$1 [P]", "/app", f"{B}/", False),
         (RULE + "^/app/(.*)$ ws://127.0.0.1:3000/app/$1 [P]", "/app", B, False),
         (RULE + ".* ws://127.0.0.1:3000%{REQUEST_URI} [P]", "/", B, False),
+        (RULE + "^/app/.* ws://127.0.0.1:3000%{REQUEST_URI} [P]", "/app", B, False),
         (RULE + f"^/app/(.*)$ {B}/app/$1 [proxy]", "/app", B, False),
     ],
 )
@@ -155,6 +156,11 @@ def test_a_proxy_in_the_wrong_order() -> None:
     assert f"ProxyPass / {B}/ precedes ProxyPass /ws" in found[1].text
     assert "the longer path first" in found[1].remedy
     assert len(proxied(f"ProxyPass /ws ws://127.0.0.1:3000/ws\nProxyPass / {B}/")) == 1
+    # The first one leads these WebSockets too, or it is of another section.
+    first = f"ProxyPass / {B}/ upgrade=websocket\n"
+    assert len(proxied(first + "ProxyPass /ws ws://127.0.0.1:3000/ws")) == 2
+    section = "<Location /ws>\nProxyPass ws://127.0.0.1:3000/ws\n</Location>"
+    assert len(proxied(f"ProxyPass / {B}/\n{section}")) == 1
 
 
 def test_mod_proxy_wstunnel_without_use_is_a_note() -> None:
