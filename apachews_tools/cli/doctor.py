@@ -279,7 +279,7 @@ def _examine_apache(
             scope = target
         if is_real and (tunnel := tunnel_of(scope)):
             # ``check_tunnels`` has checked its lines.
-            yield ok("tunnel", f"a tunnel leads {scope.url_path} to {tunnel.backend}")
+            yield ok("tunnel", f"a tunnel leads {scope.url_path} to {' '.join(tunnel.backends)}")
             continue
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)

@@ -196,7 +196,7 @@ def check_tunnels(configuration: Configuration) -> Iterator[Finding]:
         problems += _check_page_proxy(tunnel)
         yield from problems
         if not problems:
-            yield ok("tunnel", f"a tunnel leads {tunnel.path} to {tunnel.backend}")
+            yield ok("tunnel", f"a tunnel leads {tunnel.path} to {' '.join(tunnel.backends)}")
 
 
 def _check_setters(configuration: Configuration) -> Iterator[Finding]:
@@ -233,7 +233,7 @@ def _check_setters(configuration: Configuration) -> Iterator[Finding]:
 
 
 def _check_backend_setting(tunnel: Tunnel) -> Iterator[Finding]:
-    if not tunnel.backend:
+    if not tunnel.backends:
         yield error(
             "tunnel",
             f"{tunnel.alias.name} {tunnel.path} leads to a tunnel without APACHEWS_BACKEND",
@@ -311,8 +311,10 @@ def _check_mapping(tunnel: Tunnel, proxy: Proxy) -> Iterator[Finding]:
             remedy="a slash at the end of both, or of neither",
             where=proxy.directive.where,
         )
+    if len(tunnel.backends) != 1:
+        return  # its pages come from a balancer
     try:
-        wanted = proxy_target(tunnel.backend, tunnel.path).rstrip("/")
+        wanted = proxy_target(tunnel.backends[0], tunnel.path).rstrip("/")
     except SetUpError:
         return  # the check of the settings reports it, or it is not set
     rest = tunnel.path[len(proxy.path.rstrip("/")) :] if tunnel.path != "/" else ""
@@ -339,7 +341,8 @@ def check_backends(configuration: Configuration, account: Account) -> Iterator[F
         configuration: of httpd.
         account: the user of httpd's children.
     """
-    for text in dict.fromkeys(tunnel.backend for tunnel in tunnels(configuration)):
+    addresses = (one for tunnel in tunnels(configuration) for one in tunnel.backends)
+    for text in dict.fromkeys(addresses):
         try:
             backend = Backend.parse(text)
         except ValueError:

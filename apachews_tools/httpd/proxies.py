@@ -62,7 +62,7 @@ class Tunnel:
         alias: its WSGIScriptAlias.
         path: of the URLs, without a slash at its end; "/" for the whole site.
         scope: of a request for the path.
-        backend: the value of APACHEWS_BACKEND; "" without one.
+        backends: the addresses in APACHEWS_BACKEND; empty without it.
         level: the directives at the level of the site.
         proxies: those of the site, in httpd's order.
     """
@@ -70,7 +70,7 @@ class Tunnel:
     alias: Directive
     path: str
     scope: Scope
-    backend: str
+    backends: tuple[str, ...]
     level: list[Directive]
     proxies: list[Proxy]
 
@@ -229,5 +229,5 @@ def _tunnels_of(
             for one in scope.all("SetEnv")
             if one.arguments[:1] == ("APACHEWS_BACKEND",) and len(one.arguments) > 1
         ]
-        backend = backends[-1] if backends else ""
-        yield Tunnel(alias, path, scope, backend, level, [*proxies_of(level), *inherited])
+        addresses = tuple(backends[-1].split()) if backends else ()
+        yield Tunnel(alias, path, scope, addresses, level, [*proxies_of(level), *inherited])

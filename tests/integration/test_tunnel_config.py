@@ -22,7 +22,7 @@ from ..support.backends import ECHO, listening
 from ..support.frames import masked
 from ..support.producers import program
 from ..support.raw_client import RawClient, request
-from ..support.site import HANDLER, MOD_PYTHON, Site, running_site
+from ..support.site import HANDLER, MOD_PYTHON, ROOT, Site, running_site
 from .test_doctor import doctor
 from .test_tunnel_software import (
     FASTAPI,
@@ -42,6 +42,10 @@ pytestmark = pytest.mark.skipif(
 LOADED = "".join(
     f"LoadModule {name}_module {DEBIAN_MODULES}/mod_{name}.so\n"
     for name in ("proxy", "proxy_http", "headers")
+)
+BALANCER = "".join(
+    f"LoadModule {name}_module {DEBIAN_MODULES}/mod_{name}.so\n"
+    for name in ("slotmem_shm", "proxy_balancer", "lbmethod_byrequests")
 )
 # Only the bridge logs the end of a WebSocket.
 BY_A_TUNNEL = "/app closed by"
@@ -101,6 +105,33 @@ def test_the_lines_of_socketio_work(
         # The client begins with polling, which is mod_proxy's, and upgrades.
         assert run_node(node, client, site.http("")) == "hello websocket 200000"
         wait_for(lambda: site.log_lines("/sio/socket.io/ closed by"))
+
+
+def test_two_processes_of_socketio_share_a_cookie_with_a_balancer(
+    node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Polling and WebSocket reach the same process, or the upgrade fails."""
+    ports = [private_apache.free_port(), private_apache.free_port()]
+    server = program(
+        tmp_path, SOCKET_IO.replace("answer(text", "answer(text + process.argv[2]"), "server.js"
+    )
+    cookies = SOCKET_IO_CLIENT.replace("{ path:", "{ withCredentials: true, path:")
+    client = program(tmp_path, cookies, "client.js")
+    page = (ROOT / "docs" / "howto" / "tunnel.md").read_text().partition("### Several")[2]
+    lines = page.partition("```apache\n")[2].partition("```")[0]
+    lines = lines.replace("*:80", "*:*").replace("/socket.io", "/sio")
+    for number, port in zip((3001, 3002), ports, strict=True):
+        lines = lines.replace(f":{number}", f":{port}")
+    env = {**os.environ, "NODE_PATH": MODULES}
+    with (
+        listening(ports[0], node, server, str(ports[0]), env=env),
+        listening(ports[1], node, server, str(ports[1]), env=env),
+        running_site(extra=LOADED + BALANCER + lines) as site,
+    ):
+        answers = {run_node(node, client, site.http("")) for _ in range(4)}
+        # The balancer has given some clients one process, and some the other.
+        assert answers == {f"hello{port} websocket 200000" for port in ports}
+        assert doctor(capsys, site.apache) == (0, [])
 
 
 @pytest.mark.parametrize("kind", ["tcp", "uds"])
