@@ -1,6 +1,7 @@
 """The spelling of backends: WebSocket servers that a tunnel leads to.
 
-Contract: ``Backend.parse(text)`` reads the value of APACHEWS_BACKEND.  Pure.
+Contract: ``Backend.parse(text)`` reads one address of APACHEWS_BACKEND, and ``choose(…)``
+selects the address of a client if there are several.  Pure.
 
 Sources: mod_proxy's ProxyPass, whose spellings these are; RFC 3986 3. (URIs).
 """
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import ipaddress
 import re
+import zlib
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -94,14 +96,46 @@ def _parse(text: str) -> Backend:
     )
 
 
-def parse_backend(text: str) -> str:
-    """Return the text of a backend as it is.
+def parse_backends(text: str) -> tuple[str, ...]:
+    """Return the addresses in a text, separated by blanks, each as it is.
 
     Raises:
-        ValueError
+        ValueError: also without an address.
     """
-    Backend.parse(text)
-    return text
+    addresses = tuple(text.split())
+    if not addresses:
+        raise ValueError
+    for address in addresses:
+        Backend.parse(address)
+    return addresses
+
+
+def choose(addresses: tuple[str, ...], route: str, client: str) -> str:
+    """Return the address of a client, the same one each time.
+
+    Args:
+        addresses: at least one.
+        route: the value of the client's cookie, "" without one.  As in mod_proxy_balancer's
+            stickysession, its part after the first dot is the route: the number of an address,
+            from 1.
+        client: its IP address, which decides without a route.
+    """
+    if len(addresses) == 1:
+        return addresses[0]
+    number = route.partition(".")[2]
+    # One to three digits: not a number that takes long to read.
+    if re.fullmatch(r"[1-9][0-9]{0,2}", number, re.ASCII) and int(number) <= len(addresses):
+        return addresses[int(number) - 1]
+    return addresses[zlib.crc32(client.encode()) % len(addresses)]
+
+
+def cookie_of(header: str, name: str) -> str:
+    """Return the value of a cookie in the header Cookie, "" without it."""
+    for pair in re.split("[;,]", header):
+        found, _, value = pair.strip().partition("=")
+        if found == name:
+            return value.strip('"')
+    return ""
 
 
 def _is_address(host: str) -> bool:

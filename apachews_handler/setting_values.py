@@ -201,6 +201,17 @@ def parse_variables(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_cookie(text: str) -> str:
+    """Return the name of a cookie (RFC 6265 4.1.1).
+
+    Raises:
+        ValueError
+    """
+    if not _TOKEN.fullmatch(text):
+        raise ValueError
+    return text
+
+
 def parse_header(text: str) -> str:
     """Return the name of a header as it is.
 

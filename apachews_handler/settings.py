@@ -25,7 +25,7 @@ from apachews_handler.monitoring.close_log import (
     parse_format,
 )
 
-from .backends import parse_backend
+from .backends import parse_backends
 from .exceptions import BadSetting
 from .setting_values import (
     AUTO,
@@ -34,6 +34,7 @@ from .setting_values import (
     number_of,
     one_of,
     parse_buffer,
+    parse_cookie,
     parse_count,
     parse_directories,
     parse_directory,
@@ -141,8 +142,9 @@ class Settings:
         close_log_format: of that line.
         log_directory: the only one in which Apache's user writes logs of closes.
         endpoint_directories: those whose sockets any symbolic link may lead to.
-        backend: the WebSocket server that a tunnel leads to (``backends.Backend``); "" if it is
-            not set.
+        backend: the addresses of the WebSocket servers that a tunnel leads to
+            (``backends.Backend``); empty if it is not set.
+        backend_cookie: the cookie that selects one of several addresses; "" for none.
         backend_timeout_s: how long its answer to a handshake may take in all.
         tunnel: what passes after the handshake: ``frames`` of RFC 6455, or ``opaque`` bytes.
         user_header: the header that tells a backend the user.
@@ -263,13 +265,14 @@ class Settings:
         "sockets of other sites and services",
         server_only=True,
     )
-    backend: str = _setting(
-        "",
-        parse_backend,
-        "http://HOST:PORT, http://HOST:PORT/PATH or unix:/PATH|http://HOST/PATH; a backend with"
-        " TLS (https) is not supported",
+    backend: tuple[str, ...] = _setting(
+        (),
+        parse_backends,
+        "http://HOST:PORT, http://HOST:PORT/PATH or unix:/PATH|http://HOST/PATH, or several,"
+        " separated by blanks; a backend with TLS (https) is not supported",
         "nothing",
     )
+    backend_cookie: str = _setting("", parse_cookie, "the name of a cookie", "nothing")
     backend_timeout_s: float = _setting(30.0, parse_time, _TIMES, "Apache's workers")
     tunnel: str = _setting(FRAMES, one_of(FRAMES, OPAQUE), "frames or opaque", "nothing")
     user_header: str = _setting(

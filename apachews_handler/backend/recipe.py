@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from apachews.monitoring import refusals
-from apachews_handler.backends import Backend
+from apachews_handler.backends import Backend, choose, cookie_of
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.exceptions import BadSetting, ClientGone, Refusal
 from apachews_handler.handshake.detach import detach
@@ -65,7 +65,7 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
     """
     settings = _settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
-    backend = _backend(environ, settings)
+    backend = _backend(environ, settings, request.client_address()[0])
     offer = negotiate(request, environ, settings)
     _require_nothing_after_the_head(request)
     open_ = describe(
@@ -137,15 +137,21 @@ def _settings(environ: Environ, definitions: Definitions) -> Settings:
     return for_tunnel(settings, is_message_limited=is_message_limited)
 
 
-def _backend(environ: Environ, settings: Settings) -> Backend:
-    """Return the backend of the request's location.
+def _backend(environ: Environ, settings: Settings, client: str) -> Backend:
+    """Return the backend of the request's location for a client.
+
+    Args:
+        client: its IP address.
 
     Raises:
         BadSetting: the location has none.
     """
     if not settings.backend:
         raise BadSetting("APACHEWS_BACKEND", "", "the address of the WebSocket server")
-    return Backend.parse(settings.backend)
+    route = ""
+    if settings.backend_cookie:
+        route = cookie_of(environ.get("HTTP_COOKIE", ""), settings.backend_cookie)
+    return Backend.parse(choose(settings.backend, route, client))
 
 
 def _require_nothing_after_the_head(request: Request) -> None:

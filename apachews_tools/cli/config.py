@@ -22,6 +22,7 @@ from apachews_tools.install.installation import (
     server_directives,
     tls_virtual_host,
 )
+from apachews_tools.install.tunnels import SOFTWARE, software_lines
 
 from .command import CommandError
 
@@ -34,6 +35,9 @@ DESCRIPTION: Final = """\
 Print the directives that this installation needs in Apache's configuration: the Python
 environment, the handler, and mod_wsgi if pip installed it.  The Debian package
 libapache2-mod-apachews brings them, and a2enmod apachews is enough.
+
+With --tunnel they are those that lead the WebSockets of existing software through Apache
+(docs/howto/tunnel.md), for its virtual host.
 
 With --debian they become a module that a2enmod enables and a2dismod disables. Files that
 are up to date, or that were edited, stay as they are.
@@ -49,6 +53,7 @@ examples:
   /opt/apachews/bin/apachews config > /etc/httpd/conf.d/apachews.conf
   apachews config --tls-vhost chat.example.org --docroot /var/www/chat \\
       | sudo tee /etc/apache2/sites-available/chat.conf
+  apachews config --tunnel jupyter --backend http://127.0.0.1:8888 --path /jupyter
 
 exit status: 0 printed, or installed; 1 the installation cannot work, or a file was edited"""
 
@@ -64,6 +69,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kind.add_argument(
         "--tls-vhost", metavar="NAME", help="print a virtual host with TLS for NAME instead"
+    )
+    kind.add_argument(
+        "--tunnel",
+        metavar="SOFTWARE",
+        choices=SOFTWARE,
+        help="print the lines for a WebSocket server that exists already: " + ", ".join(SOFTWARE),
+    )
+    parser.add_argument(
+        "--backend",
+        metavar="URL",
+        help="with --tunnel: its address, http://HOST:PORT or unix:/PATH|http://localhost"
+        " (default: its usual one)",
+    )
+    parser.add_argument(
+        "--path",
+        metavar="PATH",
+        help="with --tunnel: the path of the site's URLs that lead to it (default: its usual one)",
     )
     parser.add_argument(
         "--undo", action="store_true", help="with --debian: disable the module, remove its files"
@@ -110,6 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the directives, or write them."""
     if (arguments.undo or arguments.force) and not arguments.debian:
         raise CommandError("--undo and --force need --debian")
+    if (arguments.backend or arguments.path) and not arguments.tunnel:
+        raise CommandError("--backend and --path need --tunnel")
     if bool(arguments.certificate) != bool(arguments.key):
         raise CommandError("--certificate and --key need each other")
     try:
@@ -120,6 +144,9 @@ def run(arguments: argparse.Namespace) -> int:
                 ),
                 end="",
             )
+        elif arguments.tunnel:
+            lines = software_lines(arguments.tunnel, arguments.backend, arguments.path)
+            print("\n".join(lines))
         elif arguments.undo:
             _undo(DebianModule(arguments.directory), arguments.force)
         elif arguments.debian and (package := package_of(HERE)):

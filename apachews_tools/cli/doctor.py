@@ -30,6 +30,7 @@ from apachews_tools.doctor.machine import (
 from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
 from apachews_tools.doctor.site import check_scope, check_socket, rewritten, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
+from apachews_tools.doctor.tunnels import check_backends, check_proxies, check_tunnels
 from apachews_tools.httpd.address import Address
 from apachews_tools.httpd.configuration import Configuration, Scope, VirtualHost
 from apachews_tools.httpd.control import Control, ControlError
@@ -38,6 +39,7 @@ from apachews_tools.httpd.mapping import ANY_SOCKET, scope_of, socket_of
 from apachews_tools.httpd.permissions import Account
 from apachews_tools.httpd.private_apache import APACHE_USER
 from apachews_tools.httpd.process import Httpd, running
+from apachews_tools.httpd.proxies import tunnel_of
 from apachews_tools.httpd.shell import word
 from apachews_tools.terminal.terminal import CYAN, GREEN, RED, YELLOW, paint, printable, uses_colour
 
@@ -252,6 +254,9 @@ def _examine_apache(
     if os.geteuid() != 0 and (httpd is None or httpd.uid != os.geteuid()):
         yield note("privileges", "not run as root: some checks need root's permissions")
     yield from check_server(configuration, account, version)
+    yield from check_proxies(configuration)
+    yield from check_tunnels(configuration)
+    yield from check_backends(configuration, account)
     if os.geteuid() == 0:
         yield from check_ownership(configuration)
     yield from check_process(httpd, pid_file, arguments.websockets)
@@ -272,6 +277,10 @@ def _examine_apache(
         if is_real and (target := rewritten(scope)):
             yield ok("proxy", f"a rule leads {scope.url_path} to {target.url_path}")
             scope = target
+        if is_real and (tunnel := tunnel_of(scope)):
+            # ``check_tunnels`` has checked its lines.
+            yield ok("tunnel", f"a tunnel leads {scope.url_path} to {' '.join(tunnel.backends)}")
+            continue
         found = check_scope(scope)
         yield from found if is_real else map(_supposed, found)
         path = socket_of(scope)
@@ -415,6 +424,8 @@ def report(findings: list[Finding], columns: int | None, has_colours: bool) -> s
             if value:
                 # No line breaks: a remedy is to be copied.
                 lines.append(f"{margin}{name + ':':8}{_one_line(value)}")
+        # Without a margin: a paste into the configuration needs no edit.
+        lines += [_one_line(line) for line in finding.lines]
     errors = sum(finding.level is Level.ERROR for finding in findings)
     warnings = sum(finding.level is Level.WARNING for finding in findings)
     summary = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 
 class Level(str, Enum):
@@ -52,6 +52,10 @@ CHECKS: Final[dict[str, str]] = {
     "follow-symlinks": "httpd may serve a socket file",
     "access": "the directory is open to clients",
     "proxy": "proxies and rewriting rules leave the WebSockets alone",
+    "proxied-websockets": "no proxy holds a worker of Apache for each WebSocket",
+    "no-proxy": "mod_proxy leaves the WebSockets to the tunnel, and only those",
+    "tunnel": "the lines of a tunnel agree with those of its pages",
+    "backend": "a WebSocket server listens at the end of each tunnel",
     "settings": "the names and values of the settings are allowed",
     "running": "httpd runs",
     "reload": "the running httpd has read the current files",
@@ -85,6 +89,7 @@ class Finding:
         when: the load or the moment at which the effect shows; "" if nothing is wrong.
         remedy: the line or the command that fixes it.
         where: file and line; "" without one.
+        lines: directives that belong to the remedy.
     """
 
     id: str
@@ -94,11 +99,12 @@ class Finding:
     when: str = ""
     remedy: str = ""
     where: str = ""
+    lines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.id in CHECKS, self.id
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """Return it for ``--json``, with the subject of its check."""
         return asdict(self) | {"level": self.level.value, "about": CHECKS[self.id]}
 
@@ -114,14 +120,28 @@ def note(id: str, text: str, where: str = "") -> Finding:
 
 
 def warning(
-    id: str, text: str, *, breaks: str, remedy: str, when: str = ALWAYS, where: str = ""
+    id: str,
+    text: str,
+    *,
+    breaks: str,
+    remedy: str,
+    when: str = ALWAYS,
+    where: str = "",
+    lines: tuple[str, ...] = (),
 ) -> Finding:
     """Return a finding about a disadvantage, with its effect and its remedy."""
-    return Finding(id, Level.WARNING, text, breaks, when, remedy, where)
+    return Finding(id, Level.WARNING, text, breaks, when, remedy, where, lines)
 
 
 def error(
-    id: str, text: str, *, breaks: str, remedy: str, when: str = ALWAYS, where: str = ""
+    id: str,
+    text: str,
+    *,
+    breaks: str,
+    remedy: str,
+    when: str = ALWAYS,
+    where: str = "",
+    lines: tuple[str, ...] = (),
 ) -> Finding:
     """Return a finding about an error that prevents WebSockets, with its remedy."""
-    return Finding(id, Level.ERROR, text, breaks, when, remedy, where)
+    return Finding(id, Level.ERROR, text, breaks, when, remedy, where, lines)

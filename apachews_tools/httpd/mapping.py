@@ -16,6 +16,7 @@ from .configuration import Configuration, Scope, VirtualHost, alias_matches
 from .directives import Directive, IncludedFile, parse_files
 
 SCRIPT: Final = "apachews_handler/wsgi.py"
+TUNNEL_SCRIPT: Final = "apachews_handler/tunnel.py"
 STATUS_SCRIPT: Final = "apachews_handler/status_page.py"
 # An invented name, to find out which directives would apply to a socket file.
 ANY_SOCKET: Final = "apachews-doctor.ws"

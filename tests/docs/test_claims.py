@@ -43,7 +43,7 @@ def site() -> Iterator[Site]:
     extra = "".join(f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"\n' for name in MODULES)
     for name, directives in DIRECTORIES.items():
         extra += f'<Directory "${{DOCROOT}}/{name}">\n{directives}\n</Directory>\n'
-    alias = block("docs/howto/migration.md", "WSGIScriptAlias").replace(
+    alias = block("docs/howto/migration.md", "WSGIScriptAlias /chat").replace(
         "/var/www/html/ws", "${DOCROOT}"
     )
     with running_site(extra=extra + alias) as site:

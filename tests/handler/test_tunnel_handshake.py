@@ -27,7 +27,7 @@ from apachews_handler.backend.answer import (
 from apachews_handler.backend.connect import Resolver, connect
 from apachews_handler.backend.exchange import READ_BYTES, SHORT_BODY_BYTES, ask
 from apachews_handler.backend.request import encode, headers_of, target_of
-from apachews_handler.backends import Backend
+from apachews_handler.backends import Backend, choose, cookie_of
 from apachews_handler.exceptions import BadSetting, Refusal
 from apachews_handler.settings import Settings, for_tunnel, parse_settings
 
@@ -76,6 +76,57 @@ def test_another_spelling_is_refused(text: str) -> None:
     with pytest.raises(BadSetting, match="APACHEWS_BACKEND") as caught:
         parse_settings({"APACHEWS_BACKEND": text})
     assert "https) is not supported" in caught.value.allowed
+
+
+def test_several_backends() -> None:
+    settings = parse_settings(
+        {"APACHEWS_BACKEND": " http://a  http://b/x\tunix:/c ", "APACHEWS_BACKEND_COOKIE": "R"}
+    )
+    assert settings.backend == ("http://a", "http://b/x", "unix:/c")
+    assert settings.backend_cookie == "R"
+    for name, bad in (
+        ("APACHEWS_BACKEND", "http://a https://b"),
+        ("APACHEWS_BACKEND_COOKIE", "a b"),
+        ("APACHEWS_BACKEND_COOKIE", ""),
+    ):
+        with pytest.raises(BadSetting):
+            parse_settings({name: bad})
+
+
+@pytest.mark.parametrize(
+    ("route", "number"),
+    [(".1", 1), (".3", 3), ("session.2", 2), ("x.2.1", None), (".0", None), (".4", None)]
+    + [(text, None) for text in ("", "2", ".", ".-1", ".02", ".1 ", ".٢", "." + "9" * 9999)],
+)
+def test_the_cookie_of_a_balancer_selects_a_backend(route: str, number: int | None) -> None:
+    addresses = ("http://a", "http://b", "http://c")
+    found = choose(addresses, route, "192.0.2.7")
+    wanted = choose(addresses, "", "192.0.2.7") if number is None else addresses[number - 1]
+    assert found == wanted
+    assert choose(("http://a",), route, "192.0.2.7") == "http://a"
+
+
+def test_an_address_has_one_backend_and_many_have_all() -> None:
+    addresses = ("http://a", "http://b", "http://c")
+    chosen = [choose(addresses, "", f"192.0.2.{host}") for host in range(256)]
+    assert chosen == [choose(addresses, "", f"192.0.2.{host}") for host in range(256)]
+    for address in addresses:
+        assert 50 < chosen.count(address) < 120
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("R=.1", ".1"),
+        ("a=b; R=.1; c=d", ".1"),
+        ("a=b, R=.1", ".1"),  # httpd has joined two headers
+        ('R=".1"', ".1"),
+        ("R=.1; R=.2", ".1"),
+        *((header, "") for header in ("", "XR=.1", "r=.1", "R", "a=R=.1")),
+    ],
+)
+def test_a_cookie_is_found_in_its_header(header: str, value: str) -> None:
+    assert cookie_of(header, "R") == value
 
 
 def test_the_settings_of_a_tunnel() -> None:

@@ -45,6 +45,7 @@ class Seed:
         remedy: a piece of the remedy that it is to name.
         status: HTTP status that clients get because of it; None where they get
             their WebSocket all the same.
+        also: checks that find something besides, before it.
         extra: directives that make it so.
         replace: instead or besides, a piece of the configuration, and what
             stands in its place.
@@ -56,6 +57,7 @@ class Seed:
     status: int | None
     extra: str = ""
     replace: tuple[str, str] = ("", "")
+    also: tuple[str, ...] = ()
 
 
 SEEDS = {
@@ -138,6 +140,7 @@ SEEDS = {
         503,
         f"{PROXY}{REWRITE}RewriteCond %{{HTTP:Upgrade}} websocket [NC]\n"
         f"RewriteRule ^/(.*) {BACKEND}/$1 [P,L]",
+        also=("proxied-websockets",),
     ),
     "front-controller": Seed(
         "proxy",
@@ -327,7 +330,7 @@ def test_a_seeded_misconfiguration_is_found_with_its_remedy(
         assert status == (1 if seed.level == "error" or seed.status else 0)
         # It, what clients see of it, and nothing else.
         handshake = by_id.pop("handshake", None)
-        assert list(by_id) == [seed.id], findings
+        assert list(by_id) == [*seed.also, seed.id], findings
         found = by_id[seed.id]
         assert found["level"] == seed.level
         assert seed.remedy.replace("{extra}", f"{short_path}/conf.d/extra.conf") in found["remedy"]

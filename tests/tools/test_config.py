@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from apachews_handler.backend.request import IDENTITY
+from apachews_handler.backends import Backend as HandlersBackend
 from apachews_tools.cli import config, main
+from apachews_tools.httpd.backend import Backend
 from apachews_tools.httpd.ownership import weakness
 from apachews_tools.httpd.permissions import Account
 from apachews_tools.httpd.python_environment import (
@@ -34,6 +41,15 @@ from apachews_tools.install.installation import (
     server_directives,
     tls_virtual_host,
 )
+from apachews_tools.install.tunnels import (
+    SOFTWARE,
+    TESTED_BY,
+    USER_HEADERS,
+    proxy_target,
+    software_lines,
+)
+
+from ..support.site import ROOT
 
 NOBODY = Account("nobody", 65534, frozenset({65534}))
 LINKED_TO = b"\x7fELF\0\0libpython%s.so.1.0\0libc.so.6\0"
@@ -571,3 +587,158 @@ def test_a_private_apache_finds_the_packaged_handler(monkeypatch: pytest.MonkeyP
     """Debian's Python names /usr/local as the place of packages."""
     here = packaged(monkeypatch)
     assert handler_in(Path("/usr")) == here.handler
+
+
+# Tunnels.
+
+
+def test_each_program_has_lines_and_says_whether_it_was_tested() -> None:
+    assert len(SOFTWARE) == 20
+    for name, software in SOFTWARE.items():
+        text = "\n".join(software_lines(name))
+        assert text.startswith(f"# {software.title}. The ")
+        assert ("tests of apachews run it with lines" in text) is (name in TESTED_BY)
+        assert f"WSGIScriptAlias {software.path} " in text
+        assert ("\nProxyPass " in text) is software.has_pages
+        assert "{path}" not in text
+        assert max(len(line) for line in text.splitlines() if line.startswith("#")) <= 98
+
+
+def test_what_is_marked_as_tested_is_tested() -> None:
+    tests = {
+        node.name
+        for file in (ROOT / "tests" / "integration").glob("test_tunnel_software*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert set(TESTED_BY) <= set(SOFTWARE)
+    assert set(TESTED_BY.values()) <= tests
+    # A test that names a program makes it a tested one.
+    named = {
+        name
+        for name in SOFTWARE
+        if any(re.search(rf"_{name.replace('-', '_')}(_|$)", test) for test in tests)
+    }
+    assert named <= set(TESTED_BY)
+
+
+def rows(page: str) -> list[list[str]]:
+    text = (ROOT / "docs" / page).read_text()
+    return [
+        [cell.strip().replace("\\|", "|") for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| `") or line.startswith("| Tunnel")
+    ]
+
+
+def test_the_pages_have_the_table_of_programs() -> None:
+    wanted = [
+        [
+            f"`{name}`",
+            software.title,
+            f"`{software.backend}`",
+            f"`{software.path}`",
+            software.needs_at(software.path),
+            "yes" if name in TESTED_BY else "",
+        ]
+        for name, software in SOFTWARE.items()
+    ]
+    found = [row for row in rows("howto/tunnel.md") if row[0].strip("`") in SOFTWARE]
+    assert found == wanted
+    support = (ROOT / "docs" / "reference" / "support.md").read_text()
+    origins = [(one.title, name in TESTED_BY) for name, one in SOFTWARE.items()]
+    table = "".join(
+        f"| {title} | {'tested' if is_tested else 'from its documentation'} |\n"
+        for title, is_tested in origins
+    )
+    assert f"| program | lines |\n|---|---|\n{table}\n" in support
+
+
+def test_pages_lose_the_headers_of_users_as_websockets_do() -> None:
+    assert {header.lower().encode() for header in USER_HEADERS} <= IDENTITY
+    for header in USER_HEADERS:
+        assert f"    RequestHeader unset {header}" in software_lines("grafana")
+
+
+@pytest.mark.parametrize(
+    ("backend", "path", "target"),
+    [
+        ("http://127.0.0.1:3000", "/app", "http://127.0.0.1:3000/app"),
+        ("ws://127.0.0.1:3000", "/app", "http://127.0.0.1:3000/app"),
+        ("http://127.0.0.1:3000/", "/app", "http://127.0.0.1:3000"),
+        ("http://127.0.0.1:3000/live/", "/app", "http://127.0.0.1:3000/live"),
+        ("http://127.0.0.1:3000", "/", "http://127.0.0.1:3000/"),
+        ("http://127.0.0.1:3000/live", "/", "http://127.0.0.1:3000/live/"),
+        ("http://[::1]:3000", "/app", "http://[::1]:3000/app"),
+        ("unix:/run/a.sock|http://site", "/app", "unix:/run/a.sock|http://site/app"),
+        ("unix:/run/a.sock", "/", "unix:/run/a.sock|http://localhost/"),
+    ],
+)
+def test_the_proxy_of_the_pages_agrees_with_the_tunnel(
+    backend: str, path: str, target: str
+) -> None:
+    assert proxy_target(backend, path) == target
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("http://a", "http://a:0", "http://a:3000/", "ws://a_b:1/x%20y", "http://[::1]:9/a/"),
+        *("https://a", "a", "", "http://", "http://a b", "http://a/%", "http://a?b", "http://a#"),
+        *("http://u@a", "http://a:99999", "http://a:x", "http://a/ü", "http://ä", "ftp://a"),
+        *(
+            "unix:/a",
+            "unix:/a|http://b",
+            "unix:/a|ws://b/",
+            "unix:a",
+            "unix:",
+            "unix:/a|",
+            "unix:/\0",
+        ),
+    ],
+)
+def test_the_tools_read_a_backend_as_the_handler_does(text: str) -> None:
+    def read(parse: Callable[[str], Any]) -> tuple[object, ...] | None:
+        try:
+            found = parse(text)
+        except ValueError:
+            return None
+        return found.socket_path, found.host, found.port, found.path
+
+    assert read(Backend.parse) == read(HandlersBackend.parse)
+
+
+def test_another_backend_and_another_path() -> None:
+    lines = software_lines("code-server", "unix:/run/code.sock", "/ide/")
+    assert "ProxyPass /ide unix:/run/code.sock|http://localhost" in lines
+    assert "    SetEnv APACHEWS_BACKEND unix:/run/code.sock|http://localhost/" in lines
+    lines = software_lines("code-server", "http://127.0.0.1:9")
+    assert "    SetEnv APACHEWS_BACKEND http://127.0.0.1:9/" in lines
+    text = " ".join(software_lines("jupyter", path="/lab/a")).replace(" # ", " ")
+    assert "ServerApp.base_url = '/lab/a/'" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backend", "https://127.0.0.1:1"], "invalid backend 'https://127.0.0.1:1'"),
+        (["--backend", "unix:/a\nb"], "invalid backend"),
+        (["--backend", "unix:/${a}"], "invalid backend"),
+        (["--path", "app"], "invalid path 'app'"),
+        (["--path", '/a"b'], "invalid path"),
+        (["--path", "/a\nLoadModule"], "invalid path"),
+    ],
+)
+def test_lines_that_httpd_would_misread_are_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--tunnel", "ttyd", *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_options_of_a_tunnel_need_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--path", "/app"]) == 1
+    assert "--backend and --path need --tunnel" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["config", "--tunnel", "absent"])
+    assert "mosquitto" in capsys.readouterr().err
