@@ -52,6 +52,8 @@ from .slots import SlotFile
 PATIENCE_S: Final = 0.25
 # Interval between two tries: other processes release their locks without a notification.
 RETRY_S: Final = 0.02
+# A child notes prompt answers this often: each note costs two system calls.
+NOTE_S: Final = 0.02
 # Surplus handshakes are rejected at once for so long after their patience ended.
 MEMORY_S: Final = 30.0
 # Requests that collect the status at a time: each waits up to 2 s for a process that hangs.
@@ -87,6 +89,8 @@ class Waiting:
         self._slots: SlotFile | None = None
         # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
         self._patient_until: dict[str, float] = {}
+        # Offset in the file -> when this child wrote there last.
+        self._noted: dict[int, float] = {}
 
     @contextlib.contextmanager
     def place(
@@ -151,7 +155,7 @@ class Waiting:
                 self._end_patience(limits)
                 raise
             for limit in limits:
-                _note_answer(slots, limit.key, begun_at)
+                self._note_answer(slots, limit.key, begun_at)
         finally:
             for position in positions:
                 slots.release(position)
@@ -187,6 +191,21 @@ class Waiting:
             self._forget(now)
             for limit in limits:
                 self._patient_until[limit.key] = now
+                self._noted.pop(_offset(limit.key), None)  # the next answer counts
+
+    def _note_answer(self, slots: SlotFile, key: str, begun_at: float) -> None:
+        """Note the time of an answer if it is prompt.
+
+        Args:
+            begun_at: when the wait for it began.
+        """
+        now, offset = time.monotonic(), _offset(key)
+        if now - self._noted.get(offset, -math.inf) < NOTE_S:
+            return  # the file says nearly the same
+        if now - max(begun_at, _answered_at(slots, key)) < PATIENCE_S:
+            self._noted[offset] = now
+            with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
+                os.pwrite(slots.fileno(), _TIME.pack(now), offset)
 
     def _forget(self, now: float) -> None:
         """Forget whose patience ended long ago."""
@@ -212,18 +231,6 @@ def _try(slots: SlotFile, key: str, count: int) -> int | None:
     except OSError as error:
         fact = f"a waiting handshake cannot be counted: {error.strerror}"
         raise Refusal(refusals.CANNOT_COUNT, fact) from error
-
-
-def _note_answer(slots: SlotFile, key: str, begun_at: float) -> None:
-    """Note the time of an answer if it is prompt.
-
-    Args:
-        begun_at: when the wait for it began.
-    """
-    now = time.monotonic()
-    if now - max(begun_at, _answered_at(slots, key)) < PATIENCE_S:
-        with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
-            os.pwrite(slots.fileno(), _TIME.pack(now), _offset(key))
 
 
 def _answered_at(slots: SlotFile, key: str) -> float:

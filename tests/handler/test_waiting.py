@@ -279,7 +279,7 @@ def test_patience_lasts_while_the_producer_answers_others(
         now = begun_at + step_s * len(pauses)
         monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: now)
         assert answering._slots
-        waiting._note_answer(answering._slots, f"endpoint {PATH}", begun_at)
+        answering._note_answer(answering._slots, f"endpoint {PATH}", begun_at)
 
     with place(answering, "/srv/b.ws", 1, 25), place(holder, PATH, 1, 25):
         monkeypatch.setattr("apachews_handler.shared.waiting.time.sleep", answer)
