@@ -276,7 +276,8 @@ class FrameWalker:
 
 def _payload(frame: bytes, length: int) -> bytes:
     """Return the payload of a whole control frame, masked or not."""
-    payload = frame[len(frame) - length :]
+    payload_at = len(frame) - length  # the length may be in any form, also a longer one
+    payload = frame[payload_at:]
     if frame[1] & wire.MASKED:
-        return unmask(payload, frame[2:6])
+        return unmask(payload, frame[payload_at - 4 : payload_at])
     return payload

@@ -77,17 +77,18 @@ class TunnelSession:
 
     Attributes:
         has_client_eof: the client has ended its stream and still reads; read it no more.
+        is_paused: the client's walker has more input: call ``receive_client`` with b"".
+        producer_room: size of the next read of the backend.
     """
 
     __slots__ = (
         "_client_closed",
         "_down",
-        "_has_many",
         "_is_limited",
-        "_max_buffer",
         "_pinged_at",
         "_rate",
         "_rated_at",
+        "_room",
         "_up",
         "client_state",
         "close_cause",
@@ -95,7 +96,9 @@ class TunnelSession:
         "close_reason",
         "has_client_eof",
         "ignored",
+        "is_paused",
         "is_ping_answered",
+        "producer_room",
         "producer_state",
         "round_trip_s",
         "round_trips",
@@ -125,8 +128,9 @@ class TunnelSession:
         self.round_trip_s: float | None = None
         self.round_trips: RoundTrips | None = None
         self._client_closed = False  # the client's CLOSE has arrived
-        self._has_many = False  # the backend's last read held many frames
-        self._max_buffer = settings.max_buffer_bytes
+        # (The two are attributes, because the fast path reads them for each message.)
+        self.is_paused = False
+        self._room = self.producer_room = settings.max_buffer_bytes + HEADER_BYTES
         self._pinged_at = 0.0  # when the one unanswered PING was sent; 0.0: none, or several
         self._rate = settings.message_rate
         self._rated_at = 0.0
@@ -134,11 +138,6 @@ class TunnelSession:
             self._up.max_frames = self._rate.burst
         # A frame of the fast path has at most 125 bytes.
         self._is_limited = bool(self._rate) or 0 < settings.max_message_bytes <= 125
-
-    @property
-    def is_paused(self) -> bool:
-        """The client's walker has more input: call ``receive_client`` with b""."""
-        return self._up.is_paused
 
     @property
     def client_finished(self) -> bool:
@@ -169,11 +168,6 @@ class TunnelSession:
     def partial_bytes(self) -> int:
         """Number of the backend's bytes that are held back until their frame is complete."""
         return len(self._down.rest)
-
-    @property
-    def producer_room(self) -> int:
-        """Size of the next read of the backend."""
-        return SHORT_READ_BYTES if self._has_many else self._max_buffer + HEADER_BYTES
 
     @property
     def producer_said(self) -> int:
@@ -225,6 +219,7 @@ class TunnelSession:
             self._refill_rate(now)
         share = FRAMES_A_TURN if busy == 1 else SHARED_FRAMES_A_TURN // busy
         events = up.receive(data, max(MIN_FRAMES_A_TURN, share))
+        self.is_paused = up.is_paused
         if self.producer_state is not _CONNECTED:
             self.to_producer.clear()  # the backend has gone
         for event in events:
@@ -255,7 +250,8 @@ class TunnelSession:
             return  # read only to its end of file
         before = down.messages + down.controls
         events = down.receive(data)
-        self._has_many = down.messages + down.controls - before > MANY_MESSAGES
+        has_many = down.messages + down.controls - before > MANY_MESSAGES
+        self.producer_room = SHORT_READ_BYTES if has_many else self._room
         for event in events:
             if isinstance(event, CloseFrame):
                 self._on_close_frame(CloseCause.PRODUCER_CLOSED, event)

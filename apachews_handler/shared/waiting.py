@@ -87,6 +87,7 @@ class Waiting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._slots: SlotFile | None = None
+        self._released = threading.Condition()  # notified when this child releases a place
         # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
         self._patient_until: dict[str, float] = {}
         # Offset in the file -> when this child wrote there last.
@@ -159,6 +160,8 @@ class Waiting:
         finally:
             for position in positions:
                 slots.release(position)
+            with self._released:
+                self._released.notify()
 
     def _take(self, slots: SlotFile, limit: _Limit, deadline: float) -> int:
         """Return the position of a place.
@@ -172,7 +175,13 @@ class Waiting:
                     return position
             if not self._is_patient(limit.key, deadline, _answered_at(slots, limit.key)):
                 raise Refusal(limit.reason, limit.problem)
-            time.sleep(RETRY_S)
+            self._pause()
+
+    def _pause(self) -> None:
+        """Wait for a place: until this child releases one, or for an interval."""
+        # A release between the try and this wait is not noticed, and costs one interval.
+        with self._released:
+            self._released.wait(RETRY_S)
 
     def _is_patient(self, key: str, deadline: float, answered_at: float) -> bool:
         """Tell whether a handshake goes on trying to get a place."""

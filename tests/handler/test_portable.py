@@ -301,7 +301,7 @@ def test_new_state_is_noticed() -> None:
         "RawReader": 1,
         "RawSession": 2,
         "FrameWalker": 14,
-        "TunnelSession": 21,
+        "TunnelSession": 22,
         "OpaqueSession": 0,
         "SessionData": 23,
         "Session": 0,

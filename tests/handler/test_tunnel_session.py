@@ -174,6 +174,17 @@ def test_the_last_frame_waits_for_a_border(stream: bytes, at: int, sizes: list[i
         assert len(stream) not in expected.borders
 
 
+def test_a_length_in_a_longer_form_moves_the_mask() -> None:
+    payload = b"\x03\xe8done"
+    mask = b"\1\2\3\4"
+    hidden = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+    for field_ in (b"\xfe\0\6", b"\xff" + bytes(7) + b"\6"):
+        walker = FrameWalker()
+        frame = b"\x88" + field_ + mask + hidden
+        assert walker.receive(frame) == [CloseFrame(payload)]
+        assert taken(walker.out) == frame
+
+
 def test_only_own_pongs_are_taken_out() -> None:
     walker = FrameWalker()
     own, other = masked(0x8A, KEEPALIVE), masked(0x8A, b"other")

@@ -18,6 +18,8 @@ from apachews_handler.exceptions import Refusal
 from apachews_handler.shared import waiting
 from apachews_handler.shared.waiting import MAX_COLLECTING, Waiting
 
+from ..conftest import wait_for
+
 PATH = "/srv/a.ws"
 USER, OTHER_USER = 1001, 1002
 TIMEOUT_S = 5.0
@@ -56,6 +58,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         clock[0] += waiting.PATIENCE_S
 
     monkeypatch.setattr("apachews_handler.shared.waiting.time.sleep", pause)
+    monkeypatch.setattr(Waiting, "_pause", pause)
     monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: clock[0])
     return recorded
 
@@ -126,7 +129,7 @@ def test_a_refusal_leaves_no_place_taken(make: Callable[[], Waiting], pauses: li
         for number in range(5):
             # It has a place of its endpoint, none of all, and none of its user.
             with (
-                pytest.raises(Refusal, match=f"one more for a producer of user {USER}"),
+                pytest.raises(Refusal, match=f"one more for a server of user {USER}"),
                 place(child, f"/srv/{number}.ws", 0, 1),
             ):
                 pass
@@ -282,7 +285,7 @@ def test_patience_lasts_while_the_producer_answers_others(
         answering._note_answer(answering._slots, f"endpoint {PATH}", begun_at)
 
     with place(answering, "/srv/b.ws", 1, 25), place(holder, PATH, 1, 25):
-        monkeypatch.setattr("apachews_handler.shared.waiting.time.sleep", answer)
+        monkeypatch.setattr(Waiting, "_pause", answer)
         assert refused_after(child, pauses) == math.ceil(TIMEOUT_S / step_s)
 
 
@@ -333,3 +336,32 @@ def test_few_requests_collect_the_status_at_a_time(
             pass
         with place(make(), PATH, 0, 1):  # a bound of its own
             pass
+
+
+def test_a_released_place_is_taken_at_once(
+    make: Callable[[], Waiting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handshake of the same child does not wait for the next try."""
+    monkeypatch.setattr(waiting, "RETRY_S", 30.0)
+    child = make()
+    tries = threading.Event()
+
+    def is_patient(*_: object) -> bool:
+        tries.set()
+        return True
+
+    monkeypatch.setattr(Waiting, "_is_patient", is_patient)
+    taken = threading.Event()
+
+    def take() -> None:
+        with place(child, PATH, 1, 25):
+            taken.set()
+
+    thread = threading.Thread(target=take)
+    with place(child, PATH, 1, 25):
+        thread.start()
+        assert tries.wait(10)
+        # The thread holds the condition's lock until it waits.
+        wait_for(lambda: bool(child._released._waiters))  # type: ignore[attr-defined]
+    assert taken.wait(10)
+    thread.join()
