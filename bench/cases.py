@@ -38,6 +38,7 @@ class Peer:
         name: in the tables.
         backend: the library of the program, a module of ``backends``.
         proxied: whether mod_proxy stands in front of it.
+        tunnelled: whether a tunnel of ours stands in front of it.
         uvloop: whether it runs on uvloop.
         tls: whether Apache ends TLS in front of it.
     """
@@ -45,6 +46,7 @@ class Peer:
     name: str
     backend: str
     proxied: bool = False
+    tunnelled: bool = False
     uvloop: bool = False
     tls: bool = False
 
@@ -53,9 +55,13 @@ class Peer:
         """About how many it does here, for an estimate of how long a run takes."""
         if self.tls:
             return 250.0
-        return 700.0 if self.proxied else 350.0 if self.backend == "apachews" else 1500.0
+        if self.proxied or self.tunnelled:
+            return 700.0
+        return 350.0 if self.backend == "apachews" else 1500.0
 
 
+# What people who have a WebSocket server put in the place of mod_proxy.
+TUNNEL: Final = "tunnel+picows"
 PEERS: Final = {
     peer.name: peer
     for peer in (
@@ -66,6 +72,7 @@ PEERS: Final = {
         Peer("websockets (uvloop)", "websockets", uvloop=True),
         Peer("picows", "picows", uvloop=True),
         Peer("proxy+picows", "picows", proxied=True, uvloop=True),
+        Peer(TUNNEL, "picows", tunnelled=True, uvloop=True),
         Peer("ours, wss", "apachews", tls=True),
         Peer("proxy+websockets, wss", "websockets", proxied=True, tls=True),
         Peer("proxy+websockets (uvloop), wss", "websockets", proxied=True, uvloop=True, tls=True),
@@ -78,10 +85,11 @@ ON_UVLOOP: Final = {
     "proxy+websockets, wss": "proxy+websockets (uvloop), wss",
 }
 
-ALL: Final = tuple(name for name, peer in PEERS.items() if not peer.tls)
+ALL: Final = tuple(name for name, peer in PEERS.items() if not peer.tls and not peer.tunnelled)
 ALL_TLS: Final = tuple(name for name, peer in PEERS.items() if peer.tls)
 FEW: Final = ("ours", "proxy+websockets", "proxy+picows")
 FEW_TLS: Final = ("ours, wss", "proxy+websockets, wss")
+TUNNELS: Final = (TUNNEL, "proxy+picows")
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Case:
     Attributes:
         name: on the command line and in the report.
         kind: how.
-        peers: whom, by name, ours first.
+        peers: whom, by name, ours or our tunnel first.
         connections: open at once; for handshakes, made at once.
         window: messages each has under way.
         size: of a message, bytes.
@@ -211,9 +219,20 @@ def _table() -> list[Case]:
         ),
         _memory("memory-ws", FEW[:2]),
         _memory("memory-wss", FEW_TLS),
+        *_tunnels(),
         Case("scale", Kind.SCALE, ("ours",)),
     ]
     return cases
+
+
+def _tunnels() -> list[Case]:
+    """Return the cases with one program behind a tunnel, and behind mod_proxy."""
+    return [
+        Case("tunnel-echo-64B-c32", Kind.ECHO, TUNNELS, 32, window_s=2.0),
+        Case("tunnel-echo-64KiB-c32", Kind.ECHO, TUNNELS, 32, size=64 * KIB, window_s=2.0),
+        Case("tunnel-handshakes", Kind.HANDSHAKES, TUNNELS, 16, window_s=2.0, our_children=2),
+        _memory("tunnel-memory", TUNNELS),
+    ]
 
 
 def _memory(name: str, peers: tuple[str, ...]) -> Case:

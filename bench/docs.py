@@ -26,6 +26,10 @@ SHOWN: Final = (
     "handshakes",
     "memory-ws",
     "memory-wss",
+    "tunnel-echo-64B-c32",
+    "tunnel-echo-64KiB-c32",
+    "tunnel-handshakes",
+    "tunnel-memory",
     "scale",
 )
 

@@ -8,6 +8,7 @@ WebSocket, it gets as many workers as there are connections.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import select
@@ -52,6 +53,14 @@ TAIL_BYTES: Final = 3000
 OURS = """
 LogLevel warn
 SetEnv APACHEWS_PING_INTERVAL off
+"""
+# The URL of the backend as mod_proxy has it: the alias's path is replaced by "/".
+TUNNEL = """
+WSGIScriptAlias {path} "${{APACHEWS_HANDLER}}/tunnel.py" \\
+    process-group=%{{GLOBAL}} application-group=%{{GLOBAL}}
+<Location {path}>
+    SetEnv APACHEWS_BACKEND http://127.0.0.1:{port}/
+</Location>
 """
 PROXY = """
 LogLevel warn
@@ -236,30 +245,44 @@ def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Ite
         root = stack.enter_context(directory())
         log = root / "backend.log"
         if peer.backend == "apachews":
-            workers = our_children * OUR_THREADS
-            extra = OURS + CHILDREN.format(children=our_children, workers=workers)
-            server = stack.enter_context(
-                apache(root, ours=True, workers=workers, threads=OUR_THREADS, extra=extra)
-            )
+            server = stack.enter_context(_ours(root, our_children))
             program = stack.enter_context(
                 backend(log, "apachews_producer", mode, str(server.docroot / PATH[1:]))
             )
         else:
             loop = ("uvloop" if peer.uvloop else "asyncio",) * (peer.backend == "websockets")
             program = stack.enter_context(backend(log, f"{peer.backend}_server", mode, *loop))
-            if not peer.proxied:
+            if peer.tunnelled:
+                to_it = TUNNEL.format(path=PATH, port=program.where)
+                server = stack.enter_context(_ours(root, our_children, to_it))
+            elif peer.proxied:
+                server = stack.enter_context(_proxy(root, connections, program.where))
+            else:
                 yield Running(f"ws://127.0.0.1:{program.where}{PATH}", "", [program])
                 return
-            children = -(-(connections + PROXY_SPARE) // PROXY_THREADS)
-            workers = children * PROXY_THREADS
-            extra = PROXY.format(path=PATH, port=program.where)
-            extra += CHILDREN.format(children=children, workers=workers)
-            server = stack.enter_context(
-                apache(root, ours=False, workers=workers, threads=PROXY_THREADS, extra=extra)
-            )
         scheme, port = ("wss", server.tls_port) if peer.tls else ("ws", server.port)
         certificate = str(server.certificate) if peer.tls else ""
         yield Running(f"{scheme}://127.0.0.1:{port}{PATH}", certificate, [program], server)
+
+
+def _ours(
+    root: Path, children: int, extra: str = ""
+) -> contextlib.AbstractContextManager[PrivateApache]:
+    """Run an Apache of ours with so many children."""
+    workers = children * OUR_THREADS
+    extra += OURS + CHILDREN.format(children=children, workers=workers)
+    return apache(root, ours=True, workers=workers, threads=OUR_THREADS, extra=extra)
+
+
+def _proxy(
+    root: Path, connections: int, port: str
+) -> contextlib.AbstractContextManager[PrivateApache]:
+    """Run an Apache with mod_proxy, and a worker for each connection."""
+    children = -(-(connections + PROXY_SPARE) // PROXY_THREADS)
+    workers = children * PROXY_THREADS
+    extra = PROXY.format(path=PATH, port=port)
+    extra += CHILDREN.format(children=children, workers=workers)
+    return apache(root, ours=False, workers=workers, threads=PROXY_THREADS, extra=extra)
 
 
 def handler() -> Path:

@@ -51,7 +51,8 @@ from the beginning); in *handshakes* four for each client, and so two children a
 *proxy+websockets*: Apache's `ProxyPass` with `upgrade=websocket` in front of the `websockets`
 library, on asyncio's own loop or, if the table says so, on uvloop. *websockets*, *picows*: the
 library alone, without Apache and its functions. *proxy+picows*: picows, on
-uvloop, with the same proxy. *wss*: Apache ends TLS.
+uvloop, with the same proxy. *tunnel+picows*: the same program behind a tunnel of apachews, which
+takes the place of the proxy. *wss*: Apache ends TLS.
 """
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from .cases import ON_UVLOOP
+from .cases import ON_UVLOOP, TUNNEL
 from .results import Results, Spread
 
 A: Final = "proxy+websockets"
@@ -88,6 +88,13 @@ TARGETS: Final = (
     ),
     Target("memory-wss", "Apache's workers per idle socket", "workers_each", 0, "", OURS_TLS),
     Target("memory-ws", "the producer's memory per idle socket", "backend_kib", 2, unit="KB"),
+    Target("tunnel-echo-64B-c32", CPU, "cpu_us", 0.65, E, TUNNEL),
+    Target("tunnel-echo-64KiB-c32", CPU, "cpu_us", 0.6, E, TUNNEL),
+    Target("tunnel-handshakes", "handshakes a second", "per_second", 1.0, E, TUNNEL, True),
+    Target(
+        "tunnel-memory", "Apache's memory per idle socket", "apache_kib", 4, "", TUNNEL, unit="KB"
+    ),
+    Target("tunnel-memory", "Apache's workers per idle socket", "workers_each", 0, "", TUNNEL),
     Target("scale", "messages lost, 20,000 sockets open", "lost", 0),
     Target("scale", "plain HTTP p99, with them as against without", "http_p99_ratio", 1.2),
     Target("scale", "CPU per message among 10,000 idle as against 100", "cost_ratio", 1.3),

@@ -13,7 +13,10 @@ Sources: getaddrinfo(3), resolv.conf(5), connect(2), unix(7).
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import select
 import socket
 import threading
 import time
@@ -35,6 +38,7 @@ from apachews_handler.shared.signals import signals_blocked
 FRESH_S: Final = 30.0
 # Names that are remembered; those are in the server's configuration, so they are few.
 MAX_NAMES: Final = 256
+_TCP_NONBLOCKING: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
 
 def connect(backend: Backend, timeout_s: float) -> socket.socket:
@@ -47,11 +51,11 @@ def connect(backend: Backend, timeout_s: float) -> socket.socket:
     try:
         if backend.socket_path:
             sock = _connect_unix(backend.socket_path, timeout_s)
+            sock.setblocking(False)
         else:
             sock = _connect_tcp(backend, deadline)
     except OSError as error:
         raise _refusal(backend, error, timeout_s) from error
-    sock.setblocking(False)
     return sock
 
 
@@ -73,10 +77,9 @@ def _connect_tcp(backend: Backend, deadline: float) -> socket.socket:
         rest_s = deadline - time.monotonic()
         if rest_s <= 0:
             break
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = socket.socket(family, _TCP_NONBLOCKING)
         try:
-            sock.settimeout(rest_s)
-            sock.connect(address)
+            _establish(sock, address, rest_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             sock.close()
@@ -87,6 +90,28 @@ def _connect_tcp(backend: Backend, deadline: float) -> socket.socket:
             raise
         return sock
     raise failure
+
+
+def _establish(sock: socket.socket, address: tuple[str, int], timeout_s: float) -> None:
+    """Connect a non-blocking socket.
+
+    Raises:
+        OSError: TimeoutError after the timeout.
+    """
+    error = sock.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        try:
+            sock.getpeername()  # on this machine it is connected by now
+            return
+        except OSError:
+            pass
+        poller = select.poll()  # a descriptor may be beyond what select(2) can watch
+        poller.register(sock, select.POLLOUT)
+        if not poller.poll(math.ceil(timeout_s * 1000)):
+            raise TimeoutError
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 class _Address(NamedTuple):

@@ -178,7 +178,12 @@ def _place(backend: Backend, settings: Settings) -> contextlib.AbstractContextMa
         with contextlib.suppress(OSError):  # ``connect`` says what is wrong with the file
             user = os.stat(os.fsdecode(backend.socket_path.encode("latin-1"))).st_uid
     return waiting.place(
-        backend.name, settings.max_waiting, spare_workers(), settings.connect_timeout_s, user
+        backend.name,
+        settings.max_waiting,
+        spare_workers(),
+        settings.connect_timeout_s,
+        user,
+        waiting.TUNNEL_PATIENCE_S,
     )
 
 

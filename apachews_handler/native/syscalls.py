@@ -25,7 +25,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from ctypes import c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_uint64, c_ulong, c_void_p
-from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL
+from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_OFD_SETLK, F_SETFL
 from typing import Any, Final
 
 _FAMILY: Final = struct.Struct("H")  # sun_family, of struct sockaddr_un
@@ -63,6 +63,7 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 _fcntl: Final = _function("fcntl", c_int, c_int, c_int, c_int)
+_fcntl_lock: Final = _function("fcntl", c_int, c_int, c_int, c_char_p)
 _dup3: Final = _function("dup3", c_int, c_int, c_int, c_int)
 _socket: Final = _function("socket", c_int, c_int, c_int, c_int)
 _connect: Final = _function("connect", c_int, c_int, c_char_p, c_uint)
@@ -93,6 +94,15 @@ def set_nonblocking(fd: int) -> None:
     flags = _checked(_fcntl(fd, F_GETFL, 0))
     if not flags & os.O_NONBLOCK:
         _checked(_fcntl(fd, F_SETFL, flags | os.O_NONBLOCK))
+
+
+def set_lock(fd: int, lock: bytes) -> None:
+    """Set or release a lock of an open file description, without waiting for it.
+
+    Args:
+        lock: a struct flock.
+    """
+    _checked(_fcntl_lock(fd, F_OFD_SETLK, lock))
 
 
 def dup2(fd: int, other: int) -> None:

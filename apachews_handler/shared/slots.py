@@ -36,6 +36,8 @@ import threading
 import time
 from typing import Any, Final
 
+from apachews_handler.native import syscalls
+
 from .signals import signals_blocked
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for these locks).
@@ -116,7 +118,7 @@ class LentSlots:
 
     def release(self, position: int) -> None:
         """Release a slot."""
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, position))
+        syscalls.set_lock(self._fd, _flock(fcntl.F_UNLCK, position))
         self.forget(1)
 
     def forget(self, count: int) -> None:
@@ -201,7 +203,7 @@ class SlotFile:
         first = position - position % REGION_BYTES
         with signals_blocked(), self._lock:
             self._ours.discard(position)
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, position))
+            syscalls.set_lock(self._fd, _flock(fcntl.F_UNLCK, position))
             region = self._regions[first]
             region.taken -= 1
             region.likely = position
@@ -229,7 +231,7 @@ class SlotFile:
 
     def _try_lock(self, position: int) -> bool:
         try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, position))
+            syscalls.set_lock(self._fd, _flock(fcntl.F_WRLCK, position))
         except (BlockingIOError, PermissionError):  # fcntl(2) allows either
             return False
         return True

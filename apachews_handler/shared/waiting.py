@@ -1,10 +1,10 @@
 """A bound on the handshakes that wait for a producer, each of which holds an Apache worker.
 
-Contract: ``place(path, most, spare, timeout_s, user)`` is a context manager for the time that
-a handshake waits: for a full backlog, for the other end of a loopback port, for ANSWER.  It
-raises ``Refusal`` (503 with ``Retry-After``) if too many handshakes wait already, for the
-same endpoint or for all endpoints.  ``place_for_status()`` does the same for requests that
-collect the status.  For any thread.
+Contract: ``place(path, most, spare, timeout_s, user, patience_s)`` is a context manager for the
+time that a handshake waits: for a full backlog, for the other end of a loopback port, for ANSWER
+or the answer of a backend.  It raises ``Refusal`` (503 with ``Retry-After``) if too many
+handshakes wait already, for the same endpoint or for all endpoints.  ``place_for_status()`` does
+the same for requests that collect the status.  For any thread.
 
 How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers) and starts
 more when it has fewer.  Waiting handshakes get half of that number, and those of one
@@ -14,11 +14,11 @@ endpoints of another.  A place is a slot (``slots``): the count spans Apache's c
 of which is one worker with prefork, and is right after any of them has died.
 
 A burst of handshakes can exceed the bound although the producer answers each in some
-milliseconds.  So a handshake without a place tries again for ``PATIENCE_S``, a time that
+milliseconds.  So a handshake without a place tries again for its patience, a time that
 each prompt answer begins anew.  If all workers did so for a producer that is stopped or slow,
-pages would wait: after a ``PATIENCE_S`` without such an answer the child rejects the surplus
+pages would wait: after a patience without such an answer the child rejects the surplus
 handshakes at once, until there is one or ``MEMORY_S`` have passed.  An answer is prompt if it
-took less than ``PATIENCE_S``, or follows another prompt one as soon: a producer that answers
+took less than the patience, or follows another prompt one as soon: a producer that answers
 one after another lets the last of many wait.  The file of the slots has the times of these
 answers, because a child with prefork sees none but its own.
 
@@ -48,10 +48,15 @@ from apachews_handler.exceptions import Refusal, no_descriptors
 from . import rundir
 from .slots import SlotFile
 
-# Surplus handshakes wait for a place for so long after the last prompt answer.
+# Surplus handshakes wait for a place for so long after the last prompt answer: of a producer,
+# which only accepts; of a backend of tunnels, which may look up a session before its 101, and
+# which is often one process that does not answer while it does something else.
 PATIENCE_S: Final = 0.25
+TUNNEL_PATIENCE_S: Final = 1.0
 # Interval between two tries: other processes release their locks without a notification.
 RETRY_S: Final = 0.02
+# A child notes prompt answers this often: each note costs two system calls.
+NOTE_S: Final = 0.02
 # Surplus handshakes are rejected at once for so long after their patience ended.
 MEMORY_S: Final = 30.0
 # Requests that collect the status at a time: each waits up to 2 s for a process that hangs.
@@ -69,12 +74,14 @@ class _Limit(NamedTuple):
         key: whose prompt answers decide on the patience.
         regions: keys of regions of slots, and how many each has; the first free place is
             taken.
+        patience_s: how long a handshake waits for a place after the last prompt answer.
         problem: what the log says if all are taken.
         reason: of the refusal then.
     """
 
     key: str
     regions: tuple[tuple[str, int], ...]
+    patience_s: float
     problem: str
     reason: Reason = refusals.WAITING_LIMIT
 
@@ -88,10 +95,18 @@ class Waiting:
         self._released = threading.Condition()  # notified when this child releases a place
         # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
         self._patient_until: dict[str, float] = {}
+        # Offset in the file -> when this child wrote there last.
+        self._noted: dict[int, float] = {}
 
     @contextlib.contextmanager
     def place(
-        self, path: str, most: int, spare: int, timeout_s: float, user: int
+        self,
+        path: str,
+        most: int,
+        spare: int,
+        timeout_s: float,
+        user: int,
+        patience_s: float = PATIENCE_S,
     ) -> Iterator[None]:
         """Hold a place while a handshake waits.
 
@@ -102,6 +117,7 @@ class Waiting:
             spare: idle workers that httpd maintains, at least 1.
             timeout_s: how long to wait for a place at most.
             user: id of the user that runs the producer.
+            patience_s: how long to wait for a place after the last prompt answer.
 
         Raises:
             Refusal: all places are taken, or the process has no file descriptor left.
@@ -113,11 +129,13 @@ class Waiting:
             _Limit(
                 endpoint,
                 ((endpoint, per_endpoint),),
+                patience_s,
                 f"{per_endpoint} handshakes wait for {path!r} already",
             ),
             _Limit(
                 owner,
                 (("all", in_all), (owner, 1)),
+                patience_s,
                 f"{in_all} handshakes wait already, and one more for a server of user {user},"
                 f" who runs that of {path!r} too",
             ),
@@ -133,7 +151,8 @@ class Waiting:
             Refusal: as ``place``.
         """
         problem = f"{MAX_COLLECTING} requests collect the status already"
-        limit = _Limit("status", (("status", MAX_COLLECTING),), problem, refusals.STATUS_BUSY)
+        region = ("status", MAX_COLLECTING)
+        limit = _Limit("status", (region,), PATIENCE_S, problem, refusals.STATUS_BUSY)
         with self._hold([limit], MEMORY_S):
             yield
 
@@ -152,7 +171,7 @@ class Waiting:
                 self._end_patience(limits)
                 raise
             for limit in limits:
-                _note_answer(slots, limit.key, begun_at)
+                self._note_answer(slots, limit, begun_at)
         finally:
             for position in positions:
                 slots.release(position)
@@ -169,7 +188,7 @@ class Waiting:
             for key, count in limit.regions:
                 if (position := _try(slots, key, count)) is not None:
                     return position
-            if not self._is_patient(limit.key, deadline, _answered_at(slots, limit.key)):
+            if not self._is_patient(limit, deadline, _answered_at(slots, limit.key)):
                 raise Refusal(limit.reason, limit.problem)
             self._pause()
 
@@ -179,15 +198,15 @@ class Waiting:
         with self._released:
             self._released.wait(RETRY_S)
 
-    def _is_patient(self, key: str, deadline: float, answered_at: float) -> bool:
+    def _is_patient(self, limit: _Limit, deadline: float, answered_at: float) -> bool:
         """Tell whether a handshake goes on trying to get a place."""
         now = time.monotonic()
         with self._lock:
             self._forget(now)
-            until = self._patient_until.get(key)
+            until = self._patient_until.get(limit.key)
             if until is None or until <= answered_at:
-                until = self._patient_until[key] = now + PATIENCE_S
-        return now < min(max(until, answered_at + PATIENCE_S), deadline)
+                until = self._patient_until[limit.key] = now + limit.patience_s
+        return now < min(max(until, answered_at + limit.patience_s), deadline)
 
     def _end_patience(self, limits: list[_Limit]) -> None:
         """Note that a producer failed."""
@@ -196,6 +215,21 @@ class Waiting:
             self._forget(now)
             for limit in limits:
                 self._patient_until[limit.key] = now
+                self._noted.pop(_offset(limit.key), None)  # the next answer counts
+
+    def _note_answer(self, slots: SlotFile, limit: _Limit, begun_at: float) -> None:
+        """Note the time of an answer if it is prompt.
+
+        Args:
+            begun_at: when the wait for it began.
+        """
+        now, offset = time.monotonic(), _offset(limit.key)
+        if now - self._noted.get(offset, -math.inf) < NOTE_S:
+            return  # the file says nearly the same
+        if now - max(begun_at, _answered_at(slots, limit.key)) < limit.patience_s:
+            self._noted[offset] = now
+            with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
+                os.pwrite(slots.fileno(), _TIME.pack(now), offset)
 
     def _forget(self, now: float) -> None:
         """Forget whose patience ended long ago."""
@@ -221,18 +255,6 @@ def _try(slots: SlotFile, key: str, count: int) -> int | None:
     except OSError as error:
         fact = f"a waiting handshake cannot be counted: {error.strerror}"
         raise Refusal(refusals.CANNOT_COUNT, fact) from error
-
-
-def _note_answer(slots: SlotFile, key: str, begun_at: float) -> None:
-    """Note the time of an answer if it is prompt.
-
-    Args:
-        begun_at: when the wait for it began.
-    """
-    now = time.monotonic()
-    if now - max(begun_at, _answered_at(slots, key)) < PATIENCE_S:
-        with contextlib.suppress(OSError):  # a full disk shortens the patience, no more
-            os.pwrite(slots.fileno(), _TIME.pack(now), _offset(key))
 
 
 def _answered_at(slots: SlotFile, key: str) -> float:

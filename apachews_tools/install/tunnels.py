@@ -176,7 +176,10 @@ SOFTWARE: Final[dict[str, Software]] = {
 # Each other program's lines follow its documentation.
 TESTED_BY: Final[dict[str, str]] = {
     "socketio": "test_socket_io_begins_with_polling_and_upgrades_on_one_url",
+    "channels": "test_channels_on_daphne",
     "uvicorn": "test_fastapi_on_uvicorn",
+    "jupyter": "test_a_kernel_of_jupyter_computes",
+    "mosquitto": "test_mosquitto_and_mqtt_js",
 }
 
 

@@ -242,6 +242,24 @@ def test_patience_ends_with_the_first_failure_and_returns_with_a_success(
         assert refused_after(child, pauses) == 1
 
 
+def test_a_backend_of_tunnels_may_take_longer(
+    make: Callable[[], Waiting], pauses: list[float]
+) -> None:
+    holder, child = make(), make()
+
+    def place_of_tunnel(child: Waiting) -> contextlib.AbstractContextManager[None]:
+        return child.place(PATH, 1, 25, TIMEOUT_S, USER, waiting.TUNNEL_PATIENCE_S)
+
+    for _ in range(2):
+        with place_of_tunnel(holder):
+            pauses.clear()
+            with pytest.raises(Refusal), place_of_tunnel(child):
+                pass
+            assert len(pauses) == waiting.TUNNEL_PATIENCE_S / waiting.PATIENCE_S
+        with place_of_tunnel(child):
+            time.sleep(0)  # an answer after one step of the clock: it is prompt for a tunnel
+
+
 def test_a_producer_that_does_not_answer_ends_patience(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:
@@ -282,7 +300,8 @@ def test_patience_lasts_while_the_producer_answers_others(
         now = begun_at + step_s * len(pauses)
         monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: now)
         assert answering._slots
-        waiting._note_answer(answering._slots, f"endpoint {PATH}", begun_at)
+        limit = waiting._Limit(f"endpoint {PATH}", (), waiting.PATIENCE_S, "")
+        answering._note_answer(answering._slots, limit, begun_at)
 
     with place(answering, "/srv/b.ws", 1, 25), place(holder, PATH, 1, 25):
         monkeypatch.setattr(Waiting, "_pause", answer)

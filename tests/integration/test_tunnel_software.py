@@ -1,15 +1,28 @@
-"""Tunnels to WebSocket servers that others wrote, unmodified: Node's ws, Socket.IO, FastAPI."""
+"""Tunnels to WebSocket servers that others wrote, unmodified.
+
+A test whose server is not installed is skipped.  ``deploy/test -e tunnel`` installs all of them,
+and sets ``APACHEWS_TUNNEL_SOFTWARE``: there such a test fails.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import importlib.util
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+import requests
 
 from apachews_tools.httpd import private_apache
 
@@ -118,12 +131,155 @@ uvicorn.run(app, log_level="warning", **option)
 """
 
 
+# As the tutorial of Channels has it, with its check of the origin.
+CHANNELS = r"""
+import json
+import django
+from django.conf import settings
+
+settings.configure(
+    SECRET_KEY="x", ALLOWED_HOSTS=["localhost"], INSTALLED_APPS=["daphne", "channels"],
+    CHANNEL_LAYERS={"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
+)
+django.setup()
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.asgi import get_asgi_application
+from django.urls import re_path
+
+class ChatConsumer(AsyncWebsocketConsumer):
+    async def connect(self):
+        self.group = "chat_" + self.scope["url_route"]["kwargs"]["room"]
+        await self.channel_layer.group_add(self.group, self.channel_name)
+        await self.accept()
+
+    async def disconnect(self, code):
+        await self.channel_layer.group_send(
+            self.group, {"type": "chat.message", "message": f"closed {code}"})
+        await self.channel_layer.group_discard(self.group, self.channel_name)
+
+    async def receive(self, text_data):
+        message = json.loads(text_data)["message"]
+        await self.channel_layer.group_send(
+            self.group, {"type": "chat.message", "message": message})
+
+    async def chat_message(self, event):
+        await self.send(text_data=json.dumps({"message": event["message"]}))
+
+application = ProtocolTypeRouter({
+    "http": get_asgi_application(),
+    "websocket": AllowedHostsOriginValidator(
+        URLRouter([re_path(r"^ws/chat/(?P<room>\w+)/$", ChatConsumer.as_asgi())])),
+})
+"""
+
+AIOHTTP = """
+import sys
+from aiohttp import WSMsgType, web
+
+async def echo(request):
+    socket = web.WebSocketResponse(heartbeat=1, protocols=["echo"], max_msg_size=0)
+    await socket.prepare(request)
+    async for message in socket:
+        if message.type is WSMsgType.TEXT:
+            await socket.send_str(message.data)
+        else:
+            await socket.send_bytes(message.data)
+    return socket
+
+app = web.Application()
+app.router.add_get("/app", echo)
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+"""
+
+GRAPHQL = """
+const { buildSchema } = require('graphql');
+const { WebSocketServer } = require('ws');
+const { useServer } = require('graphql-ws/use/ws');
+const schema = buildSchema(`
+    type Query { hello: String }
+    type Subscription { countdown(from: Int!): Int }
+`);
+const subscription = {
+    async *countdown({ from }) {
+        for (let number = from; number >= 0; number--) yield { countdown: number };
+    },
+};
+useServer(
+    { schema, roots: { query: { hello: () => 'world' }, subscription } },
+    new WebSocketServer({ host: '127.0.0.1', port: Number(process.argv[2]), path: '/graphql' }),
+);
+"""
+
+# Arguments: URL, file of the certificate to trust or "".
+GRAPHQL_CLIENT = """
+const fs = require('fs');
+const WebSocket = require('ws');
+const { createClient } = require('graphql-ws');
+const [url, ca] = process.argv.slice(2);
+class Trusting extends WebSocket {
+    constructor(address, protocols) {
+        super(address, protocols, ca ? { ca: fs.readFileSync(ca) } : {});
+    }
+}
+const client = createClient({ url, webSocketImpl: Trusting, retryAttempts: 0 });
+(async () => {
+    const found = [];
+    for await (const { data } of client.iterate({ query: '{ hello }' })) found.push(data.hello);
+    const query = 'subscription { countdown(from: 3) }';
+    for await (const { data } of client.iterate({ query })) found.push(data.countdown);
+    await client.dispose();
+    console.log(found.join());
+})().catch((error) => { console.log(error); process.exit(1); });
+"""
+
+# Arguments: URL, file of the certificate to trust or "", topic.
+MQTT_JS = """
+const fs = require('fs');
+const [url, ca, topic] = process.argv.slice(2);
+const client = require('mqtt').connect(url, {
+    reconnectPeriod: 0, ca: ca ? fs.readFileSync(ca) : undefined,
+});
+const payload = Buffer.alloc(100000, 7);
+client.on('connect', async () => {
+    await client.subscribeAsync(topic, { qos: 1 });
+    await client.publishAsync(topic, payload, { qos: 1 });
+});
+client.on('message', async (name, data) => {
+    await client.endAsync();
+    console.log(name, payload.equals(data));
+});
+client.on('error', (error) => { console.log(error.stack); process.exit(1); });
+"""
+
+
+def need(found: object, what: str) -> None:
+    """Skip the test, or fail it if all software must be installed, unless ``found``."""
+    if found:
+        return
+    reason = f"no {what}: deploy/test -e tunnel installs it"
+    if os.environ.get("APACHEWS_TUNNEL_SOFTWARE"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def need_python(*modules: str) -> None:
+    for module in modules:
+        need(importlib.util.find_spec(module), f"Python package {module}")
+
+
 @pytest.fixture
 def node() -> str:
     found = shutil.which("node")
-    if not found or not Path(MODULES, "socket.io").is_dir():
-        pytest.skip("no node, or no socket.io package: run by deploy/test")
-    return found
+    need(found, "node")
+    return str(found)
+
+
+def need_node(*packages: str) -> None:
+    for package in packages:
+        need(Path(MODULES, package).is_dir(), f"package {package} for Node")
 
 
 def run_node(node: str, script: str, *arguments: str) -> str:
@@ -141,6 +297,7 @@ def run_node(node: str, script: str, *arguments: str) -> str:
 
 
 def test_ws_of_node(node: str, tmp_path: Path) -> None:
+    need_node("ws")
     port = private_apache.free_port()
     server = program(tmp_path, NODE_WS, "server.js")
     client = program(tmp_path, NODE_CLIENT, "client.js")
@@ -158,6 +315,7 @@ def test_ws_of_node(node: str, tmp_path: Path) -> None:
 def test_socket_io_begins_with_polling_and_upgrades_on_one_url(
     node: str, tmp_path: Path, backend_path: str
 ) -> None:
+    need_node("socket.io", "socket.io-client")
     port = private_apache.free_port()
     server = program(tmp_path, SOCKET_IO, "server.js")
     client = program(tmp_path, SOCKET_IO_CLIENT, "client.js")
@@ -219,3 +377,265 @@ def test_fastapi_on_uvicorn(fastapi_site: Site) -> None:
         client.send(request("/app/denied"))
         status, headers = client.read_head()
         assert (status, headers["apachews-refused"]) == (403, "backend")
+
+
+def test_channels_on_daphne(tmp_path: Path) -> None:
+    need_python("daphne", "channels")
+    port = private_apache.free_port()
+    program(tmp_path, CHANNELS, "chat.py")
+    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port)]
+    with (
+        listening(port, *command, "chat:application", cwd=tmp_path),
+        running_site(extra=alias("live", f"http://127.0.0.1:{port}/")) as site,
+    ):
+        host = f"localhost:{site.apache.port}"
+        ours = {"Host": host, "Origin": f"http://{host}"}
+        with contextlib.ExitStack() as stack:
+            ann, bob = (stack.enter_context(RawClient(site.dial("ws"))) for _ in range(2))
+            for client, name in ((ann, "ann"), (bob, "bob")):
+                client.send(request("/live/ws/chat/lobby/", **ours))
+                assert client.read_head()[0] == 101
+                client.send(masked(0x81, json.dumps({"message": name}).encode()))
+                read_until(client, name)
+            read_until(ann, "bob")
+            ann.send(masked(0x88, b"\x0f\xa1"))
+            assert ann.read_close() == 1000  # daphne's own code for an answer
+            read_until(bob, "closed 4001")
+        with RawClient(site.dial("ws")) as client:
+            # Apache lets a request without an Origin pass, and the validator of Channels does not.
+            client.send(request("/live/ws/chat/lobby/", Host=host))
+            status, headers = client.read_head()
+            assert (status, headers["apachews-refused"]) == (403, "backend")
+
+
+def read_until(client: RawClient, message: str) -> None:
+    """Read what a chat says, up to a message."""
+    heard = ""
+    while heard != message:
+        frame = client.read_data_frame()
+        assert frame, f"the end, and not {message!r}"
+        heard = json.loads(frame[1])["message"]
+
+
+@contextlib.contextmanager
+def jupyter_site(directory: Path) -> Iterator[Site]:
+    """A site with Jupyter's server below ``/python``, pages by mod_proxy; its token is "secret"."""
+    port = private_apache.free_port()
+    address = f"http://127.0.0.1:{port}"
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.base_url": "/python/",
+        "ServerApp.allow_root": True,
+        "ServerApp.root_dir": directory,
+        "IdentityProvider.token": "secret",
+    }
+    home = {name: str(directory) for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR")}
+    home |= {"JUPYTER_DATA_DIR": str(directory), "JUPYTER_RUNTIME_DIR": str(directory)}
+    command = [sys.executable, "-m", "jupyter_server", "--no-browser"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    extra = (
+        PROXY
+        + '<VirtualHost *:*>\nSetEnvIfNoCase Upgrade "^websocket$" no-proxy\nProxyPreserveHost On\n'
+        + f"ProxyPass /python {address}/python\n"
+        + alias("python", address)
+        + "</VirtualHost>\n"
+    )
+    with (
+        listening(port, *command, env={**os.environ, **home}),
+        running_site(extra=extra) as site,
+    ):
+        yield site
+
+
+def test_a_kernel_of_jupyter_computes(tmp_path: Path) -> None:
+    need_python("jupyter_server", "ipykernel")
+    with jupyter_site(tmp_path) as site:
+        api = site.http("/python/api/kernels").replace("127.0.0.1", "localhost")
+        token = {"Authorization": "token secret"}
+        made = requests.post(api, json={"name": "python3"}, headers=token, timeout=60)
+        assert made.status_code == 201, made.text
+        path = f"/python/api/kernels/{made.json()['id']}/channels"
+        host = f"localhost:{site.apache.port}"
+        origin = {"Host": host, "Origin": f"http://{host}"}
+        with RawClient(site.dial("ws")) as client:
+            client.send(request(path, **origin))
+            status, headers = client.read_head()
+            assert (status, headers["apachews-refused"]) == (403, "backend")
+        with RawClient(site.dial("ws")) as client:
+            client.socket.settimeout(60)
+            client.send(request(f"{path}?token=secret", **origin))
+            assert client.read_head()[0] == 101
+            assert execute(client, "1 + 1") == "2"
+        assert requests.delete(f"{api}/{made.json()['id']}", headers=token, timeout=60).ok
+        wait_for(lambda: site.log_lines(f"{path} closed by"))
+        assert not site.log_lines("token=")
+
+
+def execute(client: RawClient, code: str) -> object:
+    """Let a kernel of Jupyter execute an expression; return the text of its value."""
+    header = {"msg_id": "1", "msg_type": "execute_request", "session": "s"}
+    header |= {"username": "", "version": "5.3"}
+    content = {"code": code, "silent": False, "store_history": True}
+    content |= {"user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
+    message = {"channel": "shell", "header": header, "content": content}
+    message |= {"parent_header": {}, "metadata": {}, "buffers": []}
+    client.send(masked(0x81, json.dumps(message).encode()))
+    while True:
+        frame = client.read_data_frame()
+        assert frame, "the end, and no result"
+        answer = json.loads(frame[1])
+        assert answer["msg_type"] != "error", answer
+        if answer["msg_type"] == "execute_result":
+            return answer["content"]["data"]["text/plain"]
+
+
+@pytest.fixture
+def mosquitto_site(tmp_path: Path) -> Iterator[Site]:
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    need(found, "mosquitto")
+    port = private_apache.free_port()
+    # Debian's 2.0.11 ends at once if all its listeners are for WebSockets.
+    lines = [f"listener {number} 127.0.0.1" for number in (private_apache.free_port(), port)]
+    lines += ["protocol websockets", "allow_anonymous true"]
+    (tmp_path / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+    with (
+        listening(port, str(found), "-c", str(tmp_path / "mosquitto.conf")),
+        running_site(extra=alias("mqtt", f"http://127.0.0.1:{port}/mqtt")) as site,
+    ):
+        yield site
+
+
+def test_mosquitto_and_mqtt_js(node: str, mosquitto_site: Site, tmp_path: Path) -> None:
+    need_node("mqtt")
+    client = program(tmp_path, MQTT_JS, "client.js")
+    certificate = str(mosquitto_site.apache.certificate)
+    assert run_node(node, client, mosquitto_site.ws("/mqtt"), "", "a/b") == "a/b true"
+    assert run_node(node, client, mosquitto_site.wss("/mqtt"), certificate, "a/c") == "a/c true"
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_mosquitto_and_paho(mosquitto_site: Site, scheme: str) -> None:
+    need_python("paho")
+    # (mypy runs without these packages too.)
+    mqtt: Any = importlib.import_module("paho.mqtt.client")
+    received: list[bytes] = []
+    is_subscribed = threading.Event()
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, transport="websockets")
+    client.ws_set_options(path="/mqtt")
+    client.on_message = lambda _client, _data, message: received.append(message.payload)
+    client.on_connect = lambda *_: client.subscribe("paho/#", qos=1)
+    client.on_subscribe = lambda *_: is_subscribed.set()
+    apache = mosquitto_site.apache
+    if scheme == "wss":
+        client.tls_set(str(apache.certificate))
+    client.connect("localhost", apache.tls_port if scheme == "wss" else apache.port)
+    client.loop_start()
+    try:
+        assert is_subscribed.wait(30)
+        for size in (5, 100_000):
+            client.publish("paho/x", bytes(size), qos=1)
+        wait_for(lambda: len(received) == 2, 30)
+        assert received == [bytes(5), bytes(100_000)]
+    finally:
+        client.disconnect()
+        client.loop_stop()
+
+
+def serve_greeting(listener: socket.socket, greeting: bytes) -> None:
+    """Greet and echo, one connection at a time, until the listener is shut down."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection, contextlib.suppress(ConnectionError):
+            connection.sendall(greeting)
+            while data := connection.recv(1 << 16):
+                connection.sendall(data)
+
+
+def test_websockify_in_front_of_a_tcp_server() -> None:
+    """The server speaks first, as a VNC server does, and echoes afterwards."""
+    need_python("websockify")
+    greeting, data = b"RFB 003.008\n", bytes(range(256)) * 200
+    port = private_apache.free_port()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        thread = threading.Thread(target=serve_greeting, args=(listener, greeting))
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(listener.shutdown, socket.SHUT_RDWR)
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-m", "websockify", f"127.0.0.1:{port}", target]
+        stack.enter_context(listening(port, *command))
+        extra = alias("websockify", f"http://127.0.0.1:{port}")
+        site = stack.enter_context(running_site(extra=extra))
+        for scheme in ("ws", "wss1.3"):
+            with RawClient(site.dial(scheme)) as client:
+                client.send(request("/websockify", Sec_WebSocket_Protocol="binary"))
+                status, headers = client.read_head()
+                assert (status, headers["sec-websocket-protocol"]) == (101, "binary")
+                assert client.read_data_frame() == (0x82, greeting)
+                client.send(masked(0x82, data))
+                echoed = b""
+                while len(echoed) < len(data):  # each frame has what one read got
+                    frame = client.read_data_frame()
+                    assert frame
+                    echoed += frame[1]
+                assert echoed == data
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_aiohttp_on_both_ends(tmp_path: Path, scheme: str) -> None:
+    """Compressed; the server sends PINGs of its own."""
+    port = private_apache.free_port()
+    server = program(tmp_path, AIOHTTP, "server.py")
+    settings = "SetEnv APACHEWS_PING_INTERVAL off"
+    with (
+        listening(port, sys.executable, server, str(port)),
+        running_site(extra=alias("app", f"http://127.0.0.1:{port}", settings)) as site,
+    ):
+        asyncio.run(talk_by_aiohttp(site, scheme))
+
+
+async def talk_by_aiohttp(site: Site, scheme: str) -> None:
+    url = site.ws("/app") if scheme == "ws" else site.wss("/app")
+    context = site.tls_context() if scheme == "wss" else False
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(
+            url, ssl=context, compress=15, protocols=["echo"], max_msg_size=0, autoping=False
+        ) as client,
+    ):
+        assert (client.protocol, client.compress) == ("echo", 15)
+        for message in ("hello", bytes(300_000), "again" * 1000):
+            if isinstance(message, str):
+                await client.send_str(message)
+            else:
+                await client.send_bytes(message)
+            while (received := await client.receive(20)).type is aiohttp.WSMsgType.PING:
+                await client.pong(received.data)
+            assert received.data == message
+        # The server sends a PING after the PONG to the one before only.
+        for _ in range(2):
+            received = await client.receive(20)
+            assert received.type is aiohttp.WSMsgType.PING
+            await client.pong(received.data)
+        await client.close(code=4000)
+        assert client.close_code == 1000  # the server's own code for an answer
+
+
+def test_a_graphql_subscription(node: str, tmp_path: Path) -> None:
+    need_node("ws", "graphql", "graphql-ws")
+    port = private_apache.free_port()
+    server = program(tmp_path, GRAPHQL, "server.js")
+    client = program(tmp_path, GRAPHQL_CLIENT, "client.js")
+    with (
+        listening(port, node, server, str(port), env={**os.environ, "NODE_PATH": MODULES}),
+        running_site(extra=alias("graphql", f"http://127.0.0.1:{port}")) as site,
+    ):
+        assert run_node(node, client, site.ws("/graphql"), "") == "world,3,2,1,0"
+        certificate = str(site.apache.certificate)
+        assert run_node(node, client, site.wss("/graphql"), certificate) == "world,3,2,1,0"

@@ -23,12 +23,14 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 # The server of the websockets library, which compresses if a client offers it.
 # Arguments: a port of 127.0.0.1.
 ECHO = """
-import asyncio, sys
+import asyncio, contextlib, sys
 from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 async def echo(connection):
-    async for message in connection:
-        await connection.send(message)
+    with contextlib.suppress(ConnectionClosed):
+        async for message in connection:
+            await connection.send(message)
 
 async def main():
     async with serve(echo, "127.0.0.1", int(sys.argv[1]), max_size=None, ping_interval=None):
