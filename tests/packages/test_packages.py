@@ -72,6 +72,15 @@ def packages() -> list[Path]:
     return built
 
 
+def test_lintian_accepts_the_packages(packages: list[Path]) -> None:
+    """Debian's checks: no error, and no warning without an override."""
+    lintian = ["lintian", "--fail-on=error,warning", "--tag-display-limit=0", *packages]
+    done = subprocess.run(
+        lintian, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.fixture(scope="module")
 def machine(packages: list[Path]) -> Iterator[Machine]:
     """A machine with the packages, as ``apt install ./dist/*.deb`` leaves it."""
