@@ -30,6 +30,8 @@ PROXY = (
     f"LoadModule proxy_http_module {DEBIAN_MODULES}/mod_proxy_http.so\n"
 )
 REWRITE = f"LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so\nRewriteEngine On\n"
+# As apachews.conf, which these tests read before the module.
+OFF = '<FilesMatch "\\.ws$">\nRewriteEngine Off\n</FilesMatch>\n'
 # Port 9 is that of "discard": usually without a listener.
 BACKEND = "http://127.0.0.1:9"
 IN_DOCROOT = '<Directory "${DOCROOT}">\n%s\n</Directory>\n'
@@ -146,6 +148,13 @@ SEEDS = {
         200,
         f"{REWRITE}RewriteCond %{{DOCUMENT_ROOT}}%{{REQUEST_URI}} !-f\n"
         "RewriteRule . /front.php [L]",
+    ),
+    "denying-rule": Seed(
+        "rewrite-denial",
+        "warning",
+        '<Files "*.ws"> with a Require',
+        None,
+        f"{REWRITE}{OFF}" + IN_DOCROOT % "RewriteEngine On\nRewriteRule . - [F]",
     ),
     "access-denied": Seed(
         "access", "error", "Require all granted", 403, IN_DOCROOT % "Require all denied"
