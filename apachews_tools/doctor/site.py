@@ -100,8 +100,8 @@ def _check_disabled_denial(scope: Scope) -> Iterator[Finding]:
         "rewrite-denial",
         f"{rule} does not apply to {scope.url_path}: {section} at {off.where} disables it",
         breaks="clients that the rule is to deny can connect",
-        remedy='<Files "*.ws"> with a Require for the clients that may connect; or the rule again in'
-        r' <FilesMatch "\.ws$"> with RewriteEngine On',
+        remedy='<Files "*.ws"> with a Require for the clients that may connect; or the rule again'
+        r' in <FilesMatch "\.ws$"> with RewriteEngine On',
         where=rule.where,
     )
 

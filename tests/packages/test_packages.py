@@ -74,7 +74,7 @@ def packages() -> list[Path]:
 
 def test_lintian_accepts_the_packages(packages: list[Path]) -> None:
     """Debian's checks: no error, and no warning without an override."""
-    lintian = ["lintian", "--fail-on=error,warning", "--tag-display-limit=0", *packages]
+    lintian = ["lintian", "--fail-on=error,warning", "--tag-display-limit=0", *map(str, packages)]
     done = subprocess.run(
         lintian, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
