@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from apachews_tools.httpd import private_apache
+from apachews_tools.install.debian_module import DebianModule
 
 from ..support.site import IS_ROOT, ROOT
 
@@ -145,6 +146,52 @@ def test_packages_of_uncommitted_changes_have_the_time_of_the_build(tmp_path: Pa
 
 def test_packages_of_a_source_archive_have_the_version_of_the_release(tmp_path: Path) -> None:
     assert package_version(tmp_path) == "0.1.0"
+
+
+def run_maintainer_script(name: str, apache: Path, *arguments: str) -> None:
+    """Run a script of the package of the module, with another directory for /etc/apache2."""
+    text = (ROOT / "debian" / f"libapache2-mod-apachews.{name}").read_text()
+    assert "/etc/apache2" in text
+    # The rest of postinst changes the system.
+    own = text.replace("/etc/apache2", str(apache)).partition("#DEBHELPER#")
+    script = own[0] if name == "postinst" else "".join(own)
+    subprocess.run(["/bin/sh", "-c", script, name, *arguments], check=True)
+
+
+@pytest.fixture
+def files_of_pip(tmp_path: Path) -> dict[str, str]:
+    """The module's files, as ``apachews config --debian`` writes them: name -> text."""
+    (tmp_path / "mods-available").mkdir()
+    DebianModule(tmp_path).write({".load": "# Depends: wsgi\n", ".conf": "# of pip\n"})
+    return texts_in(tmp_path / "mods-available")
+
+
+def texts_in(directory: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("action", ["abort-install", "remove"])
+def test_an_aborted_installation_restores_the_files_of_pip(
+    action: str, tmp_path: Path, files_of_pip: dict[str, str]
+) -> None:
+    assert set(files_of_pip) == {"apachews.load", "apachews.conf"}
+    available = tmp_path / "mods-available"
+    run_maintainer_script("preinst", tmp_path, "install")
+    assert set(texts_in(available)) == {"apachews.load.dpkg-pip", "apachews.conf.dpkg-pip"}
+    run_maintainer_script("postrm", tmp_path, action)
+    assert texts_in(available) == files_of_pip
+
+
+def test_an_installation_removes_the_files_of_pip(
+    tmp_path: Path, files_of_pip: dict[str, str]
+) -> None:
+    available = tmp_path / "mods-available"
+    edited = files_of_pip["apachews.conf"] + "# edited\n"
+    (available / "apachews.conf").write_text(edited)
+    run_maintainer_script("preinst", tmp_path, "install")
+    assert set(texts_in(available)) == {"apachews.load.dpkg-pip", "apachews.conf"}
+    run_maintainer_script("postinst", tmp_path, "configure")
+    assert texts_in(available) == {"apachews.conf": edited}
 
 
 @pytest.fixture
