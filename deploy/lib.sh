@@ -78,6 +78,29 @@ checkout_files() {
     done
 }
 
+# package_version VERSION: prints the version of Debian packages that are built from this checkout,
+# and the seconds of its date.  A checkout at the tag vVERSION, or an unpacked source archive, has
+# the version itself, without seconds.  Any other is before the release (~git and the time of the
+# last commit), or, if the tag is among its ancestors, after it (+git).  Later commits have higher
+# versions, so that apt upgrades to them.  The time of changes without a commit is now.
+package_version() {
+    local version=$1 sign="~" seconds=
+    if [ -e .git ]; then
+        local git=(git -c safe.directory='*')
+        if [ -n "$("${git[@]}" status --porcelain)" ]; then
+            seconds=$(date +%s)
+        elif [ -z "$("${git[@]}" tag --list "v$version" --points-at HEAD)" ]; then
+            seconds=$("${git[@]}" log -1 --format=%ct)
+        fi
+        [ -z "$("${git[@]}" tag --list "v$version" --merged HEAD)" ] || sign="+"
+    fi
+    if [ -n "$seconds" ]; then
+        echo "$version${sign}git$(date --utc --date="@$seconds" +%Y%m%d%H%M%S) $seconds"
+    else
+        echo "$version"
+    fi
+}
+
 # make_venv DIRECTORY PYTHON: creates a virtual environment, unless a working one exists.
 make_venv() {
     if ! "$1/bin/python" -c '' 2>/dev/null; then

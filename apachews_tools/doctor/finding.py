@@ -51,6 +51,7 @@ CHECKS: Final[dict[str, str]] = {
     "add-handler": ".ws files belong to the handler",
     "follow-symlinks": "httpd may serve a socket file",
     "access": "the directory is open to clients",
+    "rewrite-denial": "rules that deny apply to .ws files",
     "proxy": "proxies and rewriting rules leave the WebSockets alone",
     "proxied-websockets": "no proxy holds a worker of Apache for each WebSocket",
     "no-proxy": "mod_proxy leaves the WebSockets to the tunnel, and only those",

@@ -23,7 +23,7 @@ from apachews_tools.httpd.links import MAX_COMPONENTS, components, foreign_link
 from apachews_tools.httpd.mapping import SCRIPT, scope_of, socket_of
 from apachews_tools.httpd.permissions import READ, WRITE, Account, obstacle
 from apachews_tools.httpd.shell import this_program, word
-from apachews_tools.install.diversion import diversion
+from apachews_tools.install.diversion import disabled_denial, diversion
 
 from .finding import Finding, error, ok, warning
 
@@ -84,8 +84,26 @@ def check_scope(scope: Scope) -> Iterator[Finding]:
         )
     else:
         yield ok("access", f"{url_path} is open to clients, or to clients that log in")
+        yield from _check_disabled_denial(scope)
     if not scope.file.endswith(SCRIPT):
         yield from _check_links(scope)
+
+
+def _check_disabled_denial(scope: Scope) -> Iterator[Finding]:
+    found = disabled_denial(scope)
+    # A Require decides who may connect, as the remedy says.
+    if found is None or scope.has_restriction():
+        return
+    rule, off = found
+    section = _section(scope, off)
+    yield warning(
+        "rewrite-denial",
+        f"{rule} does not apply to {scope.url_path}: {section} at {off.where} disables it",
+        breaks="clients that the rule is to deny can connect",
+        remedy='<Files "*.ws"> with a Require for the clients that may connect; or the rule again'
+        r' in <FilesMatch "\.ws$"> with RewriteEngine On',
+        where=rule.where,
+    )
 
 
 def _directory(scope: Scope) -> str:

@@ -283,6 +283,15 @@ class Scope:
                 return rules[-1] if is_denied else None
         return None
 
+    def has_restriction(self) -> bool:
+        """Tell whether the ``Require`` that take effect are others than ``all granted``."""
+        for level in reversed(self.levels):
+            if rules := find(level_of_authorisation(level), "Require"):
+                return any(
+                    tuple(map(str.lower, rule.arguments)) != ("all", "granted") for rule in rules
+                )
+        return False
+
     def handler(self) -> Directive | None:
         """Return the directive that names the handler of the file, or None."""
         found = None

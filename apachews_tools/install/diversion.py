@@ -2,7 +2,8 @@
 
 Contract: ``diversion(scope)`` returns the directive that sends a WebSocket's request to a
 proxy or to another file, and whether that is certain.  A rule may lead to another WebSocket on
-purpose; ``Diversion.websocket`` is its path.  Pure.
+purpose; ``Diversion.websocket`` is its path.  ``disabled_denial(scope)`` returns the rule that
+would deny the request if a section for files did not switch it off.  Pure.
 
 How this works: mod_proxy and mod_rewrite act before httpd looks for a file, and the first
 matching rule wins.  Rules of directories and of ``.htaccess`` come later; those of the
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from apachews_tools.httpd.configuration import Scope, alias_matches, is_on, last
-from apachews_tools.httpd.directives import Directive
+from apachews_tools.httpd.directives import Directive, section_of
 
 # Values of a handshake's request.
 _VALUES: Final = {
@@ -49,6 +50,7 @@ _LONG_FLAGS: Final = {
 }
 # A rule with one of these flags answers the request, or leaves the answer to another server.
 _ANSWERS: Final = {"P", "F", "G", "R"}
+_DENIES: Final = {"F", "G"}
 # After a rule with one of these flags, mod_rewrite stops.
 _ENDS: Final = {"P", "L", "END", "F", "G", "R"}
 
@@ -123,6 +125,53 @@ def _of_directory(scope: Scope) -> Diversion | None:
             relative = scope.url_path.lstrip("/")
             paths = [relative, relative.rpartition("/")[2], scope.file]
             return _rewritten(level, paths, scope.url_path)
+    return None
+
+
+def disabled_denial(scope: Scope) -> tuple[Directive, Directive] | None:
+    """Return a ``[F]`` or ``[G]`` rule, and the ``RewriteEngine`` of a section that disables it.
+
+    It is the rule of a directory that matches the request, whose conditions hold or are unknown.
+    None if no rule denies, or if the engine is on.
+    """
+    if "rewrite_module" not in scope.configuration.modules:
+        return None
+    levels = [level for level in scope.section_levels if last(level, "RewriteEngine")]
+    switches = [last(level, "RewriteEngine") for level in levels]
+    off = switches.pop() if switches else None
+    if off is None or is_on(off) or not _is_for_files(scope, off):
+        return None
+    # Of the other levels, the rules of the deepest directory would apply.
+    while switches and (switch := switches.pop()):
+        if not _is_for_files(scope, switch):
+            denial = _denial(levels[len(switches)], scope.url_path) if is_on(switch) else None
+            return (denial, off) if denial else None
+    return None
+
+
+def _is_for_files(scope: Scope, directive: Directive) -> bool:
+    # An .htaccess is not in the tree of the configuration.
+    section = section_of(scope.configuration.directives, directive)
+    return section is not None and section.is_named("Files", "FilesMatch")
+
+
+def _denial(level: list[Directive], url_path: str) -> Directive | None:
+    """Return the first rule of a directory that denies a request."""
+    paths = [url_path.lstrip("/"), url_path.rpartition("/")[2]]
+    conditions: list[Directive] = []
+    for directive in level:
+        if directive.is_named("RewriteCond"):
+            conditions.append(directive)
+        elif directive.is_named("RewriteRule") and len(directive.arguments) > 1:
+            holds = _all_hold(conditions, url_path)
+            conditions = []
+            flags = _flags(directive)
+            if holds is False or not flags & _ENDS or not _matches(directive, paths, flags):
+                continue
+            if flags & _DENIES:
+                return directive
+            if holds:
+                return None  # mod_rewrite stops before the other rules
     return None
 
 

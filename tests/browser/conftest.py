@@ -116,7 +116,7 @@ def chromium(*more: str) -> Iterator[webdriver.Chrome]:
 
 
 def text_of(driver: webdriver.Chrome, name: str) -> str:
-    """Return the visible text of an element; "" where there is none."""
+    """Return the visible text of an element; "" if it does not exist or is hidden."""
     # In one step: between two, the page could be another one.
     return str(
         driver.execute_script(
@@ -140,7 +140,7 @@ def is_open(driver: webdriver.Chrome) -> bool:
 
 
 def complaints(driver: webdriver.Chrome) -> list[str]:
-    """Return whatever the browser has against a page or a frame."""
+    """Return the errors that the browser reports about a page or a frame."""
     log = driver.get_log("browser")  # type: ignore[no-untyped-call]
     return [line["message"] for line in log if line["level"] == "SEVERE"]
 

@@ -19,10 +19,9 @@ from pathlib import Path
 import pytest
 
 from apachews_tools.cli import main
-from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import DEBIAN_MODULES, SHIPPED, PrivateApache
 
-from ..support.site import HANDLER, IS_ROOT, Site, make_readable
+from ..support.site import HANDLER, IS_ROOT, Site, configured_apache, running_without_path
 from .test_answers import listening
 
 PROXY = (
@@ -30,6 +29,8 @@ PROXY = (
     f"LoadModule proxy_http_module {DEBIAN_MODULES}/mod_proxy_http.so\n"
 )
 REWRITE = f"LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so\nRewriteEngine On\n"
+# As apachews.conf, which these tests read before the module.
+OFF = '<FilesMatch "\\.ws$">\nRewriteEngine Off\n</FilesMatch>\n'
 # Port 9 is that of "discard": usually without a listener.
 BACKEND = "http://127.0.0.1:9"
 IN_DOCROOT = '<Directory "${DOCROOT}">\n%s\n</Directory>\n'
@@ -150,6 +151,13 @@ SEEDS = {
         f"{REWRITE}RewriteCond %{{DOCUMENT_ROOT}}%{{REQUEST_URI}} !-f\n"
         "RewriteRule . /front.php [L]",
     ),
+    "denying-rule": Seed(
+        "rewrite-denial",
+        "warning",
+        '<Files "*.ws"> with a Require',
+        None,
+        f"{REWRITE}{OFF}" + IN_DOCROOT % "RewriteEngine On\nRewriteRule . - [F]",
+    ),
     "access-denied": Seed(
         "access", "error", "Require all granted", 403, IN_DOCROOT % "Require all denied"
     ),
@@ -263,32 +271,11 @@ class SeededApache(PrivateApache):
 @contextmanager
 def seeded_apache(root: Path, seed: Seed, handler: Path = HANDLER) -> Iterator[PrivateApache]:
     """Run an Apache with a mistake in its configuration, and a producer."""
-    root.chmod(0o755)
-    docroot = root / "htdocs"
-    docroot.mkdir()
-    (docroot / "front.php").write_text("<!doctype html><title>the application</title>")
-    make_readable()
-    port, tls_port = private_apache.free_port(), private_apache.free_port()
-    apache = SeededApache(
-        root,
-        docroot,
-        port=port,
-        tls_port=tls_port,
-        wsgi_module=private_apache.find_wsgi_module(),
-        python_home=Path(sys.prefix),
-        handler=handler,
-        extra=seed.extra,
-    )
+    apache = configured_apache(SeededApache, root, handler, Path(sys.prefix), seed.extra)
+    (apache.docroot / "front.php").write_text("<!doctype html><title>the application</title>")
     apache.replace(*seed.replace)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            # By this Python would find the environment of the tests, whatever is configured.
-            patch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            apache.start()
-        with listening(docroot / "echo.ws"):
-            yield apache
-    finally:
-        apache.kill()
+    with running_without_path(apache), listening(apache.docroot / "echo.ws"):
+        yield apache
 
 
 def doctor(

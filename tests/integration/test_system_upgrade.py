@@ -19,10 +19,9 @@ import requests
 
 from apachews.monitoring import refusals
 from apachews_tools.cli import main
-from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import PrivateApache
 
-from ..support.site import HANDLER, ROOT, make_readable
+from ..support.site import HANDLER, ROOT, configured_apache, running_without_path
 from .test_answers import listening
 from .test_doctor import doctor
 
@@ -33,10 +32,13 @@ OTHER = "python3.9"
 
 
 @pytest.fixture
-def environment(short_path: Path) -> Path:
-    """A virtual environment of this Python, without packages, and with the launcher."""
+def environment(short_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A virtual environment of this Python, without packages, and with the launcher.
+
+    Indirect parametrization names its directory.
+    """
     short_path.chmod(0o755)
-    place = short_path / "apachews"
+    place = short_path / getattr(request, "param", "apachews")
     make = [sys.executable, "-m", "venv", "--without-pip", str(place)]
     subprocess.run(make, check=True, capture_output=True)
     shutil.copy(LAUNCHER, place / "bin" / "apachews")
@@ -118,6 +120,7 @@ def test_a_command_of_an_environment_whose_python_is_gone(environment: Path) -> 
     assert PAGE in line
 
 
+@pytest.mark.parametrize("environment", ["apachews", "admin's own"], indirect=True)
 @pytest.mark.parametrize("python", [sys.executable, "/usr/bin/python3.0"])
 def test_the_remedy_makes_the_environment_work_again(python: str, environment: Path) -> None:
     install(environment, OTHER)
@@ -153,28 +156,9 @@ def test_a_python_without_apachews(environment: Path) -> None:
 
 @contextmanager
 def upgraded_apache(environment: Path, handler: Path) -> Iterator[PrivateApache]:
-    make_readable()
-    root = environment.parent
-    docroot = root / "htdocs"
-    docroot.mkdir()
-    apache = PrivateApache(
-        root,
-        docroot,
-        port=private_apache.free_port(),
-        tls_port=private_apache.free_port(),
-        wsgi_module=private_apache.find_wsgi_module(),
-        python_home=environment,
-        handler=handler,
-    )
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            # With the tests' PATH this Python would find their environment.
-            patch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            apache.start()
-        with listening(docroot / "echo.ws"):
-            yield apache
-    finally:
-        apache.kill()
+    apache = configured_apache(PrivateApache, environment.parent, handler, environment)
+    with running_without_path(apache), listening(apache.docroot / "echo.ws"):
+        yield apache
 
 
 def test_the_handler_refuses_with_the_reason(

@@ -72,6 +72,15 @@ def packages() -> list[Path]:
     return built
 
 
+def test_lintian_accepts_the_packages(packages: list[Path]) -> None:
+    """Debian's checks: no error, and no warning without an override."""
+    lintian = ["lintian", "--fail-on=error,warning", "--tag-display-limit=0", *map(str, packages)]
+    done = subprocess.run(
+        lintian, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.fixture(scope="module")
 def machine(packages: list[Path]) -> Iterator[Machine]:
     """A machine with the packages, as ``apt install ./dist/*.deb`` leaves it."""
@@ -354,9 +363,30 @@ def test_removal_disables_the_module_and_apache_goes_on(enabled: Machine) -> Non
     assert (enabled.root / "etc/apache2/mods-available/apachews.conf").exists()
 
 
+def commands(page: str, heading: str) -> str:
+    """Return the first commands below a heading of a page, for root."""
+    text = (ROOT / "docs/howto" / page).read_text().partition(f"\n## {heading}\n")[2]
+    block = re.search(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    return block[1].replace("sudo ", "")
+
+
+def test_the_copies_of_an_installation_with_pip_are_removed(enabled: Machine) -> None:
+    """The page of the packages removes what the page of pip has copied."""
+    enabled.run("apt-get -qq purge -y libapache2-mod-apachews")
+    before = enabled.run("find /etc -name '*apachews*' | sort")
+    shared = enabled.root / "opt/apachews/share/apachews"
+    shutil.copytree(ROOT / "deploy/systemd", shared / "systemd")
+    enabled.run(commands("pip.md", "Install the units"))
+    made = enabled.run("find /etc -name '*apachews*' | sort")
+    assert len(made.splitlines()) == len(before.splitlines()) + 4
+    enabled.run(commands("packages.md", "Replace an installation with pip"))
+    enabled.run("rm -r /opt/apachews && systemctl daemon-reload")
+    assert enabled.run("find /etc -name '*apachews*' | sort") == before
+
+
 def test_the_files_of_an_installation_with_pip_give_way(enabled: Machine) -> None:
     """``apachews config --debian`` of pip's installation has written the module's files."""
-    enabled.run("apt-get -qq purge -y libapache2-mod-apachews")
     script = (
         "from pathlib import Path; from apachews_tools.install.debian_module import DebianModule;"
         f"DebianModule(Path('{enabled.root}/etc/apache2'))"
@@ -374,8 +404,9 @@ def files(machine: Machine) -> set[str]:
 
 
 def purge(machine: Machine) -> None:
-    names = "libapache2-mod-apachews python3-apachews php-apachews libapachews0 libapachews-dev"
-    machine.run(f"apt-get -qq purge -y {names}")
+    command = commands("packages.md", "Remove")
+    assert command.startswith("apt purge ")
+    machine.run(command.replace("apt purge", "apt-get -qq purge -y"))
 
 
 def test_purge_leaves_nothing(enabled: Machine) -> None:

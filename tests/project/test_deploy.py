@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from apachews_tools.httpd import private_apache
+from apachews_tools.install.debian_module import DebianModule
 
 from ..support.site import IS_ROOT, ROOT
 
@@ -92,6 +95,103 @@ def test_an_archive_below_a_checkout_has_its_own_files(tmp_path: Path) -> None:
         (archive / name).parent.mkdir(parents=True, exist_ok=True)
         (archive / name).touch()
     assert checkout_files(archive) == {".ci/run", "README.md"}
+
+
+def package_version(checkout: Path) -> str:
+    """Return the version of packages that are built from a checkout of version 0.1.0."""
+    script = f'. {ROOT}/deploy/lib.sh; cd "$1"; package_version 0.1.0'
+    command = ["/bin/bash", "-euo", "pipefail", "-c", script, "bash", str(checkout)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return output.split()[0]
+
+
+def commit(checkout: Path, date: str) -> None:
+    options = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(
+        ["git", "-C", checkout, *options, "commit", "--quiet", "--allow-empty", "--message=x"],
+        env={**os.environ, "GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date},
+        check=True,
+    )
+
+
+def test_packages_of_later_commits_have_higher_versions(tmp_path: Path) -> None:
+    git_checkout(tmp_path)
+    commit(tmp_path, "2026-11-30T12:00:00+0200")
+    versions = [package_version(tmp_path)]
+    commit(tmp_path, "2026-11-30T12:00:01+0100")
+    versions.append(package_version(tmp_path))
+    subprocess.run(["git", "-C", tmp_path, "tag", "v0.1.0"], check=True)
+    versions.append(package_version(tmp_path))
+    commit(tmp_path, "2026-12-01T12:00:00+0000")
+    versions.append(package_version(tmp_path))
+    assert versions == [
+        "0.1.0~git20261130100000",
+        "0.1.0~git20261130110001",
+        "0.1.0",
+        "0.1.0+git20261201120000",
+    ]
+    for older, newer in itertools.pairwise(["0.1.0~", *versions, "0.1.1~git20261201120000"]):
+        subprocess.run(["dpkg", "--compare-versions", older, "lt", newer], check=True)
+
+
+def test_packages_of_uncommitted_changes_have_the_time_of_the_build(tmp_path: Path) -> None:
+    git_checkout(tmp_path)
+    commit(tmp_path, "2020-01-01T12:00:00+0000")
+    subprocess.run(["git", "-C", tmp_path, "tag", "v0.1.0"], check=True)
+    assert package_version(tmp_path) == "0.1.0"
+    before = time.strftime("%Y%m%d%H%M%S", time.gmtime())
+    (tmp_path / "kept").write_text("changed")
+    assert f"0.1.0+git{before}" <= package_version(tmp_path) < "0.1.0+git3"
+
+
+def test_packages_of_a_source_archive_have_the_version_of_the_release(tmp_path: Path) -> None:
+    assert package_version(tmp_path) == "0.1.0"
+
+
+def run_maintainer_script(name: str, apache: Path, *arguments: str) -> None:
+    """Run a script of the package of the module, with another directory for /etc/apache2."""
+    text = (ROOT / "debian" / f"libapache2-mod-apachews.{name}").read_text()
+    assert "/etc/apache2" in text
+    # The rest of postinst changes the system.
+    own = text.replace("/etc/apache2", str(apache)).partition("#DEBHELPER#")
+    script = own[0] if name == "postinst" else "".join(own)
+    subprocess.run(["/bin/sh", "-c", script, name, *arguments], check=True)
+
+
+@pytest.fixture
+def files_of_pip(tmp_path: Path) -> dict[str, str]:
+    """The module's files, as ``apachews config --debian`` writes them: name -> text."""
+    (tmp_path / "mods-available").mkdir()
+    DebianModule(tmp_path).write({".load": "# Depends: wsgi\n", ".conf": "# of pip\n"})
+    return texts_in(tmp_path / "mods-available")
+
+
+def texts_in(directory: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("action", ["abort-install", "remove"])
+def test_an_aborted_installation_restores_the_files_of_pip(
+    action: str, tmp_path: Path, files_of_pip: dict[str, str]
+) -> None:
+    assert set(files_of_pip) == {"apachews.load", "apachews.conf"}
+    available = tmp_path / "mods-available"
+    run_maintainer_script("preinst", tmp_path, "install")
+    assert set(texts_in(available)) == {"apachews.load.dpkg-pip", "apachews.conf.dpkg-pip"}
+    run_maintainer_script("postrm", tmp_path, action)
+    assert texts_in(available) == files_of_pip
+
+
+def test_an_installation_removes_the_files_of_pip(
+    tmp_path: Path, files_of_pip: dict[str, str]
+) -> None:
+    available = tmp_path / "mods-available"
+    edited = files_of_pip["apachews.conf"] + "# edited\n"
+    (available / "apachews.conf").write_text(edited)
+    run_maintainer_script("preinst", tmp_path, "install")
+    assert set(texts_in(available)) == {"apachews.load.dpkg-pip", "apachews.conf"}
+    run_maintainer_script("postinst", tmp_path, "configure")
+    assert texts_in(available) == {"apachews.conf": edited}
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
 
 from apachews import Event, Server
 from apachews_tools.httpd import private_apache
@@ -334,6 +336,41 @@ def restore_modes() -> list[str]:
 
 
 _changed_modes: dict[Path, int] = {}
+
+
+AnyApache = TypeVar("AnyApache", bound=PrivateApache)
+
+
+def configured_apache(
+    kind: type[AnyApache], root: Path, handler: Path, python_home: Path, extra: str = ""
+) -> AnyApache:
+    """Return an Apache that is not started, with an empty document root in ``root``."""
+    make_readable()
+    root.chmod(0o755)
+    docroot = root / "htdocs"
+    docroot.mkdir()
+    return kind(
+        root,
+        docroot,
+        port=private_apache.free_port(),
+        tls_port=private_apache.free_port(),
+        wsgi_module=private_apache.find_wsgi_module(),
+        python_home=python_home,
+        handler=handler,
+        extra=extra,
+    )
+
+
+@contextmanager
+def running_without_path(apache: PrivateApache) -> Iterator[None]:
+    """Run an Apache whose Python does not find the tests' environment by PATH."""
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            apache.start()
+        yield
+    finally:
+        apache.kill()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from apachews_tools.httpd.directives import (
     walk,
 )
 from apachews_tools.httpd.mapping import scope_of, socket_of
-from apachews_tools.install.diversion import diversion
+from apachews_tools.install.diversion import disabled_denial, diversion
 
 MODULES = frozenset({"proxy_module", "rewrite_module", "wsgi_module", "mpm_event_module"})
 
@@ -362,6 +362,69 @@ def test_rules_for_files_in_a_directory() -> None:
     found = diversion(scope(f"{off}<Directory /default>\n{front}{on}</Directory>"))
     assert found is not None
     assert found.websocket == "/b.ws"
+
+
+OFF = "<FilesMatch \\.ws$>\nRewriteEngine Off\n</FilesMatch>\n"
+DENY = f"<Directory /default>\n{REWRITE}%s\n</Directory>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (OFF + DENY % "RewriteRule a - [F]", "RewriteRule a - [F]"),
+        (OFF + DENY % "RewriteRule ^ws/ - [forbidden]", "RewriteRule ^ws/ - [forbidden]"),
+        (OFF + DENY % "RewriteRule . - [G,NC]", "RewriteRule . - [G,NC]"),
+        (
+            OFF + DENY % "RewriteCond %{REMOTE_ADDR} !^10\\.\nRewriteRule ^ - [F]",
+            "RewriteRule ^ - [F]",
+        ),
+        (OFF + DENY % "RewriteCond %{REQUEST_METHOD} TRACE\nRewriteRule ^ - [F]", None),
+        (OFF + DENY % "RewriteRule ^\\.git - [F]", None),
+        (OFF + DENY % "RewriteRule \\.ws$ - [L]\nRewriteRule . - [F]", None),
+        (OFF + DENY % "RewriteRule . /index.php [L]", None),
+        # The rules of the deepest directory replace those above it.
+        (
+            OFF + DENY % "RewriteRule . - [F]" + f"<Directory /default/ws>\n{REWRITE}</Directory>",
+            None,
+        ),
+        # Without the section the rule applies; a section after it enables rules of its own.
+        (DENY % "RewriteRule . - [F]", None),
+        (OFF + DENY % "RewriteRule . - [F]" + OFF.replace("Off", "On"), None),
+        # An administrator has disabled the rules of a directory.
+        (
+            DENY % "RewriteRule . - [F]"
+            + "<Directory /default/ws>\nRewriteEngine Off\n</Directory>",
+            None,
+        ),
+    ],
+)
+def test_rules_that_deny_and_are_off(text: str, rule: str | None) -> None:
+    found = disabled_denial(scope(text))
+    assert (str(found[0]) if found else None) == rule
+
+
+def test_the_denying_rule_of_an_htaccess_is_off(tmp_path: Path) -> None:
+    (tmp_path / ".htaccess").write_text(f"{REWRITE}RewriteRule . - [F]\n")
+    text = f"DocumentRoot {tmp_path}\n<Directory {tmp_path}>\nAllowOverride All\n</Directory>\n"
+    found = disabled_denial(scope(OFF + text, "/a.ws"))
+    assert found is not None
+    assert (found[0].file, found[1].where) == (f"{tmp_path}/.htaccess", "/c:2")
+    assert disabled_denial(scope(text, "/a.ws")) is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "restricts"),
+    [
+        ("", False),
+        ("Require all granted", False),
+        ("Require all denied", True),
+        ("<RequireAll>\nRequire all granted\nRequire not ip 10.1\n</RequireAll>", True),
+        ("Require ip 10", True),
+    ],
+)
+def test_rules_of_access_that_restrict(rules: str, restricts: bool) -> None:
+    text = "<Directory /default>\nRequire all granted\n</Directory>\n"
+    assert scope(f"{text}<Files *.ws>\n{rules}\n</Files>").has_restriction() is restricts
 
 
 def test_a_rule_of_a_module_that_is_not_there_takes_nothing() -> None:
