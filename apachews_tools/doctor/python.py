@@ -188,7 +188,7 @@ def _check_packages(
     paths = path.arguments[0].split(":") if path else []
     question = json.dumps([[[one.name, one.arguments[0], _value(one)] for one in settings], paths])
     try:
-        done = _run_as(account, [str(python), "-B", "-E", "-s", "-c", _IMPORT], question)
+        done = _run_as(account, [str(python), "-B", "-I", "-c", _IMPORT], question)
     except (OSError, subprocess.SubprocessError) as failure:
         yield note("packages", f"{python} cannot be run to try the imports: {failure}")
         return

@@ -116,8 +116,9 @@ def test_a_virtual_host_with_tls_serves_websockets(
     )
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert status == 0, findings
-    # Whose the checkout is, in which these tests run, is not for them to say.
-    found = [one for one in findings if one["id"] != "ownership"]
+    # The owner of the checkout, whose packages this configuration names, and whether the
+    # extensions are built in it, depend on the machine.
+    found = [one for one in findings if one["id"] not in {"ownership", "extensions"}]
     assert {"ok"} == {one["level"] for one in found}, findings
     assert "handshake" in {one["id"] for one in findings}
     # From http everything goes to https, but for what certbot puts there.
