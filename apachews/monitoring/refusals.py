@@ -350,6 +350,13 @@ TUNNEL_HANDLER: Final = Reason(
     "the tunnel runs by the name of a handler, which an .htaccess file could use too",
     "map it with WSGIScriptAlias in the configuration of the server",
 )
+TUNNEL_HTACCESS: Final = Reason(
+    "tunnel-htaccess",
+    500,
+    _MISCONFIGURED,
+    "an .htaccess file took part in the request, and could have chosen backend and user",
+    "lead to the tunnel from the configuration of the server only",
+)
 PASS_REQUEST: Final = Reason(
     "pass-request",
     500,

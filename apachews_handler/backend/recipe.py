@@ -63,6 +63,9 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         Refusal: with the HTTP answer.
         HttpdError: httpd is not what the code was written for.
     """
+    if request.has_htaccess:
+        # Its SetEnv may name another backend, or a REMOTE_USER.
+        raise Refusal(refusals.TUNNEL_HTACCESS)
     settings = _settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
     backend = _backend(environ, settings)

@@ -270,6 +270,22 @@ class Request:
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
 
     @property
+    def has_htaccess(self) -> bool:
+        """True if httpd has read directives of an .htaccess file for this request.
+
+        That includes the request that an internal redirect has replaced.  (After DirectoryIndex
+        or FallbackResource httpd continues the very request, with the variables that the file
+        of the first directory has set.)
+        """
+        address = self._rec.htaccess
+        while address:
+            found = abi.HtaccessResult.from_address(address)
+            if found.htaccess:  # NULL for a directory without the file
+                return True
+            address = found.next
+        return False
+
+    @property
     def failed_with(self) -> int | None:
         """Status of the request whose ErrorDocument this one is; None for other requests.
 
