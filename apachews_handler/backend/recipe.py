@@ -8,7 +8,7 @@ thread.
 How this works: what Apache checks of any WebSocket comes first, so a request that is not a
 handshake, or of another origin, never reaches the backend.  The client gets its 101 only after
 the backend's.  A handshake waits for its backend in a worker of Apache, so it holds a place
-(``waiting``) from the connect to the end of the answer.
+(``waiting``) from the connect to the end of the answer, or to the first 64 KiB of its body.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
             answered, first, rest = answer
             if rest is None:
                 return _relayed(environ, backend, answered, Body(first, None, lambda: None))
+            # The client's speed decides how long this takes: some slow ones would take all places.
+            place.close()
             body = Body(first, _or_cut(request, environ, backend, rest), undo.pop_all().close)
             return _relayed(environ, backend, answered, body)
         place.close()  # the worker waits no more
