@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -172,12 +171,8 @@ def _require_nothing_after_the_head(request: Request) -> None:
 
 def _place(backend: Backend, settings: Settings) -> contextlib.AbstractContextManager[None]:
     """Return a place among the handshakes that wait for this backend."""
-    user = 0  # TCP does not tell whose server it is
-    if backend.socket_path:
-        with contextlib.suppress(OSError):  # ``connect`` says what is wrong with the file
-            user = os.stat(os.fsdecode(backend.socket_path.encode("latin-1"))).st_uid
     return waiting.place(
-        backend.name, settings.max_waiting, spare_workers(), settings.connect_timeout_s, user
+        backend.name, settings.max_waiting, spare_workers(), settings.connect_timeout_s, None
     )
 
 

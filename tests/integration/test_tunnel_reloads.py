@@ -159,6 +159,34 @@ def test_a_backend_that_hangs_leaves_the_workers_to_the_pages() -> None:
             go_on.set()
 
 
+def test_backends_that_hang_leave_a_place_to_another_backend() -> None:
+    """All places are taken, and still a backend that answers gets its clients."""
+    go_on = threading.Event()
+
+    def hang(peer: Peer) -> None:
+        go_on.wait(30)
+
+    def hold(path: str, clients: contextlib.ExitStack) -> None:
+        client = clients.enter_context(RawClient(site.dial("ws")))
+        client.send(request(path))
+
+    with contextlib.ExitStack() as stack:
+        names = ("first", "second", "third", "good")
+        tcp = {name: stack.enter_context(backend()) for name in names}
+        extra = "".join(alias(name, f"http://127.0.0.1:{tcp[name].port}") for name in names)
+        site = stack.enter_context(running_site(workers=25, threads=25, extra=extra))
+        stack.callback(go_on.set)
+        for name, count in (("first", 7), ("second", 7), ("third", 1)):
+            tcp[name].serve = hang
+            for number in range(count):
+                hold(f"/{name}", stack)
+                wait_for(lambda name=name, least=number + 1: len(tcp[name].peers) == least)
+        for _ in range(10):
+            with RawClient(site.dial("ws")).upgrade("/good") as client:
+                client.send(masked(0x81, b"hi"))
+                assert client.read_data_frame() == (0x81, b"hi")
+
+
 def test_clients_that_read_a_refusal_slowly_leave_places_to_others() -> None:
     """The length of a handshake's wait is the backend's, not the clients'."""
 
