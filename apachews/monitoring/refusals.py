@@ -15,6 +15,8 @@ user, no value.  An answer of httpd's own, or of a proxy, has no token.
 The module is in this package because the handler and the tools both import it, the tools never
 import the handler, and a producer loads neither of them.
 
+Long because it is one table.
+
 Sources: RFC 9209 2.1.2 (``error`` of Proxy-Status) does the same for proxies.
 """
 

@@ -7,6 +7,8 @@ Results are numbers, bytes and file descriptors; a number named ``…_address`` 
 only.  ``definition`` reads what only the server's configuration can set.  ``ErrorLog``
 outlives the request: a ``server_rec`` lives as long as the child, and in a process forked
 from the child.
+
+Long because ``Request`` is all that is known of one structure of httpd's.
 """
 
 from __future__ import annotations

@@ -166,9 +166,11 @@ def test_backends_that_hang_leave_a_place_to_another_backend() -> None:
     def hang(peer: Peer) -> None:
         go_on.wait(30)
 
-    def hold(path: str, clients: contextlib.ExitStack) -> None:
-        client = clients.enter_context(RawClient(site.dial("ws")))
-        client.send(request(path))
+    def hold(name: str) -> None:
+        count = len(tcp[name].peers)
+        client = stack.enter_context(RawClient(site.dial("ws")))
+        client.send(request(f"/{name}"))
+        wait_for(lambda: len(tcp[name].peers) > count)
 
     with contextlib.ExitStack() as stack:
         names = ("first", "second", "third", "good")
@@ -178,9 +180,8 @@ def test_backends_that_hang_leave_a_place_to_another_backend() -> None:
         stack.callback(go_on.set)
         for name, count in (("first", 7), ("second", 7), ("third", 1)):
             tcp[name].serve = hang
-            for number in range(count):
-                hold(f"/{name}", stack)
-                wait_for(lambda name=name, least=number + 1: len(tcp[name].peers) == least)
+            for _ in range(count):
+                hold(name)
         for _ in range(10):
             with RawClient(site.dial("ws")).upgrade("/good") as client:
                 client.send(masked(0x81, b"hi"))
