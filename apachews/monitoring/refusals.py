@@ -15,6 +15,8 @@ user, no value.  An answer of httpd's own, or of a proxy, has no token.
 The module is in this package because the handler and the tools both import it, the tools never
 import the handler, and a producer loads neither of them.
 
+Long because it is one table.
+
 Sources: RFC 9209 2.1.2 (``error`` of Proxy-Status) does the same for proxies.
 """
 
@@ -349,6 +351,13 @@ TUNNEL_HANDLER: Final = Reason(
     _MISCONFIGURED,
     "the tunnel runs by the name of a handler, which an .htaccess file could use too",
     "map it with WSGIScriptAlias in the configuration of the server",
+)
+TUNNEL_HTACCESS: Final = Reason(
+    "tunnel-htaccess",
+    500,
+    _MISCONFIGURED,
+    "an .htaccess file took part in the request, and could have chosen backend and user",
+    "lead to the tunnel from the configuration of the server only",
 )
 PASS_REQUEST: Final = Reason(
     "pass-request",

@@ -8,14 +8,13 @@ thread.
 How this works: what Apache checks of any WebSocket comes first, so a request that is not a
 handshake, or of another origin, never reaches the backend.  The client gets its 101 only after
 the backend's.  A handshake waits for its backend in a worker of Apache, so it holds a place
-(``waiting``) from the connect to the end of the answer.
+(``waiting``) from the connect to the end of the answer, or to the first 64 KiB of its body.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -63,6 +62,9 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         Refusal: with the HTTP answer.
         HttpdError: httpd is not what the code was written for.
     """
+    if request.has_htaccess:
+        # Its SetEnv may name another backend, or a REMOTE_USER.
+        raise Refusal(refusals.TUNNEL_HTACCESS)
     settings = _settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
     backend = _backend(environ, settings, request.client_address()[0])
@@ -94,6 +96,8 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
             answered, first, rest = answer
             if rest is None:
                 return _relayed(environ, backend, answered, Body(first, None, lambda: None))
+            # The client's speed decides how long this takes: some slow ones would take all places.
+            place.close()
             body = Body(first, _or_cut(request, environ, backend, rest), undo.pop_all().close)
             return _relayed(environ, backend, answered, body)
         place.close()  # the worker waits no more
@@ -173,16 +177,12 @@ def _require_nothing_after_the_head(request: Request) -> None:
 
 def _place(backend: Backend, settings: Settings) -> contextlib.AbstractContextManager[None]:
     """Return a place among the handshakes that wait for this backend."""
-    user = 0  # TCP does not tell whose server it is
-    if backend.socket_path:
-        with contextlib.suppress(OSError):  # ``connect`` says what is wrong with the file
-            user = os.stat(os.fsdecode(backend.socket_path.encode("latin-1"))).st_uid
     return waiting.place(
         backend.name,
         settings.max_waiting,
         spare_workers(),
         settings.connect_timeout_s,
-        user,
+        None,
         waiting.TUNNEL_PATIENCE_S,
     )
 

@@ -38,16 +38,14 @@ HOP_BY_HOP: Final = frozenset(
 )
 # Headers in which servers let a proxy tell them who the client is, or what it asks for.
 IDENTITY: Final = frozenset(
-    b"x-remote-user remote-user x-forwarded-user x-forwarded-preferred-username"
-    b" x-forwarded-email x-forwarded-groups x-forwarded-access-token x-auth-request-user"
-    b" x-auth-request-email x-auth-request-groups x-webauth-user x-webauth-name"
-    b" x-authenticated-user x-real-ip x-client-ip x-cluster-client-ip true-client-ip"
-    b" x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port x-forwarded-scheme"
-    b" x-forwarded-prefix x-forwarded-server x-forwarded-ssl x-forwarded-protocol x-scheme"
-    b" front-end-https x-url-scheme forwarded x-ssl-client-cert x-ssl-client-verify"
-    b" x-ssl-client-s-dn x-client-cert ssl-client-cert ssl-client-verify ssl-client-s-dn"
-    b" x-original-url x-original-uri x-rewrite-url x-script-name x-http-method-override".split()
+    b"x-remote-user remote-user x-webauth-user x-webauth-name x-authenticated-user"
+    b" x-real-ip x-client-ip x-cluster-client-ip true-client-ip x-scheme front-end-https"
+    b" x-url-scheme forwarded x-ssl-client-cert x-ssl-client-verify x-ssl-client-s-dn"
+    b" x-client-cert ssl-client-cert ssl-client-verify ssl-client-s-dn x-original-url"
+    b" x-original-uri x-rewrite-url x-script-name x-http-method-override".split()
 )
+# Beginnings of further ones: each proxy has names of its own.
+IDENTITY_PREFIXES: Final = (b"x-forwarded-", b"x-auth-request-")
 # Servers read "X_Remote_User" and "X-Remote-User" as one header.
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]+")
 _BREAKS: Final = re.compile(rb"[\0\n\v\f\r]")
@@ -110,7 +108,8 @@ def headers_of(
             raise Refusal(refusals.CONTROL_CHARACTER)
         if lower in (b"x-forwarded-for", b"forwarded"):
             trusted[lower] = value
-        if lower not in dropped and lower not in named and _NAME.fullmatch(name):
+        is_dropped = lower in dropped or lower in named or lower.startswith(IDENTITY_PREFIXES)
+        if not is_dropped and _NAME.fullmatch(name):
             sent.append((name, value))
     sent += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
     sent += _facts(environ, settings, address, trusted)

@@ -7,6 +7,8 @@ Results are numbers, bytes and file descriptors; a number named ``…_address`` 
 only.  ``definition`` reads what only the server's configuration can set.  ``ErrorLog``
 outlives the request: a ``server_rec`` lives as long as the child, and in a process forked
 from the child.
+
+Long because ``Request`` is all that is known of one structure of httpd's.
 """
 
 from __future__ import annotations
@@ -268,6 +270,22 @@ class Request:
         if not rec.headers_out:
             raise HttpdError("request_rec.headers_out is set", "NULL")
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
+
+    @property
+    def has_htaccess(self) -> bool:
+        """True if httpd has read directives of an .htaccess file for this request.
+
+        That includes the request that an internal redirect has replaced.  (After DirectoryIndex
+        or FallbackResource httpd continues the very request, with the variables that the file
+        of the first directory has set.)
+        """
+        address = self._rec.htaccess
+        while address:
+            found = abi.HtaccessResult.from_address(address)
+            if found.htaccess:  # NULL for a directory without the file
+                return True
+            address = found.next
+        return False
 
     @property
     def failed_with(self) -> int | None:

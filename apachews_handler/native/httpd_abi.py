@@ -195,6 +195,19 @@ class RequestRec(Structure):
     )
 
 
+class HtaccessResult(Structure):
+    """httpd.h, struct htaccess_result, whole."""
+
+    _fields_ = (
+        ("dir", c_char_p),
+        ("override", c_int),
+        ("override_opts", c_int),
+        ("override_list", c_void_p),
+        ("htaccess", c_void_p),
+        ("next", c_void_p),
+    )
+
+
 class ServerRec(Structure):
     """httpd.h, struct server_rec, its first four fields."""
 

@@ -25,8 +25,9 @@ _CONNECTED: Final = ProducerState.CONNECTED
 class OpaqueSession(TunnelSession):
     """A tunnel whose bytes are not WebSocket frames after the handshake.
 
-    It counts bytes.  An end of file passes as one: the other direction goes on until its own
-    end, or until nothing passes for APACHEWS_CLOSE_TIMEOUT.
+    It counts bytes.  The client's end of file passes as one: the backend's output goes on until
+    its own end, or until nothing passes for APACHEWS_CLOSE_TIMEOUT.  The backend's end of file
+    ends both directions.
     """
 
     __slots__ = ()

@@ -10,8 +10,9 @@ How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers)
 more when it has fewer.  Waiting handshakes get half of that number, and those of one
 endpoint a quarter, so pages always find an idle worker.  If that half is taken, each user
 that runs producers has one place more: the stopped producers of one user do not close the
-endpoints of another.  A place is a slot (``slots``): the count spans Apache's children, one
-of which is one worker with prefork, and is right after any of them has died.
+endpoints of another.  A tunnel's backend has one for itself.  A place is a slot (``slots``):
+the count spans Apache's children, one of which is one worker with prefork, and is right after
+any of them has died.
 
 A burst of handshakes can exceed the bound although the producer answers each in some
 milliseconds.  So a handshake without a place tries again for its patience, a time that
@@ -25,7 +26,8 @@ answers, because a child with prefork sees none but its own.
 Roads not taken: a larger bound on the age of a handshake instead of on their number.  A
 producer that is slower than its clients would get requests of which the client has its 503
 already, and answer fewer of the others (the queue is full of stale requests).  One place
-more for each endpoint instead of each user: an author makes any number of endpoints.
+more for each endpoint instead of each user: an author makes any number of endpoints.  (Backends
+are in the server's configuration.)
 """
 
 from __future__ import annotations
@@ -105,7 +107,7 @@ class Waiting:
         most: int,
         spare: int,
         timeout_s: float,
-        user: int,
+        user: int | None,
         patience_s: float = PATIENCE_S,
     ) -> Iterator[None]:
         """Hold a place while a handshake waits.
@@ -116,7 +118,8 @@ class Waiting:
                 same for all endpoints, which share one count.
             spare: idle workers that httpd maintains, at least 1.
             timeout_s: how long to wait for a place at most.
-            user: id of the user that runs the producer.
+            user: id of the user that runs the producer; None for a backend, which the server's
+                configuration names.
             patience_s: how long to wait for a place after the last prompt answer.
 
         Raises:
@@ -124,7 +127,12 @@ class Waiting:
         """
         per_endpoint = most or math.ceil(spare / 4)
         in_all = max(most, math.ceil(spare / 2))
-        endpoint, owner = f"endpoint {path}", f"user {user}"
+        endpoint = f"endpoint {path}"
+        if user is None:
+            owner, whose = f"backend {path}", repr(path)
+        else:
+            owner = f"user {user}"
+            whose = f"a server of user {user}, who runs that of {path!r} too"
         limits = [
             _Limit(
                 endpoint,
@@ -136,8 +144,7 @@ class Waiting:
                 owner,
                 (("all", in_all), (owner, 1)),
                 patience_s,
-                f"{in_all} handshakes wait already, and one more for a server of user {user},"
-                f" who runs that of {path!r} too",
+                f"{in_all} handshakes wait already, and one more for {whose}",
             ),
         ]
         with self._hold(limits, timeout_s):

@@ -20,6 +20,7 @@ STRUCTURES = {
     "apr_uri_t": httpd_abi.Uri,
     "apr_finfo_t": httpd_abi.FileInfo,
     "request_rec": httpd_abi.RequestRec,
+    "struct htaccess_result": httpd_abi.HtaccessResult,
     "server_rec": httpd_abi.ServerRec,
     "ap_filter_rec_t": httpd_abi.FilterRec,
     "ap_filter_t": httpd_abi.Filter,

@@ -222,6 +222,7 @@ CLIENT = [
                 b"X-Forwarded-User",
                 b"X-Real-IP",
             ),
+            *(b"X-Forwarded-Client-Cert", b"X-Forwarded-Uri", b"X-Auth-Request-Access-Token"),
             *(b"X-Forwarded-For", b"x-forwarded-proto", b"X-Forwarded-Host", b"X-Forwarded-Port"),
             *(b"Forwarded", b"HTTP2-Settings", b"TE", b"Keep-Alive", b"Proxy-Authorization"),
             *(b"Transfer-Encoding", b"Content-Length", b"Expect", b"X-Site-User", b"X-User"),

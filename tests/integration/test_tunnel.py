@@ -151,6 +151,9 @@ def tunnel() -> Iterator[Tunnel]:
                 alias("proxied", at, "SetEnv APACHEWS_FORWARDED X-Forwarded"),
                 f'WSGIHandlerScript as-handler "${{APACHEWS_HANDLER}}/tunnel.py"'
                 " process-group=%{GLOBAL} application-group=%{GLOBAL}\n"
+                'LoadModule rewrite_module "${MODULES}/mod_rewrite.so"\n'
+                '<Directory "${DOCROOT}/mallory">\n'
+                "AllowOverride All\nOptions FollowSymLinks\n</Directory>\n"
                 f"<Files by-handler.ws>\nSetHandler as-handler\nSetEnv APACHEWS_BACKEND {at}\n"
                 "</Files>\n",
             )
@@ -349,6 +352,28 @@ def test_a_location_that_leads_nowhere(
     assert ("retry-after" in headers) is (status == 503)
     assert wait_for(lambda: tunnel.site.log_lines(logged))
     assert not tunnel.site.log_lines("token=1")
+
+
+@pytest.mark.parametrize(
+    "directive",
+    [
+        "DirectoryIndex /app",
+        "FallbackResource /app/",
+        "RewriteEngine On\nRewriteRule ^ /app [PT]",
+    ],
+)
+def test_an_htaccess_file_does_not_lead_to_a_tunnel(tunnel: Tunnel, directive: str) -> None:
+    """httpd continues such a request with the variables that the author has set."""
+    directory = tunnel.site.docroot / "mallory"
+    directory.mkdir(exist_ok=True)
+    (directory / ".htaccess").write_text(
+        "SetEnv APACHEWS_BACKEND http://127.0.0.1:9\nSetEnv REMOTE_USER root\n" + directive
+    )
+    count = len(tunnel.tcp.peers)
+    with tunnel.ask("/mallory/") as client:
+        status, headers, _ = client.read_response()
+    assert (status, headers["apachews-refused"]) == (500, "tunnel-htaccess")
+    assert len(tunnel.tcp.peers) == count
 
 
 # The answer.

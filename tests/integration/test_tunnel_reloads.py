@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ import pytest
 import requests
 
 from ..conftest import wait_for
-from ..support.backends import Peer, backend, echo_server
+from ..support.backends import Peer, backend, echo, echo_server
 from ..support.crowd import crowd
 from ..support.frames import masked
 from ..support.raw_client import RawClient, request
@@ -155,6 +157,57 @@ def test_a_backend_that_hangs_leaves_the_workers_to_the_pages() -> None:
                 (504, "backend-timeout", False),
             }
             go_on.set()
+
+
+def test_backends_that_hang_leave_a_place_to_another_backend() -> None:
+    """All places are taken, and still a backend that answers gets its clients."""
+    go_on = threading.Event()
+
+    def hang(peer: Peer) -> None:
+        go_on.wait(30)
+
+    def hold(name: str) -> None:
+        count = len(tcp[name].peers)
+        client = stack.enter_context(RawClient(site.dial("ws")))
+        client.send(request(f"/{name}"))
+        wait_for(lambda: len(tcp[name].peers) > count)
+
+    with contextlib.ExitStack() as stack:
+        names = ("first", "second", "third", "good")
+        tcp = {name: stack.enter_context(backend()) for name in names}
+        extra = "".join(alias(name, f"http://127.0.0.1:{tcp[name].port}") for name in names)
+        site = stack.enter_context(running_site(workers=25, threads=25, extra=extra))
+        stack.callback(go_on.set)
+        for name, count in (("first", 7), ("second", 7), ("third", 1)):
+            tcp[name].serve = hang
+            for _ in range(count):
+                hold(name)
+        for _ in range(10):
+            with RawClient(site.dial("ws")).upgrade("/good") as client:
+                client.send(masked(0x81, b"hi"))
+                assert client.read_data_frame() == (0x81, b"hi")
+
+
+def test_clients_that_read_a_refusal_slowly_leave_places_to_others() -> None:
+    """The length of a handshake's wait is the backend's, not the clients'."""
+
+    def refuse(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n" + bytes(8_000_000))
+
+    with backend() as tcp, contextlib.ExitStack() as stack:
+        extra = alias("app", f"http://127.0.0.1:{tcp.port}")
+        site = stack.enter_context(running_site(workers=25, threads=25, extra=extra))
+        tcp.serve = refuse
+        # As many as may wait.
+        for _ in range(7):
+            client = stack.enter_context(RawClient(site.dial("ws")))
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.send(request("/app"))
+            assert client.read_head()[0] == 200
+        tcp.serve = echo
+        with RawClient(site.dial("ws")).upgrade("/app") as client:
+            client.send(masked(0x81, b"hi"))
+            assert client.read_data_frame() == (0x81, b"hi")
 
 
 def test_a_tunnel_stands_beside_producers(port: int) -> None:
