@@ -25,7 +25,7 @@ from typing import Final
 import h11
 from wsproto.utilities import generate_accept_token
 
-from .request import HOP_BY_HOP, Header
+from .request import HOP_BY_HOP, Header, named_by_connection
 
 # Of a head, with the interim responses before it; the bytes that follow a 101 count too.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -159,7 +159,7 @@ class AnswerReader:
         accepts = found.get(b"sec-websocket-accept", [])
         if accepts != [self._accept]:
             raise BadAnswer(f"a 101 with the Sec-WebSocket-Accept {_shown(accepts)}")
-        named = _named_by_connection(headers)
+        named = named_by_connection(headers)
         if b"upgrade" not in named:
             raise BadAnswer("a 101 without Connection: Upgrade")
         lines = [b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade"]
@@ -249,7 +249,7 @@ def _answered(connection: h11.Connection, response: h11.Response) -> Answered:
     if not _MIN_STATUS <= status <= _MAX_STATUS:
         raise BadAnswer(f"its status is {status}")
     raw = list(response.headers.raw_items())
-    dropped = set(HOP_BY_HOP | _named_by_connection(raw))
+    dropped = set(HOP_BY_HOP | named_by_connection(raw))
     if status == http.HTTPStatus.UPGRADE_REQUIRED:
         dropped.discard(b"upgrade")  # RFC 9110 15.5.22: it says to what
     if status in (http.HTTPStatus.NO_CONTENT, http.HTTPStatus.NOT_MODIFIED):
@@ -270,14 +270,6 @@ def _reason(status: int, sent: bytes) -> str:
         return http.HTTPStatus(status).phrase
     except ValueError:
         return "Unknown"
-
-
-def _named_by_connection(headers: list[Header]) -> set[bytes]:
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() == b"connection":
-            named.update(token.strip().lower() for token in value.split(b","))
-    return named
 
 
 def _shown(values: list[bytes]) -> str:

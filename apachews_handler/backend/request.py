@@ -99,7 +99,8 @@ def headers_of(
     """
     headers = list(headers)
     dropped = _never_sent(settings.user_header, settings.drop_headers)
-    named = _named_by_connection(headers)
+    named = named_by_connection(headers)
+    _require_no_header_of_the_handshake(named)
     trusted: dict[bytes, bytes] = {}
     sent: list[Header] = []
     for name, value in headers:
@@ -171,21 +172,25 @@ def _never_sent(user_header: str, more: tuple[str, ...]) -> frozenset[bytes]:
     return HOP_BY_HOP | IDENTITY | of_site | {b"content-length"}
 
 
-def _named_by_connection(headers: Iterable[Header]) -> frozenset[bytes]:
-    """Return the headers that the client declares to be those of the connection.
-
-    Raises:
-        Refusal: 400, one of them is a header of the handshake, which must arrive.
-    """
+def named_by_connection(headers: Iterable[Header]) -> set[bytes]:
+    """Return the headers that a peer declares to be those of the connection, in lower case."""
     named: set[bytes] = set()
     for name, value in headers:
         if name.lower() == b"connection":
             named.update(token.strip().lower() for token in value.split(b","))
+    return named
+
+
+def _require_no_header_of_the_handshake(named: Iterable[bytes]) -> None:
+    """Refuse a Connection that names a header of the handshake, which must arrive.
+
+    Raises:
+        Refusal: 400.
+    """
     for name in named:
         if name in (b"host", b"origin", b"cookie", b"authorization") or name.startswith(b"sec-"):
             shown = name.decode("ascii", "replace")
             raise Refusal(refusals.CONNECTION_HEADER, f"Connection names {shown!r:.40}")
-    return frozenset(named)
 
 
 def _is_same_path(raw: str, mapped: str) -> bool:
