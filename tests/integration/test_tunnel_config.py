@@ -29,6 +29,7 @@ from .test_tunnel_software import (
     MODULES,
     SOCKET_IO,
     SOCKET_IO_CLIENT,
+    need_node,
     node,
     run_node,
 )
@@ -94,6 +95,7 @@ def test_httpd_accepts_the_lines_and_doctor_has_nothing_to_say(
 def test_the_lines_of_socketio_work(
     node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_node("socket.io", "socket.io-client")
     port = private_apache.free_port()
     server = program(tmp_path, SOCKET_IO, "server.js")
     client = program(tmp_path, SOCKET_IO_CLIENT, "client.js")
@@ -110,6 +112,7 @@ def test_the_lines_of_socketio_work(
 def test_two_processes_of_socketio_share_a_cookie_with_a_balancer(
     node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_node("socket.io", "socket.io-client")
     """Polling and WebSocket reach the same process, or the upgrade fails."""
     ports = [private_apache.free_port(), private_apache.free_port()]
     server = program(
