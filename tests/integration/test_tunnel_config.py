@@ -112,8 +112,8 @@ def test_the_lines_of_socketio_work(
 def test_two_processes_of_socketio_share_a_cookie_with_a_balancer(
     node: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    need_node("socket.io", "socket.io-client")
     """Polling and WebSocket reach the same process, or the upgrade fails."""
+    need_node("socket.io", "socket.io-client")
     ports = [private_apache.free_port(), private_apache.free_port()]
     server = program(
         tmp_path, SOCKET_IO.replace("answer(text", "answer(text + process.argv[2]"), "server.js"
