@@ -303,6 +303,8 @@ def counts(site: Site, pid: int) -> tuple[int, int, int]:
 def test_of_too_many_custodians_those_with_the_fewest_clients_end() -> None:
     """After two checks, at the pace of APACHEWS_DRAIN_RATE; relays are not counted."""
     extra = "SetEnv APACHEWS_MAX_CUSTODIANS 1\nSetEnv APACHEWS_DRAIN_RATE 10/s"
+    # Clients within a frame answer no PING.
+    extra += "\nSetEnv APACHEWS_PING_INTERVAL off"
     with contextlib.ExitStack() as stack:
         site = stack.enter_context(running_site("event", extra=extra))
         crowds = []

@@ -382,8 +382,13 @@ def test_everything_at_once() -> None:
             turmoil = Turmoil(site, producer, runner, stack)
             turmoil.run(seconds, EVERYTHING)
             clients = sum(clients.open_count for clients in turmoil.crowds)
-            sockets = sum(count_sockets(pid) for pid in (*site.carriers(), *lasting.values()))
-            assert sockets <= 3 * (clients + turmoil.counts["slow"] + turmoil.counts["half"]) + 20
+            most = 3 * (clients + turmoil.counts["slow"] + turmoil.counts["half"]) + 20
+
+            def sockets() -> int:
+                return sum(count_sockets(pid) for pid in (*site.carriers(), *lasting.values()))
+
+            # Processes with much to do close those of clients that have left after a moment.
+            wait_for(lambda: sockets() <= most, 30, sockets)
             print(
                 f"{seconds} s: {dict(turmoil.counts)};"
                 f" {sum(clients.report.echoes for clients in turmoil.crowds)} echoes,"
