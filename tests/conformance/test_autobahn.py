@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,5 +53,8 @@ def test_every_case(site: Site, scheme: str) -> None:
 @pytest.mark.timeout(1800)
 def test_unmasking_in_python_passes_as_well() -> None:
     report = autobahn.ARTEFACTS / "autobahn-python"
-    with autobahn.without_extension(), autobahn.running_target() as site:
+    with autobahn.running_target_without_extension() as site:
+        maps = [Path(f"/proc/{pid}/maps").read_text() for pid in site.apache.children()]
+        assert maps
+        assert not any("_mask" in one for one in maps)
         assert autobahn.check(site.apache.port, UNCOMPRESSED, report) == UNCOMPRESSED_CASES

@@ -412,8 +412,10 @@ def test_the_standing_custodian_is_killed_while_others_give() -> None:
             wait_for(lambda: clients_of(site).get(oldest, 0) > 20, MERGE_S)
             os.kill(oldest, signal.SIGKILL)
             wait_for(lambda: len(old.report.closes) == 20)
-            merged(site)
-            new.wait_for_echoes(200)
+            # A fast machine may have moved all of them before the signal.
+            wait_for(lambda: new.open_count == 0 or len(site.custodians()) == 1, MERGE_S)
+            if new.open_count:
+                new.wait_for_echoes(200)
             # A further generation finds the new oldest one.
             with crowd(site, 5, tls=False) as later:
                 site.renew()

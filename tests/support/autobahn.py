@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,25 +48,27 @@ INFORMATIONAL = {"7.1.6", "7.13.1", "7.13.2"}
 
 
 @contextmanager
-def running_target() -> Iterator[Site]:
+def running_target(extra: str = "") -> Iterator[Site]:
     """Start an Apache with an echo producer on ``/``."""
     with (
-        running_site(extra=CONFIGURATION) as site,
+        running_site(extra=CONFIGURATION + extra) as site,
         site.producer("auto.ws", echo, max_message_bytes=LIMIT, max_queue_bytes=LIMIT),
     ):
         yield site
 
 
 @contextmanager
-def without_extension() -> Iterator[None]:
-    """Have Apaches started here do without the extension, as where there was no compiler."""
-    (extension,) = (HANDLER / "protocol").glob("_mask.*.so")
-    aside = extension.with_suffix(".aside")
-    extension.rename(aside)
-    try:
-        yield
-    finally:
-        aside.rename(extension)
+def running_target_without_extension() -> Iterator[Site]:
+    """Start one whose Python finds the handler as it is without a compiler.
+
+    Its modules are a copy: other tests use those of the environment at the same time.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(HANDLER, Path(directory, "apachews_handler"), ignore=ignored)
+        with running_target(f'WSGIPythonPath "{directory}"\n') as site:
+            yield site
 
 
 @contextmanager
