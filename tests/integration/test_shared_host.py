@@ -54,6 +54,8 @@ LoadModule include_module {DEBIAN_MODULES}/mod_include.so
     WSGIScriptAlias /env-status "${{APACHEWS_HANDLER}}/status_page.py" \\
         process-group=%{{GLOBAL}} application-group=%{{GLOBAL}}
 </IfDefine>
+RewriteEngine on
+RewriteRule ^/by-the-server$ /ws/mallory/x [PT]
 <Location /env-status>
     Require env is_monitor
 </Location>
@@ -477,7 +479,7 @@ def test_a_file_in_the_document_root_does_not_close_an_alias(host: Host) -> None
     file.write_text("RewriteEngine on\nRewriteRule ^chat$ /mallory/x.ws [PT,L]\n")
     try:
         with listening(host.mallory / "x.ws", MALLORY) as listener:
-            for url in ("/ws/mallory/x", "/mallory/x.ws", "/chat"):
+            for url in ("/ws/mallory/x", "/mallory/x.ws", "/chat", "/by-the-server"):
                 RawClient(host.site.dial("ws")).upgrade(url).socket.close()
                 assert was_reached(listener)
     finally:
