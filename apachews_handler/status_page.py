@@ -3,7 +3,8 @@
 ``application`` is for ``WSGIScriptAlias /websocket-status <this file>``, which only the
 server's configuration can contain.  There is deliberately not a ``handle_request``: with
 ``WSGIHandlerScript`` the page would be a handler, and any .htaccess with ``SetHandler`` could
-expose the users of all sites.  Apache controls the access (``Require``).
+expose the users of all sites.  Apache controls the access (``Require``).  A request that an
+.htaccess file led here is refused: its variables would satisfy a ``Require env``.
 
 Without a query the answer is the page, which requests the figures itself and does not contain
 data.  ``?json`` is an ``apachews.monitoring.snapshot.Status``, ``?metrics`` the same for
@@ -23,10 +24,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from apachews.monitoring import refusals
 from apachews.monitoring.collect import collect
 from apachews.monitoring.snapshot import Status
 from apachews_handler.exceptions import Refusal
+from apachews_handler.handshake.upgrade import require_own_htaccess
 from apachews_handler.monitoring import metrics
+from apachews_handler.native.httpd import Request
 from apachews_handler.shared import rundir, waiting
 
 Environ = dict[str, Any]
@@ -66,6 +70,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
         headers.append(("Allow", "GET, HEAD"))
     else:
         try:
+            _require_own_htaccess(environ)
             status, kind, body = _answer(environ.get("QUERY_STRING", ""))
         except Refusal as error:
             environ["wsgi.errors"].write(
@@ -86,6 +91,19 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     headers += [("Content-Type", kind), ("Content-Length", str(len(body)))]
     start_response(status, headers)
     return [] if method == "HEAD" else [body]
+
+
+def _require_own_htaccess(environ: Environ) -> None:
+    """Refuse a request that the author of an .htaccess file led here.
+
+    Raises:
+        Refusal: also if mod_wsgi does not pass httpd's record of the request.
+        HttpdError: the record is not what the code was written for.
+    """
+    capsule = environ.get("apache.request_rec")
+    if capsule is None:
+        raise Refusal(refusals.PASS_REQUEST)
+    require_own_htaccess(Request.from_capsule(capsule).foreign_htaccess)
 
 
 def _failed(environ: Environ, problem: str) -> tuple[str, str, bytes]:

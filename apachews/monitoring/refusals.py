@@ -352,12 +352,12 @@ TUNNEL_HANDLER: Final = Reason(
     "the tunnel runs by the name of a handler, which an .htaccess file could use too",
     "map it with WSGIScriptAlias in the configuration of the server",
 )
-TUNNEL_HTACCESS: Final = Reason(
-    "tunnel-htaccess",
+HTACCESS: Final = Reason(
+    "htaccess",
     500,
     _MISCONFIGURED,
-    "an .htaccess file took part in the request, and could have chosen backend and user",
-    "lead to the tunnel from the configuration of the server only",
+    "an .htaccess file of another directory led the request here, and could have set variables",
+    "put that rule into the virtual host",
 )
 PASS_REQUEST: Final = Reason(
     "pass-request",

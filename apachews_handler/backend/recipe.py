@@ -33,7 +33,7 @@ from apachews_handler.handshake.request_info import (
     new_id,
     tls_facts,
 )
-from apachews_handler.handshake.upgrade import require_no_error_document
+from apachews_handler.handshake.upgrade import require_no_error_document, require_own_htaccess
 from apachews_handler.lifecycle.child import the_child
 from apachews_handler.monitoring.close_log import Handshake
 from apachews_handler.native.httpd import Request, WriteFailed
@@ -62,11 +62,9 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         Refusal: with the HTTP answer.
         HttpdError: httpd is not what the code was written for.
     """
-    if request.has_htaccess:
-        # Its SetEnv may name another backend, or a REMOTE_USER.
-        raise Refusal(refusals.TUNNEL_HTACCESS)
     settings = _settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
+    require_own_htaccess(request.foreign_htaccess)
     backend = _backend(environ, settings, request.client_address()[0])
     offer = negotiate(request, environ, settings)
     _require_nothing_after_the_head(request)

@@ -42,7 +42,7 @@ from .request_info import (
     new_id,
     tls_facts,
 )
-from .upgrade import Upgrade, require_no_error_document
+from .upgrade import Upgrade, require_no_error_document, require_own_htaccess
 
 Environ = Mapping[str, Any]
 # Returns the path of the socket file that a request asks for; raises ``Refusal``.
@@ -58,6 +58,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     """
     settings = parse_settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
+    require_own_htaccess(request.foreign_htaccess)
     offer = negotiate(request, environ, settings)
     open_ = describe(
         environ,

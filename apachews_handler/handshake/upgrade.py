@@ -138,6 +138,24 @@ def require_no_error_document(failed_with: int | None) -> None:
     raise Refusal(refusals.ERROR_DOCUMENT, status=status.value)
 
 
+def require_own_htaccess(foreign: str | None) -> None:
+    """Refuse a request that the .htaccess of another directory may have led here.
+
+    After DirectoryIndex and FallbackResource httpd continues the very request: the variables
+    that such a file sets (settings, REMOTE_USER) take precedence over those of the location.
+    After RewriteRule and Action they do not, but httpd's record does not tell which it was.
+
+    Args:
+        foreign: ``httpd.Request.foreign_htaccess``.
+
+    Raises:
+        Refusal
+    """
+    if foreign is not None:
+        fact = f"the .htaccess file of {foreign!r} led the request here, and may set variables"
+        raise Refusal(refusals.HTACCESS, fact)
+
+
 def _list(environ: Mapping[str, Any], name: str) -> list[str]:
     """Return the elements of a header that is a list.
 

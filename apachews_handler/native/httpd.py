@@ -272,20 +272,23 @@ class Request:
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
 
     @property
-    def has_htaccess(self) -> bool:
-        """True if httpd has read directives of an .htaccess file for this request.
+    def foreign_htaccess(self) -> str | None:
+        """Directory whose .htaccess httpd has read, and which is not above the request's file.
 
-        That includes the request that an internal redirect has replaced.  (After DirectoryIndex
-        or FallbackResource httpd continues the very request, with the variables that the file
-        of the first directory has set.)
+        None for most requests.  httpd's list includes what it has read before an internal
+        redirect, and for the request of which this one is a part.
         """
-        address = self._rec.htaccess
+        rec = self._rec
+        file = ctypes.string_at(rec.filename) + b"/" if rec.filename else b""
+        address = rec.htaccess
         while address:
             found = abi.HtaccessResult.from_address(address)
-            if found.htaccess:  # NULL for a directory without the file
-                return True
+            directory = found.dir or b""
+            is_above = bool(directory) and file.startswith(directory.rstrip(b"/") + b"/")
+            if found.htaccess and not is_above:  # NULL for a directory without the file
+                return os.fsdecode(directory)
             address = found.next
-        return False
+        return None
 
     @property
     def failed_with(self) -> int | None:

@@ -18,6 +18,7 @@ from apachews.monitoring.snapshot import CHILD, Status
 from apachews_handler import status_page
 from apachews_handler.bridge.reporter import Reporter
 from apachews_handler.bridge.thread import Bridge
+from apachews_handler.native.httpd import Request
 from apachews_handler.shared import rundir, waiting
 from apachews_handler.shared.waiting import MAX_COLLECTING
 
@@ -26,7 +27,20 @@ from .test_bridge import Lines
 Answer = tuple[str, dict[str, str], bytes]
 
 
-def ask(query: str = "", method: str = "GET") -> Answer:
+class FakeRequest:
+    """What the page asks of httpd's record."""
+
+    foreign_htaccess: str | None = None
+
+
+@pytest.fixture(autouse=True)
+def httpd_request(monkeypatch: pytest.MonkeyPatch) -> FakeRequest:
+    request = FakeRequest()
+    monkeypatch.setattr(Request, "from_capsule", lambda capsule: request)
+    return request
+
+
+def ask(query: str = "", method: str = "GET", *, has_request: bool = True) -> Answer:
     """Ask, through a checker of PEP 3333."""
     answered: list[tuple[str, dict[str, str]]] = []
     log = io.StringIO()
@@ -46,6 +60,8 @@ def ask(query: str = "", method: str = "GET") -> Answer:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
+    if has_request:
+        environ["apache.request_rec"] = object()
 
     def start_response(code: str, headers: list[tuple[str, str]], *_: object) -> object:
         answered.append((code, dict(headers)))
@@ -117,6 +133,22 @@ def test_what_it_does_not_know_is_refused() -> None:
         code, _, body = ask(query)
         assert code == "400 Bad Request"
         assert b"?metrics" in body
+
+
+@pytest.mark.parametrize("query", ["", "json", "metrics"])
+def test_an_htaccess_file_does_not_lead_to_the_page(
+    query: str, httpd_request: FakeRequest, bridge: Bridge
+) -> None:
+    httpd_request.foreign_htaccess = "/srv/mallory/"
+    code, headers, body = ask(query)
+    assert (code, headers["Apachews-Refused"]) == ("500 Internal Server Error", "htaccess")
+    assert "'/srv/mallory/'" in headers["log"]
+    assert b"mallory" not in body
+
+
+def test_a_page_without_the_request_is_refused(bridge: Bridge) -> None:
+    code, headers, _ = ask("json", has_request=False)
+    assert (code, headers["Apachews-Refused"]) == ("500 Internal Server Error", "pass-request")
 
 
 def test_a_directory_that_may_not_be_read_is_a_500_with_a_line(

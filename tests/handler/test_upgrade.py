@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import uuid
 from typing import Any
@@ -16,6 +17,7 @@ from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError
 
 from apachews import wire
+from apachews.monitoring import refusals
 from apachews_handler.exceptions import Refusal
 from apachews_handler.handshake.request_info import (
     connection_info,
@@ -23,7 +25,12 @@ from apachews_handler.handshake.request_info import (
     log_name,
     new_id,
 )
-from apachews_handler.handshake.upgrade import Upgrade, require_no_error_document
+from apachews_handler.handshake.upgrade import (
+    Upgrade,
+    require_no_error_document,
+    require_own_htaccess,
+)
+from apachews_handler.native import httpd, httpd_abi
 from apachews_handler.protocol.deflate import Agreement, Negotiation
 from apachews_handler.settings import Settings
 
@@ -332,3 +339,46 @@ def test_an_id_is_a_random_uuid() -> None:
         parsed = uuid.UUID(text)
         assert (parsed.version, parsed.variant) == (4, uuid.RFC_4122)
         assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)
+
+
+def read_htaccess(file: bytes | None, *found: tuple[bytes | None, bool]) -> str | None:
+    """Return ``foreign_htaccess`` of a record of httpd's.
+
+    Args:
+        found: directories of its list, and whether each has the file.
+    """
+    kept = [ctypes.create_string_buffer(file or b"")]
+    record = httpd_abi.RequestRec(filename=ctypes.addressof(kept[0]) if file else None)
+    entries = []
+    for directory, has_file in found:
+        entry = httpd_abi.HtaccessResult(
+            dir=directory, htaccess=1 if has_file else None, next=record.htaccess
+        )
+        entries.append(entry)
+        record.htaccess = ctypes.addressof(entry)
+    request = object.__new__(httpd.Request)
+    request._rec = record
+    return request.foreign_htaccess
+
+
+def test_which_htaccess_files_are_foreign() -> None:
+    file = b"/srv/ann/chat.ws"
+    assert read_htaccess(file) is None
+    assert read_htaccess(file, (b"/", True), (b"/srv/", True), (b"/srv/ann/", True)) is None
+    assert read_htaccess(file, (b"/srv/ann", True)) is None
+    assert read_htaccess(file, (b"/srv/bob/", False), (b"/srv/ann/", True)) is None
+    assert read_htaccess(file, (b"/srv/bob/", True), (b"/srv/ann/", True)) == "/srv/bob/"
+    assert read_htaccess(file, (b"/srv/an/", True)) == "/srv/an/"
+    assert read_htaccess(file, (b"/srv/an", True)) == "/srv/an"
+    assert read_htaccess(b"/srv/ann", (b"/srv/ann/", True)) is None
+    assert read_htaccess(None, (b"/srv/ann/", True)) == "/srv/ann/"
+    assert read_htaccess(file, (None, True)) == ""
+    assert read_htaccess(None) is None
+
+
+def test_a_foreign_htaccess_is_refused() -> None:
+    require_own_htaccess(None)
+    with pytest.raises(Refusal) as caught:
+        require_own_htaccess("/srv/bob/")
+    assert caught.value.reason is refusals.HTACCESS
+    assert "'/srv/bob/'" in caught.value.logged

@@ -1,8 +1,8 @@
 """Neighbours on one Apache: what the author of an .htaccess file reaches beyond his own site.
 
 Mallory owns a directory of the document root and writes its .htaccess (``AllowOverride
-FileInfo``).  The victim's sockets, files and visitors belong to other users.  Each attack is
-tried against a real Apache; what the server's configuration allows is tried as well.
+FileInfo Indexes``).  The victim's sockets, files and visitors belong to other users.  Each
+attack is tried against a real Apache; what the server's configuration allows is tried as well.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import pwd
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 
-from apachews import Server, wire
+from apachews import Event, Server, wire
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import DEBIAN_MODULES
 
@@ -39,17 +39,26 @@ SWAPS = 300
 
 OVERRIDE = """
 <Directory "${DOCROOT}">
-    AllowOverride FileInfo
+    AllowOverride FileInfo Indexes
+    Options +IncludesNoExec
 </Directory>
 """
-# A status page that Require keeps from every client, and modules with further ways to a URL.
+# Status pages that Require keeps from every client, and modules with further ways to a URL.
 ELSEWHERE = f"""
 LoadModule rewrite_module {DEBIAN_MODULES}/mod_rewrite.so
 LoadModule actions_module {DEBIAN_MODULES}/mod_actions.so
+LoadModule include_module {DEBIAN_MODULES}/mod_include.so
 <IfDefine WSGI_MODULE>
     WSGIScriptAlias /private-status "${{APACHEWS_HANDLER}}/status_page.py" \\
         process-group=%{{GLOBAL}} application-group=%{{GLOBAL}}
+    WSGIScriptAlias /env-status "${{APACHEWS_HANDLER}}/status_page.py" \\
+        process-group=%{{GLOBAL}} application-group=%{{GLOBAL}}
 </IfDefine>
+RewriteEngine on
+RewriteRule ^/by-the-server$ /ws/mallory/x [PT]
+<Location /env-status>
+    Require env is_monitor
+</Location>
 <Location /private-status>
     Require all denied
 </Location>
@@ -61,6 +70,7 @@ class Host:
 
     Attributes:
         mallory: her directory, at ``/mallory``.
+        neighbour: the victim's directory, at ``/neighbour``.
         outside: a directory beside the document root, of Apache's user.
     """
 
@@ -69,6 +79,9 @@ class Host:
         self.mallory = site.docroot / "mallory"
         self.mallory.mkdir()
         os.chown(self.mallory, MALLORY, MALLORY)
+        self.neighbour = site.docroot / "neighbour"
+        self.neighbour.mkdir()
+        os.chown(self.neighbour, VICTIM, VICTIM)
         self.outside = site.apache.root / "outside"
         self.outside.mkdir()
         account = pwd.getpwnam(private_apache.APACHE_USER)
@@ -94,7 +107,7 @@ class Host:
             return client.read_head()[0]
 
     def clear(self) -> None:
-        for path in (*self.mallory.iterdir(), *self.outside.iterdir()):
+        for path in (*self.mallory.iterdir(), *self.neighbour.iterdir(), *self.outside.iterdir()):
             path.unlink()
 
 
@@ -363,9 +376,114 @@ def test_rewriting_does_not_change_the_root_of_an_alias(host: Host) -> None:
             f'SetEnvIf Host . "APACHEWS_ROOT={host.outside}"\n'
             f'SetEnv APACHEWS_ROOT "{host.outside}"\n'
         )
-        assert host.status() == 404
+        assert host.status() == 500
         assert not was_reached(listener)
-    assert host.site.log_lines(f"{host.site.docroot}/fpm.ws' does not exist")
+    assert host.site.log_lines("500 htaccess for /mallory/x.ws")
+
+
+# Ways from Mallory's directory to another URL.  After the first two httpd continues the very
+# request, with the variables that her file has set; the others begin another request.
+WAYS_ELSEWHERE = {
+    "directory index": "DirectoryIndex {url}\n",
+    "fallback": "FallbackResource {url}\n",
+    "rewriting": "RewriteEngine on\nRewriteRule ^$ {url} [PT,L]\n",
+    "action": "Action mine {url}\nSetHandler mine\n",
+    "include": 'SetOutputFilter INCLUDES\nDirectoryIndex page.html\nErrorDocument 403 "no"\n',
+    # httpd does not list the file again for the second request.
+    "rewriting to an index": (
+        "RewriteEngine on\nRewriteRule ^go$ /mallory/ [PT,L]\nDirectoryIndex {url}\n"
+    ),
+}
+VARIABLES = "SetEnv REMOTE_USER root\nSetEnvIf Host . is_monitor=1\n"
+
+
+def require_refusal_elsewhere(host: Host, way: str, url: str, variables: str) -> None:
+    """Ask for a WebSocket in Mallory's directory that leads elsewhere, and require the refusal.
+
+    In the log, and also in the answer if that is not a page which includes the refused one.
+    """
+
+    def logged() -> int:
+        return len(host.site.log_lines(f"500 htaccess for /mallory/.*{host.mallory}/' led"))
+
+    host.htaccess(variables + WAYS_ELSEWHERE[way].format(url=url))
+    (host.mallory / "page.html").write_text(f'<!--#include virtual="{url}" -->')
+    before = logged()
+    with RawClient(host.site.dial("ws")) as client:
+        client.send(request("/mallory/go" if way == "rewriting to an index" else "/mallory/"))
+        status, headers = client.read_head()
+    if way != "include":
+        assert (status, headers.get("apachews-refused")) == (500, "htaccess")
+    wait_for(lambda: logged() > before)
+
+
+@contextmanager
+def loopback(
+    host: Host, name: str, owner: int, serve: Callable[[Event], None] = lambda event: None
+) -> Iterator[None]:
+    """Serve by a loopback socket: a file, to which DirectoryIndex and FallbackResource lead."""
+    account = pwd.getpwnam(private_apache.APACHE_USER)
+    with host.site.producer(name, serve, transport="loopback", mode=0o640):
+        os.chown(host.site.docroot / name, owner, account.pw_gid)
+        yield
+
+
+@wsgi_only
+@pytest.mark.parametrize("way", WAYS_ELSEWHERE)
+def test_no_way_leads_to_an_alias_with_variables(host: Host, way: str) -> None:
+    with listening(host.outside / "fpm.ws", VICTIM) as listener:
+        root = f'SetEnv APACHEWS_ROOT "{host.outside}"\n'
+        require_refusal_elsewhere(host, way, "/ws/fpm", root + VARIABLES)
+        assert not was_reached(listener)
+
+
+@pytest.mark.parametrize("way", WAYS_ELSEWHERE)
+def test_no_way_leads_to_a_neighbours_socket_with_variables(host: Host, way: str) -> None:
+    """The producer would believe REMOTE_USER; with the raw wire a client writes the OPEN itself."""
+    users: list[str | None] = []
+
+    def note(event: Event) -> None:
+        users.append(event.client().request.user)
+
+    with loopback(host, "neighbour/chat.ws", VICTIM, note):
+        require_refusal_elsewhere(host, way, "/neighbour/chat.ws", VARIABLES)
+    assert not users
+
+
+@wsgi_only
+@pytest.mark.parametrize("url", ["/private-status", "/env-status"])
+@pytest.mark.parametrize("way", WAYS_ELSEWHERE)
+def test_no_way_leads_to_the_status(host: Host, way: str, url: str) -> None:
+    """The variable for ``Require env`` is set in the request that httpd continues."""
+    host.htaccess(VARIABLES + WAYS_ELSEWHERE[way].format(url=url))
+    (host.mallory / "page.html").write_text(f'<!--#include virtual="{url}?json" -->')
+    name = "go" if way == "rewriting to an index" else ""
+    answer = requests.get(host.site.http(f"/mallory/{name}?json"), timeout=10)
+    assert "processes" not in answer.text
+    assert answer.status_code in ((200,) if way == "include" else (403, 500))
+
+
+def test_own_rules_lead_to_own_sockets(host: Host) -> None:
+    """A file above the socket, which applies to the socket as well."""
+    with listening(host.mallory / "x.ws", MALLORY) as listener:
+        host.htaccess("RewriteEngine on\nRewriteRule ^chat$ /mallory/x.ws [PT,L]\n")
+        assert host.status("chat") == 101
+        assert was_reached(listener)
+    with loopback(host, "mallory/index.ws", MALLORY):
+        host.htaccess("DirectoryIndex index.ws\n")
+        assert host.status("") == 101
+
+
+def test_a_file_in_the_document_root_does_not_close_an_alias(host: Host) -> None:
+    file = host.site.docroot / ".htaccess"
+    file.write_text("RewriteEngine on\nRewriteRule ^chat$ /mallory/x.ws [PT,L]\n")
+    try:
+        with listening(host.mallory / "x.ws", MALLORY) as listener:
+            for url in ("/ws/mallory/x", "/mallory/x.ws", "/chat", "/by-the-server"):
+                RawClient(host.site.dial("ws")).upgrade(url).socket.close()
+                assert was_reached(listener)
+    finally:
+        file.unlink()
 
 
 CODE = """
@@ -395,7 +513,7 @@ def test_authconfig_runs_python_as_the_documentation_says() -> None:
         '<Directory "${DOCROOT}/listed">\n'
         "AllowOverride None\nAllowOverrideList SetEnv AddType Redirect\n</Directory>\n"
     )
-    override = OVERRIDE.replace("FileInfo", "AuthConfig") + listed
+    override = OVERRIDE.replace("FileInfo Indexes", "AuthConfig") + listed
     with running_site(extra=override) as site:
         mark = site.docroot / "mark"
         code = site.docroot / "code.wsgi"

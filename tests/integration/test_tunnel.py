@@ -372,7 +372,7 @@ def test_an_htaccess_file_does_not_lead_to_a_tunnel(tunnel: Tunnel, directive: s
     count = len(tunnel.tcp.peers)
     with tunnel.ask("/mallory/") as client:
         status, headers, _ = client.read_response()
-    assert (status, headers["apachews-refused"]) == (500, "tunnel-htaccess")
+    assert (status, headers["apachews-refused"]) == (500, "htaccess")
     assert len(tunnel.tcp.peers) == count
 
 
