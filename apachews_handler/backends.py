@@ -83,6 +83,9 @@ def _parse(text: str) -> Backend:
     is_address = _is_address(parts.hostname)
     if not is_address and not _HOST.fullmatch(parts.hostname):
         raise ValueError
+    # Brackets are of IPv6 only; before Python 3.11.4 urlsplit does not check that.
+    if "[" in parts.netloc and ":" not in parts.hostname:
+        raise ValueError
     port = 80 if parts.port is None else parts.port
     if not port:
         raise ValueError

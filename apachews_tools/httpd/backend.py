@@ -51,6 +51,8 @@ class Backend:
         if (
             parts.scheme not in ("http", "ws")
             or not _HOST.fullmatch(parts.hostname or "")
+            # Brackets are of IPv6 only; before Python 3.11.4 urlsplit does not check that.
+            or ("[" in parts.netloc and ":" not in (parts.hostname or ""))
             or parts.username is not None
             or "?" in url
             or "#" in url
