@@ -20,12 +20,15 @@ import socket
 import subprocess
 import tarfile
 import tempfile
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from ..conftest import wait_for
 from ..support.checkout import copy_checkout
+
+T = TypeVar("T")
 
 CLONE_NEWNET: Final = 0x40000000
 MIRROR: Final = os.environ.get("APACHEWS_MIRROR", "http://deb.debian.org/debian")
@@ -196,24 +199,23 @@ class Machine:
 
     def connect(self, port: int) -> socket.socket:
         """Return a connection from outside the chroot to a port of the machine."""
-        found: list[socket.socket | Exception] = []
-        # Only this thread enters the machine's network; the socket remains in it.
-        thread = threading.Thread(target=self._connect, args=(port, found))
-        thread.start()
-        thread.join()
-        if isinstance(found[0], Exception):
-            raise found[0]
-        return found[0]
+        return self.in_network(lambda: socket.create_connection(("127.0.0.1", port), 10))
 
-    def _connect(self, port: int, found: list[socket.socket | Exception]) -> None:
-        try:
-            with open(f"/proc/{self._systemd}/ns/net") as network:
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(network.fileno(), CLONE_NEWNET) != 0:
-                    raise OSError(ctypes.get_errno(), "setns")
-                found.append(socket.create_connection(("127.0.0.1", port), 10))
-        except Exception as error:
-            found.append(error)
+    def in_network(self, action: Callable[[], T]) -> T:
+        """Return the result of an action, whose sockets and programs use the machine's network.
+
+        The action sees the files and processes outside the chroot.
+        """
+        # Only this thread enters the machine's network; its sockets and programs remain in it.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._enter_network_for, action).result()
+
+    def _enter_network_for(self, action: Callable[[], T]) -> T:
+        with open(f"/proc/{self._systemd}/ns/net") as network:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(network.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+        return action()
 
 
 def _run(command: list[str]) -> str:

@@ -19,7 +19,9 @@ from typing import Final
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from ..browser.conftest import CHROMEDRIVER, CHROMIUM, chromium
 from ..conftest import wait_for
+from ..docs.pages import blocks_of
 from ..support.site import ROOT
 from . import machine as machines
 from .machine import Machine
@@ -197,6 +199,34 @@ def test_a_client_gets_its_echo_over_ws_and_wss(enabled: Machine) -> None:
     for is_secure in (False, True):
         with client(enabled, is_secure=is_secure) as websocket:
             assert echoed(websocket, "hello") == "hello"
+
+
+def say_in_browser(url: str, script: str, expected: str) -> str:
+    """Run a script on a page, wait for a line of its console; return its socket's address."""
+    with chromium() as driver:
+        driver.get(url)
+        address = driver.execute_script(f"{script}\nreturn socket.url;")
+        said: list[str] = []
+
+        def is_there() -> bool:
+            log = driver.get_log("browser")  # type: ignore[no-untyped-call]
+            said.extend(line["message"] for line in log)
+            return any(message.endswith(f'"{expected}"') for message in said)
+
+        wait_for(is_there, what=lambda: f"the console has {said}")
+        return str(address)
+
+
+@pytest.mark.skipif(
+    not CHROMIUM or not CHROMEDRIVER, reason="no browser: apt-get install chromium chromium-driver"
+)
+def test_a_browser_gets_its_echo_over_wss(enabled: Machine) -> None:
+    """The README's lines for the console work on the default page of Debian's Apache."""
+    comment = "console of http://localhost/: "
+    [block] = [one for one in blocks_of(ROOT / "README.md") if one.comment.startswith(comment)]
+    expected = block.comment.removeprefix(comment)
+    address = enabled.in_network(lambda: say_in_browser("https://localhost/", block.text, expected))
+    assert address == "wss://localhost/echo.ws"
 
 
 def test_doctor_finds_nothing_wrong(enabled: Machine) -> None:
