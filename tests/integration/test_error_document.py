@@ -275,7 +275,8 @@ def test_a_program_in_the_same_process_serves_it(site: Site, where: str) -> None
         asked = Asked(site, "ws", request(f"/{where}/none.ws"))
         assert (asked.status, asked.body) == (404, f"program of /{where}/none.ws")
         asked.finish()
-    assert set(site.apache.children()) == children
+    # None has died; httpd may have started one to have more idle workers.
+    assert children <= set(site.apache.children())
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss1.3"])
