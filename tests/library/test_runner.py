@@ -457,6 +457,29 @@ def test_a_program_that_is_still_starting_just_ends(short_path: Path) -> None:
         assert ended(process) == (0, "")
 
 
+def test_a_signal_in_a_callback_ends_a_program_that_is_still_starting(short_path: Path) -> None:
+    # As a weak reference of the import system: Python discards what its callback raises.
+    text = """
+        import os, signal, time, weakref
+        class Lock: pass
+        lock = Lock()
+        reference = weakref.ref(lock, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del lock
+        print("the program continues", flush=True)
+        time.sleep(60)
+    """
+    done = subprocess.run(
+        [sys.executable, *RUNNER, program(short_path, textwrap.dedent(text))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert done.returncode == 128 + signal.SIGTERM  # the runner itself has received no signal
+
+
 def test_when_the_runner_is_killed_the_clients_are_handed_on(short_path: Path, path: str) -> None:
     with running(*RUNNER, program(short_path, SEED), path) as process:
         bridge = connected(path)
