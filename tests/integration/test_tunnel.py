@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import threading
@@ -545,6 +546,42 @@ def test_a_slow_answer_is_a_504_in_time(tunnel: Tunnel, pieces: list[bytes]) -> 
         status, headers, _ = client.read_response()
     assert (status, headers["apachews-refused"]) == (504, "backend-timeout")
     assert 0.3 < time.monotonic() - begun_at < 5
+
+
+def test_backends_that_stall_in_a_long_answer_leave_workers_to_the_pages(tunnel: Tunnel) -> None:
+    """One per bound passes; the client of any other gets a 503 and not a cut answer."""
+    bound = math.ceil(50 / 8)  # of the workers that httpd keeps idle here
+    count, before = 100, len(tunnel.tcp.peers)
+    cut_before = len(tunnel.site.log_lines(r"for /app: the body of"))
+
+    def serve(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 900000\r\n\r\n" + bytes(100_000))
+        peer.read_to_end()
+
+    def open_peers() -> list[Peer]:
+        return [peer for peer in tunnel.tcp.peers[before:] if peer.socket.fileno() != -1]
+
+    tunnel.tcp.serve = serve
+    with contextlib.ExitStack() as stack:
+        answers: list[tuple[int, dict[str, str]]] = []
+        for _ in range(count):
+            client = stack.enter_context(tunnel.ask("/app"))
+            answers.append(client.read_head())
+        passed = [headers for status, headers in answers if status == 404]
+        refused = [headers for status, headers in answers if status == 503]
+        assert (len(passed), len(refused)) == (bound, count - bound)
+        assert {headers["apachews-refused"] for headers in refused} == {"waiting-limit"}
+        assert {headers["retry-after"] for headers in refused} == {"5"}
+        begun_at = time.monotonic()
+        for _ in range(20):
+            requests.get(tunnel.site.http(), timeout=10).raise_for_status()
+        assert time.monotonic() - begun_at < 5
+        wait_for(lambda: len(open_peers()) == bound)  # those for refused clients have ended
+    lines = tunnel.site.log_lines(rf"503 waiting-limit for /app: {bound} long answers of 'http")
+    assert len(lines) == count - bound
+    for peer in open_peers():
+        peer.socket.shutdown(socket.SHUT_RDWR)  # the backend ends: its places are free again
+    wait_for(lambda: len(tunnel.site.log_lines(r"for /app: the body of")) >= cut_before + bound)
 
 
 # The session's own frames, its limits and its ends.
