@@ -11,10 +11,10 @@ How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers)
 more when it has fewer.  Waiting handshakes get half of that number, and those of one
 endpoint a quarter, so pages always find an idle worker.  If that half is taken, each user
 that runs producers has one place more: the stopped producers of one user do not close the
-endpoints of another.  A tunnel's backend has one for itself.  Long answers, whose time is the client's too, have half as many places of
-their own.  A place is a slot (``slots``):
-the count spans Apache's children, one of which is one worker with prefork, and is right after
-any of them has died.
+endpoints of another.  A tunnel's backend has one for itself.  Long answers, whose duration
+depends on the client as well, have half as many places of their own.  A place is a slot
+(``slots``): the count spans Apache's children, one of which is one worker with prefork, and is
+right after any of them has died.
 
 A burst of handshakes can exceed the bound although the producer answers each in some
 milliseconds.  So a handshake without a place tries again for its patience, a time that

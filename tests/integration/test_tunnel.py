@@ -45,9 +45,9 @@ def alias(name: str, address: str, *settings: str) -> str:
     return ALIASES.format(name, address, "\n    ".join(settings))
 
 
-LOGIN = "".join(
+MODULES = "".join(
     f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"\n'
-    for name in ("auth_basic", "authn_core", "authn_file", "authz_user")
+    for name in ("auth_basic", "authn_core", "authn_file", "authz_user", "headers")
 )
 
 
@@ -150,6 +150,15 @@ def tunnel() -> Iterator[Tunnel]:
                     "SetEnv APACHEWS_DROP_HEADERS X-Site",
                 ),
                 alias("proxied", at, "SetEnv APACHEWS_FORWARDED X-Forwarded"),
+                alias(
+                    "set",
+                    at,
+                    'RequestHeader set X-Forwarded-User "expr=%{REMOTE_ADDR}"',
+                    'RequestHeader set X-Forwarded-Email "expr=%{REMOTE_ADDR}"',
+                    "RequestHeader unset X-Forwarded-Groups",
+                    'RequestHeader set X-Forwarded-Groups "staff" env=IS_STAFF',
+                    "SetEnv APACHEWS_PASS_HEADERS 'X-Forwarded-User X-Forwarded-Groups'",
+                ),
                 f'WSGIHandlerScript as-handler "${{APACHEWS_HANDLER}}/tunnel.py"'
                 " process-group=%{GLOBAL} application-group=%{GLOBAL}\n"
                 'LoadModule rewrite_module "${MODULES}/mod_rewrite.so"\n'
@@ -159,7 +168,7 @@ def tunnel() -> Iterator[Tunnel]:
                 "</Files>\n",
             )
         )
-        site = stack.enter_context(running_site(extra=LOGIN + extra))
+        site = stack.enter_context(running_site(extra=MODULES + extra))
         # htpasswd -nbs ann secret
         (site.apache.root / "users").write_text("ann:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=\n")
         try:
@@ -302,6 +311,21 @@ def test_a_site_names_its_own_headers(tunnel: Tunnel) -> None:
     headers = tunnel.last(count + 1).headers
     assert headers["x-forwarded-for"] == "192.0.2.1, 127.0.0.1"
     assert headers["x-forwarded-proto"] == "https"
+
+
+def test_a_header_that_apache_sets_reaches_the_backend(tunnel: Tunnel) -> None:
+    count = len(tunnel.tcp.peers)
+    forged = {f"X_Forwarded_{name}": "forged" for name in ("User", "Email", "Groups")}
+    with tunnel.ask("/set", Connection="Upgrade, X-Forwarded-User", **forged) as client:
+        assert client.read_head()[0] == 101
+    headers = tunnel.last(count).headers
+    found = {name.lower().replace("_", "-"): None for name in forged}
+    found |= {name: value for name, value in headers.items() if name in found}
+    assert found == {
+        "x-forwarded-user": "127.0.0.1",
+        "x-forwarded-email": None,  # Apache sets it too, but the site does not name it
+        "x-forwarded-groups": None,
+    }
 
 
 def tunnel_status(tunnel: Tunnel, path: str) -> int:
