@@ -291,6 +291,28 @@ def test_a_client_that_does_not_close_is_dropped_in_time(connect: Callable[..., 
     assert peers.next_item() is None
 
 
+def test_a_producer_whose_frame_does_not_end_is_cut(connect: Callable[..., Peers]) -> None:
+    """The CLOSE waits for the end of the frame, of which the client always gets more."""
+    peers = connect(close_timeout_s=0.1, max_message_bytes=10, send_timeout_s=0)
+    peers.producer.setblocking(False)
+    peers.producer.sendall(b"\x82\x7f" + (1 << 50).to_bytes(8, "big") + b"x")
+    assert peers.client_reads(11)[-1:] == b"x"
+    peers.client.sendall(masked(0x81, b"x" * 11))
+
+    def flood() -> bool:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while True:  # more than the client reads
+                peers.producer.send(b"x" * 60_000)
+        with contextlib.suppress(ConnectionError):
+            peers.client.recv(1 << 18)
+        return bool(peers.log.lines)
+
+    begun_at = time.monotonic()
+    wait_for(flood)
+    assert 0.5 < time.monotonic() - begun_at < 5
+    assert "(TOO_BIG) code=1009" in peers.log.lines[-1][1]
+
+
 def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> None:
     peers = connect(max_message_bytes=10)
     peers.client.sendall(masked(0x81, b"x" * 11))

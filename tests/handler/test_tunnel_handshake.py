@@ -488,6 +488,22 @@ def test_a_head_is_bounded_whole_or_not(head: bytes, size: int) -> None:
             position += size
 
 
+def test_a_head_that_drips_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, searched = answers._END, 0
+
+    class Counting:
+        @staticmethod
+        def search(data: bytearray, start: int = 0) -> re.Match[bytes] | None:
+            nonlocal searched
+            searched += len(data) - start
+            return end.search(data, start)
+
+    monkeypatch.setattr(answers, "_END", Counting)
+    head = GOOD + b"X: " + b"a" * 5000 + b"\r\n\r\n"
+    assert isinstance(read(head, 1), Accepted)
+    assert searched < 4 * len(head)
+
+
 @pytest.mark.parametrize(
     ("head", "body", "status", "headers", "content"),
     [

@@ -138,10 +138,22 @@ def tunnel() -> Iterator[Tunnel]:
                 alias("few", at, "SetEnv APACHEWS_MAX_CONNECTIONS_PER_ADDRESS 2"),
                 alias("patient", at, "SetEnv APACHEWS_CLOSE_TIMEOUT 500ms"),
                 alias(
+                    "impatient",
+                    at,
+                    "SetEnv APACHEWS_CLOSE_TIMEOUT 100ms",
+                    "SetEnv APACHEWS_MAX_MESSAGE 1K",
+                ),
+                alias(
                     "opaque",
                     at,
                     "SetEnv APACHEWS_TUNNEL opaque",
                     "SetEnv APACHEWS_CLOSE_TIMEOUT 1s",
+                ),
+                alias(
+                    "stream",
+                    at,
+                    "SetEnv APACHEWS_TUNNEL opaque",
+                    "SetEnv APACHEWS_CLOSE_TIMEOUT 100ms",
                 ),
                 alias(
                     "user",
@@ -319,13 +331,10 @@ def test_a_header_that_apache_sets_reaches_the_backend(tunnel: Tunnel) -> None:
     with tunnel.ask("/set", Connection="Upgrade, X-Forwarded-User", **forged) as client:
         assert client.read_head()[0] == 101
     headers = tunnel.last(count).headers
-    found = {name.lower().replace("_", "-"): None for name in forged}
-    found |= {name: value for name, value in headers.items() if name in found}
-    assert found == {
-        "x-forwarded-user": "127.0.0.1",
-        "x-forwarded-email": None,  # Apache sets it too, but the site does not name it
-        "x-forwarded-groups": None,
-    }
+    assert headers["x-forwarded-user"] == "127.0.0.1"
+    assert "x-forwarded-email" not in headers  # Apache sets it too, but the site does not name it
+    assert "x-forwarded-groups" not in headers
+    assert "forged" not in str(headers)
 
 
 def tunnel_status(tunnel: Tunnel, path: str) -> int:
@@ -784,6 +793,60 @@ def test_ends_that_never_come_are_bounded(tunnel: Tunnel) -> None:
     wait_for(lambda: tunnel.site.log_lines(r"/patient closed by client \(CLIENT_LEFT\)"))
 
 
+@pytest.mark.parametrize(
+    ("flood", "last", "cause"),
+    [
+        # Messages after the client's CLOSE, and no answer.
+        (b"\x82\x64" + bytes(100), masked(0x88, b"\x0f\xa1"), r"by client \(CLIENT_CLOSED"),
+        # A frame without an end: Apache's own CLOSE waits for it.
+        (bytes(100), masked(0x82, bytes(1025)), r"by bridge \(TOO_BIG"),
+    ],
+    ids=["messages", "frame"],
+)
+def test_a_backend_that_floods_instead_of_closing_is_cut(
+    tunnel: Tunnel, flood: bytes, last: bytes, cause: str
+) -> None:
+    """The client reads slowly, so there is always progress."""
+    slowly = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.accept()
+        if flood[0] == 0:
+            peer.send(b"\x82\x7f" + (1 << 50).to_bytes(8, "big"))
+        peer.read(1)  # the first byte of the client's frame
+        with contextlib.suppress(ConnectionError):
+            while True:
+                peer.send(flood * 10)
+
+    tunnel.tcp.serve = serve
+    with tunnel.dial().upgrade("/impatient") as client:
+        begun_at = time.monotonic()
+        client.send(last)
+        with contextlib.suppress(ConnectionResetError):
+            while client.socket.recv(1 << 16):
+                slowly.wait(0.01)
+        assert 0.5 < time.monotonic() - begun_at < 10
+    wait_for(lambda: tunnel.site.log_lines(rf"/impatient closed {cause}"))
+
+
+def test_a_client_that_floods_instead_of_closing_is_cut(tunnel: Tunnel) -> None:
+    def serve(peer: Peer) -> None:
+        peer.accept()
+        peer.send(b"\x88\x02\x0f\xa1")
+        while peer.socket.recv(1 << 16):
+            pass
+
+    tunnel.tcp.serve = serve
+    with tunnel.dial().upgrade("/impatient") as client:
+        begun_at = time.monotonic()
+        assert client.read_frame() == (0x88, b"\x0f\xa1")
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun_at < 10:
+                client.send(masked(0x82, bytes(100)) * 10)
+        assert 0.5 < time.monotonic() - begun_at < 10
+    wait_for(lambda: tunnel.site.log_lines(r"/impatient closed by producer \(PRODUCER_CLOSED"))
+
+
 def test_opaque_bytes_pass_untouched(tunnel: Tunnel) -> None:
     def serve(peer: Peer) -> None:
         peer.send(peer.head() + b"RFB 003.008\n")
@@ -798,6 +861,23 @@ def test_opaque_bytes_pass_untouched(tunnel: Tunnel) -> None:
         client.socket.shutdown(socket.SHUT_WR)
         assert client.read(9) == b"the rest"
     wait_for(lambda: tunnel.site.log_lines(r"/opaque closed by client"))
+
+
+def test_one_direction_of_opaque_bytes_may_go_on(tunnel: Tunnel) -> None:
+    """For longer than the ends of a WebSocket may take."""
+    ended = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.accept()
+        assert peer.read(1) == b""  # the client's end of file
+        for _ in range(30):
+            peer.send(b"x")
+            ended.wait(0.05)
+
+    tunnel.tcp.serve = serve
+    with tunnel.dial().upgrade("/stream") as client:
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.read(100) == b"x" * 30
 
 
 def test_the_status_has_tunnels(tunnel: Tunnel) -> None:
