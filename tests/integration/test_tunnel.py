@@ -454,6 +454,9 @@ def test_a_refused_handshake_leaves_the_connection_to_apache(tunnel: Tunnel) -> 
         lambda peer: peer.head().replace(b"HTTP/1.1", b"HTTP/1.0"),
         lambda peer: peer.head(b"X: a\rb"),
         lambda peer: b"\x81\x02hi\r\n\r\n",
+        lambda peer: b"\x81\x02hi" + peer.head(),
+        lambda peer: b"220 ready\r\n" + peer.head(),
+        lambda peer: b"\r\n" + peer.head(),
         lambda peer: b"",
         lambda peer: peer.head()[:50],
         lambda peer: peer.head(b"X: " + b"a" * MAX_HEAD_BYTES),
@@ -471,6 +474,26 @@ def test_an_answer_that_is_not_one_is_a_502(tunnel: Tunnel, answer: Any) -> None
     with tunnel.ask() as client:
         status, headers, _ = client.read_response()
     assert (status, headers["apachews-refused"]) == (502, "bad-backend-answer")
+
+
+def test_a_backend_that_closes_at_any_byte_is_a_502_and_costs_no_worker(tunnel: Tunnel) -> None:
+    """There are more of these answers than workers: a lost one would be missing in the end."""
+    size = whole = 0
+
+    def serve(peer: Peer) -> None:
+        nonlocal whole
+        whole = len(peer.head())
+        peer.send(peer.head()[:size])
+
+    tunnel.tcp.serve = serve
+    while not whole or size < whole:
+        with tunnel.ask() as client:
+            status, headers, _ = client.read_response()
+        assert (status, headers["apachews-refused"]) == (502, "bad-backend-answer"), size
+        size += 1
+    assert size > 100
+    with tunnel.ask() as client:
+        assert client.read_head()[0] == 101
 
 
 @pytest.mark.parametrize(
@@ -550,6 +573,30 @@ def test_a_long_body_that_ends_early_cuts_the_connection(tunnel: Tunnel, framing
             return  # the chunks do not end
         assert len(body) < int(headers["content-length"])
     wait_for(lambda: tunnel.site.log_lines("502 bad-backend-answer for /app: the body of"))
+
+
+@pytest.mark.parametrize("piece", [b"a", bytes(50_000)])
+def test_a_body_that_does_not_end_is_cut_in_time(tunnel: Tunnel, piece: bytes) -> None:
+    ended = threading.Event()
+    chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
+
+    def serve(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                peer.send(chunk)
+                ended.wait(0.01)
+
+    tunnel.tcp.serve = serve
+    begun_at = time.monotonic()
+    with tunnel.ask("/quick") as client:
+        if piece == b"a":  # the client has nothing of it yet
+            assert client.read_response()[0] == 504
+        else:
+            with pytest.raises(EOFError):  # it has no last chunk
+                read_answer(client)
+            wait_for(lambda: tunnel.site.log_lines("for /quick: the body of .* it takes too long"))
+    assert 0.3 < time.monotonic() - begun_at < 5
 
 
 def test_interim_answers_are_skipped(tunnel: Tunnel) -> None:
