@@ -863,7 +863,7 @@ def test_a_backend_that_floods_instead_of_closing_is_cut(
         peer.read(1)  # the first byte of the client's frame
         with contextlib.suppress(ConnectionError):
             while True:
-                peer.send(flood * 10)
+                peer.send(flood * 1000)
 
     tunnel.tcp.serve = serve
     with tunnel.dial().upgrade("/impatient") as client:
@@ -872,7 +872,7 @@ def test_a_backend_that_floods_instead_of_closing_is_cut(
         with contextlib.suppress(ConnectionResetError):
             while client.socket.recv(1 << 16):
                 slowly.wait(0.01)
-        assert 0.5 < time.monotonic() - begun_at < 10
+        assert time.monotonic() - begun_at < 10
     wait_for(lambda: tunnel.site.log_lines(rf"/impatient closed {cause}"))
 
 
@@ -890,7 +890,7 @@ def test_a_client_that_floods_instead_of_closing_is_cut(tunnel: Tunnel) -> None:
         with contextlib.suppress(ConnectionError):
             while time.monotonic() - begun_at < 10:
                 client.send(masked(0x82, bytes(100)) * 10)
-        assert 0.5 < time.monotonic() - begun_at < 10
+        assert time.monotonic() - begun_at < 10
     wait_for(lambda: tunnel.site.log_lines(r"/impatient closed by producer \(PRODUCER_CLOSED"))
 
 
