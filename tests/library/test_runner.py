@@ -611,3 +611,26 @@ def test_without_the_runner_the_traceback_is_of_the_program(short_path: Path) ->
     files = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
     assert len(files) == 2  # the program, and Server()
     assert "FileNotFoundError: [Errno 2] No such file or directory: create" in done.stderr
+
+
+def test_without_the_runner_ctrl_c_is_the_programs(short_path: Path, path: str) -> None:
+    """The library sets no handler: KeyboardInterrupt leaves the loop, and ``with`` closes."""
+    text = textwrap.dedent("""
+        import sys
+        from apachews import *
+
+        try:
+            with Server(sys.argv[1]) as server:
+                for event in server:
+                    if event.type() is Event.IO:
+                        event.write(event.read())
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+    with running(program(short_path, text), path) as process:
+        bridge = connected(path)
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (0, "interrupted\n")
+        assert bridge.read_available() == [GOODBYE]
+        bridge.socket.close()
+    assert not os.path.exists(path)
