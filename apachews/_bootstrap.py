@@ -77,13 +77,18 @@ class _SignalHandlers:
         self.must_close = False
         self.has_ended = False
         self._is_ending = False
+        self._number = 0  # of the last signal
+        self._exit: SystemExit | None = None  # raised by a handler
 
     def install(self) -> None:
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         signal.signal(signal.SIGHUP, self._hand_over)
+        self._report = sys.unraisablehook
+        sys.unraisablehook = self._end_if_exit_was_discarded
 
     def _end(self, number: int, frame: types.FrameType | None) -> None:
+        self._number = number
         if self._is_ending:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -93,6 +98,7 @@ class _SignalHandlers:
         self._ask(self._drain if self._hold else self._close)
 
     def _hand_over(self, number: int, frame: types.FrameType | None) -> None:
+        self._number = number
         self._ask(self._drain)
 
     def _ask(self, call: Callable[[Server], None]) -> None:
@@ -100,7 +106,20 @@ class _SignalHandlers:
         for server in servers:
             server.call_soon(functools.partial(call, server))
         if not servers and not self.has_ended:
-            raise SystemExit(0)
+            self._exit = SystemExit(0)
+            raise self._exit
+
+    def _end_if_exit_was_discarded(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """End the process by the signal's default action if Python discards the exception.
+
+        It does so if the handler has interrupted a callback of the import system, or a
+        ``__del__``: the program would continue, and no later signal would be the first.
+        """
+        if self._exit is None or unraisable.exc_value is not self._exit:
+            self._report(unraisable)
+            return
+        signal.signal(self._number, signal.SIG_DFL)
+        os.kill(os.getpid(), self._number)
 
 
 def main() -> None:

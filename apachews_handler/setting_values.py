@@ -26,6 +26,8 @@ _NUMBER: Final = re.compile(r"\d{1,9}", re.ASCII)
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+# Some programs and modules have underscores in the names of headers.
+_HEADERS: Final = re.compile(r"[A-Za-z0-9_-]+\*?", re.ASCII)
 _FACTORS: Final = {"": 1, "K": 1024, "M": 1024 * 1024}
 
 
@@ -226,12 +228,15 @@ def parse_header(text: str) -> str:
 def parse_headers(text: str) -> tuple[str, ...]:
     """Return the names of headers in a list separated by blanks, in lower case.
 
+    An asterisk at the end of a name stands for any end.
+
     Raises:
         ValueError
     """
-    if not text.split():
+    names = text.split()
+    if not names or not all(_HEADERS.fullmatch(name) for name in names):
         raise ValueError
-    return tuple(parse_header(item).lower() for item in text.split())
+    return tuple(name.lower() for name in names)
 
 
 def parse_directory(text: str) -> str:

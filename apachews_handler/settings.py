@@ -74,6 +74,10 @@ _TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 5s"
 _OPTIONAL_TIMES: Final = "a time of at least 1ms with its unit, as 500ms or 20s, or off"
 _COUNTS: Final = "a number of 1 to 1048576, or off"
 _SWITCH: Final = "on or off"
+_HEADERS: Final = (
+    "names of headers, of letters, digits, hyphens and underscores, separated by blanks; an"
+    " asterisk at the end of a name stands for any end"
+)
 
 
 def _setting(
@@ -148,7 +152,9 @@ class Settings:
         backend_timeout_s: how long its answer to a handshake may take in all.
         tunnel: what passes after the handshake: ``frames`` of RFC 6455, or ``opaque`` bytes.
         user_header: the header that tells a backend the user.
-        drop_headers: further headers of clients that a backend does not get; lower case.
+        drop_headers: further headers of clients that a backend does not get; lower case, with
+            an asterisk for any end.
+        pass_headers: headers that Apache sets itself and a backend gets, spelled likewise.
         root: the directory of the sockets of a ``WSGIScriptAlias``; "" if it is not set.
     """
 
@@ -284,9 +290,10 @@ class Settings:
     drop_headers: tuple[str, ...] = _setting(
         (),
         parse_headers,
-        "names of headers, of letters, digits and hyphens, separated by blanks",
+        _HEADERS,
         "backends, from identities that clients forge",
     )
+    pass_headers: tuple[str, ...] = _setting((), parse_headers, _HEADERS, "nothing")
     root: str = _setting("", parse_directory, "an absolute path", "files outside it")
 
 

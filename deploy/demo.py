@@ -12,7 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from apachews_tools.cli.command import temporary_directory
+from apachews._processes.signals import Signals
+from apachews_tools.cli.command import exit_if_signalled, temporary_directory
 from apachews_tools.cli.run import FEW_THREADS
 from apachews_tools.dev.supervisor import APACHE, Supervisor
 from apachews_tools.httpd import private_apache
@@ -38,24 +39,22 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        with temporary_directory("apachews-demo-") as root:
-            status = run(arguments, root)
+        with temporary_directory("apachews-demo-") as (root, signals):
+            status = run(arguments, root, signals)
     except ApacheError as error:
         say(str(error))
         return 1
-    except KeyboardInterrupt:
-        return 130
     if not status:
         print("\ndemo: all processes have ended", file=sys.stderr)
     return status
 
 
-def run(arguments: argparse.Namespace, root: Path) -> int:
+def run(arguments: argparse.Namespace, root: Path, signals: Signals) -> int:
     """Run everything until a signal ends it; return the exit status."""
     root.chmod(0o755)
     docroot = root / "htdocs"
     shutil.copytree(DEPLOY / "site", docroot)
-    home = python_home(root / "python")
+    home = python_home(root / "python", lambda: exit_if_signalled(signals))
     if home != Path(sys.prefix):
         say(f"{private_apache.APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
     examples = Examples(
@@ -79,6 +78,7 @@ def run(arguments: argparse.Namespace, root: Path) -> int:
         show=show,
         say=say,
         on_ready=lambda: announce(apache),
+        signals=signals,
     ).run()
 
 

@@ -197,7 +197,8 @@ WAITING_LIMIT: Final = Reason(
     "waiting-limit",
     503,
     _UNAVAILABLE,
-    "too many handshakes wait already: the producer or the backend is stopped or slow",
+    "too many handshakes wait already, or too many long answers pass: the producer or the backend"
+    " is stopped or slow",
     "restart it or make it answer sooner; see APACHEWS_MAX_WAITING",
     ("producer",),
 )

@@ -87,7 +87,7 @@ class AnswerReader:
 
     def __init__(self, key: bytes) -> None:
         self._accept = generate_accept_token(key)
-        self._data = b""  # as long as it may be a 101
+        self._data = bytearray()  # as long as it may be a 101
         self._h11: h11.Connection | None = None
         self.room = MAX_HEAD_BYTES
 
@@ -109,16 +109,20 @@ class AnswerReader:
         return answer
 
     def _read_by_pattern(self, data: bytes) -> Accepted | Answered | None:
+        # Earlier bytes contain no end, at most the first two of its three bytes: a head that drips
+        # is searched once and not once per byte.
+        searched = max(0, len(self._data) - 2)
         self._data += data
-        end = _END.search(self._data)
+        end = _END.search(self._data, searched)
         if end:
-            headers = _read_switching(self._data[: end.end()])
+            headers = _read_switching(bytes(self._data[: end.end()]))
             if headers is not None:
-                return self._accepted(headers, self._data[end.end() :])
+                return self._accepted(headers, bytes(self._data[end.end() :]))
         elif _SWITCHING.startswith(self._data[: len(_SWITCHING)]):
             return None  # the rest is to come
         self._h11 = _client()
-        data, self._data = self._data, b""
+        data = bytes(self._data)
+        self._data.clear()
         return self._read_by_h11(data)
 
     def _read_by_h11(self, data: bytes) -> Accepted | Answered | None:

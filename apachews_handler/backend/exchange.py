@@ -107,11 +107,11 @@ def ask(
             answer = reader.receive(exchange.recv(min(READ_BYTES, reader.room)))
         if isinstance(answer, Accepted):
             return answer
-        first = answer.body.receive(None)
+        first = bytearray(answer.body.receive(None))
         while not answer.body.is_complete and len(first) < SHORT_BODY_BYTES:
             first += answer.body.receive(exchange.recv(READ_BYTES))
         rest = None if answer.body.is_complete else _rest_of(answer.body, exchange)
-        return answer, first, rest
+        return answer, bytes(first), rest
     except TimeoutError as error:
         fact = f"{name} did not answer within {timeout_s:g} s"
         raise Refusal(refusals.BACKEND_TIMEOUT, fact) from error

@@ -8,7 +8,8 @@ thread.
 How this works: what Apache checks of any WebSocket comes first, so a request that is not a
 handshake, or of another origin, never reaches the backend.  The client gets its 101 only after
 the backend's.  A handshake waits for its backend in a worker of Apache, so it holds a place
-(``waiting``) from the connect to the end of the answer, or to the first 64 KiB of its body.
+(``waiting``) from the connect to the end of the answer, or to the first 64 KiB of its body; the
+rest of a longer body needs a place of another kind.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from apachews_handler.protocol import new_tunnel
 from apachews_handler.settings import Definitions, Settings, for_tunnel, parse_settings
 from apachews_handler.shared import limits, waiting
 
-from .answer import Accepted, BadAnswer
+from .answer import Accepted, Answered, BadAnswer
 from .connect import connect
 from .exchange import Body, Relayed, ask
 from .request import encode, headers_of, target_of
@@ -96,6 +97,11 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
                 return _relayed(environ, backend, answered, Body(first, None, lambda: None))
             # The client's speed decides how long this takes: some slow ones would take all places.
             place.close()
+            # The worker waits for backend and client: such answers are bounded too.  The client
+            # has nothing of the answer yet, so it can still get another one.
+            undo.enter_context(
+                waiting.place_for_body(backend.name, settings.max_waiting, spare_workers())
+            )
             body = Body(first, _or_cut(request, environ, backend, rest), undo.pop_all().close)
             return _relayed(environ, backend, answered, body)
         place.close()  # the worker waits no more
@@ -185,7 +191,7 @@ def _place(backend: Backend, settings: Settings) -> contextlib.AbstractContextMa
     )
 
 
-def _relayed(environ: Environ, backend: Backend, answered: Any, body: Body) -> Relayed:
+def _relayed(environ: Environ, backend: Backend, answered: Answered, body: Body) -> Relayed:
     """Return the backend's answer for the client, and log it."""
     refusal = Refusal(refusals.BACKEND, f"{backend.name} answers", status=answered.status)
     environ["wsgi.errors"].write(refusal.log_line(logged_uri(environ)) + "\n")

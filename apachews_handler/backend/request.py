@@ -8,6 +8,9 @@ case and what mod_headers has made of them, ``Authorization`` included.  Whateve
 client's connection is removed, and so is every header in which servers let a proxy tell them
 who the client is; then the connection's own headers and Apache's facts follow.
 
+The table does not say which of its headers ``RequestHeader set`` has written: a forged one looks
+the same.  So the site names those that Apache sets (APACHEWS_PASS_HEADERS).
+
 The target is the one that Apache has judged.  The path that the client wrote is kept if it means
 what Apache has mapped; after a rewriting rule, dots or double slashes Apache's own path is
 sent, quoted anew.
@@ -36,16 +39,26 @@ HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer"
     b" transfer-encoding upgrade http2-settings expect".split()
 )
-# Headers in which servers let a proxy tell them who the client is, or what it asks for.
-IDENTITY: Final = frozenset(
-    b"x-remote-user remote-user x-webauth-user x-webauth-name x-authenticated-user"
-    b" x-real-ip x-client-ip x-cluster-client-ip true-client-ip x-scheme front-end-https"
-    b" x-url-scheme forwarded x-ssl-client-cert x-ssl-client-verify x-ssl-client-s-dn"
-    b" x-client-cert ssl-client-cert ssl-client-verify ssl-client-s-dn x-original-url"
-    b" x-original-uri x-rewrite-url x-script-name x-http-method-override".split()
+# Headers in which proxies and gateways tell a server who the client is, or what it asks for: those
+# of Apache itself (``_facts``), which no setting makes the client's; further ones; and families.
+_OWN: Final = frozenset(
+    b"x-forwarded-for x-forwarded-proto x-forwarded-host x-forwarded-port forwarded".split()
 )
-# Beginnings of further ones: each proxy has names of its own.
-IDENTITY_PREFIXES: Final = (b"x-forwarded-", b"x-auth-request-")
+IDENTITY: Final = frozenset(
+    b"x-client-ip x-cluster-client-ip true-client-ip x-scheme x-url-scheme front-end-https"
+    b" x-arr-clientcert x-client-dn x-client-verify x-userinfo x-user-info x-rewrite-url"
+    b" x-script-name x-ingress-path x-http-method x-http-method-override x-method-override"
+    b" x-proxyuser-ip x-proxy-user x-iap-user".split()
+)
+IDENTITY_PREFIXES: Final = tuple(
+    b"x-forwarded- x-real- x-original- remote- x-remote- x-auth- x-authenticated- x-webauth-"
+    b" x-authentik- x-authelia- x-vouch- x-pomerium- x-consumer- oidc- shib-"
+    b" x-ssl- ssl-client- x-tls-client- client-cert x-client-cert"
+    b" cf- fly- fastly- tailscale- x-azure- x-ms-client-principal x-amzn-oidc- x-amzn-mtls-"
+    b" x-goog-authenticated-user- x-goog-iap- x-appengine- x-envoy-".split()
+)
+# Credentials of clients, in spite of their prefix: OpenStack, Rocket.Chat and others check them.
+_CREDENTIALS: Final = frozenset((b"x-auth-token", b"x-auth-key"))
 # Servers read "X_Remote_User" and "X-Remote-User" as one header.
 _NAME: Final = re.compile(rb"[A-Za-z0-9-]+")
 _BREAKS: Final = re.compile(rb"[\0\n\v\f\r]")
@@ -98,7 +111,7 @@ def headers_of(
             character.
     """
     headers = list(headers)
-    dropped = _never_sent(settings.user_header, settings.drop_headers)
+    rules = _rules(settings.user_header, settings.drop_headers, settings.pass_headers)
     named = named_by_connection(headers)
     _require_no_header_of_the_handshake(named)
     trusted: dict[bytes, bytes] = {}
@@ -109,8 +122,7 @@ def headers_of(
             raise Refusal(refusals.CONTROL_CHARACTER)
         if lower in (b"x-forwarded-for", b"forwarded"):
             trusted[lower] = value
-        is_dropped = lower in dropped or lower in named or lower.startswith(IDENTITY_PREFIXES)
-        if not is_dropped and _NAME.fullmatch(name):
+        if rules.passes(lower, named):
             sent.append((name, value))
     sent += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
     sent += _facts(environ, settings, address, trusted)
@@ -163,13 +175,58 @@ def _port(host: str, scheme: str) -> bytes:
     return b"443" if scheme == "https" else b"80"
 
 
+class _Names:
+    """A set of names of headers, in lower case; an asterisk stands for any end."""
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        names = list(names)
+        self._exact = frozenset(name for name in names if not name.endswith(b"*"))
+        self._prefixes = tuple(name[:-1] for name in names if name.endswith(b"*"))
+
+    def __contains__(self, lower: bytes) -> bool:
+        return lower in self._exact or lower.startswith(self._prefixes)
+
+
+class _Rules:
+    """Which headers of a request a backend gets.
+
+    Args:
+        never: names that it does not get.
+        passed: names that Apache sets, which it gets in exactly this spelling.
+    """
+
+    def __init__(self, never: Iterable[bytes], passed: Iterable[bytes]) -> None:
+        passed = list(passed)
+        self._never = _Names(never)
+        self._passed = _Names(passed)
+        # Servers would read the client's "X-User" as the "X_User" that Apache has set.
+        self._like_passed = _Names(name.replace(b"_", b"-") for name in passed)
+
+    def passes(self, lower: bytes, named: set[bytes]) -> bool:
+        """Tell whether the backend gets a header.
+
+        Args:
+            lower: its name in lower case.
+            named: the names in Connection.  A client cannot remove by them what Apache has set.
+        """
+        if lower in self._never:
+            return False
+        if lower in self._passed:
+            return True
+        if lower in named or lower in self._like_passed or not _NAME.fullmatch(lower):
+            return False
+        if lower in _CREDENTIALS:
+            return True
+        return lower not in IDENTITY and not lower.startswith(IDENTITY_PREFIXES)
+
+
 # A site has few different settings.
 @functools.lru_cache(maxsize=64)
-def _never_sent(user_header: str, more: tuple[str, ...]) -> frozenset[bytes]:
-    """Return the headers of a client that the backend never gets."""
-    of_site = {name.lower().encode() for name in (user_header, *more)}
+def _rules(user_header: str, drop: tuple[str, ...], passed: tuple[str, ...]) -> _Rules:
+    of_site = (name.lower().encode() for name in (user_header, *drop))
     # A WebSocket has no body; the length that the handshake allows is 0.
-    return HOP_BY_HOP | IDENTITY | of_site | {b"content-length"}
+    never = HOP_BY_HOP | _OWN | {b"content-length", *of_site}
+    return _Rules(never, (name.encode() for name in passed))
 
 
 def named_by_connection(headers: Iterable[Header]) -> set[bytes]:

@@ -312,7 +312,7 @@ class Relay:
     def start_close_timeout(self, connection: Connection) -> None:
         """Start ``APACHEWS_CLOSE_TIMEOUT``, unless it runs."""
         if not connection.timeouts.close_by:
-            connection.timeouts.close_by = self._poller.now + connection.settings.close_timeout_s
+            connection.timeouts.start_close(self._poller.now)
             connection.is_client_receiving()  # what arrives is counted from now on
             self.schedule(connection)
 

@@ -92,15 +92,20 @@ class Timers:
     def _on_overdue(self, connection: Connection) -> None:
         """Drop a client that was to be closed by now, unless it still takes what was sent."""
         session, timeouts = connection.session, connection.timeouts
-        close_timeout_s = connection.settings.close_timeout_s
-        if session.is_finishing and timeouts.passed_at + close_timeout_s > self._poller.now:
+        close_timeout_s, now = connection.settings.close_timeout_s, self._poller.now
+        # An end that ignores the CLOSE and sends on makes progress without an end.  (Without
+        # frames, one direction may go on for as long as it likes, as in any half-closed stream.)
+        may_extend = now < timeouts.cut_at or not session.has_frames
+        if session.is_finishing and may_extend and timeouts.passed_at + close_timeout_s > now:
             # One end has sent its CLOSE, and the other one still sends a long message.
             timeouts.close_by = timeouts.passed_at + close_timeout_s
             self._relay.schedule(connection)
             return
-        if connection.is_client_receiving(int(SLOWEST_CLOSING_BYTES_S * close_timeout_s)):
+        if (may_extend or not session.awaits_close) and connection.is_client_receiving(
+            int(SLOWEST_CLOSING_BYTES_S * close_timeout_s)
+        ):
             # A reset would lose it the bytes before the CLOSE, and the CLOSE.
-            timeouts.close_by = self._poller.now + close_timeout_s
+            timeouts.close_by = now + close_timeout_s
             self._relay.schedule(connection)
             return
         is_moving = session.producer_state is ProducerState.AWAITING_EOF and session.backlog_bytes

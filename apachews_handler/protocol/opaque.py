@@ -10,7 +10,7 @@ closes it is an end of file.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from .close_causes import CloseCause
 from .states import ClientState, ProducerState
@@ -31,6 +31,8 @@ class OpaqueSession(TunnelSession):
     """
 
     __slots__ = ()
+
+    has_frames: ClassVar[bool] = False
 
     def receive_client(self, data: bytes, now: float = 0.0, busy: int = 1) -> None:
         """Pass bytes of the client on."""

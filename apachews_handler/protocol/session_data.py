@@ -78,6 +78,12 @@ class SessionData:
     has_client_eof: Final = False
     is_half_closing: Final = False
     is_finishing: Final = False
+    has_frames: Final = True
+
+    @property
+    def awaits_close(self) -> bool:
+        """The client gets bytes of the producer, and then the CLOSE that waits for their end."""
+        return self.client_state is not ClientState.OPEN and not self._producer.has_sent_last
 
     def __init__(self, settings: Settings, deflate: Agreement | None = None) -> None:
         self._client = ClientReader(settings.max_message_bytes, settings.max_buffer_bytes, deflate)

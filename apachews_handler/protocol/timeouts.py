@@ -23,6 +23,8 @@ SETTLED_S: Final = 0.5
 # Delay of the next attempt after such an end: as long as the longest delay between two attempts
 # to reach a producer that does not listen (reconnect.MAX_DELAY_S).
 CRASH_DELAY_S: Final = 0.5
+# An end that sends on instead of closing is cut after so many times APACHEWS_CLOSE_TIMEOUT.
+MAX_EXTENSION: Final = 10
 
 
 class Due(enum.Enum):
@@ -60,12 +62,15 @@ class Timeouts:
         said_before: what earlier producers had said then, see ``start_hold``.
         drain_at: when it is closed because all connections are drained; else 0.0.
         close_by: when the client must be gone, once it is being closed; else 0.0.
+        cut_at: as of when progress extends ``close_by`` no more, unless all that is to be sent
+            is queued; set together with it.
     """
 
     __slots__ = (
         "_asked_at",
         "_settings",
         "close_by",
+        "cut_at",
         "drain_at",
         "has_client",
         "heard_at",
@@ -93,7 +98,7 @@ class Timeouts:
         self.resumed_at = 0.0
         self.said_before = 0
         self.drain_at = 0.0
-        self.close_by = 0.0
+        self.close_by = self.cut_at = 0.0
 
     def export_state(self) -> dict[str, Any] | None:
         """Return the state that another process continues with, as values of JSON.
@@ -124,6 +129,12 @@ class Timeouts:
         self.passed_at = float(state["passed_at"])
         self._asked_at = float(state["asked_at"])
         self.way_s = float(state["way_s"])
+
+    def start_close(self, now: float) -> None:
+        """Start the timeout of a connection that is being closed."""
+        timeout_s = self._settings.close_timeout_s
+        self.close_by = now + timeout_s
+        self.cut_at = now + MAX_EXTENSION * timeout_s
 
     def next_at(self) -> float:
         """Return when ``due`` may return something; inf for never."""

@@ -41,7 +41,7 @@ Sources: RFC 6455 5.5 (control frames), 7.1 (closing); tcp(7).
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from apachews import wire
 from apachews.exceptions import WireError
@@ -110,6 +110,8 @@ class TunnelSession:
     deflate: Final = None
     backlog_bytes: Final = 0
     is_moving: Final = False
+    # False: an end of file is what closes a direction, and the other one may go on.
+    has_frames: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self._up = FrameWalker(settings.max_message_bytes or math.inf)
@@ -163,6 +165,11 @@ class TunnelSession:
         """One end has sent its CLOSE, and both may still have messages on their way."""
         cause = self.close_cause
         return self.client_state is _CLOSING and cause is not None and cause.by != "bridge"
+
+    @property
+    def awaits_close(self) -> bool:
+        """The client gets bytes of the backend, until the CLOSE that is to end them."""
+        return self.client_state is not _OPEN and not self._down.has_sent_last
 
     @property
     def partial_bytes(self) -> int:

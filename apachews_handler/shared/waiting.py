@@ -3,16 +3,18 @@
 Contract: ``place(path, most, spare, timeout_s, user, patience_s)`` is a context manager for the
 time that a handshake waits: for a full backlog, for the other end of a loopback port, for ANSWER
 or the answer of a backend.  It raises ``Refusal`` (503 with ``Retry-After``) if too many
-handshakes wait already, for the same endpoint or for all endpoints.  ``place_for_status()`` does
-the same for requests that collect the status.  For any thread.
+handshakes wait already, for the same endpoint or for all endpoints.  ``place_for_body(…)`` does
+the same for a backend's answers that are too long to be read before the client gets them, and
+``place_for_status()`` for requests that collect the status.  For any thread.
 
 How this works: httpd keeps some workers idle (MinSpareThreads, MinSpareServers) and starts
 more when it has fewer.  Waiting handshakes get half of that number, and those of one
 endpoint a quarter, so pages always find an idle worker.  If that half is taken, each user
 that runs producers has one place more: the stopped producers of one user do not close the
-endpoints of another.  A tunnel's backend has one for itself.  A place is a slot (``slots``):
-the count spans Apache's children, one of which is one worker with prefork, and is right after
-any of them has died.
+endpoints of another.  A tunnel's backend has one for itself.  Long answers, whose duration
+depends on the client as well, have half as many places of their own.  A place is a slot
+(``slots``): the count spans Apache's children, one of which is one worker with prefork, and is
+right after any of them has died.
 
 A burst of handshakes can exceed the bound although the producer answers each in some
 milliseconds.  So a handshake without a place tries again for its patience, a time that
@@ -148,6 +150,29 @@ class Waiting:
             ),
         ]
         with self._hold(limits, timeout_s):
+            yield
+
+    @contextlib.contextmanager
+    def place_for_body(self, backend: str, most: int, spare: int) -> Iterator[None]:
+        """Hold a place while a long answer of a backend passes to its client.
+
+        Args:
+            backend: its name.
+            most, spare: as in ``place``.
+
+        Raises:
+            Refusal: as ``place``, but at once.
+        """
+        per_backend = most or math.ceil(spare / 8)
+        in_all = max(most, math.ceil(spare / 4))
+        limits = [
+            _Limit(key, ((key, count),), 0.0, f"{count} long answers of {whose} pass already")
+            for key, count, whose in (
+                (f"bodies {backend}", per_backend, repr(backend)),
+                ("bodies", in_all, "backends"),
+            )
+        ]
+        with self._hold(limits, 0.0):
             yield
 
     @contextlib.contextmanager
@@ -303,4 +328,5 @@ def _open_slots() -> SlotFile:
 
 _waiting = Waiting()
 place = _waiting.place
+place_for_body = _waiting.place_for_body
 place_for_status = _waiting.place_for_status

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = make_parser().parse_args(arguments)
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return COMMANDS[parsed.command].run(parsed)
     except (CommandError, ApachewsError) as error:
         return _fail(parsed.command, str(error))

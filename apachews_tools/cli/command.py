@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Final, Protocol
 
-from apachews._processes.signals import Handlers, restore_handlers
+from apachews._processes.signals import Signals
 from apachews.exceptions import ApachewsError
 
 # A day.
@@ -70,54 +69,31 @@ def seconds(argument: str) -> float:
 
 
 @contextmanager
-def clean_up_at_signals() -> Iterator[None]:
-    """Turn signals that end a program into exceptions, so that it can clean up.
+def temporary_directory(prefix: str) -> Iterator[tuple[Path, Signals]]:
+    """Make a directory, remove it with its contents at the end, and defer signals until then.
 
-    The first signal raises ``SystemExit``, Ctrl-C ``KeyboardInterrupt``.  Later ones are
-    ignored until this context ends, because they would interrupt the cleanup.  A signal
-    that was ignored before stays ignored, as with nohup(1).
+    A signal that would end the program interrupts nothing in this context: the program reads
+    ``Signals`` at places of its choice.  (An exception of a signal handler can be raised inside
+    a callback of Python's import system or inside ``__del__``, which discard it: the program
+    would continue as if there had been no signal.)  A signal that was ignored before stays
+    ignored, as with nohup(1).
     """
-    before: Handlers = {
-        number: handler
-        for number in ENDING
-        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
-    }
+    signals = Signals(number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN)
     try:
-        for number in before:
-            signal.signal(number, _raise_exit)
-        yield
-    finally:
-        restore_handlers(before)
-
-
-@contextmanager
-def temporary_directory(prefix: str) -> Iterator[Path]:
-    """Make a directory; remove it with its contents at the end, also after a signal."""
-    with clean_up_at_signals():
-        path: str | None = None
+        path = tempfile.mkdtemp(prefix=prefix)
         try:
-            try:
-                mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-                try:
-                    path = tempfile.mkdtemp(prefix=prefix)
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                yield Path(path)
-            finally:
-                ignore_signals()
-        finally:  # (a signal just before they were ignored interrupts the inner block)
-            if path is not None:
-                shutil.rmtree(path)
+            yield Path(path), signals
+        finally:
+            shutil.rmtree(path)
+    finally:
+        signals.close()
 
 
-def _raise_exit(number: int, frame: FrameType | None) -> None:
-    ignore_signals()
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+def exit_if_signalled(signals: Signals) -> None:
+    """End the program if a signal has arrived, before the start of what would end in order.
 
-
-def ignore_signals() -> None:
-    """Ignore further signals; for the start of a cleanup within ``clean_up_at_signals``."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    Raises:
+        SystemExit: with status 0.
+    """
+    if signals.receive_nowait():
+        raise SystemExit(0)

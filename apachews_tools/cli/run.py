@@ -22,7 +22,7 @@ from apachews_tools.httpd.private_apache import APACHE_USER, SHIPPED, PrivateApa
 from apachews_tools.httpd.python_home import handler_in, interpreter_in, python_home
 from apachews_tools.terminal.terminal import FAINT, paint, uses_colour
 
-from .command import CommandError, ignore_signals, temporary_directory, utf8_text
+from .command import CommandError, exit_if_signalled, temporary_directory, utf8_text
 from .log_lines import LogPrinter
 
 SUMMARY: Final = "run producers with a private Apache, for development"
@@ -103,16 +103,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run everything until a signal."""
     with contextlib.ExitStack() as undo:
-        root = undo.enter_context(temporary_directory("apachews-run-"))
+        # The first act: from here on a signal interrupts nothing, and the supervisor reads it.
+        root, signals = undo.enter_context(temporary_directory("apachews-run-"))
         root.chmod(0o755)
         docroot = _docroot(arguments.docroot, root)
         producers = find_producers(arguments.programs, arguments.path, docroot)
         for producer in producers:
             undo.enter_context(_directory_for_socket(producer.socket.parent))
             _require_free(producer.socket)
-        undo.callback(ignore_signals)
         _require_readable(docroot, producers)
-        home = python_home(root / "python")
+        home = python_home(root / "python", lambda: exit_if_signalled(signals))
         if home != Path(sys.prefix):
             _say(f"{APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
         port = arguments.port or private_apache.free_port()
@@ -154,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
             show=LogPrinter(sys.stdout, names).print,
             say=_say,
             on_ready=lambda: _announce(apache, paths),
+            signals=signals,
         )
         return supervisor.run()
 

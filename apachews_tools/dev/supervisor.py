@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from apachews._listening.endpoint import Unreachable, is_listened_on
+from apachews._processes.signals import Signals
 from apachews._processes.supervise import ChildEvents, describe_exit
 from apachews_tools.cli.log_lines import FileFollower, LineSplitter, brief
 from apachews_tools.httpd.private_apache import (
@@ -77,6 +78,7 @@ class Supervisor:
         show: gets each line that a process writes: its name, the line, a colour or None.
         say: gets the messages of the supervisor itself.
         on_ready: called once, when Apache answers.
+        signals: receives signals before ``run``, and after it.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Supervisor:
         show: Callable[[str, str, str | None], None],
         say: Callable[[str], None],
         on_ready: Callable[[], None],
+        signals: Signals,
     ) -> None:
         self._apache = apache
         files = {producer.program for producer in producers}
@@ -105,6 +108,7 @@ class Supervisor:
         self._show = show
         self._say = say
         self._on_ready = on_ready
+        self._signals_before = signals
         self._error_log = FileFollower(apache.root / "error.log")
         self._access_log = FileFollower(apache.root / "access.log") if verbose else None
         self._phase = _Phase.STARTING
@@ -124,6 +128,10 @@ class Supervisor:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._events = ChildEvents(signals, self._on_signal, self._on_message)
         try:
+            # Every signal until this line is in one of the two: the earlier receiver, or
+            # ``_events``, which has replaced it.
+            if self._signals_before.receive_nowait():
+                return 0  # nothing has started
             self._apache.launch()
             now = time.monotonic()
             self._announce_by = now + READY_TIMEOUT_S

@@ -12,17 +12,19 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from .private_apache import APACHE_USER, ApacheError, unreadable_parts
 from .python_environment import PythonEnvironment
 
 
-def python_home(copy: Path) -> Path:
+def python_home(copy: Path, before_file: Callable[[], object] = lambda: None) -> Path:
     """Return the prefix of an environment with the handler that Apache's user can read.
 
     Args:
         copy: the place for a copy of the running one, if it is needed; does not exist.
+        before_file: called before each file is copied, and may raise to end the copying.
 
     Returns:
         ``sys.prefix``, or ``copy``.
@@ -41,7 +43,12 @@ def python_home(copy: Path) -> Path:
         )
     if not unreadable_parts([home, handler_in(home)]):
         return home
-    shutil.copytree(home, copy, symlinks=True)
+
+    def copy_file(source: str, target: str) -> str:
+        before_file()
+        return shutil.copy2(source, target)
+
+    shutil.copytree(home, copy, symlinks=True, copy_function=copy_file)
     copy.chmod(0o755)  # instead of the mode of the original
     if blocking := unreadable_parts([copy, handler_in(copy)]):
         real = copy.resolve()

@@ -818,6 +818,7 @@ KEY: Final = base64.b64encode(bytes(16))
 _ACCEPT_LINE: Final = re.compile(
     rb"(?i:sec-websocket-accept):[ \t]*" + re.escape(generate_accept_token(KEY)) + rb"[ \t]*\r?\n"
 )
+_CLOSE: Final = wire.encode_frame(wire.CLOSE, wire.encode_close(1001, "the fuzzer's own"))
 _HEAD: Final = re.compile(
     rb"HTTP/1\.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     rb"([!-9;-~]+: [^\r\n\0]*\r\n)+\r\n"
@@ -901,6 +902,22 @@ def tunnel(data: bytes) -> None:
     assert passed == expected
     assert found == events
     assert (walker.messages, walker.payload_bytes) == (whole.messages, whole.payload_bytes)
+    # The bridge's CLOSE after some byte: the frame of that byte passes, then the CLOSE, then
+    # nothing.
+    closed = FrameWalker()
+    for index, piece in enumerate(cut(stream, sizes or [len(stream) // 2 or 1])):
+        if index == 1:
+            closed.insert_last(_CLOSE)
+        closed.receive(piece)
+    passed = b"".join(closed.out)
+    if not passed.endswith(_CLOSE):
+        assert passed == expected[: len(passed)]
+    elif not expected.endswith(_CLOSE):
+        assert expected.startswith(passed.removesuffix(_CLOSE))
+        assert closed.has_sent_last
+        before = FrameWalker()
+        before.receive(passed.removesuffix(_CLOSE))
+        assert not before.remaining
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {

@@ -28,6 +28,7 @@ from apachews_handler.native import syscalls
 from apachews_handler.protocol.client_reader import KEEPALIVE
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.session import Session
+from apachews_handler.protocol.timeouts import MAX_EXTENSION
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 from apachews_handler.shared import rundir
@@ -289,6 +290,36 @@ def test_a_client_that_does_not_close_is_dropped_in_time(connect: Callable[..., 
     peers.producer.sendall(wire.encode_frame(wire.CLOSE, b""))
     assert peers.client_reads(100) == b"\x88\x00"
     assert peers.next_item() is None
+
+
+def test_a_producer_whose_frame_does_not_end_is_cut(
+    connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CLOSE waits for the end of the frame, of which the client always gets more."""
+    monkeypatch.setattr(Connection, "is_client_receiving", lambda *_: True)
+    peers = connect(close_timeout_s=0.05, max_message_bytes=10)
+    peers.producer.sendall(b"\x82\x7f" + (1 << 50).to_bytes(8, "big") + b"x")
+    assert peers.client_reads(11)[-1:] == b"x"
+    peers.client.sendall(masked(0x81, b"x" * 11))
+    wait_for(lambda: peers.log.lines)
+    assert "(TOO_BIG) code=1009" in peers.log.lines[-1][1]
+
+
+def test_a_slow_client_gets_its_close_however_long_that_takes(
+    connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that it is to get is queued: its speed bounds the time."""
+    asked: list[float] = []
+
+    def is_receiving(*_: object) -> bool:
+        asked.append(time.monotonic())
+        return len(asked) < 2 * MAX_EXTENSION
+
+    monkeypatch.setattr(Connection, "is_client_receiving", is_receiving)
+    peers = connect(close_timeout_s=0.05)
+    peers.producer.sendall(wire.encode_frame(wire.CLOSE, b""))
+    assert peers.client_reads(100) == b"\x88\x00"
+    assert len(asked) >= 2 * MAX_EXTENSION
 
 
 def test_a_violation_is_logged_and_answered(connect: Callable[..., Peers]) -> None:

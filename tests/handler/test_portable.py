@@ -305,7 +305,7 @@ def test_new_state_is_noticed() -> None:
         "OpaqueSession": 0,
         "SessionData": 23,
         "Session": 0,
-        "Timeouts": 14,
+        "Timeouts": 15,
         "Inflater": 6,
         "Connection": 25,
         "Leg": 3,

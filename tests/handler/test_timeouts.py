@@ -136,6 +136,12 @@ def test_the_deadline_of_a_close_replaces_all_others() -> None:
     assert made.due(START + 100) is Due.OVERDUE
 
 
+def test_a_close_has_a_deadline_and_a_last_one() -> None:
+    made = timeouts(close_timeout_s=3)
+    made.start_close(START)
+    assert (made.close_by, made.cut_at) == (START + 3, START + 30)
+
+
 @given(
     st.tuples(*[st.sampled_from([0.0, 0.3, 1.1, 20.0])] * 4),
     st.lists(

@@ -132,13 +132,20 @@ def test_a_cookie_is_found_in_its_header(header: str, value: str) -> None:
 def test_the_settings_of_a_tunnel() -> None:
     settings = parse_settings({"APACHEWS_TUNNEL": "Opaque", "APACHEWS_DROP_HEADERS": "X-A  x-b"})
     assert settings.drop_headers == ("x-a", "x-b")
+    passed = parse_settings({"APACHEWS_PASS_HEADERS": "OIDC_CLAIM_* X-Role"})
+    assert passed.pass_headers == ("oidc_claim_*", "x-role")
     opaque = for_tunnel(settings, is_message_limited=False)
     assert (opaque.wire, opaque.ping_interval_s, opaque.max_message_bytes) == ("opaque", 0, 0)
     frames = for_tunnel(Settings(), is_message_limited=True)
     assert (frames.wire, frames.ping_interval_s) == ("tunnel", 20)
     assert frames.max_message_bytes == Settings().max_message_bytes
     assert for_tunnel(Settings(), is_message_limited=True) is frames
-    for name, bad in (("APACHEWS_USER_HEADER", "X_User"), ("APACHEWS_DROP_HEADERS", "a, b")):
+    for name, bad in (
+        ("APACHEWS_USER_HEADER", "X_User"),
+        ("APACHEWS_DROP_HEADERS", "a, b"),
+        ("APACHEWS_PASS_HEADERS", "*"),
+        ("APACHEWS_PASS_HEADERS", "X-*-User"),
+    ):
         with pytest.raises(BadSetting):
             parse_settings({name: bad})
 
@@ -259,6 +266,55 @@ def test_identities_are_apaches() -> None:
 
 def test_without_a_login_there_is_no_user() -> None:
     assert b"forged" not in dict(sent(Settings(drop_headers=("x-site-user", "x-user")))).values()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Gateways with a login, as their documentation names the headers.
+        *("Remote-Groups", "X-Remote-Group", "X-Remote-Extra-Scopes", "X-Auth-User"),
+        *("X-Auth-Email", "X-Auth-Request-Groups", "X-Authenticated-Userid", "X-WEBAUTH-ROLE"),
+        *("X-Forwarded-Groups", "X-Forwarded-Preferred-Username", "X-authentik-username"),
+        *("X-Vouch-User", "X-Userinfo", "X-Pomerium-Claim-Email", "X-Consumer-Username"),
+        *("OIDC-CLAIM-sub", "Shib-Session-ID", "Tailscale-User-Login", "X-Amzn-Oidc-Identity"),
+        *("X-MS-CLIENT-PRINCIPAL-NAME", "X-Goog-Authenticated-User-Email"),
+        *("Cf-Access-Authenticated-User-Email",),
+        # Certificates and addresses.
+        *("X-Client-Cert", "X-SSL-Client-DN", "Ssl-Client-Verify", "Client-Cert-Chain"),
+        *("Cf-Connecting-Ip", "Fly-Client-IP", "Fastly-Client-IP", "True-Client-IP", "X-Real-IP"),
+        *("X-Azure-ClientIP", "X-Envoy-External-Address", "X-Original-Forwarded-For"),
+        # The same for a server that makes variables of them.
+        *("X_Auth_User", "X-Auth_User", "OIDC_CLAIM_sub"),
+    ],
+)
+def test_headers_of_gateways_are_removed_unless_apache_sets_them(name: str) -> None:
+    header = (name.encode(), b"ann")
+    given_, settings = environ("/app"), Settings(pass_headers=(name.lower(),))
+    assert header not in headers_of([header], given_, Settings(), address="192.0.2.7")
+    connection = (b"Connection", b"Upgrade, " + name.encode())
+    # Nor does the client remove it again.
+    assert header in headers_of([connection, header], given_, settings, address="192.0.2.7")
+
+
+def test_a_header_of_apaches_has_one_spelling() -> None:
+    def passed(*names: bytes) -> set[bytes]:
+        headers = headers_of(
+            [(name, b"x") for name in names], environ("/app"), settings, address="192.0.2.7"
+        )
+        return {name for name, value in headers if value == b"x"}
+
+    settings = Settings(
+        user_header="X-User",
+        drop_headers=("x-secret-*", "x-off"),
+        pass_headers=("x_role", "oidc_claim_*", "x-user", "x-forwarded-for", "forwarded", "x-off"),
+    )
+    assert passed(b"X_Role", b"X-Role", b"X-ROLE", b"x_ROLE") == {b"X_Role", b"x_ROLE"}
+    assert passed(b"OIDC_CLAIM_sub", b"OIDC-CLAIM-sub", b"OIDC_CLAIM-sub") == {b"OIDC_CLAIM_sub"}
+    # Apache adds these itself, and the site removes those.
+    assert passed(b"X-User", b"X-Forwarded-For", b"Forwarded", b"X-Off", b"X-Secret-1") == set()
+    # Credentials, which the backend checks.
+    credentials = {b"Authorization", b"Cookie", b"X-Auth-Token", b"X-User-Id", b"X-Api-Key"}
+    assert passed(*credentials) == credentials
 
 
 @pytest.mark.parametrize(
@@ -430,6 +486,22 @@ def test_a_head_is_bounded_whole_or_not(head: bytes, size: int) -> None:
             size = min(size, reader.room)
             assert reader.receive(data[position : position + size]) is None
             position += size
+
+
+def test_a_head_that_drips_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, searched = answers._END, 0
+
+    class Counting:
+        @staticmethod
+        def search(data: bytearray, start: int = 0) -> re.Match[bytes] | None:
+            nonlocal searched
+            searched += len(data) - start
+            return end.search(data, start)
+
+    monkeypatch.setattr(answers, "_END", Counting)
+    head = GOOD + b"X: " + b"a" * 5000 + b"\r\n\r\n"
+    assert isinstance(read(head, 1), Accepted)
+    assert searched < 4 * len(head)
 
 
 @pytest.mark.parametrize(

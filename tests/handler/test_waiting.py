@@ -345,6 +345,35 @@ def test_without_descriptors_it_may_work_in_a_moment(
         pass
 
 
+@pytest.mark.parametrize(
+    ("most", "spare", "of_one_backend", "in_all"),
+    [(0, 1, 1, 1), (0, 5, 1, 2), (0, 25, 4, 7), (0, 75, 10, 19), (20, 25, 20, 20)],
+)
+def test_long_answers_have_places_of_their_own(
+    make: Callable[[], Waiting],
+    pauses: list[float],
+    most: int,
+    spare: int,
+    of_one_backend: int,
+    in_all: int,
+) -> None:
+    def fill_with(*names: str) -> int:
+        with contextlib.ExitStack() as stack, contextlib.suppress(Refusal):
+            for count in range(1000):
+                name = names[count % len(names)]
+                stack.enter_context(make().place_for_body(name, most, spare))
+        return count
+
+    with contextlib.ExitStack() as stack:
+        fill(stack, make(), [PATH], most, spare)  # the waiting handshakes take none of them
+        pauses.clear()
+        assert fill_with("http://a") == of_one_backend
+        assert fill_with(*(f"http://{number}" for number in range(100))) == in_all
+        with make().place_for_body("http://a", most, spare):
+            assert fill_with("http://a") == of_one_backend - 1
+    assert pauses == []
+
+
 def test_few_requests_collect_the_status_at_a_time(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:

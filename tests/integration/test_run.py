@@ -258,7 +258,7 @@ def test_what_ends_before_it_has_started_leaves_nothing(
         wait_for(lambda: list((directory / "tmp").iterdir()))
         for _ in range(2):
             run.process.send_signal(number)
-        # (Where it has started by now, and two signals were one, it has ended in order.)
+        # 0: nothing has started, or two signals were one and it has ended in order.
         assert run.process.wait(30) in (128 + number, 0)
         # Python warns of a file of its own that was being read just then.
         assert "apachews/" not in run.output

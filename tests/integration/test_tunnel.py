@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import threading
@@ -44,9 +45,9 @@ def alias(name: str, address: str, *settings: str) -> str:
     return ALIASES.format(name, address, "\n    ".join(settings))
 
 
-LOGIN = "".join(
+MODULES = "".join(
     f'LoadModule {name}_module "${{MODULES}}/mod_{name}.so"\n'
-    for name in ("auth_basic", "authn_core", "authn_file", "authz_user")
+    for name in ("auth_basic", "authn_core", "authn_file", "authz_user", "headers")
 )
 
 
@@ -137,10 +138,22 @@ def tunnel() -> Iterator[Tunnel]:
                 alias("few", at, "SetEnv APACHEWS_MAX_CONNECTIONS_PER_ADDRESS 2"),
                 alias("patient", at, "SetEnv APACHEWS_CLOSE_TIMEOUT 500ms"),
                 alias(
+                    "impatient",
+                    at,
+                    "SetEnv APACHEWS_CLOSE_TIMEOUT 100ms",
+                    "SetEnv APACHEWS_MAX_MESSAGE 1K",
+                ),
+                alias(
                     "opaque",
                     at,
                     "SetEnv APACHEWS_TUNNEL opaque",
                     "SetEnv APACHEWS_CLOSE_TIMEOUT 1s",
+                ),
+                alias(
+                    "stream",
+                    at,
+                    "SetEnv APACHEWS_TUNNEL opaque",
+                    "SetEnv APACHEWS_CLOSE_TIMEOUT 100ms",
                 ),
                 alias(
                     "user",
@@ -149,6 +162,15 @@ def tunnel() -> Iterator[Tunnel]:
                     "SetEnv APACHEWS_DROP_HEADERS X-Site",
                 ),
                 alias("proxied", at, "SetEnv APACHEWS_FORWARDED X-Forwarded"),
+                alias(
+                    "set",
+                    at,
+                    'RequestHeader set X-Forwarded-User "expr=%{REMOTE_ADDR}"',
+                    'RequestHeader set X-Forwarded-Email "expr=%{REMOTE_ADDR}"',
+                    "RequestHeader unset X-Forwarded-Groups",
+                    'RequestHeader set X-Forwarded-Groups "staff" env=IS_STAFF',
+                    "SetEnv APACHEWS_PASS_HEADERS 'X-Forwarded-User X-Forwarded-Groups'",
+                ),
                 f'WSGIHandlerScript as-handler "${{APACHEWS_HANDLER}}/tunnel.py"'
                 " process-group=%{GLOBAL} application-group=%{GLOBAL}\n"
                 'LoadModule rewrite_module "${MODULES}/mod_rewrite.so"\n'
@@ -158,7 +180,7 @@ def tunnel() -> Iterator[Tunnel]:
                 "</Files>\n",
             )
         )
-        site = stack.enter_context(running_site(extra=LOGIN + extra))
+        site = stack.enter_context(running_site(extra=MODULES + extra))
         # htpasswd -nbs ann secret
         (site.apache.root / "users").write_text("ann:{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=\n")
         try:
@@ -303,6 +325,18 @@ def test_a_site_names_its_own_headers(tunnel: Tunnel) -> None:
     assert headers["x-forwarded-proto"] == "https"
 
 
+def test_a_header_that_apache_sets_reaches_the_backend(tunnel: Tunnel) -> None:
+    count = len(tunnel.tcp.peers)
+    forged = {f"X_Forwarded_{name}": "forged" for name in ("User", "Email", "Groups")}
+    with tunnel.ask("/set", Connection="Upgrade, X-Forwarded-User", **forged) as client:
+        assert client.read_head()[0] == 101
+    headers = tunnel.last(count).headers
+    assert headers["x-forwarded-user"] == "127.0.0.1"
+    assert "x-forwarded-email" not in headers  # Apache sets it too, but the site does not name it
+    assert "x-forwarded-groups" not in headers
+    assert "forged" not in str(headers)
+
+
 def tunnel_status(tunnel: Tunnel, path: str) -> int:
     with tunnel.ask(path) as client:
         return client.read_head()[0]
@@ -420,6 +454,9 @@ def test_a_refused_handshake_leaves_the_connection_to_apache(tunnel: Tunnel) -> 
         lambda peer: peer.head().replace(b"HTTP/1.1", b"HTTP/1.0"),
         lambda peer: peer.head(b"X: a\rb"),
         lambda peer: b"\x81\x02hi\r\n\r\n",
+        lambda peer: b"\x81\x02hi" + peer.head(),
+        lambda peer: b"220 ready\r\n" + peer.head(),
+        lambda peer: b"\r\n" + peer.head(),
         lambda peer: b"",
         lambda peer: peer.head()[:50],
         lambda peer: peer.head(b"X: " + b"a" * MAX_HEAD_BYTES),
@@ -437,6 +474,26 @@ def test_an_answer_that_is_not_one_is_a_502(tunnel: Tunnel, answer: Any) -> None
     with tunnel.ask() as client:
         status, headers, _ = client.read_response()
     assert (status, headers["apachews-refused"]) == (502, "bad-backend-answer")
+
+
+def test_a_backend_that_closes_at_any_byte_is_a_502_and_costs_no_worker(tunnel: Tunnel) -> None:
+    """There are more of these answers than workers: a lost one would be missing in the end."""
+    size = whole = 0
+
+    def serve(peer: Peer) -> None:
+        nonlocal whole
+        whole = len(peer.head())
+        peer.send(peer.head()[:size])
+
+    tunnel.tcp.serve = serve
+    while not whole or size < whole:
+        with tunnel.ask() as client:
+            status, headers, _ = client.read_response()
+        assert (status, headers["apachews-refused"]) == (502, "bad-backend-answer"), size
+        size += 1
+    assert size > 100
+    with tunnel.ask() as client:
+        assert client.read_head()[0] == 101
 
 
 @pytest.mark.parametrize(
@@ -518,6 +575,30 @@ def test_a_long_body_that_ends_early_cuts_the_connection(tunnel: Tunnel, framing
     wait_for(lambda: tunnel.site.log_lines("502 bad-backend-answer for /app: the body of"))
 
 
+@pytest.mark.parametrize("piece", [b"a", bytes(50_000)])
+def test_a_body_that_does_not_end_is_cut_in_time(tunnel: Tunnel, piece: bytes) -> None:
+    ended = threading.Event()
+    chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
+
+    def serve(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                peer.send(chunk)
+                ended.wait(0.01)
+
+    tunnel.tcp.serve = serve
+    begun_at = time.monotonic()
+    with tunnel.ask("/quick") as client:
+        if piece == b"a":  # the client has nothing of it yet
+            assert client.read_response()[0] == 504
+        else:
+            with pytest.raises(EOFError):  # it has no last chunk
+                read_answer(client)
+            wait_for(lambda: tunnel.site.log_lines("for /quick: the body of .* it takes too long"))
+    assert 0.3 < time.monotonic() - begun_at < 5
+
+
 def test_interim_answers_are_skipped(tunnel: Tunnel) -> None:
     def serve(peer: Peer) -> None:
         peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
@@ -545,6 +626,42 @@ def test_a_slow_answer_is_a_504_in_time(tunnel: Tunnel, pieces: list[bytes]) -> 
         status, headers, _ = client.read_response()
     assert (status, headers["apachews-refused"]) == (504, "backend-timeout")
     assert 0.3 < time.monotonic() - begun_at < 5
+
+
+def test_backends_that_stall_in_a_long_answer_leave_workers_to_the_pages(tunnel: Tunnel) -> None:
+    """One per bound passes; the client of any other gets a 503 and not a cut answer."""
+    bound = math.ceil(50 / 8)  # of the workers that httpd keeps idle here
+    count, before = 100, len(tunnel.tcp.peers)
+    cut_before = len(tunnel.site.log_lines(r"for /app: the body of"))
+
+    def serve(peer: Peer) -> None:
+        peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 900000\r\n\r\n" + bytes(100_000))
+        peer.read_to_end()
+
+    def open_peers() -> list[Peer]:
+        return [peer for peer in tunnel.tcp.peers[before:] if peer.socket.fileno() != -1]
+
+    tunnel.tcp.serve = serve
+    with contextlib.ExitStack() as stack:
+        answers: list[tuple[int, dict[str, str]]] = []
+        for _ in range(count):
+            client = stack.enter_context(tunnel.ask("/app"))
+            answers.append(client.read_head())
+        passed = [headers for status, headers in answers if status == 404]
+        refused = [headers for status, headers in answers if status == 503]
+        assert (len(passed), len(refused)) == (bound, count - bound)
+        assert {headers["apachews-refused"] for headers in refused} == {"waiting-limit"}
+        assert {headers["retry-after"] for headers in refused} == {"5"}
+        begun_at = time.monotonic()
+        for _ in range(20):
+            requests.get(tunnel.site.http(), timeout=10).raise_for_status()
+        assert time.monotonic() - begun_at < 5
+        wait_for(lambda: len(open_peers()) == bound)  # those for refused clients have ended
+    lines = tunnel.site.log_lines(rf"503 waiting-limit for /app: {bound} long answers of 'http")
+    assert len(lines) == count - bound
+    for peer in open_peers():
+        peer.socket.shutdown(socket.SHUT_RDWR)  # the backend ends: its places are free again
+    wait_for(lambda: len(tunnel.site.log_lines(r"for /app: the body of")) >= cut_before + bound)
 
 
 # The session's own frames, its limits and its ends.
@@ -723,6 +840,60 @@ def test_ends_that_never_come_are_bounded(tunnel: Tunnel) -> None:
     wait_for(lambda: tunnel.site.log_lines(r"/patient closed by client \(CLIENT_LEFT\)"))
 
 
+@pytest.mark.parametrize(
+    ("flood", "last", "cause"),
+    [
+        # Messages after the client's CLOSE, and no answer.
+        (b"\x82\x64" + bytes(100), masked(0x88, b"\x0f\xa1"), r"by client \(CLIENT_CLOSED"),
+        # A frame without an end: Apache's own CLOSE waits for it.
+        (bytes(100), masked(0x82, bytes(1025)), r"by bridge \(TOO_BIG"),
+    ],
+    ids=["messages", "frame"],
+)
+def test_a_backend_that_floods_instead_of_closing_is_cut(
+    tunnel: Tunnel, flood: bytes, last: bytes, cause: str
+) -> None:
+    """The client reads slowly, so there is always progress."""
+    slowly = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.accept()
+        if flood[0] == 0:
+            peer.send(b"\x82\x7f" + (1 << 50).to_bytes(8, "big"))
+        peer.read(1)  # the first byte of the client's frame
+        with contextlib.suppress(ConnectionError):
+            while True:
+                peer.send(flood * 1000)
+
+    tunnel.tcp.serve = serve
+    with tunnel.dial().upgrade("/impatient") as client:
+        begun_at = time.monotonic()
+        client.send(last)
+        with contextlib.suppress(ConnectionResetError):
+            while client.socket.recv(1 << 16):
+                slowly.wait(0.01)
+        assert time.monotonic() - begun_at < 10
+    wait_for(lambda: tunnel.site.log_lines(rf"/impatient closed {cause}"))
+
+
+def test_a_client_that_floods_instead_of_closing_is_cut(tunnel: Tunnel) -> None:
+    def serve(peer: Peer) -> None:
+        peer.accept()
+        peer.send(b"\x88\x02\x0f\xa1")
+        while peer.socket.recv(1 << 16):
+            pass
+
+    tunnel.tcp.serve = serve
+    with tunnel.dial().upgrade("/impatient") as client:
+        begun_at = time.monotonic()
+        assert client.read_frame() == (0x88, b"\x0f\xa1")
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun_at < 10:
+                client.send(masked(0x82, bytes(100)) * 10)
+        assert time.monotonic() - begun_at < 10
+    wait_for(lambda: tunnel.site.log_lines(r"/impatient closed by producer \(PRODUCER_CLOSED"))
+
+
 def test_opaque_bytes_pass_untouched(tunnel: Tunnel) -> None:
     def serve(peer: Peer) -> None:
         peer.send(peer.head() + b"RFB 003.008\n")
@@ -737,6 +908,23 @@ def test_opaque_bytes_pass_untouched(tunnel: Tunnel) -> None:
         client.socket.shutdown(socket.SHUT_WR)
         assert client.read(9) == b"the rest"
     wait_for(lambda: tunnel.site.log_lines(r"/opaque closed by client"))
+
+
+def test_one_direction_of_opaque_bytes_may_go_on(tunnel: Tunnel) -> None:
+    """For longer than the ends of a WebSocket may take."""
+    ended = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.accept()
+        assert peer.read(1) == b""  # the client's end of file
+        for _ in range(30):
+            peer.send(b"x")
+            ended.wait(0.05)
+
+    tunnel.tcp.serve = serve
+    with tunnel.dial().upgrade("/stream") as client:
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.read(100) == b"x" * 30
 
 
 def test_the_status_has_tunnels(tunnel: Tunnel) -> None:

@@ -457,6 +457,29 @@ def test_a_program_that_is_still_starting_just_ends(short_path: Path) -> None:
         assert ended(process) == (0, "")
 
 
+def test_a_signal_in_a_callback_ends_a_program_that_is_still_starting(short_path: Path) -> None:
+    # As a weak reference of the import system: Python discards what its callback raises.
+    text = """
+        import os, signal, time, weakref
+        class Lock: pass
+        lock = Lock()
+        reference = weakref.ref(lock, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del lock
+        print("the program continues", flush=True)
+        time.sleep(60)
+    """
+    done = subprocess.run(
+        [sys.executable, *RUNNER, program(short_path, textwrap.dedent(text))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert done.returncode == 128 + signal.SIGTERM  # the runner itself has received no signal
+
+
 def test_when_the_runner_is_killed_the_clients_are_handed_on(short_path: Path, path: str) -> None:
     with running(*RUNNER, program(short_path, SEED), path) as process:
         bridge = connected(path)
@@ -588,3 +611,26 @@ def test_without_the_runner_the_traceback_is_of_the_program(short_path: Path) ->
     files = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
     assert len(files) == 2  # the program, and Server()
     assert "FileNotFoundError: [Errno 2] No such file or directory: create" in done.stderr
+
+
+def test_without_the_runner_ctrl_c_is_the_programs(short_path: Path, path: str) -> None:
+    """The library sets no handler: KeyboardInterrupt leaves the loop, and ``with`` closes."""
+    text = textwrap.dedent("""
+        import sys
+        from apachews import *
+
+        try:
+            with Server(sys.argv[1]) as server:
+                for event in server:
+                    if event.type() is Event.IO:
+                        event.write(event.read())
+        except KeyboardInterrupt:
+            print("interrupted")
+    """)
+    with running(program(short_path, text), path) as process:
+        bridge = connected(path)
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (0, "interrupted\n")
+        assert bridge.read_available() == [GOODBYE]
+        bridge.socket.close()
+    assert not os.path.exists(path)
