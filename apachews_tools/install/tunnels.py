@@ -188,13 +188,19 @@ def origin_of_lines(name: str) -> str:
     return "tested" if name in TESTED_BY else "documentation"
 
 
-def software_lines(name: str, backend: str | None = None, path: str | None = None) -> list[str]:
+def software_lines(
+    name: str,
+    backend: str | None = None,
+    path: str | None = None,
+    document_root: str = "/var/www/html",
+) -> list[str]:
     """Return the lines of a program, with comments.
 
     Args:
         name: a key of ``SOFTWARE``.
         backend: its address; None: the usual one.
         path: of the URL; None: the usual one.
+        document_root: of the site.
 
     Raises:
         SetUpError: an argument is not allowed.
@@ -229,7 +235,29 @@ def software_lines(name: str, backend: str | None = None, path: str | None = Non
         else "For its <VirtualHost>, in place of its lines with ws:// or upgrade=. Module: env."
     )
     comments = [f"{software.title}. {tested}{needs}", place]
-    return [*(line for text in comments for line in _comment(text)), *lines]
+    if not path.strip("/"):
+        comments.append(
+            "This tunnel gets every WebSocket of the site, those of .ws files too. If the site has"
+            " producers, the next line leaves them theirs; enable it. Module: alias."
+        )
+    commented = [line for text in comments for line in _comment(text)]
+    if not path.strip("/"):
+        commented.append(f"# {producers_line(path, document_root)}")
+    return [*commented, *lines]
+
+
+def producers_line(path: str, document_root: str) -> str:
+    """Return the directive that leaves producers' sockets below a tunnel's path to them.
+
+    mod_alias has precedence over WSGIScriptAlias, in any order.
+
+    Args:
+        path: of the tunnel.
+        document_root: of the site.
+    """
+    prefix = re.escape(path.rstrip("/"))
+    target = document_root.rstrip("/").replace("$", "\\$") + "$1"
+    return f'AliasMatch "^({prefix}/.+\\.ws)$" "{target}"'
 
 
 def _comment(text: str) -> list[str]:
@@ -250,15 +278,18 @@ def tunnel_lines(
     has_pages: bool = True,
     proxy_options: str = "",
     host_lines: tuple[str, ...] = (),
+    cookie: str = "",
 ) -> list[str]:
     """Return the directives of a tunnel, for a virtual host.
 
     Args:
-        backend: the value of APACHEWS_BACKEND.
+        backend: the value of APACHEWS_BACKEND; for several addresses, the ProxyPass of a
+            balancer is left to the caller.
         path: of the URL.
         has_pages: whether the backend serves pages as well.
         proxy_options: further arguments of ProxyPass.
         host_lines: further directives of the virtual host.
+        cookie: the value of APACHEWS_BACKEND_COOKIE, "" without one.
 
     Raises:
         SetUpError: an argument is not allowed.
@@ -266,13 +297,17 @@ def tunnel_lines(
     if not _URL_PATH.fullmatch(path):
         raise SetUpError(f"invalid path {path!r}; expected the path of a URL, for example /app")
     path = path.rstrip("/") or "/"
-    target = proxy_target(backend, path)
+    targets = [proxy_target(address, path) for address in backend.split()] or [
+        proxy_target(backend, path)
+    ]
     lines: list[str] = []
     if has_pages:
         # Not in <Location>, which is too late for mod_proxy, and not at the level of the server.
         lines += ['SetEnvIfNoCase Upgrade "^websocket$" no-proxy', "ProxyPreserveHost On"]
         lines += host_lines
-        lines.append(" ".join(filter(None, ("ProxyPass", path, quote(target), proxy_options))))
+        if len(targets) == 1:
+            words = ("ProxyPass", path, quote(targets[0]), proxy_options)
+            lines.append(" ".join(filter(None, words)))
     lines += [
         f'WSGIScriptAlias {path} "${{APACHEWS_HANDLER}}/tunnel.py" process-group=%{{GLOBAL}}'
         " application-group=%{GLOBAL}",
@@ -280,6 +315,8 @@ def tunnel_lines(
         "    Require all granted",
         f"    SetEnv APACHEWS_BACKEND {quote(backend)}",
     ]
+    if cookie:
+        lines.append(f"    SetEnv APACHEWS_BACKEND_COOKIE {cookie}")
     if has_pages:
         # The tunnel does this for WebSockets, and mod_proxy does not for pages.
         lines += [f"    RequestHeader unset {header}" for header in USER_HEADERS]
