@@ -4,7 +4,8 @@ Contract: ``SOFTWARE`` has the defaults of each program and what its own setting
 ``TESTED_BY`` says which of them the tests run.  ``tunnel_lines(…)`` returns directives for a
 virtual host, ``software_lines(…)`` those of a program with comments.  Pure.
 
-Sources: mod_proxy's ProxyPass ("no-proxy"), and the documentation of each program.
+Sources: mod_proxy's ProxyPass ("no-proxy"), and the documentation of each program, which a
+comment names with the file in the program's repository.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/",
         "with --uds: --forwarded-allow-ips '*'",
     ),
+    # phoenix: lib/phoenix/socket/transport.ex (check_origin).
     "phoenix": Software(
         "Phoenix and LiveView",
         "http://127.0.0.1:4000",
         "/",
         "url: [host: …] of the endpoint, or check_origin, with the name of the site",
     ),
+    # rails: actioncable/lib/action_cable/connection/base.rb (pages of the same host may connect).
     "actioncable": Software(
         "Action Cable of Rails",
         "http://127.0.0.1:3000",
@@ -99,48 +102,61 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/jupyter",
         "ServerApp.base_url = '{path}/' and ServerApp.allow_remote_access = True",
     ),
+    # jupyterhub: docs/source/howto/configuration/config-proxy.md.
     "jupyterhub": Software(
         "JupyterHub",
         "http://127.0.0.1:8000",
         "/jhub",
         "JupyterHub.bind_url = 'http://127.0.0.1:8000{path}/'",
     ),
+    # home-assistant: components/http/forwarded.py (an unknown proxy gets 400), websocket_api.
     "homeassistant": Software(
         "Home Assistant",
         "http://127.0.0.1:8123",
         "/",
         "http: use_x_forwarded_for: true, trusted_proxies: 127.0.0.1; no other path than /",
     ),
+    # grafana: conf/defaults.ini; pkg/services/live/live.go (pages of the same host may connect).
     "grafana": Software(
         "Grafana Live",
         "http://127.0.0.1:3000",
         "/grafana",
         "[server] root_url with the site's URL and {path}/, serve_from_sub_path = true",
     ),
-    "code-server": Software("code-server", "http://127.0.0.1:8080/", "/code"),
+    # code-server: docs/guide.md (a sub-path is removed); its pages have relative URLs.
+    "code-server": Software(
+        "code-server", "http://127.0.0.1:8080/", "/code", "open {path}/ with the slash at the end"
+    ),
     "novnc": Software(
         "noVNC on websockify",
         "http://127.0.0.1:6080/",
         "/novnc",
         "websockify --web; open {path}/vnc.html?path={path}/websockify",
     ),
+    # mattermost: docs, source/configure/config-proxy-apache2.rst.
     "mattermost": Software(
-        "Mattermost", "http://127.0.0.1:8065", "/", "SiteURL with the URL of the site"
+        "Mattermost",
+        "http://127.0.0.1:8065",
+        "/",
+        "ServiceSettings: SiteURL with the URL of the site, ConnectionSecurity empty",
     ),
     "rocketchat": Software(
         "Rocket.Chat", "http://127.0.0.1:3000", "/", "ROOT_URL with the URL of the site"
     ),
+    # notify_push: README.md (reverse proxy).
     "nextcloud-push": Software(
         "notify_push of Nextcloud",
         "http://127.0.0.1:7867/",
         "/push",
         "trusted_proxies of Nextcloud with 127.0.0.1; occ notify_push:setup with the URL of {path}",
     ),
+    # synapse: docs/reverse_proxy.md.
     "synapse": Software(
         "Synapse",
         "http://127.0.0.1:8008",
         "/_matrix",
-        "x_forwarded: true of the listener. Its clients poll: it has no WebSockets of its own",
+        "x_forwarded: true of the listener. /_synapse/client needs a ProxyPass with nocanon too."
+        " Its clients poll: it has no WebSockets of its own",
         proxy_options="nocanon",
         host_lines=("AllowEncodedSlashes NoDecode",),
     ),
@@ -150,11 +166,12 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/admin",
         "[WebService] Origins with the site, ProtocolHeader = X-Forwarded-Proto, UrlRoot = {path}",
     ),
+    # guacamole-manual: src/reverse-proxy.md.
     "guacamole": Software(
         "Guacamole on Tomcat",
         "http://127.0.0.1:8080",
         "/guacamole",
-        "",
+        "RemoteIpValve of Tomcat, with internalProxies 127.0.0.1, for the addresses of clients",
         proxy_options="flushpackets=on",
     ),
     "mosquitto": Software(
@@ -165,11 +182,13 @@ SOFTWARE: Final[dict[str, Software]] = {
         has_pages=False,
     ),
     "ttyd": Software("ttyd", "http://127.0.0.1:7681", "/ttyd", "ttyd --base-path {path}"),
+    # n8n: documentation, Configure webhook URLs with reverse proxy; push/push.config.js.
     "n8n": Software(
         "n8n",
         "http://127.0.0.1:5678",
         "/",
-        "N8N_PROXY_HOPS=1, WEBHOOK_URL with the URL of the site, N8N_PUSH_BACKEND=websocket",
+        "N8N_PROXY_HOPS=1, N8N_WEBHOOK_URL (before 2.35 WEBHOOK_URL) with the URL of the site;"
+        " before 1.91 N8N_PUSH_BACKEND=websocket",
     ),
 }
 # The test that runs a program through the tunnel, in tests/integration/test_tunnel_software*.py.
