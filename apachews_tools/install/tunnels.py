@@ -140,8 +140,12 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/",
         "ServiceSettings: SiteURL with the URL of the site, ConnectionSecurity empty",
     ),
+    # Rocket.Chat: docs, manual-installation/configuring-ssl-reverse-proxy.md.
     "rocketchat": Software(
-        "Rocket.Chat", "http://127.0.0.1:3000", "/", "ROOT_URL with the URL of the site"
+        "Rocket.Chat",
+        "http://127.0.0.1:3000",
+        "/",
+        "ROOT_URL with the URL of the site, HTTP_FORWARDED_COUNT=1",
     ),
     # notify_push: README.md (reverse proxy).
     "nextcloud-push": Software(
