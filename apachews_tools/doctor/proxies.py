@@ -42,11 +42,10 @@ from apachews_tools.install.tunnels import tunnel_lines
 
 from .finding import Finding, error, note, warning
 
-# httpd's defaults: places for children, threads of a child, children at the start.
+# httpd's defaults: places for children, and threads of a child.
 DEFAULT_SERVERS: Final = 16
 DEFAULT_PREFORK_SERVERS: Final = 256
 DEFAULT_THREADS: Final = 25
-DEFAULT_START_SERVERS: Final = 3
 # Of a balancer without a cookie for the route.
 COOKIE: Final = "ROUTE"
 KEEP_UPGRADES: Final = "RewriteCond %{HTTP:Upgrade} !=websocket [NC]"
@@ -95,12 +94,11 @@ def when_full(configuration: Configuration) -> str:
         return f"{text}, with or without reloads of Apache"
     servers = _servers(configuration)
     most = max(workers // _number(configuration, DEFAULT_THREADS, "ThreadsPerChild"), 1)
-    fewest = min(_number(configuration, DEFAULT_START_SERVERS, "StartServers"), most)
-    low, high = -(-servers // most), -(-servers // fewest)
-    reloads = f"{low} to {high} reloads" if low != high else f"{low} reload{'s' * (low != 1)}"
+    fewest_reloads = -(-servers // most)
+    reloads = f"{fewest_reloads} to {servers} reloads" if most > 1 else f"{servers} reloads"
     return (
-        f"{text}; or after {reloads} of Apache, if each leaves its old children with open"
-        f" WebSockets: every old child keeps one of {servers} places (ServerLimit)"
+        f"{text}; or after {reloads} of Apache: every old child with an open WebSocket keeps one of"
+        f" {servers} places (ServerLimit)"
     )
 
 
