@@ -105,8 +105,11 @@ def when_full(configuration: Configuration) -> str:
 def proxy_of(scope: Scope) -> Proxy | None:
     """Return the proxy for the WebSockets of a request, or None.
 
-    It is the one that leads them to another server, or that ``no-proxy`` keeps from them.
+    It is the one that leads them to another server, or that ``no-proxy`` keeps from them.  None
+    for the name of a producer's socket: a proxy that gets it is a mistake.
     """
+    if scope.url_path.endswith(".ws"):
+        return None
     found = diversion(scope)
     if found is None and tunnel_of(scope) is None:
         found = diversion(scope, heeds_no_proxy=False)

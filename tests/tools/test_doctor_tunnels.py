@@ -340,7 +340,8 @@ def test_the_proxy_of_a_url() -> None:
     assert target("/socket.io/") == "ws://127.0.0.1:3000/socket.io"
     assert target("/other/a") == "ws://b/"
     assert target("/x") == ""
-    assert target("/echo.ws") == ""
+    # Of a producer: ``check_scope`` reports the proxy.
+    assert target("/other/echo.ws") == ""
     # no-proxy keeps it from its WebSockets, and ``check_proxies`` says so.
     kept = read(SITE % f"{NO_PROXY}ProxyPass /other ws://b/")
     found = proxy_of(Scope(kept, kept.virtual_hosts()[0], "/other/a", "/other/a"))
