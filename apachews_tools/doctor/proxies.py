@@ -221,8 +221,10 @@ def _replacement(
     except SetUpError:
         return [], f"{generic} prints its lines"
     place = f"in the <VirtualHost>, these lines in place of {_places(old)}"
-    if proxy.in_section and proxy.has_upgrade and not proxy.balancer:
-        place = f"remove upgrade= at {proxy.directive.where}; in the <VirtualHost>, these lines"
+    if proxy.in_section:
+        is_kept = proxy.has_upgrade and not proxy.balancer
+        gone = f"upgrade= at {proxy.directive.where}" if is_kept else _places(old)
+        place = f"remove {gone}; in the <VirtualHost>, outside of sections, these lines"
     steps = [*_preparation(lines, configuration), place]
     steps += [
         f"above {other.directive.name} at {other.directive.where} add {KEEP_UPGRADES}"
@@ -350,9 +352,7 @@ def _has_pages(proxy: Proxy, path: str) -> bool:
 
 def _meets(proxy: Proxy, path: str) -> bool:
     """Tell whether a proxy leads pages of a path, or of a part of it."""
-    if proxy.target == "!" or not proxy.path or is_ws(proxy.target):
-        return False
-    if proxy.is_rule and proxy.is_websocket:
+    if proxy.target == "!" or not proxy.path or (proxy.is_rule and proxy.is_websocket):
         return False
     return alias_matches(proxy.path, path) or alias_matches(path, proxy.path.rstrip("/") or "/")
 

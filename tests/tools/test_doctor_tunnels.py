@@ -229,6 +229,26 @@ def test_the_remedy_names_lines_and_modules() -> None:
     assert "a2enmod" not in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("line", "gone"),
+    [
+        (f"ProxyPass {B}/app upgrade=websocket", "upgrade= at /c:3"),
+        ("ProxyPass ws://127.0.0.1:3000/app", "/c:3 (ProxyPass)"),
+    ],
+)
+def test_the_lines_for_a_section_belong_outside_of_it(line: str, gone: str) -> None:
+    (found,) = proxied(f"<Location /app>\n{line}\n</Location>")
+    assert f"remove {gone}; in the <VirtualHost>, outside of sections, these lines" in found.remedy
+
+
+def test_a_rule_beside_mod_proxy_wstunnel_needs_no_proxy() -> None:
+    rule, other = proxied(
+        RULE + "/(.*) ws://127.0.0.1:3000/$1 [P,L]\nProxyPass / ws://127.0.0.1:3000/"
+    )
+    assert NO_PROXY.strip() in rule.lines
+    assert f"ProxyPass / {B}/" in other.lines
+
+
 MATTERMOST = (
     "RewriteEngine On\n"
     "RewriteCond %{REQUEST_URI} ^/api/v[0-9]+/(users/)?websocket [NC,OR]\n"
