@@ -359,6 +359,7 @@ HTACCESS: Final = Reason(
     _MISCONFIGURED,
     "an .htaccess file of another directory led the request here, and could have set variables",
     "put that rule into the virtual host",
+    ("htaccess",),
 )
 PASS_REQUEST: Final = Reason(
     "pass-request",

@@ -48,9 +48,9 @@ change the installation, because Apache reads parts of it as root."""
 
 EXAMPLES: Final = """\
 examples:
-  sudo /opt/apachews/bin/apachews config --debian
-  sudo /opt/apachews/bin/apachews config --debian --undo
-  /opt/apachews/bin/apachews config > /etc/httpd/conf.d/apachews.conf
+  sudo apachews config --debian
+  sudo apachews config --debian --undo
+  apachews config | sudo tee /etc/httpd/conf.d/apachews.conf
   apachews config --tls-vhost chat.example.org --docroot /var/www/chat \\
       | sudo tee /etc/apache2/sites-available/chat.conf
   apachews config --tunnel jupyter --backend http://127.0.0.1:8888 --path /jupyter
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kind.add_argument(
         "--tunnel",
-        metavar="SOFTWARE",
+        metavar="NAME",
         choices=SOFTWARE,
         help="print the lines for a WebSocket server that exists already: " + ", ".join(SOFTWARE),
     )
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("/var/www/html"),
         metavar="DIR",
-        help="with --tls-vhost: its document root (default /var/www/html)",
+        help="with --tls-vhost or --tunnel: the site's document root (default /var/www/html)",
     )
     parser.add_argument(
         "--certificate", type=Path, metavar="FILE", help="with --tls-vhost (default: certbot's)"
@@ -145,7 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
                 end="",
             )
         elif arguments.tunnel:
-            lines = software_lines(arguments.tunnel, arguments.backend, arguments.path)
+            lines = software_lines(
+                arguments.tunnel, arguments.backend, arguments.path, str(arguments.docroot)
+            )
             print("\n".join(lines))
         elif arguments.undo:
             _undo(DebianModule(arguments.directory), arguments.force)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from apachews_tools.doctor.finding import ALWAYS, Finding, Level, error, note, ok, warning
-from apachews_tools.doctor.handshake import check_url
+from apachews_tools.doctor.finding import Finding, Level, error, note, ok, supposed, warning
+from apachews_tools.doctor.handshake import check_url, with_query
 from apachews_tools.doctor.machine import (
     ETC_APACHE2,
     UNITS,
@@ -27,10 +27,16 @@ from apachews_tools.doctor.machine import (
     has_private_tmp,
     unit_properties,
 )
+from apachews_tools.doctor.proxies import check_proxies, proxy_of
 from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
 from apachews_tools.doctor.site import check_scope, check_socket, rewritten, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
-from apachews_tools.doctor.tunnels import check_backends, check_proxies, check_tunnels
+from apachews_tools.doctor.tunnels import (
+    check_backends,
+    check_htaccess,
+    check_tunnelled_sockets,
+    check_tunnels,
+)
 from apachews_tools.httpd.address import Address
 from apachews_tools.httpd.configuration import Configuration, Scope, VirtualHost
 from apachews_tools.httpd.control import Control, ControlError
@@ -153,7 +159,7 @@ def _require_certificates(file: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything; print the findings."""
-    address = Address.parse(arguments.url) if arguments.url else None
+    address = with_query(Address.parse(arguments.url)) if arguments.url else None
     if arguments.ca is not None:
         _require_certificates(arguments.ca)
     findings = list(_without_doubles(_examine(arguments, address)))
@@ -181,6 +187,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
     logs: tuple[str, ...] = ()
     findings: list[Finding] = []
     is_another = False
+    proxied_to = ""
     try:
         control = Control(arguments.apachectl, arguments.httpd_arguments)
         version = control.version()
@@ -194,7 +201,11 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             configuration = control.read()
             logs = _error_logs(configuration)
             findings += _examine_apache(arguments, address, configuration, version)
-            is_another = address is not None and not listens_on(configuration, address.port)
+            if address is not None:
+                is_another = not listens_on(configuration, address.port)
+                ((scope, _),) = _scopes(configuration, address)
+                if not is_another and (proxy := proxy_of(scope)):
+                    proxied_to = proxy.target
     except ControlError as failure:
         make = error if address is None else warning
         yield make(
@@ -215,6 +226,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
             timeout_s=arguments.timeout,
             error_logs=logs,
             cafile=arguments.ca,
+            proxied_to=proxied_to,
             errors=()
             if is_another
             else [finding for finding in findings if finding.level is Level.ERROR],
@@ -257,6 +269,8 @@ def _examine_apache(
     yield from check_proxies(configuration)
     yield from check_tunnels(configuration)
     yield from check_backends(configuration, account)
+    yield from check_tunnelled_sockets(configuration)
+    yield from check_htaccess(configuration)
     if os.geteuid() == 0:
         yield from check_ownership(configuration)
     yield from check_process(httpd, pid_file, arguments.websockets)
@@ -277,12 +291,16 @@ def _examine_apache(
         if is_real and (target := rewritten(scope)):
             yield ok("proxy", f"a rule leads {scope.url_path} to {target.url_path}")
             scope = target
+        if address is not None and proxy_of(scope):
+            continue  # ``check_proxies`` has reported it
         if is_real and (tunnel := tunnel_of(scope)):
-            # ``check_tunnels`` has checked its lines.
-            yield ok("tunnel", f"a tunnel leads {scope.url_path} to {' '.join(tunnel.backends)}")
+            # ``check_tunnels`` has checked its lines, ``check_tunnelled_sockets`` the socket.
+            if address is not None:
+                to = " ".join(tunnel.backends)
+                yield ok("tunnel", f"a tunnel leads {scope.url_path} to {to}")
             continue
         found = check_scope(scope)
-        yield from found if is_real else map(_supposed, found)
+        yield from found if is_real else map(supposed, found)
         path = socket_of(scope)
         if is_real and path and not arguments.socket:
             sockets[path] = path == scope.file
@@ -341,23 +359,6 @@ def _scopes(configuration: Configuration, address: Address | None) -> Iterator[t
 def _socket_urls(host: VirtualHost) -> list[str]:
     root = host.document_root
     return [path[len(root.rstrip("/")) :] for path in sockets_in(root)] if root else []
-
-
-def _supposed(finding: Finding) -> Finding:
-    """Weaken a finding about a site that does not have a socket file yet."""
-    if finding.level is Level.OK:
-        return finding
-    if finding.id == "proxy":
-        # Probably a site without WebSockets.
-        return note(finding.id, finding.text, finding.where)
-    return warning(
-        finding.id,
-        finding.text,
-        breaks=finding.breaks,
-        remedy=finding.remedy,
-        when="the first WebSocket of this site" if finding.when == ALWAYS else finding.when,
-        where=finding.where,
-    )
 
 
 def _error_logs(configuration: Configuration) -> tuple[str, ...]:

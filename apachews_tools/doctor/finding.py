@@ -56,6 +56,7 @@ CHECKS: Final[dict[str, str]] = {
     "proxied-websockets": "no proxy holds a worker of Apache for each WebSocket",
     "no-proxy": "mod_proxy leaves the WebSockets to the tunnel, and only those",
     "tunnel": "the lines of a tunnel agree with those of its pages",
+    "htaccess": "no .htaccess file leads requests to the handler",
     "backend": "a WebSocket server listens at the end of each tunnel",
     "settings": "the names and values of the settings are allowed",
     "running": "httpd runs",
@@ -146,3 +147,20 @@ def error(
 ) -> Finding:
     """Return a finding about an error that prevents WebSockets, with its remedy."""
     return Finding(id, Level.ERROR, text, breaks, when, remedy, where, lines)
+
+
+def supposed(finding: Finding) -> Finding:
+    """Weaken a finding about a site that does not have a socket file yet."""
+    if finding.level is Level.OK:
+        return finding
+    if finding.id == "proxy":
+        # Probably a site without WebSockets.
+        return note(finding.id, finding.text, finding.where)
+    return warning(
+        finding.id,
+        finding.text,
+        breaks=finding.breaks,
+        remedy=finding.remedy,
+        when="the first WebSocket of this site" if finding.when == ALWAYS else finding.when,
+        where=finding.where,
+    )

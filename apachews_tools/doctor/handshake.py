@@ -26,7 +26,14 @@ from apachews.exceptions import WireError
 from apachews.monitoring import refusals
 from apachews.wire import decode_header
 from apachews_tools.httpd.address import Address
-from apachews_tools.httpd.answers import Answer, Cause, cause_of, joined, websocket_url
+from apachews_tools.httpd.answers import (
+    Answer,
+    Cause,
+    cause_of,
+    cause_of_proxied,
+    joined,
+    websocket_url,
+)
 
 from .finding import ALWAYS, Finding, Level, error, ok, warning
 
@@ -44,6 +51,9 @@ LOG_TAIL_BYTES: Final = 256 * 1024
 # How much of a line is quoted, in characters.
 MAX_LOGGED: Final = 300
 ECHO: Final = "apachews doctor"
+
+# Without it, a server of Socket.IO answers 400.
+SOCKET_IO_QUERY: Final = "?EIO=4&transport=websocket"
 
 _UNKNOWN: Final = Cause("the handler does not give this answer", "see the error log")
 
@@ -110,6 +120,14 @@ def _dial(address: Address, deadline: float) -> socket.socket:
     raise failure
 
 
+def with_query(address: Address) -> Address:
+    """Return the address with the query that Socket.IO needs, if the path is Socket.IO's."""
+    path, mark, _ = address.target.partition("?")
+    if mark or not path.rstrip("/").endswith("/socket.io"):
+        return address
+    return Address.parse(f"{address.url.rstrip('/')}/{SOCKET_IO_QUERY}")
+
+
 def check_url(
     address: Address,
     *,
@@ -119,6 +137,7 @@ def check_url(
     error_logs: tuple[str, ...] = (),
     cafile: str | None = None,
     errors: Sequence[Finding] = (),
+    proxied_to: str = "",
 ) -> Iterator[Finding]:
     """Send a handshake, and yield what its answer means.
 
@@ -130,6 +149,7 @@ def check_url(
         error_logs: of httpd, if it runs on this machine.
         cafile: certificates to trust instead of the system's.
         errors: findings of other checks about this URL.
+        proxied_to: the server to which a proxy leads the URL; "" without one.
     """
     deadline = time.monotonic() + timeout_s
     try:
@@ -165,7 +185,8 @@ def check_url(
         return
     with sock:
         if answer.status != 101:
-            yield explain(address, answer, origin, _logged(error_logs, our_port), errors)
+            logged = _logged(error_logs, our_port)
+            yield explain(address, answer, origin, logged, errors, proxied_to)
             return
         accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
         if answer.headers.get("sec-websocket-accept") != accept:
@@ -262,6 +283,7 @@ def explain(
     origin: str | None,
     logged: str = "",
     errors: Sequence[Finding] = (),
+    proxied_to: str = "",
 ) -> Finding:
     """Return what an answer other than 101 means.
 
@@ -271,6 +293,7 @@ def explain(
         origin: the one that was asked for, or None.
         logged: what the error log says, or "".
         errors: other checks' findings: one that is the cause has the better remedy.
+        proxied_to: the server to which a proxy leads the URL; "" without one.
     """
     shown = logged if len(logged) <= MAX_LOGGED else f"{logged[:MAX_LOGGED]}…"
     says = f"; the error log says: {shown}" if logged else ""
@@ -285,6 +308,8 @@ def explain(
             else "connect to the URL that the redirect should name",
         )
     cause = cause_of(answer, logged) or _UNKNOWN
+    if proxied_to and answer.refusal(logged) is None:
+        cause = cause_of_proxied(answer, proxied_to)
     meaning, remedy = cause.meaning, cause.remedy
     if finding := _finding_of(cause, errors):
         remedy = f"{finding.remedy} ({finding.id}, above)"

@@ -343,7 +343,7 @@ def socket_beside(path: str) -> str:
             names = [
                 entry.name
                 for entry in itertools.islice(entries, MAX_LOOKED_AT)
-                if entry.name.endswith(".ws") and entry.name != name and _is_socket(entry.path)
+                if entry.name.endswith(".ws") and entry.name != name and is_socket(entry.path)
             ]
     except OSError:
         return ""  # the directory does not exist, or is not accessible
@@ -392,14 +392,15 @@ def sockets_in(directory: str, limit: int = 20) -> list[str]:
         looked_at += len(directories) + len(files)
         for name in sorted(files):
             path = os.path.join(place, name)
-            if name.endswith(".ws") and _is_socket(path):
+            if name.endswith(".ws") and is_socket(path):
                 found.append(path)
         if len(found) >= limit or looked_at > MAX_LOOKED_AT:
             break
     return found[:limit]
 
 
-def _is_socket(path: str) -> bool:
+def is_socket(path: str) -> bool:
+    """Tell whether a file is a producer's socket, a loopback one included."""
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode) or _is_loopback(path)
     except OSError:

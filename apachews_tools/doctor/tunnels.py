@@ -1,12 +1,13 @@
-"""Checks of proxies for WebSockets, and of the tunnels that replace them.
+"""Checks of tunnels.
 
-Contract: ``check_proxies(configuration)`` yields findings about mod_proxy, with the lines of a
-tunnel; ``check_tunnels(configuration)`` about the lines of tunnels.  Both are pure.
+Contract: ``check_tunnels(configuration)`` yields findings about the lines of tunnels.  Pure.
 ``check_backends(configuration, account)`` connects to each backend once.
+``check_tunnelled_sockets(configuration)`` searches the document roots for producers' sockets,
+``check_htaccess(configuration)`` for ``.htaccess`` files that lead to the handler.
 
-Sources: modules/proxy/mod_proxy.c (``ap_proxy_trans_match``, ``no-proxy``; the option
-``upgrade``), modules/metadata/mod_setenvif.c (its directives of a directory come later than
-mod_proxy), modules/http/http_request.c (``Vary`` of an expression with ``%{HTTP:…}``).
+Sources: modules/proxy/mod_proxy.c (``no-proxy``), modules/metadata/mod_setenvif.c (its
+directives of a directory come later than mod_proxy), modules/http/http_request.c (``Vary`` of an
+expression with ``%{HTTP:…}``).
 """
 
 from __future__ import annotations
@@ -19,172 +20,34 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from apachews_tools.httpd.backend import Backend
-from apachews_tools.httpd.configuration import Configuration, alias_matches, is_on
+from apachews_tools.httpd.configuration import Configuration, Scope, alias_matches, is_on
 from apachews_tools.httpd.directives import Directive, find, quote, section_of
+from apachews_tools.httpd.mapping import (
+    ANY_SOCKET,
+    SCRIPT,
+    STATUS_SCRIPT,
+    TUNNEL_SCRIPT,
+    htaccess_files,
+)
 from apachews_tools.httpd.permissions import WRITE, Account, obstacle
 from apachews_tools.httpd.proxies import (
     SETTERS,
     Proxy,
     Tunnel,
-    is_ws,
-    levels,
-    proxies_of,
     sets_no_proxy,
+    tunnel_of,
     tunnels,
 )
-from apachews_tools.httpd.shell import this_program
+from apachews_tools.install.diversion import diversion, leaves_site
 from apachews_tools.install.installation import SetUpError
-from apachews_tools.install.tunnels import proxy_target, tunnel_lines
+from apachews_tools.install.tunnels import producers_line, proxy_target
 
-from .finding import Finding, error, note, ok, warning
+from .finding import Finding, error, ok, warning
+from .proxies import KEEP_UPGRADES, as_http, backend_of
+from .site import MAX_LOOKED_AT, sockets_in
 
 CONNECT_TIMEOUT_S: Final = 2.0
-# httpd's defaults of MaxRequestWorkers: 16 children of 25 threads; prefork has processes.
-DEFAULT_WORKERS: Final = 400
-DEFAULT_PREFORK_WORKERS: Final = 256
 NO_PROXY_LINE: Final = 'SetEnvIfNoCase Upgrade "^websocket$" no-proxy'
-
-
-def max_request_workers(configuration: Configuration) -> int:
-    """Return the number of requests, or of proxied WebSockets, that fit into httpd."""
-    for name in ("MaxRequestWorkers", "MaxClients"):
-        directive = configuration.last(name)
-        if directive and directive.arguments and directive.arguments[0].isdigit():
-            return int(directive.arguments[0])
-    return DEFAULT_PREFORK_WORKERS if configuration.mpm() == "prefork" else DEFAULT_WORKERS
-
-
-def check_proxies(configuration: Configuration) -> Iterator[Finding]:
-    """Yield findings about proxies for WebSockets, with the lines of a tunnel in their place."""
-    covered = {
-        id(tunnel.page_proxy.directive)
-        for tunnel in tunnels(configuration)
-        if tunnel.page_proxy and tunnel.no_proxy
-    }
-    workers = max_request_workers(configuration)
-    is_used = False
-    for level in levels(configuration):
-        proxies = proxies_of(level)
-        for number, proxy in enumerate(proxies):
-            if not proxy.is_websocket:
-                continue
-            is_used = is_used or is_ws(proxy.target)
-            if id(proxy.directive) in covered:
-                continue  # ``check_tunnels`` reports what is left of it
-            setter = next(filter(sets_no_proxy, level), None)
-            if setter and not proxy.is_rule:
-                yield _excluded(proxy, proxies, setter)
-            else:
-                yield _proxied(proxy, proxies, workers)
-            yield from _check_order(proxy, proxies[:number])
-    if "proxy_wstunnel_module" in configuration.modules and not is_used:
-        yield note(
-            "proxied-websockets", "mod_proxy_wstunnel is loaded, and no directive names ws://"
-        )
-
-
-def _proxied(proxy: Proxy, proxies: list[Proxy], workers: int) -> Finding:
-    """Return the finding about a proxy for WebSockets."""
-    lines, advice = _replacement(proxy, proxies)
-    by = (
-        "mod_proxy_wstunnel"
-        if is_ws(proxy.target)
-        else "mod_rewrite and mod_proxy"
-        if proxy.is_rule
-        else "mod_proxy_http"
-    )
-    return warning(
-        "proxied-websockets",
-        f"{proxy.directive} leads WebSockets to another server, by {by}",
-        breaks="each open WebSocket occupies a worker: with all of them occupied, the whole server"
-        " answers nothing",
-        when=f"{workers} open WebSockets (MaxRequestWorkers); fewer after a reload of Apache, which"
-        " keeps the old children until their WebSockets close",
-        remedy=advice,
-        where=proxy.directive.where,
-        lines=tuple(lines),
-    )
-
-
-def _excluded(proxy: Proxy, proxies: list[Proxy], setter: Directive) -> Finding:
-    """Return the finding about a proxy that no-proxy keeps from its WebSockets."""
-    lines, advice = _replacement(proxy, proxies)
-    return error(
-        "no-proxy",
-        f"{setter} keeps mod_proxy from the WebSockets of {proxy.directive}",
-        breaks="its WebSockets do not open",
-        remedy=advice,
-        where=proxy.directive.where,
-        lines=tuple(lines),
-    )
-
-
-def _replacement(proxy: Proxy, proxies: list[Proxy]) -> tuple[list[str], str]:
-    """Return the lines of a tunnel in the place of a proxy, and what to do with them."""
-    generic = f"a tunnel: {this_program()} config --tunnel NAME prints its lines"
-    target = _as_http(proxy.target)
-    if re.search(r"\b(?:wss|https)://", target, re.IGNORECASE):
-        return [], f"{generic}; it needs a port of the server without TLS"
-    if target.startswith("balancer:"):
-        return [], f"{generic}, to one member of the balancer"
-    if not proxy.path or not proxy.directive.is_named("ProxyPass", "RewriteRule"):
-        return [], generic
-    path = proxy.path.rstrip("/") or "/"
-    pages = next((one for one in proxies if _has_pages(one, path)), None)
-    try:
-        lines = tunnel_lines(_backend_of(path, target), path, has_pages=pages is not None)
-    except SetUpError:
-        return [], generic
-    # The ProxyPass of the pages stays as it is, without its upgrade=.
-    lines = [line for line in lines if not line.startswith("ProxyPass ")]
-    advice = "in the <VirtualHost>, these lines in its place (docs/howto/tunnel.md):"
-    if pages is proxy and proxy.in_section:
-        advice = "remove upgrade= there; these lines in the <VirtualHost> (docs/howto/tunnel.md):"
-    elif pages is proxy:
-        words = [w for w in proxy.directive.arguments if not w.lower().startswith("upgrade=")]
-        lines.insert(2, str(Directive(proxy.directive.name, tuple(words))))
-    return lines, advice
-
-
-def _has_pages(proxy: Proxy, path: str) -> bool:
-    """Tell whether a proxy leads the pages of a path to another server."""
-    if proxy.is_rule or proxy.target == "!" or is_ws(proxy.target) or not proxy.path:
-        return False
-    return alias_matches(proxy.path, path)
-
-
-def _as_http(target: str) -> str:
-    """Return a target with http:// for ws://."""
-    return re.sub(r"\bws://", "http://", target, count=1, flags=re.IGNORECASE)
-
-
-def _backend_of(path: str, target: str) -> str:
-    """Return the value of APACHEWS_BACKEND for a proxy."""
-    prefix, bar, url = target.rpartition("|")
-    parts = urlsplit(url)
-    base = f"{prefix}{bar}{parts.scheme}://{parts.netloc}"
-    mapped = parts.path.rstrip("/")
-    # Without a path, the backend gets the path of the request.
-    return base if mapped == path.rstrip("/") else base + (mapped or "/")
-
-
-def _check_order(proxy: Proxy, earlier: list[Proxy]) -> Iterator[Finding]:
-    """Find a proxy for WebSockets that another one precedes: the first match wins."""
-    if proxy.is_rule or proxy.in_section or not proxy.path:
-        return
-    for other in earlier:
-        if other.is_rule or other.in_section or other.is_websocket or not other.path:
-            continue
-        if alias_matches(other.path, proxy.path):
-            yield warning(
-                "proxied-websockets",
-                f"{other.directive} precedes {proxy.directive}, which has no effect",
-                breaks="its WebSockets do not open: the first ProxyPass that matches gets them",
-                remedy="the tunnel does not depend on the order; without a tunnel, the longer path"
-                " first",
-                where=other.directive.where,
-            )
-            return
 
 
 def check_tunnels(configuration: Configuration) -> Iterator[Finding]:
@@ -193,7 +56,7 @@ def check_tunnels(configuration: Configuration) -> Iterator[Finding]:
     yield from _check_setters(configuration)
     for tunnel in found:
         problems = [*_check_backend_setting(tunnel), *_check_no_proxy(tunnel)]
-        problems += _check_page_proxy(tunnel)
+        problems += [*_check_page_proxy(tunnel), *_check_rules(tunnel)]
         yield from problems
         if not problems:
             yield ok("tunnel", f"a tunnel leads {tunnel.path} to {' '.join(tunnel.backends)}")
@@ -267,6 +130,27 @@ def _check_no_proxy(tunnel: Tunnel) -> Iterator[Finding]:
         )
 
 
+def _check_rules(tunnel: Tunnel) -> Iterator[Finding]:
+    """Find a rule for pages that takes the WebSockets: mod_rewrite comes first."""
+    # A path below that of the tunnel: most rules have a pattern for those.
+    path = f"{tunnel.path.rstrip('/')}/{ANY_SOCKET}"
+    scope = Scope(tunnel.scope.configuration, tunnel.scope.host, path, tunnel.scope.file)
+    found = diversion(scope)
+    if found is None or not found.is_proxy or not found.directive.is_named("RewriteRule"):
+        return
+    if any(one.is_websocket for one in tunnel.proxies if one.directive is found.directive):
+        return  # ``check_proxies`` reports it
+    make = error if found.is_certain else warning
+    yield make(
+        "tunnel",
+        f"{found.directive} takes the WebSockets of {tunnel.path}: mod_rewrite comes before the"
+        " tunnel, and no-proxy has no effect on it",
+        breaks="no WebSocket opens" + ("" if found.is_certain else ", if the conditions hold"),
+        remedy=f"above it: {KEEP_UPGRADES}",
+        where=found.directive.where,
+    )
+
+
 def _check_page_proxy(tunnel: Tunnel) -> Iterator[Finding]:
     """Compare a tunnel with the ProxyPass of its pages."""
     proxy = tunnel.page_proxy
@@ -297,7 +181,7 @@ def _check_page_proxy(tunnel: Tunnel) -> Iterator[Finding]:
 
 def _check_mapping(tunnel: Tunnel, proxy: Proxy) -> Iterator[Finding]:
     """Find a ProxyPass and a backend that map the same URL to different paths."""
-    target = _as_http(proxy.target)
+    target = as_http(proxy.target)
     has_path = bool(urlsplit(target.rpartition("|")[2]).path)
     if (
         proxy.directive.is_named("ProxyPass")
@@ -324,9 +208,85 @@ def _check_mapping(tunnel: Tunnel, proxy: Proxy) -> Iterator[Finding]:
             "tunnel",
             f"{tunnel.path} leads pages to {found}, and WebSockets to {wanted}",
             breaks="WebSockets are a 404 of the backend, unless it has them at another path",
-            remedy=f"SetEnv APACHEWS_BACKEND {quote(_backend_of(tunnel.path, found))}",
+            remedy=f"SetEnv APACHEWS_BACKEND {quote(backend_of(tunnel.path, found))}",
             where=tunnel.alias.where,
         )
+
+
+def check_tunnelled_sockets(configuration: Configuration) -> Iterator[Finding]:
+    """Yield findings about producers' sockets whose WebSockets a tunnel gets."""
+    for tunnel in tunnels(configuration):
+        host = tunnel.scope.host
+        root = host.document_root.rstrip("/")
+        taken = [
+            path[len(root) :]
+            for path in sockets_in(root + tunnel.path)
+            if _is_of(tunnel, path[len(root) :])
+        ]
+        if taken:
+            more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+            first = "" if "alias_module" in configuration.modules else "first a2enmod alias; "
+            yield warning(
+                "tunnel",
+                f"the tunnel of {tunnel.path} gets the WebSockets of {taken[0]}{more}, which has a"
+                " socket in the document root",
+                breaks="they go to the backend, and the producer gets none",
+                remedy=f"{first}in the <VirtualHost>: {producers_line(tunnel.path, root)}",
+                where=tunnel.alias.where,
+            )
+
+
+def _is_of(tunnel: Tunnel, url_path: str) -> bool:
+    scope = Scope(tunnel.scope.configuration, tunnel.scope.host, url_path, tunnel.scope.file)
+    found = tunnel_of(scope)
+    return found is not None and found.alias is tunnel.alias
+
+
+def check_htaccess(configuration: Configuration) -> Iterator[Finding]:
+    """Yield findings about .htaccess files that lead requests to an alias of the handler."""
+    for host in configuration.virtual_hosts():
+        aliases = [
+            one
+            for one in [*host.directives, *configuration.server_directives]
+            if one.is_named("WSGIScriptAlias")
+            and len(one.arguments) > 1
+            and one.arguments[1].endswith((SCRIPT, TUNNEL_SCRIPT, STATUS_SCRIPT))
+        ]
+        if not aliases:
+            continue
+        for _, directives in htaccess_files(configuration, host, MAX_LOOKED_AT):
+            for one in directives:
+                target = next((t for t in _targets(one) if _alias_of(aliases, t)), "")
+                if target:
+                    yield _led_by_htaccess(one, target)
+
+
+def _targets(directive: Directive) -> tuple[str, ...]:
+    """Return the paths of the site to which a directive of an .htaccess leads requests."""
+    words = directive.arguments
+    if directive.is_named("DirectoryIndex", "FallbackResource"):
+        return words
+    if directive.is_named("Action"):
+        return words[1:2]
+    if directive.is_named("RewriteRule") and not leaves_site(directive):
+        return words[1:2]
+    return ()
+
+
+def _alias_of(aliases: list[Directive], target: str) -> bool:
+    path = target.partition("?")[0]
+    return any(alias_matches(one.arguments[0].rstrip("/") or "/", path) for one in aliases)
+
+
+def _led_by_htaccess(directive: Directive, target: str) -> Finding:
+    return warning(
+        "htaccess",
+        f"{directive} leads requests to {target}, from an .htaccess file",
+        breaks="every WebSocket that comes this way is a 500 (htaccess)",
+        remedy="remove that line; in the <VirtualHost>, outside of <Directory>:"
+        f" RewriteRule ^/PATH$ {target} [PT], with the path that clients use",
+        where=directive.where,
+    )
 
 
 def _server_of(target: str) -> str:

@@ -1,9 +1,10 @@
 """Why a handshake was not answered with 101: the cause of an answer, and the remedy.
 
-Contract: ``cause_of(answer, logged)`` is a pure function.  A refusal of the handler is known by
-its token, in the header or in the line of the error log (``apachews.monitoring.refusals``).  An
-answer without a token is of httpd, of mod_wsgi or of a proxy, and ``CAUSES`` has those: by words
-of httpd's log lines, which begin with a number of httpd's own, and by status.
+Contract: ``cause_of(answer, logged)`` and ``cause_of_proxied(…)`` are pure functions.  A refusal
+of the handler is known by its token, in the header or in the line of the error log
+(``apachews.monitoring.refusals``).  An answer without a token is of httpd, of mod_wsgi or of a
+proxy, and ``CAUSES`` has those: by words of httpd's log lines, which begin with a number of
+httpd's own, and by status.
 
 Sources: httpd's log messages (AH00035 and others), mod_wsgi's src/server.
 """
@@ -224,6 +225,24 @@ def cause_of(answer: Answer, logged: str = "") -> Cause | None:
     if reason := answer.refusal(logged):
         return Cause(reason.meaning, reason.remedy, reason.findings)
     return next((cause for cause in CAUSES if _applies(cause, answer, logged)), None)
+
+
+def cause_of_proxied(answer: Answer, target: str) -> Cause:
+    """Return why a server at the end of a proxy does not answer with 101.
+
+    Args:
+        answer: its answer, or the proxy's.
+        target: the address of the server.
+    """
+    if answer.status in (502, 503, 504):
+        return Cause(
+            f"the proxy gets no answer of {target}",
+            "start the program that listens there, or correct the address",
+        )
+    return Cause(
+        f"the answer of the program at {target}, which does not open a WebSocket at this URL",
+        "check the path and the query of the URL",
+    )
 
 
 def _applies(cause: Cause, answer: Answer, logged: str) -> bool:

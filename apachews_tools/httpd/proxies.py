@@ -1,26 +1,27 @@
 """The proxies and the tunnels of httpd's configuration.
 
 Contract: ``levels(configuration)`` yields the directives of the server and of each virtual
-host, ``proxies_of(level)`` returns the proxies among them, ``tunnels(configuration)`` the
-tunnels of all sites.  Pure.
+host, ``proxies_of(level, balancers)`` returns the proxies among them, ``balancers_of`` the
+members of each balancer, ``tunnels(configuration)`` the tunnels of all sites.  Pure.
 
 How this works: the first ProxyPass that matches wins, and those in ``<Location>`` come before
-all others.  mod_rewrite comes before mod_proxy and does not heed ``no-proxy``.
+all others.  mod_rewrite comes before mod_proxy and does not heed ``no-proxy``.  A balancer leads
+WebSockets if its members do.
 
 Sources: modules/proxy/mod_proxy.c (``proxy_trans``, ``ap_proxy_trans_match``, the option
-``upgrade``), modules/mappers/mod_rewrite.c.
+``upgrade``, ``add_member``), modules/mappers/mod_rewrite.c.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from .configuration import Configuration, Scope, VirtualHost, alias_matches
 from .directives import Directive
-from .mapping import TUNNEL_SCRIPT
+from .mapping import TUNNEL_SCRIPT, alias_target
 
 _UPGRADE: Final = re.compile(r"%\{(?:HTTP:|HTTP_)UPGRADE\}", re.IGNORECASE)
 SETTERS: Final = ("SetEnvIf", "SetEnvIfNoCase", "SetEnvIfExpr")
@@ -29,6 +30,42 @@ _PLAIN_PATTERN: Final = re.compile(
     r"\^?(/[A-Za-z0-9._~/-]*?)/?\??(?:\(?\.[*+]\)?)?\$?|\^?\(?\.[*+]\)?\$?"
 )
 _VARIABLE: Final = re.compile(r"\$\d|%\d|%\{")
+# The value of a condition on Upgrade that excludes WebSockets: not equal, or not matching.
+_NO_WEBSOCKET: Final = re.compile(r"!(?:=|\^)?websocket\$?", re.IGNORECASE)
+BALANCER: Final = "balancer://"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a balancer.
+
+    Attributes:
+        url: as written.
+        options: its further arguments, for example ``route=1``.
+    """
+
+    url: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def route(self) -> str:
+        """The route, "" without one."""
+        return option(self.options, "route")
+
+
+@dataclass
+class Balancer:
+    """A balancer of mod_proxy_balancer.
+
+    Attributes:
+        members: in their order.
+        directives: its <Proxy> sections, and the BalancerMembers outside of them.
+        sticky: the cookie with the route, "" without one.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    directives: list[Directive] = field(default_factory=list)
+    sticky: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +80,8 @@ class Proxy:
         has_upgrade: whether an option makes it lead them.
         in_section: whether it is in a section, as a <Location>, of its site.
         is_rule: whether it is mod_rewrite's, which does not heed ``no-proxy``.
+        conditions: the RewriteConds of a rule.
+        balancer: the balancer that the target names, or None.
     """
 
     directive: Directive
@@ -52,6 +91,16 @@ class Proxy:
     has_upgrade: bool = False
     in_section: bool = False
     is_rule: bool = False
+    conditions: tuple[Directive, ...] = ()
+    balancer: Balancer | None = None
+
+    @property
+    def excludes_websockets(self) -> bool:
+        """Whether a condition of a rule keeps it from requests with an Upgrade."""
+        return any(
+            _UPGRADE.fullmatch(one.arguments[0]) and _NO_WEBSOCKET.fullmatch(one.arguments[1])
+            for one in _required(self.conditions)
+        )
 
 
 @dataclass(frozen=True)
@@ -98,23 +147,77 @@ def levels(configuration: Configuration) -> Iterator[list[Directive]]:
             yield section.children
 
 
-def proxies_of(level: list[Directive]) -> list[Proxy]:
-    """Return the proxies of a level, in httpd's order of precedence."""
+def balancers_of(configuration: Configuration) -> dict[str, Balancer]:
+    """Return the balancers of all levels by their names, in lower case."""
+    found: dict[str, Balancer] = {}
+    for level in levels(configuration):
+        for one in level:
+            words = list(one.arguments)
+            if one.is_named("Proxy") and words and _is_balancer(words[0]):
+                balancer = found.setdefault(_balancer_name(words[0]), Balancer())
+                balancer.directives.append(one)
+                for child in one.children:
+                    if child.is_named("BalancerMember") and child.arguments:
+                        url, *options = child.arguments
+                        balancer.members.append(Member(url, tuple(options)))
+                    elif child.is_named("ProxySet"):
+                        balancer.sticky = sticky_cookie(child.arguments) or balancer.sticky
+            elif one.is_named("BalancerMember") and len(words) > 1 and _is_balancer(words[0]):
+                balancer = found.setdefault(_balancer_name(words[0]), Balancer())
+                balancer.directives.append(one)
+                balancer.members.append(Member(words[1], tuple(words[2:])))
+    return found
+
+
+def sticky_cookie(options: Iterable[str]) -> str:
+    """Return the cookie of the option stickysession, "" without it.
+
+    ``stickysession=COOKIE|PARAMETER`` names a parameter of the URL too.
+    """
+    return option(options, "stickysession").partition("|")[0]
+
+
+def _is_balancer(target: str) -> bool:
+    return target.lower().startswith(BALANCER)
+
+
+def _balancer_name(target: str) -> str:
+    return target[len(BALANCER) :].partition("/")[0].lower()
+
+
+def proxies_of(
+    level: list[Directive], balancers: Mapping[str, Balancer] | None = None
+) -> list[Proxy]:
+    """Return the proxies of a level, in httpd's order of precedence.
+
+    Args:
+        level: its directives.
+        balancers: those of the configuration, see ``balancers_of``.
+    """
     found: list[Proxy] = []
+    balancers = balancers or {}
     # The last of several sections wins.
     for section in reversed([one for one in level if one.is_section and one.arguments]):
         is_plain = section.is_named("Location") and section.arguments[0].startswith("/")
-        found += _read(section.children, section.arguments[0] if is_plain else "", True)
-    return [*found, *_read([one for one in level if not one.is_section], "", False)]
+        place = section.arguments[0] if is_plain else ""
+        found += _read(section.children, place, True, balancers)
+    outside = [one for one in level if not one.is_section]
+    return [*found, *_read(outside, "", False, balancers)]
 
 
-def _read(directives: list[Directive], place: str, in_section: bool) -> Iterator[Proxy]:
+def _read(
+    directives: list[Directive],
+    place: str,
+    in_section: bool,
+    balancers: Mapping[str, Balancer],
+) -> Iterator[Proxy]:
     """Yield the proxies of one section.
 
     Args:
         directives: of the section.
         place: path of its <Location>; "" for any other.
         in_section: whether it is a section of a site, and not the site itself.
+        balancers: those of the configuration.
     """
     conditions: list[Directive] = []
     for one in directives:
@@ -130,9 +233,13 @@ def _read(directives: list[Directive], place: str, in_section: bool) -> Iterator
             if not words:
                 continue
             path = first if one.is_named("ProxyPass") else _plain_path(first)
-            upgrade = _option(words[1:], "upgrade").lower() not in ("", "none")
+            upgrade = _upgrades(words[1:])
             is_websocket = upgrade or is_ws(words[0])
-            yield Proxy(one, path, words[0], is_websocket, upgrade, in_section)
+            balancer = None
+            if _is_balancer(words[0]):
+                balancer = balancers.get(_balancer_name(words[0]), Balancer())
+                is_websocket = is_websocket or any(map(_leads_websockets, balancer.members))
+            yield Proxy(one, path, words[0], is_websocket, upgrade, in_section, balancer=balancer)
         elif one.is_named("SetHandler") and one.arguments[:1]:
             kind, _, target = one.arguments[0].partition(":")
             if kind.lower() == "proxy" and target:
@@ -143,8 +250,7 @@ def _rewrite_proxy(rule: Directive, conditions: list[Directive]) -> Proxy | None
     """Return the proxy for WebSockets that a RewriteRule is, or None."""
     if len(rule.arguments) < 2:
         return None
-    flags = rule.arguments[2].strip("[]").split(",") if len(rule.arguments) > 2 else []
-    if not {flag.strip().upper() for flag in flags} & {"P", "PROXY"}:
+    if "P" not in _flags(rule):
         return None
     asks_upgrade = any(
         len(one.arguments) > 1
@@ -154,9 +260,50 @@ def _rewrite_proxy(rule: Directive, conditions: list[Directive]) -> Proxy | None
     )
     path, written = _plain_path(rule.arguments[0]), rule.arguments[1]
     target = _VARIABLE.split(written)[0]
-    if written.startswith(target + "%{REQUEST_URI}"):
+    is_open = path == "/" and target != written
+    if is_open and (narrower := _condition_path(conditions)):
+        # The rule copies the whole path of the URL, which a condition restricts.
+        path, target = narrower, target.rstrip("/") + narrower
+    elif written.startswith(target + "%{REQUEST_URI}"):
         target += path
-    return Proxy(rule, path, target, asks_upgrade or is_ws(target), is_rule=True)
+    is_websocket = asks_upgrade or is_ws(target)
+    return Proxy(rule, path, target, is_websocket, is_rule=True, conditions=tuple(conditions))
+
+
+def _condition_path(conditions: list[Directive]) -> str:
+    """Return the path that a condition on REQUEST_URI requires, "" without one."""
+    for one in _required(conditions):
+        variable, pattern = one.arguments[:2]
+        # A pattern without an anchor matches other paths too.
+        if variable.upper() == "%{REQUEST_URI}" and pattern.startswith("^"):
+            path = _plain_path(pattern)
+            if path not in ("", "/"):
+                return path
+    return ""
+
+
+def _required(conditions: Iterable[Directive]) -> Iterator[Directive]:
+    """Yield the conditions that are not one of several alternatives."""
+    is_alternative = False
+    for one in conditions:
+        has_next = "OR" in _flags(one)
+        if not is_alternative and not has_next and len(one.arguments) > 1:
+            yield one
+        is_alternative = has_next
+
+
+def _flags(directive: Directive) -> set[str]:
+    written = directive.arguments[2] if len(directive.arguments) > 2 else ""
+    names = {name.strip().upper() for name in written.strip("[]").split(",")}
+    return {{"ORNEXT": "OR", "PROXY": "P"}.get(name, name) for name in names}
+
+
+def _leads_websockets(member: Member) -> bool:
+    return is_ws(member.url) or _upgrades(member.options)
+
+
+def _upgrades(options: Iterable[str]) -> bool:
+    return option(options, "upgrade").lower() not in ("", "none")
 
 
 def _is_target(word: str) -> bool:
@@ -168,7 +315,8 @@ def is_ws(target: str) -> bool:
     return re.match(r"(?:unix:[^|]*\|)?wss?://", target, re.IGNORECASE) is not None
 
 
-def _option(words: Iterable[str], name: str) -> str:
+def option(words: Iterable[str], name: str) -> str:
+    """Return the value of an argument ``name=value``, "" without it."""
     for word in words:
         key, _, value = word.partition("=")
         if key.lower() == name:
@@ -194,16 +342,21 @@ def sets_no_proxy(directive: Directive) -> bool:
 def tunnels(configuration: Configuration) -> list[Tunnel]:
     """Return the tunnels of all sites."""
     server, *_ = levels(configuration)
+    balancers = balancers_of(configuration)
     sites = configuration.virtual_hosts()
-    found = list(_tunnels_of(configuration, sites[0], server, []))
+    of_server = proxies_of(server, balancers)
+    found = list(_tunnels_of(configuration, sites[0], server, of_server))
     for site in sites:
         if site.section:
-            found += _tunnels_of(configuration, site, site.directives, proxies_of(server))
+            proxies = [*proxies_of(site.directives, balancers), *of_server]
+            found += _tunnels_of(configuration, site, site.directives, proxies)
     return found
 
 
 def tunnel_of(scope: Scope) -> Tunnel | None:
     """Return the tunnel that a request leads to, or None."""
+    if alias_target(scope.configuration, scope.host, scope.url_path) is not None:
+        return None
     matching = [
         tunnel
         for tunnel in tunnels(scope.configuration)
@@ -215,7 +368,7 @@ def tunnel_of(scope: Scope) -> Tunnel | None:
 
 
 def _tunnels_of(
-    configuration: Configuration, site: VirtualHost, level: list[Directive], inherited: list[Proxy]
+    configuration: Configuration, site: VirtualHost, level: list[Directive], proxies: list[Proxy]
 ) -> Iterator[Tunnel]:
     for alias in level:
         if not alias.is_named("WSGIScriptAlias") or len(alias.arguments) < 2:
@@ -230,4 +383,4 @@ def _tunnels_of(
             if one.arguments[:1] == ("APACHEWS_BACKEND",) and len(one.arguments) > 1
         ]
         addresses = tuple(backends[-1].split()) if backends else ()
-        yield Tunnel(alias, path, scope, addresses, level, [*proxies_of(level), *inherited])
+        yield Tunnel(alias, path, scope, addresses, level, proxies)

@@ -23,6 +23,7 @@ from typing import Final
 
 from apachews_tools.httpd.configuration import Scope, alias_matches, is_on, last
 from apachews_tools.httpd.directives import Directive, section_of
+from apachews_tools.httpd.proxies import sets_no_proxy
 
 # Values of a handshake's request.
 _VALUES: Final = {
@@ -36,7 +37,8 @@ _VALUES: Final = {
 _TESTS: Final = {"!-f": True, "!-d": True, "!-l": True, "-f": False, "-d": False, "-l": False}
 # Expressions for the file of the request; a virtual host's rules have only the second form.
 _FILE_NAME: Final = re.compile(
-    r"%\{(?:REQUEST|SCRIPT)_FILENAME\}|%\{(?:CONTEXT_)?DOCUMENT_ROOT\}/?%\{REQUEST_URI\}",
+    r"%\{(?:REQUEST|SCRIPT)_FILENAME\}|%\{(?:CONTEXT_)?DOCUMENT_ROOT\}/?"
+    r"%\{REQUEST_(?:URI|FILENAME)\}",
     re.IGNORECASE,
 )
 _LONG_FLAGS: Final = {
@@ -73,40 +75,55 @@ class Diversion:
     websocket: str = ""
 
 
-def diversion(scope: Scope) -> Diversion | None:
-    """Return the rule that diverts a scope's request, or None."""
+def diversion(scope: Scope, *, heeds_no_proxy: bool = True) -> Diversion | None:
+    """Return the rule that diverts a scope's request, or None.
+
+    Args:
+        scope: of the request.
+        heeds_no_proxy: whether ``no-proxy`` of the site keeps a WebSocket from ProxyPass.
+    """
     has_proxy = "proxy_module" in scope.configuration.modules
     if "rewrite_module" in scope.configuration.modules and (rule := _of_server(scope)):
         return rule
-    if has_proxy and (rule := _passed(scope)):
+    if has_proxy and (rule := _passed(scope, heeds_no_proxy)):
         return rule
     if "rewrite_module" in scope.configuration.modules:
         return _of_directory(scope)
     return None
 
 
-def _passed(scope: Scope) -> Diversion | None:
+def _passed(scope: Scope, heeds_no_proxy: bool) -> Diversion | None:
     """Return the ProxyPass or the SetHandler proxy:… that applies, or None."""
+    level = [*scope.host.directives, *scope.configuration.server_directives]
+    is_kept = heeds_no_proxy and any(map(sets_no_proxy, level))
+    if not is_kept and (directive := _proxy_pass(scope)):
+        is_exclusion = "!" in directive.arguments[:2]
+        return None if is_exclusion else Diversion(directive, True, True)
+    handler = scope.handler()
+    if handler and handler.is_named("SetHandler"):
+        name = handler.arguments[0].lower()
+        if name == "proxy-server" or name.startswith("proxy:"):
+            return Diversion(handler, True, True)
+    return None
+
+
+def _proxy_pass(scope: Scope) -> Directive | None:
+    """Return the ProxyPass that applies, also one with ``!``, or None."""
     # Those of the host come before those of the server; those in <Location> use its path.
     for directive in [*scope.host.directives, *scope.configuration.server_directives]:
         if directive.is_named("ProxyPass", "ProxyPassMatch") and len(directive.arguments) > 1:
-            path, target = directive.arguments[:2]
+            path = directive.arguments[0]
             matches = (
                 alias_matches(path, scope.url_path)
                 if directive.is_named("ProxyPass")
                 else _search(path, scope.url_path)
             )
             if matches:
-                return None if target == "!" else Diversion(directive, True, True)
+                return directive
     for level in scope.section_levels:
         for directive in level:
             if directive.is_named("ProxyPass", "ProxyPassMatch") and directive.arguments:
-                return None if directive.arguments[0] == "!" else Diversion(directive, True, True)
-    handler = scope.handler()
-    if handler and handler.is_named("SetHandler"):
-        name = handler.arguments[0].lower()
-        if name == "proxy-server" or name.startswith("proxy:"):
-            return Diversion(handler, True, True)
+                return directive
     return None
 
 
@@ -196,6 +213,11 @@ def _rewritten(level: list[Directive], paths: list[str], url_path: str) -> Diver
     return None
 
 
+def leaves_site(rule: Directive) -> bool:
+    """Tell whether a RewriteRule answers, or leaves the answer to another server."""
+    return bool(_flags(rule) & _ANSWERS)
+
+
 def _matches(rule: Directive, paths: list[str], flags: set[str]) -> bool:
     pattern = rule.arguments[0]
     is_negated = pattern.startswith("!")
@@ -245,10 +267,15 @@ def _holds(condition: Directive, url_path: str) -> bool | None:
     match = re.fullmatch(r"%\{([^}]+)\}", text)
     name = match[1].upper() if match else ""
     value = url_path if name == "REQUEST_URI" else _VALUES.get(name)
-    if value is None or re.match(r"!?[-<>=]", pattern):
+    if value is None or re.match(r"!?[-<>]", pattern):
         return None
-    found = _search(pattern.removeprefix("!"), value, "NC" in _flags(condition))
-    return found != pattern.startswith("!")
+    is_negated, wanted = pattern.startswith("!"), pattern.removeprefix("!")
+    ignores_case = "NC" in _flags(condition)
+    if wanted.startswith("="):  # a text, not a pattern
+        text = wanted[1:]
+        is_equal = text.lower() == value.lower() if ignores_case else text == value
+        return is_equal != is_negated
+    return _search(wanted, value, ignores_case) != is_negated
 
 
 def _flags(directive: Directive) -> set[str]:

@@ -4,7 +4,8 @@ Contract: ``SOFTWARE`` has the defaults of each program and what its own setting
 ``TESTED_BY`` says which of them the tests run.  ``tunnel_lines(…)`` returns directives for a
 virtual host, ``software_lines(…)`` those of a program with comments.  Pure.
 
-Sources: mod_proxy's ProxyPass ("no-proxy"), and the documentation of each program.
+Sources: mod_proxy's ProxyPass ("no-proxy"), and the documentation of each program, which a
+comment names with the file in the program's repository.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/",
         "with --uds: --forwarded-allow-ips '*'",
     ),
+    # phoenix: lib/phoenix/socket/transport.ex (check_origin).
     "phoenix": Software(
         "Phoenix and LiveView",
         "http://127.0.0.1:4000",
         "/",
         "url: [host: …] of the endpoint, or check_origin, with the name of the site",
     ),
+    # rails: actioncable/lib/action_cable/connection/base.rb (pages of the same host may connect).
     "actioncable": Software(
         "Action Cable of Rails",
         "http://127.0.0.1:3000",
@@ -99,48 +102,65 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/jupyter",
         "ServerApp.base_url = '{path}/' and ServerApp.allow_remote_access = True",
     ),
+    # jupyterhub: docs/source/howto/configuration/config-proxy.md.
     "jupyterhub": Software(
         "JupyterHub",
         "http://127.0.0.1:8000",
         "/jhub",
         "JupyterHub.bind_url = 'http://127.0.0.1:8000{path}/'",
     ),
+    # home-assistant: components/http/forwarded.py (an unknown proxy gets 400), websocket_api.
     "homeassistant": Software(
         "Home Assistant",
         "http://127.0.0.1:8123",
         "/",
         "http: use_x_forwarded_for: true, trusted_proxies: 127.0.0.1; no other path than /",
     ),
+    # grafana: conf/defaults.ini; pkg/services/live/live.go (pages of the same host may connect).
     "grafana": Software(
         "Grafana Live",
         "http://127.0.0.1:3000",
         "/grafana",
         "[server] root_url with the site's URL and {path}/, serve_from_sub_path = true",
     ),
-    "code-server": Software("code-server", "http://127.0.0.1:8080/", "/code"),
+    # code-server: docs/guide.md (a sub-path is removed); its pages have relative URLs.
+    "code-server": Software(
+        "code-server", "http://127.0.0.1:8080/", "/code", "open {path}/ with the slash at the end"
+    ),
     "novnc": Software(
         "noVNC on websockify",
         "http://127.0.0.1:6080/",
         "/novnc",
         "websockify --web; open {path}/vnc.html?path={path}/websockify",
     ),
+    # mattermost: docs, source/configure/config-proxy-apache2.rst.
     "mattermost": Software(
-        "Mattermost", "http://127.0.0.1:8065", "/", "SiteURL with the URL of the site"
+        "Mattermost",
+        "http://127.0.0.1:8065",
+        "/",
+        "ServiceSettings: SiteURL with the URL of the site, ConnectionSecurity empty",
     ),
+    # Rocket.Chat: docs, manual-installation/configuring-ssl-reverse-proxy.md.
     "rocketchat": Software(
-        "Rocket.Chat", "http://127.0.0.1:3000", "/", "ROOT_URL with the URL of the site"
+        "Rocket.Chat",
+        "http://127.0.0.1:3000",
+        "/",
+        "ROOT_URL with the URL of the site, HTTP_FORWARDED_COUNT=1",
     ),
+    # notify_push: README.md (reverse proxy).
     "nextcloud-push": Software(
         "notify_push of Nextcloud",
         "http://127.0.0.1:7867/",
         "/push",
         "trusted_proxies of Nextcloud with 127.0.0.1; occ notify_push:setup with the URL of {path}",
     ),
+    # synapse: docs/reverse_proxy.md.
     "synapse": Software(
         "Synapse",
         "http://127.0.0.1:8008",
         "/_matrix",
-        "x_forwarded: true of the listener. Its clients poll: it has no WebSockets of its own",
+        "x_forwarded: true of the listener. /_synapse/client needs a ProxyPass with nocanon too."
+        " Its clients poll: it has no WebSockets of its own",
         proxy_options="nocanon",
         host_lines=("AllowEncodedSlashes NoDecode",),
     ),
@@ -150,11 +170,12 @@ SOFTWARE: Final[dict[str, Software]] = {
         "/admin",
         "[WebService] Origins with the site, ProtocolHeader = X-Forwarded-Proto, UrlRoot = {path}",
     ),
+    # guacamole-manual: src/reverse-proxy.md.
     "guacamole": Software(
         "Guacamole on Tomcat",
         "http://127.0.0.1:8080",
         "/guacamole",
-        "",
+        "RemoteIpValve of Tomcat, with internalProxies 127.0.0.1, for the addresses of clients",
         proxy_options="flushpackets=on",
     ),
     "mosquitto": Software(
@@ -165,11 +186,13 @@ SOFTWARE: Final[dict[str, Software]] = {
         has_pages=False,
     ),
     "ttyd": Software("ttyd", "http://127.0.0.1:7681", "/ttyd", "ttyd --base-path {path}"),
+    # n8n: documentation, Configure webhook URLs with reverse proxy; push/push.config.js.
     "n8n": Software(
         "n8n",
         "http://127.0.0.1:5678",
         "/",
-        "N8N_PROXY_HOPS=1, WEBHOOK_URL with the URL of the site, N8N_PUSH_BACKEND=websocket",
+        "N8N_PROXY_HOPS=1, N8N_WEBHOOK_URL (before 2.35 WEBHOOK_URL) with the URL of the site;"
+        " before 1.91 N8N_PUSH_BACKEND=websocket",
     ),
 }
 # The test that runs a program through the tunnel, in tests/integration/test_tunnel_software*.py.
@@ -188,13 +211,19 @@ def origin_of_lines(name: str) -> str:
     return "tested" if name in TESTED_BY else "documentation"
 
 
-def software_lines(name: str, backend: str | None = None, path: str | None = None) -> list[str]:
+def software_lines(
+    name: str,
+    backend: str | None = None,
+    path: str | None = None,
+    document_root: str = "/var/www/html",
+) -> list[str]:
     """Return the lines of a program, with comments.
 
     Args:
         name: a key of ``SOFTWARE``.
         backend: its address; None: the usual one.
         path: of the URL; None: the usual one.
+        document_root: of the site.
 
     Raises:
         SetUpError: an argument is not allowed.
@@ -229,7 +258,29 @@ def software_lines(name: str, backend: str | None = None, path: str | None = Non
         else "For its <VirtualHost>, in place of its lines with ws:// or upgrade=. Module: env."
     )
     comments = [f"{software.title}. {tested}{needs}", place]
-    return [*(line for text in comments for line in _comment(text)), *lines]
+    if not path.strip("/"):
+        comments.append(
+            "This tunnel gets every WebSocket of the site, those of .ws files too. If the site has"
+            " producers, the next line leaves them theirs; enable it. Module: alias."
+        )
+    commented = [line for text in comments for line in _comment(text)]
+    if not path.strip("/"):
+        commented.append(f"# {producers_line(path, document_root)}")
+    return [*commented, *lines]
+
+
+def producers_line(path: str, document_root: str) -> str:
+    """Return the directive that leaves producers' sockets below a tunnel's path to them.
+
+    mod_alias has precedence over WSGIScriptAlias, in any order.
+
+    Args:
+        path: of the tunnel.
+        document_root: of the site.
+    """
+    prefix = re.escape(path.rstrip("/"))
+    target = document_root.rstrip("/").replace("$", "\\$") + "$1"
+    return f'AliasMatch "^({prefix}/.+\\.ws)$" "{target}"'
 
 
 def _comment(text: str) -> list[str]:
@@ -250,15 +301,18 @@ def tunnel_lines(
     has_pages: bool = True,
     proxy_options: str = "",
     host_lines: tuple[str, ...] = (),
+    cookie: str = "",
 ) -> list[str]:
     """Return the directives of a tunnel, for a virtual host.
 
     Args:
-        backend: the value of APACHEWS_BACKEND.
+        backend: the value of APACHEWS_BACKEND; for several addresses, the ProxyPass of a
+            balancer is left to the caller.
         path: of the URL.
         has_pages: whether the backend serves pages as well.
         proxy_options: further arguments of ProxyPass.
         host_lines: further directives of the virtual host.
+        cookie: the value of APACHEWS_BACKEND_COOKIE, "" without one.
 
     Raises:
         SetUpError: an argument is not allowed.
@@ -266,13 +320,17 @@ def tunnel_lines(
     if not _URL_PATH.fullmatch(path):
         raise SetUpError(f"invalid path {path!r}; expected the path of a URL, for example /app")
     path = path.rstrip("/") or "/"
-    target = proxy_target(backend, path)
+    targets = [proxy_target(address, path) for address in backend.split()] or [
+        proxy_target(backend, path)
+    ]
     lines: list[str] = []
     if has_pages:
         # Not in <Location>, which is too late for mod_proxy, and not at the level of the server.
         lines += ['SetEnvIfNoCase Upgrade "^websocket$" no-proxy', "ProxyPreserveHost On"]
         lines += host_lines
-        lines.append(" ".join(filter(None, ("ProxyPass", path, quote(target), proxy_options))))
+        if len(targets) == 1:
+            words = ("ProxyPass", path, quote(targets[0]), proxy_options)
+            lines.append(" ".join(filter(None, words)))
     lines += [
         f'WSGIScriptAlias {path} "${{APACHEWS_HANDLER}}/tunnel.py" process-group=%{{GLOBAL}}'
         " application-group=%{GLOBAL}",
@@ -280,6 +338,8 @@ def tunnel_lines(
         "    Require all granted",
         f"    SetEnv APACHEWS_BACKEND {quote(backend)}",
     ]
+    if cookie:
+        lines.append(f"    SetEnv APACHEWS_BACKEND_COOKIE {cookie}")
     if has_pages:
         # The tunnel does this for WebSockets, and mod_proxy does not for pages.
         lines += [f"    RequestHeader unset {header}" for header in USER_HEADERS]

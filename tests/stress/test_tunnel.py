@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from ..conftest import wait_for
+from ..integration.test_doctor import doctor
 from ..integration.test_tunnel import alias
 from ..support.backends import echo_server
 from ..support.crowd import crowd
@@ -127,6 +128,47 @@ def test_mod_proxy_answers_no_page_beside_150_sockets(port: int) -> None:
         for client in clients:
             client.socket.close()
         wait_for(lambda: requests.get(site.http(), timeout=10).ok)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mpm", ["event", "worker", "prefork"])
+def test_reloads_with_proxied_sockets(
+    mpm: str, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The number of reloads after which the doctor says that httpd stops, for each MPM."""
+    places = 3
+    limit = "" if mpm == "prefork" else f"ServerLimit {places}\n"
+    with running_site(mpm, 2 * THREADS, THREADS, extra=limit + PROXY.format(port=port)) as site:
+        _, (found,) = doctor(capsys, site.apache)
+        told = "after 2 to 3 reloads" if mpm == "event" else "with or without reloads"
+        assert told in found["when"]
+        with ExitStack() as stack:
+            answered = 0
+            while answered <= places and _has_page(site):
+                client = stack.enter_context(RawClient(site.dial("ws")))
+                client.send(request("/app"))
+                assert client.read_head()[0] == 101
+                reload_with_old_children(site)
+                answered += 1
+        # One old child for each reload: the last one leaves event without a place.
+        assert answered == (places if mpm == "event" else places + 1)
+        wait_for(lambda: _has_page(site))
+
+
+def reload_with_old_children(site: Site) -> None:
+    """Reload, and wait until httpd has begun its work; old children may remain."""
+    site.settle()
+    begins = site.apache.error_log.count("-- resuming normal operations")
+    site.apache.graceful()
+    wait_for(lambda: site.apache.error_log.count("-- resuming normal operations") > begins)
+
+
+def _has_page(site: Site) -> bool:
+    # httpd starts children once a second, after those that have ended.
+    try:
+        return requests.get(site.http(), timeout=8).ok
+    except requests.Timeout:
+        return False
 
 
 @pytest.mark.timeout(600)

@@ -622,6 +622,24 @@ def test_what_is_marked_as_tested_is_tested() -> None:
     assert named <= set(TESTED_BY)
 
 
+def test_a_tunnel_at_the_root_has_the_line_for_producers() -> None:
+    for name, software in SOFTWARE.items():
+        lines = software_lines(name, document_root="/srv/a b$/")
+        comment = '# AliasMatch "^(/.+\\.ws)$" "/srv/a b\\$$1"'
+        assert (comment in lines) is (software.path == "/")
+    assert not any("AliasMatch" in line for line in software_lines("uvicorn", path="/app"))
+
+
+def test_the_help_has_the_names_of_the_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["config", "--help"])
+    told = capsys.readouterr().out
+    assert "--tunnel NAME" in told
+    assert "SOFTWARE" not in told
+    assert "/opt/" not in told
+    assert "\n  sudo apachews config --debian\n" in told
+
+
 def rows(page: str) -> list[list[str]]:
     text = (ROOT / "docs" / page).read_text()
     return [

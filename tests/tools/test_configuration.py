@@ -255,6 +255,7 @@ def test_htaccess_counts_where_it_is_allowed(tmp_path: Path) -> None:
 
 REWRITE = "RewriteEngine On\n"
 UPGRADE = "RewriteCond %{HTTP:Upgrade} =websocket [NC]\n"
+NO_PROXY = 'SetEnvIfNoCase Upgrade "^websocket$" no-proxy\n'
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,17 @@ UPGRADE = "RewriteCond %{HTTP:Upgrade} =websocket [NC]\n"
             f"{REWRITE}RewriteCond %{{HTTP:Upgrade}} websocket [NC]\nRewriteRule .* ws://b/ [P,L]",
             ("proxy", "certain"),
         ),
-        (f"{REWRITE}{UPGRADE}RewriteRule .* ws://b/ [P]", ("proxy", "perhaps")),
+        (f"{REWRITE}{UPGRADE}RewriteRule .* ws://b/ [P]", ("proxy", "certain")),
+        (f"{REWRITE}{UPGRADE.replace('=', '!=')}RewriteRule .* http://b/ [P]", None),
+        # Case matters, and only the whole text is equal.
+        (
+            f"{REWRITE}{UPGRADE.replace('websocket [NC]', 'WebSocket')}RewriteRule .* ws://b/ [P]",
+            None,
+        ),
+        (f"{REWRITE}{UPGRADE.replace('=websocket', '=web')}RewriteRule .* ws://b/ [P]", None),
+        # no-proxy keeps WebSockets from ProxyPass, and not from mod_rewrite.
+        (f"{NO_PROXY}ProxyPass / http://b/", None),
+        (f"{NO_PROXY}{REWRITE}RewriteRule .* http://b/ [P]", ("proxy", "certain")),
         (
             f"{REWRITE}RewriteCond %{{HTTP:Upgrade}} !websocket\nRewriteRule .* http://b/ [P]",
             None,

@@ -11,11 +11,17 @@ import pytest
 
 from apachews_tools.cli.doctor import report
 from apachews_tools.doctor.finding import Finding, Level
+from apachews_tools.doctor.proxies import (
+    check_proxies,
+    max_request_workers,
+    proxy_of,
+    when_full,
+)
 from apachews_tools.doctor.tunnels import (
     check_backends,
-    check_proxies,
+    check_htaccess,
+    check_tunnelled_sockets,
     check_tunnels,
-    max_request_workers,
 )
 from apachews_tools.httpd.configuration import Configuration, RunConfig, Scope
 from apachews_tools.httpd.directives import IncludedFile, parse_files
@@ -25,7 +31,12 @@ from apachews_tools.install.tunnels import tunnel_lines
 from ..support.site import ROOT
 from .test_doctor import SOMEBODY
 
-MODULES = frozenset({"proxy_module", "proxy_wstunnel_module", "rewrite_module", "mpm_event_module"})
+MODULES = frozenset(
+    {
+        *("proxy_module", "proxy_http_module", "proxy_wstunnel_module"),
+        *("rewrite_module", "mpm_event_module"),
+    }
+)
 ALIAS = 'WSGIScriptAlias %s "/opt/apachews_handler/tunnel.py" process-group=%%{GLOBAL}\n'
 NO_PROXY = 'SetEnvIfNoCase Upgrade "^websocket$" no-proxy\n'
 BACKEND = "<Location %s>\nSetEnv APACHEWS_BACKEND %s\n</Location>\n"
@@ -59,12 +70,12 @@ RULE = "RewriteEngine On\nRewriteCond %{HTTP:Upgrade} =websocket [NC]\nRewriteRu
 @pytest.mark.parametrize(
     ("text", "path", "backend", "has_pages"),
     [
-        ("ProxyPass /app ws://127.0.0.1:3000/app", "/app", B, False),
-        ("ProxyPass /app/ ws://127.0.0.1:3000/app/", "/app", B, False),
-        ("ProxyPass /app ws://127.0.0.1:3000/", "/app", f"{B}/", False),
-        ("ProxyPass /app ws://127.0.0.1:3000", "/app", f"{B}/", False),
-        ("ProxyPass /app ws://127.0.0.1:3000/live", "/app", f"{B}/live", False),
-        ("ProxyPass / ws://127.0.0.1:3000/", "/", B, False),
+        ("ProxyPass /app ws://127.0.0.1:3000/app", "/app", B, True),
+        ("ProxyPass /app/ ws://127.0.0.1:3000/app/", "/app", B, True),
+        ("ProxyPass /app ws://127.0.0.1:3000/", "/app", f"{B}/", True),
+        ("ProxyPass /app ws://127.0.0.1:3000", "/app", f"{B}/", True),
+        ("ProxyPass /app ws://127.0.0.1:3000/live", "/app", f"{B}/live", True),
+        ("ProxyPass / ws://127.0.0.1:3000/", "/", B, True),
         (f"ProxyPass /app {B}/app upgrade=websocket", "/app", B, True),
         (f"ProxyPass /app {B}/app timeout=9 upgrade=ANY", "/app", B, True),
         (f"ProxyPass /a/ws ws://127.0.0.1:3000/a/ws\nProxyPass / {B}/", "/a/ws", B, True),
@@ -73,7 +84,7 @@ RULE = "RewriteEngine On\nRewriteCond %{HTTP:Upgrade} =websocket [NC]\nRewriteRu
             "ProxyPass /app unix:/run/a.sock|ws://localhost/app",
             "/app",
             "unix:/run/a.sock|http://localhost",
-            False,
+            True,
         ),
         (RULE + "^/?(.*) ws://127.0.0.1:3000/$1 [P,L]", "/", B, False),
         (RULE + "/(.*) ws://127.0.0.1:3000/$1 [P,L]\nProxyPass / http://b/", "/", B, True),
@@ -96,6 +107,7 @@ def test_a_proxy_for_websockets_has_the_lines_of_a_tunnel(
     # The lines replace the proxy, and nothing is wrong any more.
     rest = [line for line in text.split("\n") if line not in str(found)]
     rest = [line for line in rest if "upgrade=" not in line and "ws://" not in line]
+    rest = [line for line in rest if not line.startswith("RewriteCond")]
     after = "\n".join([*found.lines, *rest]).replace("${APACHEWS_HANDLER}", "/apachews_handler")
     if "<Location" not in text:
         assert proxied(after) == []
@@ -113,7 +125,7 @@ def test_the_proxy_of_pages_stays_without_its_upgrade() -> None:
     [
         ("ProxyPass /app wss://127.0.0.1:3000/app", "without TLS"),
         ("ProxyPass /app https://127.0.0.1:3000/app upgrade=websocket", "without TLS"),
-        ("ProxyPass /app balancer://b/app upgrade=websocket", "one member"),
+        ("ProxyPass /app balancer://b/app upgrade=websocket", "config --tunnel NAME"),
         ("ProxyPassMatch ^/a/(\\d+)$ ws://127.0.0.1:3000/a/$1", "config --tunnel NAME"),
         (RULE + "^/(a|b)/(.*) ws://127.0.0.1:3000/$1 [P]", "config --tunnel NAME"),
         ('<Location /a>\nSetHandler "proxy:ws://127.0.0.1:9"\n</Location>', "config --tunnel NAME"),
@@ -142,12 +154,277 @@ def test_a_proxy_for_pages_is_left_alone(text: str) -> None:
     assert tunnelled(text) == []
 
 
+def of_mpm(mpm: str, text: str = "") -> Configuration:
+    directives = parse_files(IncludedFile("/c", 0), lambda _: text, MODULES, {})
+    return Configuration(directives, {}, frozenset({f"mpm_{mpm}_module"}), RunConfig())
+
+
 def test_the_number_of_sockets_at_which_the_site_stops() -> None:
     (found,) = check_proxies(read("MaxRequestWorkers 150\nProxyPass /a ws://127.0.0.1:9/a\n"))
-    assert found.when.startswith("150 open WebSockets (MaxRequestWorkers); fewer after a reload")
-    assert max_request_workers(read("")) == 400
-    prefork = Configuration([], {}, frozenset({"mpm_prefork_module"}), RunConfig())
-    assert max_request_workers(prefork) == 256
+    assert found.when.startswith(
+        "150 open WebSockets (MaxRequestWorkers); or after 3 to 16 reloads"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mpm", "text", "workers"),
+    [
+        ("event", "", 400),
+        ("worker", "", 400),
+        ("prefork", "", 256),
+        ("event", "ServerLimit 4\nMaxRequestWorkers 150", 100),
+        ("worker", "ThreadsPerChild 10\nMaxRequestWorkers 25", 20),
+        ("prefork", "ServerLimit 4\nMaxRequestWorkers 150", 4),
+    ],
+)
+def test_httpd_lowers_the_number_of_workers(mpm: str, text: str, workers: int) -> None:
+    assert max_request_workers(of_mpm(mpm, text)) == workers
+
+
+@pytest.mark.parametrize(
+    ("mpm", "text", "reloads"),
+    [
+        # Debian's settings: six children at most, of which each or only one has a WebSocket.
+        ("event", "MaxRequestWorkers 150", "or after 3 to 16 reloads of Apache"),
+        ("event", "ServerLimit 2\nMaxRequestWorkers 25", "or after 2 reloads of Apache"),
+        # Their old children count as single workers.
+        ("worker", "MaxRequestWorkers 150", "with or without reloads"),
+        ("prefork", "MaxRequestWorkers 150", "with or without reloads"),
+    ],
+)
+def test_reloads_stop_the_event_mpm_only(mpm: str, text: str, reloads: str) -> None:
+    assert reloads in when_full(of_mpm(mpm, text))
+
+
+SOCKET_IO = (
+    "RewriteEngine On\nRewriteCond %{REQUEST_URI} ^/socket.io [NC]\n"
+    "RewriteCond %{QUERY_STRING} transport=websocket [NC]\n"
+    "RewriteRule /(.*) ws://127.0.0.1:3000/$1 [P,L]\n"
+    f"ProxyPass /socket.io {B}/socket.io"
+)
+
+
+def test_a_condition_has_the_path_of_a_rule() -> None:
+    (found,) = proxied(SOCKET_IO)
+    wanted = tunnel_lines(B, "/socket.io")
+    assert list(found.lines) == [line for line in wanted if not line.startswith("ProxyPass ")]
+    for other in (
+        "^/socket.io [NC,OR]",  # one of two alternatives
+        "socket.io",  # other paths contain it too
+    ):
+        (found,) = proxied(SOCKET_IO.replace("^/socket.io [NC]", other))
+        assert "<Location />" in found.lines
+        # The ProxyPass for a part of the path needs no-proxy.
+        assert NO_PROXY.strip() in found.lines
+
+
+def test_the_remedy_names_lines_and_modules() -> None:
+    (found,) = proxied(SOCKET_IO)
+    assert "in place of /c:3, 4, 5 (RewriteCond, RewriteRule)" in found.remedy
+    assert "first a2enmod env headers setenvif (on" in found.remedy
+    loaded = MODULES | {"env_module", "headers_module", "setenvif_module", "proxy_http_module"}
+    configuration = read(SITE % SOCKET_IO)
+    configuration.modules = loaded
+    found = next(check_proxies(configuration))
+    assert "a2enmod" not in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("line", "gone"),
+    [
+        (f"ProxyPass {B}/app upgrade=websocket", "upgrade= at /c:3"),
+        ("ProxyPass ws://127.0.0.1:3000/app", "/c:3 (ProxyPass)"),
+    ],
+)
+def test_the_lines_for_a_section_belong_outside_of_it(line: str, gone: str) -> None:
+    (found,) = proxied(f"<Location /app>\n{line}\n</Location>")
+    assert f"remove {gone}; in the <VirtualHost>, outside of sections, these lines" in found.remedy
+
+
+def test_a_rule_beside_mod_proxy_wstunnel_needs_no_proxy() -> None:
+    rule, other = proxied(
+        RULE + "/(.*) ws://127.0.0.1:3000/$1 [P,L]\nProxyPass / ws://127.0.0.1:3000/"
+    )
+    assert NO_PROXY.strip() in rule.lines
+    assert f"ProxyPass / {B}/" in other.lines
+
+
+MATTERMOST = (
+    "RewriteEngine On\n"
+    "RewriteCond %{REQUEST_URI} ^/api/v[0-9]+/(users/)?websocket [NC,OR]\n"
+    "RewriteCond %{HTTP:UPGRADE} ^WebSocket$ [NC,OR]\n"
+    "RewriteCond %{HTTP:CONNECTION} ^Upgrade$ [NC]\n"
+    "RewriteRule .* ws://127.0.0.1:3000%{REQUEST_URI} [P,QSA,L]\n"
+    "RewriteCond %{DOCUMENT_ROOT}/%{REQUEST_FILENAME} !-f\n"
+    f"RewriteRule .* {B}%{{REQUEST_URI}} [P,QSA,L]"
+)
+KEEP = "RewriteCond %{HTTP:Upgrade} !=websocket [NC]"
+
+
+def test_a_rule_for_pages_needs_a_condition() -> None:
+    (found,) = proxied(MATTERMOST)
+    assert f"above RewriteRule at /c:8 add {KEEP}" in found.remedy
+    kept = MATTERMOST.partition("\nRewriteCond %{DOCUMENT_ROOT}")[2]
+    rest = f"RewriteEngine On\nRewriteCond %{{DOCUMENT_ROOT}}{kept}"
+    lines = "\n".join(found.lines).replace("${APACHEWS_HANDLER}", "/apachews_handler") + "\n"
+    (wrong,) = tunnelled(lines + rest)
+    assert (wrong.id, wrong.level) == ("tunnel", Level.ERROR)
+    assert "mod_rewrite comes before the tunnel" in wrong.text
+    assert wrong.remedy == f"above it: {KEEP}"
+    assert tunnelled(lines + rest.replace("RewriteRule", f"{KEEP}\nRewriteRule")) == []
+
+
+def test_a_rule_before_a_tunnel() -> None:
+    rule = f"RewriteEngine On\nRewriteRule ^/app/(.*) {B}/app/$1 [P]"
+    (found,) = tunnelled(tunnel("/app", B, rule))
+    assert (found.id, found.level) == ("tunnel", Level.ERROR)
+    unknown = rule.replace("\n", "\nRewriteCond %{HTTPS} on\n")
+    assert [one.level for one in tunnelled(tunnel("/app", B, unknown))] == [Level.WARNING]
+    for harmless in (
+        rule.replace("On", "Off"),
+        rule.replace("/app/", "/other/"),
+        rule.replace("\n", f"\n{KEEP}\n"),
+        rule.replace("[P]", "[L]"),
+    ):
+        assert tunnelled(tunnel("/app", B, harmless)) == []
+    # ``check_proxies`` reports a rule for WebSockets.
+    assert tunnelled(tunnel("/app", B, rule.replace("http:", "ws:"))) == []
+
+
+MEMBERS = (
+    "<Proxy balancer://nodes>\nBalancerMember ws://127.0.0.1:3001 %s\n"
+    "BalancerMember ws://127.0.0.1:3002 %s\n</Proxy>\n"
+)
+
+
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_the_members_of_a_balancer_are_the_addresses(is_apart: bool) -> None:
+    members = MEMBERS % ("", "timeout=9 upgrade=ANY")
+    if is_apart:
+        members = (
+            "BalancerMember balancer://nodes ws://127.0.0.1:3001\n"
+            "BalancerMember balancer://nodes ws://127.0.0.1:3002 timeout=9\n"
+        )
+    text = members + "ProxyPass /socket.io/ balancer://nodes/socket.io/ nocanon"
+    (found,) = proxied(text)
+    assert found.id == "proxied-websockets"
+    assert found.lines[2:8] == (
+        "<Proxy balancer://nodes>",
+        "    BalancerMember http://127.0.0.1:3001 route=1",
+        "    BalancerMember http://127.0.0.1:3002 timeout=9 route=2",
+        "</Proxy>",
+        "ProxyPass /socket.io/ balancer://nodes/socket.io/ nocanon stickysession=ROUTE",
+        'Header add Set-Cookie "ROUTE=.%{BALANCER_WORKER_ROUTE}e; path=/; HttpOnly"'
+        " env=BALANCER_ROUTE_CHANGED",
+    )
+    backends = '"http://127.0.0.1:3001 http://127.0.0.1:3002"'
+    assert f"    SetEnv APACHEWS_BACKEND {backends}" in found.lines
+    assert "    SetEnv APACHEWS_BACKEND_COOKIE ROUTE" in found.lines
+    assert "proxy_balancer" in found.remedy
+    assert "must use these numbers" in found.remedy
+    after = "\n".join(found.lines).replace("${APACHEWS_HANDLER}", "/apachews_handler")
+    assert proxied(after) == []
+    assert tunnelled(after) == []
+
+
+def test_the_routes_of_a_balancer_stay_if_they_are_numbers() -> None:
+    text = MEMBERS % ("route=2", "route=1")
+    text = text.replace("</Proxy>", "ProxySet stickysession=ROUTEID|routeid\n</Proxy>")
+    text += (
+        'Header add Set-Cookie "ROUTEID=.%{BALANCER_WORKER_ROUTE}e; path=/"'
+        " env=BALANCER_ROUTE_CHANGED\nProxyPass /app balancer://nodes/live"
+    )
+    (found,) = proxied(text)
+    backends = '"http://127.0.0.1:3002/live http://127.0.0.1:3001/live"'
+    assert f"    SetEnv APACHEWS_BACKEND {backends}" in found.lines
+    assert "    SetEnv APACHEWS_BACKEND_COOKIE ROUTEID" in found.lines
+    assert "ProxyPass /app balancer://nodes/live stickysession=ROUTEID" in found.lines
+    assert not any(line.startswith("Header") for line in found.lines)
+    assert "must use these numbers" not in found.remedy
+
+
+def test_a_balancer_for_pages_is_left_alone() -> None:
+    pages = (MEMBERS % ("", "")).replace("ws://", "http://")
+    assert proxied(f"{pages}ProxyPass /app balancer://nodes/app") == []
+
+
+def test_the_proxy_of_a_url() -> None:
+    configuration = read(SITE % f"{SOCKET_IO}\nProxyPass /other ws://b/\nProxyPass /x {B}/x")
+    configuration.modules = MODULES
+    (host,) = configuration.virtual_hosts()
+
+    def target(path: str) -> str:
+        found = proxy_of(Scope(configuration, host, path, path))
+        return found.target if found else ""
+
+    assert target("/socket.io/") == "ws://127.0.0.1:3000/socket.io"
+    assert target("/other/a") == "ws://b/"
+    assert target("/x") == ""
+    # Of a producer: ``check_scope`` reports the proxy.
+    assert target("/other/echo.ws") == ""
+    # no-proxy keeps it from its WebSockets, and ``check_proxies`` says so.
+    kept = read(SITE % f"{NO_PROXY}ProxyPass /other ws://b/")
+    found = proxy_of(Scope(kept, kept.virtual_hosts()[0], "/other/a", "/other/a"))
+    assert found is not None
+    assert found.target == "ws://b/"
+    # A tunnel has them.
+    led = read(SITE % tunnel("/other", B, NO_PROXY, "ProxyPass /other ws://b/"))
+    assert proxy_of(Scope(led, led.virtual_hosts()[0], "/other/a", "/other/a")) is None
+
+
+def test_a_socket_below_the_path_of_a_tunnel(short_path: Path) -> None:
+    lines = tunnel("/", B, NO_PROXY, HOST, f"ProxyPass / {B}/", f"DocumentRoot {short_path}")
+    assert list(check_tunnelled_sockets(read(SITE % lines))) == []
+    (short_path / "ws").mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(short_path / "ws" / "chat.ws"))
+        (found,) = check_tunnelled_sockets(read(SITE % lines))
+        assert (found.id, found.level) == ("tunnel", Level.WARNING)
+        assert "the tunnel of / gets the WebSockets of /ws/chat.ws" in found.text
+        line = f'AliasMatch "^(/.+\\.ws)$" "{short_path}$1"'
+        assert found.remedy == f"first a2enmod alias; in the <VirtualHost>: {line}"
+        after = read(SITE % f"{line}\n{lines}")
+        assert list(check_tunnelled_sockets(after)) == []
+        scope = Scope(after, after.virtual_hosts()[0], "/ws/chat.ws", "")
+        assert tunnel_of(scope) is None
+        assert proxy_of(scope) is None
+        deeper = lines.replace(ALIAS % "/", ALIAS % "/ws")
+        (found,) = check_tunnelled_sockets(read(SITE % deeper))
+        assert 'AliasMatch "^(/ws/.+\\.ws)$"' in found.remedy
+        other = lines.replace(ALIAS % "/", ALIAS % "/app")
+        assert list(check_tunnelled_sockets(read(SITE % other))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("DirectoryIndex index.html /app/chat", "/app/chat"),
+        ("FallbackResource /app/chat", "/app/chat"),
+        ("Action chat /app/chat", "/app/chat"),
+        ("RewriteEngine On\nRewriteRule ^chat$ /app/chat [L]", "/app/chat"),
+        ("RewriteEngine On\nRewriteRule ^chat$ /app/chat?a=1", "/app/chat?a=1"),
+        ("DirectoryIndex index.html", ""),
+        ("FallbackResource /index.php", ""),
+        ("RewriteEngine On\nRewriteRule ^chat$ /app/chat [R]", ""),
+        ("RewriteEngine On\nRewriteRule ^chat$ /apple/chat", ""),
+        ("SetEnv APACHEWS_BACKEND /app/chat", ""),
+    ],
+)
+def test_an_htaccess_that_leads_to_a_tunnel(short_path: Path, text: str, target: str) -> None:
+    (short_path / "deep").mkdir()
+    file = short_path / "deep" / ".htaccess"
+    file.write_text(text)
+    site = f"DocumentRoot {short_path}\n{tunnel()}"
+    override = f"<Directory {short_path}>\nAllowOverride %s\n</Directory>\n"
+    found = list(check_htaccess(read(override % "All" + SITE % site)))
+    assert [one.id for one in found] == ["htaccess"] * bool(target)
+    for one in found:
+        assert one.level is Level.WARNING
+        assert one.where.startswith(f"{file}:")
+        assert f"leads requests to {target}, from an .htaccess file" in one.text
+        assert f"RewriteRule ^/PATH$ {target} [PT]" in one.remedy
+    assert list(check_htaccess(read(override % "None" + SITE % site))) == []
+    assert list(check_htaccess(read(SITE % site))) == []
 
 
 def test_a_proxy_in_the_wrong_order() -> None:
