@@ -201,8 +201,13 @@ TESTED_BY: Final[dict[str, str]] = {
     "socketio": "test_socket_io_begins_with_polling_and_upgrades_on_one_url",
     "channels": "test_channels_on_daphne",
     "uvicorn": "test_fastapi_on_uvicorn",
+    "actioncable": "test_actioncable_broadcasts",
     "jupyter": "test_a_kernel_of_jupyter_computes",
+    "jupyterhub": "test_a_user_of_jupyterhub_computes",
+    "novnc": "test_novnc_in_chromium_shows_the_screen",
+    "cockpit": "test_cockpit_echoes_by_its_bridge",
     "mosquitto": "test_mosquitto_and_mqtt_js",
+    "ttyd": "test_ttyd_runs_a_shell",
 }
 
 

@@ -1,14 +1,15 @@
-"""Headless Chromium, and the demo that it looks at."""
+"""Headless Chromium and Firefox, and the demo that they look at."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,18 @@ from selenium.webdriver.common.keys import Keys
 
 from apachews_tools.httpd import private_apache
 
-from ..support.site import ROOT, make_readable
+from ..support.site import ROOT, Site, make_readable
 
 # Where screenshots go.
 ARTEFACTS = ROOT / "artefacts"
 CHROMIUM = shutil.which("chromium")
 CHROMEDRIVER = shutil.which("chromedriver")
+FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
+CERTUTIL = shutil.which("certutil")
+needs_firefox = pytest.mark.skipif(
+    not FIREFOX or not CERTUTIL,
+    reason="no other browser: apt-get install firefox-esr libnss3-tools",
+)
 
 
 @dataclass
@@ -113,6 +120,55 @@ def chromium(*more: str) -> Iterator[webdriver.Chrome]:
     finally:
         driver.quit()
         shutil.rmtree(profile, ignore_errors=True)
+
+
+@contextmanager
+def firefox(url: str, certificate: Path, profile: Path) -> Iterator[Callable[[], str]]:
+    """Show a page in Firefox, without a driver: the page reports what it finds.
+
+    Args:
+        url: of the page.
+        certificate: an authority that it trusts.
+        profile: an empty directory.
+
+    Yields:
+        returns what the browser has written.
+    """
+    assert CERTUTIL and FIREFOX
+    certificates = [CERTUTIL, "-d", f"sql:{profile}"]
+    subprocess.run([*certificates, "-N", "--empty-password"], check=True)
+    subprocess.run(
+        [*certificates, "-A", "-n", "site", "-t", "C,,", "-i", str(certificate)], check=True
+    )
+    settings = {
+        "browser.shell.checkDefaultBrowser": False,
+        "datareporting.policy.dataSubmissionEnabled": False,
+        "network.captive-portal-service.enabled": False,
+        "network.connectivity-service.enabled": False,
+    }
+    lines = [f"user_pref({json.dumps(name)}, {json.dumps(on)});" for name, on in settings.items()]
+    (profile / "user.js").write_text("\n".join(lines))
+    log = profile / "output.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [FIREFOX, "--headless", "--no-remote", "--profile", str(profile), url],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "HOME": str(profile), "MOZ_DISABLE_CONTENT_SANDBOX": "1"},
+        )
+    try:
+        yield log.read_text
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def reports(site: Site) -> list[str]:
+    """Return what a page has reported with requests for /report, from the access log."""
+    lines = [line for line in site.apache.access_log.splitlines() if "/report?" in line]
+    return [line.partition("/report?")[2].partition(" ")[0] for line in lines]
 
 
 def text_of(driver: webdriver.Chrome, name: str) -> str:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +10,8 @@ import pytest
 from ..conftest import wait_for
 from ..integration.test_http2 import HTTP_2
 from ..support.site import MOD_PYTHON, Site, running_site
-from .conftest import CHROMEDRIVER, CHROMIUM, chromium
+from .conftest import CHROMEDRIVER, CHROMIUM, chromium, firefox, needs_firefox, reports
 
-FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
-CERTUTIL = shutil.which("certutil")
 pytestmark = pytest.mark.skipif(bool(MOD_PYTHON), reason="the browsers see mod_wsgi only")
 
 # Reports to the access log, so that it needs no driver.
@@ -36,12 +29,6 @@ def site() -> Iterator[Site]:
     with running_site(extra=HTTP_2) as site:
         (site.docroot / "page.html").write_text(PAGE)
         yield site
-
-
-def reports(site: Site) -> list[str]:
-    """Return what the page has reported, from the access log."""
-    lines = [line for line in site.apache.access_log.splitlines() if "/report?" in line]
-    return [line.partition("/report?")[2].partition(" ")[0] for line in lines]
 
 
 def refusals(site: Site) -> int:
@@ -64,48 +51,13 @@ def test_chromium_comes_back_by_http_1_1_and_connects(site: Site) -> None:
     wait_for(lambda: '"GET /echo.ws?browser HTTP/1.1" 101' in site.apache.access_log)
 
 
-@pytest.mark.skipif(
-    not FIREFOX or not CERTUTIL,
-    reason="no other browser: apt-get install firefox-esr libnss3-tools",
-)
+@needs_firefox
 def test_firefox_does_not_connect(site: Site, tmp_path: Path) -> None:
     """What docs/explanation/faq.md says of Firefox; once this fails, the page can say better."""
     before = refusals(site), len(reports(site))
-    assert CERTUTIL and FIREFOX
-    certificates = [CERTUTIL, "-d", f"sql:{tmp_path}"]
-    subprocess.run([*certificates, "-N", "--empty-password"], check=True)
-    subprocess.run(
-        [*certificates, "-A", "-n", "site", "-t", "C,,", "-i", str(site.apache.certificate)],
-        check=True,
-    )
-    settings = {
-        "browser.shell.checkDefaultBrowser": False,
-        "datareporting.policy.dataSubmissionEnabled": False,
-        "network.captive-portal-service.enabled": False,
-        "network.connectivity-service.enabled": False,
-    }
-    lines = [f"user_pref({json.dumps(name)}, {json.dumps(on)});" for name, on in settings.items()]
-    (tmp_path / "user.js").write_text("\n".join(lines))
-    with (tmp_path / "output.log").open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *(FIREFOX, "--headless", "--no-remote", "--profile", str(tmp_path)),
-                f"https://localhost:{site.apache.tls_port}/page.html",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, "HOME": str(tmp_path), "MOZ_DISABLE_CONTENT_SANDBOX": "1"},
-        )
-    try:
-        wait_for(
-            lambda: len(reports(site)) > before[1],
-            60,
-            (tmp_path / "output.log").read_text,
-        )
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with firefox(
+        f"https://localhost:{site.apache.tls_port}/page.html", site.apache.certificate, tmp_path
+    ) as output:
+        wait_for(lambda: len(reports(site)) > before[1], 60, output)
     assert refusals(site) == before[0] + 1
     assert reports(site)[before[1] :] == ["failed"]

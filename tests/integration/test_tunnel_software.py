@@ -1,7 +1,8 @@
 """Tunnels to WebSocket servers that others wrote, unmodified.
 
 A test whose server is not installed is skipped.  ``deploy/test -e tunnel`` installs all of them,
-and sets ``APACHEWS_TUNNEL_SOFTWARE``: there such a test fails.
+and sets ``APACHEWS_TUNNEL_SOFTWARE``: there such a test fails.  Whole programs, with their pages
+and the lines that apachews prints for them, are in ``test_tunnel_software_programs.py``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from typing import Any
 import aiohttp
 import pytest
 import requests
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection
+from websockets.sync.client import connect as websockets_connect
 
 from apachews_tools.httpd import private_apache
 
@@ -31,7 +35,7 @@ from ..support.backends import listening
 from ..support.frames import masked
 from ..support.producers import program
 from ..support.raw_client import RawClient, request
-from ..support.site import MOD_PYTHON, Site, running_site
+from ..support.site import MOD_PYTHON, Site, for_two_threads, running_site
 from .test_tunnel import alias
 
 pytestmark = pytest.mark.skipif(
@@ -41,9 +45,12 @@ pytestmark = pytest.mark.skipif(
 MODULES = os.environ.get(
     "APACHEWS_NODE_PATH", str(Path(__file__).parents[2] / ".venv/node/node_modules")
 )
+# Pages by mod_proxy on the URLs of a tunnel: for the virtual host with TLS too.
 PROXY = """
 LoadModule proxy_module "${MODULES}/mod_proxy.so"
 LoadModule proxy_http_module "${MODULES}/mod_proxy_http.so"
+SetEnvIfNoCase Upgrade "^websocket$" no-proxy
+ProxyPreserveHost On
 """
 
 # Arguments: a port.
@@ -79,7 +86,9 @@ socket.on('error', (error) => { console.log(error.stack); process.exit(1); });
 
 SOCKET_IO = """
 const http = require('http').createServer((_, response) => response.end('page'));
-const io = new (require('socket.io').Server)(http, { path: '/sio/socket.io' });
+const io = new (require('socket.io').Server)(http, {
+    path: '/sio/socket.io', perMessageDeflate: true,
+});
 io.on('connection', (socket) => {
     socket.on('say', (text, answer) => answer(text, socket.conn.transport.name));
     socket.on('binary', (data) => socket.emit('binary', data));
@@ -87,9 +96,12 @@ io.on('connection', (socket) => {
 http.listen(Number(process.argv[2]), '127.0.0.1');
 """
 
-# Arguments: URL of the site.  Begins with polling, and upgrades.
+# Arguments: URL of the site, file of the certificate to trust or "".  Begins with polling, and
+# upgrades.
 SOCKET_IO_CLIENT = """
-const socket = require('socket.io-client')(process.argv[2], { path: '/sio/socket.io' });
+const [url, ca] = process.argv.slice(2);
+const trusted = ca ? require('fs').readFileSync(ca) : undefined;
+const socket = require('socket.io-client')(url, { path: '/sio/socket.io', ca: trusted });
 socket.io.engine.on('upgrade', () => {
     socket.emit('say', 'hello', (text, transport) => {
         socket.on('binary', (data) => {
@@ -130,6 +142,22 @@ option = {"port": int(sys.argv[2])} if sys.argv[1] == "tcp" else {
 uvicorn.run(app, log_level="warning", **option)
 """
 
+STARLETTE = """
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+
+async def echo(websocket):
+    await websocket.accept(subprotocol=(websocket.scope["subprotocols"] or [None])[0])
+    while (message := await websocket.receive())["type"] == "websocket.receive":
+        await websocket.send({**message, "type": "websocket.send"})
+
+async def denied(websocket):
+    await websocket.close(1008)
+
+app = Starlette(routes=[
+    WebSocketRoute("/app/echo", echo), WebSocketRoute("/app/denied", denied),
+])
+"""
 
 # As the tutorial of Channels has it, with its check of the origin.
 CHANNELS = r"""
@@ -296,6 +324,42 @@ def run_node(node: str, script: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+SCHEMES = ("ws", "wss")
+
+
+def address_of(site: Site, scheme: str) -> str:
+    """Return the address of a site as the origin of its pages."""
+    if scheme == "ws":
+        return f"http://localhost:{site.apache.port}"
+    return f"https://localhost:{site.apache.tls_port}"
+
+
+def connect(site: Site, scheme: str, path: str, **options: Any) -> ClientConnection:
+    """Connect as a page of the site does, and offer compression."""
+    address = address_of(site, scheme)
+    connection: ClientConnection = websockets_connect(
+        address.replace("http", "ws", 1) + path,
+        ssl=for_two_threads(site.tls_context()) if scheme == "wss" else None,
+        proxy=None,
+        open_timeout=30,
+        max_size=None,
+        **{"origin": address, **options},
+    )
+    return connection
+
+
+def is_compressed(connection: ClientConnection) -> bool:
+    return any(one.name == "permessage-deflate" for one in connection.protocol.extensions)
+
+
+def refused_by(site: Site, scheme: str, path: str, **options: Any) -> tuple[int, str | None]:
+    """Return the status of a refusal, and who refuses."""
+    with pytest.raises(InvalidStatus) as refused:
+        connect(site, scheme, path, **options)
+    response = refused.value.response
+    return response.status_code, response.headers.get("Apachews-Refused")
+
+
 def test_ws_of_node(node: str, tmp_path: Path) -> None:
     need_node("ws")
     port = private_apache.free_port()
@@ -320,19 +384,18 @@ def test_socket_io_begins_with_polling_and_upgrades_on_one_url(
     server = program(tmp_path, SOCKET_IO, "server.js")
     client = program(tmp_path, SOCKET_IO_CLIENT, "client.js")
     address = f"http://127.0.0.1:{port}"
-    extra = (
-        PROXY
-        + '<VirtualHost *:*>\nSetEnvIfNoCase Upgrade "^websocket$" no-proxy\nProxyPreserveHost On\n'
-        + f"ProxyPass /sio {address}/sio\n"
-        + alias("sio", address + backend_path)
-        + "</VirtualHost>\n"
-    )
+    extra = PROXY + f"ProxyPass /sio {address}/sio\n" + alias("sio", address + backend_path)
     with (
         listening(port, node, server, str(port), env={**os.environ, "NODE_PATH": MODULES}),
         running_site(extra=extra) as site,
     ):
-        assert run_node(node, client, site.http("")) == "hello websocket 200000"
-        wait_for(lambda: site.log_lines("/sio/socket.io/ closed by"))
+        for scheme in SCHEMES:
+            certificate = str(site.apache.certificate) if scheme == "wss" else ""
+            said = run_node(node, client, address_of(site, scheme), certificate)
+            assert said == "hello websocket 200000"
+        # Compressed, the 200,000 bytes are fewer than 10,000.
+        closed = r"/sio/socket.io/ closed by .* bytes_out=\d{2,4}( |$)"
+        wait_for(lambda: len(site.log_lines(closed)) == 2)
         assert not site.log_lines("sid=")
 
 
@@ -379,42 +442,68 @@ def test_fastapi_on_uvicorn(fastapi_site: Site) -> None:
         assert (status, headers["apachews-refused"]) == (403, "backend")
 
 
+UVICORN = ("uvicorn", "--log-level", "warning", "--host", "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("server", "compresses"),
+    [
+        ((*UVICORN, "--ws", "websockets", "--port"), True),
+        ((*UVICORN, "--ws", "websockets-sansio", "--port"), True),
+        ((*UVICORN, "--ws", "wsproto", "--port"), True),
+        (("hypercorn", "--bind"), True),
+        (("daphne", "-b", "127.0.0.1", "-p"), False),
+    ],
+    ids=["websockets", "websockets-sansio", "wsproto", "hypercorn", "daphne"],
+)
+def test_starlette_on_its_servers(
+    tmp_path: Path, server: tuple[str, ...], compresses: bool
+) -> None:
+    need_python(server[0])
+    program(tmp_path, STARLETTE, "server.py")
+    port = private_apache.free_port()
+    at = f"127.0.0.1:{port}" if server[-1] == "--bind" else str(port)
+    command = (sys.executable, "-m", *server, at, "server:app")
+    with (
+        listening(port, *command, cwd=tmp_path),
+        running_site(extra=alias("app", f"http://127.0.0.1:{port}")) as site,
+    ):
+        for scheme in SCHEMES:
+            protocols: Any = ["echo"]
+            with connect(site, scheme, "/app/echo", subprotocols=protocols) as connection:
+                assert (connection.subprotocol, is_compressed(connection)) == ("echo", compresses)
+                for message in ("hello", bytes(range(256)) * 1000, "again" * 1000):
+                    connection.send(message)
+                    assert connection.recv(20) == message
+            assert refused_by(site, scheme, "/app/denied") == (403, "backend")
+
+
 def test_channels_on_daphne(tmp_path: Path) -> None:
     need_python("daphne", "channels")
     port = private_apache.free_port()
     program(tmp_path, CHANNELS, "chat.py")
     command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port)]
+    path = "/live/ws/chat/lobby/"
     with (
         listening(port, *command, "chat:application", cwd=tmp_path),
         running_site(extra=alias("live", f"http://127.0.0.1:{port}/")) as site,
     ):
-        host = f"localhost:{site.apache.port}"
-        ours = {"Host": host, "Origin": f"http://{host}"}
-        with contextlib.ExitStack() as stack:
-            ann, bob = (stack.enter_context(RawClient(site.dial("ws"))) for _ in range(2))
+        with connect(site, "ws", path) as ann, connect(site, "wss", path) as bob:
             for client, name in ((ann, "ann"), (bob, "bob")):
-                client.send(request("/live/ws/chat/lobby/", **ours))
-                assert client.read_head()[0] == 101
-                client.send(masked(0x81, json.dumps({"message": name}).encode()))
+                client.send(json.dumps({"message": name}))
                 read_until(client, name)
             read_until(ann, "bob")
-            ann.send(masked(0x88, b"\x0f\xa1"))
-            assert ann.read_close() == 1000  # daphne's own code for an answer
+            ann.close(4001)
+            assert ann.close_code == 1000  # daphne's own code for an answer
             read_until(bob, "closed 4001")
-        with RawClient(site.dial("ws")) as client:
-            # Apache lets a request without an Origin pass, and the validator of Channels does not.
-            client.send(request("/live/ws/chat/lobby/", Host=host))
-            status, headers = client.read_head()
-            assert (status, headers["apachews-refused"]) == (403, "backend")
+        # Apache lets a request without an Origin pass, and the validator of Channels does not.
+        assert refused_by(site, "ws", path, origin=None) == (403, "backend")
 
 
-def read_until(client: RawClient, message: str) -> None:
+def read_until(client: ClientConnection, message: str) -> None:
     """Read what a chat says, up to a message."""
-    heard = ""
-    while heard != message:
-        frame = client.read_data_frame()
-        assert frame, f"the end, and not {message!r}"
-        heard = json.loads(frame[1])["message"]
+    while json.loads(client.recv(20))["message"] != message:
+        pass
 
 
 @contextlib.contextmanager
@@ -435,13 +524,7 @@ def jupyter_site(directory: Path) -> Iterator[Site]:
     home |= {"JUPYTER_DATA_DIR": str(directory), "JUPYTER_RUNTIME_DIR": str(directory)}
     command = [sys.executable, "-m", "jupyter_server", "--no-browser"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    extra = (
-        PROXY
-        + '<VirtualHost *:*>\nSetEnvIfNoCase Upgrade "^websocket$" no-proxy\nProxyPreserveHost On\n'
-        + f"ProxyPass /python {address}/python\n"
-        + alias("python", address)
-        + "</VirtualHost>\n"
-    )
+    extra = PROXY + f"ProxyPass /python {address}/python\n" + alias("python", address)
     with (
         listening(port, *command, env={**os.environ, **home}),
         running_site(extra=extra) as site,
@@ -449,31 +532,26 @@ def jupyter_site(directory: Path) -> Iterator[Site]:
         yield site
 
 
-def test_a_kernel_of_jupyter_computes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_kernel_of_jupyter_computes(tmp_path: Path, scheme: str) -> None:
     need_python("jupyter_server", "ipykernel")
-    with jupyter_site(tmp_path) as site:
-        api = site.http("/python/api/kernels").replace("127.0.0.1", "localhost")
-        token = {"Authorization": "token secret"}
-        made = requests.post(api, json={"name": "python3"}, headers=token, timeout=60)
+    with jupyter_site(tmp_path) as site, requests.Session() as browser:
+        browser.trust_env = False
+        browser.verify = str(site.apache.certificate)
+        browser.headers["Authorization"] = "token secret"
+        kernels = address_of(site, scheme) + "/python/api/kernels"
+        made = browser.post(kernels, json={"name": "python3"}, timeout=60)
         assert made.status_code == 201, made.text
         path = f"/python/api/kernels/{made.json()['id']}/channels"
-        host = f"localhost:{site.apache.port}"
-        origin = {"Host": host, "Origin": f"http://{host}"}
-        with RawClient(site.dial("ws")) as client:
-            client.send(request(path, **origin))
-            status, headers = client.read_head()
-            assert (status, headers["apachews-refused"]) == (403, "backend")
-        with RawClient(site.dial("ws")) as client:
-            client.socket.settimeout(60)
-            client.send(request(f"{path}?token=secret", **origin))
-            assert client.read_head()[0] == 101
-            assert execute(client, "1 + 1") == "2"
-        assert requests.delete(f"{api}/{made.json()['id']}", headers=token, timeout=60).ok
+        assert refused_by(site, scheme, path) == (403, "backend")
+        with connect(site, scheme, f"{path}?token=secret") as connection:
+            assert execute(connection, "1 + 1") == "2"
+        assert browser.delete(f"{kernels}/{made.json()['id']}", timeout=60).ok
         wait_for(lambda: site.log_lines(f"{path} closed by"))
         assert not site.log_lines("token=")
 
 
-def execute(client: RawClient, code: str) -> object:
+def execute(connection: ClientConnection, code: str) -> object:
     """Let a kernel of Jupyter execute an expression; return the text of its value."""
     header = {"msg_id": "1", "msg_type": "execute_request", "session": "s"}
     header |= {"username": "", "version": "5.3"}
@@ -481,11 +559,9 @@ def execute(client: RawClient, code: str) -> object:
     content |= {"user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
     message = {"channel": "shell", "header": header, "content": content}
     message |= {"parent_header": {}, "metadata": {}, "buffers": []}
-    client.send(masked(0x81, json.dumps(message).encode()))
+    connection.send(json.dumps(message))
     while True:
-        frame = client.read_data_frame()
-        assert frame, "the end, and no result"
-        answer = json.loads(frame[1])
+        answer = json.loads(connection.recv(60))
         assert answer["msg_type"] != "error", answer
         if answer["msg_type"] == "execute_result":
             return answer["content"]["data"]["text/plain"]
