@@ -33,8 +33,9 @@ sys.path.insert(0, str(ROOT))  # setuptools runs this file without its directory
 import build_backend  # noqa: E402
 
 # What a message passes, in the bridge and in the library.  Not: the library's public classes,
-# which programs subclass and refer to weakly; Enums, which mypyc leaves as they are; and what
-# runs once for each connection.
+# which programs subclass and refer to weakly; Enums, which mypyc leaves as they are; what runs
+# once for each connection; and ``protocol/deflate``, whose base class is wsproto's: the build
+# may not have wsproto.
 COMPILED = [
     *(
         f"apachews/{name}.py"
@@ -67,7 +68,6 @@ COMPILED = [
         f"apachews_handler/protocol/{name}.py"
         for name in (
             "client_reader",
-            "deflate",
             "frame_walker",
             "header_checks",
             "opaque",
