@@ -83,6 +83,8 @@ COMPILED = [
         )
     ),
 ]
+# The extension that has the code of all of them.  In a package, so that it moves with the package.
+GROUP = "apachews._compiled"
 # Debug information names the directory of the build, which is another one for each build.
 # A relative name makes two builds equal.
 SAME_EVERYWHERE = f"-fdebug-prefix-map={os.getcwd()}=."
@@ -116,7 +118,9 @@ def compiled_modules(directory: str) -> list[Extension]:
         options = ["--config-file=", f"--cache-dir={directory}/mypy", "--follow-imports=silent"]
         options += ["--ignore-missing-imports", "--explicit-package-bases"]
         # No debug information: it has the name of the build's directory.
-        extensions = mypycify([*options, *COMPILED], target_dir=directory, debug_level="0")
+        extensions = mypycify(
+            [*options, *COMPILED], target_dir=directory, debug_level="0", group_name=GROUP
+        )
     except (Exception, SystemExit) as error:  # mypy exits after errors in a module
         go_on_without(error)
         return []

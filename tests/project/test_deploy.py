@@ -223,7 +223,8 @@ def test_every_environment_of_tox_has_its_packages() -> None:
     (function,) = TABLE.findall((ROOT / "deploy" / "test").read_text())
     configuration = configparser.ConfigParser(interpolation=None)
     configuration.read(ROOT / "tox.ini")
-    names = [name.removeprefix("testenv:") for name in configuration if "testenv:" in name]
+    # (An environment with a point builds a wheel for others.)
+    names = re.findall(r"testenv:([^.]\S*)", "\n".join(configuration))
     names += [name.strip() for name in configuration["tox"]["env_list"].split(",")]
     for name in sorted(set(names)):
         result = subprocess.run(
