@@ -89,6 +89,14 @@ def wait_for(
     return result
 
 
+def slots_of(kind: type) -> list[str]:
+    """Return the names of the state that a class adds to its bases', interpreted or compiled."""
+    if not hasattr(kind, "__mypyc_attrs__"):
+        return list(kind.__dict__.get("__slots__", ()))
+    inherited = getattr(kind.__base__, "__mypyc_attrs__", ())
+    return [name for name in kind.__mypyc_attrs__ if name not in inherited]
+
+
 def let_pass(seconds: float) -> None:
     """Wait for what must *not* happen; for what must, there is ``wait_for``."""
     time.sleep(seconds)

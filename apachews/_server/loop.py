@@ -48,7 +48,7 @@ from .publications import Publications
 # A turn ends after this number of events.
 TURN_EVENTS: Final = 1000
 # The time limit for close() to send the last CLOSE frames.
-FLUSH_TIMEOUT_S: Final = 1.0
+FLUSH_TIMEOUT_S = 1.0  # (Not Final, as CLOSE_TIMEOUT_S is not.)
 
 
 class Consumer(enum.Enum):

@@ -187,6 +187,7 @@ class ProcessStatus:
         endpoints: in the order of their paths.
         connections_count: number of connections.
         memory_bytes: memory that the process does not share; 0: unknown.
+        compiled: 1 if the modules that messages pass are compiled, 0 if they are interpreted.
         connections: the oldest ``MAX_LISTED`` of them.
     """
 
@@ -202,6 +203,7 @@ class ProcessStatus:
     connections: tuple[ConnectionStatus, ...] = ()
     version: int = VERSION
     memory_bytes: int = 0
+    compiled: int = 0
 
     def encode(self, connections: Iterable[str] | None = None) -> bytes:
         """Return it as JSON.

@@ -33,7 +33,7 @@ OPCODE: Final = 0x0F
 MASKED: Final = 0x80
 # First bytes of a frame that is a whole message, as most frames are.
 WHOLE_TEXT: Final = FIN | TEXT
-WHOLE_MESSAGES: Final = frozenset((WHOLE_TEXT, FIN | BINARY))
+WHOLE_MESSAGES: Final[frozenset[int]] = frozenset((WHOLE_TEXT, FIN | BINARY))
 
 # RFC 6455 5.5: the longest payload of a control frame.
 MAX_CONTROL_BYTES: Final = 125

@@ -41,9 +41,12 @@ from apachews.monitoring.snapshot import (
 from apachews_handler.monitoring.counters import add_traffic
 from apachews_handler.shared import rundir
 
+from . import loop as loop_module
 from .connection import Connection, Log
 from .loop import Loop
 
+# The modules that messages pass are compiled: all of them, or none (setup.py).
+IS_COMPILED: Final = not loop_module.__file__.endswith(".py")
 # Connections per step of a walk: about half a millisecond.
 STEP_CONNECTIONS: Final = 50
 # Peers that may wait for an answer at a time; the connection of one more is closed.
@@ -104,6 +107,7 @@ class Walk:
             endpoints=tuple(self._endpoints[path] for path in sorted(self._endpoints)),
             connections_count=self._total,
             memory_bytes=_own_memory_bytes(),
+            compiled=int(IS_COMPILED),
         )
         return status.encode(self._listed)
 

@@ -59,6 +59,12 @@ _PROCESS_METRICS: Final = (
         "Memory of the process that is not shared with other processes.",
         "memory_bytes",
     ),
+    (
+        "apachews_process_compiled",
+        "gauge",
+        "1 if the modules that messages pass are compiled, 0 if they are interpreted.",
+        "compiled",
+    ),
 )
 # Of each endpoint of a process: name, kind, help, the label that tells the samples apart, and
 # for each of its values the attribute of EndpointStatus.

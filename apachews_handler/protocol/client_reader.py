@@ -131,7 +131,7 @@ class ClientReader:
     ) -> None:
         self.out: list[bytes] = []
         self.messages = self.controls = self.payload_bytes = self.expected_pongs = 0
-        self.max_frames: float = sys.maxsize
+        self.max_frames = float(sys.maxsize)
         self.is_paused = self.has_ended = False
         self._max_message_bytes = max_message_bytes
         self._max_buffer_bytes = max_buffer_bytes
@@ -200,7 +200,7 @@ class ClientReader:
         self.payload_bytes = int(state["payload_bytes"])
         self.controls = int(state["controls"])
         self.expected_pongs = int(state["expected_pongs"])
-        self.max_frames = state["max_frames"]
+        self.max_frames = float(state["max_frames"])
         window = base64.b64decode(state["window"])
         if window and self._deflate:
             self._inflater = Inflater(self._deflate.client_window_bits, window)

@@ -102,7 +102,7 @@ class FrameWalker:
         self.remaining = 0
         self.rest = b""
         self.messages = self.payload_bytes = self.controls = self.expected_pongs = 0
-        self.max_frames: float = sys.maxsize
+        self.max_frames = float(sys.maxsize)
         self.is_paused = self.has_ended = self.has_sent_last = False
         self._max_message_bytes = max_message_bytes
         self._message_bytes = 0  # of the current message, as far as its frames have begun

@@ -108,7 +108,7 @@ class SessionData:
         self._rate = settings.message_rate
         self._rated_at = 0.0
         if self._rate:
-            self._client.max_frames = self._rate.burst
+            self._client.max_frames = float(self._rate.burst)
         self._hold_s = settings.hold_s
         self._open_frame = b""  # for the next producer; b"": the client is not held
         self._backlog = Backlog()

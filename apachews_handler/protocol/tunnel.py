@@ -137,7 +137,7 @@ class TunnelSession:
         self._rate = settings.message_rate
         self._rated_at = 0.0
         if self._rate:
-            self._up.max_frames = self._rate.burst
+            self._up.max_frames = float(self._rate.burst)
         # A frame of the fast path has at most 125 bytes.
         self._is_limited = bool(self._rate) or 0 < settings.max_message_bytes <= 125
 

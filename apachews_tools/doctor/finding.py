@@ -40,6 +40,7 @@ CHECKS: Final[dict[str, str]] = {
     "installation": "the installation of apachews that Apache uses",
     "packages": "Python finds the handler's packages",
     "extensions": "the C extensions of the handler are built",
+    "compiled": "whether the modules that messages pass are compiled",
     "readable": "Apache's user can read the interpreter and the packages",
     "ownership": "only root can change the files that Apache reads as root",
     "tls-module": "the TLS module is mod_ssl",

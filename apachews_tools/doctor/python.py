@@ -44,6 +44,7 @@ import json, sys
 settings, paths = json.load(sys.stdin)
 sys.path[:0] = paths
 import apachews.wire, apachews_handler.handshake.upgrade
+from apachews_handler.bridge.reporter import IS_COMPILED
 from apachews_handler.native import tls_relay
 from apachews_handler.protocol.mask import IS_IN_C
 from apachews_handler.settings import FIELDS, BadSetting, parse_settings
@@ -64,7 +65,7 @@ for directive, name, value in settings:
         fixed.append((name, value))
 missing = [name for name, is_built in (("_mask", IS_IN_C), ("_tls_relay", tls_relay.is_available))
            if not is_built]
-print(json.dumps([missing, errors]))
+print(json.dumps([missing, IS_COMPILED, errors]))
 """
 
 
@@ -208,8 +209,10 @@ def _check_packages(
         )
         return
     yield ok("packages", f"the Python in {prefix} can import the handler")
-    missing, answers = json.loads(done.stdout)
+    missing, is_compiled, answers = json.loads(done.stdout)
     yield from _check_extensions(missing, prefix)
+    form = "compiled" if is_compiled else "interpreted; see docs/howto/pip.md"
+    yield ok("compiled", f"the modules that messages pass are {form}")
     bad = 0
     for directive, allowed in zip(settings, answers, strict=True):
         if allowed.startswith(_UNKNOWN) and directive.is_named("Define"):

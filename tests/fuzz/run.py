@@ -5,8 +5,9 @@
     python -m tests.fuzz.run [--seconds N] [target …]
     python -m tests.fuzz.run --replay FILE target
 
-``--extension`` makes the targets unmask in C, with the extension that is installed in this
-environment.  The checkout, which is fuzzed, does not have an extension and unmasks in Python.
+``--installed`` fuzzes the packages of this environment, which unmask in C and may be compiled.
+The checkout, which is fuzzed otherwise, is Python only.  The fuzzer sees no coverage of compiled
+code: run it on the checkout first, whose inputs the second run starts with.
 
 Contract: a finding is an exception of a target, an input that takes more than ``TIMEOUT_S``,
 or twice more than ``SLOW_S``, or a process of more than ``MEMORY_MIB``.  It is reported with
@@ -22,13 +23,11 @@ Sources: atheris' README; https://llvm.org/docs/LibFuzzer.html (options, output)
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import importlib.util
 import os
 import re
 import subprocess
 import sys
-import sysconfig
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,9 +53,6 @@ NO_ATHERIS: Final = (
 )
 # The first argument of a process that fuzzes; those of libFuzzer follow.
 WORKER: Final = "--worker"
-# The targets that unmask.
-UNMASKING: Final = ("client_reader", "client_reader_vs_wsproto", "session")
-EXTENSION_NAME: Final = "apachews_handler.protocol._mask"
 
 _COUNTS: Final = re.compile(r"^#\d+\s+DONE\s+cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
 _FINAL: Final = re.compile(r"^stat::(\w+):\s+(\d+)$", re.MULTILINE)
@@ -74,19 +70,12 @@ def work(target: str, options: list[str]) -> None:
     atheris.Fuzz()
 
 
-def use_extension() -> None:
-    """Make this process unmask in C."""
-    (path,) = Path(sysconfig.get_path("platlib"), "apachews_handler", "protocol").glob("_mask.*.so")
-    loader = importlib.machinery.ExtensionFileLoader(EXTENSION_NAME, str(path))
-    spec = importlib.util.spec_from_loader(EXTENSION_NAME, loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    sys.modules[EXTENSION_NAME] = module
+def fuzz(target: str, seconds: int, *, is_installed: bool = False) -> bool:
+    """Fuzz one target in a process of its own; print the result, return whether it passed.
 
-
-def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
-    """Fuzz one target in a process of its own; print the result, return whether it passed."""
+    Args:
+        is_installed: the packages of this environment, instead of the checkout's.
+    """
     directory = ARTEFACTS / target
     kept_inputs, start, found = (directory / name for name in ("corpus", "start", "found"))
     for path in (kept_inputs, found):
@@ -109,11 +98,8 @@ def fuzz(target: str, seconds: int, *, in_c: bool = False) -> bool:
     ]
     with log.open("wb") as stream:
         process = subprocess.run(
-            [
-                *(sys.executable, "-m", "tests.fuzz.run", WORKER),
-                *(["--extension"] if in_c else []),
-                *(target, *options),
-            ],
+            [sys.executable, "-m", "tests.fuzz.run", WORKER, target, *options],
+            env={**os.environ, **({"APACHEWS_INSTALLED": "1"} if is_installed else {})},
             cwd=ROOT,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -160,15 +146,12 @@ def main() -> bool:
     """Run the command line; return whether there was no finding."""
     if sys.argv[1:2] == [WORKER]:
         target, *options = sys.argv[2:]
-        if target == "--extension":
-            use_extension()
-            target, *options = options
         work(target, options)
     names = corpus.targets()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run")
     parser.add_argument("--seconds", type=int, default=DEFAULT_SECONDS, help="for each target")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="one input, of one target")
-    parser.add_argument("--extension", action="store_true", help="unmask in C")
+    parser.add_argument("--installed", action="store_true", help="not the checkout's modules")
     parser.add_argument("targets", nargs="*", metavar="target", help=", ".join(names))
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - set(names):
@@ -182,10 +165,11 @@ def main() -> bool:
     if not importlib.util.find_spec("atheris"):
         print(NO_ATHERIS, file=sys.stderr)
         return False
-    in_c = arguments.extension
-    targets = arguments.targets or (UNMASKING if in_c else names)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        passed = pool.map(lambda name: fuzz(name, arguments.seconds, in_c=in_c), targets)
+        passed = pool.map(
+            lambda name: fuzz(name, arguments.seconds, is_installed=arguments.installed),
+            arguments.targets or names,
+        )
         return all(list(passed))
 
 

@@ -624,17 +624,16 @@ def test_an_exception_ends_its_own_connection_only(
 
 
 def test_an_exception_while_it_is_logged_ends_only_that_connection(
-    connect: Callable[..., Peers], bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+    connect: Callable[..., Peers], bridge: Bridge
 ) -> None:
     bad, good = connect(), connect()
-    log_close = Connection.log_close
+    write = bad.log.write
 
-    def fail(connection: Connection) -> None:
-        if connection is bad.connection:
-            raise RuntimeError("a fault of ours")
-        log_close(connection)
+    def fail(level: str, text: str) -> None:
+        bad.log.write = write  # type: ignore[method-assign]
+        raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(Connection, "log_close", fail)
+    bad.log.write = fail  # type: ignore[method-assign]
     bad.client.sendall(masked(0x88, wire.encode_close(1000, "")))
     wait_for(lambda: bad.log.lines)
     assert "a fault of ours" in bad.log.lines[0][1]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import gc
 import math
+import select
+import time
 import weakref
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews_handler.bridge import loop as loop_module
-from apachews_handler.bridge import poller as poller_module
-from apachews_handler.bridge.deadlines import Deadlines
+from apachews_handler.bridge.deadlines import SPARE_TICKETS, Deadlines
 from apachews_handler.bridge.loop import TIMERS_S, Loop
 
 
@@ -38,10 +38,11 @@ class Epoll:
 
 
 def loop_over(epoll: Epoll, monkeypatch: pytest.MonkeyPatch) -> Loop:
-    for module in (loop_module, poller_module):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: epoll.now))
-        monkeypatch.setattr(module, "select", SimpleNamespace(epoll=lambda: epoll))
-    return Loop()
+    monkeypatch.setattr(time, "monotonic", lambda: epoll.now)
+    loop = Loop()
+    loop._poller.epoll.close()
+    loop._poller.epoll = cast(select.epoll, epoll)
+    return loop
 
 
 def test_the_longest_turn_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,15 +138,14 @@ def test_a_cancelled_item_is_not_returned_and_not_kept_alive() -> None:
     assert deadlines.pop_due(2.0) == []
 
 
-def test_the_heap_does_not_grow_with_stale_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apachews_handler.bridge.deadlines.SPARE_TICKETS", 5)
+def test_the_heap_does_not_grow_with_stale_entries() -> None:
     deadlines: Deadlines[Item] = Deadlines()
-    for _ in range(100):
+    for _ in range(3 * SPARE_TICKETS):
         item = Item()
         deadlines.schedule(item, 1e9)
         deadlines.cancel(item)
         deadlines.pop_due(0.0)
-    assert len(deadlines) <= 6
+    assert len(deadlines) <= SPARE_TICKETS + 1
 
 
 @given(

@@ -35,6 +35,7 @@ from apachews_handler.protocol.tunnel import TunnelSession
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 
+from ..conftest import slots_of
 from ..support.frames import masked
 from .test_bridge import OPEN, Lines
 
@@ -96,7 +97,7 @@ def session_of(connection: Connection) -> Session:
 
 def state_of(value: Any) -> dict[str, Any]:
     """Return the slots of an object and of its bases."""
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    slots = [name for kind in type(value).__mro__ for name in slots_of(kind)]
     # (What is left of the share of a turn means nothing in the next turn.)
     return {name: getattr(value, name) for name in slots if name != "_frames_left"}
 
@@ -295,7 +296,7 @@ def test_new_state_is_noticed() -> None:
         *(FrameWalker, TunnelSession, OpaqueSession),
         *(SessionData, Session, Timeouts, Inflater, Connection, Leg, SendQueue),
     )
-    assert {kind.__name__: len(kind.__slots__) for kind in kinds} == {
+    assert {kind.__name__: len(slots_of(kind)) for kind in kinds} == {
         "ClientReader": 24,
         "ProducerReader": 23,
         "RawReader": 1,

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -440,17 +441,17 @@ def test_processes_with_a_private_tmp_are_reached() -> None:
             child.stdin.close()
 
 
-def test_a_reporter_that_cannot_be_watched_leaves_no_file(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_reporter_that_cannot_be_watched_leaves_no_file(temporary: Path) -> None:
+    class FullEpoll:
+        def register(self, fd: int, events: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     loop = Loop()
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "add_reader", refuse)
-        with pytest.raises(OSError) as refused:
-            Reporter(loop, CHILD, APACHE, LOG)
+    epoll = loop._poller.epoll
+    loop._poller.epoll = cast(select.epoll, FullEpoll())
+    with pytest.raises(OSError) as refused:
+        Reporter(loop, CHILD, APACHE, LOG)
+    loop._poller.epoll = epoll
     assert refused.value.filename == str(temporary)
     assert list(temporary.iterdir()) == []
     loop.close()

@@ -204,6 +204,8 @@ def test_the_doctor_describes_the_installation(
             f"Apache uses the installation by pip in {environment}, for Python {version}"
         )
         assert told["extensions"] == "the C extensions are built: _mask, _tls_relay"
+        form = "compiled" if list(packages.glob("apachews/*__mypyc*.so")) else "interpreted"
+        assert told["compiled"].startswith(f"the modules that messages pass are {form}")
         for extension in packages.rglob("_*.so"):
             extension.unlink()
         status, (finding,) = doctor(capsys, apache)

@@ -53,8 +53,8 @@ PART_OF_THE_SUITE = (
 )
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a command; return its output."""
+def attempt(*command: str | Path, cwd: Path, **environment: str) -> tuple[int, str]:
+    """Run a command; return its status and its output."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -65,14 +65,21 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
         timeout=BUILD_TIMEOUT_S,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    return done.returncode, done.stdout
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command that must succeed; return its output."""
+    status, output = attempt(*command, cwd=cwd, **environment)
+    assert status == 0, output
+    return output
 
 
 def build(source: Path, into: Path, *options: str, **environment: str) -> Path:
     """Build what the options say, without the network; return the directory of the results."""
+    environment = {"SOURCE_DATE_EPOCH": "1700000000", "APACHEWS_COMPILE": "0", **environment}
     command = (sys.executable, "-m", "build", "--no-isolation", *options)
-    run(*command, "--outdir", into, ".", cwd=source, SOURCE_DATE_EPOCH="1700000000", **environment)
+    run(*command, "--outdir", into, ".", cwd=source, **environment)
     return into
 
 
@@ -225,6 +232,75 @@ def test_the_wheel_is_for_all_versions_from_3_10_on(archives: Archives) -> None:
 
 def test_a_build_without_a_compiler_has_no_extension(archives: Archives, pure_wheel: Path) -> None:
     assert names_in(pure_wheel) == names_in(archives.wheel) - EXTENSIONS
+
+
+# The wheel with compiled modules.  A build takes a minute: tox makes one for the environment
+# ``whole``, and the tests there use it.
+
+
+def files_below(directory: Path) -> set[Path]:
+    return {path for path in directory.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize("switch", ["", "1"])
+def test_a_compiler_that_fails(switch: str, archives: Archives, tmp_path: Path) -> None:
+    before = files_below(archives.unpacked)
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path)
+    status, output = attempt(
+        *command, ".", cwd=archives.unpacked, CC="/bin/false", APACHEWS_COMPILE=switch
+    )
+    assert files_below(archives.unpacked) == before
+    if switch:
+        assert status
+        assert "apachews: the modules cannot be compiled: " in output
+        assert not list(tmp_path.iterdir())
+    else:
+        assert "apachews: modules are interpreted, not compiled: " in output
+        (wheel,) = tmp_path.glob("apachews-*-cp310-abi3-*.whl")
+        assert names_in(wheel) == names_in(archives.wheel) - EXTENSIONS
+
+
+def test_a_switch_with_another_value_is_an_error(archives: Archives, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path)
+    status, output = attempt(*command, ".", cwd=archives.unpacked, APACHEWS_COMPILE="yes")
+    assert status
+    assert "APACHEWS_COMPILE is 'yes', but must be 0 or 1" in output
+
+
+def test_an_editable_installation_compiles_nothing(archives: Archives, tmp_path: Path) -> None:
+    program = (
+        "import build_backend, sys;"
+        "print(build_backend.get_requires_for_build_editable());"
+        "print(build_backend.get_requires_for_build_wheel())"
+    )
+    output = run(sys.executable, "-c", program, cwd=archives.unpacked, APACHEWS_COMPILE="1")
+    editable, wheel = output.splitlines()[-2:]
+    assert "mypy" not in editable
+    assert "'mypy==" in wheel
+
+
+def test_the_build_has_the_tested_mypy() -> None:
+    (pin,) = re.findall(r'^MYPY: Final = "(.*)"$', (ROOT / "build_backend.py").read_text(), re.M)
+    environments = configparser.ConfigParser(interpolation=None)
+    environments.read(ROOT / "tox.ini")
+    for name in ("lint", "archives"):
+        assert pin in environments[f"testenv:{name}"]["deps"].split()
+
+
+@pytest.mark.skipif(
+    "APACHEWS_EVERYTHING" not in os.environ, reason="two minutes: deploy/test --everything"
+)
+def test_two_builds_with_compiled_modules_are_equal(archives: Archives, tmp_path: Path) -> None:
+    first, second = (
+        build(archives.unpacked, tmp_path / name, "--wheel", APACHEWS_COMPILE="1")
+        for name in ("first", "second")
+    )
+    version = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    (wheel,) = first.glob(f"apachews-*-{version}-{version}-*.whl")
+    assert wheel.read_bytes() == (second / wheel.name).read_bytes()
+    added = names_in(wheel) - names_in(archives.wheel)
+    assert any("__mypyc" in name for name in added)
+    assert all(name.endswith(".so") for name in added)
 
 
 def content_of(sdist: Path) -> dict[str, tuple[int, bytes]]:

@@ -58,15 +58,16 @@ def running_target(extra: str = "") -> Iterator[Site]:
 
 
 @contextmanager
-def running_target_without_extension() -> Iterator[Site]:
-    """Start one whose Python finds the handler as it is without a compiler.
+def running_target_in_python() -> Iterator[Site]:
+    """Start one whose Python finds the handler and the wire as they are without a compiler.
 
     Its modules are a copy: other tests use those of the environment at the same time.
     """
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        shutil.copytree(HANDLER, Path(directory, "apachews_handler"), ignore=ignored)
+        for name in ("apachews", "apachews_handler"):
+            shutil.copytree(HANDLER.with_name(name), Path(directory, name), ignore=ignored)
         with running_target(f'WSGIPythonPath "{directory}"\n') as site:
             yield site
 
