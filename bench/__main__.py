@@ -16,6 +16,7 @@ from .cases import PEERS, Case, Kind
 from .generator import GeneratorFailed
 from .limits import TooFewDescriptors, raise_descriptor_limit, require_descriptors
 from .results import BadResults, CaseResults, Figures, Results
+from .targets import WITH_TARGETS
 
 ROUNDS: Final = 5
 DEFAULT_OUTPUT: Final = Path("bench/results")
@@ -41,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="these only; NAME may have * in it",
+    )
+    found.add_argument(
+        "--targets", action="store_true", help="those cases only that a target is about"
     )
     found.add_argument(
         "--rounds", type=_count, default=None, metavar="N", help=f"rounds a case ({ROUNDS})"
@@ -88,6 +92,8 @@ def main(arguments: list[str]) -> int:
             docs.write(Results.read(options.docs))
             return 0
         selected = case_table.select(options.case)
+        if options.targets:
+            selected = [case for case in selected if case.name in WITH_TARGETS]
         if options.list:
             for case in selected:
                 print(f"{case.name:28} {', '.join(case.peers)}")
@@ -143,7 +149,7 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
             results.write(options.output / report.RESULTS)
             passed = time.monotonic() - begun_at
             _say(f"{number}/{len(selected)} {passed / 60:4.1f} min  {report.one_line(found)}")
-            if options.profile and case.kind not in (Kind.MEMORY, Kind.SCALE):
+            if options.profile and case.kind not in (Kind.MEMORY, Kind.STALLED, Kind.SCALE):
                 results.profile += profile.run(case)
     return _write(results, options.output)
 
@@ -155,7 +161,7 @@ def run_case(case: Case, rounds: int) -> CaseResults:
         PeerFailed, GeneratorFailed
     """
     found = CaseResults(case.name, case.kind.value, case.connections)
-    for number in range(rounds):
+    for number in range(min(rounds, case.most_rounds)):
         first = number % len(case.peers)
         measured: dict[str, Figures] = {}
         for name in case.peers[first:] + case.peers[:first]:
@@ -169,13 +175,14 @@ def run_case(case: Case, rounds: int) -> CaseResults:
 
 def run_peer(case: Case, name: str) -> Figures:
     """Measure one peer in a case once."""
-    how = memory.idle if case.kind is Kind.MEMORY else measure.run
+    how = {Kind.MEMORY: memory.idle, Kind.STALLED: memory.stalled}.get(case.kind, measure.run)
     return how(case, PEERS[name])
 
 
 def _write(results: Results, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     path = report.write(results, output)
+    print(report.targets_text(results), flush=True)
     _say(f"the report: {path}")
     harm = results.harm()
     for line in harm:

@@ -74,6 +74,14 @@ def read(pids: Iterable[int]) -> Reading:
     return Reading(ns, ticks)
 
 
+def of(pids: Iterable[int], reading: Reading) -> Reading:
+    """Return the part of a reading that is about these processes."""
+    return Reading(
+        {pid: reading.ns[pid] for pid in pids if pid in reading.ns},
+        {pid: reading.ticks[pid] for pid in pids if pid in reading.ticks},
+    )
+
+
 def used(before: Reading, after: Reading) -> Used:
     """Return what was used between two readings; a process that is new counts from its start."""
     ns = sum(value - before.ns.get(pid, 0) for pid, value in after.ns.items())

@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import ssl
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -33,19 +35,46 @@ CHECK_EVERY: Final = 64
 HANDSHAKE_TIMEOUT_S: Final = 60.0
 
 
-class Messages:
-    """What is sent: the same bytes again and again, but for every 64th message."""
+# Different JSON messages, which are sent in turn.
+JSON_MESSAGES: Final = 32
+# The receive buffer of a client that stops reading, in bytes: the kernel keeps little for it.
+STALLED_BUFFER_BYTES: Final = 4096
 
-    def __init__(self, size: int, text: bool) -> None:
+
+def json_message(rng: random.Random, size: int) -> bytes:
+    """Return records as JSON, cut at a size: a third of the size when it is compressed."""
+    records: list[dict[str, Any]] = []
+    while len(text := json.dumps(records)) < size:
+        records.append(
+            {
+                "id": rng.randrange(10**6),
+                "symbol": "".join(rng.choices("ABCDEFGHIJKLMNOP", k=4)),
+                "price": round(rng.uniform(1, 1000), 2),
+                "state": rng.choice(["open", "closed", "suspended"]),
+                "changed": f"2026-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}T12:00:00Z",
+            }
+        )
+    return text.encode()[:size]
+
+
+class Messages:
+    """What is sent: a few contents in turn, with their number in every 64th message."""
+
+    def __init__(self, size: int, text: bool, is_json: bool = False) -> None:
         self.size = size
         self.type = WSMsgType.TEXT if text else WSMsgType.BINARY
-        self._usual = b"x" * size if text else random.Random(size).randbytes(size)
+        rng = random.Random(size)
+        if is_json:
+            self._usual = [json_message(rng, size) for _ in range(JSON_MESSAGES)]
+        else:
+            self._usual = [b"x" * size if text else rng.randbytes(size)]
 
     def number(self, number: int) -> bytes:
         """Return the message that has this number among one client's."""
+        usual = self._usual[number % len(self._usual)]
         if number % CHECK_EVERY:
-            return self._usual
-        return (b"%012d" % number)[:12] + self._usual[12:]
+            return usual
+        return (b"%012d" % number)[:12] + usual[12:]
 
 
 class Counters:
@@ -153,8 +182,40 @@ class Listener(Client):
             self.counters.extra += 1
         self.received += 1
         self.counters.received += 1
-        if self.counters.received >= crowd.due and self.counters.is_sending:
+        if self.counters.received >= crowd.due and self.counters.is_sending and not crowd.is_paced:
             crowd.publish()
+
+    def stall(self) -> None:
+        """Stop reading, with a small receive buffer."""
+        tcp = self.transport.underlying_transport
+        tcp.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, STALLED_BUFFER_BYTES
+        )
+        tcp.pause_reading()
+
+
+class Inflating(Listener):
+    """A listener with permessage-deflate: checks the content of every message."""
+
+    def __init__(self, counters: Counters, messages: Messages) -> None:
+        super().__init__(counters, messages)
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Count a connection without compression as a wrong answer."""
+        super().on_ws_connected(transport)
+        agreed = transport.response.headers.get("Sec-WebSocket-Extensions", "")
+        self.counters.wrong += "permessage-deflate" not in agreed
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Inflate a delivery in one frame, and compare it."""
+        if frame.msg_type != WSMsgType.BINARY or not frame.rsv1:
+            super().on_ws_frame(transport, frame)
+            return
+        # RFC 7692 7.2.2: the end of the last block is not sent.
+        data = self._inflater.decompress(frame.get_payload_as_bytes() + b"\0\0\xff\xff")
+        self.counters.wrong += not frame.fin or data != self.messages.number(self.received)
+        self.on_message()
 
 
 class Crowd:
@@ -165,6 +226,7 @@ class Crowd:
         self.listeners = listeners
         self.published = 0
         self.due = 0  # deliveries after which the next message is sent
+        self.is_paced = False
         self._unmet = len(listeners)
         self._all_met = asyncio.Event()
         for listener in listeners:
@@ -198,6 +260,17 @@ class Crowd:
         self.counters.sent += len(self.listeners)
         conductor.transport.send(conductor.type, message)
 
+    async def publish_paced(self, rate: float) -> None:
+        """Publish so many messages a second until halted, or as many as the servers deliver."""
+        self.is_paced = True
+        begun_at, number = time.monotonic(), 0
+        while self.counters.is_sending:
+            # One at a time, so that only the clients that stall have messages in buffers.
+            if self.counters.received == self.counters.sent:
+                self.publish()
+            number += 1
+            await asyncio.sleep(max(0.0, begun_at + number / rate - time.monotonic()))
+
 
 class Load:
     """The state of this process, and the commands it knows."""
@@ -206,6 +279,7 @@ class Load:
         self.counters = Counters()
         self.clients: list[Client] = []
         self.handshakers: list[asyncio.Task[None]] = []
+        self.pacer: asyncio.Task[None] | None = None
 
     async def connect(
         self,
@@ -217,9 +291,12 @@ class Load:
         fan_out: bool = False,
         certificate: str = "",
         source: str = "",
+        is_json: bool = False,
+        compressed: bool = False,
     ) -> dict[str, Any]:
         """Open so many connections more; say what kept others from it."""
-        messages = Messages(size, text)
+        messages = Messages(size, text, is_json)
+        kind = Inflating if compressed else Listener if fan_out else Client
         failures: list[str] = []
         waiting = iter(range(count))
         context = _context(certificate)
@@ -227,9 +304,9 @@ class Load:
 
         async def connect_some() -> None:
             for _ in waiting:
-                client = (Listener if fan_out else Client)(self.counters, messages)
+                client = kind(self.counters, messages)
                 try:
-                    await _dial(client, url, context, source)
+                    await _dial(client, url, context, source, compressed)
                 except Exception as error:  # whatever it was, the case fails and says it
                     failures.append(f"{type(error).__name__}: {error}"[:300])
                 else:
@@ -259,13 +336,25 @@ class Load:
             client.send()
         return {}
 
-    async def fan_out(self) -> dict[str, Any]:
-        """Have messages sent to all, until halted."""
+    async def fan_out(self, greets: bool = True) -> dict[str, Any]:
+        """Publish messages to all until halted; ``greets``: after every client was answered."""
         crowd = Crowd(self.counters, [c for c in self.clients if isinstance(c, Listener)])
-        await crowd.meet()
+        if greets:
+            await crowd.meet()
         self.counters.is_sending = True
         crowd.publish()
         crowd.publish()
+        return {}
+
+    async def fan_out_paced(self, stalled: int, rate: float) -> dict[str, Any]:
+        """Stop reading on the last so many connections, and publish at a pace until halted."""
+        listeners = [c for c in self.clients if isinstance(c, Listener)]
+        await Crowd(self.counters, listeners).meet()
+        for client in listeners[len(listeners) - stalled :]:
+            client.stall()
+        crowd = Crowd(self.counters, listeners[: len(listeners) - stalled])
+        self.counters.is_sending = True
+        self.pacer = asyncio.create_task(crowd.publish_paced(rate))
         return {}
 
     async def handshakes(self, url: str, at_once: int, certificate: str = "") -> dict[str, Any]:
@@ -279,7 +368,7 @@ class Load:
                 client = Client(self.counters, messages)
                 self.counters.sent += 1
                 try:
-                    await _dial(client, url, context, "")
+                    await _dial(client, url, context)
                 except Exception as error:  # counted as lost, and shown
                     print(f"{type(error).__name__}: {error}"[:300], file=sys.stderr, flush=True)
                     continue
@@ -339,14 +428,20 @@ class Load:
 
 
 async def _dial(
-    client: Client, url: str, context: ssl.SSLContext | None, source: str
+    client: Client,
+    url: str,
+    context: ssl.SSLContext | None,
+    source: str = "",
+    compressed: bool = False,
 ) -> WSTransport:
+    offer = {"Sec-WebSocket-Extensions": "permessage-deflate"} if compressed else {}
     transport, _ = await ws_connect(
         lambda: client,
         url,
         ssl_context=context,
         websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         max_frame_size=MAX_MESSAGE_BYTES,
+        extra_headers=offer,
         **({"local_addr": (source, 0)} if source else {}),
     )
     return transport
@@ -364,6 +459,7 @@ async def serve() -> None:
         "echo": load.echo,
         "echo_once": load.echo_once,
         "fan_out": load.fan_out,
+        "fan_out_paced": load.fan_out_paced,
         "handshakes": load.handshakes,
         "mark": load.mark,
         "halt": load.halt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -12,8 +13,11 @@ from pathlib import Path
 
 from apachews_tools.httpd.private_apache import find_httpd, find_wsgi_module
 
+from .peers import NGINX, NODE_MODULES
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("apachews", "websockets", "picows", "uvloop", "wsproto")
+PACKAGES = ("apachews", "websockets", "picows", "uvicorn", "uvloop", "wsproto")
+NODE_PACKAGES = {"ws": "ws", "uWebSockets.js": "@trufflesuite/uws-js-unofficial"}
 
 
 def cpu_model(cpuinfo: str) -> str:
@@ -49,6 +53,10 @@ def describe(arguments: list[str]) -> dict[str, str]:
         "OpenSSL": _said(["openssl", "version"], r"OpenSSL (\S+)"),
         "Python": platform.python_version(),
         **{package: version_of(package) for package in PACKAGES},
+        "Node": _said(["node", "--version"], r"v(\S+)"),
+        **{name: _node_version(package) for name, package in NODE_PACKAGES.items()},
+        "nginx": _debian_version("nginx"),
+        "Nchan": _debian_version("libnginx-mod-nchan"),
         "Commit of apachews": _commit(),
     }
 
@@ -57,6 +65,25 @@ def _wsgi_version() -> str:
     """Return mod_wsgi's version: its module has it among its strings."""
     found = re.search(rb"\0(\d+\.\d+\.\d+)\0mod_wsgi/", find_wsgi_module().read_bytes())
     return found[1].decode() if found else "unknown"
+
+
+def _node_version(package: str) -> str:
+    """Return the version of a package that bench/run has installed for Node."""
+    try:
+        version: str = json.loads(_read(str(NODE_MODULES / package / "package.json")))["version"]
+    except FileNotFoundError:
+        return "not installed"
+    return version
+
+
+def _debian_version(package: str) -> str:
+    """Return the version of a package that bench/run has unpacked."""
+    try:
+        packages = _read(str(NGINX / "packages"))
+    except FileNotFoundError:
+        return "not installed"
+    found = re.search(rf"^{package}\t(?:\d+:)?(\S+)$", packages, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def _commit() -> str:

@@ -33,7 +33,7 @@ def run(case: Case, peer: Peer) -> Figures:
     # One that has gone may hold its worker of a proxy a moment longer.
     workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
     with driven(peer, mode, workers, case.our_children) as (running, generator):
-        begin(case, running, generator)
+        begin(case, peer, running, generator)
         return window(case, running, generator)
 
 
@@ -57,28 +57,44 @@ def driven(
             raise GeneratorFailed(f"{error}\n{running.log_tail()}") from error
 
 
-def begin(case: Case, running: Running, generator: Generator) -> None:
+def begin(case: Case, peer: Peer, running: Running, generator: Generator) -> None:
     """Have the generator do what the case is about, until it is halted.
 
     Raises:
         GeneratorFailed: it could not connect.
     """
-    where = {"url": running.url, "certificate": running.certificate}
     if case.kind is Kind.HANDSHAKES:
-        generator.ask("handshakes", at_once=case.connections, **where)
+        generator.ask(
+            "handshakes",
+            at_once=case.connections,
+            url=running.url,
+            certificate=running.certificate,
+        )
         return
+    connect(case, peer, running, generator)
+    if case.kind is Kind.FAN_OUT:
+        generator.ask("fan_out", greets=peer.is_greeted)
+    else:
+        generator.ask("echo", window=case.window, timed=case.timed)
+
+
+def connect(case: Case, peer: Peer, running: Running, generator: Generator) -> None:
+    """Open the connections of a case.
+
+    Raises:
+        GeneratorFailed: not all could be opened.
+    """
     generator.connect(
+        url=running.url,
+        certificate=running.certificate,
         count=case.connections,
         at_once=CONNECT_AT_ONCE,
         size=case.size,
         text=case.text,
-        fan_out=case.kind is Kind.FAN_OUT,
-        **where,
+        fan_out=case.kind in (Kind.FAN_OUT, Kind.STALLED),
+        is_json=case.json,
+        compressed=peer.compressed,
     )
-    if case.kind is Kind.FAN_OUT:
-        generator.ask("fan_out")
-    else:
-        generator.ask("echo", window=case.window, timed=case.timed)
 
 
 def window(case: Case, running: Running, generator: Generator) -> Figures:
@@ -97,13 +113,19 @@ def window(case: Case, running: Running, generator: Generator) -> Figures:
     result = generator.ask("halt")
     for backend in running.backends:
         backend.require_alive()
-    return figures(begin, end, cpu.used(before, after), result, running)
+    program = running.backend_pids()
+    of_backend = cpu.used(cpu.of(program, before), cpu.of(program, after))
+    found = figures(begin, end, cpu.used(before, after), of_backend, result, running)
+    if case.kind is Kind.FAN_OUT:
+        found["broadcast_cpu_ms"] = found["cpu_us"] * case.connections / 1000
+    return found
 
 
 def figures(
     begin: dict[str, Any],
     end: dict[str, Any],
     used: cpu.Used,
+    of_backend: cpu.Used,
     result: dict[str, Any],
     running: Running,
 ) -> Figures:
@@ -121,6 +143,7 @@ def figures(
         "seconds": seconds,
         "per_second": count / seconds,
         "cpu_us": used.seconds * 1e6 / count,
+        "backend_cpu_us": of_backend.seconds * 1e6 / count,
         "stat_cpu_us": used.stat_seconds * 1e6 / count,
         "cpu_s": used.seconds,
         "stat_cpu_s": used.stat_seconds,

@@ -28,7 +28,12 @@ from apachews_tools.httpd.private_apache import PrivateApache
 
 from . import processes
 from .cases import Peer
+from .limits import BACKLOG, MAX_MESSAGE_BYTES
 
+BACKENDS: Final = Path(__file__).parent / "backends"
+# What bench/run unpacks and installs.
+NGINX: Final = Path(sys.prefix) / "nginx"
+NODE_MODULES: Final = Path(sys.prefix) / "node" / "node_modules"
 # Where a WebSocket is, with every peer.
 PATH: Final = "/echo.ws"
 START_TIMEOUT_S: Final = 10.0
@@ -126,8 +131,10 @@ class Running:
         return processes.of_apache(self.apache.root) if self.apache else []
 
     def backend_pids(self) -> list[int]:
-        """Return its programs' processes."""
-        return [backend.process.pid for backend in self.backends]
+        """Return its programs' processes, nginx's workers among them."""
+        return [
+            pid for backend in self.backends for pid in processes.of_session(backend.process.pid)
+        ]
 
     def pids(self) -> list[int]:
         """Return all that serves."""
@@ -160,8 +167,26 @@ def directory() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+def program(peer: Peer, mode: str, root: Path) -> list[str]:
+    """Return the command of a peer's program, ``apachews`` excepted."""
+    if peer.backend in ("ws", "uws"):
+        script = BACKENDS / f"{peer.backend}_server.js"
+        return ["node", str(script), mode, str(BACKLOG), str(MAX_MESSAGE_BYTES)]
+    options = []
+    if peer.backend == "websockets":
+        options = ["uvloop" if peer.uvloop else "asyncio", "deflate" * peer.compressed]
+    elif peer.backend == "nchan":
+        options = [str(root), str(NGINX)]
+    return processes.python(f"bench.backends.{peer.backend}_server", mode, *options)
+
+
+def producer(mode: str, path: Path) -> list[str]:
+    """Return the command of a producer of ours."""
+    return processes.python("bench.backends.apachews_producer", mode, str(path))
+
+
 @contextmanager
-def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
+def backend(log: Path, command: list[str]) -> Iterator[Backend]:
     """Run a program of ``backends``; wait until it prints its address.
 
     Raises:
@@ -169,7 +194,8 @@ def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
     """
     with log.open("w") as stream:
         process = subprocess.Popen(
-            processes.python(f"bench.backends.{module}", *arguments),
+            command,
+            env=os.environ | {"NODE_PATH": str(NODE_MODULES)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stream,
@@ -181,7 +207,7 @@ def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
         ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
         word, _, where = (process.stdout.readline() if ready else "").partition(" ")
         if word != "listening":
-            raise PeerFailed(f"{module} does not listen:\n{tail(log)}")
+            raise PeerFailed(f"{' '.join(command)} does not listen:\n{tail(log)}")
         yield Backend(process, where.strip(), log)
     finally:
         processes.end(process)
@@ -246,23 +272,21 @@ def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Ite
         log = root / "backend.log"
         if peer.backend == "apachews":
             server = stack.enter_context(_ours(root, our_children))
-            program = stack.enter_context(
-                backend(log, "apachews_producer", mode, str(server.docroot / PATH[1:]))
-            )
+            mode = "one-by-one" if peer.one_by_one else mode
+            serving = stack.enter_context(backend(log, producer(mode, server.docroot / PATH[1:])))
         else:
-            loop = ("uvloop" if peer.uvloop else "asyncio",) * (peer.backend == "websockets")
-            program = stack.enter_context(backend(log, f"{peer.backend}_server", mode, *loop))
+            serving = stack.enter_context(backend(log, program(peer, mode, root)))
             if peer.tunnelled:
-                to_it = TUNNEL.format(path=PATH, port=program.where)
+                to_it = TUNNEL.format(path=PATH, port=serving.where)
                 server = stack.enter_context(_ours(root, our_children, to_it))
             elif peer.proxied:
-                server = stack.enter_context(_proxy(root, connections, program.where))
+                server = stack.enter_context(_proxy(root, connections, serving.where))
             else:
-                yield Running(f"ws://127.0.0.1:{program.where}{PATH}", "", [program])
+                yield Running(f"ws://127.0.0.1:{serving.where}{PATH}", "", [serving])
                 return
         scheme, port = ("wss", server.tls_port) if peer.tls else ("ws", server.port)
         certificate = str(server.certificate) if peer.tls else ""
-        yield Running(f"{scheme}://127.0.0.1:{port}{PATH}", certificate, [program], server)
+        yield Running(f"{scheme}://127.0.0.1:{port}{PATH}", certificate, [serving], server)
 
 
 def _ours(

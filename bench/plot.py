@@ -25,7 +25,10 @@ BOTTOM: Final = 48
 LEGEND_HEIGHT: Final = 22
 TICKS: Final = 5
 # A colour for each series, ours the strongest; each has a contrast of 3 to white and to #131416.
-COLOURS: Final = ("#c2365f", "#3f7cc4", "#6b96cf", "#3c8d58", "#66a37b", "#a8701f", "#8b68b8")
+COLOURS: Final = (
+    *("#c2365f", "#3f7cc4", "#6b96cf", "#3c8d58", "#66a37b", "#a8701f", "#8b68b8"),
+    *("#2a9096", "#8a7f2c", "#7d7d86", "#c65bb0"),
+)
 STYLE: Final = """
 text { font: 12px system-ui, sans-serif; fill: #24292f; }
 .title { font-size: 15px; font-weight: 600; }

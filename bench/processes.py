@@ -15,9 +15,28 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-    """Kill a process and reap it; does nothing if it has ended."""
-    process.kill()
+    """Kill the session that a process leads, and reap the process."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all of them have ended
     process.wait()
+
+
+def of_session(leader: int) -> list[int]:
+    """Return the processes of a session: a program, and what it has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:
+            continue  # it has ended
+        # proc(5): the fields after the name are state, ppid, pgrp, session
+        if stat.rpartition(")")[2].split()[3] == str(leader):
+            found.append(int(entry.name))
+    return sorted(found)
 
 
 def kill(pid: int) -> None:

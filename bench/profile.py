@@ -33,7 +33,7 @@ def run(case: Case) -> list[tuple[str, str]]:
     peer = PEERS[case.peers[0]]
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
     with measure.driven(peer, mode, case.connections, case.our_children) as (running, generator):
-        measure.begin(case, running, generator)
+        measure.begin(case, peer, running, generator)
         assert running.apache
         looked_at = {
             "Apache's child": running.apache.children(),

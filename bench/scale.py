@@ -24,7 +24,7 @@ from typing import Any, Final
 from apachews_tools.httpd.private_apache import PrivateApache
 
 from . import cpu, peers, processes
-from .cases import FDS_A_CONNECTION, FDS_RESERVE, Kind
+from .cases import FDS_A_CONNECTION, FDS_RESERVE, UNEVEN, Kind
 from .generator import Generator
 from .limits import require_descriptors
 from .peers import Backend
@@ -51,8 +51,6 @@ STORM: Final = 5_000
 QUICK_DIVISOR: Final = 50
 # Handshakes at once of each generator.
 AT_ONCE: Final = 16
-# Connections do not fall on Apache's children evenly.
-UNEVEN: Final = 1.2
 MESSAGE_BYTES: Final = 64
 WARM_UP_S: Final = 0.5
 WINDOW_S: Final = 2.0
@@ -142,9 +140,7 @@ def site(servers: int) -> Iterator[Site]:
             stack.enter_context(
                 peers.backend(
                     apache.root / f"producer-{part}.log",
-                    "apachews_producer",
-                    "echo",
-                    str(apache.docroot / f"{part}.ws"),
+                    peers.producer("echo", apache.docroot / f"{part}.ws"),
                 )
             )
             for part in range(PARTS)
