@@ -22,18 +22,18 @@ ROUNDS: Final = 5
 DEFAULT_OUTPUT: Final = Path("bench/results")
 
 QUICK: Final = (
-    "A quick run: short windows, a tenth of the clients of fan-out and memory, a fiftieth of"
-    " those of scale. It shows that everything runs; its figures are not for quoting."
+    "A quick run: short windows, a tenth of the clients of fan-out and memory at most, a fiftieth"
+    " of those of scale. It shows that everything runs; its figures are not for quoting."
 )
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     found = argparse.ArgumentParser(
-        prog="bench/run", description="Benchmarks of apachews against what else there is."
+        prog="bench/run", description="Benchmarks of apachews and of other servers."
     )
     found.add_argument(
-        "--quick", action="store_true", help="one short round each, and small crowds: to try it"
+        "--quick", action="store_true", help="one short round each, with few clients: to try it"
     )
     found.add_argument("--list", action="store_true", help="name the cases and their peers")
     found.add_argument(
@@ -41,10 +41,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="these only; NAME may have * in it",
+        help="only this case; NAME may contain *",
     )
     found.add_argument(
-        "--targets", action="store_true", help="those cases only that a target is about"
+        "--targets", action="store_true", help="only the cases that a target is about"
     )
     found.add_argument(
         "--rounds", type=_count, default=None, metavar="N", help=f"rounds a case ({ROUNDS})"
@@ -73,14 +73,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--profile",
         action="store_true",
-        help="say also what our time goes to, with strace, perf and py-spy",
+        help="also profile our processes, with strace, perf and py-spy",
     )
     return found
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return its status: 1 where messages were lost or a peer failed."""
-    # A terminal that goes as well: what was started and opened is put back.
+    """Run the command; return its status: 1 if messages were lost or a peer failed."""
+    # These end the run like Ctrl-C: the started processes end, and changed modes are restored.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
@@ -145,7 +145,7 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
             else:
                 found = run_case(case, rounds)
             results.cases.append(found)
-            # Whatever comes later, what has been measured is kept.
+            # After each case, so that a later failure keeps these figures.
             results.write(options.output / report.RESULTS)
             passed = time.monotonic() - begun_at
             _say(f"{number}/{len(selected)} {passed / 60:4.1f} min  {report.one_line(found)}")

@@ -1,4 +1,4 @@
-"""What is measured, and which peers each case has: one table.
+"""The table of cases: what each measures, and which peers it compares.
 
 Cases leave out the peers that no target, no plot and no overview needs: a whole run takes less
 than an hour.
@@ -12,11 +12,12 @@ from enum import Enum
 from typing import Final
 
 KIB: Final = 1024
-# About what a peer takes to start and to end, for an estimate.
+# About the time in which a peer starts and ends, for the estimate.
 START_S: Final = 0.5
 QUICK_WINDOW_S: Final = 0.4
 QUICK_CROWD: Final = 500
-# Of one connection, in Apache: the client's and the producer's.  And of a process besides.
+# Descriptors of one connection in Apache, the client's and the producer's; and of a process
+# in addition to its connections.
 FDS_A_CONNECTION: Final = 2
 FDS_RESERVE: Final = 200
 # Connections do not fall on Apache's children evenly.
@@ -65,7 +66,7 @@ class Peer:
 
     @property
     def handshakes_a_second(self) -> float:
-        """About how many it does here, for an estimate of how long a run takes."""
+        """About its rate here, for the estimate of a run's time."""
         if self.tls:
             return 250.0
         if self.proxied or self.tunnelled:
@@ -73,7 +74,7 @@ class Peer:
         return 350.0 if self.backend == "apachews" else 1500.0
 
 
-# What people who have a WebSocket server put in the place of mod_proxy.
+# For a program that speaks WebSocket itself: a tunnel in the place of mod_proxy.
 TUNNEL: Final = "tunnel+picows"
 NCHAN: Final = "nchan"
 COMPRESSED: Final = "ours, compressed"
@@ -126,16 +127,16 @@ TUNNELS: Final = (TUNNEL, "proxy+picows")
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure, in every round for each of its peers.
+    """One measurement, in every round for each of its peers.
 
     Attributes:
         name: on the command line and in the report.
-        kind: how.
-        peers: whom, by name, ours or our tunnel first.
+        kind: how it is measured.
+        peers: their names, ours or our tunnel first.
         connections: open at once; for handshakes, made at once.
-        window: messages each has under way.
+        window: messages under way on each connection.
         size: of a message, bytes.
-        text: whether these are texts.
+        text: whether messages are texts, not binary.
         json: whether their content is JSON, which compresses; otherwise random bytes.
         timed: whether every round trip is timed.
         window_s: the time measured.
@@ -143,7 +144,7 @@ class Case:
         proxied_connections: for memory: the two counts of the peers that hold a worker each.
         our_children: how many children our Apache has.
         stalled: how many of the connections stop reading.
-        most_rounds: it runs so often at most, because it takes long.
+        most_rounds: limit of the rounds of a case that takes long.
     """
 
     name: str
@@ -164,7 +165,7 @@ class Case:
 
     @property
     def warm_up_s(self) -> float:
-        """How long it runs before it is measured."""
+        """Seconds between the start and the measurement."""
         return min(0.5, self.window_s / 2)
 
     def counts(self, peer: Peer) -> tuple[int, int]:
@@ -175,7 +176,7 @@ class Case:
 
     @property
     def descriptors(self) -> int:
-        """How many a process needs to be allowed (for scale, see there)."""
+        """How many descriptors a process needs; ``scale`` has its own check."""
         most = max(self.connections, self.more_connections)
         # The generator and the program have one for each connection, a child of Apache two.
         in_apache = most * FDS_A_CONNECTION / self.our_children
@@ -184,7 +185,7 @@ class Case:
         return max(most, int(in_apache)) + FDS_RESERVE
 
     def estimate_s(self, rounds: int) -> float:
-        """Return about how long so many rounds take, starts and ends of peers included."""
+        """Return about the seconds of so many rounds, with starts and ends of peers."""
         if self.kind is Kind.SCALE:
             return 180.0 if self.window_s > QUICK_WINDOW_S else 15.0
         seconds = 0.0
@@ -196,7 +197,7 @@ class Case:
         return seconds * min(rounds, self.most_rounds)
 
     def quick(self) -> Case:
-        """Return the same for trying: short, and with a tenth of large crowds."""
+        """Return a short form to try, with a tenth of the clients of large cases at most."""
         if self.kind in (Kind.FAN_OUT, Kind.MEMORY, Kind.STALLED):
             low, high = self.proxied_connections
             return replace(
@@ -225,7 +226,7 @@ def _echo(
     return Case(name, Kind.ECHO, peers, connections, window, size, text, window_s=window_s)
 
 
-# The peers and the time of those cases that targets are about.
+# The peers and the time of echo cases with a target.
 _MAIN: Final = {
     (64, 32, 1): (ALL, 2.0),
     (64 * KIB, 32, 1): (
@@ -306,7 +307,7 @@ def _fan_outs() -> list[Case]:
 
 
 def _tunnels() -> list[Case]:
-    """Return the cases with one program behind a tunnel, and behind mod_proxy."""
+    """Return the cases with the same program behind a tunnel, and behind mod_proxy."""
     return [
         Case("tunnel-echo-64B-c32", Kind.ECHO, TUNNELS, 32, window_s=2.0),
         Case("tunnel-echo-64KiB-c32", Kind.ECHO, TUNNELS, 32, size=64 * KIB, window_s=2.0),
@@ -331,7 +332,7 @@ CASES: Final = tuple(_table())
 
 
 def select(patterns: list[str]) -> list[Case]:
-    """Return the cases whose names match one of the patterns (fnmatch); all without any.
+    """Return the cases whose names match one of the patterns (fnmatch); without patterns all.
 
     Raises:
         ValueError: a pattern matches none.

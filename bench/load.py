@@ -4,11 +4,10 @@ Run as ``python -m bench.load``; ``generator.py`` drives it.  It reads commands 
 standard input, one JSON object a line, and answers each with one line.  It ends when its
 input does.
 
-How this works.  Every client keeps ``window`` messages under way: each answer has the
-next one sent.  Of every answer the length is checked; of the first and of every 64th the
-content, which has the message's number in it and so its place.  What a window of time
-has is the difference between two ``mark``s, which say what has been counted so far, and the
-processor time that this process has had.
+How this works.  Every client keeps ``window`` messages under way: it sends the next one after each
+answer.  It checks the length of every answer, and the content of the first and of every 64th,
+which contains the number of the message and thus proves its place.  ``mark`` returns the counts so
+far and the processor time of this process; a window of time is the difference between two marks.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_
 
 from .limits import MAX_MESSAGE_BYTES, raise_descriptor_limit
 
-# The content of every so many messages is unlike that of the others, and looked at.
+# One of so many messages has a content of its own, which is compared.
 CHECK_EVERY: Final = 64
-# A crowd that all come at once waits for the kernel to try again: 1, 3, 7, 15 s.
+# If thousands connect at once, some wait until the kernel tries again: after 1, 3, 7, 15 s.
 HANDSHAKE_TIMEOUT_S: Final = 60.0
 
 
@@ -78,13 +77,13 @@ class Messages:
 
 
 class Counters:
-    """What all clients of this process have counted."""
+    """The counters of all clients of this process."""
 
     def __init__(self) -> None:
         self.sent = 0
         self.received = 0
         self.wrong = 0  # answers of another length or content
-        self.extra = 0  # answers to nothing
+        self.extra = 0  # answers without a message
         self.dropped = 0  # connections that ended without a close from this side
         self.is_sending = False
         self.is_closing = False
@@ -92,7 +91,7 @@ class Counters:
 
 
 class Client(WSListener):
-    """One connection that has what it sends echoed."""
+    """One connection, which expects an echo of every message."""
 
     def __init__(self, counters: Counters, messages: Messages) -> None:
         self.counters = counters
@@ -110,7 +109,7 @@ class Client(WSListener):
         self.transport = transport
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Count an end that this side did not start."""
+        """Count an end that the server began."""
         if not self.counters.is_closing:
             self.counters.dropped += 1
 
@@ -137,7 +136,7 @@ class Client(WSListener):
         self.on_message()
 
     def _is_whole_with(self, frame: WSFrame) -> bool:
-        """Take a fragment, or a control frame; tell whether a message is whole with it."""
+        """Take a fragment or a control frame; return whether it completes a message."""
         if frame.msg_type not in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
             if frame.msg_type == WSMsgType.CLOSE:
                 self.transport.disconnect()
@@ -151,7 +150,7 @@ class Client(WSListener):
         return True
 
     def on_message(self) -> None:
-        """Count an answer and go on."""
+        """Count an answer, and send the next message."""
         counters = self.counters
         if self.received >= self.sent:
             counters.extra += 1
@@ -164,7 +163,7 @@ class Client(WSListener):
 
 
 class Listener(Client):
-    """One of those whom each message of the first of them reaches."""
+    """A client of a fan-out: it gets each message that the first of them sends."""
 
     crowd: Crowd
 
@@ -219,7 +218,7 @@ class Inflating(Listener):
 
 
 class Crowd:
-    """What is sent to all of the listeners: two messages are under way at a time."""
+    """The messages to all listeners: two are under way at a time."""
 
     def __init__(self, counters: Counters, listeners: list[Listener]) -> None:
         self.counters = counters
@@ -235,8 +234,8 @@ class Crowd:
     async def meet(self) -> None:
         """Greet the program on every connection, and wait for its answers.
 
-        Where Apache shakes hands, a client can have its 101 before the program has
-        heard of it; what is sent to all before that is not sent to this one.
+        With Apache a client can get its 101 before the program knows it; a message to all
+        does not reach it before that.
 
         Raises:
             TimeoutError
@@ -252,7 +251,7 @@ class Crowd:
             self._all_met.set()
 
     def publish(self) -> None:
-        """Have the next message sent to all."""
+        """Send the next message, which the program sends to all."""
         conductor = self.listeners[0]
         self.due = self.published * len(self.listeners)
         message = conductor.messages.number(self.published)
@@ -294,7 +293,7 @@ class Load:
         is_json: bool = False,
         compressed: bool = False,
     ) -> dict[str, Any]:
-        """Open so many connections more; say what kept others from it."""
+        """Open so many more connections; return the errors of those that failed."""
         messages = Messages(size, text, is_json)
         kind = Inflating if compressed else Listener if fan_out else Client
         failures: list[str] = []
@@ -307,7 +306,7 @@ class Load:
                 client = kind(self.counters, messages)
                 try:
                     await _dial(client, url, context, source, compressed)
-                except Exception as error:  # whatever it was, the case fails and says it
+                except Exception as error:  # any: the case fails with this text
                     failures.append(f"{type(error).__name__}: {error}"[:300])
                 else:
                     self.clients.append(client)
@@ -322,7 +321,7 @@ class Load:
     async def echo(
         self, window: int, active: int | None = None, timed: bool = False
     ) -> dict[str, Any]:
-        """Have the first so many clients send, until halted."""
+        """Start the first so many clients, which send until halted."""
         self.counters.is_sending = True
         self.counters.round_trips_ns = [] if timed else None
         for client in self.clients[:active]:
@@ -331,7 +330,7 @@ class Load:
         return {}
 
     async def echo_once(self) -> dict[str, Any]:
-        """Have every client send one message; ``halt`` waits for the answers."""
+        """Send one message on every connection; ``halt`` waits for the answers."""
         for client in self.clients:
             client.send()
         return {}
@@ -358,12 +357,12 @@ class Load:
         return {}
 
     async def handshakes(self, url: str, at_once: int, certificate: str = "") -> dict[str, Any]:
-        """Connect and leave again and again, so many at once, until halted."""
+        """Connect and close repeatedly, so many at once, until halted."""
         self.counters.is_sending = self.counters.is_closing = True
         messages = Messages(64, False)
         context = _context(certificate)
 
-        async def come_and_go() -> None:
+        async def connect_and_close() -> None:
             while self.counters.is_sending:
                 client = Client(self.counters, messages)
                 self.counters.sent += 1
@@ -376,11 +375,11 @@ class Load:
                 client.transport.send_close(WSCloseCode.OK)
                 await client.transport.wait_disconnected()
 
-        self.handshakers = [asyncio.create_task(come_and_go()) for _ in range(at_once)]
+        self.handshakers = [asyncio.create_task(connect_and_close()) for _ in range(at_once)]
         return {}
 
     async def mark(self) -> dict[str, Any]:
-        """Say what has been counted so far; begin anew with round trips."""
+        """Return the counts so far; start a new series of round trips."""
         result = {
             "received": self.counters.received,
             "processor_ns": time.process_time_ns(),
@@ -394,14 +393,14 @@ class Load:
         return result
 
     async def halt(self, timeout_s: float = 10.0) -> dict[str, Any]:
-        """Send nothing more; wait for what is under way; say what is missing."""
+        """Stop sending, wait for the answers under way, and return the number of missing ones."""
         self.counters.is_sending = False
         if self.handshakers:
             await asyncio.wait(self.handshakers, timeout=timeout_s)
         deadline = time.monotonic() + timeout_s
         while self.counters.received < self.counters.sent and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)  # an answer too many would come now
+        await asyncio.sleep(0.05)  # a surplus answer would arrive now
         return {
             "lost": max(0, self.counters.sent - self.counters.received),
             "extra": self.counters.extra,
@@ -452,7 +451,7 @@ def _context(certificate: str) -> ssl.SSLContext | None:
 
 
 async def serve() -> None:
-    """Obey until the input ends."""
+    """Run commands until the input ends."""
     load = Load()
     commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
         "connect": load.connect,

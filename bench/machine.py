@@ -1,4 +1,4 @@
-"""On what was measured: the machine, the versions of everything, the command."""
+"""Facts of a run: the machine, the versions, the command."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def cpu_model(cpuinfo: str) -> str:
 
 
 def memory_gib(meminfo: str) -> float:
-    """Return how much memory the text of /proc/meminfo says there is."""
+    """Return the machine's memory from the text of /proc/meminfo."""
     found = re.search(r"^MemTotal:\s+(\d+) kB$", meminfo, re.MULTILINE)
     return int(found[1]) / 1024**2 if found else 0.0
 
 
 def version_of(package: str) -> str:
-    """Return the version of a Python package that is installed."""
+    """Return the version of an installed Python package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -41,7 +41,7 @@ def version_of(package: str) -> str:
 
 
 def describe(arguments: list[str]) -> dict[str, str]:
-    """Return what the report says of the machine and the versions, in its order."""
+    """Return machine and versions for the report, in its order."""
     return {
         "Date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "Command": " ".join(["bench/run", *arguments]),
@@ -93,7 +93,7 @@ def _commit() -> str:
 
 
 def _said(command: list[str], pattern: str) -> str:
-    """Return what a program says of itself."""
+    """Return a part of a program's output."""
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:

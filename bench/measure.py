@@ -1,7 +1,7 @@
 """One round of one peer in a case that has messages: echo and fan-out, and handshakes.
 
-The window lies between two marks of the load generator.  The servers' processor time is
-read right after each mark, and so for the same window.
+The window lies between two marks of the load generator.  The processor time of the servers is
+read immediately after each mark, so that both are about the same window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .generator import Generator, GeneratorFailed
 from .peers import Running
 from .results import Figures
 
-# Handshakes at once, where they are not what is measured.
+# Handshakes at once in all cases that do not measure them.
 CONNECT_AT_ONCE = 16
 
 
@@ -30,7 +30,7 @@ def run(case: Case, peer: Peer) -> Figures:
         PeerFailed, GeneratorFailed
     """
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
-    # One that has gone may hold its worker of a proxy a moment longer.
+    # A client that has left may hold its worker of a proxy a moment longer.
     workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
     with driven(peer, mode, workers, case.our_children) as (running, generator):
         begin(case, peer, running, generator)
@@ -58,7 +58,7 @@ def driven(
 
 
 def begin(case: Case, peer: Peer, running: Running, generator: Generator) -> None:
-    """Have the generator do what the case is about, until it is halted.
+    """Start the traffic of a case, which the generator continues until it is halted.
 
     Raises:
         GeneratorFailed: it could not connect.
@@ -98,10 +98,10 @@ def connect(case: Case, peer: Peer, running: Running, generator: Generator) -> N
 
 
 def window(case: Case, running: Running, generator: Generator) -> Figures:
-    """Let the generator, which sends, warm up; measure; halt it.
+    """Measure the running traffic after the warm-up; halt the generator.
 
     Raises:
-        PeerFailed: nothing came back, or a program ended.
+        PeerFailed: no message was answered, or a program ended.
         GeneratorFailed
     """
     time.sleep(case.warm_up_s)
@@ -129,15 +129,15 @@ def figures(
     result: dict[str, Any],
     running: Running,
 ) -> Figures:
-    """Return what two marks and the processor time between them say.
+    """Return the figures of the time between two marks.
 
     Raises:
-        PeerFailed: nothing came back.
+        PeerFailed: no message was answered.
     """
     seconds = (end["at_ns"] - begin["at_ns"]) / 1e9
     count = end["received"] - begin["received"]
     if not count:
-        raise peers.PeerFailed(f"nothing came back in {seconds:.1f} s.\n{running.log_tail()}")
+        raise peers.PeerFailed(f"no message was answered in {seconds:.1f} s.\n{running.log_tail()}")
     found: Figures = {
         "messages": count,
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""Programs of this package: how they are started, found and ended."""
+"""Start, find and end the programs of this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module with what is installed (``-P``: see bench/run)."""
+    """Return the command that runs a module with the installed packages (``-P``: see bench/run)."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
@@ -44,14 +44,13 @@ def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # it has
+        pass  # it has ended
 
 
 def of_apache(root: Path) -> list[int]:
-    """Return the processes of the httpd that has this ServerRoot, the custodians among them.
+    """Return the processes of the httpd that has this ServerRoot, with the custodians.
 
-    A custodian is not a child of httpd any more, but it has the command line of one, which
-    names the directory.
+    A custodian is no longer a child of httpd, but its command line still names the directory.
     """
     found = []
     wanted = str(root).encode()

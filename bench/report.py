@@ -14,7 +14,7 @@ from .targets import Outcome, judge_all
 RESULTS: Final = "results.json"
 REPORT: Final = "report.md"
 
-# A table's columns of figures: the heading, the metric, and from what it is to be multiplied.
+# The columns of figures in a kind's table: the heading and the metric.
 COLUMNS: Final[dict[str, list[tuple[str, str]]]] = {
     "echo": [("messages/s", "per_second"), ("CPU/message, µs", "cpu_us")],
     "fan-out": [
@@ -81,12 +81,12 @@ def write(results: Results, output: Path) -> Path:
 
 
 def text(results: Results, drawn: list[str]) -> str:
-    """Return the report, which shows these plots."""
+    """Return the text of the report, with these plots."""
     parts = ["# Benchmarks of apachews", facts(results)]
     parts += [f"**{note}**" for note in results.notes]
     harm = results.harm()
     if harm:
-        parts.append("**Something went wrong:**\n\n" + "\n".join(f"- {line}" for line in harm))
+        parts.append("**Failures:**\n\n" + "\n".join(f"- {line}" for line in harm))
     else:
         parts.append("No message was lost, doubled or changed, and no connection dropped.")
     parts += ["## Targets", targets_table(judge_all(results))]
@@ -98,7 +98,7 @@ def text(results: Results, drawn: list[str]) -> str:
     for case in results.cases:
         parts += [f"### {case.name}", describe(case.name), case_table(case)]
     if results.profile:
-        parts.append("## What our time goes to")
+        parts.append("## Profile of our processes")
         for heading, found in results.profile:
             parts.append(f"### {heading}\n\n```text\n{found.rstrip()}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -111,7 +111,7 @@ def facts(results: Results) -> str:
 
 
 def how(results: Results) -> str:
-    """Return what the figures are."""
+    """Return the explanation of the figures."""
     deviation = results.stat_deviation()
     check = (
         ""
@@ -125,7 +125,7 @@ TARGET_HEADS: Final = ["case", "figure", "as against", "target", "measured", "pe
 
 
 def targets_table(outcomes: list[Outcome]) -> str:
-    """Return the targets and what became of each."""
+    """Return the targets, and whether each was met."""
     rows = [_target_row(outcome) for outcome in outcomes]
     for row in rows:
         row[-1] = row[-1].replace("missed", "**missed**")
@@ -168,7 +168,7 @@ OVERVIEW: Final = [
 
 
 def overview(results: Results) -> str:
-    """Return what each peer costs, in µs, and our ratio to it; "" without a case of these."""
+    """Return the cost of each peer in µs, with our ratio to it; "" if no such case ran."""
     found = [
         (heading, case, metric, suffix)
         for heading, name, metric, suffix in OVERVIEW
@@ -188,13 +188,13 @@ def overview(results: Results) -> str:
 
 
 def describe(name: str) -> str:
-    """Return what a case is, in a sentence."""
+    """Return a description of a case, in a sentence."""
     case = next((case for case in CASES if case.name == name), None)
     return sentence(case) if case else ""
 
 
 def sentence(case: Case) -> str:
-    """Return what a case is, in a sentence."""
+    """Return a description of a case, in a sentence."""
     size = f"{case.size} B" if case.size < 1024 else f"{case.size // 1024} KiB"
     one = case.connections == 1
     if case.kind is Kind.ECHO:
@@ -222,7 +222,7 @@ def sentence(case: Case) -> str:
 
 
 def case_table(case: CaseResults) -> str:
-    """Return what was measured of each peer in a case."""
+    """Return the table of a case: a line for each peer."""
     if case.kind == Kind.SCALE.value:
         return scale_table(case)
     columns = list(COLUMNS[case.kind])
@@ -253,7 +253,7 @@ def case_table(case: CaseResults) -> str:
 
 
 def scale_table(case: CaseResults) -> str:
-    """Return the figures of the scale case, which has many and one peer."""
+    """Return the figures of the scale case, which has one peer."""
     figures = case.rounds[0]["ours"] if case.rounds else {}
     rows = [[name.replace("_", " "), number(value)] for name, value in figures.items()]
     return table(["figure", "measured"], rows)
@@ -273,13 +273,13 @@ def show(spread: Spread | None, digits: int | None = None) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Return a table of Markdown."""
+    """Return a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def one_line(case: CaseResults) -> str:
-    """Return a case's outcome for the person who waits."""
+    """Return a case's outcome, for the terminal."""
     if case.kind == Kind.SCALE.value:
         found = case.rounds[0]["ours"]
         return f"{case.name}: " + ", ".join(f"{name} {number(found[name])}" for name in OF_SCALE)
@@ -294,7 +294,7 @@ def one_line(case: CaseResults) -> str:
 
 
 def plots(results: Results) -> dict[str, str]:
-    """Return the charts that the results have figures for, by file name."""
+    """Return the charts for which the results have figures, by file name."""
     drawn = {}
     for name, title, axis, metric, wanted in PLOTS:
         groups = []

@@ -1,7 +1,7 @@
 """The targets of apachews: one table.
 
-The comparison is with plain asyncio, which ``websockets`` documents as its default; the ratio
-to the same program on uvloop is shown in addition if that has run as well.
+The comparison with ``websockets`` is with asyncio's own loop, its documented default; the ratio to
+the same program on uvloop is shown in addition.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Outcome:
     """The result of a target.
 
     Attributes:
-        measured: None: its case did not run.
+        measured: None if its case did not run.
         on_uvloop: the ratio to the peer on uvloop, if that ran.
-        is_met: None: not measured.
+        is_met: None if not measured.
     """
 
     target: Target
@@ -120,7 +120,7 @@ WITH_TARGETS: Final = frozenset(target.case for target in TARGETS)
 
 
 def judge(target: Target, results: Results) -> Outcome:
-    """Hold a target against what was measured."""
+    """Compare a target with the figures."""
     case = results.case(target.case)
     if case is None:
         return Outcome(target, None, None, None)
@@ -138,5 +138,5 @@ def judge(target: Target, results: Results) -> Outcome:
 
 
 def judge_all(results: Results) -> list[Outcome]:
-    """Hold every target against what was measured."""
+    """Compare every target with the figures."""
     return [judge(target, results) for target in TARGETS]

@@ -1,9 +1,9 @@
 """The producer of ``ours``: echo, or each message to all, with the library's plain API.
 
-(In fan-out a text is a greeting, which is answered: with all peers alike.)
+(In fan-out a text is a greeting, which is answered, as with all peers.)
 
-Run as ``python -m bench.backends.apachews_producer echo|fan-out|one-by-one PATH``.  The last one
-is a fan-out that sends to each client in a loop: what a program pays for without ``broadcast``.
+Run as ``python -m bench.backends.apachews_producer echo|fan-out|one-by-one PATH``.  The last
+one sends to each client in a loop: the cost of a program that does not use ``broadcast``.
 """
 
 from __future__ import annotations
