@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -40,6 +41,12 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
+def form_of(module: str) -> str:
+    """Return whether an installed module is compiled or interpreted."""
+    spec = importlib.util.find_spec(module)
+    return "interpreted" if spec and (spec.origin or "").endswith(".py") else "compiled"
+
+
 def describe(arguments: list[str]) -> dict[str, str]:
     """Return machine and versions for the report, in its order."""
     return {
@@ -57,6 +64,7 @@ def describe(arguments: list[str]) -> dict[str, str]:
         **{name: _node_version(package) for name, package in NODE_PACKAGES.items()},
         "nginx": _debian_version("nginx"),
         "Nchan": _debian_version("libnginx-mod-nchan"),
+        "Modules of apachews": form_of("apachews._server.loop"),
         "Commit of apachews": _commit(),
     }
 

@@ -259,6 +259,11 @@ def test_the_machine_is_named() -> None:
     assert machine.version_of("a-package-that-is-not-there") == "not installed"
 
 
+def test_the_form_of_a_module_is_named() -> None:
+    assert machine.form_of("apachews") == "interpreted"
+    assert machine.form_of("_sqlite3") == "compiled"
+
+
 def test_py_spys_stacks_are_counted_by_their_innermost_frame() -> None:
     raw = "main (a.py:1);run (b.py:2) 3\nother (c.py:1);run (b.py:2) 2\nmain (a.py:1) 1\n 4\n"
     assert top_frames(raw) == {"run (b.py:2)": 5, "main (a.py:1)": 1, NO_FRAME: 4}
