@@ -16,23 +16,24 @@ from .cases import PEERS, Case, Kind
 from .generator import GeneratorFailed
 from .limits import TooFewDescriptors, raise_descriptor_limit, require_descriptors
 from .results import BadResults, CaseResults, Figures, Results
+from .targets import WITH_TARGETS
 
 ROUNDS: Final = 5
 DEFAULT_OUTPUT: Final = Path("bench/results")
 
 QUICK: Final = (
-    "A quick run: short windows, a tenth of the clients of fan-out and memory, a fiftieth of"
-    " those of scale. It shows that everything runs; its figures are not for quoting."
+    "A quick run: short windows, a tenth of the clients of fan-out and memory at most, a fiftieth"
+    " of those of scale. It shows that everything runs; its figures are not for quoting."
 )
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     found = argparse.ArgumentParser(
-        prog="bench/run", description="Benchmarks of apachews against what else there is."
+        prog="bench/run", description="Benchmarks of apachews and of other servers."
     )
     found.add_argument(
-        "--quick", action="store_true", help="one short round each, and small crowds: to try it"
+        "--quick", action="store_true", help="one short round each, with few clients: to try it"
     )
     found.add_argument("--list", action="store_true", help="name the cases and their peers")
     found.add_argument(
@@ -40,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="these only; NAME may have * in it",
+        help="only this case; NAME may contain *",
+    )
+    found.add_argument(
+        "--targets", action="store_true", help="only the cases that a target is about"
     )
     found.add_argument(
         "--rounds", type=_count, default=None, metavar="N", help=f"rounds a case ({ROUNDS})"
@@ -69,14 +73,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--profile",
         action="store_true",
-        help="say also what our time goes to, with strace, perf and py-spy",
+        help="also profile our processes, with strace, perf and py-spy",
     )
     return found
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return its status: 1 where messages were lost or a peer failed."""
-    # A terminal that goes as well: what was started and opened is put back.
+    """Run the command; return its status: 1 if messages were lost or a peer failed."""
+    # These end the run like Ctrl-C: the started processes end, and changed modes are restored.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
@@ -88,6 +92,8 @@ def main(arguments: list[str]) -> int:
             docs.write(Results.read(options.docs))
             return 0
         selected = case_table.select(options.case)
+        if options.targets:
+            selected = [case for case in selected if case.name in WITH_TARGETS]
         if options.list:
             for case in selected:
                 print(f"{case.name:28} {', '.join(case.peers)}")
@@ -139,11 +145,11 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
             else:
                 found = run_case(case, rounds)
             results.cases.append(found)
-            # Whatever comes later, what has been measured is kept.
+            # After each case, so that a later failure keeps these figures.
             results.write(options.output / report.RESULTS)
             passed = time.monotonic() - begun_at
             _say(f"{number}/{len(selected)} {passed / 60:4.1f} min  {report.one_line(found)}")
-            if options.profile and case.kind not in (Kind.MEMORY, Kind.SCALE):
+            if options.profile and case.kind not in (Kind.MEMORY, Kind.STALLED, Kind.SCALE):
                 results.profile += profile.run(case)
     return _write(results, options.output)
 
@@ -155,7 +161,7 @@ def run_case(case: Case, rounds: int) -> CaseResults:
         PeerFailed, GeneratorFailed
     """
     found = CaseResults(case.name, case.kind.value, case.connections)
-    for number in range(rounds):
+    for number in range(min(rounds, case.most_rounds)):
         first = number % len(case.peers)
         measured: dict[str, Figures] = {}
         for name in case.peers[first:] + case.peers[:first]:
@@ -169,13 +175,14 @@ def run_case(case: Case, rounds: int) -> CaseResults:
 
 def run_peer(case: Case, name: str) -> Figures:
     """Measure one peer in a case once."""
-    how = memory.idle if case.kind is Kind.MEMORY else measure.run
+    how = {Kind.MEMORY: memory.idle, Kind.STALLED: memory.stalled}.get(case.kind, measure.run)
     return how(case, PEERS[name])
 
 
 def _write(results: Results, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     path = report.write(results, output)
+    print(report.targets_text(results), flush=True)
     _say(f"the report: {path}")
     harm = results.harm()
     for line in harm:

@@ -1,7 +1,7 @@
-"""What is measured, and which peers each case has: one table.
+"""The table of cases: what each measures, and which peers it compares.
 
-Peers that no target and no plot needs are left out of a case, for time: a whole run is to
-be over in half an hour.
+Cases leave out the peers that no target, no plot and no overview needs: a whole run takes less
+than an hour.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from enum import Enum
 from typing import Final
 
 KIB: Final = 1024
-# About what a peer takes to start and to end, for an estimate.
+# About the time in which a peer starts and ends, for the estimate.
 START_S: Final = 0.5
 QUICK_WINDOW_S: Final = 0.4
-# Of one connection, in Apache: the client's and the producer's.  And of a process besides.
+QUICK_CROWD: Final = 500
+# Descriptors of one connection in Apache, the client's and the producer's; and of a process
+# in addition to its connections.
 FDS_A_CONNECTION: Final = 2
 FDS_RESERVE: Final = 200
+# Connections do not fall on Apache's children evenly.
+UNEVEN: Final = 1.2
 
 
 class Kind(Enum):
@@ -27,6 +31,7 @@ class Kind(Enum):
     FAN_OUT = "fan-out"
     HANDSHAKES = "handshakes"
     MEMORY = "memory"
+    STALLED = "stalled"
     SCALE = "scale"
 
 
@@ -41,6 +46,8 @@ class Peer:
         tunnelled: whether a tunnel of ours stands in front of it.
         uvloop: whether it runs on uvloop.
         tls: whether Apache ends TLS in front of it.
+        compressed: whether clients and server negotiate permessage-deflate.
+        one_by_one: whether the program sends a message to all in a loop over its clients.
     """
 
     name: str
@@ -49,10 +56,17 @@ class Peer:
     tunnelled: bool = False
     uvloop: bool = False
     tls: bool = False
+    compressed: bool = False
+    one_by_one: bool = False
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether the program answers a text to its sender only, also in fan-out."""
+        return self.backend != "nchan"
 
     @property
     def handshakes_a_second(self) -> float:
-        """About how many it does here, for an estimate of how long a run takes."""
+        """About its rate here, for the estimate of a run's time."""
         if self.tls:
             return 250.0
         if self.proxied or self.tunnelled:
@@ -60,8 +74,11 @@ class Peer:
         return 350.0 if self.backend == "apachews" else 1500.0
 
 
-# What people who have a WebSocket server put in the place of mod_proxy.
+# For a program that speaks WebSocket itself: a tunnel in the place of mod_proxy.
 TUNNEL: Final = "tunnel+picows"
+NCHAN: Final = "nchan"
+COMPRESSED: Final = "ours, compressed"
+ONE_BY_ONE: Final = "ours, one by one"
 PEERS: Final = {
     peer.name: peer
     for peer in (
@@ -72,6 +89,16 @@ PEERS: Final = {
         Peer("websockets (uvloop)", "websockets", uvloop=True),
         Peer("picows", "picows", uvloop=True),
         Peer("proxy+picows", "picows", proxied=True, uvloop=True),
+        Peer("uvicorn", "uvicorn", uvloop=True),
+        Peer("proxy+uvicorn", "uvicorn", proxied=True, uvloop=True),
+        Peer("Node ws", "ws"),
+        Peer("proxy+Node ws", "ws", proxied=True),
+        Peer("uWebSockets.js", "uws"),
+        Peer("proxy+uWebSockets.js", "uws", proxied=True),
+        Peer(NCHAN, "nchan"),
+        Peer(ONE_BY_ONE, "apachews", one_by_one=True),
+        Peer(COMPRESSED, "apachews", compressed=True),
+        Peer("websockets, compressed", "websockets", compressed=True),
         Peer(TUNNEL, "picows", tunnelled=True, uvloop=True),
         Peer("ours, wss", "apachews", tls=True),
         Peer("proxy+websockets, wss", "websockets", proxied=True, tls=True),
@@ -85,7 +112,13 @@ ON_UVLOOP: Final = {
     "proxy+websockets, wss": "proxy+websockets (uvloop), wss",
 }
 
-ALL: Final = tuple(name for name, peer in PEERS.items() if not peer.tls and not peer.tunnelled)
+# Those that echo plain messages: a proxy has another program, or the same one stands alone.
+ALL: Final = tuple(
+    name
+    for name, peer in PEERS.items()
+    if not (peer.tls or peer.tunnelled or peer.compressed or peer.one_by_one)
+    and peer.backend != "nchan"
+)
 ALL_TLS: Final = tuple(name for name, peer in PEERS.items() if peer.tls)
 FEW: Final = ("ours", "proxy+websockets", "proxy+picows")
 FEW_TLS: Final = ("ours, wss", "proxy+websockets, wss")
@@ -94,21 +127,24 @@ TUNNELS: Final = (TUNNEL, "proxy+picows")
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure, in every round for each of its peers.
+    """One measurement, in every round for each of its peers.
 
     Attributes:
         name: on the command line and in the report.
-        kind: how.
-        peers: whom, by name, ours or our tunnel first.
+        kind: how it is measured.
+        peers: their names, ours or our tunnel first.
         connections: open at once; for handshakes, made at once.
-        window: messages each has under way.
+        window: messages under way on each connection.
         size: of a message, bytes.
-        text: whether these are texts.
+        text: whether messages are texts, not binary.
+        json: whether their content is JSON, which compresses; otherwise random bytes.
         timed: whether every round trip is timed.
         window_s: the time measured.
         more_connections: for memory: the second, larger count.
         proxied_connections: for memory: the two counts of the peers that hold a worker each.
         our_children: how many children our Apache has.
+        stalled: how many of the connections stop reading.
+        most_rounds: limit of the rounds of a case that takes long.
     """
 
     name: str
@@ -118,15 +154,18 @@ class Case:
     window: int = 1
     size: int = 64
     text: bool = False
+    json: bool = False
     timed: bool = False
     window_s: float = 1.2
     more_connections: int = 0
     proxied_connections: tuple[int, int] = (0, 0)
     our_children: int = 1
+    stalled: int = 0
+    most_rounds: int = 1000
 
     @property
     def warm_up_s(self) -> float:
-        """How long it runs before it is measured."""
+        """Seconds between the start and the measurement."""
         return min(0.5, self.window_s / 2)
 
     def counts(self, peer: Peer) -> tuple[int, int]:
@@ -137,12 +176,16 @@ class Case:
 
     @property
     def descriptors(self) -> int:
-        """How many a process needs to be allowed (for scale, see there)."""
+        """How many descriptors a process needs; ``scale`` has its own check."""
         most = max(self.connections, self.more_connections)
-        return most * FDS_A_CONNECTION + FDS_RESERVE
+        # The generator and the program have one for each connection, a child of Apache two.
+        in_apache = most * FDS_A_CONNECTION / self.our_children
+        if self.our_children > 1:
+            in_apache *= UNEVEN
+        return max(most, int(in_apache)) + FDS_RESERVE
 
     def estimate_s(self, rounds: int) -> float:
-        """Return about how long so many rounds take, starts and ends of peers included."""
+        """Return about the seconds of so many rounds, with starts and ends of peers."""
         if self.kind is Kind.SCALE:
             return 180.0 if self.window_s > QUICK_WINDOW_S else 15.0
         seconds = 0.0
@@ -151,15 +194,16 @@ class Case:
             most = max(self.connections, *self.counts(peer))
             warm_up_s = 0.0 if self.kind is Kind.MEMORY else self.warm_up_s
             seconds += START_S + most / peer.handshakes_a_second + warm_up_s + self.window_s
-        return seconds * rounds
+        return seconds * min(rounds, self.most_rounds)
 
     def quick(self) -> Case:
-        """Return the same for trying: short, and with a tenth of large crowds."""
-        if self.kind in (Kind.FAN_OUT, Kind.MEMORY):
+        """Return a short form to try, with a tenth of the clients of large cases at most."""
+        if self.kind in (Kind.FAN_OUT, Kind.MEMORY, Kind.STALLED):
             low, high = self.proxied_connections
             return replace(
                 self,
-                connections=self.connections // 10,
+                connections=min(self.connections // 10, QUICK_CROWD),
+                stalled=self.stalled // 10,
                 more_connections=self.more_connections // 10,
                 proxied_connections=(low // 10, high // 10),
                 window_s=QUICK_WINDOW_S,
@@ -182,7 +226,7 @@ def _echo(
     return Case(name, Kind.ECHO, peers, connections, window, size, text, window_s=window_s)
 
 
-# The peers and the time of those cases that targets are about.
+# The peers and the time of echo cases with a target.
 _MAIN: Final = {
     (64, 32, 1): (ALL, 2.0),
     (64 * KIB, 32, 1): (
@@ -205,9 +249,7 @@ def _table() -> list[Case]:
             main = connections == 32
             peers = ALL_TLS if main else FEW_TLS
             cases.append(_echo(size, connections, 1, peers, window_s=2.0 if main else 1.2))
-    for connections in (100, 1000, 5000):
-        peers = ALL if connections == 1000 else ("ours", "proxy+websockets", "websockets")
-        cases.append(Case(f"fan-out-{connections}", Kind.FAN_OUT, peers, connections, window_s=1.5))
+    cases += _fan_outs()
     cases += [
         Case(
             "handshakes",
@@ -225,8 +267,47 @@ def _table() -> list[Case]:
     return cases
 
 
+def _fan_outs() -> list[Case]:
+    """Return the cases in which a message goes to all clients."""
+    few = ("ours", "proxy+websockets", "websockets")
+    return [
+        Case("fan-out-100", Kind.FAN_OUT, few, 100, window_s=1.5),
+        Case("fan-out-1000", Kind.FAN_OUT, (*ALL, NCHAN, ONE_BY_ONE), 1000, window_s=1.5),
+        Case("fan-out-5000", Kind.FAN_OUT, few, 5000, window_s=1.5),
+        Case(
+            "fan-out-10000",
+            Kind.FAN_OUT,
+            ("ours", "picows", NCHAN),
+            10_000,
+            window_s=3.0,
+            our_children=2,  # one child may not have enough descriptors
+            most_rounds=2,
+        ),
+        Case(
+            "fan-out-json",
+            Kind.FAN_OUT,
+            ("ours", COMPRESSED, "websockets", "websockets, compressed"),
+            1000,
+            size=4 * KIB,
+            json=True,
+            window_s=1.5,
+        ),
+        Case(
+            "fan-out-stalled",
+            Kind.STALLED,
+            ("ours",),
+            11_000,
+            size=16 * KIB,  # more than the kernel buffers, at the rate that two cores reach
+            window_s=20.0,
+            our_children=2,
+            stalled=1000,
+            most_rounds=1,
+        ),
+    ]
+
+
 def _tunnels() -> list[Case]:
-    """Return the cases with one program behind a tunnel, and behind mod_proxy."""
+    """Return the cases with the same program behind a tunnel, and behind mod_proxy."""
     return [
         Case("tunnel-echo-64B-c32", Kind.ECHO, TUNNELS, 32, window_s=2.0),
         Case("tunnel-echo-64KiB-c32", Kind.ECHO, TUNNELS, 32, size=64 * KIB, window_s=2.0),
@@ -251,7 +332,7 @@ CASES: Final = tuple(_table())
 
 
 def select(patterns: list[str]) -> list[Case]:
-    """Return the cases whose names match one of the patterns (fnmatch); all without any.
+    """Return the cases whose names match one of the patterns (fnmatch); without patterns all.
 
     Raises:
         ValueError: a pattern matches none.

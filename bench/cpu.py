@@ -1,11 +1,10 @@
-"""The processor time that processes have had, to the nanosecond.
+"""The processor time of processes, in nanoseconds.
 
-Source: a process's own CPU clock (clock_getcpuclockid(3)), which the kernel lets others
-read.  It counts all of the process's threads, those too that have ended, user and
-system time alike, without the 10 ms ticks in which /proc/PID/stat has them.  One call a
-process, however many threads: reading thousands of /proc/PID/task/*/schedstat would itself
-be a load.  The sums of /proc/PID/stat are read beside it, as a check; the report says
-how far apart the two were.
+Source: the CPU clock of a process (clock_getcpuclockid(3)), which other processes may read.  It
+counts user and system time of all threads, also of those that have ended, without the 10 ms ticks
+of /proc/PID/stat.  One call for each process, whatever its number of threads: to read thousands
+of /proc/PID/task/*/schedstat would itself be a load.  The sums of /proc/PID/stat are a check; the
+report has the difference between the two.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Reading:
-    """What processes had had at a moment.
+    """The time that processes had used at a moment.
 
     Attributes:
         ns: by process, its CPU clock.
@@ -34,12 +33,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Used:
-    """What processes had between two readings.
+    """The time that processes used between two readings.
 
     Attributes:
         seconds: by their CPU clocks.
         stat_seconds: by /proc/PID/stat.
-        ended: processes that ended in between; what they had last is not counted.
+        ended: number of processes that ended in between; their last part is not counted.
     """
 
     seconds: float
@@ -63,7 +62,7 @@ def ticks_in(stat: str) -> int:
 
 
 def read(pids: Iterable[int]) -> Reading:
-    """Read what these processes have had; those that have ended are left out."""
+    """Read the clocks of these processes; the ones that have ended are left out."""
     ns, ticks = {}, {}
     for pid in pids:
         try:
@@ -74,8 +73,16 @@ def read(pids: Iterable[int]) -> Reading:
     return Reading(ns, ticks)
 
 
+def of(pids: Iterable[int], reading: Reading) -> Reading:
+    """Return the part of a reading for these processes."""
+    return Reading(
+        {pid: reading.ns[pid] for pid in pids if pid in reading.ns},
+        {pid: reading.ticks[pid] for pid in pids if pid in reading.ticks},
+    )
+
+
 def used(before: Reading, after: Reading) -> Used:
-    """Return what was used between two readings; a process that is new counts from its start."""
+    """Return the time between two readings; a new process counts from its start."""
     ns = sum(value - before.ns.get(pid, 0) for pid, value in after.ns.items())
     ticks = sum(value - before.ticks.get(pid, 0) for pid, value in after.ticks.items())
     return Used(ns / 1e9, ticks / TICKS_A_SECOND, len(before.ns.keys() - after.ns.keys()))

@@ -1,6 +1,7 @@
 """Copy the figures of a run into docs/explanation/performance.md, and draw its plots.
 
-Only the part of the page between two comments is written.
+The page has two blocks, each between two comments: one for tunnels, one for all other cases.  A run
+writes the blocks for which it has cases, so that a run of tunnels alone keeps the other figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .targets import judge_all
 
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs" / "explanation"
 BEGIN: Final = "<!-- figures: bench/run --docs writes what follows -->"
+BEGIN_TUNNELS: Final = "<!-- figures of tunnels: bench/run --docs writes what follows -->"
 END: Final = "<!-- end of figures -->"
 # The cases whose tables the page shows.
 SHOWN: Final = (
@@ -23,48 +25,58 @@ SHOWN: Final = (
     "wss-echo-64B-c32-w1",
     "wss-echo-64KiB-c32-w1",
     "fan-out-1000",
+    "fan-out-10000",
+    "fan-out-json",
+    "fan-out-stalled",
     "handshakes",
     "memory-ws",
     "memory-wss",
+    "scale",
+)
+SHOWN_OF_TUNNELS: Final = (
     "tunnel-echo-64B-c32",
     "tunnel-echo-64KiB-c32",
     "tunnel-handshakes",
     "tunnel-memory",
-    "scale",
 )
 
 
 class NoMarkers(ValueError):
-    """The page has not the two comments between which the figures stand."""
+    """The page lacks the two comments between which the figures stand."""
 
-    def __init__(self) -> None:
-        super().__init__(f"the page needs these two lines: {BEGIN} {END}")
+    def __init__(self, begin: str) -> None:
+        super().__init__(f"the page needs these two lines: {begin} {END}")
 
 
-def generated(results: Results, drawn: list[str]) -> str:
-    """Return the part of the page that a run gives."""
+def generated(results: Results, drawn: list[str], shown: tuple[str, ...] = SHOWN) -> str:
+    """Return the block of the page that shows these cases of a run."""
+    outcomes = judge_all(results)
+    of_tunnels = shown is SHOWN_OF_TUNNELS
+    targets = [o for o in outcomes if o.target.is_of_tunnel == of_tunnels]
     parts = [f"**{note}**" for note in results.notes]
-    parts += [report.facts(results), "### Targets", report.targets_table(judge_all(results))]
+    parts += [report.facts(results), "### Targets", report.targets_table(targets)]
+    if not of_tunnels and (compared := report.overview(results)):
+        parts += ["### At a glance", compared]
     parts += ["### Plots"] if drawn else []
     parts += [f"![{name.removesuffix('.svg')}](performance/{name})" for name in drawn]
-    for name in SHOWN:
+    for name in shown:
         case = results.case(name)
         if case is not None:
             parts += [f"### {name}", report.describe(name), report.case_table(case)]
     return "\n\n".join(parts)
 
 
-def put_between(page: str, text: str) -> str:
-    """Return the page with this text between the two comments.
+def put_between(page: str, text: str, begin: str = BEGIN) -> str:
+    """Return the page with this text between two comments, ``begin`` and the next ``END``.
 
     Raises:
         NoMarkers
     """
-    before, begin, rest = page.partition(BEGIN)
+    before, found, rest = page.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise NoMarkers
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    if not found or not end:
+        raise NoMarkers(begin)
+    return f"{before}{begin}\n\n{text}\n\n{END}{after}"
 
 
 def write(results: Results, directory: Path = DOCS) -> None:
@@ -75,12 +87,18 @@ def write(results: Results, directory: Path = DOCS) -> None:
         OSError
     """
     page = directory / "performance.md"
-    drawn = report.plots(results)
-    text = put_between(page.read_text(), generated(results, list(drawn)))
-    plots = directory / "performance"
-    plots.mkdir(exist_ok=True)
-    for old in plots.glob("*.svg"):
-        old.unlink()
-    for name, svg in drawn.items():
-        (plots / name).write_text(svg)
+    text = page.read_text()
+    if any(case.name in SHOWN_OF_TUNNELS for case in results.cases):
+        found = generated(results, [], SHOWN_OF_TUNNELS)
+        text = put_between(text, found.replace("\n### ", "\n#### "), BEGIN_TUNNELS)
+    others = [case for case in results.cases if case.name not in SHOWN_OF_TUNNELS]
+    if others:
+        drawn = report.plots(results)
+        text = put_between(text, generated(results, list(drawn)))
+        plots = directory / "performance"
+        plots.mkdir(exist_ok=True)
+        for old in plots.glob("*.svg"):
+            old.unlink()
+        for name, svg in drawn.items():
+            (plots / name).write_text(svg)
     page.write_text(text)

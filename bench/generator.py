@@ -1,4 +1,4 @@
-"""Driving a load generator (``load.py``) from the process that measures."""
+"""Drive a load generator (``load.py``) from the process that measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TAIL_BYTES = 2000
 
 
 class GeneratorFailed(Exception):
-    """A load generator ended, or could not connect; the text says what it said."""
+    """A load generator ended, or could not connect; the text has its last output."""
 
 
 class Generator:
@@ -29,7 +29,7 @@ class Generator:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            start_new_session=True,  # Ctrl-C is for who measures
+            start_new_session=True,  # Ctrl-C goes to the benchmark only
         )
 
     def begin(self, do: str, **arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""What all peers have alike, and how many descriptors a process may have."""
+"""Settings that all peers share, and the limit of descriptors of a process."""
 
 from __future__ import annotations
 

@@ -4,11 +4,10 @@ Run as ``python -m bench.load``; ``generator.py`` drives it.  It reads commands 
 standard input, one JSON object a line, and answers each with one line.  It ends when its
 input does.
 
-How this works.  Every client keeps ``window`` messages under way: each answer has the
-next one sent.  Of every answer the length is checked; of the first and of every 64th the
-content, which has the message's number in it and so its place.  What a window of time
-has is the difference between two ``mark``s, which say what has been counted so far, and the
-processor time that this process has had.
+How this works.  Every client keeps ``window`` messages under way: it sends the next one after each
+answer.  It checks the length of every answer, and the content of the first and of every 64th,
+which contains the number of the message and thus proves its place.  ``mark`` returns the counts so
+far and the processor time of this process; a window of time is the difference between two marks.
 """
 
 from __future__ import annotations
@@ -16,9 +15,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import ssl
 import sys
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -27,35 +28,62 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_
 
 from .limits import MAX_MESSAGE_BYTES, raise_descriptor_limit
 
-# The content of every so many messages is unlike that of the others, and looked at.
+# One of so many messages has a content of its own, which is compared.
 CHECK_EVERY: Final = 64
-# A crowd that all come at once waits for the kernel to try again: 1, 3, 7, 15 s.
+# If thousands connect at once, some wait until the kernel tries again: after 1, 3, 7, 15 s.
 HANDSHAKE_TIMEOUT_S: Final = 60.0
 
 
-class Messages:
-    """What is sent: the same bytes again and again, but for every 64th message."""
+# Different JSON messages, which are sent in turn.
+JSON_MESSAGES: Final = 32
+# The receive buffer of a client that stops reading, in bytes: the kernel keeps little for it.
+STALLED_BUFFER_BYTES: Final = 4096
 
-    def __init__(self, size: int, text: bool) -> None:
+
+def json_message(rng: random.Random, size: int) -> bytes:
+    """Return records as JSON, cut at a size: a third of the size when it is compressed."""
+    records: list[dict[str, Any]] = []
+    while len(text := json.dumps(records)) < size:
+        records.append(
+            {
+                "id": rng.randrange(10**6),
+                "symbol": "".join(rng.choices("ABCDEFGHIJKLMNOP", k=4)),
+                "price": round(rng.uniform(1, 1000), 2),
+                "state": rng.choice(["open", "closed", "suspended"]),
+                "changed": f"2026-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}T12:00:00Z",
+            }
+        )
+    return text.encode()[:size]
+
+
+class Messages:
+    """What is sent: a few contents in turn, with their number in every 64th message."""
+
+    def __init__(self, size: int, text: bool, is_json: bool = False) -> None:
         self.size = size
         self.type = WSMsgType.TEXT if text else WSMsgType.BINARY
-        self._usual = b"x" * size if text else random.Random(size).randbytes(size)
+        rng = random.Random(size)
+        if is_json:
+            self._usual = [json_message(rng, size) for _ in range(JSON_MESSAGES)]
+        else:
+            self._usual = [b"x" * size if text else rng.randbytes(size)]
 
     def number(self, number: int) -> bytes:
         """Return the message that has this number among one client's."""
+        usual = self._usual[number % len(self._usual)]
         if number % CHECK_EVERY:
-            return self._usual
-        return (b"%012d" % number)[:12] + self._usual[12:]
+            return usual
+        return (b"%012d" % number)[:12] + usual[12:]
 
 
 class Counters:
-    """What all clients of this process have counted."""
+    """The counters of all clients of this process."""
 
     def __init__(self) -> None:
         self.sent = 0
         self.received = 0
         self.wrong = 0  # answers of another length or content
-        self.extra = 0  # answers to nothing
+        self.extra = 0  # answers without a message
         self.dropped = 0  # connections that ended without a close from this side
         self.is_sending = False
         self.is_closing = False
@@ -63,7 +91,7 @@ class Counters:
 
 
 class Client(WSListener):
-    """One connection that has what it sends echoed."""
+    """One connection, which expects an echo of every message."""
 
     def __init__(self, counters: Counters, messages: Messages) -> None:
         self.counters = counters
@@ -81,7 +109,7 @@ class Client(WSListener):
         self.transport = transport
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Count an end that this side did not start."""
+        """Count an end that the server began."""
         if not self.counters.is_closing:
             self.counters.dropped += 1
 
@@ -108,7 +136,7 @@ class Client(WSListener):
         self.on_message()
 
     def _is_whole_with(self, frame: WSFrame) -> bool:
-        """Take a fragment, or a control frame; tell whether a message is whole with it."""
+        """Take a fragment or a control frame; return whether it completes a message."""
         if frame.msg_type not in (WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION):
             if frame.msg_type == WSMsgType.CLOSE:
                 self.transport.disconnect()
@@ -122,7 +150,7 @@ class Client(WSListener):
         return True
 
     def on_message(self) -> None:
-        """Count an answer and go on."""
+        """Count an answer, and send the next message."""
         counters = self.counters
         if self.received >= self.sent:
             counters.extra += 1
@@ -135,7 +163,7 @@ class Client(WSListener):
 
 
 class Listener(Client):
-    """One of those whom each message of the first of them reaches."""
+    """A client of a fan-out: it gets each message that the first of them sends."""
 
     crowd: Crowd
 
@@ -153,18 +181,51 @@ class Listener(Client):
             self.counters.extra += 1
         self.received += 1
         self.counters.received += 1
-        if self.counters.received >= crowd.due and self.counters.is_sending:
+        if self.counters.received >= crowd.due and self.counters.is_sending and not crowd.is_paced:
             crowd.publish()
+
+    def stall(self) -> None:
+        """Stop reading, with a small receive buffer."""
+        tcp = self.transport.underlying_transport
+        tcp.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, STALLED_BUFFER_BYTES
+        )
+        tcp.pause_reading()
+
+
+class Inflating(Listener):
+    """A listener with permessage-deflate: checks the content of every message."""
+
+    def __init__(self, counters: Counters, messages: Messages) -> None:
+        super().__init__(counters, messages)
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Count a connection without compression as a wrong answer."""
+        super().on_ws_connected(transport)
+        agreed = transport.response.headers.get("Sec-WebSocket-Extensions", "")
+        self.counters.wrong += "permessage-deflate" not in agreed
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Inflate a delivery in one frame, and compare it."""
+        if frame.msg_type != WSMsgType.BINARY or not frame.rsv1:
+            super().on_ws_frame(transport, frame)
+            return
+        # RFC 7692 7.2.2: the end of the last block is not sent.
+        data = self._inflater.decompress(frame.get_payload_as_bytes() + b"\0\0\xff\xff")
+        self.counters.wrong += not frame.fin or data != self.messages.number(self.received)
+        self.on_message()
 
 
 class Crowd:
-    """What is sent to all of the listeners: two messages are under way at a time."""
+    """The messages to all listeners: two are under way at a time."""
 
     def __init__(self, counters: Counters, listeners: list[Listener]) -> None:
         self.counters = counters
         self.listeners = listeners
         self.published = 0
         self.due = 0  # deliveries after which the next message is sent
+        self.is_paced = False
         self._unmet = len(listeners)
         self._all_met = asyncio.Event()
         for listener in listeners:
@@ -173,8 +234,8 @@ class Crowd:
     async def meet(self) -> None:
         """Greet the program on every connection, and wait for its answers.
 
-        Where Apache shakes hands, a client can have its 101 before the program has
-        heard of it; what is sent to all before that is not sent to this one.
+        With Apache a client can get its 101 before the program knows it; a message to all
+        does not reach it before that.
 
         Raises:
             TimeoutError
@@ -190,13 +251,24 @@ class Crowd:
             self._all_met.set()
 
     def publish(self) -> None:
-        """Have the next message sent to all."""
+        """Send the next message, which the program sends to all."""
         conductor = self.listeners[0]
         self.due = self.published * len(self.listeners)
         message = conductor.messages.number(self.published)
         self.published += 1
         self.counters.sent += len(self.listeners)
         conductor.transport.send(conductor.type, message)
+
+    async def publish_paced(self, rate: float) -> None:
+        """Publish so many messages a second until halted, or as many as the servers deliver."""
+        self.is_paced = True
+        begun_at, number = time.monotonic(), 0
+        while self.counters.is_sending:
+            # One at a time, so that only the clients that stall have messages in buffers.
+            if self.counters.received == self.counters.sent:
+                self.publish()
+            number += 1
+            await asyncio.sleep(max(0.0, begun_at + number / rate - time.monotonic()))
 
 
 class Load:
@@ -206,6 +278,7 @@ class Load:
         self.counters = Counters()
         self.clients: list[Client] = []
         self.handshakers: list[asyncio.Task[None]] = []
+        self.pacer: asyncio.Task[None] | None = None
 
     async def connect(
         self,
@@ -217,9 +290,12 @@ class Load:
         fan_out: bool = False,
         certificate: str = "",
         source: str = "",
+        is_json: bool = False,
+        compressed: bool = False,
     ) -> dict[str, Any]:
-        """Open so many connections more; say what kept others from it."""
-        messages = Messages(size, text)
+        """Open so many more connections; return the errors of those that failed."""
+        messages = Messages(size, text, is_json)
+        kind = Inflating if compressed else Listener if fan_out else Client
         failures: list[str] = []
         waiting = iter(range(count))
         context = _context(certificate)
@@ -227,10 +303,10 @@ class Load:
 
         async def connect_some() -> None:
             for _ in waiting:
-                client = (Listener if fan_out else Client)(self.counters, messages)
+                client = kind(self.counters, messages)
                 try:
-                    await _dial(client, url, context, source)
-                except Exception as error:  # whatever it was, the case fails and says it
+                    await _dial(client, url, context, source, compressed)
+                except Exception as error:  # any: the case fails with this text
                     failures.append(f"{type(error).__name__}: {error}"[:300])
                 else:
                     self.clients.append(client)
@@ -245,7 +321,7 @@ class Load:
     async def echo(
         self, window: int, active: int | None = None, timed: bool = False
     ) -> dict[str, Any]:
-        """Have the first so many clients send, until halted."""
+        """Start the first so many clients, which send until halted."""
         self.counters.is_sending = True
         self.counters.round_trips_ns = [] if timed else None
         for client in self.clients[:active]:
@@ -254,32 +330,44 @@ class Load:
         return {}
 
     async def echo_once(self) -> dict[str, Any]:
-        """Have every client send one message; ``halt`` waits for the answers."""
+        """Send one message on every connection; ``halt`` waits for the answers."""
         for client in self.clients:
             client.send()
         return {}
 
-    async def fan_out(self) -> dict[str, Any]:
-        """Have messages sent to all, until halted."""
+    async def fan_out(self, greets: bool = True) -> dict[str, Any]:
+        """Publish messages to all until halted; ``greets``: after every client was answered."""
         crowd = Crowd(self.counters, [c for c in self.clients if isinstance(c, Listener)])
-        await crowd.meet()
+        if greets:
+            await crowd.meet()
         self.counters.is_sending = True
         crowd.publish()
         crowd.publish()
         return {}
 
+    async def fan_out_paced(self, stalled: int, rate: float) -> dict[str, Any]:
+        """Stop reading on the last so many connections, and publish at a pace until halted."""
+        listeners = [c for c in self.clients if isinstance(c, Listener)]
+        await Crowd(self.counters, listeners).meet()
+        for client in listeners[len(listeners) - stalled :]:
+            client.stall()
+        crowd = Crowd(self.counters, listeners[: len(listeners) - stalled])
+        self.counters.is_sending = True
+        self.pacer = asyncio.create_task(crowd.publish_paced(rate))
+        return {}
+
     async def handshakes(self, url: str, at_once: int, certificate: str = "") -> dict[str, Any]:
-        """Connect and leave again and again, so many at once, until halted."""
+        """Connect and close repeatedly, so many at once, until halted."""
         self.counters.is_sending = self.counters.is_closing = True
         messages = Messages(64, False)
         context = _context(certificate)
 
-        async def come_and_go() -> None:
+        async def connect_and_close() -> None:
             while self.counters.is_sending:
                 client = Client(self.counters, messages)
                 self.counters.sent += 1
                 try:
-                    await _dial(client, url, context, "")
+                    await _dial(client, url, context)
                 except Exception as error:  # counted as lost, and shown
                     print(f"{type(error).__name__}: {error}"[:300], file=sys.stderr, flush=True)
                     continue
@@ -287,11 +375,11 @@ class Load:
                 client.transport.send_close(WSCloseCode.OK)
                 await client.transport.wait_disconnected()
 
-        self.handshakers = [asyncio.create_task(come_and_go()) for _ in range(at_once)]
+        self.handshakers = [asyncio.create_task(connect_and_close()) for _ in range(at_once)]
         return {}
 
     async def mark(self) -> dict[str, Any]:
-        """Say what has been counted so far; begin anew with round trips."""
+        """Return the counts so far; start a new series of round trips."""
         result = {
             "received": self.counters.received,
             "processor_ns": time.process_time_ns(),
@@ -305,14 +393,14 @@ class Load:
         return result
 
     async def halt(self, timeout_s: float = 10.0) -> dict[str, Any]:
-        """Send nothing more; wait for what is under way; say what is missing."""
+        """Stop sending, wait for the answers under way, and return the number of missing ones."""
         self.counters.is_sending = False
         if self.handshakers:
             await asyncio.wait(self.handshakers, timeout=timeout_s)
         deadline = time.monotonic() + timeout_s
         while self.counters.received < self.counters.sent and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)  # an answer too many would come now
+        await asyncio.sleep(0.05)  # a surplus answer would arrive now
         return {
             "lost": max(0, self.counters.sent - self.counters.received),
             "extra": self.counters.extra,
@@ -339,14 +427,20 @@ class Load:
 
 
 async def _dial(
-    client: Client, url: str, context: ssl.SSLContext | None, source: str
+    client: Client,
+    url: str,
+    context: ssl.SSLContext | None,
+    source: str = "",
+    compressed: bool = False,
 ) -> WSTransport:
+    offer = {"Sec-WebSocket-Extensions": "permessage-deflate"} if compressed else {}
     transport, _ = await ws_connect(
         lambda: client,
         url,
         ssl_context=context,
         websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         max_frame_size=MAX_MESSAGE_BYTES,
+        extra_headers=offer,
         **({"local_addr": (source, 0)} if source else {}),
     )
     return transport
@@ -357,13 +451,14 @@ def _context(certificate: str) -> ssl.SSLContext | None:
 
 
 async def serve() -> None:
-    """Obey until the input ends."""
+    """Run commands until the input ends."""
     load = Load()
     commands: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
         "connect": load.connect,
         "echo": load.echo,
         "echo_once": load.echo_once,
         "fan_out": load.fan_out,
+        "fan_out_paced": load.fan_out_paced,
         "handshakes": load.handshakes,
         "mark": load.mark,
         "halt": load.halt,

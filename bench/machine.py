@@ -1,7 +1,9 @@
-"""On what was measured: the machine, the versions of everything, the command."""
+"""Facts of a run: the machine, the versions, the command."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import platform
 import re
@@ -12,8 +14,11 @@ from pathlib import Path
 
 from apachews_tools.httpd.private_apache import find_httpd, find_wsgi_module
 
+from .peers import NGINX, NODE_MODULES
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("apachews", "websockets", "picows", "uvloop", "wsproto")
+PACKAGES = ("apachews", "websockets", "picows", "uvicorn", "uvloop", "wsproto")
+NODE_PACKAGES = {"ws": "ws", "uWebSockets.js": "@trufflesuite/uws-js-unofficial"}
 
 
 def cpu_model(cpuinfo: str) -> str:
@@ -23,21 +28,27 @@ def cpu_model(cpuinfo: str) -> str:
 
 
 def memory_gib(meminfo: str) -> float:
-    """Return how much memory the text of /proc/meminfo says there is."""
+    """Return the machine's memory from the text of /proc/meminfo."""
     found = re.search(r"^MemTotal:\s+(\d+) kB$", meminfo, re.MULTILINE)
     return int(found[1]) / 1024**2 if found else 0.0
 
 
 def version_of(package: str) -> str:
-    """Return the version of a Python package that is installed."""
+    """Return the version of an installed Python package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
 
 
+def form_of(module: str) -> str:
+    """Return whether an installed module is compiled or interpreted."""
+    spec = importlib.util.find_spec(module)
+    return "interpreted" if spec and (spec.origin or "").endswith(".py") else "compiled"
+
+
 def describe(arguments: list[str]) -> dict[str, str]:
-    """Return what the report says of the machine and the versions, in its order."""
+    """Return machine and versions for the report, in its order."""
     return {
         "Date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "Command": " ".join(["bench/run", *arguments]),
@@ -49,6 +60,11 @@ def describe(arguments: list[str]) -> dict[str, str]:
         "OpenSSL": _said(["openssl", "version"], r"OpenSSL (\S+)"),
         "Python": platform.python_version(),
         **{package: version_of(package) for package in PACKAGES},
+        "Node": _said(["node", "--version"], r"v(\S+)"),
+        **{name: _node_version(package) for name, package in NODE_PACKAGES.items()},
+        "nginx": _debian_version("nginx"),
+        "Nchan": _debian_version("libnginx-mod-nchan"),
+        "Modules of apachews": form_of("apachews._server.loop"),
         "Commit of apachews": _commit(),
     }
 
@@ -59,6 +75,25 @@ def _wsgi_version() -> str:
     return found[1].decode() if found else "unknown"
 
 
+def _node_version(package: str) -> str:
+    """Return the version of a package that bench/run has installed for Node."""
+    try:
+        version: str = json.loads(_read(str(NODE_MODULES / package / "package.json")))["version"]
+    except FileNotFoundError:
+        return "not installed"
+    return version
+
+
+def _debian_version(package: str) -> str:
+    """Return the version of a package that bench/run has unpacked."""
+    try:
+        packages = _read(str(NGINX / "packages"))
+    except FileNotFoundError:
+        return "not installed"
+    found = re.search(rf"^{package}\t(?:\d+:)?(\S+)$", packages, re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
 def _commit() -> str:
     commit = _said(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], r"(\w+)")
     changed = _said(["git", "-C", str(ROOT), "status", "--porcelain", "-uno"], r"(\w)")
@@ -66,7 +101,7 @@ def _commit() -> str:
 
 
 def _said(command: list[str], pattern: str) -> str:
-    """Return what a program says of itself."""
+    """Return a part of a program's output."""
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """One round of one peer in a case that has messages: echo and fan-out, and handshakes.
 
-The window lies between two marks of the load generator.  The servers' processor time is
-read right after each mark, and so for the same window.
+The window lies between two marks of the load generator.  The processor time of the servers is
+read immediately after each mark, so that both are about the same window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .generator import Generator, GeneratorFailed
 from .peers import Running
 from .results import Figures
 
-# Handshakes at once, where they are not what is measured.
+# Handshakes at once in all cases that do not measure them.
 CONNECT_AT_ONCE = 16
 
 
@@ -30,10 +30,10 @@ def run(case: Case, peer: Peer) -> Figures:
         PeerFailed, GeneratorFailed
     """
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
-    # One that has gone may hold its worker of a proxy a moment longer.
+    # A client that has left may hold its worker of a proxy a moment longer.
     workers = case.connections * (4 if case.kind is Kind.HANDSHAKES else 1)
     with driven(peer, mode, workers, case.our_children) as (running, generator):
-        begin(case, running, generator)
+        begin(case, peer, running, generator)
         return window(case, running, generator)
 
 
@@ -57,35 +57,51 @@ def driven(
             raise GeneratorFailed(f"{error}\n{running.log_tail()}") from error
 
 
-def begin(case: Case, running: Running, generator: Generator) -> None:
-    """Have the generator do what the case is about, until it is halted.
+def begin(case: Case, peer: Peer, running: Running, generator: Generator) -> None:
+    """Start the traffic of a case, which the generator continues until it is halted.
 
     Raises:
         GeneratorFailed: it could not connect.
     """
-    where = {"url": running.url, "certificate": running.certificate}
     if case.kind is Kind.HANDSHAKES:
-        generator.ask("handshakes", at_once=case.connections, **where)
+        generator.ask(
+            "handshakes",
+            at_once=case.connections,
+            url=running.url,
+            certificate=running.certificate,
+        )
         return
-    generator.connect(
-        count=case.connections,
-        at_once=CONNECT_AT_ONCE,
-        size=case.size,
-        text=case.text,
-        fan_out=case.kind is Kind.FAN_OUT,
-        **where,
-    )
+    connect(case, peer, running, generator)
     if case.kind is Kind.FAN_OUT:
-        generator.ask("fan_out")
+        generator.ask("fan_out", greets=peer.is_greeted)
     else:
         generator.ask("echo", window=case.window, timed=case.timed)
 
 
-def window(case: Case, running: Running, generator: Generator) -> Figures:
-    """Let the generator, which sends, warm up; measure; halt it.
+def connect(case: Case, peer: Peer, running: Running, generator: Generator) -> None:
+    """Open the connections of a case.
 
     Raises:
-        PeerFailed: nothing came back, or a program ended.
+        GeneratorFailed: not all could be opened.
+    """
+    generator.connect(
+        url=running.url,
+        certificate=running.certificate,
+        count=case.connections,
+        at_once=CONNECT_AT_ONCE,
+        size=case.size,
+        text=case.text,
+        fan_out=case.kind in (Kind.FAN_OUT, Kind.STALLED),
+        is_json=case.json,
+        compressed=peer.compressed,
+    )
+
+
+def window(case: Case, running: Running, generator: Generator) -> Figures:
+    """Measure the running traffic after the warm-up; halt the generator.
+
+    Raises:
+        PeerFailed: no message was answered, or a program ended.
         GeneratorFailed
     """
     time.sleep(case.warm_up_s)
@@ -97,30 +113,37 @@ def window(case: Case, running: Running, generator: Generator) -> Figures:
     result = generator.ask("halt")
     for backend in running.backends:
         backend.require_alive()
-    return figures(begin, end, cpu.used(before, after), result, running)
+    program = running.backend_pids()
+    of_backend = cpu.used(cpu.of(program, before), cpu.of(program, after))
+    found = figures(begin, end, cpu.used(before, after), of_backend, result, running)
+    if case.kind is Kind.FAN_OUT:
+        found["broadcast_cpu_ms"] = found["cpu_us"] * case.connections / 1000
+    return found
 
 
 def figures(
     begin: dict[str, Any],
     end: dict[str, Any],
     used: cpu.Used,
+    of_backend: cpu.Used,
     result: dict[str, Any],
     running: Running,
 ) -> Figures:
-    """Return what two marks and the processor time between them say.
+    """Return the figures of the time between two marks.
 
     Raises:
-        PeerFailed: nothing came back.
+        PeerFailed: no message was answered.
     """
     seconds = (end["at_ns"] - begin["at_ns"]) / 1e9
     count = end["received"] - begin["received"]
     if not count:
-        raise peers.PeerFailed(f"nothing came back in {seconds:.1f} s.\n{running.log_tail()}")
+        raise peers.PeerFailed(f"no message was answered in {seconds:.1f} s.\n{running.log_tail()}")
     found: Figures = {
         "messages": count,
         "seconds": seconds,
         "per_second": count / seconds,
         "cpu_us": used.seconds * 1e6 / count,
+        "backend_cpu_us": of_backend.seconds * 1e6 / count,
         "stat_cpu_us": used.stat_seconds * 1e6 / count,
         "cpu_s": used.seconds,
         "stat_cpu_s": used.stat_seconds,

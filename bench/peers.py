@@ -2,8 +2,8 @@
 
 ``start`` is a context manager: its servers run inside it, and have ended after it.  ``ours`` is
 the shipped product: the configuration in ``apachews_tools/httpd`` and the installed packages.
-mod_proxy's Apache is the same one without mod_wsgi; as it holds a worker for each
-WebSocket, it gets as many workers as there are connections.
+mod_proxy's Apache is the same one without mod_wsgi, with a worker for each connection, because
+mod_proxy holds a worker for each WebSocket.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ from apachews_tools.httpd.private_apache import PrivateApache
 
 from . import processes
 from .cases import Peer
+from .limits import BACKLOG, MAX_MESSAGE_BYTES
 
-# Where a WebSocket is, with every peer.
+BACKENDS: Final = Path(__file__).parent / "backends"
+# What bench/run unpacks and installs.
+NGINX: Final = Path(sys.prefix) / "nginx"
+NODE_MODULES: Final = Path(sys.prefix) / "node" / "node_modules"
+# The URL path of the WebSocket, with every peer.
 PATH: Final = "/echo.ws"
 START_TIMEOUT_S: Final = 10.0
-# What mod_status says, of ours and of the proxy's Apache.
+# The page of mod_status, in our Apache and in the proxy's.
 STATUS_PATH: Final = "/server-status"
 STATUS: Final = f"""
 LoadModule status_module "${{MODULES}}/mod_status.so"
@@ -41,15 +46,15 @@ ExtendedStatus Off
     SetHandler server-status
 </Location>
 """
-# Workers of a child of ours, which has one bridge: as many as Debian's.
+# Workers of a child of ours, which has one bridge: Debian's number.
 OUR_THREADS: Final = 25
-# Threads of each child of mod_proxy's Apache: the most that httpd takes without ThreadLimit.
+# Threads of each child of mod_proxy's Apache: the maximum without ThreadLimit.
 PROXY_THREADS: Final = 64
-# Besides those that hold a connection: those that answer the next one.
+# Workers for the next connections, in addition to those that hold one.
 PROXY_SPARE: Final = 32
 TAIL_BYTES: Final = 3000
 
-# No pings, as everywhere, and no lines in logs for a connection.
+# As with all peers: without pings, and without a line in a log for a connection.
 OURS = """
 LogLevel warn
 SetEnv APACHEWS_PING_INTERVAL off
@@ -69,7 +74,7 @@ LoadModule proxy_http_module "${{MODULES}}/mod_proxy_http.so"
 ProxyPass "{path}" "http://127.0.0.1:{port}/" upgrade=websocket
 ProxyTimeout 600
 """
-# All of them from the beginning.
+# All children run from the beginning.
 CHILDREN = """
 ServerLimit {children}
 StartServers {children}
@@ -88,7 +93,7 @@ class Backend:
 
     Attributes:
         process: its process.
-        where: on which port, or at which socket file, it listens.
+        where: its port, or the path of its socket file.
     """
 
     process: subprocess.Popen[str]
@@ -96,7 +101,7 @@ class Backend:
     log: Path
 
     def require_alive(self) -> None:
-        """Check that it has not ended.
+        """Check that the program runs.
 
         Raises:
             PeerFailed
@@ -111,7 +116,7 @@ class Running:
 
     Attributes:
         url: of its WebSocket.
-        certificate: with which its TLS is checked, or "".
+        certificate: the file that proves its TLS certificate, or "".
         backends: its programs.
         apache: its Apache, or None.
     """
@@ -122,15 +127,17 @@ class Running:
     apache: PrivateApache | None = None
 
     def apache_pids(self) -> list[int]:
-        """Return the processes of its Apache, the custodians among them."""
+        """Return the processes of its Apache, with the custodians."""
         return processes.of_apache(self.apache.root) if self.apache else []
 
     def backend_pids(self) -> list[int]:
-        """Return its programs' processes."""
-        return [backend.process.pid for backend in self.backends]
+        """Return the processes of its programs, with nginx's workers."""
+        return [
+            pid for backend in self.backends for pid in processes.of_session(backend.process.pid)
+        ]
 
     def pids(self) -> list[int]:
-        """Return all that serves."""
+        """Return all processes that serve."""
         return self.apache_pids() + self.backend_pids()
 
     def log_tail(self) -> str:
@@ -151,7 +158,7 @@ def tail(log: Path) -> str:
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """Make a directory for a peer, which Apache's user can read; remove it afterwards."""
+    """Make a directory that Apache's user can read; remove it afterwards."""
     path = Path(tempfile.mkdtemp(prefix="apachews-bench-"))
     path.chmod(0o755)
     try:
@@ -160,8 +167,26 @@ def directory() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+def program(peer: Peer, mode: str, root: Path) -> list[str]:
+    """Return the command of a peer's program, ``apachews`` excepted."""
+    if peer.backend in ("ws", "uws"):
+        script = BACKENDS / f"{peer.backend}_server.js"
+        return ["node", str(script), mode, str(BACKLOG), str(MAX_MESSAGE_BYTES)]
+    options = []
+    if peer.backend == "websockets":
+        options = ["uvloop" if peer.uvloop else "asyncio", "deflate" * peer.compressed]
+    elif peer.backend == "nchan":
+        options = [str(root), str(NGINX)]
+    return processes.python(f"bench.backends.{peer.backend}_server", mode, *options)
+
+
+def producer(mode: str, path: Path) -> list[str]:
+    """Return the command of a producer of ours."""
+    return processes.python("bench.backends.apachews_producer", mode, str(path))
+
+
 @contextmanager
-def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
+def backend(log: Path, command: list[str]) -> Iterator[Backend]:
     """Run a program of ``backends``; wait until it prints its address.
 
     Raises:
@@ -169,19 +194,20 @@ def backend(log: Path, module: str, *arguments: str) -> Iterator[Backend]:
     """
     with log.open("w") as stream:
         process = subprocess.Popen(
-            processes.python(f"bench.backends.{module}", *arguments),
+            command,
+            env=os.environ | {"NODE_PATH": str(NODE_MODULES)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stream,
             text=True,
-            start_new_session=True,  # Ctrl-C is for who measures
+            start_new_session=True,  # Ctrl-C goes to the benchmark only
         )
     assert process.stdout
     try:
         ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
         word, _, where = (process.stdout.readline() if ready else "").partition(" ")
         if word != "listening":
-            raise PeerFailed(f"{module} does not listen:\n{tail(log)}")
+            raise PeerFailed(f"{' '.join(command)} does not listen:\n{tail(log)}")
         yield Backend(process, where.strip(), log)
     finally:
         processes.end(process)
@@ -202,7 +228,7 @@ def apache(
     (docroot / "index.html").write_text("<!doctype html><title>here</title>")
     if os.geteuid() == 0:
         os.chown(docroot, pwd.getpwnam(private_apache.APACHE_USER).pw_uid, -1)
-    # No peer logs accesses.
+    # Accesses are not logged, as with all peers.
     (root / "access.log").symlink_to(os.devnull)
     server = PrivateApache(
         root,
@@ -223,7 +249,7 @@ def apache(
             raise PeerFailed(str(error)) from error
         yield server
     finally:
-        # The parent first: a custodian ends when it is gone.
+        # The parent first: a custodian ends after it.
         server.kill()
         for pid in processes.of_apache(root):
             processes.kill(pid)
@@ -235,8 +261,8 @@ def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Ite
 
     Args:
         mode: ``echo`` or ``fan-out``.
-        connections: as many workers a proxy needs.
-        our_children: how many children Apache has where the peer is ours.
+        connections: number of workers that a proxy needs.
+        our_children: number of Apache's children if the peer is ours.
 
     Raises:
         PeerFailed
@@ -246,23 +272,21 @@ def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Ite
         log = root / "backend.log"
         if peer.backend == "apachews":
             server = stack.enter_context(_ours(root, our_children))
-            program = stack.enter_context(
-                backend(log, "apachews_producer", mode, str(server.docroot / PATH[1:]))
-            )
+            mode = "one-by-one" if peer.one_by_one else mode
+            serving = stack.enter_context(backend(log, producer(mode, server.docroot / PATH[1:])))
         else:
-            loop = ("uvloop" if peer.uvloop else "asyncio",) * (peer.backend == "websockets")
-            program = stack.enter_context(backend(log, f"{peer.backend}_server", mode, *loop))
+            serving = stack.enter_context(backend(log, program(peer, mode, root)))
             if peer.tunnelled:
-                to_it = TUNNEL.format(path=PATH, port=program.where)
+                to_it = TUNNEL.format(path=PATH, port=serving.where)
                 server = stack.enter_context(_ours(root, our_children, to_it))
             elif peer.proxied:
-                server = stack.enter_context(_proxy(root, connections, program.where))
+                server = stack.enter_context(_proxy(root, connections, serving.where))
             else:
-                yield Running(f"ws://127.0.0.1:{program.where}{PATH}", "", [program])
+                yield Running(f"ws://127.0.0.1:{serving.where}{PATH}", "", [serving])
                 return
         scheme, port = ("wss", server.tls_port) if peer.tls else ("ws", server.port)
         certificate = str(server.certificate) if peer.tls else ""
-        yield Running(f"{scheme}://127.0.0.1:{port}{PATH}", certificate, [program], server)
+        yield Running(f"{scheme}://127.0.0.1:{port}{PATH}", certificate, [serving], server)
 
 
 def _ours(
@@ -292,10 +316,10 @@ def handler() -> Path:
 
 @contextmanager
 def readable() -> Iterator[list[Path]]:
-    """Let Apache's user reach the interpreter and the packages; put modes back afterwards.
+    """Let Apache's user reach the interpreter and the packages; restore modes afterwards.
 
-    That is ``chmod o+x`` on directories such as root's home, where the checkout lies
-    in one.  Gives those whose mode was changed.
+    That is ``chmod o+x`` on directories above the checkout, such as root's home.  Yields the
+    directories whose mode was changed.
     """
     changed = {
         path: path.stat().st_mode

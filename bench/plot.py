@@ -1,7 +1,7 @@
-"""Bar charts as SVG, with nothing but strings: groups of bars, a whisker on each.
+"""Bar charts as SVG, made of strings: groups of horizontal bars, a whisker on each.
 
-Horizontal, so that names have room.  The bars' colours read on light and dark ground;
-text follows the reader's scheme (``prefers-color-scheme``).
+The colours of the bars are visible on light and dark ground; text follows the reader's scheme
+(``prefers-color-scheme``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ BOTTOM: Final = 48
 LEGEND_HEIGHT: Final = 22
 TICKS: Final = 5
 # A colour for each series, ours the strongest; each has a contrast of 3 to white and to #131416.
-COLOURS: Final = ("#c2365f", "#3f7cc4", "#6b96cf", "#3c8d58", "#66a37b", "#a8701f", "#8b68b8")
+COLOURS: Final = (
+    *("#c2365f", "#3f7cc4", "#6b96cf", "#3c8d58", "#66a37b", "#a8701f", "#8b68b8"),
+    *("#2a9096", "#8a7f2c", "#7d7d86", "#c65bb0"),
+)
 STYLE: Final = """
 text { font: 12px system-ui, sans-serif; fill: #24292f; }
 .title { font-size: 15px; font-weight: 600; }
@@ -43,10 +46,10 @@ text { font: 12px system-ui, sans-serif; fill: #24292f; }
 
 @dataclass(frozen=True)
 class Group:
-    """Bars that stand together.
+    """Adjacent bars.
 
     Attributes:
-        label: what they are about.
+        label: their common name.
         bars: the series' name and its figure, each.
     """
 
@@ -59,9 +62,9 @@ def bars(title: str, axis: str, groups: list[Group], known: Sequence[str] = ()) 
 
     Args:
         title: above it.
-        axis: what its figures are, with their unit.
-        groups: from top to bottom; without an empty one.
-        known: series that have their colour, that of their place here, in every chart.
+        axis: name of the figures, with their unit.
+        groups: from top to bottom, none of them empty.
+        known: series whose place here gives their colour, the same in every chart.
     """
     shown = {name for group in groups for name, _ in group.bars}
     series = [name for name in known if name in shown]
@@ -134,7 +137,7 @@ def _bar(
 
 
 def scale(values: list[float]) -> tuple[float, float]:
-    """Return where an axis from 0 ends that has room for these values, and its step."""
+    """Return the end and the step of an axis that begins at 0 and contains these values."""
     most = max(values, default=0.0) or 1.0
     magnitude = 10.0 ** math.floor(math.log10(most / TICKS))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude * TICKS >= most)
@@ -142,7 +145,7 @@ def scale(values: list[float]) -> tuple[float, float]:
 
 
 def number(value: float) -> str:
-    """Return a figure with three digits that mean something, and parted thousands."""
+    """Return a figure with three significant digits, and separated thousands."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Programs of this package: how they are started, found and ended."""
+"""Start, find and end the programs of this package."""
 
 from __future__ import annotations
 
@@ -10,14 +10,33 @@ from pathlib import Path
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module with what is installed (``-P``: see bench/run)."""
+    """Return the command that runs a module with the installed packages (``-P``: see bench/run)."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-    """Kill a process and reap it; does nothing if it has ended."""
-    process.kill()
+    """Kill the session that a process leads, and reap the process."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all of them have ended
     process.wait()
+
+
+def of_session(leader: int) -> list[int]:
+    """Return the processes of a session: a program, and what it has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text()
+        except OSError:
+            continue  # it has ended
+        # proc(5): the fields after the name are state, ppid, pgrp, session
+        if stat.rpartition(")")[2].split()[3] == str(leader):
+            found.append(int(entry.name))
+    return sorted(found)
 
 
 def kill(pid: int) -> None:
@@ -25,14 +44,13 @@ def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # it has
+        pass  # it has ended
 
 
 def of_apache(root: Path) -> list[int]:
-    """Return the processes of the httpd that has this ServerRoot, the custodians among them.
+    """Return the processes of the httpd that has this ServerRoot, with the custodians.
 
-    A custodian is not a child of httpd any more, but it has the command line of one, which
-    names the directory.
+    A custodian is no longer a child of httpd, but its command line still names the directory.
     """
     found = []
     wanted = str(root).encode()

@@ -1,6 +1,6 @@
-"""What our time goes to: strace, perf and py-spy on Apache's children and the producer.
+"""A profile of our processes: strace, perf and py-spy on Apache's children and the producer.
 
-Only for ours, beside the figures and not in them: each of these slows what it looks at.
+Only for ours, and not during the measurement: each of these tools slows the processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(case: Case) -> list[tuple[str, str]]:
     peer = PEERS[case.peers[0]]
     mode = "fan-out" if case.kind is Kind.FAN_OUT else "echo"
     with measure.driven(peer, mode, case.connections, case.our_children) as (running, generator):
-        measure.begin(case, running, generator)
+        measure.begin(case, peer, running, generator)
         assert running.apache
         looked_at = {
             "Apache's child": running.apache.children(),
@@ -51,7 +51,7 @@ def run(case: Case) -> list[tuple[str, str]]:
 
 
 def _which(tool: str) -> str | None:
-    """Return where a tool is: in this environment, or else installed; None: nowhere."""
+    """Return the path of a tool in this environment, or else in PATH; or None."""
     own = shutil.which(tool, path=str(Path(sys.executable).parent))
     return own or shutil.which(tool)
 
@@ -94,7 +94,7 @@ def _perf(path: str, pids: list[int], root: Path) -> str:
 
 
 def _py_spy(path: str, pids: list[int], root: Path) -> str:
-    """Sample Python's functions: the share of samples that each was at the top of."""
+    """Sample Python's functions: the share of samples in which each was the innermost."""
     tops: Counter[str] = Counter()
     said = ""
     for pid in pids:
@@ -113,7 +113,7 @@ def _py_spy(path: str, pids: list[int], root: Path) -> str:
 def top_frames(raw: str) -> Counter[str]:
     """Count the innermost frames in py-spy's raw format: ``frame;frame;frame count``.
 
-    A thread that is in no frame of Python's, as Apache's are between two requests, has none.
+    A thread outside Python has no frame, for example an Apache worker between two requests.
     """
     tops: Counter[str] = Counter()
     for line in raw.splitlines():
@@ -123,7 +123,7 @@ def top_frames(raw: str) -> Counter[str]:
 
 
 def _say(*command: str) -> str:
-    """Run a tool and return what it says."""
+    """Run a tool and return its output."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=END_TIMEOUT_S

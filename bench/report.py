@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from . import plot
-from .cases import ALL, CASES, Case, Kind
+from .cases import ALL, CASES, NCHAN, Case, Kind
 from .plot import Group, number
 from .results import GENERATOR_BOUND, CaseResults, Results, Spread
 from .targets import Outcome, judge_all
@@ -14,15 +14,24 @@ from .targets import Outcome, judge_all
 RESULTS: Final = "results.json"
 REPORT: Final = "report.md"
 
-# A table's columns of figures: the heading, the metric, and from what it is to be multiplied.
+# The columns of figures in a kind's table: the heading and the metric.
 COLUMNS: Final[dict[str, list[tuple[str, str]]]] = {
     "echo": [("messages/s", "per_second"), ("CPU/message, µs", "cpu_us")],
-    "fan-out": [("deliveries/s", "per_second"), ("CPU/delivery, µs", "cpu_us")],
+    "fan-out": [
+        ("deliveries/s", "per_second"),
+        ("CPU/delivery, µs", "cpu_us"),
+        ("the program's part, µs", "backend_cpu_us"),
+    ],
     "handshakes": [("handshakes/s", "per_second"), ("CPU/handshake, µs", "cpu_us")],
     "memory": [
         ("Apache, KB/socket", "apache_kib"),
         ("program, KB/socket", "backend_kib"),
         ("Apache's workers/socket", "workers_each"),
+    ],
+    "stalled": [
+        ("Apache, KB/stalled client", "apache_kib"),
+        ("program, KB/stalled client", "backend_kib"),
+        ("messages/s", "broadcasts_per_second"),
     ],
     "scale": [],
 }
@@ -42,17 +51,21 @@ All run on one machine over loopback: the load generator, Apache and the program
 cores, for every peer. **Generator** is the share of one core that the generator used;
 above {bound:.0%} a case is marked *generator-bound*: its throughput is then that of the
 generator. The generator checks the length of every answer, and the content of the first and each
-64th. No peer compresses or logs accesses, and only *scale* has pings; 1 MiB is the longest
-message everywhere. Ours has one child of Apache, and so one bridge; in *handshakes* two, as Debian
-starts. mod_proxy holds a worker for every WebSocket: its Apache has as many
-(MaxRequestWorkers: the connections and 32 more, in children of 64 threads, all of which run
-from the beginning); in *handshakes* four for each client, and so two children as well.
+64th; of compressed messages, the content of all. No peer logs accesses, none compresses unless its
+name says so, and only *scale* has pings; 1 MiB is the longest message everywhere. Ours has one
+child of Apache, and so one bridge; two in *handshakes*, as Debian starts, and with 10,000 clients.
+mod_proxy holds a worker for every WebSocket: its Apache has as many (MaxRequestWorkers: the
+connections and 32 more, in children of 64 threads, all of which run from the beginning); in
+*handshakes* four for each client, and so two children as well.
 
-*proxy+websockets*: Apache's `ProxyPass` with `upgrade=websocket` in front of the `websockets`
-library, on asyncio's own loop or, if the table says so, on uvloop. *websockets*, *picows*: the
-library alone, without Apache and its functions. *proxy+picows*: picows, on
-uvloop, with the same proxy. *tunnel+picows*: the same program behind a tunnel of apachews, which
-takes the place of the proxy. *wss*: Apache ends TLS.
+*proxy+…*: Apache's `ProxyPass` with `upgrade=websocket` in front of the program. *websockets*: the
+Python library, on asyncio's own loop or, if the table says so, on uvloop. *picows*: a compiled
+Python library, on uvloop. *uvicorn*: a plain ASGI program, on uvloop, with `websockets-sansio`, the
+fastest of its implementations. *Node ws*, *uWebSockets.js*: Node's libraries. *nchan*: nginx with
+Nchan, one worker, which takes the place of Apache and of the program. A name without *proxy*: the
+library alone, without Apache and its functions. *ours, one by one*: a program with a loop over its
+clients instead of a broadcast. *compressed*: permessage-deflate. *tunnel+picows*: picows behind a
+tunnel of apachews, which takes the place of the proxy. *wss*: Apache ends TLS.
 """
 
 
@@ -68,22 +81,24 @@ def write(results: Results, output: Path) -> Path:
 
 
 def text(results: Results, drawn: list[str]) -> str:
-    """Return the report, which shows these plots."""
+    """Return the text of the report, with these plots."""
     parts = ["# Benchmarks of apachews", facts(results)]
     parts += [f"**{note}**" for note in results.notes]
     harm = results.harm()
     if harm:
-        parts.append("**Something went wrong:**\n\n" + "\n".join(f"- {line}" for line in harm))
+        parts.append("**Failures:**\n\n" + "\n".join(f"- {line}" for line in harm))
     else:
         parts.append("No message was lost, doubled or changed, and no connection dropped.")
     parts += ["## Targets", targets_table(judge_all(results))]
+    if compared := overview(results):
+        parts += ["## At a glance", compared]
     parts += ["## How to read it", how(results)]
     parts += [f"![{name.removesuffix('.svg')}]({name})" for name in drawn]
     parts.append("## Cases")
     for case in results.cases:
         parts += [f"### {case.name}", describe(case.name), case_table(case)]
     if results.profile:
-        parts.append("## What our time goes to")
+        parts.append("## Profile of our processes")
         for heading, found in results.profile:
             parts.append(f"### {heading}\n\n```text\n{found.rstrip()}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -96,7 +111,7 @@ def facts(results: Results) -> str:
 
 
 def how(results: Results) -> str:
-    """Return what the figures are."""
+    """Return the explanation of the figures."""
     deviation = results.stat_deviation()
     check = (
         ""
@@ -106,35 +121,80 @@ def how(results: Results) -> str:
     return HOW.format(check=check, bound=GENERATOR_BOUND)
 
 
+TARGET_HEADS: Final = ["case", "figure", "as against", "target", "measured", "peer on uvloop", ""]
+
+
 def targets_table(outcomes: list[Outcome]) -> str:
-    """Return the targets and what became of each."""
+    """Return the targets, and whether each was met."""
+    rows = [_target_row(outcome) for outcome in outcomes]
+    for row in rows:
+        row[-1] = row[-1].replace("missed", "**missed**")
+    return table(TARGET_HEADS, rows)
+
+
+def targets_text(results: Results) -> str:
+    """Return the targets of the cases that ran, in columns for a terminal."""
+    rows = [_target_row(outcome) for outcome in judge_all(results) if outcome.measured]
+    lines = [TARGET_HEADS, *rows] if rows else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _target_row(outcome: Outcome) -> list[str]:
+    """Return the cells of one target."""
+    target = outcome.target
+    return [
+        target.case,
+        target.what if target.peer in ("ours", "ours, wss") else f"{target.what}, {target.peer}",
+        target.against or "-",
+        target.wanted,
+        show(outcome.measured, 2),
+        show(outcome.on_uvloop, 2),
+        {None: "not measured", True: "met", False: "missed"}[outcome.is_met],
+    ]
+
+
+# The figures that the overview compares: heading, case, metric, and the rest of the peers' names.
+OVERVIEW: Final = [
+    ("echo 64 B, CPU", "echo-64B-c32-w1", "cpu_us", ""),
+    ("round trip, p50", "round-trip", "p50_us", ""),
+    ("fan-out 64 B, CPU", "fan-out-1000", "cpu_us", ""),
+    ("echo 64 B over wss, CPU", "wss-echo-64B-c32-w1", "cpu_us", ", wss"),
+    ("handshakes, CPU", "handshakes", "cpu_us", ""),
+]
+
+
+def overview(results: Results) -> str:
+    """Return the cost of each peer in µs, with our ratio to it; "" if no such case ran."""
+    found = [
+        (heading, case, metric, suffix)
+        for heading, name, metric, suffix in OVERVIEW
+        if (case := results.case(name)) is not None
+    ]
     rows = []
-    for outcome in outcomes:
-        target = outcome.target
-        verdict = {None: "not measured", True: "met", False: "**missed**"}[outcome.is_met]
-        rows.append(
-            [
-                target.case,
-                target.what,
-                target.against or "-",
-                target.wanted,
-                show(outcome.measured, 2),
-                show(outcome.on_uvloop, 2),
-                verdict,
-            ]
-        )
-    heads = ["case", "figure", "as against", "target", "measured", "peer on uvloop", ""]
-    return table(heads, rows)
+    for peer in (*ALL, NCHAN):
+        row = [f"**{peer}**" if peer == "ours" else peer]
+        for _, case, metric, suffix in found:
+            spread = case.spread(peer + suffix, metric)
+            ratio = case.ratio(f"ours{suffix}", peer + suffix, metric)
+            shown = number(spread.median) if spread else "-"
+            row.append(f"{shown} ({ratio.median:.2f})" if ratio and peer != "ours" else shown)
+        if any(cell != "-" for cell in row[1:]):
+            rows.append(row)
+    return table(["µs (our ratio)", *(heading for heading, *_ in found)], rows) if rows else ""
 
 
 def describe(name: str) -> str:
-    """Return what a case is, in a sentence."""
+    """Return a description of a case, in a sentence."""
     case = next((case for case in CASES if case.name == name), None)
     return sentence(case) if case else ""
 
 
 def sentence(case: Case) -> str:
-    """Return what a case is, in a sentence."""
+    """Return a description of a case, in a sentence."""
     size = f"{case.size} B" if case.size < 1024 else f"{case.size // 1024} KiB"
     one = case.connections == 1
     if case.kind is Kind.ECHO:
@@ -143,8 +203,12 @@ def sentence(case: Case) -> str:
         kind = "text" if case.text else "binary"
         return f"{many} with {each}{'' if one else ' each'}; {kind} frames."
     if case.kind is Kind.FAN_OUT:
+        what = f"JSON messages of {size}" if case.json else f"messages of {size}"
+        return f"The program sends {what} to {case.connections:,} clients, two under way."
+    if case.kind is Kind.STALLED:
         return (
-            f"The program sends messages of {size} to {case.connections:,} clients, two under way."
+            f"{case.stalled:,} of {case.connections:,} clients stop reading; the program sends 100"
+            f" messages of {size} a second to all, or as many as it can."
         )
     if case.kind is Kind.HANDSHAKES:
         return f"Clients connect and close, {case.connections} at a time."
@@ -158,7 +222,7 @@ def sentence(case: Case) -> str:
 
 
 def case_table(case: CaseResults) -> str:
-    """Return what was measured of each peer in a case."""
+    """Return the table of a case: a line for each peer."""
     if case.kind == Kind.SCALE.value:
         return scale_table(case)
     columns = list(COLUMNS[case.kind])
@@ -189,7 +253,7 @@ def case_table(case: CaseResults) -> str:
 
 
 def scale_table(case: CaseResults) -> str:
-    """Return the figures of the scale case, which has many and one peer."""
+    """Return the figures of the scale case, which has one peer."""
     figures = case.rounds[0]["ours"] if case.rounds else {}
     rows = [[name.replace("_", " "), number(value)] for name, value in figures.items()]
     return table(["figure", "measured"], rows)
@@ -209,17 +273,18 @@ def show(spread: Spread | None, digits: int | None = None) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Return a table of Markdown."""
+    """Return a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def one_line(case: CaseResults) -> str:
-    """Return a case's outcome for the person who waits."""
+    """Return a case's outcome, for the terminal."""
     if case.kind == Kind.SCALE.value:
         found = case.rounds[0]["ours"]
         return f"{case.name}: " + ", ".join(f"{name} {number(found[name])}" for name in OF_SCALE)
-    metric = "apache_kib" if case.kind == Kind.MEMORY.value else "cpu_us"
+    is_memory = case.kind in (Kind.MEMORY.value, Kind.STALLED.value)
+    metric = "apache_kib" if is_memory else "cpu_us"
     unit = "KB" if metric == "apache_kib" else "µs"
     found_here = []
     for peer in case.peers():
@@ -229,7 +294,7 @@ def one_line(case: CaseResults) -> str:
 
 
 def plots(results: Results) -> dict[str, str]:
-    """Return the charts that the results have figures for, by file name."""
+    """Return the charts for which the results have figures, by file name."""
     drawn = {}
     for name, title, axis, metric, wanted in PLOTS:
         groups = []
@@ -240,14 +305,20 @@ def plots(results: Results) -> dict[str, str]:
             bars = [
                 (peer.removesuffix(", wss"), spread)
                 for peer in case.peers()
-                if (spread := case.spread(peer, metric)) is not None
+                if peer.removesuffix(", wss") in PLOTTED
+                and (spread := case.spread(peer, metric)) is not None
             ]
             groups.append(Group(case_name, bars))
         if any(group.bars for group in groups):
-            drawn[name] = plot.bars(title, axis, groups, ALL)
+            drawn[name] = plot.bars(title, axis, groups, PLOTTED)
     return drawn
 
 
+# The peers that the charts show; the tables have all of them.
+PLOTTED: Final = (
+    *("ours", "proxy+websockets", "proxy+websockets (uvloop)", "websockets", "websockets (uvloop)"),
+    *("picows", "proxy+picows", NCHAN, "uWebSockets.js", "uvicorn", "Node ws"),
+)
 _SMALL = ["echo-64B-c1-w1", "echo-64B-c32-w1", "echo-64B-c32-w8", "echo-64B-c500-w1"]
 _TLS = ["wss-echo-64B-c32-w1", "wss-echo-64KiB-c32-w1"]
 # File, title, axis, metric, cases.
@@ -292,7 +363,7 @@ PLOTS: Final[list[tuple[str, str, str, str, list[str]]]] = [
         "Server CPU per delivery to all clients: less is better",
         "µs of CPU per delivery",
         "cpu_us",
-        ["fan-out-100", "fan-out-1000", "fan-out-5000"],
+        ["fan-out-100", "fan-out-1000", "fan-out-5000", "fan-out-10000"],
     ),
     (
         "memory.svg",

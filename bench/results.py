@@ -1,8 +1,8 @@
-"""All that was measured, as it is stored, and what follows from it.
+"""The stored figures of a run, and the medians and ratios computed from them.
 
-``results.json`` has every round as it was; medians and ratios are computed from it whenever
-a report is written.  A ratio is that of two peers in the *same* round, and what is given is
-the median of those: what the machine did in one round, it did to both.
+``results.json`` has every round; a report computes medians and ratios from it.  A ratio is that of
+two peers in the *same* round, because other load on the machine affects both; reports have the
+median of the ratios.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-# Of the file; another one is not read.
+# The format of the file; other formats are rejected.
 FORMAT: Final = 1
-# Above this share of its core the generator may be what is measured.
+# Above this share of its core the generator may limit the throughput.
 GENERATOR_BOUND: Final = 0.9
 HARM: Final = ("lost", "extra", "wrong", "dropped", "storm_lost")
 
@@ -24,12 +24,12 @@ Figures = dict[str, float]
 
 
 class BadResults(Exception):
-    """A file holds no results, or those of another version of this program."""
+    """A file has no results, or results of another version of this program."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, and between what the rounds lie."""
+    """The median of the rounds, the lowest and the highest."""
 
     median: float
     low: float
@@ -47,10 +47,10 @@ class CaseResults:
     """The rounds of one case.
 
     Attributes:
-        name: the case's.
+        name: name of the case.
         kind: how it was measured (``cases.Kind``).
-        connections: that were open.
-        rounds: for each, what was measured of each peer.
+        connections: number of open connections.
+        rounds: for each round, the figures of each peer.
     """
 
     name: str
@@ -59,7 +59,7 @@ class CaseResults:
     rounds: list[dict[str, Figures]] = field(default_factory=list)
 
     def peers(self) -> list[str]:
-        """Return the peers that have figures, ours first, then as they come in the first round."""
+        """Return the peers that have figures, ours first, then in the order of the first round."""
         found: dict[str, None] = {}
         for measured in self.rounds:
             for peer in sorted(measured, key=lambda name: not name.startswith("ours")):
@@ -72,7 +72,7 @@ class CaseResults:
         return Spread.of(figures[metric] for figures in rounds if metric in figures)
 
     def ratio(self, peer: str, other: str, metric: str) -> Spread | None:
-        """Return a peer's figure as against another's of the same round."""
+        """Return a peer's figure divided by another's of the same round."""
         values = []
         for measured in self.rounds:
             ours, theirs = (measured.get(name, {}).get(metric) for name in (peer, other))
@@ -81,7 +81,7 @@ class CaseResults:
         return Spread.of(values)
 
     def harm(self, peer: str) -> dict[str, int]:
-        """Return what went wrong with a peer in all rounds: messages lost and the like."""
+        """Return the counts of a peer's failures in all rounds, for example of lost messages."""
         total = dict.fromkeys(HARM, 0)
         for measured in self.rounds:
             for name in HARM:
@@ -89,7 +89,7 @@ class CaseResults:
         return {name: count for name, count in total.items() if count}
 
     def is_generator_bound(self, peer: str) -> bool:
-        """Tell whether the load generator had no time left."""
+        """Return whether the load generator had no time left."""
         share = self.spread(peer, "generator_share")
         return share is not None and share.median > GENERATOR_BOUND
 
@@ -101,8 +101,8 @@ class Results:
     Attributes:
         about: machine, versions, date, command line, and whether it was a quick one.
         cases: in the order of the run.
-        notes: what a reader must know besides.
-        profile: what ``--profile`` found: a heading and a text each.
+        notes: restrictions that a reader must know.
+        profile: the output of ``--profile``: a heading and a text each.
     """
 
     about: dict[str, Any]
@@ -115,7 +115,7 @@ class Results:
         return next((case for case in self.cases if case.name == name), None)
 
     def harm(self) -> list[str]:
-        """Return a line for each case and peer with whom something went wrong."""
+        """Return a line for each case and peer with failures."""
         lines = []
         for case in self.cases:
             for peer in case.peers():
@@ -125,7 +125,7 @@ class Results:
         return lines
 
     def stat_deviation(self) -> float | None:
-        """Return how far /proc/PID/stat and the CPU clocks were apart over all windows, a share."""
+        """Return the difference of /proc/PID/stat and the CPU clocks in all windows, as a share."""
         clocks = stat = 0.0
         for case in self.cases:
             for measured in case.rounds:
@@ -136,7 +136,7 @@ class Results:
         return abs(stat - clocks) / clocks if clocks else None
 
     def write(self, path: Path) -> None:
-        """Store it."""
+        """Write the file."""
         stored = {
             "format": FORMAT,
             "about": self.about,
@@ -148,10 +148,10 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Return what is stored.
+        """Return the results in a file.
 
         Raises:
-            BadResults: it is not this.
+            BadResults: it has other contents.
             OSError
         """
         try:

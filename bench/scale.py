@@ -1,12 +1,12 @@
 """Many sockets on one Apache with Debian's stock settings of the event MPM.
 
-Asked is, in one run: whether 10,000 ws and 10,000 wss are open at once and every one
-echoes; what that does to plain HTTP in the same Apache; what a message costs when most
-sockets are idle; and whether any of 5,000 clients is lost that all connect at once.
+One run answers: whether 10,000 ws and 10,000 wss sockets are open at once and each of them
+echoes; how that affects plain HTTP in the same Apache; the cost of a message when most sockets are
+idle; and whether any of 5,000 clients that connect at once is lost.
 
-Several load generators and several producers, as a process may have too few descriptors
-for all; each generator has a loopback address of its own, for its ports.  Settings of the
-handler are its defaults, the keep-alive pings too: idle sockets are pinged.
+Several load generators and several producers share the sockets, because a process may not have
+descriptors for all; each generator has its own loopback address, for its ports.  The handler has
+its default settings, so idle sockets get keep-alive pings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Final
 from apachews_tools.httpd.private_apache import PrivateApache
 
 from . import cpu, peers, processes
-from .cases import FDS_A_CONNECTION, FDS_RESERVE, Kind
+from .cases import FDS_A_CONNECTION, FDS_RESERVE, UNEVEN, Kind
 from .generator import Generator
 from .limits import require_descriptors
 from .peers import Backend
@@ -51,8 +51,6 @@ STORM: Final = 5_000
 QUICK_DIVISOR: Final = 50
 # Handshakes at once of each generator.
 AT_ONCE: Final = 16
-# Connections do not fall on Apache's children evenly.
-UNEVEN: Final = 1.2
 MESSAGE_BYTES: Final = 64
 WARM_UP_S: Final = 0.5
 WINDOW_S: Final = 2.0
@@ -63,21 +61,21 @@ SETTLE_LIMIT_S: Final = 60.0
 # Plain HTTP: a request each 5 ms, on a connection of its own.
 HTTP_RATE: Final = 200
 HTTP_S: Final = 30.0
-# The p99 is that of each of so many parts, and the median of those: what the machine does
-# besides for a moment spoils one of them, not the figure.
+# The p99 is the median of the p99 of so many parts: other load of the machine for a moment
+# spoils one part, not the figure.
 HTTP_PARTS: Final = 5
 HTTP_TIMEOUT_S: Final = 10.0
-# What a generator says of its messages.
+# The failures that a generator counts.
 _HARM: Final = ("lost", "extra", "wrong", "dropped")
 HTTP_REQUEST: Final = b"GET /index.html HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @dataclass
 class Site:
-    """The Apache, its producers, and who loads it.
+    """The Apache, its producers, and the load generators.
 
     Attributes:
-        bare: an Apache as the other one, which has no socket.
+        bare: an Apache with the same configuration, without sockets.
     """
 
     apache: PrivateApache
@@ -86,13 +84,13 @@ class Site:
     generators: list[Generator]
 
     def all(self, do: str, **arguments: Any) -> list[dict[str, Any]]:
-        """Have all generators do the same at once."""
+        """Send a command to all generators at once; return their answers."""
         for generator in self.generators:
             generator.begin(do, **arguments)
         return [generator.finish() for generator in self.generators]
 
     def connect(self, count: int, *, tls: bool, at_once: int = AT_ONCE) -> list[str]:
-        """Open so many connections more, shared out; return what failed, once for each."""
+        """Open so many more connections over all generators; return the errors, one per failure."""
         for part, generator in enumerate(self.generators):
             share = count // PARTS + (part < count % PARTS)
             port = self.apache.tls_port if tls else self.apache.port
@@ -113,11 +111,11 @@ class Site:
         return failures
 
     def pids(self) -> list[int]:
-        """Return all that serves."""
+        """Return all processes that serve."""
         return processes.of_apache(self.apache.root) + [p.process.pid for p in self.producers]
 
     def halt(self) -> dict[str, int]:
-        """Wait for what is under way; return what went wrong since the connections opened."""
+        """Wait for the answers under way; return the failures since the connections opened."""
         answers = self.all("halt", timeout_s=30.0)
         return {name: sum(answer[name] for answer in answers) for name in answers[0]}
 
@@ -142,9 +140,7 @@ def site(servers: int) -> Iterator[Site]:
             stack.enter_context(
                 peers.backend(
                     apache.root / f"producer-{part}.log",
-                    "apachews_producer",
-                    "echo",
-                    str(apache.docroot / f"{part}.ws"),
+                    peers.producer("echo", apache.docroot / f"{part}.ws"),
                 )
             )
             for part in range(PARTS)
@@ -164,7 +160,7 @@ def check(quick: bool) -> None:
 
 
 def run(quick: bool) -> tuple[CaseResults, list[str]]:
-    """Run it all; return the figures, and notes for the report.
+    """Run the whole case; return the figures, and notes for the report.
 
     Raises:
         PeerFailed, GeneratorFailed
@@ -204,7 +200,7 @@ def run(quick: bool) -> tuple[CaseResults, list[str]]:
 
 
 def _settle(running: Site) -> None:
-    """Wait until Apache has ended the children it started for the rush, or has had time to."""
+    """Wait until Apache has ended the children that it started for the rush, with a limit."""
     deadline = time.monotonic() + SETTLE_LIMIT_S
     seen, since = set(processes.of_apache(running.apache.root)), time.monotonic()
     while time.monotonic() < min(since + SETTLE_S, deadline):
@@ -215,7 +211,7 @@ def _settle(running: Site) -> None:
 
 
 def _connect(running: Site, count: int, *, tls: bool) -> list[str]:
-    """Open connections; say on the report's behalf what failed."""
+    """Open connections; print the errors."""
     failures = running.connect(count, tls=tls)
     for failure in sorted(set(failures)):
         print(f"bench: scale: {failures.count(failure)} of {count}: {failure}", flush=True)
@@ -223,7 +219,7 @@ def _connect(running: Site, count: int, *, tls: bool) -> list[str]:
 
 
 def _storm(running: Site, count: int) -> Figures:
-    """Have clients connect all at once; each echoes once."""
+    """Connect all clients at once; each echoes once."""
     begun_at = time.monotonic()
     failures = running.connect(count, tls=False, at_once=count)
     seconds = time.monotonic() - begun_at
@@ -250,7 +246,7 @@ def servers_for(sockets: int, descriptors: int) -> tuple[int, list[str]]:
 
 
 def cost_us(running: Site, active: int, quick: bool) -> float:
-    """Return the servers' CPU for a message when so many clients echo, in µs: the median window."""
+    """Return the servers' CPU per message while so many clients echo, in µs: the median window."""
     found: list[float] = []
     for _ in range(1 if quick else WINDOWS):
         running.all("echo", window=1, active=-(-active // PARTS))
@@ -263,18 +259,17 @@ def cost_us(running: Site, active: int, quick: bool) -> float:
         running.halt()
         count = sum(answer["received"] for answer in end) - sum(a["received"] for a in begin)
         if not count:
-            raise peers.PeerFailed(f"scale: nothing came back\n{_log(running)}")
+            raise peers.PeerFailed(f"scale: no message was answered\n{_log(running)}")
         found.append(used.seconds * 1e6 / count)
     return statistics.median(found)
 
 
 @dataclass(frozen=True)
 class Http:
-    """What plain HTTP felt.
+    """The response times of plain HTTP.
 
     Attributes:
-        p50_s, p99_s: the time that an answer took at the median, and that 99 of 100 took at
-            most; of each part of the time, and the median of those.
+        p50_s, p99_s: the medians, over the parts of the time, of each part's p50 and p99.
     """
 
     p50_s: float
@@ -282,7 +277,7 @@ class Http:
 
     @classmethod
     def of(cls, taken: list[float]) -> Http:
-        """Return that of what the answers took, seconds, one after the other."""
+        """Return the figures of response times in seconds, in the order of the requests."""
         each = len(taken) // HTTP_PARTS
         parts = [sorted(taken[part * each : (part + 1) * each]) for part in range(HTTP_PARTS)]
         return cls(
@@ -292,7 +287,7 @@ class Http:
 
 
 def http_figures(running: Site, seconds: float) -> Figures:
-    """Ask both Apaches for a small file, by turns: what the machine does besides hits both."""
+    """Request a small file from both Apaches in turn: other load of the machine affects both."""
     with_them: list[float] = []
     without: list[float] = []
     before, begun_at = cpu.read(running.pids()), time.monotonic()

@@ -26,11 +26,16 @@ system_name() (
     echo "${NAME%% *} ${VERSION_ID:-${VERSION_CODENAME:-}}"
 )
 
-# apt_get ARGUMENT…: runs apt-get without questions, through sudo unless run as root.
-apt_get() {
+# as_root COMMAND…: runs a command, through sudo unless run as root.
+as_root() {
     local sudo=()
     [ "$(id -u)" = 0 ] || sudo=(sudo)
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@"
+    "${sudo[@]}" "$@"
+}
+
+# apt_get ARGUMENT…: runs apt-get as root, without questions.
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq "$@"
 }
 
 # require_package_lists: fetches the lists of packages if the system has none, as in a new image.

@@ -1,1 +1,1 @@
-"""The programs that are measured: each library's echo and fan-out, as its documentation has it."""
+"""The measured programs: echo and fan-out with each library, in the style of its documentation."""

@@ -1,6 +1,6 @@
 """The peer ``picows``: echo, or each message to all, on uvloop.
 
-Run as ``python -m bench.backends.picows_server echo|fan-out``; it says on which port it
+Run as ``python -m bench.backends.picows_server echo|fan-out``; it prints the port on which it
 listens.
 """
 
@@ -32,11 +32,11 @@ class FanOut(Echo):
     """One connection; sends every message to all clients."""
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Take it among those that get everything."""
+        """Add it to the clients that get every message."""
         transports.add(transport)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        """Take it out again."""
+        """Remove it."""
         transports.discard(transport)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:

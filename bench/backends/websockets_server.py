@@ -1,7 +1,7 @@
 """The peer ``websockets``: echo, or each message to all, with its asyncio server.
 
-Run as ``python -m bench.backends.websockets_server echo|fan-out asyncio|uvloop``; it says
-on which port it listens.
+Run as ``python -m bench.backends.websockets_server echo|fan-out asyncio|uvloop deflate|""``; it
+prints the port on which it listens.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ async def fan_out(connection: ServerConnection) -> None:
         connections.remove(connection)
 
 
-async def serve_forever(mode: str) -> None:
+async def serve_forever(mode: str, compression: str) -> None:
     """Serve until killed."""
     async with serve(
         fan_out if mode == "fan-out" else echo,
         "127.0.0.1",
         0,
-        compression=None,
+        compression=compression or None,
         ping_interval=None,
         max_size=MAX_MESSAGE_BYTES,
         backlog=BACKLOG,
@@ -52,13 +52,13 @@ async def serve_forever(mode: str) -> None:
 
 def main() -> None:
     """Choose the loop."""
-    _, mode, loop = sys.argv
+    _, mode, loop, compression = sys.argv
     if loop == "uvloop":
         import uvloop
 
-        uvloop.run(serve_forever(mode))
+        uvloop.run(serve_forever(mode, compression))
     else:
-        asyncio.run(serve_forever(mode))
+        asyncio.run(serve_forever(mode, compression))
 
 
 main()
