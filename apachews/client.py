@@ -12,37 +12,17 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apachews.wire.answer import Answer
 
 from . import wire
+from ._server import lanes
 from .exceptions import NotAsked
 
-
-class Link(Protocol):
-    """What a client needs of its connection (``_server/connection.py``).
-
-    Attributes:
-        lock: the server's; the caller of a method holds it.
-        queued_bytes: bytes that wait for the bridge.
-        has_ended: the program can send nothing more.
-    """
-
-    lock: threading.RLock
-    queued_bytes: int
-
-    @property
-    def has_ended(self) -> bool: ...
-
-    def send_frame(self, frame: bytes) -> bool:
-        """Send or queue one whole data frame; return False if it cannot be sent."""
-
-    def send_answer(self, answer: Answer) -> bool:
-        """Send the ANSWER; return False if the bridge does not wait for one."""
-
-    def send_close(self, code: int, reason: str) -> None:
-        """Send or queue a CLOSE, once."""
+if TYPE_CHECKING:
+    from ._server.connection import Connection
+    from ._server.lanes import BridgeProcess
 
 
 class Client:
@@ -61,7 +41,7 @@ class Client:
 
     __slots__ = ("__weakref__", "_groups", "_id", "_link", "_ping", "_request", "state")
 
-    def __init__(self, link: Link, open_id: str, opening: bytes) -> None:
+    def __init__(self, link: Connection, open_id: str, opening: bytes) -> None:
         self._link = link
         self._groups: set[Group] | None = None
         self._id = open_id
@@ -102,7 +82,7 @@ class Client:
             >>> client.queued_bytes  # it reads as fast as the program writes
             0
         """
-        return self._link.queued_bytes
+        return self._link.waiting_bytes
 
     @property
     def has_ended(self) -> bool:
@@ -338,12 +318,14 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "name")
+    __slots__ = ("__weakref__", "_lock", "_members", "_on_channel", "name")
 
     def __init__(self, name: str, lock: threading.RLock) -> None:
         self.name = name
         self._lock = lock
         self._members: dict[Client, None] = {}  # in the order in which they were added
+        # How many of them are on the channel of which bridge process.
+        self._on_channel: dict[BridgeProcess, int] = {}
 
     def __repr__(self) -> str:
         return f"<Group {self.name!r} of {len(self)}>"
@@ -369,10 +351,16 @@ class Group:
         with self._lock:
             if client.has_ended:
                 return False
+            if client in self._members:
+                return True
             self._members[client] = None
             if client._groups is None:
                 client._groups = set()
             client._groups.add(self)
+            link = client._link
+            if link.lane == lanes.ON_CHANNEL and link.process is not None:
+                self._count_on_channel(link.process, 1)
+                link.process.add(self, [link.lane_number])
             return True
 
     def discard(self, client: Client) -> None:
@@ -385,9 +373,15 @@ class Group:
             False
         """
         with self._lock:
-            self._members.pop(client, None)
+            if client not in self._members:
+                return
+            del self._members[client]
             if client._groups is not None:
                 client._groups.discard(self)
+            link = client._link
+            if link.lane == lanes.ON_CHANNEL and link.process is not None:
+                link.process.remove(self, link)
+                self._count_on_channel(link.process, -1)
 
     def broadcast(
         self,
@@ -428,8 +422,22 @@ class Group:
         return self._broadcast_frame(wire.encode_json(value), exclude)
 
     def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
-        excluded = {exclude} if isinstance(exclude, Client) else set(exclude)
+        skipped = {exclude} if isinstance(exclude, Client) else set(exclude)
         with self._lock:
-            members = [client for client in self._members if client not in excluded]
-            reached = sum(client._send_frame(frame) for client in members)
-        return Delivery(reached, len(members) - reached)
+            if skipped:
+                links = [client._link for client in self._members if client not in skipped]
+                excluded = [client._link for client in skipped if client in self._members]
+            else:
+                links, excluded = [client._link for client in self._members], []
+            on_channel = [*self._on_channel.items()]
+            reached = lanes.broadcast(self, links, on_channel, frame, excluded)
+        return Delivery(reached, len(links) - reached)
+
+    def _count_on_channel(self, process: BridgeProcess, change: int) -> None:
+        """Count the members on the channel of a bridge process."""
+        count = self._on_channel.get(process, 0) + change
+        if count:
+            self._on_channel[process] = count
+        else:
+            del self._on_channel[process]
+            process.drop_group(self)

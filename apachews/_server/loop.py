@@ -37,7 +37,7 @@ from apachews.events import (
     PongEvent,
 )
 from apachews.exceptions import ServerClosed
-from apachews.wire.reader import Moved
+from apachews.wire.reader import BridgeChanged, Moved, Offered
 
 from .calls import Calls
 from .connection import RECEIVING, Connection, State
@@ -208,10 +208,7 @@ class Loop:
             connection.send_close(wire.GOING_AWAY, "the server closes")
         self._serve_until(started_at + spread_s)
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
-        while (
-            any(connection.has_queue for connection in self.connections.by_fd.values())
-            and (wait_s := deadline - time.monotonic()) > 0
-        ):
+        while self.connections.has_queues and (wait_s := deadline - time.monotonic()) > 0:
             self.turn(wait_s)
         self.connections.abandon_all(wire.GOING_AWAY, "the server closed")
         self._shut()
@@ -345,6 +342,11 @@ class Loop:
                 self._receive_move(connection)
             elif isinstance(item, wire.Violation):
                 self._close_for_violation(connection, item)
+            elif isinstance(item, Offered):
+                self._receive_offer(connection, item)
+            elif isinstance(item, BridgeChanged):
+                if connection.state is State.OPEN:
+                    self.connections.set_process(connection, item.bridge)
             elif connection.client:
                 latency_s = connection.client._receive_pong(item.payload)
                 if latency_s is not None and connection.state in RECEIVING:
@@ -355,11 +357,22 @@ class Loop:
     def _receive_open(self, connection: Connection, item: wire.Open) -> None:
         connection.client = Client(connection, item.id, connection.reader.pop_open_payload())
         connection.state = State.ASKED if item.answer_required else State.OPEN
+        if item.bridge is not None:
+            self.connections.set_process(connection, item.bridge)
         self.events.append(AcceptEvent(connection.client))
         if self.is_closed:
             connection.send_close(wire.GOING_AWAY, "the server closes")
         if self._drain_deadline is not None:
             self._move(connection)
+
+    def _receive_offer(self, connection: Connection, item: Offered) -> None:
+        sock = connection.take_channel()
+        if sock is None:
+            return  # no descriptor was left for it; the next broadcast asks again
+        if connection.process is None:
+            sock.close()  # the client is being closed or moves
+        else:
+            connection.process.open(sock, item.key)
 
     def _receive_close(self, connection: Connection, item: wire.Close) -> None:
         if connection.state is State.PUBLISHING:
@@ -446,4 +459,5 @@ class Loop:
         """Close the descriptors; again does nothing."""
         if not self._poller.is_closed:
             self._publications.close()
+            self.connections.close_channels()
         self._poller.close()
