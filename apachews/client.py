@@ -3,7 +3,7 @@
 Contract: ``Server`` makes both; every method returns at once, whatever the client does, and may
 be called by any thread.  A client leaves its groups when its connection ends.
 
-``Client`` and ``Group`` name each other in their interfaces, so that one module defines both.
+Long because ``Client``, ``Link`` and ``Group`` name each other in their interfaces.
 """
 
 from __future__ import annotations
@@ -11,18 +11,44 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from apachews.wire.answer import Answer
 
 from . import wire
-from ._server import lanes
 from .exceptions import NotAsked
 
-if TYPE_CHECKING:
-    from ._server.connection import Connection
-    from ._server.lanes import BridgeProcess
+
+class Link(Protocol):
+    """What a client needs of its connection (``_server/connection.py``).
+
+    Attributes:
+        lock: the server's; the caller of a method holds it.
+    """
+
+    lock: threading.RLock
+
+    @property
+    def waiting_bytes(self) -> int: ...
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Send or queue one whole data frame; return False if it cannot be sent."""
+
+    def send_answer(self, answer: Answer) -> bool:
+        """Send the ANSWER; return False if the bridge does not wait for one."""
+
+    def send_close(self, code: int, reason: str) -> None:
+        """Send or queue a CLOSE, once."""
+
+    def join_group(self, group: Group) -> None:
+        """Note that the client is in a group."""
+
+    def leave_group(self, group: Group) -> None:
+        """Note that the client is in a group no more."""
 
 
 class Client:
@@ -41,7 +67,7 @@ class Client:
 
     __slots__ = ("__weakref__", "_groups", "_id", "_link", "_ping", "_request", "state")
 
-    def __init__(self, link: Connection, open_id: str, opening: bytes) -> None:
+    def __init__(self, link: Link, open_id: str, opening: bytes) -> None:
         self._link = link
         self._groups: set[Group] | None = None
         self._id = open_id
@@ -318,14 +344,22 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "_on_channel", "name")
+    __slots__ = ("__weakref__", "_lock", "_members", "_send", "name")
 
-    def __init__(self, name: str, lock: threading.RLock) -> None:
+    def __init__(
+        self,
+        name: str,
+        lock: threading.RLock,
+        send: Callable[[Group, list[Link], list[Link], bytes], int],
+    ) -> None:
+        """Use ``send`` for a frame to the first links and, of the members, not to the second.
+
+        It returns how many clients the frame was sent to.
+        """
         self.name = name
         self._lock = lock
+        self._send = send
         self._members: dict[Client, None] = {}  # in the order in which they were added
-        # How many of them are on the channel of which bridge process.
-        self._on_channel: dict[BridgeProcess, int] = {}
 
     def __repr__(self) -> str:
         return f"<Group {self.name!r} of {len(self)}>"
@@ -357,10 +391,7 @@ class Group:
             if client._groups is None:
                 client._groups = set()
             client._groups.add(self)
-            link = client._link
-            if link.lane == lanes.ON_CHANNEL and link.process is not None:
-                self._count_on_channel(link.process, 1)
-                link.process.add(self, [link.lane_number])
+            client._link.join_group(self)
             return True
 
     def discard(self, client: Client) -> None:
@@ -378,10 +409,7 @@ class Group:
             del self._members[client]
             if client._groups is not None:
                 client._groups.discard(self)
-            link = client._link
-            if link.lane == lanes.ON_CHANNEL and link.process is not None:
-                link.process.remove(self, link)
-                self._count_on_channel(link.process, -1)
+            client._link.leave_group(self)
 
     def broadcast(
         self,
@@ -429,15 +457,5 @@ class Group:
                 excluded = [client._link for client in skipped if client in self._members]
             else:
                 links, excluded = [client._link for client in self._members], []
-            on_channel = [*self._on_channel.items()]
-            reached = lanes.broadcast(self, links, on_channel, frame, excluded)
+            reached = self._send(self, links, excluded, frame)
         return Delivery(reached, len(links) - reached)
-
-    def _count_on_channel(self, process: BridgeProcess, change: int) -> None:
-        """Count the members on the channel of a bridge process."""
-        count = self._on_channel.get(process, 0) + change
-        if count:
-            self._on_channel[process] = count
-        else:
-            del self._on_channel[process]
-            process.drop_group(self)

@@ -26,7 +26,7 @@ from apachews.client import Client
 from apachews.wire.answer import Answer
 from apachews.wire.reader import MessageReader
 
-from .lanes import JOINING, ON_CHANNEL, OWN, STALE, BridgeProcess
+from .lanes import JOINING, ON_CHANNEL, OWN, STALE, LaneUser
 
 # One read from a socket: a message of 64 KiB with its header, a third of the buffer that Linux
 # has for a Unix socket.
@@ -67,7 +67,7 @@ RECEIVING: Final = frozenset({State.OPEN, State.MOVING})
 _ENDED: Final = frozenset({State.LAST_EVENT, State.CLOSING, State.CLOSED})
 
 
-class Connection:
+class Connection(LaneUser):
     """One Unix socket.
 
     Args:
@@ -80,14 +80,11 @@ class Connection:
     Attributes:
         state: set by ``Loop``, and by ``send_answer`` and ``send_close``.
         was_rejected: the producer rejected the client; the state is CLOSING.
-        client: the program's object, once an OPEN has arrived.
         queued_bytes: bytes that wait for the bridge to read.
         has_overflowed: the queue was full; the state is CLOSING.
         is_paused: nothing is read, because the program has not taken the last messages.
         on_flushed: called when the queue has become shorter, and at the end.
         has_moved: the bridge's MOVE has arrived; nothing follows it.
-        process: the bridge process of a client that can go on a channel; else None.
-        lane, lane_number: of a client; see ``lanes``.
         watched: the epoll mask in force.
         deadline: when the connection must be gone (``time.monotonic()``), once it is closing.
     """
@@ -100,16 +97,12 @@ class Connection:
         "_queue",
         "_reader",
         "_socket",
-        "client",
         "deadline",
         "has_moved",
         "has_overflowed",
         "is_paused",
-        "lane",
-        "lane_number",
         "lock",
         "on_flushed",
-        "process",
         "queued_bytes",
         "state",
         "was_rejected",
@@ -124,6 +117,7 @@ class Connection:
         max_queue_bytes: int,
         on_change: Callable[[Connection], None],
     ) -> None:
+        super().__init__()
         self._socket = sock
         self.lock = lock
         self._reader = MessageReader(max_message_bytes)
@@ -134,7 +128,6 @@ class Connection:
         self._head_sent = 0  # bytes of the first item that are sent already
         self.queued_bytes = 0
         self.state = State.CONNECTING
-        self.client: Client | None = None
         self.has_overflowed = False
         self.has_moved = False
         self.is_paused = False
@@ -142,9 +135,6 @@ class Connection:
         self.was_rejected = False
         # Descriptors that have arrived; None while the connection expects none.
         self._descriptors: list[int] | None = None
-        self.process: BridgeProcess | None = None
-        self.lane = OWN
-        self.lane_number = 0
         self.watched = 0
         self.deadline: float | None = None
 

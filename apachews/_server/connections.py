@@ -12,15 +12,15 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from apachews import wire
-from apachews.client import Group
+from apachews.client import Group, Link
 from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
 from . import lanes
 from .connection import RECEIVING, Connection, State
-from .lanes import BridgeProcess
+from .lanes import BridgeProcess, LaneUser
 from .poller import IN, OUT, Poller
 
 # The time limit for a client to answer a CLOSE; the handler gives the browser as long
@@ -82,26 +82,47 @@ class Connections:
         """Return the group of this name."""
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = Group(name, self._lock)
+            group = self._groups[name] = Group(name, self._lock, self._send_to_group)
         return group
 
     def broadcast(self, frame: bytes) -> int:
         """Send a frame to all clients; return how many it was sent to or queued for."""
         # A copy: a client that it costs its connection leaves the table.
-        connections = [*self.by_fd.values()]
-        on_channel = [
-            (process, len(process.members))
-            for process in [*self._processes.values()]
-            if process.members
-        ]
-        return lanes.broadcast(None, connections, on_channel, frame, [])
+        return self._broadcast(None, [*self.by_fd.values()], [], frame)
 
-    def set_process(self, connection: Connection, bridge: str) -> None:
-        """Note which bridge process has a client, unless descriptors cannot pass."""
+    def open_channel(self, connection: Connection, key: int) -> None:
+        """Use the channel of an OFFER, whose descriptor the connection has received."""
+        sock = connection.take_channel()
+        if sock is None:
+            return  # no descriptor was left for it; the next broadcast asks again
+        if connection.process is None:
+            sock.close()  # the client is being closed, or moves
+        else:
+            connection.process.open(sock, key)
+
+    def _send_to_group(
+        self, group: Group, links: list[Link], excluded: list[Link], frame: bytes
+    ) -> int:
+        return self._broadcast(
+            group, cast(list[Connection], links), cast(list[LaneUser], excluded), frame
+        )
+
+    def _broadcast(
+        self,
+        group: Group | None,
+        connections: list[Connection],
+        excluded: list[LaneUser],
+        frame: bytes,
+    ) -> int:
+        processes = [process for process in self._processes.values() if process.count(group)]
+        return lanes.broadcast(group, processes, connections, excluded, frame)
+
+    def set_process(self, connection: Connection, bridge: str | None) -> None:
+        """Note which bridge process has a client; None: one that offers no channel."""
         if connection.lane != lanes.OWN and connection.process is not None:
             connection.process.leave(connection)
         connection.process = None
-        if connection.can_pass_descriptors:
+        if bridge is not None and connection.can_pass_descriptors:
             process = self._processes.get(bridge)
             if process is None:
                 process = BridgeProcess(self._poller)

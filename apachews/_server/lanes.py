@@ -26,16 +26,13 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
+from apachews.client import Client, Group
 from apachews.wire import channel
 
 from .poller import IN, OUT, Poller
-
-if TYPE_CHECKING:
-    from apachews.client import Group
-
-    from .connection import Connection
 
 # The lane of a client.  Integers, because every message compares one.
 OWN: Final = 0  # its own connection
@@ -54,6 +51,62 @@ READ_BYTES: Final = 65536
 
 _OWN: Final = channel.encode_lane(channel.OWN)
 _ASK: Final = channel.encode_lane(channel.ASK)
+
+
+class LaneUser:
+    """A client's connection, as its lane sees it; ``Connection`` is one.
+
+    Attributes:
+        client: the program's object, once an OPEN has arrived.
+        process: the bridge process of a client that can go on a channel; else None.
+        lane: see above.
+        lane_number: its number on the channel, or in its last JOIN.
+    """
+
+    __slots__ = ("client", "lane", "lane_number", "process")
+
+    def __init__(self) -> None:
+        self.client: Client | None = None
+        self.process: BridgeProcess | None = None
+        self.lane = OWN
+        self.lane_number = 0
+
+    @property
+    def may_join(self) -> bool:
+        """True if the client may ask to go on a channel: it is open and reads what it is sent."""
+        raise NotImplementedError
+
+    def send_frame(self, frame: bytes) -> bool:
+        """Send or queue one whole data frame; return False if it cannot be sent."""
+        raise NotImplementedError
+
+    def write_lane(self, frame: bytes) -> None:
+        """Send or queue a LANE frame."""
+        raise NotImplementedError
+
+    def ask_for_channel(self, frame: bytes) -> bool:
+        """Send ASK, and expect a descriptor; return False if the client is not open."""
+        raise NotImplementedError
+
+    def join_group(self, group: Group) -> None:
+        """Note that the client is in a group."""
+        if self.lane == ON_CHANNEL and self.process is not None:
+            self.process.add(group, [self.lane_number])
+
+    def leave_group(self, group: Group) -> None:
+        """Note that the client is in a group no more."""
+        if self.lane == ON_CHANNEL and self.process is not None:
+            self.process.remove(group, self.lane_number)
+
+
+class _OnChannel:
+    """A group on a channel: its number, and how many members are there."""
+
+    __slots__ = ("count", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.count = 0
 
 
 class BridgeProcess:
@@ -87,11 +140,11 @@ class BridgeProcess:
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
-        self.members: dict[int, Connection] = {}
+        self.members: dict[int, LaneUser] = {}
         self.is_lost = False
-        self._joining: dict[int, Connection] = {}
-        # Numbers of the groups that the bridge knows, as long as they have members on the channel.
-        self._groups: dict[Group, int] = {}
+        self._joining: dict[int, LaneUser] = {}
+        # The groups that have members on the channel.
+        self._groups: dict[Group, _OnChannel] = {}
         self._last_group = channel.ALL
         self._last_number = 0
         self._asked_at = 0.0
@@ -128,7 +181,6 @@ class BridgeProcess:
         self.queued_bytes = self._head_sent = 0
         for connection in self.members.values():
             connection.lane = OWN
-            _count_groups(connection, self, -1)
         for connection in self._joining.values():
             connection.lane = OWN
         self.members.clear()
@@ -137,7 +189,7 @@ class BridgeProcess:
 
     # Lanes.
 
-    def send_and_join(self, connection: Connection, frame: bytes) -> bool:
+    def send_and_join(self, connection: LaneUser, frame: bytes) -> bool:
         """Send a frame on a client's own connection, and ask to have it on the channel later."""
         if self._socket is None:
             self._ask(connection)
@@ -151,7 +203,7 @@ class BridgeProcess:
             return is_sent
         return connection.send_frame(frame)
 
-    def unicast(self, connection: Connection, frame: bytes) -> bool:
+    def unicast(self, connection: LaneUser, frame: bytes) -> bool:
         """Send a frame on the channel; if it cannot carry the frame, change the lane.
 
         Returns:
@@ -163,19 +215,23 @@ class BridgeProcess:
         self._write(channel.encode_unicast(connection.lane_number, frame))
         return True
 
-    def multicast(
-        self, group: Group | None, count: int, frame: bytes, excluded: list[Connection]
-    ) -> int | None:
-        """Send a frame to the members of a group that are on the channel.
+    def count(self, group: Group | None) -> int:
+        """Return how many members of a group are on the channel; None: how many clients."""
+        if group is None:
+            return len(self.members)
+        found = self._groups.get(group)
+        return found.count if found is not None else 0
+
+    def multicast(self, group: Group | None, frame: bytes, excluded: list[LaneUser]) -> int | None:
+        """Send a frame to the members of a group that are on the channel; there must be one.
 
         Args:
             group: None for all clients on the channel.
-            count: how many members are on the channel.
-            excluded: connections that do not get it.
+            excluded: members that do not get it.
 
         Returns:
-            How many clients it was sent to; None if the channel cannot carry it, and all of
-            them have lanes of their own now.
+            How many clients it was sent to; None if the channel cannot carry it: they are to
+            have lanes of their own.
         """
         numbers = [one.lane_number for one in excluded if self.members.get(one.lane_number) is one]
         if (
@@ -184,24 +240,25 @@ class BridgeProcess:
             or len(numbers) > channel.MAX_NUMBERS
         ):
             return None
-        number = channel.ALL if group is None else self._groups[group]
+        number = channel.ALL if group is None else self._groups[group].number
         self._write(channel.encode_multicast(number, numbers, frame))
-        return count - len(numbers)
+        return self.count(group) - len(numbers)
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: LaneUser) -> None:
         """Change a client's lane to its own connection, which may send more."""
         is_on_channel = connection.lane == ON_CHANNEL
         self.forget(connection)
         if is_on_channel:
             connection.write_lane(_OWN)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: LaneUser) -> None:
         """Take a client off the channel; its connection sends nothing more."""
         number = connection.lane_number
         if connection.lane == ON_CHANNEL:
             del self.members[number]
             self._write(channel.encode_numbers(channel.OFF, (number,)))
-            _count_groups(connection, self, -1)
+            for group in connection.client.groups if connection.client else ():
+                self._count_off(group)
         else:
             self._joining.pop(number, None)
         connection.lane = OWN
@@ -210,20 +267,25 @@ class BridgeProcess:
 
     def add(self, group: Group, numbers: list[int]) -> None:
         """Tell the bridge that clients on the channel have joined a group."""
-        number = self._groups.get(group)
-        if number is None:
-            number = self._last_group = self._last_group % channel.MAX_NUMBER + 1
-            self._groups[group] = number
-        self._write(channel.encode_numbers(channel.ADD, numbers, number))
+        found = self._groups.get(group)
+        if found is None:
+            self._last_group = self._last_group % channel.MAX_NUMBER + 1
+            found = self._groups[group] = _OnChannel(self._last_group)
+        found.count += len(numbers)
+        self._write(channel.encode_numbers(channel.ADD, numbers, found.number))
 
-    def remove(self, group: Group, connection: Connection) -> None:
+    def remove(self, group: Group, number: int) -> None:
         """Tell the bridge that a client on the channel has left a group."""
-        number = self._groups[group]
-        self._write(channel.encode_numbers(channel.REMOVE, (connection.lane_number,), number))
+        group_number = self._groups[group].number
+        self._write(channel.encode_numbers(channel.REMOVE, (number,), group_number))
+        self._count_off(group)
 
-    def drop_group(self, group: Group) -> None:
-        """Forget the number of a group that has no member on the channel any more."""
-        self._groups.pop(group, None)
+    def _count_off(self, group: Group) -> None:
+        """Count a member less; a group without members on the channel has no number there."""
+        found = self._groups[group]
+        found.count -= 1
+        if not found.count:
+            del self._groups[group]
 
     def _next_number(self) -> int:
         """Return a number that no client on the channel has; JOIN never repeats one soon."""
@@ -232,7 +294,7 @@ class BridgeProcess:
             if self._last_number not in self.members and self._last_number not in self._joining:
                 return self._last_number
 
-    def _ask(self, connection: Connection) -> None:
+    def _ask(self, connection: LaneUser) -> None:
         """Ask for a channel, unless the bridge was asked just before."""
         now = time.monotonic()
         is_due = not self.is_lost and now - self._asked_at >= ASK_AGAIN_S
@@ -282,9 +344,7 @@ class BridgeProcess:
             connection.lane = ON_CHANNEL
             self.members[number] = connection
             on_channel.append(number)
-            _count_groups(connection, self, 1)
-            client = connection.client
-            for group in client.groups if client else ():
+            for group in connection.client.groups if connection.client else ():
                 added.setdefault(group, []).append(number)
         # The bridge knows by this that their JOIN is valid.
         self._write(channel.encode_numbers(channel.ADD, on_channel, channel.ALL))
@@ -334,32 +394,25 @@ class BridgeProcess:
         self._poller.modify(sock.fileno(), IN)
 
 
-def _count_groups(connection: Connection, process: BridgeProcess, change: int) -> None:
-    """Tell the groups of a client that it is on the channel, or not any more."""
-    client = connection.client
-    for group in client.groups if client else ():
-        group._count_on_channel(process, change)
-
-
 def broadcast(
     group: Group | None,
-    connections: list[Connection],
-    on_channel: list[tuple[BridgeProcess, int]],
+    processes: list[BridgeProcess],
+    connections: Sequence[LaneUser],
+    excluded: list[LaneUser],
     frame: bytes,
-    excluded: list[Connection],
 ) -> int:
     """Send a frame to many clients, by the lane of each; return how many it was sent to.
 
     Args:
         group: the group of the clients; None for all clients of the server.
+        processes: the bridge processes with a member of the group on their channel.
         connections: those of the clients.
-        on_channel: how many members of the group, excluded ones too, are on which channel.
         excluded: members of the group that do not get the frame.
     """
     own = [connection for connection in connections if connection.lane != ON_CHANNEL]
     reached = 0
-    for process, count in on_channel:
-        sent = process.multicast(group, count, frame, excluded)
+    for process in processes:
+        sent = process.multicast(group, frame, excluded)
         if sent is not None:
             reached += sent
             continue
@@ -367,11 +420,11 @@ def broadcast(
             if connection.lane == ON_CHANNEL and connection.process is process:
                 process.leave(connection)
                 own.append(connection)
-    may_join = bool(on_channel) or len(own) >= MIN_CLIENTS
+    may_join = bool(processes) or len(own) >= MIN_CLIENTS
     for connection in own:
-        process_ = connection.process
-        if may_join and process_ is not None and connection.may_join:
-            reached += process_.send_and_join(connection, frame)
+        owner = connection.process
+        if may_join and owner is not None and connection.may_join:
+            reached += owner.send_and_join(connection, frame)
         else:
             reached += connection.send_frame(frame)
     return reached

@@ -1,16 +1,14 @@
 """The server's loop: sockets in, events out.
 
-Contract: for ``Server``, ``Client`` and the modules built on them.  Every caller holds
-``lock``; ``turn()`` releases it while it waits, so that other threads can send, close and
-broadcast meanwhile.  What they do takes effect at once, under the lock; if it makes an event or
-a deadline, the waiting thread is woken.  One thread at a time waits.  Only ``turn()`` and its
-callers block.
+Contract: for ``Server``, ``Client`` and the modules built on them.  Every caller holds ``lock``;
+``turn()`` releases it while it waits, so that other threads can send, close and broadcast
+meanwhile.  What they do takes effect at once, under the lock; if it makes an event or a deadline,
+the waiting thread is woken.  One thread at a time waits.  Only ``turn()`` and its callers block.
 
 Bounds: a turn reads at most ``READ_BYTES`` from each ready socket, makes events of a limited
-number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The
-rest of a read stays in its connection's reader, and the socket is not read again before it is
-parsed.  So the library buffers one read and one unfinished message per client, and the events
-of one turn.
+number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The rest
+of a read stays in its connection's reader, and the socket is not read again before it is parsed.
+So the library buffers one read and one unfinished message per client, and the events of one turn.
 """
 
 from __future__ import annotations
@@ -343,10 +341,9 @@ class Loop:
             elif isinstance(item, wire.Violation):
                 self._close_for_violation(connection, item)
             elif isinstance(item, Offered):
-                self._receive_offer(connection, item)
+                self.connections.open_channel(connection, item.key)
             elif isinstance(item, BridgeChanged):
-                if connection.state is State.OPEN:
-                    self.connections.set_process(connection, item.bridge)
+                self.connections.set_process(connection, item.bridge)
             elif connection.client:
                 latency_s = connection.client._receive_pong(item.payload)
                 if latency_s is not None and connection.state in RECEIVING:
@@ -357,22 +354,12 @@ class Loop:
     def _receive_open(self, connection: Connection, item: wire.Open) -> None:
         connection.client = Client(connection, item.id, connection.reader.pop_open_payload())
         connection.state = State.ASKED if item.answer_required else State.OPEN
-        if item.bridge is not None:
-            self.connections.set_process(connection, item.bridge)
+        self.connections.set_process(connection, item.bridge)
         self.events.append(AcceptEvent(connection.client))
         if self.is_closed:
             connection.send_close(wire.GOING_AWAY, "the server closes")
         if self._drain_deadline is not None:
             self._move(connection)
-
-    def _receive_offer(self, connection: Connection, item: Offered) -> None:
-        sock = connection.take_channel()
-        if sock is None:
-            return  # no descriptor was left for it; the next broadcast asks again
-        if connection.process is None:
-            sock.close()  # the client is being closed or moves
-        else:
-            connection.process.open(sock, item.key)
 
     def _receive_close(self, connection: Connection, item: wire.Close) -> None:
         if connection.state is State.PUBLISHING:

@@ -188,12 +188,12 @@ class Play:
         here, there = self.loops
         if connection not in here.connections():
             here, there = there, here
-        here.channels.dismiss(connection)
+        here.channels.dismiss([connection])
         if not connection.is_closed and encode(connection) is not None:
             here.release(connection)
             there.adopt(connection)
         elif self.number % 3 == 0 and not connection.is_closed:
-            here.channels.readmit(connection)
+            here.channels.readmit([connection])
 
     def replace(self, kind: str) -> None:
         """Let another program take over."""

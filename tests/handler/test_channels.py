@@ -155,6 +155,7 @@ def world(short_path: Path) -> Iterator[World]:
 
 
 def link_of(client: Client) -> Link:
+    assert isinstance(client._link, Link)
     return client._link
 
 
