@@ -28,7 +28,7 @@ from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.settings import Settings
 
 from ..conftest import DEADLINE_S
-from .test_channels import Browser, World
+from .test_channels import Browser, World, kill
 
 SETTINGS: Final = Settings(
     hold_s=30.0, ping_interval_s=0.0, max_buffer_bytes=4096, deflate_min_size_bytes=64
@@ -99,17 +99,6 @@ class Program:
             assert delivery == (len(expected), len(members - excluded - expected))
         for name in expected:
             self.sent.setdefault(name, []).append(message)
-
-    def kill(self) -> None:
-        """End as a process does that is killed: the kernel closes its descriptors."""
-        loop = self.server._loop
-        for connection in loop.connections.by_fd.values():
-            connection._socket.close()
-        for process in [*loop.connections._processes.values()]:
-            if process._socket is not None:
-                process._socket.close()
-        loop._poller.close()
-        self.server._file.close()
 
 
 class Play:
@@ -203,7 +192,7 @@ class Play:
             old.server.drain(DEADLINE_S)
             self.ending.append(old)
         else:
-            old.kill()
+            kill(old.server)
             self.expected[-1] = (old, True)
         self.program = Program(self.path, self.members)
         self.expected.append((self.program, False))
