@@ -187,6 +187,8 @@ class ProcessStatus:
         endpoints: in the order of their paths.
         connections_count: number of connections.
         memory_bytes: memory that the process does not share; 0: unknown.
+        channels: number of channels for groups; one for each producer process that broadcasts.
+        channel_clients: number of connections that have their messages from a channel.
         connections: the oldest ``MAX_LISTED`` of them.
     """
 
@@ -202,6 +204,8 @@ class ProcessStatus:
     connections: tuple[ConnectionStatus, ...] = ()
     version: int = VERSION
     memory_bytes: int = 0
+    channels: int = 0
+    channel_clients: int = 0
 
     def encode(self, connections: Iterable[str] | None = None) -> bytes:
         """Return it as JSON.

@@ -93,6 +93,7 @@ class Walk:
 
     def result(self) -> bytes:
         """Return the status, encoded."""
+        channels, channel_clients = self._loop.channels.counts()
         status = ProcessStatus(
             pid=os.getpid(),
             kind=self._kind,
@@ -104,6 +105,8 @@ class Walk:
             endpoints=tuple(self._endpoints[path] for path in sorted(self._endpoints)),
             connections_count=self._total,
             memory_bytes=_own_memory_bytes(),
+            channels=channels,
+            channel_clients=channel_clients,
         )
         return status.encode(self._listed)
 

@@ -59,6 +59,18 @@ _PROCESS_METRICS: Final = (
         "Memory of the process that is not shared with other processes.",
         "memory_bytes",
     ),
+    (
+        "apachews_channels",
+        "gauge",
+        "Channels for groups, one for each producer process that broadcasts.",
+        "channels",
+    ),
+    (
+        "apachews_channel_clients",
+        "gauge",
+        "WebSockets whose messages come by a channel for groups.",
+        "channel_clients",
+    ),
 )
 # Of each endpoint of a process: name, kind, help, the label that tells the samples apart, and
 # for each of its values the attribute of EndpointStatus.
