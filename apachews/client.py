@@ -3,7 +3,7 @@
 Contract: ``Server`` makes both; every method returns at once, whatever the client does, and may
 be called by any thread.  A client leaves its groups when its connection ends.
 
-``Client`` and ``Group`` name each other in their interfaces, so that one module defines both.
+Long because ``Client``, ``Link`` and ``Group`` name each other in their interfaces.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from apachews.wire.answer import Answer
@@ -25,12 +25,12 @@ class Link(Protocol):
 
     Attributes:
         lock: the server's; the caller of a method holds it.
-        queued_bytes: bytes that wait for the bridge.
-        has_ended: the program can send nothing more.
     """
 
     lock: threading.RLock
-    queued_bytes: int
+
+    @property
+    def waiting_bytes(self) -> int: ...
 
     @property
     def has_ended(self) -> bool: ...
@@ -43,6 +43,12 @@ class Link(Protocol):
 
     def send_close(self, code: int, reason: str) -> None:
         """Send or queue a CLOSE, once."""
+
+    def join_group(self, group: Group) -> None:
+        """Note that the client is in a group."""
+
+    def leave_group(self, group: Group) -> None:
+        """Note that the client is in a group no more."""
 
 
 class Client:
@@ -102,7 +108,7 @@ class Client:
             >>> client.queued_bytes  # it reads as fast as the program writes
             0
         """
-        return self._link.queued_bytes
+        return self._link.waiting_bytes
 
     @property
     def has_ended(self) -> bool:
@@ -338,11 +344,21 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "name")
+    __slots__ = ("__weakref__", "_lock", "_members", "_send", "name")
 
-    def __init__(self, name: str, lock: threading.RLock) -> None:
+    def __init__(
+        self,
+        name: str,
+        lock: threading.RLock,
+        send: Callable[[Group, list[Link], list[Link], bytes], int],
+    ) -> None:
+        """Use ``send`` for a frame to the first links and, of the members, not to the second.
+
+        It returns how many clients the frame was sent to.
+        """
         self.name = name
         self._lock = lock
+        self._send = send
         self._members: dict[Client, None] = {}  # in the order in which they were added
 
     def __repr__(self) -> str:
@@ -369,10 +385,13 @@ class Group:
         with self._lock:
             if client.has_ended:
                 return False
+            if client in self._members:
+                return True
             self._members[client] = None
             if client._groups is None:
                 client._groups = set()
             client._groups.add(self)
+            client._link.join_group(self)
             return True
 
     def discard(self, client: Client) -> None:
@@ -385,9 +404,12 @@ class Group:
             False
         """
         with self._lock:
-            self._members.pop(client, None)
+            if client not in self._members:
+                return
+            del self._members[client]
             if client._groups is not None:
                 client._groups.discard(self)
+            client._link.leave_group(self)
 
     def broadcast(
         self,
@@ -428,8 +450,12 @@ class Group:
         return self._broadcast_frame(wire.encode_json(value), exclude)
 
     def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
-        excluded = {exclude} if isinstance(exclude, Client) else set(exclude)
+        skipped = {exclude} if isinstance(exclude, Client) else set(exclude)
         with self._lock:
-            members = [client for client in self._members if client not in excluded]
-            reached = sum(client._send_frame(frame) for client in members)
-        return Delivery(reached, len(members) - reached)
+            if skipped:
+                links = [client._link for client in self._members if client not in skipped]
+                excluded = [client._link for client in skipped if client in self._members]
+            else:
+                links, excluded = [client._link for client in self._members], []
+            reached = self._send(self, links, excluded, frame)
+        return Delivery(reached, len(links) - reached)

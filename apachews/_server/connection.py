@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import socket
 import threading
 from collections import deque
@@ -24,6 +25,8 @@ from apachews import wire
 from apachews.client import Client
 from apachews.wire.answer import Answer
 from apachews.wire.reader import MessageReader
+
+from .lanes import JOINING, ON_CHANNEL, OWN, STALE, LaneUser
 
 # One read from a socket: a message of 64 KiB with its header, a third of the buffer that Linux
 # has for a Unix socket.
@@ -64,8 +67,8 @@ RECEIVING: Final = frozenset({State.OPEN, State.MOVING})
 _ENDED: Final = frozenset({State.LAST_EVENT, State.CLOSING, State.CLOSED})
 
 
-class Connection:
-    """One Unix socket; the ``Link`` of a client.
+class Connection(LaneUser):
+    """One Unix socket.
 
     Args:
         sock: accepted, non-blocking; owned from here on.
@@ -77,7 +80,6 @@ class Connection:
     Attributes:
         state: set by ``Loop``, and by ``send_answer`` and ``send_close``.
         was_rejected: the producer rejected the client; the state is CLOSING.
-        client: the program's object, once an OPEN has arrived.
         queued_bytes: bytes that wait for the bridge to read.
         has_overflowed: the queue was full; the state is CLOSING.
         is_paused: nothing is read, because the program has not taken the last messages.
@@ -88,13 +90,13 @@ class Connection:
     """
 
     __slots__ = (
+        "_descriptors",
         "_head_sent",
         "_max_queue_bytes",
         "_on_change",
         "_queue",
         "_reader",
         "_socket",
-        "client",
         "deadline",
         "has_moved",
         "has_overflowed",
@@ -115,6 +117,7 @@ class Connection:
         max_queue_bytes: int,
         on_change: Callable[[Connection], None],
     ) -> None:
+        super().__init__()
         self._socket = sock
         self.lock = lock
         self._reader = MessageReader(max_message_bytes)
@@ -125,12 +128,13 @@ class Connection:
         self._head_sent = 0  # bytes of the first item that are sent already
         self.queued_bytes = 0
         self.state = State.CONNECTING
-        self.client: Client | None = None
         self.has_overflowed = False
         self.has_moved = False
         self.is_paused = False
         self.on_flushed: Callable[[], object] | None = None
         self.was_rejected = False
+        # Descriptors that have arrived; None while the connection expects none.
+        self._descriptors: list[int] | None = None
         self.watched = 0
         self.deadline: float | None = None
 
@@ -156,6 +160,23 @@ class Connection:
             and not self.has_moved
         )
 
+    @property
+    def can_pass_descriptors(self) -> bool:
+        """False for a loopback socket."""
+        return self._socket.family == socket.AF_UNIX
+
+    @property
+    def may_join(self) -> bool:
+        """True if the client may ask to go on a channel: it is open and reads what it is sent."""
+        return self.lane == OWN and self.state is State.OPEN and not self._queue
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for the bridge; with those of the channel if the client is on it."""
+        if self.lane == ON_CHANNEL and self.process is not None:
+            return self.queued_bytes + self.process.queued_bytes
+        return self.queued_bytes
+
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
         return self._socket.fileno()
@@ -163,6 +184,10 @@ class Connection:
     def receive_nowait(self) -> bytes | None:
         """Return received bytes, b"" at the end of file, None if nothing has arrived."""
         try:
+            if self._descriptors is not None:
+                data, more, _, _ = socket.recv_fds(self._socket, READ_BYTES, 1)
+                self._descriptors += more
+                return data
             return self._socket.recv(READ_BYTES)
         except BlockingIOError:
             return None
@@ -179,6 +204,12 @@ class Connection:
         """Send or queue one whole data frame; return False if it cannot be sent."""
         if self.state not in SENDING:
             return False
+        if self.lane != OWN:
+            process = self.process
+            if self.lane == JOINING:
+                self.lane = STALE  # the READY comes too late now
+            elif self.lane == ON_CHANNEL and process is not None and process.unicast(self, frame):
+                return True
         if self.queued_bytes > self._max_queue_bytes:
             self.has_overflowed = True
             self.drop_queue()
@@ -189,6 +220,29 @@ class Connection:
         elif (sent := self._send_nowait(frame)) < len(frame):
             self._queue_rest(frame, sent)
         return True
+
+    def write_lane(self, frame: bytes) -> None:
+        """Send or queue a LANE frame."""
+        if self.state in SENDING:
+            self._write(frame)
+
+    def ask_for_channel(self, frame: bytes) -> bool:
+        """Send ASK, and expect a descriptor; return False if the client is not open."""
+        if self.state is not State.OPEN:
+            return False
+        if self._descriptors is None:
+            self._descriptors = []
+        self._write(frame)
+        return True
+
+    def take_channel(self) -> socket.socket | None:
+        """Return the channel's socket that has arrived with an OFFER, or None."""
+        descriptors, self._descriptors = self._descriptors, None
+        if not descriptors:
+            return None
+        sock = socket.socket(fileno=descriptors[0])
+        sock.setblocking(False)
+        return sock
 
     def send_answer(self, answer: Answer) -> bool:
         """Send the ANSWER; return False if the bridge does not wait for one.
@@ -218,6 +272,7 @@ class Connection:
         # A close() at ConnectionClosed does nothing, as for any client that is gone: many
         # programs call it there, and the client moves on all the same.
         if self.state in SENDING and self.state is not State.LAST_EVENT:
+            self._leave_channel()
             # The bridge sends nothing after its MOVE, so that no answer can be awaited.
             self.state = State.CLOSED if self.has_moved else State.CLOSING
             self._write(frame)
@@ -226,6 +281,7 @@ class Connection:
     def send_move(self) -> None:
         """Send or queue a MOVE, once; it stands between two messages, as frames are whole."""
         if self.state is State.OPEN:
+            self._leave_channel()
             self.state = State.MOVING
             self._write(_MOVE)
 
@@ -285,7 +341,16 @@ class Connection:
     def close(self) -> None:
         """Close the socket and drop the queue; closing again does nothing."""
         self._clear_queue()
+        for descriptor in self._descriptors or ():
+            os.close(descriptor)
+        self._descriptors = None
         self._socket.close()
+
+    def _leave_channel(self) -> None:
+        """Send what follows on this connection, and never again on a channel."""
+        if self.lane != OWN and self.process is not None:
+            self.process.leave(self)
+        self.process = None
 
     def _write(self, frame: bytes) -> None:
         """Send one whole frame, or queue the rest of it."""

@@ -12,12 +12,15 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 from apachews import wire
-from apachews.client import Group
+from apachews.client import Group, Link
 from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
+from . import lanes
 from .connection import RECEIVING, Connection, State
+from .lanes import BridgeProcess, LaneUser
 from .poller import IN, OUT, Poller
 
 # The time limit for a client to answer a CLOSE; the handler gives the browser as long
@@ -61,6 +64,10 @@ class Connections:
         self.closing: deque[tuple[float, Connection]] = deque()
         # Weak: a group lives as long as it has a member, or the program refers to it.
         self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
+        # By id; a process lives as long as it has a connection or a channel.
+        self._processes: weakref.WeakValueDictionary[str, BridgeProcess] = (
+            weakref.WeakValueDictionary()
+        )
 
     def add(self, sock: socket.socket) -> None:
         """Add an accepted socket."""
@@ -75,13 +82,64 @@ class Connections:
         """Return the group of this name."""
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = Group(name, self._lock)
+            group = self._groups[name] = Group(name, self._lock, self._send_to_group)
         return group
 
     def broadcast(self, frame: bytes) -> int:
         """Send a frame to all clients; return how many it was sent to or queued for."""
         # A copy: a client that it costs its connection leaves the table.
-        return sum([connection.send_frame(frame) for connection in [*self.by_fd.values()]])
+        return self._broadcast(None, [*self.by_fd.values()], [], frame)
+
+    def open_channel(self, connection: Connection, key: int) -> None:
+        """Use the channel of an OFFER, whose descriptor the connection has received."""
+        sock = connection.take_channel()
+        if sock is None:
+            return  # no descriptor was left for it; the next broadcast asks again
+        if connection.process is None:
+            sock.close()  # the client is being closed, or moves
+        else:
+            connection.process.open(sock, key)
+
+    def _send_to_group(
+        self, group: Group, links: list[Link], excluded: list[Link], frame: bytes
+    ) -> int:
+        return self._broadcast(
+            group, cast(list[Connection], links), cast(list[LaneUser], excluded), frame
+        )
+
+    def _broadcast(
+        self,
+        group: Group | None,
+        connections: list[Connection],
+        excluded: list[LaneUser],
+        frame: bytes,
+    ) -> int:
+        processes = [process for process in self._processes.values() if process.count(group)]
+        return lanes.broadcast(group, processes, connections, excluded, frame)
+
+    def set_process(self, connection: Connection, bridge: str | None) -> None:
+        """Note which bridge process has a client; None: one that offers no channel."""
+        if connection.lane != lanes.OWN and connection.process is not None:
+            connection.process.leave(connection)
+        connection.process = None
+        if bridge is not None and connection.can_pass_descriptors:
+            process = self._processes.get(bridge)
+            if process is None:
+                process = BridgeProcess(self._poller)
+                self._processes[bridge] = process
+            connection.process = process
+
+    @property
+    def has_queues(self) -> bool:
+        """True while bytes wait for a bridge to read, on a connection or a channel."""
+        return any(process.has_queue for process in [*self._processes.values()]) or any(
+            connection.has_queue for connection in self.by_fd.values()
+        )
+
+    def close_channels(self) -> None:
+        """Close the channels to all bridge processes."""
+        for process in [*self._processes.values()]:
+            process.close()
 
     def update(self, connection: Connection) -> None:
         """React to a change of state or queue: last event, deadline, epoll mask, end."""
@@ -116,8 +174,7 @@ class Connections:
             kind = ConnectionClosedEvent if connection.client else InvalidEvent
             self.events.append(kind(connection.client, "", code, reason))
             self._poller.wake_if_waited_for()
-            if connection.client:
-                connection.client._leave_groups()
+            self._leave(connection)
         self.update(connection)
 
     def forget(self, connection: Connection) -> None:
@@ -128,8 +185,7 @@ class Connections:
             self._poller.remove(fd)
             connection.state = State.CLOSED
             connection.close()
-            if connection.client:
-                connection.client._leave_groups()
+            self._leave(connection)
             self._on_forget(connection)
 
     def abandon_all(self, code: int, reason: str) -> None:
@@ -151,3 +207,11 @@ class Connections:
                 self.end(connection, wire.ABNORMAL, "the close was not answered in time")
                 self.forget(connection)
         return None
+
+    def _leave(self, connection: Connection) -> None:
+        """Take a client that has ended off its channel and out of its groups."""
+        if connection.lane != lanes.OWN and connection.process is not None:
+            connection.process.forget(connection)
+        connection.process = None
+        if connection.client:
+            connection.client._leave_groups()

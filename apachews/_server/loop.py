@@ -1,16 +1,14 @@
 """The server's loop: sockets in, events out.
 
-Contract: for ``Server``, ``Client`` and the modules built on them.  Every caller holds
-``lock``; ``turn()`` releases it while it waits, so that other threads can send, close and
-broadcast meanwhile.  What they do takes effect at once, under the lock; if it makes an event or
-a deadline, the waiting thread is woken.  One thread at a time waits.  Only ``turn()`` and its
-callers block.
+Contract: for ``Server``, ``Client`` and the modules built on them.  Every caller holds ``lock``;
+``turn()`` releases it while it waits, so that other threads can send, close and broadcast
+meanwhile.  What they do takes effect at once, under the lock; if it makes an event or a deadline,
+the waiting thread is woken.  One thread at a time waits.  Only ``turn()`` and its callers block.
 
 Bounds: a turn reads at most ``READ_BYTES`` from each ready socket, makes events of a limited
-number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The
-rest of a read stays in its connection's reader, and the socket is not read again before it is
-parsed.  So the library buffers one read and one unfinished message per client, and the events
-of one turn.
+number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The rest
+of a read stays in its connection's reader, and the socket is not read again before it is parsed.
+So the library buffers one read and one unfinished message per client, and the events of one turn.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from apachews.events import (
     PongEvent,
 )
 from apachews.exceptions import ServerClosed
-from apachews.wire.reader import Moved
+from apachews.wire.reader import BridgeChanged, Moved, Offered
 
 from .calls import Calls
 from .connection import RECEIVING, Connection, State
@@ -208,10 +206,7 @@ class Loop:
             connection.send_close(wire.GOING_AWAY, "the server closes")
         self._serve_until(started_at + spread_s)
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
-        while (
-            any(connection.has_queue for connection in self.connections.by_fd.values())
-            and (wait_s := deadline - time.monotonic()) > 0
-        ):
+        while self.connections.has_queues and (wait_s := deadline - time.monotonic()) > 0:
             self.turn(wait_s)
         self.connections.abandon_all(wire.GOING_AWAY, "the server closed")
         self._shut()
@@ -345,6 +340,10 @@ class Loop:
                 self._receive_move(connection)
             elif isinstance(item, wire.Violation):
                 self._close_for_violation(connection, item)
+            elif isinstance(item, Offered):
+                self.connections.open_channel(connection, item.key)
+            elif isinstance(item, BridgeChanged):
+                self.connections.set_process(connection, item.bridge)
             elif connection.client:
                 latency_s = connection.client._receive_pong(item.payload)
                 if latency_s is not None and connection.state in RECEIVING:
@@ -355,6 +354,7 @@ class Loop:
     def _receive_open(self, connection: Connection, item: wire.Open) -> None:
         connection.client = Client(connection, item.id, connection.reader.pop_open_payload())
         connection.state = State.ASKED if item.answer_required else State.OPEN
+        self.connections.set_process(connection, item.bridge)
         self.events.append(AcceptEvent(connection.client))
         if self.is_closed:
             connection.send_close(wire.GOING_AWAY, "the server closes")
@@ -446,4 +446,5 @@ class Loop:
         """Close the descriptors; again does nothing."""
         if not self._poller.is_closed:
             self._publications.close()
+            self.connections.close_channels()
         self._poller.close()

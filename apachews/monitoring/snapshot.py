@@ -188,6 +188,8 @@ class ProcessStatus:
         connections_count: number of connections.
         memory_bytes: memory that the process does not share; 0: unknown.
         compiled: 1 if the modules that messages pass are compiled, 0 if they are interpreted.
+        channels: number of channels for groups; one for each producer process that broadcasts.
+        channel_clients: number of connections that have their messages from a channel.
         connections: the oldest ``MAX_LISTED`` of them.
     """
 
@@ -204,6 +206,8 @@ class ProcessStatus:
     version: int = VERSION
     memory_bytes: int = 0
     compiled: int = 0
+    channels: int = 0
+    channel_clients: int = 0
 
     def encode(self, connections: Iterable[str] | None = None) -> bytes:
         """Return it as JSON.

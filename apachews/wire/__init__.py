@@ -6,7 +6,8 @@ Python, used by the library and by the bridge.
 
 Contract: data, pure functions and constants; no I/O.  ``frames`` has the header codec, opcodes
 and close codes; ``documents`` OPEN and PUBLISH; ``messages`` the frame of one message.
-``answer`` (ANSWER) and ``reader`` (frames joined to messages) are imported on their own.
+``answer`` (ANSWER), ``channel`` (groups at the edge) and ``reader`` (frames joined to messages)
+are imported on their own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .frames import (
     GOING_AWAY,
     INTERNAL_ERROR,
     INVALID_DATA,
+    LANE,
     MASKED,
     MAX_CONTROL_BYTES,
     MAX_OPEN_BYTES,
@@ -73,6 +75,7 @@ __all__ = [
     "GOING_AWAY",
     "INTERNAL_ERROR",
     "INVALID_DATA",
+    "LANE",
     "MASKED",
     "MAX_CONTROL_BYTES",
     "MAX_OPEN_BYTES",

@@ -76,6 +76,8 @@ class Open:
         env: variables that ``APACHEWS_PASS_ENV`` names.
         answer_required: True if the client has no response yet and the producer accepts
             or rejects it (``APACHEWS_ACCEPT producer``).
+        bridge: id of the bridge process, if that process can open a channel for groups; None
+            if it cannot.
 
     Example:
         >>> request = client.request
@@ -99,6 +101,7 @@ class Open:
     env: dict[str, str] = field(default_factory=dict)
     answer_required: bool = False
     rewritten_query: str | None = None
+    bridge: str | None = None
 
     def header(self, name: str) -> str | None:
         """Return the value of a request header, by its name in any case, or None.
@@ -170,7 +173,7 @@ class Open:
         }
         if self.rewritten_query is not None:
             request["query"] = self.rewritten_query
-        document = {
+        document: dict[str, object] = {
             "version": VERSION,
             "id": self.id,
             "resumed": self.resumed,
@@ -185,6 +188,8 @@ class Open:
             "env": self.env,
             "answer_required": self.answer_required,
         }
+        if self.bridge is not None:
+            document["bridge"] = {"id": self.bridge, "groups": 1}
         return encode_frame(OPEN, _encode_json(document).encode())
 
     @classmethod
@@ -226,6 +231,7 @@ class Open:
                 },
                 answer_required=bool(document["answer_required"]),
                 rewritten_query=optional_text(request.get("query")),
+                bridge=_bridge(document.get("bridge")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WireError(f"invalid OPEN: missing or wrong member: {error}") from error
@@ -330,6 +336,13 @@ def _tls(value: Any) -> TLS | None:
         optional_text(value["server_name"]),
         optional_text(value["client_subject"]),
     )
+
+
+def _bridge(value: Any) -> str | None:
+    """Return the id of a bridge that offers the groups of this version, or None."""
+    if value is None or value["groups"] != 1:
+        return None
+    return require_text(value["id"])
 
 
 def _address(value: Any) -> tuple[str, int]:

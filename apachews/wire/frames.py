@@ -15,7 +15,7 @@ from typing import Final
 
 from apachews.exceptions import WireError
 
-# Opcodes of RFC 6455 5.2; OPEN, ANSWER, MOVE and PUBLISH have numbers that it reserves.
+# Opcodes of RFC 6455 5.2; OPEN, ANSWER, MOVE, PUBLISH and LANE have numbers that it reserves.
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
@@ -23,6 +23,7 @@ OPEN: Final = 0x3
 ANSWER: Final = 0x4
 MOVE: Final = 0x5
 PUBLISH: Final = 0x6
+LANE: Final = 0x7
 CLOSE: Final = 0x8
 PING: Final = 0x9
 PONG: Final = 0xA

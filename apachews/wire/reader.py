@@ -20,6 +20,8 @@ from typing import Final, TypeAlias
 from apachews import wire
 from apachews.exceptions import WireError
 
+from . import channel
+
 # The longest message that a producer accepts by default.  Apache's own limit
 # (APACHEWS_MAX_MESSAGE, 1 MiB) is smaller and applies first; this one bounds the memory if a
 # program other than Apache connects to the socket.
@@ -48,10 +50,25 @@ class Moved:
     """The bridge's MOVE: the client goes to another producer; nothing follows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The bridge's OFFER: a channel, whose descriptor came with these bytes."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeChanged:
+    """The bridge's BRIDGE: another bridge process, of this id, has the client now."""
+
+    bridge: str
+
+
 # (The other two readers call theirs an event.  In the library an event is what
 # ``Server.dequeue`` returns.)
 Item: TypeAlias = (
-    "str | bytes | wire.Open | wire.Publish | wire.Close | Pong | Moved | wire.Violation"
+    "str | bytes | wire.Open | wire.Publish | wire.Close | Pong | Moved | Offered | BridgeChanged"
+    " | wire.Violation"
 )
 
 
@@ -253,6 +270,8 @@ class MessageReader:
             self._end()
         elif opcode == wire.PONG:
             items.append(Pong(payload))
+        elif opcode == wire.LANE and (item := _decode_lane(payload)) is not None:
+            items.append(item)
         else:
             # PING and ANSWER do not occur in this direction, and the other opcodes are
             # reserved.  The reader drops them, so that the wire can grow (docs/reference/wire.md).
@@ -278,3 +297,16 @@ def _decode_text(payload: bytes | bytearray) -> str:
         return payload.decode()
     except UnicodeDecodeError as error:
         raise WireError("text message is not UTF-8", wire.INVALID_DATA) from error
+
+
+def _decode_lane(payload: bytes) -> Offered | BridgeChanged | None:
+    """Return the item of a LANE frame; None for a kind that this version does not know."""
+    kind = payload[0] if payload else 0
+    if kind == channel.OFFER and (numbers := channel.decode_numbers(payload, 1)):
+        return Offered(numbers[0])
+    if kind == channel.BRIDGE and len(payload) <= channel.MAX_LANE_BYTES:
+        try:
+            return BridgeChanged(payload[1:].decode())
+        except UnicodeDecodeError:
+            return None
+    return None

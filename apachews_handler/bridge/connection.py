@@ -56,6 +56,19 @@ class Permit(Protocol):
         """Release the slots; a second call does nothing."""
 
 
+class Membership(Protocol):
+    """The client's place on a bridge channel; ``channels.Member`` is one."""
+
+    def leave(self) -> None:
+        """Take the client off the channel: it gets nothing more from there."""
+
+    def drain(self) -> None:
+        """Handle what the producer has written to the channel so far."""
+
+    def ask_to_leave(self) -> None:
+        """Ask the producer to use the client's own connection."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionInfo:
     """What the status shows of a connection besides its traffic.
@@ -121,6 +134,8 @@ class Connection:
         is_finished: the connection is closed, counted and logged.
         drain_cause: why it is drained; None unless ``timeouts.drain_at`` was set.
         entrusted_at: when its child of Apache was replaced; 0.0 before.
+        member: its place on a bridge channel; None while it has none.
+        may_join: False once the connection is to move to another process.
         scheduled_at, ticket: for ``Deadlines`` alone.
         progress: what the client takes since the last PING, or since it is being closed.
         unacked_bytes: what the kernel held for the client when it last took some.
@@ -139,6 +154,8 @@ class Connection:
         "is_half_closed",
         "is_shut_down",
         "log",
+        "may_join",
+        "member",
         "name",
         "opened_at",
         "producer",
@@ -191,6 +208,8 @@ class Connection:
         self.drain_cause: CloseCause | None = None
         self.scheduled_at = math.inf
         self.ticket = 0
+        self.member: Membership | None = None
+        self.may_join = True
         self.progress: Progress | None = None
         self.unacked_bytes = 0
 

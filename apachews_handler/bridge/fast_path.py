@@ -112,6 +112,7 @@ class FastPath:
             and session.client_state is _OPEN
             and session.producer_state is _CONNECTED
             and not session.ignored
+            and not session.requests
             and not session.to_producer
             and not connection.write_failed
         ):
@@ -128,6 +129,8 @@ class FastPath:
                 self._relay.send_to_client(connection)
         if session.ignored:
             self._relay.log_ignored(connection)
+        if session.requests:
+            self._relay.on_requests(connection)
         self._relay.flush(connection)
 
 

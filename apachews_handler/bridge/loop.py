@@ -12,6 +12,7 @@ log, and no other.
 from __future__ import annotations
 
 import math
+import os
 import select
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from typing import Final
 from apachews_handler.monitoring.counters import Counters
 from apachews_handler.protocol.close_causes import CloseCause
 
+from .channels import Channels
 from .connection import Connection
 from .deadlines import Deadlines
 from .fast_path import FastPath
@@ -40,14 +42,26 @@ SLOW_TURNS_KEPT_S: Final = 60.0
 
 
 class Loop:
-    """All connections of a process.  Made before its thread, which alone calls it afterwards."""
+    """All connections of a process.  Made before its thread, which alone calls it afterwards.
+
+    Attributes:
+        counters: the totals for the status.
+        bridge_id: name of this process in OPEN.
+        channels: the channels for groups.
+    """
 
     def __init__(self) -> None:
         self.counters = Counters()
+        # Connections of the same bridge process can share a channel.
+        self.bridge_id = os.urandom(8).hex()
         self._poller = Poller()
         self._deadlines: Deadlines[Connection] = Deadlines()
         self._reconnector = Reconnector()
-        self._relay = Relay(self._poller, self._deadlines, self._reconnector, self.counters)
+        self._relay = Relay(
+            self._poller, self._deadlines, self._reconnector, self.counters, self.bridge_id
+        )
+        self.channels = Channels(self._poller, self._relay, self.add_reader, self.remove_reader)
+        self._relay.on_requests = self.channels.on_requests
         self._fast_path = FastPath(self._poller, self._relay)
         self._timers = Timers(self._poller, self._deadlines, self._relay)
         self._readers: dict[int, Callable[[], None]] = {}
@@ -145,17 +159,26 @@ class Loop:
         self._readers.clear()
         self._reconnector.abort_attempts()
         self._poller.reopen()
+        self.channels.reopen()
+
+    def abandon(self) -> None:
+        """Close the descriptors of all connections: another process has them."""
+        for connection in self.connections():
+            connection.abandon()
+        self.channels.abandon()
 
     def descriptors(self) -> set[int]:
         """Return the descriptors of all connections, and the loop's own."""
         poller = self._poller
-        return {*poller.clients, *poller.producers, poller.epoll.fileno()}
+        descriptors = {*poller.clients, *poller.producers, poller.epoll.fileno()}
+        return descriptors | self.channels.descriptors()
 
     def close(self) -> None:
         """Close all connections at once, without a CLOSE."""
         for connection in self.connections():
             connection.session.fail()  # its cause, unless it has one
             self._relay.remove(connection)
+        self.channels.close()
         self._poller.epoll.close()
 
     def turn(self, max_wait_s: float | None = None) -> None:
@@ -203,6 +226,9 @@ class Loop:
         for connection in self._deadlines.pop_due(poller.now):
             if not connection.is_closed:
                 self._guard(self._timers.on_due, connection)
+        channels = self.channels
+        if channels.changed or channels.has_work:
+            channels.finish_turn()
 
     def _guard(self, handle: Callable[..., None], connection: Connection, *args: object) -> None:
         """Handle one connection; an exception ends that connection only."""
@@ -216,7 +242,7 @@ class Loop:
         now = time.monotonic()
         if now - self._poller.now > SLOW_TURN_S:
             self._note_slow_turn(now - self._poller.now)
-        if self._poller.pending:
+        if self._poller.pending or self.channels.has_work:
             return 0  # they can be read at once; epoll is asked for the others
         wait_s = self._deadlines.next_at() - now
         if wait_s > 0:

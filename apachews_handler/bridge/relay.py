@@ -20,8 +20,10 @@ import errno
 import select
 import socket
 import traceback
+from collections.abc import Callable
 from typing import Final
 
+from apachews.wire import channel
 from apachews_handler.monitoring.counters import Counters
 from apachews_handler.protocol.session import HEADER_BYTES
 from apachews_handler.protocol.states import ClientState, ProducerState
@@ -47,6 +49,10 @@ class Relay:
         deadlines: when each connection's ``Timeouts`` is due.
         reconnector: the connections without a producer.
         counters: of the process.
+        bridge: id of the process, which producers are told.
+
+    Attributes:
+        on_requests: handles the LANE frames of a connection's producer; the loop sets it.
     """
 
     def __init__(
@@ -55,11 +61,14 @@ class Relay:
         deadlines: Deadlines[Connection],
         reconnector: Reconnector,
         counters: Counters,
+        bridge: str,
     ) -> None:
         self._poller = poller
         self._deadlines = deadlines
         self._reconnector = reconnector
         self._counters = counters
+        self._bridge = bridge
+        self.on_requests: Callable[[Connection], None]
 
     def start(self, connection: Connection) -> None:
         """Start a new connection; reject its client if the kernel cannot watch it."""
@@ -75,6 +84,8 @@ class Relay:
             connection.reject()
             self.remove(connection)
             return
+        if connection.session.requests:
+            self.on_requests(connection)  # they came with the ANSWER
         self.flush(connection)  # the session holds the OPEN
         self.schedule(connection)
         if connection.transport.has_pending():
@@ -86,7 +97,15 @@ class Relay:
         connection.session.round_trips = self._counters.round_trips
         self._poller.add_client(connection)
         self._poller.add_producer(connection)
+        connection.may_join = True
+        if connection.session.knows_lanes:
+            self.tell_bridge(connection)
         self.schedule(connection)
+
+    def tell_bridge(self, connection: Connection) -> None:
+        """Tell the producer that this process has the client, which is on no channel."""
+        connection.session.to_producer.append(channel.encode_bridge(self._bridge))
+        self.flush(connection)
 
     def release(self, connection: Connection) -> None:
         """Remove a connection at rest from the loop, and leave it open."""
@@ -156,6 +175,8 @@ class Relay:
                     session.receive_producer(data)
                     if session.ignored:
                         self.log_ignored(connection)
+                    if session.requests:
+                        self.on_requests(connection)
                 elif data is not None:
                     self.lose_producer(connection)
             elif ready & _GONE:
@@ -230,6 +251,11 @@ class Relay:
 
     def lose_producer(self, connection: Connection) -> None:
         """Handle the producer's end of file: hold the client for the next one, or close."""
+        if connection.member is not None:
+            # The producer may have written to the channel before it ended.
+            connection.member.drain()
+        if connection.member is not None:
+            connection.member.leave()
         session, timeouts, now = connection.session, connection.timeouts, self._poller.now
         is_moving = session.is_moving
         session.receive_producer_eof(*connection.producer.queue.undelivered())
@@ -253,10 +279,20 @@ class Relay:
         connection.timeouts.end_hold(self._poller.now, connection.session.producer_said)
         connection.attach_producer(producer_socket)
         self._poller.add_producer(connection)
-        connection.session.resume()
+        connection.session.resume(self._bridge)
         self.flush(connection)
         if not connection.is_closed:
             self.schedule(connection)
+
+    def continue_reading(self, connection: Connection) -> None:
+        """Read the producer's own connection on: the channel has sent what precedes."""
+        session = connection.session
+        session.receive_producer(b"")
+        if session.ignored:
+            self.log_ignored(connection)
+        if session.requests:
+            self.on_requests(connection)
+        self.flush(connection)
 
     # Interest and deadlines.
 
@@ -294,7 +330,7 @@ class Relay:
                 # Nothing it sends reaches the client.  If it moves, its end of file still
                 # matters, because the next producer waits for it.
                 mask |= _IN if session.producer_state is ProducerState.AWAITING_EOF else 0
-            elif not client.queue.unsent_bytes:
+            elif not client.queue.unsent_bytes and not session.is_waiting:
                 mask |= _IN
             if mask != producer.mask:
                 if producer.mask == NOT_WATCHED:
@@ -334,6 +370,8 @@ class Relay:
     def _close_finished(self, connection: Connection) -> None:
         """Close the legs that are finished; once both are, finish the connection."""
         session = connection.session
+        if connection.member is not None:
+            connection.member.leave()  # a client that is being closed gets no message
         if session.client_state is ClientState.GONE:
             self._close_client(connection)
         elif (
@@ -358,6 +396,8 @@ class Relay:
             self.start_close_timeout(connection)
 
     def _close_client(self, connection: Connection) -> None:
+        if connection.member is not None:
+            connection.member.leave()
         client = connection.client
         if client.fd != -1:
             self._poller.remove_client(connection)

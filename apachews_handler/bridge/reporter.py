@@ -96,6 +96,7 @@ class Walk:
 
     def result(self) -> bytes:
         """Return the status, encoded."""
+        channels, channel_clients = self._loop.channels.counts()
         status = ProcessStatus(
             pid=os.getpid(),
             kind=self._kind,
@@ -108,6 +109,8 @@ class Walk:
             connections_count=self._total,
             memory_bytes=_own_memory_bytes(),
             compiled=int(IS_COMPILED),
+            channels=channels,
+            channel_clients=channel_clients,
         )
         return status.encode(self._listed)
 

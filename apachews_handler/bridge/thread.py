@@ -164,8 +164,7 @@ class Bridge:
 
     def abandon(self) -> None:
         """Close the descriptors of a frozen bridge's connections: another process has them."""
-        for connection in self.loop.connections():
-            connection.abandon()
+        self.loop.abandon()
 
     def _give_order(self, order: _Order) -> None:
         with self._lock:

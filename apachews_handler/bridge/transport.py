@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import termios
+from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
 
 from apachews_handler.protocol.progress import TcpState
@@ -56,6 +57,9 @@ class Transport(Protocol):
         Raises:
             OSError: the client takes no more bytes.
         """
+
+    def sender(self) -> Callable[[bytes], int]:
+        """Return a function that does what ``send`` does; it may raise BlockingIOError."""
 
     def limit_unsent(self, size: int) -> None:
         """Limit the bytes that the kernel holds and has not sent yet.
@@ -113,6 +117,10 @@ class PlainTransport:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
+
+    def sender(self) -> Callable[[bytes], int]:
+        """See ``Transport``; the socket's own method, without a call in between."""
+        return self._socket.send
 
     def limit_unsent(self, size: int) -> None:
         """See ``Transport``."""

@@ -13,6 +13,7 @@ fails, up to the moment when the bridge owns it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -71,6 +72,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     )
     log = request.error_log()
     bridge = running_bridge(request, log)
+    open_ = dataclasses.replace(open_, bridge=bridge.loop.bridge_id)
     path = find_endpoint(environ, settings)
     with contextlib.ExitStack() as undo:
         # A permit before the connection: a producer does not see clients above the limit.

@@ -320,6 +320,9 @@ class Giver:
         )
         self._takers = self._older() if self._going else []
         self.is_needed = bool(self._takers)
+        if self._takers:
+            # One that is on a channel for groups comes to rest when it has left it.
+            self._loop.channels.dismiss(self._going)
         self._ask_next()
 
     def stop(self) -> None:
@@ -369,6 +372,7 @@ class Giver:
             self._answer_by = time.monotonic() + ANSWER_S
             return
         if self._going:  # no custodian accepts them now
+            self._loop.channels.readmit(self._going)
             self._going.clear()
             self.is_needed = False
 

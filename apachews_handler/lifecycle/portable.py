@@ -43,7 +43,7 @@ from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 from apachews_handler.shared import slots
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 _MEMBERS: Final = frozenset(
     {
         "about",
@@ -69,6 +69,7 @@ _SESSION_MEMBERS: Final = frozenset(
     {
         "client",
         "is_ping_answered",
+        "knows_lanes",
         "opened",
         "pinged_at",
         "producer",
@@ -96,6 +97,7 @@ def encode(connection: Connection) -> bytes | None:
         or connection.drain_cause
         or connection.write_failed
         or connection.is_shut_down
+        or connection.member
     ):
         return None
     session, timeouts = connection.session.export_state(), connection.timeouts.export_state()

@@ -65,6 +65,18 @@ _PROCESS_METRICS: Final = (
         "1 if the modules that messages pass are compiled, 0 if they are interpreted.",
         "compiled",
     ),
+    (
+        "apachews_channels",
+        "gauge",
+        "Channels for groups, one for each producer process that broadcasts.",
+        "channels",
+    ),
+    (
+        "apachews_channel_clients",
+        "gauge",
+        "WebSockets whose messages come by a channel for groups.",
+        "channel_clients",
+    ),
 )
 # Of each endpoint of a process: name, kind, help, the label that tells the samples apart, and
 # for each of its values the attribute of EndpointStatus.

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_long, c_uint, c_uint64, c_ulong, c_void_p
 from typing import Any, ClassVar, Final
 
@@ -265,6 +266,10 @@ class TlsSession:
             return self._write(data)
         finally:
             self._set_option(socket.TCP_CORK, 0)
+
+    def sender(self) -> Callable[[bytes], int]:
+        """See ``Transport``."""
+        return self.send
 
     def _write(self, data: bytes | memoryview) -> int:
         library, ssl = self._library, self._ssl

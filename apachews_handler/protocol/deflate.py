@@ -301,3 +301,19 @@ class Deflater:
         # Without input since the last flush zlib returns nothing, and the tail of that flush has
         # gone out: an empty block stands for the end (RFC 7692 7.2.3.6).
         return data[: -len(_TAIL)] if data else b"\x00"
+
+
+def compressed_alone(frame: bytes, payload_bytes: int, window_bits: int, level: int) -> bytes:
+    """Return a frame of a whole message, compressed without reference to any other message.
+
+    It is valid for every client whose window is at least as large, whatever that client was
+    sent before.
+
+    Args:
+        frame: uncompressed, TEXT or BINARY.
+        payload_bytes: length of its payload.
+        window_bits, level: as ``Deflater``.
+    """
+    deflater = Deflater(window_bits, level)
+    payload = deflater.compress(frame[len(frame) - payload_bytes :]) + deflater.finish()
+    return wire.encode_header(frame[0] | COMPRESSED, len(payload)) + payload

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeAlias
 
 from apachews import wire
 from apachews.exceptions import WireError
+from apachews.wire import channel
 
 from .deflate import COMPRESSED, Agreement, Deflater
 
@@ -31,9 +32,14 @@ from .deflate import COMPRESSED, Agreement, Deflater
 MANY_MESSAGES: Final = 512
 SHORT_READ_BYTES: Final = 4096
 # OPEN (0x3), ANSWER (0x4) and PUBLISH (0x6) have no meaning in this direction once the
-# connection is open; the others have none yet.
+# connection is open; the others have none yet.  LANE (0x7) is here for its unknown kinds.
 _RESERVED: Final = frozenset((0x3, 0x4, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
+# The kinds of LANE that a producer sends on a client's connection, with their lengths.
+_LANE_BYTES: Final = {channel.ASK: 1, channel.JOIN: 9, channel.OWN: 1}
 _WHOLE_MESSAGES: Final = wire.WHOLE_MESSAGES  # (An attribute of a module costs more.)
+
+
+_MAX_LANE_BYTES: Final = channel.MAX_LANE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,12 @@ class ProducerReader:
         messages, payload_bytes: number of messages that ended, and payload so far, before
             compression.
         has_many: the last read held more than ``MANY_MESSAGES`` messages.
+        requests: payloads of LANE frames; the caller handles and empties the list, which is
+            mutated and never replaced.
+        is_on_channel: messages for the client come by its bridge channel, until the channel's
+            OFF; set by the caller.
+        is_waiting: OWN has arrived, and the channel's OFF is awaited: the caller reads the
+            producer no further, and continues with ``receive(b"")``.
         has_ended: the producer's stream has ended; later input is ignored.
         has_sent_last: the frame of ``insert_last`` is in ``out``; nothing follows it.
     """
@@ -87,9 +99,12 @@ class ProducerReader:
         "has_many",
         "has_sent_last",
         "ignored",
+        "is_on_channel",
+        "is_waiting",
         "messages",
         "out",
         "payload_bytes",
+        "requests",
     )
 
     def __init__(
@@ -101,6 +116,8 @@ class ProducerReader:
     ) -> None:
         self.out: list[bytes] = []
         self.ignored: list[int] = []
+        self.requests: list[bytes] = []
+        self.is_on_channel = self.is_waiting = False
         self.messages = self.payload_bytes = 0
         self.has_many = self.has_ended = self.has_sent_last = False
         self._max_partial_bytes = max_partial_bytes
@@ -157,6 +174,9 @@ class ProducerReader:
             or self.has_sent_last
             or self.out
             or self.ignored
+            or self.requests
+            or self.is_on_channel
+            or self.is_waiting
         ):
             return None
         return {"messages": self.messages, "payload_bytes": self.payload_bytes}
@@ -172,6 +192,23 @@ class ProducerReader:
         self._rest = b""
         self._remaining = 0
         self._discards = False
+        self.requests.clear()
+        self.is_on_channel = self.is_waiting = False
+
+    def forget_compressed(self) -> None:
+        """Note that the client was sent a message that this reader has not compressed.
+
+        The compressor's window is not the client's any more.  A new one refers to nothing that
+        it did not compress itself, which is valid after any history (RFC 7692 7.2.3.3).
+        """
+        self._deflater = None
+
+    @property
+    def compression(self) -> tuple[int, int, int] | None:
+        """Window, level and shortest length of compressed messages; None: no compression."""
+        if self._deflate is None:
+            return None
+        return self._deflate.server_window_bits, self._deflate_level, self._min_deflate_bytes
 
     def insert(self, frame: bytes) -> None:
         """Send a frame of the bridge's own; inside a producer's frame, defer it.
@@ -192,6 +229,19 @@ class ProducerReader:
         self._deferred_last = frame
         if self.is_between_frames:
             self._send_deferred()
+
+    def insert_message(self, frame: bytes, payload_bytes: int) -> None:
+        """Forward a whole frame of the producer that came by the channel; between messages."""
+        opcode = frame[0] & wire.OPCODE
+        if opcode <= wire.BINARY:
+            self.messages += 1
+            self.payload_bytes += payload_bytes
+            if self._deflate is not None and payload_bytes >= self._min_deflate_bytes:
+                self._fin = True
+                self._next_first = COMPRESSED | opcode
+                self._compress(frame[len(frame) - payload_bytes :])
+                return
+        self.out.append(frame)
 
     def receive(self, data: bytes) -> list[Event]:
         """Decode bytes from the producer; return the events among them, in order."""
@@ -276,6 +326,20 @@ class ProducerReader:
                 # continue.
                 if end < payload_at + length <= position + self._max_partial_bytes:
                     break
+                if opcode == wire.LANE and not self._is_in_message and length <= _MAX_LANE_BYTES:
+                    if payload_at + length > end:
+                        break
+                    payload = data[payload_at : payload_at + length]
+                    if length and _LANE_BYTES.get(payload[0]) == length:
+                        # The client must not see this frame.
+                        self._emit_slice(data, emitted, position)
+                        emitted = position = payload_at + length
+                        self.requests.append(payload)
+                        if payload[0] == channel.OWN and self.is_on_channel:
+                            # Messages of the channel precede what follows.
+                            self.is_waiting = True
+                            break
+                        continue
                 self._is_compressing = False
                 if opcode == wire.MOVE or opcode in _RESERVED:
                     # The client must not see this frame: emit what precedes it, drop the rest.

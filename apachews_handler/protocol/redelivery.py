@@ -51,12 +51,16 @@ def undelivered_frames(frames: bytes, sent: int, has_begun: bool) -> tuple[list[
     return kept, has_begun and not was_last and is_lost
 
 
-def resumed_open(frame: bytes) -> bytes:
-    """Return an OPEN frame in the form for a producer that takes over."""
+def resumed_open(frame: bytes, bridge: str | None = None) -> bytes:
+    """Return an OPEN frame in the form for a producer that takes over.
+
+    Args:
+        bridge: id of the bridge process that has the connection now.
+    """
     header = wire.decode_header(frame, 0)
     assert header is not None, "the bridge encoded the frame"
     open_ = wire.Open.decode(frame[header[2] :])
-    return dataclasses.replace(open_, resumed=True, answer_required=False).encode()
+    return dataclasses.replace(open_, resumed=True, answer_required=False, bridge=bridge).encode()
 
 
 class Backlog:

@@ -178,10 +178,14 @@ class Session(SessionData):
             self._save_undelivered(unsent, sent)
             self.producer_state = ProducerState.AWAITING_EOF
 
-    def resume(self) -> None:
-        """Continue with another producer: send it OPEN and the backlog."""
-        self.is_moving = False
-        self.to_producer.append(resumed_open(self._open_frame))
+    def resume(self, bridge: str | None = None) -> None:
+        """Continue with another producer: send it OPEN and the backlog.
+
+        Args:
+            bridge: id of this bridge process; None: without a channel for groups.
+        """
+        self.is_moving = self.knows_lanes = False
+        self.to_producer.append(resumed_open(self._open_frame, bridge))
         if self._backlog:
             self.to_producer.append(self._backlog.pop_all())
         # Table 2, "successor" and "successor, client has left".

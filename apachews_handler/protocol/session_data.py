@@ -40,6 +40,8 @@ class SessionData:
         close_code, close_reason: code and reason of the close, for the log; the reason may say
             more than the client's CLOSE.
         ignored: opcodes of the producer's reserved frames; the driver logs and empties the list.
+        requests: the producer's LANE frames; the driver handles and empties the list.
+        knows_lanes: a producer has sent a LANE frame.
         is_moving: the producer sent MOVE; reset when another one is there.
         is_ping_answered: the client has answered the last PING of the bridge's own, or an
             earlier one.  (It may answer only the last of several: RFC 6455 5.5.3.)
@@ -67,7 +69,9 @@ class SessionData:
         "ignored",
         "is_moving",
         "is_ping_answered",
+        "knows_lanes",
         "producer_state",
+        "requests",
         "round_trip_s",
         "round_trips",
         "to_client",
@@ -113,6 +117,7 @@ class SessionData:
         self._open_frame = b""  # for the next producer; b"": the client is not held
         self._backlog = Backlog()
         self.is_moving = False
+        self.knows_lanes = False
         self._is_congested = False  # earlier bytes wait for the client
         self._deferred_pong: bytes | None = None
         self.is_ping_answered = True
@@ -125,6 +130,7 @@ class SessionData:
         # Shared lists, as ``to_producer``: mutated and never replaced.
         self.to_client = producer.out
         self.ignored = producer.ignored
+        self.requests = producer.requests
 
     @property
     def deflate(self) -> Agreement | None:
@@ -135,6 +141,16 @@ class SessionData:
     def is_paused(self) -> bool:
         """The client's reader has more input: call ``receive_client`` with b""."""
         return self._client.is_paused
+
+    @property
+    def producer_reader(self) -> ProducerReader:
+        """The reader of the producer's frames, for the client's bridge channel."""
+        return self._producer
+
+    @property
+    def is_waiting(self) -> bool:
+        """The producer is read no further before its channel has sent OFF."""
+        return self._producer.is_waiting
 
     @property
     def client_finished(self) -> bool:
@@ -200,6 +216,7 @@ class SessionData:
             "producer": producer,
             # (The names are those of ``portable.FORMAT`` 1.)
             "opened": base64.b64encode(self._open_frame).decode(),
+            "knows_lanes": self.knows_lanes,
             "is_ping_answered": self.is_ping_answered,
             "pinged_at": self._pinged_at,
             "rated_at": self._rated_at,
@@ -215,6 +232,7 @@ class SessionData:
         self._client.import_state(state["client"])
         self._producer.import_state(state["producer"])
         self._open_frame = base64.b64decode(state["opened"])
+        self.knows_lanes = bool(state["knows_lanes"])
         self.is_ping_answered = bool(state["is_ping_answered"])
         self._pinged_at = float(state["pinged_at"])
         self._rated_at = float(state["rated_at"])

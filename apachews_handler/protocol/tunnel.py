@@ -112,6 +112,9 @@ class TunnelSession:
     is_moving: Final = False
     # False: an end of file is what closes a direction, and the other one may go on.
     has_frames: ClassVar[bool] = True
+    is_waiting: Final = False
+    knows_lanes: Final = False
+    requests: Final[tuple[bytes, ...]] = ()
 
     def __init__(self, settings: Settings) -> None:
         self._up = FrameWalker(settings.max_message_bytes or math.inf)
@@ -304,7 +307,7 @@ class TunnelSession:
     def receive_producer_write_error(self, unsent: bytes, sent: int) -> None:
         """Do nothing: the backend's output may still be readable, and its end of file follows."""
 
-    def resume(self) -> None:
+    def resume(self, bridge: str | None = None) -> None:
         """Never called: a tunnel is not held."""
         raise AssertionError("a tunnel has no second backend")
 

@@ -222,6 +222,7 @@ def _processes(status: Status, rates: Rates) -> list[str]:
                 printable_line(process.kind),
                 span(max(0.0, status.time - process.started)),
                 str(process.connections_count),
+                str(process.channel_clients),
                 *map(count, grown),
                 "-" if busy is None else f"{busy:.1%}",
                 size(process.memory_bytes or None),
@@ -229,7 +230,7 @@ def _processes(status: Status, rates: Rates) -> list[str]:
                 _mean(process),
             ]
         )
-    heads = ["PROCESS", "<KIND", "AGE", "CONNECTIONS", "IN/S", "OUT/S", "CPU"]
+    heads = ["PROCESS", "<KIND", "AGE", "CONNECTIONS", "ON CHANNELS", "IN/S", "OUT/S", "CPU"]
     return table([*heads, "MEMORY", "LONGEST TURN", "ROUND TRIP"], rows)
 
 

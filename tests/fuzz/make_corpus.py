@@ -19,6 +19,7 @@ from typing import Any, Final
 from wsproto.utilities import generate_accept_token
 
 from apachews import wire
+from apachews.wire import channel as lanes
 from apachews.wire.answer import Answer
 
 from ..support.frames import masked
@@ -238,6 +239,21 @@ def producer_streams() -> Inputs:
         "bad-reserved-fragmented": frame(0x4, b"", fin=False),
         "bad-length": b"\x82\x7e\x00\x7d" + b"x" * 125,
         "bad-length-over-63-bits": b"\x82\x7f" + (2**63).to_bytes(8, "big"),
+        "lanes": frame(wire.TEXT, b"a")
+        + lanes.encode_lane(lanes.ASK)
+        + lanes.encode_join(5, 17)
+        + frame(wire.BINARY, b"b")
+        + lanes.encode_lane(lanes.OWN)
+        + lanes.encode_lane(lanes.OFFER, 5)
+        + lanes.encode_bridge("b1")
+        + frame(wire.LANE, b"")
+        + frame(wire.LANE, b"\x02" * 8)
+        + frame(wire.LANE, b"\x05\xff")
+        + frame(wire.TEXT, b"c"),
+        "lane-in-a-message": frame(wire.TEXT, b"a", fin=False)
+        + lanes.encode_lane(lanes.ASK)
+        + frame(wire.CONTINUATION, b"b"),
+        "lane-begins": frame(wire.TEXT, b"a") + lanes.encode_join(5, 17)[:6],
         "long-frame-begins": b"\x82\x7f" + (2**20).to_bytes(8, "big") + b"x" * 30,
     }
 
@@ -643,6 +659,39 @@ def tunnel() -> Inputs:
     return inputs
 
 
+def channel() -> Inputs:
+    """Settings: sizes of the pieces; then what one end of a channel sends."""
+    hello = wire.encode_frame(wire.TEXT, b"hello")
+    ping = wire.encode_frame(wire.PING, b"")
+    half = hello[:-1]
+    streams = {
+        "clients": lanes.encode_numbers(lanes.READY, [1, 2])
+        + lanes.encode_numbers(lanes.SLOW, [3])
+        + lanes.encode_numbers(lanes.OFF, [2**32 - 1]),
+        "groups": lanes.encode_numbers(lanes.ADD, [1, 2, 3], 7)
+        + lanes.encode_numbers(lanes.REMOVE, [2], 7),
+        "messages": lanes.encode_multicast(7, [], hello)
+        + lanes.encode_multicast(0, [1, 3], wire.encode_frame(wire.BINARY, bytes(300)))
+        + lanes.encode_unicast(2, hello)
+        + lanes.encode_unicast(2, ping),
+        "bad-kind": lanes.encode_lane(lanes.ASK),
+        "bad-empty": b"\x87\0",
+        "bad-opcode": hello,
+        "bad-half-a-number": wire.encode_frame(wire.LANE, b"\x06abc"),
+        "bad-group-missing": wire.encode_frame(wire.LANE, b"\x09"),
+        "bad-multicast-of-a-ping": lanes.encode_multicast(0, [], ping),
+        "bad-multicast-too-short": wire.encode_frame(wire.LANE, b"\x0babc"),
+        "bad-multicast-excluded": wire.encode_frame(wire.LANE, b"\x0b\0\0\0\0\0\x09" + hello),
+        "bad-unicast-cut": lanes.encode_unicast(1, half),
+        "bad-unicast-of-two": lanes.encode_unicast(1, hello + hello),
+        "bad-unicast-too-short": wire.encode_frame(wire.LANE, b"\x0c\0"),
+        "bad-unicast-ping-of-126": lanes.encode_unicast(1, b"\x89\x7e\0\x7e" + bytes(126)),
+        "bad-frame-too-long": b"\x87\x7f" + (2**20).to_bytes(8, "big"),
+        "bad-frame-masked": lanes.encode_unicast(1, b"\x81\x81aaaaa"),
+    }
+    return {name: b"\2\3\5" + stream for name, stream in streams.items()}
+
+
 GENERATORS: Final[tuple[Callable[[], Inputs], ...]] = (
     client_reader,
     client_reader_vs_wsproto,
@@ -654,6 +703,7 @@ GENERATORS: Final[tuple[Callable[[], Inputs], ...]] = (
     upgrade,
     backend_answer,
     tunnel,
+    channel,
 )
 
 

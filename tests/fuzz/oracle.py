@@ -31,6 +31,10 @@ _PROBE: Final = b"\0\1\0\xfe\xffx"
 # Pieces so small that zlib cannot refer much further back than its window.
 _INFLATED_AT_ONCE: Final = 64
 
+LANE: Final = 7
+# Length and kind of the LANE frames that a producer sends: ASK, JOIN, OWN.
+REQUESTS: Final = frozenset(((1, 1), (9, 2), (1, 3)))
+
 Event = tuple[int, bytes]  # opcode, and payload of the whole message or control frame
 
 
@@ -254,6 +258,7 @@ class Meaning:
     Attributes:
         events: messages, PINGs and PONGs, in order.
         ignored: opcodes of the reserved frames.
+        requests: payloads of LANE frames.
         moves: number of MOVEs.
         opcode: of the current message, 0 for none.
         partial: its payload so far.
@@ -268,6 +273,7 @@ class Meaning:
 
     events: list[Event] = field(default_factory=list)
     ignored: list[int] = field(default_factory=list)
+    requests: list[bytes] = field(default_factory=list)
     moves: int = 0
     opcode: int = 0
     partial: bytes = b""
@@ -298,6 +304,12 @@ def producer_stream(data: bytes) -> Meaning:
                 break
             if opcode == MOVE and meaning.opcode:
                 raise Wrong(1002)
+            if opcode == LANE and not meaning.opcode and frame.length <= 125:
+                if not frame.is_whole:
+                    break
+                if (len(frame.payload), *frame.payload[:1]) in REQUESTS:
+                    meaning.requests.append(frame.payload)
+                    continue
             meaning.passed = end
             if TEXT <= opcode <= BINARY:
                 meaning.opcode = opcode
@@ -350,7 +362,7 @@ def bridge_stream(data: bytes, limit: int) -> Meaning:
                 break
             if opcode == OPEN:
                 wire.Open.decode(frame.payload)
-            if opcode in (OPEN, MOVE, PONG):
+            if opcode in (OPEN, MOVE, PONG) or (opcode == LANE and _is_for_library(frame.payload)):
                 meaning.events.append((opcode, frame.payload))
             elif opcode <= BINARY:
                 if meaning.opcode == TEXT and frame.fin:
@@ -361,6 +373,19 @@ def bridge_stream(data: bytes, limit: int) -> Meaning:
     except WireError as error:
         meaning.codes = {error.code}
     return meaning
+
+
+def _is_for_library(payload: bytes) -> bool:
+    """Return whether a LANE frame is an OFFER or a BRIDGE."""
+    if payload[:1] == b"\x04":
+        return len(payload) == 5
+    if payload[:1] != b"\x05" or len(payload) > 125:
+        return False
+    try:
+        payload[1:].decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def client_stream(data: bytes, limit: int, max_frames: int, deflate: Agreement | None) -> Meaning:

@@ -28,7 +28,21 @@ from wsproto.utilities import RemoteProtocolError, generate_accept_token
 from apachews import wire
 from apachews.exceptions import WireError
 from apachews.wire.answer import Answer
-from apachews.wire.reader import Item, MessageReader, Moved, Pong
+from apachews.wire.channel import (
+    ADD,
+    MAX_FRAME_BYTES,
+    MAX_NUMBERS,
+    OFFER,
+    REMOVE,
+    ChannelReader,
+    Multicast,
+    Numbers,
+    Unicast,
+    encode_multicast,
+    encode_unicast,
+)
+from apachews.wire.channel import Item as ChannelItem
+from apachews.wire.reader import BridgeChanged, Item, MessageReader, Moved, Offered, Pong
 from apachews_handler.backend.answer import MAX_HEAD_BYTES, Accepted, AnswerReader, BadAnswer
 from apachews_handler.exceptions import BadSetting, Refusal
 from apachews_handler.handshake.request_info import describe
@@ -200,6 +214,10 @@ def _item(event: Event) -> Item:
         return Pong(payload)
     if opcode == wire.MOVE:
         return Moved()
+    if opcode == wire.LANE:
+        if payload[0] == OFFER:
+            return Offered(int.from_bytes(payload[1:], "big"))
+        return BridgeChanged(payload[1:].decode())
     return payload.decode() if opcode == wire.TEXT else payload
 
 
@@ -300,7 +318,9 @@ def producer_reader(data: bytes) -> None:
     assert found.count(Move()) == expected.moves
     _check_end(_end_of(found), expected)
     assert reader.ignored == expected.ignored
-    if not deflate and not expected.ignored and not expected.moves:
+    assert reader.requests == expected.requests
+    is_forwarded = not (expected.ignored or expected.requests or expected.moves)
+    if not deflate and is_forwarded:
         assert b"".join(reader.out) == stream[: expected.passed]
 
     inserting = _Inserting(ProducerReader(deflate, min_bytes, level), ClientView(deflate))
@@ -435,6 +455,45 @@ def messages(data: bytes) -> None:
             assert not reader.is_idle
 
 
+def channel(data: bytes) -> None:
+    """A channel's frames are the same items in any cut, and are encoded as they came."""
+    # Sizes of the pieces; what one end sends.
+    source = Source(data)
+    sizes = source.short_list()
+    stream = source.rest()
+
+    whole = ChannelReader().receive(stream)
+    encoded = b"".join(map(_encode_item, whole))
+    assert stream.startswith(encoded)
+    if whole and isinstance(whole[-1], wire.Violation):
+        assert whole[-1].code == wire.PROTOCOL_ERROR
+    else:
+        assert len(stream) - len(encoded) <= 10 + 1 + 4 + 2 + 4 * MAX_NUMBERS + MAX_FRAME_BYTES
+    for way in ([sizes] if sizes else []) + ([[1]] if len(stream) <= MAX_BYTEWISE else []):
+        reader = ChannelReader()
+        items: list[ChannelItem] = []
+        for piece in cut(stream, way):
+            items += reader.receive(piece)
+        assert items == whole
+        if reader.has_ended:
+            assert reader.receive(stream) == []
+
+
+def _encode_item(item: ChannelItem) -> bytes:
+    if isinstance(item, Multicast):
+        assert len(item.frame) <= MAX_FRAME_BYTES and item.frame[0] in (0x81, 0x82)
+        return encode_multicast(item.group, list(item.excluded), item.frame)
+    if isinstance(item, Unicast):
+        assert len(item.frame) <= MAX_FRAME_BYTES and item.frame[0] in (0x81, 0x82, 0x89, 0x8A)
+        return encode_unicast(item.number, item.frame)
+    if isinstance(item, Numbers):
+        has_group = item.kind in (ADD, REMOVE)
+        prefix = item.group.to_bytes(4, "big") if has_group else b""
+        numbers = b"".join(number.to_bytes(4, "big") for number in item.numbers)
+        return wire.encode_frame(wire.LANE, bytes((item.kind,)) + prefix + numbers)
+    return b""
+
+
 def documents(data: bytes) -> None:
     """The two JSON documents of the wire are decoded or rejected, and survive a round trip."""
     # 0 for an OPEN, 1 for an ANSWER; the document.
@@ -550,6 +609,7 @@ class _Sides:
         session.to_client.clear()
         session.to_producer.clear()
         session.ignored.clear()
+        session.requests.clear()
         assert self.producer.is_between
 
         assert ORDER.index(session.client_state) >= ORDER.index(self._state), (
@@ -933,5 +993,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         upgrade,
         backend_answer,
         tunnel,
+        channel,
     )
 }

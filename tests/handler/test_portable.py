@@ -298,19 +298,19 @@ def test_new_state_is_noticed() -> None:
     )
     assert {kind.__name__: len(slots_of(kind)) for kind in kinds} == {
         "ClientReader": 24,
-        "ProducerReader": 23,
+        "ProducerReader": 26,
         "RawReader": 1,
         "RawSession": 2,
         "FrameWalker": 14,
         "TunnelSession": 22,
         "OpaqueSession": 0,
-        "SessionData": 23,
+        "SessionData": 25,
         "Session": 0,
         "Timeouts": 15,
         "Inflater": 6,
-        "Connection": 25,
+        "Connection": 27,
         "Leg": 3,
-        "SendQueue": 2,
+        "SendQueue": 3,
     }
     assert len(dataclasses.fields(ConnectionInfo)) == 7
     assert len(dataclasses.fields(Agreement)) == 4

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from apachews import wire
 from apachews.exceptions import WireError
+from apachews.wire import channel
 from apachews.wire.answer import MAX_ANSWER_BYTES, Answer
 
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "reference" / "wire.md"
@@ -183,13 +184,18 @@ def specified_frames() -> list[tuple[str, str]]:
     rows = re.findall(
         r"^\| `([0-9a-f ]+)` \|.*\| `(\w+\(.*\))` \|$", SPECIFICATION.read_text(), re.MULTILINE
     )
-    assert len(rows) >= 6
+    assert len(rows) >= 24
     return rows
 
 
 @pytest.mark.parametrize(("example", "expression"), specified_frames())
 def test_examples_of_the_specification_are_true(example: str, expression: str) -> None:
-    names = {name: getattr(wire, name) for name in dir(wire) if not name.startswith("_")}
+    names = {
+        name: getattr(module, name)
+        for module in (channel, wire)
+        for name in dir(module)
+        if not name.startswith("_")
+    }
     assert eval(expression, names) == bytes.fromhex(example)
 
 

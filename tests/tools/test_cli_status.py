@@ -102,7 +102,7 @@ def test_each_column_has_its_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "table", table)
     assert list(command.render(status(process()), command.Rates(), 5))
     assert shown == [
-        ["101", "child", "1 min", "1", "-", "-", "-", "12 MiB", "2.0 ms", "-"],
+        ["101", "child", "1 min", "1", "0", "-", "-", "-", "12 MiB", "2.0 ms", "-"],
         [
             *("/srv/chat.ws", "1", "0", "0", "5", "-", "-", "300 B", "400 B", "5 B", "6 B"),
             "1000: 4",
