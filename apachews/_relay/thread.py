@@ -26,8 +26,9 @@ from typing import Final
 
 from .engine import Engine, EngineError, Message
 
-# Some seconds of a busy site; a message of the greatest length fits several times.
-MAX_QUEUE_BYTES: Final = 8 * 1024 * 1024
+# A message of the greatest length fits four times.  Not more than the queue of a client
+# (``max_queue_bytes``): after an outage all of it arrives at once, and must not close the clients.
+MAX_QUEUE_BYTES: Final = 4 * 1024 * 1024
 MAX_QUEUE_MESSAGES: Final = 10_000
 # The number and the bytes of messages that are published at once.
 BATCH_MESSAGES: Final = 200
