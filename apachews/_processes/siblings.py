@@ -23,6 +23,8 @@ from typing import Final
 
 from apachews.client import Delivery
 
+from .board import Board
+
 _ANSWER = struct.Struct("=QQ")
 # The longest packet; the name of a group is the only long part of a line.
 MAX_PACKET_BYTES: Final = 65536
@@ -88,7 +90,13 @@ class Packet:
 
 
 class Siblings:
-    """The workers of one supervisor; ``receiver`` is the socket of this worker."""
+    """The workers of one supervisor.
+
+    Attributes:
+        receiver: the socket of this worker.
+        place: of this worker among all.
+        board: the counters of the relays of all.
+    """
 
     def __init__(self, count: int) -> None:
         self._pairs = [
@@ -99,10 +107,13 @@ class Siblings:
                 sock.setblocking(False)
         self._others: list[socket.socket] = []
         self.receiver = self._pairs[0][0]
+        self.place = 0
+        self.board = Board(count)
 
     def become(self, index: int) -> None:
         """Become the worker in this place; close the sockets that only others need."""
         self.receiver = self._pairs[index][0]
+        self.place = index
         for number, (receiver, sender) in enumerate(self._pairs):
             if number == index:
                 sender.close()

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+from apachews._processes.board import Board, Counters
 from apachews._processes.siblings import Siblings
 from apachews.events import Event, RelayBackEvent, RelayLostEvent
 from apachews.exceptions import MessageTooLarge, RelayError, WireError
@@ -26,7 +27,7 @@ from . import address
 from .engine import Engine, Message
 from .envelope import ORIGIN_BYTES, Envelope
 from .sibling_relay import SiblingRelay
-from .thread import MAX_QUEUE_BYTES, MAX_QUEUE_MESSAGES, Counters, RelayThread
+from .thread import MAX_QUEUE_BYTES, MAX_QUEUE_MESSAGES, RelayThread
 
 # Redis closes the connection of a subscriber for which 32 MiB wait (its default
 # client-output-buffer-limit); some tens of the longest messages are far below.
@@ -70,6 +71,8 @@ class Relay:
         self.name = name
         self.address = engine.address
         self.counters = Counters()
+        self._board: Board | None = None
+        self._place = 0
         self._origin = origin
         self._max_message_bytes = max_message_bytes
         self._port: Port | None = None
@@ -79,12 +82,25 @@ class Relay:
         self._inbox_bytes = 0
         self._is_scheduled = False
         self._thread = RelayThread(
-            engine, self.counters, self._receive, self._report_loss, self._report_return
+            engine, self.counters, self._receive, self._report_loss, self._report_return, self._show
         )
 
-    def start(self, port: Port) -> None:
-        """Connect, on a thread of its own; once."""
+    def start(self, port: Port, siblings: Siblings | None = None) -> None:
+        """Connect, on a thread of its own; once.
+
+        Args:
+            port: the loop.
+            siblings: the other workers, whose counters ``status`` adds; or None.
+        """
         self._port = port
+        if siblings is not None:
+            self._board, self._place = siblings.board, siblings.place
+            before = self._board.read(self._place)
+            self.counters.published = before.published
+            self.counters.received = before.received
+            self.counters.dropped_out = before.dropped_out
+            self.counters.dropped_in = before.dropped_in
+            self.counters.gaps = before.gaps
         self._thread.start()
 
     def require_fitting(self, frame: bytes) -> None:
@@ -117,16 +133,18 @@ class Relay:
 
     def status(self) -> RelayStatus:
         """Return the counters, for the program and the status page."""
-        counters = self.counters
+        counters = [self.counters]
+        if self._board is not None:
+            counters += self._board.others(self._place)
         return RelayStatus(
             address=self.address,
             name=self.name,
-            is_up=counters.is_up,
-            published=counters.published,
-            received=counters.received,
-            dropped=counters.dropped_out + counters.dropped_in,
-            gaps=counters.gaps,
-            lag_s=counters.lag_s,
+            is_up=all(one.is_up for one in counters),
+            published=sum(one.published for one in counters),
+            received=sum(one.received for one in counters),
+            dropped=sum(one.dropped_out + one.dropped_in for one in counters),
+            gaps=sum(one.gaps for one in counters),
+            lag_s=max(one.lag_s for one in counters),
         )
 
     def close(self) -> None:
@@ -171,6 +189,10 @@ class Relay:
         if has_more:
             # Not call_soon(), which would come before the sockets of the clients.
             self._port.call_later(0.0, self._deliver)
+
+    def _show(self) -> None:
+        if self._board is not None:
+            self._board.write(self._place, self.counters)
 
     def _report_loss(self, why: str) -> None:
         _logger.warning("the relay %s is lost: %s", self.address, why)

@@ -10,6 +10,7 @@ nothing for ``STALLED_S`` is dropped: it hangs, or its place stays empty.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from .thread import MAX_QUEUE_BYTES
 RETRY_S: Final = 0.002
 MAX_RETRY_S: Final = 0.1
 STALLED_S: Final = 10.0
+
+_logger: Final = logging.getLogger("apachews")
 
 
 class _Queue:
@@ -120,6 +123,12 @@ class SiblingRelay:
                 queue.accepted_at = now
                 has_sent = True
             if queue.messages and now - queue.accepted_at > STALLED_S:
+                _logger.warning(
+                    "a worker has not called dequeue() for %g s: %d messages of other workers are"
+                    " dropped",
+                    STALLED_S,
+                    len(queue.messages),
+                )
                 self.dropped += len(queue.messages)
                 queue.messages.clear()
                 queue.size_bytes = 0

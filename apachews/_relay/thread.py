@@ -14,7 +14,6 @@ keeps the order of each sender, and no two threads share a connection.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 import socket
@@ -23,6 +22,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+from apachews._processes.board import Counters
 
 from .engine import Engine, EngineError, Message
 
@@ -47,29 +48,6 @@ CLOSE_TIMEOUT_S: Final = 1.0
 _logger: Final = logging.getLogger("apachews")
 
 
-@dataclasses.dataclass(slots=True)
-class Counters:
-    """What the relay of a producer has done; written under no lock, each by one thread.
-
-    Attributes:
-        is_up: connected, and all subscriptions are proven.
-        published: messages that the broker has accepted.
-        received: messages of other producers.
-        dropped_out: messages that were dropped before the broker accepted them.
-        dropped_in: messages of others that were dropped because this program was too slow.
-        gaps: how often the connection was lost and restored.
-        lag_s: the latest round trip to the broker and back.
-    """
-
-    is_up: bool = False
-    published: int = 0
-    received: int = 0
-    dropped_out: int = 0
-    dropped_in: int = 0
-    gaps: int = 0
-    lag_s: float = 0.0
-
-
 class RelayThread:
     """Runs an engine.
 
@@ -81,6 +59,7 @@ class RelayThread:
             cannot be made.
         on_back: called when all subscriptions are proven after a loss, with the seconds in
             which messages may have been missed.
+        on_counted: called when ``counters`` may have changed.
     """
 
     def __init__(
@@ -90,12 +69,14 @@ class RelayThread:
         on_messages: Callable[[list[Message]], None],
         on_lost: Callable[[str], None],
         on_back: Callable[[float], None],
+        on_counted: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._counters = counters
         self._on_messages = on_messages
         self._on_lost = on_lost
         self._on_back = on_back
+        self._on_counted = on_counted
         self._lock = threading.Lock()
         self._outbox: deque[Message] = deque()
         self._outbox_bytes = 0
@@ -184,6 +165,7 @@ class RelayThread:
                 self._closed.wait(delay_s * random.uniform(0.5, 1.0))
                 delay_s = min(2 * delay_s, MAX_DELAY_S)
         self._counters.is_up = False
+        self._on_counted()
         self._engine.close()
         with self._lock:
             self._wake_reader.close()
@@ -225,6 +207,7 @@ class RelayThread:
             wait_s = 0.0 if has_more else ping_at - now
             self._deliver(self._engine.receive(wait_s, self._wake_reader.fileno()))
             self._counters.lag_s = self._engine.lag_s
+            self._on_counted()
             self._clear_wake()
 
     def _publish_batch(self) -> bool:
@@ -273,6 +256,7 @@ class RelayThread:
 
     def _lose(self, why: str) -> None:
         self._counters.is_up = False
+        self._on_counted()
         self._engine.close()
         if not self._is_lost and not self._is_closing:
             self._is_lost = True

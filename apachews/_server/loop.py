@@ -118,7 +118,7 @@ class Loop:
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
         self._publications = Publications(self.connections, self._poller, siblings, broker)
         if broker is not None:
-            broker.start(self)
+            broker.start(self, siblings)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``turn(0)`` has something to do."""

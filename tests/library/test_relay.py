@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -772,7 +773,7 @@ def test_threads(short_path: Path, own_broker: Broker) -> None:
 
 
 WORKERS = """
-import os, sys
+import json, os, sys
 from apachews import Event, Server
 
 server = Server(
@@ -789,6 +790,8 @@ for event in server:
         elif word == "up":
             status = server.relay_status()
             event.write(str(status is None or status.is_up))
+        elif word == "status":
+            event.write(json.dumps(server.relay_status().document()))
         elif word == "many":
             for number in range(int(rest)):
                 server.group("room").broadcast(str(number))
@@ -866,6 +869,31 @@ def test_workers_and_a_relay_deliver_each_message_once(short_path: Path, broker:
             assert sorted(received(client, 3)) == everything
         let_pass(0.1)
         assert [client.read_available() for client in (one, two, other)] == [[]] * 3
+
+
+def test_the_counters_of_workers_are_added_and_survive_one_of_them(
+    short_path: Path, broker: Broker
+) -> None:
+    with workers(short_path, broker.url) as clients:
+
+        def numbers(of: Bridge) -> tuple[bool, int]:
+            status = json.loads(ask(of, "status"))
+            return status["is_up"], status["published"]
+
+        (pid, one), (_, two) = clients.items()
+        for client in (one, two):
+            client.send(wire.TEXT, b"all hello")
+            assert [received(client, 1) for client in (one, two)] == [["hello"]] * 2
+        for client in (one, two):
+            wait_for(lambda client=client: numbers(client) == (True, 2))  # type: ignore[misc]
+        os.kill(int(pid), signal.SIGKILL)
+        # The worker that replaces it begins with its numbers.
+        wait_for(lambda: numbers(two) == (False, 2) or numbers(two) == (True, 2))
+        let_pass(0.2)
+        wait_for(lambda: numbers(two) == (True, 2))
+        two.send(wire.TEXT, b"all again")
+        assert received(two, 1) == ["again"]
+        wait_for(lambda: numbers(two) == (True, 3))
 
 
 def test_a_hanging_worker_costs_its_siblings_no_memory(short_path: Path) -> None:

@@ -210,8 +210,9 @@ def test_a_member_of_a_changing_group_misses_nothing(short_path: Path, broker: B
             due = time.monotonic()
             while not stop.is_set():
                 group = random.randrange(GROUPS)
-                one.server.group(str(group)).broadcast(f"{group}:{counts[group]}")
+                # Counted first: a member that joins now must not wait for this message.
                 counts[group] += 1
+                one.server.group(str(group)).broadcast(f"{group}:{counts[group] - 1}")
                 due += 1.0 / RATE
                 time.sleep(max(0.0, due - time.monotonic()))
 
