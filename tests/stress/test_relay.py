@@ -162,8 +162,9 @@ class Member:
     def __init__(self, producer: Producer, counts: list[int]) -> None:
         self._producer = producer
         self._counts = counts  # of each group: how many messages were sent
+        known = set(producer.server.clients())
         self._bridge: Bridge = producer.client()
-        self._client = producer.server.clients()[-1]
+        (self._client,) = wait_for(lambda: set(producer.server.clients()) - known)
         self._group = -1
         self._first: int | None = None
         self._last: int | None = None
