@@ -9,21 +9,26 @@ This module stands beside ``aio`` and ``threads`` and not in ``_server/``, becau
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from . import wire
 from ._server.connection import connection_of
 from ._server.mailbox import Mailbox
-from .client import Client, Group
-from .events import ConnectionClosedEvent, Event, MessageEvent
+from .client import Client, Group, Scope
+from .events import ConnectionClosedEvent, Event, MessageEvent, RelayBackEvent, RelayLostEvent
 from .exceptions import ConnectionClosed
+from .monitoring.relays import RelayStatus
 from .server import DRAIN_TIMEOUT_S, Server
 
 # send() waits while more is queued for the client: as much as the kernel accepts at once.
 SEND_HIGH_BYTES: Final = 65536
 # The time limit for handlers to return after their server has ended.
 HANDLER_END_S: Final = 10.0
+
+
+# A function for the events of the relay, which belong to no connection.
+OnRelay = Callable[[Event], object]
 
 
 class HandledConnection:
@@ -127,6 +132,12 @@ class HandlingServer:
     """
 
     server: Server
+    _on_relay: OnRelay | None = None
+
+    def _deliver_relay_event(self, event: Event) -> None:
+        """Call the program's function for an event of the relay; ignore other events."""
+        if self._on_relay is not None and isinstance(event, (RelayLostEvent, RelayBackEvent)):
+            self._on_relay(event)
 
     @property
     def path(self) -> str:
@@ -147,23 +158,25 @@ class HandlingServer:
         """
         return self.server.clients()
 
-    def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
+    def broadcast(
+        self, data: str | bytes | bytearray | memoryview, scope: Scope = "everywhere"
+    ) -> int:
         """Send a message to every client, without waiting; see ``Server.broadcast``.
 
         Example:
             >>> server.broadcast("lunch is ready")
             1
         """
-        return self.server.broadcast(data)
+        return self.server.broadcast(data, scope)
 
-    def broadcast_json(self, value: Any) -> int:
+    def broadcast_json(self, value: Any, scope: Scope = "everywhere") -> int:
         """Send a value to every client as a JSON text; see ``Server.broadcast_json``.
 
         Example:
             >>> server.broadcast_json({"menu": ["soup", "fish"]})
             1
         """
-        return self.server.broadcast_json(value)
+        return self.server.broadcast_json(value, scope)
 
     def group(self, name: str) -> Group:
         """Return the group of this name; see ``Server.group``.
@@ -173,6 +186,15 @@ class HandlingServer:
             True
         """
         return self.server.group(name)
+
+    def relay_status(self) -> RelayStatus | None:
+        """Return the state of the relay; see ``Server.relay_status``.
+
+        Example:
+            >>> server.relay_status() is None
+            True
+        """
+        return self.server.relay_status()
 
     def drain(self, timeout: float = DRAIN_TIMEOUT_S) -> None:
         """Hand all clients over; see ``Server.drain``.  Then ``wait_closed()``.

@@ -30,6 +30,7 @@ from ._handled import (
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
+    OnRelay,
 )
 from ._server.loop import Consumer
 from .client import Client
@@ -183,7 +184,11 @@ class AsyncServer(HandlingServer):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], handler: Handler | None, settings: dict[str, Any]
+        self,
+        path: str | os.PathLike[str],
+        handler: Handler | None,
+        on_relay: OnRelay | None,
+        settings: dict[str, Any],
     ) -> None:
         if settings.get("workers"):
             raise ValueError(
@@ -192,6 +197,7 @@ class AsyncServer(HandlingServer):
             )
         self._path = path
         self._handler = handler
+        self._on_relay = on_relay
         self._settings = settings
         self._connections: dict[Client | None, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -310,6 +316,8 @@ class AsyncServer(HandlingServer):
                     self._start_handler(event.client(), handler)
                 elif (connection := self._connections.get(event.client_or_none())) is not None:
                     connection._deliver(event)
+                else:
+                    self._deliver_relay_event(event)
         except ServerClosed:
             pass
 
@@ -335,7 +343,11 @@ class AsyncServer(HandlingServer):
 
 
 def serve(
-    path: str | os.PathLike[str], handler: Handler | None = None, **settings: Any
+    path: str | os.PathLike[str],
+    handler: Handler | None = None,
+    *,
+    on_relay: OnRelay | None = None,
+    **settings: Any,
 ) -> AsyncServer:
     """Return a server for ``async with``.
 
@@ -344,6 +356,8 @@ def serve(
         handler: called with each ``Connection``, in a task of its own.  When it returns, the
             connection is closed with 1000; its exception is logged, and the connection is
             closed with 1011.  None: ``async for event in server``.
+        on_relay: called with each ``RelayLostEvent`` and ``RelayBackEvent``, if there is a
+            handler; must not block.
         settings: as ``apachews.Server``, except ``workers``.
 
     Raises:
@@ -356,4 +370,4 @@ def serve(
         >>> async with serve("/var/www/html/ws/news.ws", shout, max_message_bytes=65536) as server:
         ...     await server.wait_closed()
     """
-    return AsyncServer(path, handler, settings)
+    return AsyncServer(path, handler, on_relay, settings)

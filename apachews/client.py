@@ -3,7 +3,8 @@
 Contract: ``Server`` makes both; every method returns at once, whatever the client does, and may
 be called by any thread.  A client leaves its groups when its connection ends.
 
-Long because ``Client``, ``Link`` and ``Group`` name each other in their interfaces.
+Long because ``Client``, ``Link``, ``Relay`` and ``Group`` name each other in their interfaces, so
+that one module defines them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from apachews.wire.answer import Answer
 
@@ -49,6 +50,31 @@ class Link(Protocol):
 
     def leave_group(self, group: Group) -> None:
         """Note that the client is in a group no more."""
+
+
+# Whose clients a broadcast reaches: those of every producer with the same relay, or those of this
+# process.
+Scope = Literal["everywhere", "here"]
+SCOPES: Final = ("everywhere", "here")
+
+
+class Relay(Protocol):
+    """What a group needs to reach the clients of other producers (``_relay/relay.py``)."""
+
+    def require_fitting(self, frame: bytes) -> None:
+        """Raise MessageTooLarge for a message that cannot be relayed."""
+
+    def publish(self, group: str | None, frame: bytes) -> bool:
+        """Queue a message for other producers; return whether they are within reach."""
+
+    def subscribe(self, group: str) -> None:
+        """Receive the messages of a group."""
+
+    def unsubscribe(self, group: str) -> None:
+        """Receive the messages of a group no more."""
+
+    def is_subscribed(self, group: str) -> bool:
+        """Return whether the messages of a group arrive."""
 
 
 class Client:
@@ -311,23 +337,37 @@ class Client:
             self._link.send_close(code, reason)
 
 
-class Delivery(NamedTuple):
-    """The result of a broadcast.
+class _Counts(NamedTuple):
+    reached: int
+    skipped: int
+
+
+class Delivery(_Counts):
+    """The result of a broadcast: a tuple of two numbers.
 
     Attributes:
         reached: number of clients that it was sent to or queued for.
         skipped: number of clients that it was not sent to: those that are gone or being
             closed, and those that it closed with 1013 because more than
             ``max_queue_bytes`` were queued for them already.
+        relayed: it was queued for other producers as well, and the relay is connected.
+            False without a relay, with ``scope="here"``, and while the relay is lost: it
+            then waits for the relay to return, up to a bound.
 
     Example:
-        >>> reached, skipped = server.group("room").broadcast("hello, room")
-        >>> reached, skipped
-        (0, 0)
+        >>> delivery = server.group("room").broadcast("hello, room")
+        >>> delivery.reached, delivery.skipped, delivery.relayed
+        (0, 0, False)
     """
 
-    reached: int
-    skipped: int
+    # Not a third element: programs unpack the two.
+    relayed: bool = False
+
+    def _with_relayed(self, relayed: bool) -> Delivery:
+        """Return a copy with this value of ``relayed``."""
+        delivery = Delivery(self.reached, self.skipped)
+        delivery.relayed = relayed
+        return delivery
 
 
 class Group:
@@ -344,13 +384,14 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "_send", "name")
+    __slots__ = ("__weakref__", "_lock", "_members", "_relay", "_send", "name")
 
     def __init__(
         self,
         name: str,
         lock: threading.RLock,
         send: Callable[[Group, list[Link], list[Link], bytes], int],
+        relay: Relay | None = None,
     ) -> None:
         """Use ``send`` for a frame to the first links and, of the members, not to the second.
 
@@ -359,6 +400,7 @@ class Group:
         self.name = name
         self._lock = lock
         self._send = send
+        self._relay = relay
         self._members: dict[Client, None] = {}  # in the order in which they were added
 
     def __repr__(self) -> str:
@@ -387,6 +429,8 @@ class Group:
                 return False
             if client in self._members:
                 return True
+            if self._relay is not None and not self._members:
+                self._relay.subscribe(self.name)
             self._members[client] = None
             if client._groups is None:
                 client._groups = set()
@@ -410,20 +454,35 @@ class Group:
             if client._groups is not None:
                 client._groups.discard(self)
             client._link.leave_group(self)
+            if self._relay is not None and not self._members:
+                self._relay.unsubscribe(self.name)
+
+    @property
+    def is_relayed(self) -> bool:
+        """True once messages of other producers arrive: some milliseconds after the first ``add``.
+
+        Example:
+            >>> server.group("room").is_relayed  # the server has no relay
+            False
+        """
+        return self._relay is not None and self._relay.is_subscribed(self.name)
 
     def broadcast(
         self,
         data: str | bytes | bytearray | memoryview,
         exclude: Client | Iterable[Client] = (),
+        scope: Scope = "everywhere",
     ) -> Delivery:
         """Send a message to every member; it is encoded once.
 
         Args:
             data: as ``Client.send``.
             exclude: one member or several that do not receive it, the sender for example.
+            scope: ``here``: only to members in this process, and not through the relay.
 
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
+            MessageTooLarge: the relay does not carry it; no member has received it.
 
         Example:
             >>> room = server.group("room")
@@ -432,9 +491,14 @@ class Group:
             >>> room.broadcast(event.read(), exclude=event.client())
             Delivery(reached=0, skipped=0)
         """
-        return self._broadcast_frame(wire.encode_message(data), exclude)
+        return self._broadcast(wire.encode_message(data), exclude, scope)
 
-    def broadcast_json(self, value: Any, exclude: Client | Iterable[Client] = ()) -> Delivery:
+    def broadcast_json(
+        self,
+        value: Any,
+        exclude: Client | Iterable[Client] = (),
+        scope: Scope = "everywhere",
+    ) -> Delivery:
         """Send a value to every member as a JSON text; see ``broadcast``.
 
         Raises:
@@ -447,7 +511,19 @@ class Group:
             >>> room.broadcast_json({"count": len(room)})
             Delivery(reached=1, skipped=0)
         """
-        return self._broadcast_frame(wire.encode_json(value), exclude)
+        return self._broadcast(wire.encode_json(value), exclude, scope)
+
+    def _broadcast(
+        self, frame: bytes, exclude: Client | Iterable[Client], scope: Scope
+    ) -> Delivery:
+        relay = relay_for(scope, self._relay)
+        if relay is None:
+            return self._broadcast_frame(frame, exclude)
+        relay.require_fitting(frame)
+        # Under the lock: two threads must not publish in another order than they broadcast here.
+        with self._lock:
+            delivery = self._broadcast_frame(frame, exclude)
+            return delivery._with_relayed(relay.publish(self.name, frame))
 
     def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
         skipped = {exclude} if isinstance(exclude, Client) else set(exclude)
@@ -459,3 +535,14 @@ class Group:
                 links, excluded = [client._link for client in self._members], []
             reached = self._send(self, links, excluded, frame)
         return Delivery(reached, len(links) - reached)
+
+
+def relay_for(scope: Scope, relay: Relay | None) -> Relay | None:
+    """Return the relay if a message of this scope uses it.
+
+    Raises:
+        ValueError: an unknown scope.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"scope={scope!r}: expected one of {', '.join(SCOPES)}")
+    return relay if scope == "everywhere" else None

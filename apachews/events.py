@@ -2,6 +2,8 @@
 
 Contract: immutable data and shortcuts to the client; every method returns at once.  For the
 thread that calls ``dequeue()``.
+
+Long because programs match over all types of event together, with their examples.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class EventType(enum.Enum):
     Error = "an error occurred; Event.reason describes it"
     Pong = "the client answered Client.ping(); latency_s is the time that it took"
     Invalid = "a program connected that does not speak the wire"
+    RelayLost = "the relay to other producers is lost; Event.reason says why"
+    RelayBack = "the relay is back; messages of gap_s seconds may be missing"
 
     def __repr__(self) -> str:
         return f"Event.{self.name}"
@@ -51,7 +55,8 @@ class Event:
     messages; then exactly one ``ConnectionClosed``, for whatever reason the connection
     ended.  A ``Close`` (the client closed the connection) or an ``Error`` (the client
     sent invalid data) may precede it.  An ``Error`` without a client is about the server
-    itself, an ``Invalid`` about a connection that never became a client.
+    itself, an ``Invalid`` about a connection that never became a client, a ``RelayLost``
+    or ``RelayBack`` about the relay.
 
     A client of a producer that handed it over (``Server.drain()``) or died causes an
     ``Accept`` at the next producer, with ``resumed`` True.
@@ -79,6 +84,8 @@ class Event:
     Error: ClassVar = EventType.Error
     Pong: ClassVar = EventType.Pong
     Invalid: ClassVar = EventType.Invalid
+    RelayLost: ClassVar = EventType.RelayLost
+    RelayBack: ClassVar = EventType.RelayBack
 
     _type: ClassVar[EventType]
     # What read() returns without a message.
@@ -145,8 +152,8 @@ class Event:
         """Return the client of the event.
 
         Raises:
-            ApachewsError: an ``Invalid``, or an ``Error`` of the server itself: they have
-                none.
+            ApachewsError: an ``Invalid``, an ``Error`` of the server itself, or an event
+                of the relay: they have none.
 
         Example:
             >>> event.client().request.user
@@ -169,7 +176,7 @@ class Event:
         """Return the message: str for text, bytes for binary.
 
         An event without a message returns ``Event.ConnectionClosed`` (also a ``Close``),
-        ``Event.Error`` (also an ``Invalid``), or ``Event.NoData`` (an ``Accept``).
+        ``Event.Error`` (also an ``Invalid``), or ``Event.NoData`` (all other events).
         Reading twice returns the same.
 
         (Any, not a union: only ``type()`` tells which it is, and programs pass the
@@ -432,3 +439,49 @@ class InvalidEvent(Event):
     __match_args__ = ("code", "reason")
     _type = EventType.Invalid
     _read = EventType.Error
+
+
+class RelayLostEvent(Event):
+    """The relay is lost: ``RelayLostEvent(reason)``; local clients notice nothing.
+
+    Example:
+        >>> match event:
+        ...     case RelayLostEvent(reason):
+        ...         print("other machines are out of reach:", reason)
+        other machines are out of reach: Connection refused
+    """
+
+    __slots__ = ()
+    __match_args__ = ("reason",)
+    _type = EventType.RelayLost
+    _read = EventType.NoData
+
+
+class RelayBackEvent(Event):
+    """The relay is back, every subscription is proven: ``RelayBackEvent(gap_s)``.
+
+    Example:
+        >>> match event:
+        ...     case RelayBackEvent(gap_s):
+        ...         print(server.broadcast_json({"reload": gap_s}), "clients")
+        1 clients
+    """
+
+    __slots__ = ("_gap_s",)
+    __match_args__ = ("gap_s",)
+    _type = EventType.RelayBack
+    _read = EventType.NoData
+
+    def __init__(self, gap_s: float) -> None:
+        super().__init__(None)
+        self._gap_s = gap_s
+
+    @property
+    def gap_s(self) -> float:
+        """Seconds in which messages of other producers may have been missed.
+
+        Example:
+            >>> event.gap_s
+            2.5
+        """
+        return self._gap_s

@@ -8,8 +8,10 @@
      |    +-- NotASocket    the path is a file of another type
      |    +-- NotListening publish(): no producer listens there
      |    +-- PublishError  publish(): the producer did not answer
+     |    +-- RelayError    the relay's address or library cannot be used
      +-- ServerClosed       dequeue() after close() and the last event
      +-- ConnectionClosed   a handler's client is gone: code, reason
+     +-- MessageTooLarge    the relay does not carry the message: size, limit
      +-- NotAsked           Apache does not leave the decision to the producer
      +-- WireError          bytes that violate docs/reference/wire.md: reason, close code
      +-- StatusError        a document is not Apache's status: problem
@@ -23,10 +25,12 @@ from __future__ import annotations
 __all__ = [
     "ApachewsError",
     "ConnectionClosed",
+    "MessageTooLarge",
     "NotASocket",
     "NotAsked",
     "NotListening",
     "PublishError",
+    "RelayError",
     "ServerClosed",
     "ServerError",
     "SocketInUse",
@@ -123,7 +127,7 @@ class NotListening(ServerError):
 
 
 class PublishError(ServerError):
-    """The producer exited before it answered, or does not support PUBLISH.
+    """The producer exited before it answered, refused the message, or does not support PUBLISH.
 
     Example:
         >>> try:
@@ -133,11 +137,54 @@ class PublishError(ServerError):
         the producer did not answer
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(
-            path,
-            "the producer did not answer",
-            "it has exited, or its library is older than publish(): see its log",
+    def __init__(
+        self,
+        path: str,
+        problem: str = "the producer did not answer",
+        remedy: str = "it has exited, or its library is older than publish(): see its log",
+    ) -> None:
+        super().__init__(path, problem, remedy)
+
+
+class RelayError(ServerError):
+    """The relay's address cannot be used, or ``publish()`` does not reach it.
+
+    A server whose relay is down raises nothing: see ``RelayLostEvent``.
+
+    Attributes:
+        path: the address, without a password.
+
+    Example:
+        >>> try:
+        ...     Server("/var/www/html/ws/chat.ws", relay="http://localhost")
+        ... except RelayError as error:
+        ...     print(error.problem)
+        unknown scheme
+    """
+
+
+class MessageTooLarge(ApachewsError):
+    """The relay does not carry a message of this size; no client has received it.
+
+    Attributes:
+        size_bytes: the message's.
+        limit_bytes: ``relay_max_message_bytes`` of the server.
+
+    Example:
+        >>> error = MessageTooLarge(33_000_000, 1_048_576)
+        >>> print(error)
+        the message has 33000000 bytes, the relay carries 1048576; send a link to it, or ...
+    """
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"the message has {self.size_bytes} bytes, the relay carries {self.limit_bytes};"
+            " send a link to it, or raise relay_max_message_bytes of every server"
         )
 
 

@@ -4,6 +4,8 @@ Contract: ``Server(path)`` listens; ``dequeue()`` returns one event after the ot
 ``dequeue()`` blocks, and ``close()`` for its ``spread`` and at most a second more.  One thread
 at a time calls ``dequeue()``, and sockets make progress only inside it; any thread may call the
 other methods.
+
+Long because one class is the API, and its docstrings are the reference.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from typing import Any, Final, overload
 from apachews._listening.socket_file import LoopbackFile, SocketFile
 from apachews._processes.sd_notify import notify, notify_ready
 from apachews._processes.workers import fork_workers
+from apachews._relay.relay import DEFAULT_MAX_MESSAGE_BYTES as DEFAULT_MAX_RELAYED_BYTES
+from apachews._relay.relay import new_origin, open_relay
 from apachews._server.connection import SENDING, State
 from apachews._server.languages import preferred_language
 from apachews._server.loop import Loop
+from apachews.monitoring.relays import RelayStatus
 from apachews.wire.reader import DEFAULT_MAX_MESSAGE_BYTES
 
 from . import wire
-from .client import Client, Group
+from .client import Client, Group, Scope, relay_for
 from .events import Event
 from .exceptions import ServerClosed
 
@@ -80,16 +85,28 @@ class Server:
         workers: number of worker processes; 0: this process serves.  With 1 or more the
             constructor forks them and returns in each of them.  In this process it does
             not return: it supervises the workers, and ends with SystemExit when all have
-            exited (see ``apachews._processes.workers``).  The workers share only the
-            socket: ``clients()``, ``broadcast()``, ``close()`` and ``drain()`` are about
-            the clients of one process.  On the main thread, and before the program
-            starts another thread.
+            exited (see ``apachews._processes.workers``).  ``broadcast()``, groups and
+            ``publish()`` reach the clients of all workers; ``clients()``, the members of a
+            group, ``close()`` and ``drain()`` are about those of one process.  On the main
+            thread, and before the program starts another thread.
         transport: ``unix``; or ``loopback``, if the file system or the host does not
             support Unix sockets: the file is then a regular one with a port of 127.0.0.1
             and a token; Apache's user needs the right to read.  systemd's sockets are
             not used.
+        relay: a Redis or Valkey through which ``broadcast()``, groups and ``publish()``
+            reach the clients of every producer with the same relay and name, on any
+            number of machines: ``redis://``, ``rediss://``, ``unix://``,
+            ``redis+sentinel://`` or ``redis+cluster://``, or a client of redis-py.  None:
+            the environment's ``APACHEWS_RELAY``; "": no relay.  Needs redis-py
+            (``apachews[redis]``).  Redis never delays the program or a local client; while
+            it is out of reach the program continues, and has ``RelayLost`` and
+            ``RelayBack`` events.
+        relay_name: of the relay; default: the name of the socket file, as ``chat.ws``.
+        relay_max_message_bytes: the longest message that is relayed (1 MiB); broadcasting a
+            longer one raises MessageTooLarge.
 
     Raises:
+        RelayError: the relay's address is invalid, or redis-py is not installed.
         SocketInUse: with ``exclusive``, another producer listens there.
         NotASocket: the path is a file of another type.
         ServerError: the path is longer than that of a Unix socket can be.
@@ -114,6 +131,9 @@ class Server:
         exclusive: bool = False,
         workers: int = 0,
         transport: str = "unix",
+        relay: Any = None,
+        relay_name: str | None = None,
+        relay_max_message_bytes: int = DEFAULT_MAX_RELAYED_BYTES,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: expected 0 or more")
@@ -121,6 +141,11 @@ class Server:
             raise ValueError("a server with workers must be the first and only one of its program")
         if transport not in _FILES:
             raise ValueError(f"transport={transport!r}: expected one of {', '.join(_FILES)}")
+        if relay is None:
+            relay = os.environ.get("APACHEWS_RELAY")
+        name = relay_name or os.path.basename(os.fspath(path))
+        # Before the socket file and the workers: a wrong address must not cost clients.
+        broker = open_relay(relay, name, new_origin(), relay_max_message_bytes) if relay else None
         try:
             self._file = _FILES[transport](os.fspath(path), mode, group, exclusive)
         except OSError as error:
@@ -130,7 +155,12 @@ class Server:
             notify_ready(f"listening on {self._file.path}")
             siblings = fork_workers(workers, self._file) if workers else None
             self._loop = Loop(
-                self._file, max_message_bytes, max_queue_bytes, _notify_stopping, siblings
+                self._file,
+                max_message_bytes,
+                max_queue_bytes,
+                _notify_stopping,
+                siblings,
+                broker,
             )
         except BaseException:
             # SystemExit as well: the handler of a signal may raise it here, and ``open_servers``
@@ -244,21 +274,30 @@ class Server:
         except ServerClosed:
             return
 
-    def broadcast(self, data: str | bytes | bytearray | memoryview) -> int:
+    def broadcast(
+        self, data: str | bytes | bytearray | memoryview, scope: Scope = "everywhere"
+    ) -> int:
         """Send a message to every client; return how many it was sent to or queued for.
 
-        It is encoded once.  For a part of the clients, see ``group``.
+        It is encoded once.  For a part of the clients, see ``group``.  The clients of other
+        workers, and of other producers with the same relay, receive it as well, and are
+        not counted.
+
+        Args:
+            data: as ``Client.send``.
+            scope: ``here``: only to the clients of this process.
 
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
+            MessageTooLarge: the relay does not carry it; no client has received it.
 
         Example:
             >>> server.broadcast("lunch is ready")
             1
         """
-        return self._broadcast_frame(wire.encode_message(data))
+        return self._broadcast_frame(wire.encode_message(data), scope)
 
-    def broadcast_json(self, value: Any) -> int:
+    def broadcast_json(self, value: Any, scope: Scope = "everywhere") -> int:
         """Send a value to every client as a JSON text; see ``broadcast``.
 
         Raises:
@@ -268,11 +307,27 @@ class Server:
             >>> server.broadcast_json({"menu": ["soup", "fish"]})
             1
         """
-        return self._broadcast_frame(wire.encode_json(value))
+        return self._broadcast_frame(wire.encode_json(value), scope)
 
-    def _broadcast_frame(self, frame: bytes) -> int:
+    def _broadcast_frame(self, frame: bytes, scope: Scope) -> int:
+        relay = relay_for(scope, self._loop.relay)
+        if relay is not None:
+            relay.require_fitting(frame)
         with self._loop.lock:
-            return self._loop.connections.broadcast(frame)
+            reached = self._loop.connections.broadcast(frame)
+            if relay is not None:
+                relay.publish(None, frame)
+            return reached
+
+    def relay_status(self) -> RelayStatus | None:
+        """Return the state and the counters of the relay; None without one.
+
+        Example:
+            >>> server.relay_status() is None
+            True
+        """
+        broker = self._loop.broker
+        return None if broker is None else broker.status()
 
     def group(self, name: str) -> Group:
         """Return the group of this name; a new group is empty.

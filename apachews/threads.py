@@ -33,6 +33,7 @@ from ._handled import (
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
+    OnRelay,
 )
 from ._server.loop import Consumer
 from .client import Client
@@ -193,9 +194,11 @@ class ThreadServer(HandlingServer):
         path: str | os.PathLike[str],
         handler: Handler,
         max_threads: int,
+        on_relay: OnRelay | None,
         settings: dict[str, Any],
     ) -> None:
         self.server = Server(path, **settings)
+        self._on_relay = on_relay
         loop_of(self.server).consumer = Consumer.HANDLERS
         self._handler = handler
         self._connections: dict[Client | None, Connection] = {}
@@ -266,6 +269,8 @@ class ThreadServer(HandlingServer):
                 self._start_handler(event.client())
             elif (connection := self._connections.get(event.client_or_none())) is not None:
                 connection._deliver(event)
+            else:
+                self._deliver_relay_event(event)
 
     def _join(self) -> None:
         self._thread.join()
@@ -300,6 +305,7 @@ def serve(
     handler: Handler,
     *,
     max_threads: int = MAX_THREADS,
+    on_relay: OnRelay | None = None,
     **settings: Any,
 ) -> ThreadServer:
     """Serve; the result is a context manager that closes the server.
@@ -310,6 +316,8 @@ def serve(
             connection is closed with 1000; its exception is logged, and the connection is
             closed with 1011.
         max_threads: the number of handlers that run at the same time; other clients wait.
+        on_relay: called with each ``RelayLostEvent`` and ``RelayBackEvent``, on the thread that
+            takes the events; must not block.
         settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
 
     Raises:
@@ -322,4 +330,4 @@ def serve(
         >>> with serve("/var/www/html/ws/news.ws", shout, max_threads=200) as server:
         ...     server.wait_closed()
     """
-    return ThreadServer(path, handler, max_threads, settings)
+    return ThreadServer(path, handler, max_threads, on_relay, settings)

@@ -137,4 +137,4 @@ def _collect(listed: int) -> Status:
     directory = rundir.path()
     # Without the directory there are no processes to ask, and a slot would create it.
     with waiting.place_for_status() if os.path.exists(directory) else contextlib.nullcontext():
-        return collect(directory, os.getppid(), listed=listed)
+        return collect(directory, os.getppid(), listed=listed).with_relays()

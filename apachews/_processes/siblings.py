@@ -1,12 +1,14 @@
-"""Channels between workers: a message that one of them publishes reaches the clients of all.
+"""Channels between workers: a message for all clients reaches those of every worker.
 
 Contract: ``Siblings(count)`` before the workers are forked; ``become(index)`` in each worker.
-``relay`` and ``receive_nowait`` never block.
+``relay``, ``send_nowait`` and ``receive_nowait`` never block.
 
-Each worker has a datagram socket that all others can send to.  A message of any size is written
-to an unnamed file (memfd_create(2)) that all of them read.  The datagram carries that file and
-one end of a socket for the answers, which reaches its end when the last worker has closed it or
-has died.  A worker that replaces another one inherits its socket, and the messages in it.
+Each worker has a socket of packets (SOCK_SEQPACKET: bounded by bytes, and not by ten packets as
+datagrams are) that all others can send to.  A packet is a line of JSON and a short message, or
+the line and an unnamed file (memfd_create(2)) with a longer one, which all of them read.  With
+``relay`` it carries one end of a socket for the answers as well, which reaches its end when the
+last worker has closed it or has died.  A worker that replaces another one inherits its socket,
+and the messages in it.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from apachews.client import Delivery
 
+from .board import Board
+
 _ANSWER = struct.Struct("=QQ")
-# The name of the group is the only part of a datagram that can be long.
-MAX_HEADER_BYTES = 65536
+# The longest packet; the name of a group is the only long part of a line.
+MAX_PACKET_BYTES: Final = 65536
+# Longer messages are written to a file once, and not copied into the queue of each worker.
+MAX_INLINE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +38,82 @@ class Relayed:
 
     group: str | None
     message: str | bytes
-    _reply: socket.socket
+    _reply: socket.socket | None
 
     def answer(self, delivery: Delivery) -> None:
-        """Report the delivery, and close the channel."""
+        """Report the delivery to a sibling that waits for it, and close the channel."""
+        if self._reply is None:
+            return
         with self._reply:
             try:
-                self._reply.send(_ANSWER.pack(*delivery))
+                self._reply.send(_ANSWER.pack(delivery.reached, delivery.skipped))
             except OSError:
                 pass  # the sibling that relayed it has exited
 
 
+class Packet:
+    """A message on its way to other workers; ``close`` it when all of them have it.
+
+    Args:
+        group: that receives it; None: all clients.
+        content: the message; UTF-8 if it is text.
+        is_text: whether it is text.
+
+    Attributes:
+        data: the packet.
+        file: the descriptor of the file with a long message, or None.
+    """
+
+    __slots__ = ("data", "file")
+
+    def __init__(self, group: str | None, content: bytes, is_text: bool) -> None:
+        is_file = len(content) > MAX_INLINE_BYTES
+        document = {"group": group, "is_text": is_text, "is_file": is_file}
+        line = json.dumps(document).encode() + b"\n"
+        self.file: int | None = None
+        self.data = line if is_file else line + content
+        if is_file:
+            self.file = os.memfd_create("apachews")
+            with open(self.file, "wb", closefd=False) as writer:
+                writer.write(content)
+
+    @property
+    def is_sendable(self) -> bool:
+        """False if the name of the group is too long for a packet."""
+        return len(self.data) <= MAX_PACKET_BYTES
+
+    def close(self) -> None:
+        """Close the file; closing again does nothing."""
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+
 class Siblings:
-    """The workers of one supervisor; ``receiver`` is the socket of this worker."""
+    """The workers of one supervisor.
+
+    Attributes:
+        receiver: the socket of this worker.
+        place: of this worker among all.
+        board: the counters of the relays of all.
+    """
 
     def __init__(self, count: int) -> None:
-        self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(count)]
+        self._pairs = [
+            socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)
+        ]
         for pair in self._pairs:
             for sock in pair:
                 sock.setblocking(False)
         self._others: list[socket.socket] = []
         self.receiver = self._pairs[0][0]
+        self.place = 0
+        self.board = Board(count)
 
     def become(self, index: int) -> None:
         """Become the worker in this place; close the sockets that only others need."""
         self.receiver = self._pairs[index][0]
+        self.place = index
         for number, (receiver, sender) in enumerate(self._pairs):
             if number == index:
                 sender.close()
@@ -71,46 +129,66 @@ class Siblings:
             The socket for ``read_answers``, non-blocking; the caller closes it.  None if
             there are no other workers, or none of them has room for it.
         """
-        data = message.encode() if isinstance(message, str) else message
-        header = json.dumps({"group": group, "is_text": isinstance(message, str)}).encode()
-        if len(header) > MAX_HEADER_BYTES:
-            return None  # a group with such a long name has no members elsewhere
+        is_text = isinstance(message, str)
+        packet = Packet(group, message.encode() if isinstance(message, str) else message, is_text)
+        if not packet.is_sendable:
+            packet.close()
+            return None
         answers, reply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         answers.setblocking(False)
-        has_reached = False
-        file = os.memfd_create("apachews")
         try:
-            with open(file, "wb", closefd=False) as writer:
-                writer.write(data)
-            for other in self._others:
-                try:
-                    socket.send_fds(other, [header], [file, reply.fileno()])
-                    has_reached = True
-                except OSError:
-                    pass  # its queue is full, because its program hangs: skip it
+            # Of a sibling that hangs the queue is full: it is skipped.
+            has_reached = sum([self._send(other, packet, reply) for other in self._others])
         finally:
-            os.close(file)
+            packet.close()
             reply.close()
         if has_reached:
             return answers
         answers.close()
         return None
 
+    @property
+    def others(self) -> range:
+        """The numbers of the other workers, for ``send_nowait``."""
+        return range(len(self._others))
+
+    def send_nowait(self, other: int, packet: Packet) -> bool:
+        """Send a packet to one other worker; return False if its queue is full."""
+        return self._send(self._others[other], packet, None)
+
+    def _send(self, other: socket.socket, packet: Packet, reply: socket.socket | None) -> bool:
+        fds = [] if packet.file is None else [packet.file]
+        if reply is not None:
+            fds.append(reply.fileno())
+        try:
+            if fds:
+                socket.send_fds(other, [packet.data], fds)
+            else:
+                other.send(packet.data)
+        except OSError:
+            return False
+        return True
+
     def receive_nowait(self) -> Iterator[Relayed]:
         """Yield the messages that other workers have relayed."""
         while True:
             try:
-                header, fds, _, _ = socket.recv_fds(self.receiver, MAX_HEADER_BYTES, 2)
+                data, fds, _, _ = socket.recv_fds(self.receiver, MAX_PACKET_BYTES, 2)
             except BlockingIOError:
                 return
-            file, reply = fds
-            try:  # pread: the workers share the offset of the open file
-                data = os.pread(file, os.fstat(file).st_size, 0)
-            finally:
-                os.close(file)
-            document = json.loads(header)
-            message = data.decode() if document["is_text"] else data
-            yield Relayed(document["group"], message, socket.socket(fileno=reply))
+            if not data:
+                return  # all other processes have exited
+            line, _, content = data.partition(b"\n")
+            document = json.loads(line)
+            if document["is_file"]:
+                file = fds.pop(0)
+                try:  # pread: the workers share the offset of the open file
+                    content = os.pread(file, os.fstat(file).st_size, 0)
+                finally:
+                    os.close(file)
+            message = content.decode() if document["is_text"] else content
+            reply = socket.socket(fileno=fds[0]) if fds else None
+            yield Relayed(document["group"], message, reply)
 
     def close(self) -> None:
         """Close all sockets of this process."""

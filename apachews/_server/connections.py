@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import cast
 
 from apachews import wire
-from apachews.client import Group, Link
+from apachews.client import Group, Link, Relay
 from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
 from . import lanes
@@ -36,6 +36,7 @@ class Connections:
         poller: watches them.
         max_message_bytes, max_queue_bytes: as ``Server``.
         on_forget: called with each connection whose socket was closed.
+        relay: to the clients of other producers, or None.
 
     Attributes:
         by_fd: the connections by descriptor.
@@ -52,6 +53,7 @@ class Connections:
         max_message_bytes: int,
         max_queue_bytes: int,
         on_forget: Callable[[Connection], None],
+        relay: Relay | None = None,
     ) -> None:
         self.by_fd: dict[int, Connection] = {}
         self.events: deque[Event] = deque()
@@ -61,6 +63,7 @@ class Connections:
         self._max_message_bytes = max_message_bytes
         self._max_queue_bytes = max_queue_bytes
         self._on_forget = on_forget
+        self._relay = relay
         self.closing: deque[tuple[float, Connection]] = deque()
         # Weak: a group lives as long as it has a member, or the program refers to it.
         self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
@@ -82,7 +85,8 @@ class Connections:
         """Return the group of this name."""
         group = self._groups.get(name)
         if group is None:
-            group = self._groups[name] = Group(name, self._lock, self._send_to_group)
+            send, relay = self._send_to_group, self._relay
+            group = self._groups[name] = Group(name, self._lock, send, relay)
         return group
 
     def broadcast(self, frame: bytes) -> int:

@@ -6,9 +6,12 @@ meanwhile.  What they do takes effect at once, under the lock; if it makes an ev
 the waiting thread is woken.  One thread at a time waits.  Only ``turn()`` and its callers block.
 
 Bounds: a turn reads at most ``READ_BYTES`` from each ready socket, makes events of a limited
-number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The rest
-of a read stays in its connection's reader, and the socket is not read again before it is parsed.
-So the library buffers one read and one unfinished message per client, and the events of one turn.
+number of frames per connection (``wire.reader``), and ends after ``TURN_EVENTS`` events.  The
+rest of a read stays in its connection's reader, and the socket is not read again before it is
+parsed.  So the library buffers one read and one unfinished message per client, and the events
+of one turn.
+
+Long because each kind of frame and of ending is a method of the one loop.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from apachews._listening.acceptor import new_acceptor
 from apachews._listening.socket_file import SocketFile
 from apachews._processes.sd_notify import start_heartbeat
 from apachews._processes.siblings import Siblings
+from apachews._relay.relay import Relay, join_relays
 from apachews.client import Client
 from apachews.events import (
     AcceptEvent,
@@ -65,6 +69,7 @@ class Loop:
         max_message_bytes, max_queue_bytes: as ``Server``.
         on_ending: called when it begins to close or to drain.
         siblings: other workers of the same socket; closed here.
+        broker: the relay to other machines, not started; closed here.
 
     Attributes:
         lock: held by every caller.
@@ -72,6 +77,8 @@ class Loop:
         connections: those of the clients and of publishers.
         is_closed: no further events occur; queued ones remain.
         consumer: who takes the events.
+        relay: to the clients of other producers, or None.
+        broker: the part of it that leads to other machines, or None.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Loop:
         max_queue_bytes: int,
         on_ending: Callable[[], None],
         siblings: Siblings | None = None,
+        broker: Relay | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self.is_closed = False
@@ -95,12 +103,21 @@ class Loop:
         self._calls = Calls()
         self._heartbeat = start_heartbeat()
         self._poller = Poller(self.lock)
+        self.broker = broker
+        self.relay = join_relays(siblings, broker, self.call_later)
         self.connections = Connections(
-            self.lock, self._poller, max_message_bytes, max_queue_bytes, self._on_forget
+            self.lock,
+            self._poller,
+            max_message_bytes,
+            max_queue_bytes,
+            self._on_forget,
+            self.relay,
         )
         self.events = self.connections.events  # the same queue
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
-        self._publications = Publications(self.connections, self._poller, siblings)
+        self._publications = Publications(self.connections, self._poller, siblings, broker)
+        if broker is not None:
+            broker.start(self, siblings)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``turn(0)`` has something to do."""
@@ -167,6 +184,17 @@ class Loop:
         if not self.is_closed:
             self._calls.call_later(delay_s, function)
             self._poller.wake_if_waited_for()
+
+    def deliver_relayed(self, group: str | None, frame: bytes) -> None:
+        """Send a frame of another producer to the clients of this process."""
+        if group is None:
+            self.connections.broadcast(frame)
+        else:
+            self.connections.group(group)._broadcast_frame(frame, ())
+
+    def add_event(self, event: Event) -> None:
+        """Queue an event of the relay; on the thread of ``call_soon``."""
+        self.events.append(event)
 
     def drain(self, timeout_s: float) -> None:
         """Start handing over all clients: ``Server.drain``; docs/reference/wire.md, *Moving*."""
@@ -432,6 +460,8 @@ class Loop:
         self.is_closed = True
         self._calls.later.clear()
         self._acceptor.stop()
+        if self.broker is not None:
+            self.broker.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None

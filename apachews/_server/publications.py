@@ -18,7 +18,9 @@ from typing import Final
 
 from apachews import wire
 from apachews._processes.siblings import Siblings, read_answers
+from apachews._relay.relay import Relay
 from apachews.client import Delivery
+from apachews.exceptions import MessageTooLarge
 
 from .connection import Connection
 from .connections import Connections
@@ -48,6 +50,7 @@ class Publications:
         connections: the server's, of clients among others.
         poller: the server's.
         siblings: other workers, or None.
+        broker: the relay to other machines, or None.
 
     Attributes:
         waiting: the publishers whose siblings have not all answered.
@@ -58,10 +61,12 @@ class Publications:
         connections: Connections,
         poller: Poller,
         siblings: Siblings | None,
+        broker: Relay | None = None,
     ) -> None:
         self._connections = connections
         self._poller = poller
         self._siblings = siblings
+        self._broker = broker
         self._publishers: dict[Connection, _Publisher] = {}
         self.waiting: dict[Connection, _Publisher] = {}
         if siblings:
@@ -70,7 +75,10 @@ class Publications:
             )
 
     def add(self, connection: Connection, publish: wire.Publish) -> None:
-        """Add a connection that has sent PUBLISH."""
+        """Add a connection that has sent PUBLISH; answer its question, if it is one."""
+        if publish.asks_status:
+            relay = None if self._broker is None else self._broker.status().document()
+            connection.send_published(wire.Published(0, 0, relay=relay))
         self._publishers[connection] = _Publisher(publish.group)
 
     def receive(self, connection: Connection, message: str | bytes) -> None:
@@ -116,7 +124,7 @@ class Publications:
     def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
         """Send a message to the clients of this process."""
         if group is not None:
-            return self._connections.group(group).broadcast(message)
+            return self._connections.group(group).broadcast(message, scope="here")
         connections = self._connections.by_fd.values()
         clients = sum(connection.client is not None for connection in connections)
         reached = self._connections.broadcast(wire.encode_message(message))
@@ -125,10 +133,14 @@ class Publications:
     def _deliver_next(self, connection: Connection, publisher: _Publisher) -> None:
         while publisher.messages and publisher.answers is None:
             message = publisher.messages.popleft()
+            if (why := self._refusal(message)) is not None:
+                connection.send_published(wire.Published(0, 0, error=why))
+                continue
             publisher.delivery = self._deliver(publisher.group, message)
+            self._relay(publisher, message)
             answers = self._siblings and self._siblings.relay(publisher.group, message)
             if not answers:
-                connection.send_published(wire.Published(*publisher.delivery))
+                connection.send_published(_published(publisher.delivery))
                 continue
             publisher.answers = answers
             publisher.deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -139,9 +151,24 @@ class Publications:
             # Not read meanwhile, so that its messages wait in the kernel and not here.
             connection.pause(True)
 
+    def _refusal(self, message: str | bytes) -> str | None:
+        """Return why the broker does not carry a message, so that no client receives it."""
+        if self._broker is not None:
+            try:
+                self._broker.require_fitting(wire.encode_message(message))
+            except MessageTooLarge as error:
+                return str(error)
+        return None
+
+    def _relay(self, publisher: _Publisher, message: str | bytes) -> None:
+        """Publish a message to other machines: the clients of this one come first."""
+        if self._broker is not None:
+            relayed = self._broker.publish(publisher.group, wire.encode_message(message))
+            publisher.delivery = publisher.delivery._with_relayed(relayed)
+
     def _finish(self, connection: Connection, publisher: _Publisher) -> None:
         self._stop_waiting(connection, publisher)
-        connection.send_published(wire.Published(*publisher.delivery))
+        connection.send_published(_published(publisher.delivery))
         connection.pause(False)
         self._deliver_next(connection, publisher)
 
@@ -153,5 +180,10 @@ class Publications:
         publisher.answers = None
 
 
+def _published(delivery: Delivery) -> wire.Published:
+    return wire.Published(delivery.reached, delivery.skipped, delivery.relayed)
+
+
 def _sum(one: Delivery, other: Delivery) -> Delivery:
-    return Delivery(one.reached + other.reached, one.skipped + other.skipped)
+    total = Delivery(one.reached + other.reached, one.skipped + other.skipped)
+    return total._with_relayed(one.relayed)

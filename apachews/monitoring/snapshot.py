@@ -1,9 +1,9 @@
 """The status of Apache's processes and their WebSockets at one moment.
 
-Contract: data, sans-I/O.  A process with WebSockets describes itself in a ``ProcessStatus``;
-``Status`` holds those of all processes of one Apache.  ``encode`` returns JSON; ``decode`` reads
-it, ignores members that it does not know, so that a later version can add some, and raises
-``StatusError`` for any other document.
+Contract: data, sans-I/O, except ``with_relays``.  A process with WebSockets describes itself in
+a ``ProcessStatus``; ``Status`` holds those of all processes of one Apache.  ``encode`` returns
+JSON; ``decode`` reads it, ignores members that it does not know, so that a later version can add
+some, and raises ``StatusError`` for any other document.
 
 ``apachews_handler`` makes these, ``apachews.monitoring.collect`` collects them; the status page
 and the command line show them.  They contain no message, no query string and no cookie.  *In*
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from apachews.exceptions import StatusError
+
+from .relays import RelayStatus, ask_relays
 
 VERSION: Final = 1
 # The number of connections of a process that are described; the counters count all.
@@ -101,6 +103,8 @@ class EndpointStatus:
         queued_in, queued_out: bytes that wait, as those of a connection.
         closes: ended connections by close code; ``other`` for further codes beyond the
             limit.
+        framed: present connections whose producer speaks the wire, and can be asked for its
+            relay; not those of tunnels and of the raw wire.
     """
 
     path: str
@@ -115,6 +119,7 @@ class EndpointStatus:
     queued_in: int = 0
     queued_out: int = 0
     closes: dict[str, int] = dataclasses.field(default_factory=dict)
+    framed: int = 0
 
     def copy(self) -> EndpointStatus:
         """Return a copy."""
@@ -247,6 +252,7 @@ class Status:
         time: when this was collected, seconds since 1970.
         processes: children first, then custodians, the oldest first.
         silent: process ids of those that did not answer in time, or not correctly.
+        relays: of the producers with a relay and a WebSocket, in the order of their endpoints.
     """
 
     apache: int
@@ -254,6 +260,12 @@ class Status:
     processes: tuple[ProcessStatus, ...] = ()
     silent: tuple[int, ...] = ()
     version: int = VERSION
+    relays: tuple[RelayStatus, ...] = ()
+
+    def with_relays(self) -> Status:
+        """Return a copy with the relays of the producers, which are asked for them here."""
+        paths = [endpoint.path for endpoint in self.endpoints() if endpoint.framed]
+        return dataclasses.replace(self, relays=ask_relays(paths))
 
     def endpoints(self) -> list[EndpointStatus]:
         """Return the endpoints, summed over all processes, in the order of their paths."""
@@ -300,6 +312,7 @@ class Status:
     def encode(self) -> bytes:
         """Return it as JSON."""
         rest = {name: getattr(self, name) for name in ("version", "apache", "time", "silent")}
+        rest["relays"] = [relay.document() for relay in self.relays]
         processes = b", ".join(process.encode() for process in self.processes)
         return json.dumps(rest)[:-1].encode() + b', "processes": [' + processes + b"]}"
 
@@ -318,7 +331,18 @@ class Status:
             _decode_document(data),
             processes=lambda values: tuple(_read_process(value, listed) for value in values),
             silent=tuple,
+            relays=_read_relays,
         )
+
+
+def _read_relays(values: Any) -> tuple[RelayStatus, ...]:
+    relays = []
+    for value in values:
+        relay = RelayStatus.from_document(value, str(value["endpoint"]))
+        if relay is None:
+            raise StatusError("invalid RelayStatus")
+        relays.append(relay)
+    return tuple(relays)
 
 
 def in_order(processes: Iterable[ProcessStatus]) -> tuple[ProcessStatus, ...]:

@@ -243,13 +243,17 @@ class Publish:
 
     Attributes:
         group: name of the group that receives them; None: all clients.
+        asks_status: it has no message, and asks for the state of the producer's relay.
     """
 
     group: str | None
+    asks_status: bool = False
 
     def encode(self) -> bytes:
         """Return the PUBLISH frame."""
-        document = {"version": VERSION, "group": self.group}
+        document: dict[str, Any] = {"version": VERSION, "group": self.group}
+        if self.asks_status:
+            document["status"] = True
         return encode_frame(PUBLISH, _encode_json(document).encode())
 
     @classmethod
@@ -263,7 +267,7 @@ class Publish:
         group = document.get("group")
         if group is not None and not isinstance(group, str):
             raise WireError(f"invalid PUBLISH: the group {group!r:.80} is neither text nor null")
-        return cls(group)
+        return cls(group, document.get("status") is True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,15 +275,32 @@ class Published:
     """The producer's answer to each published message.
 
     Attributes:
-        reached, skipped: see ``Delivery``.
+        reached, skipped, relayed: see ``Delivery``.
+        relay: the state of the relay (``monitoring.relays``), for a publisher that asks; None
+            without a relay.
+        error: why the message was refused, so that no client has received it; or None.
     """
 
     reached: int
     skipped: int
+    relayed: bool = False
+    relay: dict[str, Any] | None = None
+    error: str | None = None
 
     def encode(self) -> bytes:
         """Return the PUBLISH frame."""
-        document = {"version": VERSION, "reached": self.reached, "skipped": self.skipped}
+        document: dict[str, Any] = {
+            "version": VERSION,
+            "reached": self.reached,
+            "skipped": self.skipped,
+        }
+        # Only if they say something: producers without a relay answer as ever.
+        if self.relayed:
+            document["relayed"] = True
+        if self.relay is not None:
+            document["relay"] = self.relay
+        if self.error is not None:
+            document["error"] = self.error
         return encode_frame(PUBLISH, _encode_json(document).encode())
 
     @classmethod
@@ -294,7 +315,14 @@ class Published:
         reached, skipped = document.get("reached"), document.get("skipped")
         if not isinstance(reached, int) or not isinstance(skipped, int):
             raise WireError("invalid PUBLISH: reached and skipped must be numbers")
-        return cls(reached, skipped)
+        relay, error = document.get("relay"), document.get("error")
+        return cls(
+            reached,
+            skipped,
+            document.get("relayed") is True,
+            relay if isinstance(relay, dict) else None,
+            error if isinstance(error, str) else None,
+        )
 
 
 def _decode_json(payload: bytes, name: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from apachews.monitoring.snapshot import (
     ProcessStatus,
 )
 from apachews_handler.monitoring.counters import add_traffic
+from apachews_handler.protocol.session import Session
 from apachews_handler.shared import rundir
 
 from . import loop as loop_module
@@ -123,6 +124,8 @@ class Walk:
         traffic = connection.session.traffic()
         queued_in, queued_out = connection.queued_in_bytes, connection.queued_out_bytes
         add_traffic(endpoint, traffic)
+        # Sessions of tunnels and of the raw wire are subclasses.
+        endpoint.framed += type(connection.session) is Session
         endpoint.queued_in += queued_in
         endpoint.queued_out += queued_out
         if not connection.is_open:

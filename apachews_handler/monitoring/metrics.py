@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from apachews.monitoring.relays import RelayStatus
 from apachews.monitoring.snapshot import (
     CHILD,
     CUSTODIAN,
@@ -117,6 +118,45 @@ _ENDPOINT_METRICS: Final[tuple[tuple[str, str, str, str, dict[str, str]], ...]] 
         {"in": "queued_in", "out": "queued_out"},
     ),
 )
+# Of each relay: name, kind, help, attribute of RelayStatus.
+_RELAY_METRICS: Final = (
+    (
+        "apachews_relay_up",
+        "gauge",
+        "1 if the producer is connected to the relay and all its subscriptions are proven.",
+        "is_up",
+    ),
+    (
+        "apachews_relay_published_total",
+        "counter",
+        "Messages that the producer has given to the relay.",
+        "published",
+    ),
+    (
+        "apachews_relay_received_total",
+        "counter",
+        "Messages of other producers that have arrived.",
+        "received",
+    ),
+    (
+        "apachews_relay_dropped_total",
+        "counter",
+        "Messages that were dropped, because the relay was lost or the producer too slow.",
+        "dropped",
+    ),
+    (
+        "apachews_relay_gaps_total",
+        "counter",
+        "Losses of the relay that are over; messages may have been missed.",
+        "gaps",
+    ),
+    (
+        "apachews_relay_lag_seconds",
+        "gauge",
+        "Latest round trip from the producer to the relay and back.",
+        "lag_s",
+    ),
+)
 
 
 def to_text(status: Status) -> str:
@@ -164,6 +204,13 @@ def _families(status: Status) -> Iterator[tuple[str, str, str, Iterable[Sample]]
                 for value, attribute in attributes.items()
             ],
         )
+    for name, kind, help_, attribute in _RELAY_METRICS if status.relays else ():
+        yield (
+            name,
+            kind,
+            help_,
+            [(_of_relay(relay), float(getattr(relay, attribute))) for relay in status.relays],
+        )
     yield (
         "apachews_connections_closed_total",
         "counter",
@@ -194,6 +241,10 @@ def _round_trips(status: Status) -> list[str]:
 
 def _of(process: ProcessStatus) -> Labels:
     return {"pid": str(process.pid), "kind": process.kind}
+
+
+def _of_relay(relay: RelayStatus) -> Labels:
+    return {"endpoint": relay.endpoint, "relay": relay.address, "name": relay.name}
 
 
 def _labels(labels: Labels) -> str:

@@ -28,6 +28,7 @@ from apachews_tools.doctor.machine import (
     unit_properties,
 )
 from apachews_tools.doctor.proxies import check_proxies, proxy_of
+from apachews_tools.doctor.relay import check_relay
 from apachews_tools.doctor.server import check_ownership, check_server, handler_scripts, listens_on
 from apachews_tools.doctor.site import check_scope, check_socket, rewritten, sockets_in
 from apachews_tools.doctor.syntax import check_syntax
@@ -65,6 +66,7 @@ examples:
   sudo apachews doctor
   sudo apachews doctor wss://example.org/ws/chat.ws
   apachews doctor ws://localhost/ws/echo.ws --echo --json
+  apachews doctor --relay redis://10.0.0.5:6379/0
   apachews doctor --apachectl /usr/sbin/httpd --httpd-arguments -f /srv/httpd.conf -D LOCAL
 
 exit status: 0 no errors, perhaps warnings; 1 errors.
@@ -120,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"how many must fit into one child of Apache (default {DEFAULT_WEBSOCKETS})",
     )
+    parser.add_argument("--relay", metavar="URL", help="check this relay of producers as well")
     parser.add_argument(
         "--apachectl", metavar="PATH", help="the program to ask (default: the one in PATH)"
     )
@@ -188,6 +191,8 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
     findings: list[Finding] = []
     is_another = False
     proxied_to = ""
+    if arguments.relay:
+        yield from check_relay(arguments.relay)
     try:
         control = Control(arguments.apachectl, arguments.httpd_arguments)
         version = control.version()
@@ -207,11 +212,12 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
                 if not is_another and (proxy := proxy_of(scope)):
                     proxied_to = proxy.target
     except ControlError as failure:
-        make = error if address is None else warning
+        # A machine may have only the relay.
+        make = error if address is None and not arguments.relay else warning
         yield make(
             "httpd",
             str(failure),
-            breaks="only the URL can be checked" if address else "nothing can be checked",
+            breaks="only the URL can be checked" if address else "no Apache can be checked",
             remedy="--apachectl with the path of apachectl or httpd; on Debian, apt-get install"
             " apache2",
         )

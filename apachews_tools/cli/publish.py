@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import urllib.parse
 from typing import Final
 
 from apachews.publishing import TIMEOUT_S, publish
@@ -21,20 +22,24 @@ Send a message to the clients of the producer that listens on PATH.
 
 The producer does not need code for that: its library forwards the message.  Every user
 who may write to the socket file may publish.  Without --message, standard input is the
-message; if it is empty, nothing is sent."""
+message; if it is empty, nothing is sent.
+
+With --relay, the message goes through Redis or Valkey to the clients of every producer with
+this relay, and PATH is the name of their relay: that of the socket file."""
 
 EXAMPLES: Final = """\
 examples:
   apachews publish /var/www/html/ws/chat.ws -m 'The server restarts at noon.'
+  apachews publish --relay redis://10.0.0.5/0 chat.ws room -m 'Hello, room.'
   df -h / | apachews publish /var/www/html/ws/status.ws disks
 
-exit status: 0 the producer sent it, perhaps to no clients; 1 it did not"""
+exit status: 0 the producer or the relay has it, perhaps for no clients; 1 it was not sent"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description, parser.epilog = DESCRIPTION, EXAMPLES
-    parser.add_argument("path", metavar="PATH", help="the socket file")
+    parser.add_argument("path", metavar="PATH", help="the socket file, or the name of the relay")
     parser.add_argument(
         "group",
         metavar="GROUP",
@@ -53,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"for the answer of the producer (default {TIMEOUT_S:g})",
     )
+    parser.add_argument(
+        "--relay", metavar="URL", help="send it through this relay: redis://host:6379/0"
+    )
     parser.add_argument("--json", action="store_true", help="print the number of clients as JSON")
 
 
@@ -64,8 +72,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not message and arguments.message is None:
         print("nothing was sent: standard input is empty", file=sys.stderr)
         return 0
+    target = _relay_target(arguments) if arguments.relay else arguments.path
     try:
-        delivery = publish(arguments.path, message, arguments.group, timeout=arguments.timeout)
+        delivery = publish(target, message, arguments.group, timeout=arguments.timeout)
     except TimeoutError:
         raise CommandError(
             f"{arguments.path}: the producer did not answer within {arguments.timeout:g} s;"
@@ -77,11 +86,22 @@ def run(arguments: argparse.Namespace) -> int:
             f" the producer: sudo -u {_owner(arguments.path)} {this_program()} publish …"
         ) from None
     if arguments.json:
-        print(json.dumps({"reached": delivery.reached, "skipped": delivery.skipped}))
+        numbers = {"reached": delivery.reached, "skipped": delivery.skipped}
+        print(json.dumps({**numbers, "relayed": delivery.relayed}))
+    elif arguments.relay:
+        print("relayed" if delivery.relayed else "no producer is subscribed to it")
     else:
         skipped = f", {delivery.skipped} too slow and skipped" if delivery.skipped else ""
-        print(f"{delivery.reached} reached{skipped}")
+        relayed = ", and relayed" if delivery.relayed else ""
+        print(f"{delivery.reached} reached{skipped}{relayed}")
     return 0
+
+
+def _relay_target(arguments: argparse.Namespace) -> str:
+    """Return the address of the relay with its name."""
+    name = urllib.parse.quote(os.path.basename(arguments.path), safe="")
+    separator = "&" if "?" in arguments.relay else "?"
+    return f"{arguments.relay}{separator}name={name}"
 
 
 def _owner(path: str) -> str:

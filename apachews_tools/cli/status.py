@@ -190,6 +190,9 @@ def render(
     yield from _with_bold_head(bold, _processes(status, rates))
     yield ""
     yield from _with_bold_head(bold, _endpoints(status, rates))
+    if status.relays:
+        yield ""
+        yield from _with_bold_head(bold, _relays(status))
     if listed and status.connections_count:
         yield ""
         yield from _with_bold_head(bold, _connections(status, listed))
@@ -265,6 +268,22 @@ def _endpoints(status: Status, rates: Rates) -> list[str]:
     return table([*heads, "QUEUED IN", "OUT", "<CLOSED, BY CODE"], rows)
 
 
+def _relays(status: Status) -> list[str]:
+    rows = [
+        [
+            printable_line(relay.endpoint),
+            printable_line(relay.address),
+            printable_line(relay.name),
+            "up" if relay.is_up else "lost",
+            *map(count, (relay.published, relay.received, relay.dropped, relay.gaps)),
+            span(relay.lag_s),
+        ]
+        for relay in status.relays
+    ]
+    heads = ["<ENDPOINT", "<RELAY", "<NAME", "<STATE", "PUBLISHED", "RECEIVED", "DROPPED", "GAPS"]
+    return table([*heads, "ROUND TRIP"], rows)
+
+
 def _add(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
@@ -336,7 +355,7 @@ def _asks(apache: str | None) -> list[Ask]:
 
 def _ask(apache: RunningApache) -> Status:
     try:
-        return apache.collect()
+        return apache.collect().with_relays()
     except PermissionError as error:
         raise CommandError(
             f"no permission to ask the processes of Apache {apache.pid} ({error.filename}:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -22,7 +23,7 @@ from apachews_handler.monitoring.counters import (
 )
 from apachews_handler.monitoring.metrics import to_text
 
-from ..library.test_snapshot import process, status
+from ..library.test_snapshot import RELAY, process, status
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "howto" / "operations.md"
 
@@ -36,6 +37,23 @@ def parse(made: Status) -> dict[str, Metric]:
 def value(family: Metric, **labels: str) -> float:
     (found,) = (s.value for s in family.samples if labels.items() <= s.labels.items())
     return float(found)
+
+
+def test_each_relay_has_its_series() -> None:
+    families = parse(dataclasses.replace(status(process()), relays=(RELAY,)))
+    found = {
+        name: value(family, endpoint="/srv/chat.ws", relay=RELAY.address, name="chat.ws")
+        for name, family in families.items()
+        if name.startswith("apachews_relay_")
+    }
+    assert found == {
+        "apachews_relay_up": 1,
+        "apachews_relay_published": 7,
+        "apachews_relay_received": 8,
+        "apachews_relay_dropped": 2,
+        "apachews_relay_gaps": 1,
+        "apachews_relay_lag_seconds": 0.0005,
+    }
 
 
 def test_each_process_has_its_own_series() -> None:
@@ -116,7 +134,8 @@ def test_names_follow_the_conventions() -> None:
 
 def test_the_manual_lists_every_name() -> None:
     documented = set(re.findall(r"^\| `(apachews_\w+)` \|", OPERATIONS.read_text(), re.MULTILINE))
-    names = re.findall(r"^# TYPE (\w+)", to_text(status(process())), re.MULTILINE)
+    made = dataclasses.replace(status(process()), relays=(RELAY,))
+    names = re.findall(r"^# TYPE (\w+)", to_text(made), re.MULTILINE)
     assert documented == set(names)
 
 

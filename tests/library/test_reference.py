@@ -75,6 +75,9 @@ EVENTS = {
     "ConnectionClosedEvent": "closed",
     "ErrorEvent": "error",
     "InvalidEvent": "invalid",
+    "RelayLostEvent": "relay lost",
+    "RelayBackEvent": "relay back",
+    "RelayBackEvent.gap_s": "relay back",
 }
 JSON = '{"x": 1}'
 
@@ -351,6 +354,10 @@ def make_event(server: Server, client: Client, browser: Browser, kind: str, name
         event = next_event(server)
         stranger.socket.close()
         return event
+    elif kind == "relay lost":
+        return apachews.RelayLostEvent(None, reason="Connection refused")
+    elif kind == "relay back":
+        return apachews.RelayBackEvent(2.5)
     return next_event(server)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apachews.exceptions import StatusError
+from apachews.monitoring.relays import RelayStatus
 from apachews.monitoring.snapshot import (
     CHILD,
     CUSTODIAN,
@@ -73,6 +74,19 @@ def process(pid: int = 101, kind: str = CHILD, **changes: Any) -> ProcessStatus:
     return dataclasses.replace(made, **changes)
 
 
+RELAY = RelayStatus(
+    address="redis://10.0.0.1:6379/0",
+    name="chat.ws",
+    is_up=True,
+    published=7,
+    received=8,
+    dropped=2,
+    gaps=1,
+    lag_s=0.0005,
+    endpoint="/srv/chat.ws",
+)
+
+
 def status(*processes: ProcessStatus) -> Status:
     return Status(100, 1_700_000_100.0, processes, (109,))
 
@@ -81,6 +95,8 @@ def test_what_is_written_is_read_again() -> None:
     assert ProcessStatus.decode(process().encode()) == process()
     whole = status(process(), process(102, CUSTODIAN, connections=()))
     assert Status.decode(whole.encode()) == whole
+    related = dataclasses.replace(whole, relays=(RELAY,))
+    assert Status.decode(related.encode()) == related
 
 
 @given(st.lists(CONNECTIONS, max_size=3))
@@ -108,6 +124,10 @@ def test_anything_else_is_refused(data: bytes | str) -> None:
         ({"processes": None}, "invalid Status: "),
         ({"processes": [None]}, "invalid ProcessStatus: "),
         ({"silent": 1.5}, "invalid Status: "),
+        ({"relays": 1}, "invalid Status: "),
+        ({"relays": [{"endpoint": "/a.ws"}]}, "invalid RelayStatus"),
+        ({"relays": [{**RELAY.document(), "gaps": True}]}, "invalid RelayStatus"),
+        ({"relays": [{**RELAY.document(), "lag_s": -1}]}, "invalid RelayStatus"),
     ],
 )
 def test_a_wrong_value_is_named(change: dict[str, Any], problem: str) -> None:

@@ -15,7 +15,9 @@ import pytest
 from apachews import wire
 
 from ..conftest import wait_for
+from ..library.test_relay import producers, received
 from ..support.bridge_by_hand import Bridge
+from ..support.brokers import running_broker
 from ..support.site import ROOT
 
 LIBRARY = ROOT / "bindings" / "php"
@@ -243,3 +245,90 @@ def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
     )
     ours = [line for line in result.stderr.splitlines() if "apachews" in line]
     assert (ours, result.returncode) == ([], 0)
+
+
+# publish() through a relay, with each of the libraries that PHP has for Redis.
+
+PUBLISH = """
+require $argv[1];
+@include 'Predis/Autoloader.php';
+if (class_exists('Predis\\\\Autoloader')) {
+    Predis\\Autoloader::register();
+}
+try {
+    $delivery = apachews\\publish($argv[2], $argv[3], $argv[4] === '' ? null : $argv[4]);
+    echo json_encode($delivery);
+} catch (apachews\\Exception\\ServerException $error) {
+    echo $error->getMessage();
+}
+"""
+# phpredis is an extension that php.ini loads; Predis is found in the include path.
+LIBRARIES = {
+    "phpredis": ["-d", "include_path=/nonexistent"],
+    "Predis": ["-n", "-d", "include_path=/usr/share/php"],
+    "none": ["-n", "-d", "include_path=/nonexistent"],
+}
+
+
+def publish_in_php(library: str, url: str, text: str, group: str = "") -> str:
+    done = subprocess.run(
+        [
+            *(tool("php"), *LIBRARIES[library], "-r", PUBLISH, "--"),
+            *(str(LIBRARY / "autoload.php"), url, text, group),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
+def require_library(library: str) -> None:
+    code = {
+        "phpredis": "echo class_exists('Redis');",
+        "Predis": "echo @include 'Predis/Client.php';",
+    }
+    found = subprocess.run(
+        [tool("php"), *LIBRARIES[library], "-r", code[library]], capture_output=True, check=False
+    )
+    if b"1" not in found.stdout:
+        pytest.skip(f"{library} is not installed (php-redis, php-predis)")
+
+
+@pytest.mark.parametrize("library", ["phpredis", "Predis"])
+def test_publish_through_a_relay(library: str, short_path: Path) -> None:
+    require_library(library)
+    with (
+        running_broker(short_path, "--requirepass", "a:b") as broker,
+        producers(short_path, broker.url.replace("//", "//:a%3Ab@"), 1) as (one,),
+    ):
+        client = one.client("room")
+        url = f"{broker.url.replace('//', '//:a%3Ab@')}?name=chat.ws"
+        assert '"relayed":true' in publish_in_php(library, url, "hé", "room")
+        assert '"relayed":true' in publish_in_php(library, url, "to all")
+        assert received(client, 2) == ["hé", "to all"]
+        assert '"relayed":false' in publish_in_php(library, url, "x", "empty")
+        socket_url = f"{broker.unix_url.replace('unix://', 'unix://:a%3Ab@')}?name=chat.ws"
+        assert '"relayed":true' in publish_in_php(library, socket_url, "by the socket")
+        assert received(client, 1) == ["by the socket"]
+        wrong = publish_in_php(library, f"{broker.url.replace('//', '//:wrong@')}?name=x", "x")
+        assert "check that the relay runs" in wrong and "wrong@" not in wrong
+        assert "add ?name=" in publish_in_php(library, broker.url, "x")
+        assert publish_in_php(library, one.path, "hello") == (
+            '{"reached":1,"skipped":0,"relayed":true}'
+        )
+
+
+def test_publish_through_a_relay_needs_a_library() -> None:
+    answer = publish_in_php("none", "redis://127.0.0.1?name=chat.ws", "hello")
+    assert "PHP has no library for Redis" in answer and "php-redis" in answer
+    assert "unknown scheme" in publish_in_php("none", "redis+cluster://h?name=x", "x")
+
+
+def test_a_refusal_of_the_relay_reaches_a_program_in_php(short_path: Path) -> None:
+    with (
+        running_broker(short_path) as broker,
+        producers(short_path, broker.url, 1, relay_max_message_bytes=3) as (one,),
+    ):
+        assert "the relay carries 3" in publish_in_php("none", one.path, "hello")

@@ -112,7 +112,11 @@ def test_publish_sends_an_argument(short_path: Path, capsys: pytest.CaptureFixtu
         assert capsys.readouterr().out == "1 reached\n"
         assert wait_for(bridge.read_available) == ["hé"]
         assert main(["publish", path, "nobody's", "-m", "x", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {"reached": 0, "skipped": 0}
+        assert json.loads(capsys.readouterr().out) == {
+            "reached": 0,
+            "skipped": 0,
+            "relayed": False,
+        }
 
 
 @pytest.mark.parametrize(

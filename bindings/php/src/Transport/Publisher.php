@@ -34,7 +34,7 @@ final class Publisher
         return Warnings::withheld(static function () use ($path, $frames, $deadline): Delivery {
             $socket = self::connect($path, $deadline);
             try {
-                return self::deliver($socket, $frames, $deadline) ?? throw new PublishFailed($path);
+                return self::deliver($path, $socket, $frames, $deadline) ?? throw new PublishFailed($path);
             } finally {
                 fclose($socket);
             }
@@ -77,8 +77,10 @@ final class Publisher
      * Returns the answer; null if it is invalid, missing, or late.
      *
      * @param resource $socket
+     *
+     * @throws PublishFailed the producer refuses the message
      */
-    private static function deliver(mixed $socket, string $frames, float $deadline): ?Delivery
+    private static function deliver(string $path, mixed $socket, string $frames, float $deadline): ?Delivery
     {
         $answer = '';
         while (($left = $deadline - Loop::now()) > 0) {
@@ -97,7 +99,10 @@ final class Publisher
                         return null;
                     }
                     $published = Published::decode(substr($answer, $header[2], $header[1]));
-                    return new Delivery($published->reached, $published->skipped);
+                    if ($published->error !== null) {
+                        throw new PublishFailed($path, $published->error, 'no client has received it');
+                    }
+                    return new Delivery($published->reached, $published->skipped, $published->relayed);
                 }
             } catch (WireError) {
                 return null;

@@ -11,8 +11,18 @@ use apachews\Exception\WireError;
  */
 final class Published
 {
-    public function __construct(public readonly int $reached, public readonly int $skipped)
-    {
+    /**
+     * @param int         $reached as in Delivery
+     * @param int         $skipped as in Delivery
+     * @param bool        $relayed as in Delivery
+     * @param string|null $error   why the message was refused; null: it was not
+     */
+    public function __construct(
+        public readonly int $reached,
+        public readonly int $skipped,
+        public readonly bool $relayed = false,
+        public readonly ?string $error = null
+    ) {
     }
 
     /**
@@ -39,6 +49,11 @@ final class Published
     public static function decode(string $payload): self
     {
         $document = Document::decode($payload, 'PUBLISH');
-        return new self($document->number('reached'), $document->number('skipped'));
+        return new self(
+            $document->number('reached'),
+            $document->number('skipped'),
+            $document->has('relayed') && $document->truth('relayed'),
+            $document->has('error') ? $document->text('error') : null
+        );
     }
 }

@@ -1,0 +1,1 @@
+"""Broadcasts between producers: Redis or Valkey, and the workers of one machine."""

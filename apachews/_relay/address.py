@@ -1,0 +1,109 @@
+"""The address of a relay: a URL of redis-py, with a few parameters of our own.
+
+Contract: sans-I/O; ``parse`` never imports ``redis``.
+
+=================================================  ===========================================
+``redis://user:password@host:6379/0``              one server; ``rediss://``: with TLS
+``unix:///run/redis/redis.sock?db=0``              one server by its socket
+``redis+sentinel://h1:26379,h2:26379/mymaster/0``  the master that these Sentinels name
+``redis+cluster://host:6379``                      a cluster, of which this is one node
+=================================================  ===========================================
+
+The parameter ``name`` is the relay's name; all others are redis-py's (``socket_timeout=5``,
+``ssl_ca_certs=…``).
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from typing import Final, NamedTuple
+
+from apachews.exceptions import RelayError
+
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_SENTINEL_PORT: Final = 26379
+
+
+class RedisAddress(NamedTuple):
+    """Where a Redis is.
+
+    Attributes:
+        kind: ``server``, ``sentinel`` or ``cluster``.
+        url: for redis-py; of a Sentinel: only user, password, database and parameters count.
+        shown: for messages, without user and password.
+        name: the relay's name, or None.
+        hosts: of the Sentinels.
+        service: the name of the master that the Sentinels watch.
+    """
+
+    kind: str
+    url: str
+    shown: str
+    name: str | None
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+
+
+def is_relay(path: str) -> bool:
+    """Return whether it is the address of a relay, and not the path of a socket file."""
+    return "://" in path
+
+
+def parse(url: str) -> RedisAddress:
+    """Read an address.
+
+    Raises:
+        RelayError: an unknown scheme, or a part that is missing.
+    """
+    parts = urllib.parse.urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    shown = _without_password(parts)
+    if scheme not in _SCHEMES or kind not in ("", "sentinel", "cluster"):
+        raise RelayError(
+            shown,
+            "unknown scheme",
+            "expected redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
+        )
+    query = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
+    name = dict(query).get("name")
+    rest = urllib.parse.urlencode([pair for pair in query if pair[0] != "name"])
+    plain = parts._replace(scheme=scheme, query=rest)
+    if kind == "sentinel":
+        return _parse_sentinel(plain, shown, name)
+    if scheme == "unix" and (kind or not parts.path):
+        raise RelayError(shown, "no path of a socket", "use unix:///run/redis/redis.sock")
+    if scheme != "unix" and not parts.hostname:
+        raise RelayError(shown, "no host", "use redis://host:6379/0")
+    return RedisAddress(kind or "server", _join(plain), shown, name)
+
+
+def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | None) -> RedisAddress:
+    login, _, netloc = parts.netloc.rpartition("@")
+    service, _, database = parts.path.strip("/").partition("/")
+    hosts = []
+    for item in netloc.split(","):
+        host, _, port = item.rpartition(":") if ":" in item else (item, "", "")
+        if not host or (port and not port.isdigit()):
+            raise RelayError(
+                shown, f"invalid host {item!r:.80}", "use redis+sentinel://host:26379,host2/master"
+            )
+        hosts.append((host, int(port or _SENTINEL_PORT)))
+    if not service:
+        raise RelayError(
+            shown, "no name of the master", "use redis+sentinel://host:26379/mymaster/0"
+        )
+    url = _join(
+        parts._replace(netloc=f"{login}@localhost" if login else "localhost", path=f"/{database}")
+    )
+    return RedisAddress("sentinel", url, shown, name, tuple(hosts), service)
+
+
+def _without_password(parts: urllib.parse.SplitResult) -> str:
+    """Return the address for messages: parameters may contain passwords as well."""
+    return _join(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+
+
+def _join(parts: urllib.parse.SplitResult) -> str:
+    # Not urlunsplit(): it returns unix:/path, which redis-py does not accept.
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}{parts.path}{query}"

@@ -1,0 +1,80 @@
+"""The interface under which a message broker stands: Redis, and any other one.
+
+Contract: ``RelayThread`` alone calls an engine, on its own thread, so that every method may block
+for a few seconds.  Groups are text; None is the channel of all clients.  After an
+``EngineError`` only ``close`` and ``connect`` are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class EngineError(Exception):
+    """The broker cannot be used: why, in words for the program and the log, without a password."""
+
+
+class Message(NamedTuple):
+    """Bytes for a group; None: for all clients."""
+
+    group: str | None
+    data: bytes
+
+
+class Engine(Protocol):
+    """A connection to a broker.
+
+    Attributes:
+        address: the broker's, for messages, without a password.
+        wanted: the groups of ``subscribe`` since ``connect``, without those of ``unsubscribe``.
+        subscribed: the groups whose subscription the broker has confirmed.
+        heard_at: when the broker was heard last (``time.monotonic()``): up to then no message
+            was missed.
+        lag_s: the latest round trip of a ping on the subscriber's connection.
+    """
+
+    address: str
+    wanted: set[str | None]
+    subscribed: set[str | None]
+    heard_at: float
+    lag_s: float
+
+    def connect(self) -> None:
+        """Connect, without any subscription."""
+
+    def close(self) -> None:
+        """Close the connections; closing again does nothing."""
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Publish messages in this order, and wait until the broker has them."""
+
+    def publish_once(self, message: Message) -> int:
+        """Publish one message; return the number of producers that receive it."""
+
+    def subscribe(self, groups: Iterable[str | None]) -> None:
+        """Ask for subscriptions; ``receive`` adds the confirmed ones to ``subscribed``."""
+
+    def unsubscribe(self, groups: Iterable[str | None]) -> None:
+        """End subscriptions, which leave ``subscribed`` at once."""
+
+    def receive(self, timeout_s: float, wake_fd: int) -> list[Message]:
+        """Wait for messages, until ``wake_fd`` is readable or the time is over."""
+
+    def ping(self) -> None:
+        """Send a ping on the subscriber's connection.
+
+        Raises:
+            EngineError: the previous ping was not answered, or the broker answered it without
+                having confirmed the subscriptions before it.
+        """
+
+    def information(self) -> dict[str, dict[str, Any]]:
+        """Return what each server says of itself and of its settings, by its address."""
+
+    def verify(self, groups: Sequence[str | None]) -> None:
+        """Ask the broker for the number of subscribers of each group.
+
+        Raises:
+            EngineError: a group has no subscriber, not even this producer.
+        """

@@ -1,0 +1,374 @@
+"""Redis and Valkey as the relay's broker, by redis-py.
+
+Contract: an ``Engine``.  Imported only by a program that uses such a relay: ``redis`` (the extra
+``apachews[redis]``) is not part of the standard library.
+
+How this works: two connections to a server, one that publishes and one that receives.  Both are
+``redis.Connection`` objects and not ``Redis`` and ``PubSub``: ``PubSub`` reconnects without a
+word, so that messages would be lost and no gap reported; and its read of a message that has
+arrived in part ends in such a reconnection.  In a cluster each node has the two connections, and
+the channels are sharded (SSUBSCRIBE), so that a message reaches only the node of its channel.
+
+Sources: Redis's documentation of pub/sub, RESP and ``PUBSUB NUMSUB``; redis-py 4.3 to 8.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import redis
+import redis.sentinel
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import MovedError, RedisClusterException, RedisError, ResponseError
+from redis.retry import Retry
+
+from apachews.exceptions import RelayError
+
+from .address import RedisAddress
+from .engine import EngineError, Message
+from .envelope import channel_of, group_of
+from .redis_node import VERSION, RedisNode
+
+# The time limit for Redis to answer; ``socket_timeout`` in the URL overrides it.
+TIMEOUT_S: Final = 3.0
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Raise an ``EngineError`` in place of an error of redis-py or of the system."""
+    try:
+        yield
+    except MovedError as error:
+        raise EngineError("a slot of the cluster has moved to another node") from error
+    except (RedisError, RedisClusterException, OSError, TypeError, ValueError) as error:
+        # redis-py's texts have the host and the port, never the password.
+        raise EngineError(str(error) or type(error).__name__) from error
+
+
+class RedisEngine:
+    """See ``Engine``.
+
+    Args:
+        target: an address, or a client of redis-py: ``redis.Redis`` (one of a Sentinel as well)
+            or ``RedisCluster``.
+        name: the relay's, part of all channels.
+
+    Raises:
+        RelayError: redis-py does not know a parameter of the address.
+        ValueError: a client without a time limit, or one that decodes what it receives.
+    """
+
+    def __init__(self, target: Any, name: str) -> None:
+        self._target = target
+        self._name = name
+        # A channel of this engine alone: its number of subscribers proves that the broker has
+        # this connection, and not only those of other producers.
+        self._proof = b"apachews-producer:%s" % os.urandom(16).hex().encode()
+        self._nodes: dict[Any, RedisNode] = {}
+        # redis-py has no types for most of a cluster.
+        self._cluster: Any = None
+        self.wanted: set[str | None] = set()
+        # Wanted when the latest ping was sent: its answer comes after their confirmations.
+        self._expected: set[str | None] = set()
+        # Channels whose UNSUBSCRIBE was not answered yet, with the number of answers.
+        self._ending: Counter[bytes] = Counter()
+        self.subscribed: set[str | None] = set()
+        self.heard_at = time.monotonic()
+        self.lag_s = 0.0
+        if isinstance(target, RedisAddress):
+            self.address = target.shown
+            if target.kind == "server":
+                self._require_known_parameters()
+        else:
+            self.address = _address_of(target)
+            _require_usable(target)
+
+    def _require_known_parameters(self) -> None:
+        try:
+            self._pool().make_connection()  # does not connect
+        except (TypeError, ValueError) as error:
+            raise RelayError(
+                self.address, f"invalid parameter: {error}", "use those of redis-py, and name"
+            ) from error
+
+    @property
+    def is_cluster(self) -> bool:
+        """True if the channels are sharded over the nodes of a cluster."""
+        target = self._target
+        if isinstance(target, RedisAddress):
+            return target.kind == "cluster"
+        return isinstance(target, RedisCluster)
+
+    def connect(self) -> None:
+        self.close()
+        with _translated():
+            if self.is_cluster:
+                # A new object: it asks the nodes anew which has which slots.
+                self._cluster = self._open_cluster()
+                for node in self._cluster.get_primaries():
+                    client = self._cluster.get_redis_connection(node)
+                    self._nodes[node.name] = RedisNode(client.connection_pool, True)
+            else:
+                self._nodes[None] = RedisNode(self._pool(), False)
+            for one in self._nodes.values():
+                one.connect()
+            self._node_of(self._proof).subscribe([self._proof])
+
+    def close(self) -> None:
+        for node in self._nodes.values():
+            node.close()
+        self._nodes = {}
+        if self._cluster is not None and isinstance(self._target, RedisAddress):
+            with contextlib.suppress(RedisError, OSError):
+                self._cluster.close()
+        self._cluster = None
+        self.wanted = set()
+        self._expected = set()
+        self._ending.clear()
+        self.subscribed = set()
+
+    def publish(self, messages: Sequence[Message]) -> None:
+        with _translated():
+            start = 0
+            while start < len(messages):
+                # One node after the other in the order of the messages: a sender's order is
+                # kept in each group, and between groups as far as the nodes allow.
+                node = self._node_of(self._channel(messages[start].group))
+                end = start
+                batch = []
+                while end < len(messages):
+                    channel = self._channel(messages[end].group)
+                    if self._node_of(channel) is not node:
+                        break
+                    batch.append((channel, messages[end].data))
+                    end += 1
+                node.publish(batch)
+                start = end
+
+    def subscribe(self, groups: Iterable[str | None]) -> None:
+        new = [group for group in groups if group not in self.wanted]
+        self.wanted.update(new)
+        with _translated():
+            for node, channels in self._by_node(new).items():
+                node.subscribe(channels)
+
+    def unsubscribe(self, groups: Iterable[str | None]) -> None:
+        old = [group for group in groups if group in self.wanted]
+        self.wanted.difference_update(old)
+        self.subscribed.difference_update(old)
+        self._expected.difference_update(old)
+        with _translated():
+            for node, channels in self._by_node(old).items():
+                self._ending.update(channels)
+                node.subscribe(channels, ends=True)
+
+    def receive(self, timeout_s: float, wake_fd: int) -> list[Message]:
+        messages: list[Message] = []
+        with _translated():
+            fds = {node.fileno(): node for node in self._nodes.values()}
+            poll = select.poll()
+            for fd in (*fds, wake_fd):
+                poll.register(fd, select.POLLIN)
+            if any(node.has_more for node in fds.values()):
+                timeout_s = 0.0
+            ready = {fd for fd, _ in poll.poll(max(0.0, timeout_s) * 1000)}
+            for fd, node in fds.items():
+                if fd in ready or node.has_more:
+                    for item in node.receive():
+                        self._handle(node, item, messages)
+        self.heard_at = min(node.heard_at for node in fds.values())
+        return messages
+
+    def ping(self) -> None:
+        for name, node in self._nodes.items():
+            if node.pinged_at is not None:
+                where = "" if name is None else f" of {name}"
+                raise EngineError(f"no answer{where} to a ping")
+            with _translated():
+                node.ping()
+        self._expected = set(self.wanted)
+
+    def verify(self, groups: Sequence[str | None]) -> None:
+        with _translated():
+            for node, channels in self._by_node(groups).items():
+                if node is self._node_of(self._proof):
+                    channels.append(self._proof)
+                numbers = node.subscribers(channels)
+                for channel in channels:
+                    if not numbers.get(channel):
+                        raise EngineError(f"PUBSUB NUMSUB: {channel!r:.80} has no subscriber")
+
+    def information(self) -> dict[str, dict[str, Any]]:
+        """Return INFO and settings of each node, by its address; for ``doctor``.
+
+        Settings that the user may not read are missing.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        with _translated():
+            for name, node in self._nodes.items():
+                values: dict[str, Any] = {}
+                text = node.call([("INFO", "server"), ("INFO", "memory"), ("INFO", "replication")])
+                for line in b"\n".join(text).decode(errors="replace").splitlines():
+                    key, _, value = line.partition(":")
+                    values[key] = value
+                for setting in ("maxmemory-policy", "client-output-buffer-limit"):
+                    with contextlib.suppress(ResponseError):
+                        answer = node.call([("CONFIG", "GET", setting)])[0]
+                        pairs = answer.items() if isinstance(answer, dict) else [answer[:2]]
+                        values.update({_text(pair[0]): _text(pair[1]) for pair in pairs if pair})
+                found[name or self.address] = values
+        return found
+
+    def publish_once(self, message: Message) -> int:
+        """Publish one message; return the number of producers that have received it."""
+        with _translated():
+            channel = self._channel(message.group)
+            node = self._node_of(channel)
+            command = "SPUBLISH" if self.is_cluster else "PUBLISH"
+            return int(node.call([(command, channel, message.data)])[0])
+
+    def _handle(self, node: RedisNode, item: Any, messages: list[Message]) -> None:
+        if isinstance(item, (list, tuple)) and len(item) >= 2:
+            kind = bytes(item[0])
+            if kind in (b"message", b"smessage"):
+                if item[1] != self._proof:
+                    messages.append(Message(group_of(self._name, item[1]), item[2]))
+                return
+            if kind in (b"subscribe", b"ssubscribe"):
+                self._add_confirmed(item[1])
+                return
+            if kind in (b"unsubscribe", b"sunsubscribe"):
+                # The answer to ``unsubscribe``; or a slot of the cluster has moved away.
+                self._ending[item[1]] -= 1
+                if self._ending[item[1]] < 0:
+                    raise EngineError("the server has ended a subscription")
+                if not self._ending[item[1]]:
+                    del self._ending[item[1]]
+                return
+            if kind == b"pong":
+                self._receive_pong(node)
+                return
+        if item in (b"PONG", "PONG"):  # RESP3
+            self._receive_pong(node)
+
+    def _add_confirmed(self, channel: bytes) -> None:
+        if channel != self._proof and (group := group_of(self._name, channel)) in self.wanted:
+            self.subscribed.add(group)
+
+    def _receive_pong(self, node: RedisNode) -> None:
+        if node.pinged_at is None:
+            return
+        self.lag_s = time.monotonic() - node.pinged_at
+        node.pinged_at = None
+        is_last = all(one.pinged_at is None for one in self._nodes.values())
+        if is_last and (missing := self._expected - self.subscribed):
+            raise EngineError(f"{len(missing)} subscriptions were not confirmed")
+
+    def _channel(self, group: str | None) -> bytes:
+        return channel_of(self._name, group)
+
+    def _node_of(self, channel: bytes) -> RedisNode:
+        if self._cluster is None:
+            return self._nodes[None]
+        node = self._cluster.get_node_from_key(channel)
+        if node is None or node.name not in self._nodes:
+            raise EngineError("the nodes of the cluster have changed")
+        return self._nodes[node.name]
+
+    def _by_node(self, groups: Iterable[str | None]) -> dict[RedisNode, list[bytes]]:
+        found: dict[RedisNode, list[bytes]] = {}
+        for group in groups:
+            channel = self._channel(group)
+            found.setdefault(self._node_of(channel), []).append(channel)
+        return found
+
+    def _pool(self) -> Any:
+        address = self._target
+        if not isinstance(address, RedisAddress):
+            return address.connection_pool
+        if address.kind == "sentinel":
+            options = _options(address)
+            sentinel: Any = redis.sentinel.Sentinel
+            sentinels = sentinel(
+                list(address.hosts),
+                sentinel_kwargs={key: options[key] for key in ("socket_timeout",)},
+                **options,
+            )
+            return sentinels.master_for(address.service).connection_pool
+        settings = _settings()
+        if address.url.startswith("unix:"):
+            del settings["socket_connect_timeout"]  # redis-py 4 does not know it there
+        return redis.ConnectionPool.from_url(address.url, **settings)
+
+    def _open_cluster(self) -> Any:
+        address = self._target
+        if not isinstance(address, RedisAddress):
+            address.nodes_manager.initialize()
+            return address
+        return RedisCluster.from_url(address.url, **_settings())
+
+
+def _settings() -> dict[str, Any]:
+    # No retries: a PUBLISH that is sent again may arrive twice.
+    settings: dict[str, Any] = {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if VERSION >= (5,):
+        settings["protocol"] = 2
+    return settings
+
+
+def _options(address: RedisAddress) -> dict[str, Any]:
+    """Return the settings that the address of a Sentinel has, and those of every connection."""
+    options = _settings()
+    parse_url: Any = redis.connection.parse_url
+    options.update(parse_url(address.url))
+    options.pop("host", None)
+    options.pop("port", None)
+    options.pop("connection_class", None)
+    if urllib.parse.urlsplit(address.url).scheme == "rediss":
+        options["ssl"] = True
+    return options
+
+
+def _settings_of(client: Any) -> dict[str, Any]:
+    if isinstance(client, RedisCluster):
+        settings: dict[str, Any] = client.nodes_manager.connection_kwargs
+    else:
+        settings = client.connection_pool.connection_kwargs
+    return settings
+
+
+def _require_usable(client: Any) -> None:
+    if not isinstance(client, (redis.Redis, RedisCluster)):
+        raise ValueError(
+            f"relay={client!r:.80}: expected a URL, a redis.Redis or a redis.cluster.RedisCluster"
+        )
+    settings = _settings_of(client)
+    if settings.get("socket_timeout") is None:
+        raise ValueError("relay: the client has no time limit; give it socket_timeout=3")
+    if settings.get("decode_responses"):
+        raise ValueError("relay: the client decodes responses; binary messages are not text")
+
+
+def _address_of(client: Any) -> str:
+    if isinstance(client, RedisCluster):
+        return "a Redis cluster"
+    settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+    if "path" in settings:
+        return f"unix://{settings['path']}"
+    return f"redis://{settings.get('host', '?')}:{settings.get('port', '?')}"
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

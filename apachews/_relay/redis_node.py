@@ -1,0 +1,127 @@
+"""The two connections to one Redis: one that publishes, one that receives.
+
+Contract: for ``RedisEngine``, which translates the exceptions of redis-py.  Imported only with
+it, because ``redis`` is not part of the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from .engine import EngineError
+
+# The number of channels in one command: some ten KB.
+CHANNELS_AT_ONCE: Final = 500
+# The number of messages that ``receive`` returns at most, so that publishing is not held up.
+MESSAGES_AT_ONCE: Final = 500
+
+VERSION: Final = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
+# redis-py 5 knows RESP3, and reads its messages only if asked to.  Older versions know neither.
+_READ_OPTIONS: Final[dict[str, Any]] = {"push_request": True} if VERSION >= (5,) else {}
+
+
+class RedisNode:
+    """One server.
+
+    Args:
+        pool: that makes its connections.
+        is_sharded: it is a node of a cluster.
+
+    Attributes:
+        pinged_at: when a ping was sent that was not answered yet; None without one.
+        heard_at: when something was received last.
+        has_more: messages wait in redis-py's buffer, of which poll() knows nothing.
+    """
+
+    def __init__(self, pool: Any, is_sharded: bool) -> None:
+        # The connections of a Sentinel refer to their pool weakly.
+        self._pool = pool
+        self.commands = pool.make_connection()
+        self.events = pool.make_connection()
+        self._prefix = "S" if is_sharded else ""
+        self.pinged_at: float | None = None
+        self.heard_at = time.monotonic()
+        self.has_more = False
+
+    def connect(self) -> None:
+        """Connect both."""
+        self.commands.connect()
+        self.events.connect()
+
+    def close(self) -> None:
+        """Close both; closing again does nothing."""
+        for connection in (self.commands, self.events):
+            with contextlib.suppress(RedisError, OSError):
+                connection.disconnect()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the receiving connection."""
+        sock = self.events._sock
+        if sock is None:
+            raise EngineError("the connection is closed")
+        return int(sock.fileno())
+
+    def call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands at once, and return their answers."""
+        self.commands.send_packed_command(self.commands.pack_commands(commands))
+        # All answers are read before an error among them is raised.
+        answers = [self._answer() for _ in commands]
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return answers
+
+    def _answer(self) -> Any:
+        try:
+            return self.commands.read_response()
+        except ResponseError as error:
+            return error
+
+    def publish(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """Publish messages, each with its channel, and wait for the answers."""
+        self.call([(f"{self._prefix}PUBLISH", *message) for message in messages])
+
+    def subscribe(self, channels: Sequence[bytes], *, ends: bool = False) -> None:
+        """Send SUBSCRIBE, or UNSUBSCRIBE (``ends``); ``receive`` yields the answers."""
+        command = f"{self._prefix}{'UNSUBSCRIBE' if ends else 'SUBSCRIBE'}"
+        # One channel a command in a cluster: those of one command must have the same slot.
+        at_once = 1 if self._prefix else CHANNELS_AT_ONCE
+        self.events.send_packed_command(
+            self.events.pack_commands(
+                [
+                    (command, *channels[start : start + at_once])
+                    for start in range(0, len(channels), at_once)
+                ]
+            )
+        )
+
+    def subscribers(self, channels: Sequence[bytes]) -> dict[bytes, int]:
+        """Return the number of subscribers of each channel."""
+        command = ("PUBSUB", "SHARDNUMSUB" if self._prefix else "NUMSUB")
+        numbers: dict[bytes, int] = {}
+        for start in range(0, len(channels), CHANNELS_AT_ONCE):
+            answer = self.call([(*command, *channels[start : start + CHANNELS_AT_ONCE])])[0]
+            numbers.update(zip(answer[::2], answer[1::2], strict=True))
+        return numbers
+
+    def ping(self) -> None:
+        """Send a PING on the receiving connection."""
+        self.events.send_packed_command(self.events.pack_commands([("PING",)]))
+        self.pinged_at = time.monotonic()
+
+    def receive(self) -> Iterator[Any]:
+        """Yield what has arrived, without waiting, except for the rest of a message."""
+        for _ in range(MESSAGES_AT_ONCE):
+            if not self.events.can_read(timeout=0):
+                self.has_more = False
+                return
+            item = self.events.read_response(**_READ_OPTIONS)
+            self.heard_at = time.monotonic()
+            yield item
+        self.has_more = True

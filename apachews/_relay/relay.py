@@ -1,0 +1,305 @@
+"""A server's relay: what it sends to other producers, and what arrives from them.
+
+Contract: for ``Loop``, ``Group`` and ``Server``, under the server's lock, which the relay never
+holds while it waits for the broker.  Local clients come first: the caller broadcasts here, then
+calls ``publish``.  What arrives is delivered inside ``dequeue()``, on the loop's thread.
+
+Bounds: messages of other producers wait in a queue of ``MAX_QUEUE_BYTES`` for a program that is
+busy; the oldest ones are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from apachews._processes.board import Board, Counters
+from apachews._processes.siblings import Siblings
+from apachews.events import Event, RelayBackEvent, RelayLostEvent
+from apachews.exceptions import MessageTooLarge, RelayError, WireError
+from apachews.monitoring.relays import RelayStatus
+
+from . import address
+from .engine import Engine, Message
+from .envelope import ORIGIN_BYTES, Envelope
+from .sibling_relay import SiblingRelay
+from .thread import MAX_QUEUE_BYTES, MAX_QUEUE_MESSAGES, RelayThread
+
+# Redis closes the connection of a subscriber for which 32 MiB wait (its default
+# client-output-buffer-limit); some tens of the longest messages are far below.
+DEFAULT_MAX_MESSAGE_BYTES: Final = 1024 * 1024
+# The other events of the program come after this number of messages.
+MESSAGES_IN_A_ROW: Final = 100
+
+_logger: Final = logging.getLogger("apachews")
+
+
+class Port(Protocol):
+    """What a relay needs of its loop."""
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call a function inside ``dequeue()``; from any thread."""
+
+    def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
+        """Call a function inside ``dequeue()`` after some seconds."""
+
+    def deliver_relayed(self, group: str | None, frame: bytes) -> None:
+        """Send a frame to the clients of this process."""
+
+    def add_event(self, event: Event) -> None:
+        """Queue an event for the program."""
+
+
+class Relay:
+    """Connects the broadcasts of a server to those of all producers of the same name.
+
+    Args:
+        engine: the broker's.
+        name: of the relay.
+        origin: of this producer, as in its envelopes.
+        max_message_bytes: the longest message that is published.
+
+    Attributes:
+        counters: what it has done.
+    """
+
+    def __init__(self, engine: Engine, name: str, origin: bytes, max_message_bytes: int) -> None:
+        self.name = name
+        self.address = engine.address
+        self.counters = Counters()
+        self._board: Board | None = None
+        self._place = 0
+        self._origin = origin
+        self._max_message_bytes = max_message_bytes
+        self._port: Port | None = None
+        # Held for a few instructions only, by the relay's thread and by the loop's.
+        self._inbox_lock = threading.Lock()
+        self._inbox: deque[tuple[str | None, Envelope]] = deque()
+        self._inbox_bytes = 0
+        self._is_scheduled = False
+        self._thread = RelayThread(
+            engine, self.counters, self._receive, self._report_loss, self._report_return, self._show
+        )
+
+    def start(self, port: Port, siblings: Siblings | None = None) -> None:
+        """Connect, on a thread of its own; once.
+
+        Args:
+            port: the loop.
+            siblings: the other workers, whose counters ``status`` adds; or None.
+        """
+        self._port = port
+        if siblings is not None:
+            self._board, self._place = siblings.board, siblings.place
+            before = self._board.read(self._place)
+            self.counters.published = before.published
+            self.counters.received = before.received
+            self.counters.dropped_out = before.dropped_out
+            self.counters.dropped_in = before.dropped_in
+            self.counters.gaps = before.gaps
+        self._thread.start()
+
+    def require_fitting(self, frame: bytes) -> None:
+        """Check the size of a message, before any client receives it.
+
+        Raises:
+            MessageTooLarge
+        """
+        # The frame's header has at most 10 bytes: exact only near the bound.
+        if len(frame) > self._max_message_bytes:
+            size = len(Envelope.of_frame(self._origin, frame).payload)
+            if size > self._max_message_bytes:
+                raise MessageTooLarge(size, self._max_message_bytes)
+
+    def publish(self, group: str | None, frame: bytes) -> bool:
+        """Queue a message for all other producers; return whether the broker is connected."""
+        return self._thread.publish(group, Envelope.of_frame(self._origin, frame).encode())
+
+    def subscribe(self, group: str) -> None:
+        """Receive the messages of a group: it has its first client here."""
+        self._thread.subscribe(group)
+
+    def unsubscribe(self, group: str) -> None:
+        """Receive the messages of a group no more: its last client here has left."""
+        self._thread.unsubscribe(group)
+
+    def is_subscribed(self, group: str) -> bool:
+        """Return whether the messages of other producers for a group arrive."""
+        return self._thread.is_subscribed(group)
+
+    def status(self) -> RelayStatus:
+        """Return the counters, for the program and the status page."""
+        counters = [self.counters]
+        if self._board is not None:
+            counters += self._board.others(self._place)
+        return RelayStatus(
+            address=self.address,
+            name=self.name,
+            is_up=all(one.is_up for one in counters),
+            published=sum(one.published for one in counters),
+            received=sum(one.received for one in counters),
+            dropped=sum(one.dropped_out + one.dropped_in for one in counters),
+            gaps=sum(one.gaps for one in counters),
+            lag_s=max(one.lag_s for one in counters),
+        )
+
+    def close(self) -> None:
+        """Publish what is queued, as far as a second allows, and end the thread."""
+        self._thread.close()
+
+    def _receive(self, messages: list[Message]) -> None:
+        """Queue what has arrived for the loop; on the relay's thread."""
+        new = []
+        for group, data in messages:
+            try:
+                envelope = Envelope.decode(data)
+            except WireError as error:
+                _logger.warning("%s: %s", self.address, error.reason)
+                continue
+            if envelope.origin != self._origin:  # local clients have received their own already
+                new.append((group, envelope))
+        self.counters.received += len(new)
+        with self._inbox_lock:
+            self._inbox.extend(new)
+            self._inbox_bytes += sum(len(envelope.payload) for _, envelope in new)
+            while self._inbox and (
+                self._inbox_bytes > MAX_QUEUE_BYTES or len(self._inbox) > MAX_QUEUE_MESSAGES
+            ):
+                self._inbox_bytes -= len(self._inbox.popleft()[1].payload)
+                self.counters.dropped_in += 1
+            if not self._inbox or self._is_scheduled:
+                return
+            self._is_scheduled = True
+        assert self._port, "the thread was started"
+        self._port.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        """Deliver some messages to the clients; on the loop's thread."""
+        assert self._port, "the thread was started"
+        with self._inbox_lock:
+            some = [self._inbox.popleft() for _ in range(min(len(self._inbox), MESSAGES_IN_A_ROW))]
+            self._inbox_bytes -= sum(len(envelope.payload) for _, envelope in some)
+            self._is_scheduled = has_more = bool(self._inbox)
+        for group, envelope in some:
+            self._port.deliver_relayed(group, envelope.frame())
+        if has_more:
+            # Not call_soon(), which would come before the sockets of the clients.
+            self._port.call_later(0.0, self._deliver)
+
+    def _show(self) -> None:
+        if self._board is not None:
+            self._board.write(self._place, self.counters)
+
+    def _report_loss(self, why: str) -> None:
+        _logger.warning("the relay %s is lost: %s", self.address, why)
+        self._report(RelayLostEvent(None, reason=why))
+
+    def _report_return(self, gap_s: float) -> None:
+        _logger.warning("the relay %s is back after a gap of %.1f s", self.address, gap_s)
+        self._report(RelayBackEvent(gap_s))
+
+    def _report(self, event: Event) -> None:
+        port = self._port
+        assert port, "the thread was started"
+        port.call_soon(lambda: port.add_event(event))
+
+
+class Relays:
+    """All ways to other producers at once: the workers of this machine, and the broker.
+
+    Contract: as ``Relay``.
+    """
+
+    def __init__(self, relays: Sequence[Relay | SiblingRelay]) -> None:
+        self._relays = relays
+
+    def require_fitting(self, frame: bytes) -> None:
+        """Raise MessageTooLarge for a message that one of them does not carry."""
+        for relay in self._relays:
+            relay.require_fitting(frame)
+
+    def publish(self, group: str | None, frame: bytes) -> bool:
+        """Queue a message for all other producers; return whether all are within reach."""
+        # A list first: all() would stop at the first one that is out of reach.
+        reached = [relay.publish(group, frame) for relay in self._relays]
+        return all(reached)
+
+    def subscribe(self, group: str) -> None:
+        """Receive the messages of a group."""
+        for relay in self._relays:
+            relay.subscribe(group)
+
+    def unsubscribe(self, group: str) -> None:
+        """Receive the messages of a group no more."""
+        for relay in self._relays:
+            relay.unsubscribe(group)
+
+    def is_subscribed(self, group: str) -> bool:
+        """Return whether the messages of all other producers for a group arrive."""
+        return all(relay.is_subscribed(group) for relay in self._relays)
+
+
+def join_relays(
+    siblings: Siblings | None,
+    broker: Relay | None,
+    call_later: Callable[[float, Callable[[], object]], None],
+) -> Relay | SiblingRelay | Relays | None:
+    """Return the way to all other producers; None without any.
+
+    Args:
+        siblings: the other workers, or None.
+        broker: the relay to other machines, or None.
+        call_later: of the loop.
+    """
+    relays: list[Relay | SiblingRelay] = []
+    if siblings is not None and siblings.others:
+        relays.append(SiblingRelay(siblings, call_later))
+    if broker is not None:
+        relays.append(broker)
+    # One of them directly: it is called for every broadcast.
+    return Relays(relays) if len(relays) > 1 else relays[0] if relays else None
+
+
+def new_origin() -> bytes:
+    """Return an origin for a producer; its workers share it."""
+    return os.urandom(ORIGIN_BYTES)
+
+
+def open_relay(target: Any, name: str, origin: bytes, max_message_bytes: int) -> Relay:
+    """Return the relay of a server, not started.
+
+    Args:
+        target: an address (``apachews._relay.address``), or a client of redis-py.
+        name: of the relay; the address's parameter ``name`` wins.
+        origin: of the producer.
+        max_message_bytes: the longest message that is published.
+
+    Raises:
+        RelayError: the address is not one, or redis-py is missing.
+        ValueError: a client that cannot be used.
+    """
+    if isinstance(target, str):
+        target = address.parse(target)
+        name = target.name or name
+    return Relay(open_engine(target, name), name, origin, max_message_bytes)
+
+
+def open_engine(target: Any, name: str) -> Engine:
+    """Return the engine for a target of ``open_relay``, not connected.
+
+    Raises:
+        RelayError, ValueError: as ``open_relay``.
+    """
+    try:
+        from .redis_engine import RedisEngine
+    except ImportError as error:
+        raise RelayError(
+            target.shown if isinstance(target, address.RedisAddress) else "the relay",
+            "redis-py is not installed",
+            "pip install 'apachews[redis]', or on Debian: apt-get install python3-redis",
+        ) from error
+    return RedisEngine(target, name)

@@ -1,0 +1,164 @@
+"""Redis, Valkey and Sentinels as processes of a test, on free ports and a Unix socket."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..conftest import DEADLINE_S, wait_for
+
+# Name -> program.  Debian's packages of the tools have the server under another name, and start
+# none; it is a server if its first argument says so.  Debian 13 and later have Valkey, too, whose
+# commands are the same.
+SERVERS = {
+    f"{kind}-server": path
+    for kind in ("redis", "valkey")
+    if (path := shutil.which(f"{kind}-server") or shutil.which(f"{kind}-check-rdb"))
+}
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that no program listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Broker:
+    """One server; ``start`` and ``kill`` may follow each other.
+
+    Attributes:
+        url: its address for ``relay=``.
+        unix_url: the same by its Unix socket.
+        command: that starts it.
+        bus_port: of a node of a cluster.
+    """
+
+    def __init__(self, directory: Path, *options: str, program: str = "") -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.unix_url = f"unix://{directory}/redis-{self.port}.sock"
+        self.command = [
+            program or next(iter(SERVERS)),
+            *("--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--unixsocket", f"{directory}/redis-{self.port}.sock"),
+            *("--save", "", "--appendonly", "no", "--dir", str(directory)),
+            *("--logfile", f"{directory}/redis-{self.port}.log"),
+            *options,
+        ]
+        self.bus_port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(
+            self.command,
+            executable=SERVERS[self.command[0]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        wait_for(lambda: self.call("PING").startswith((b"+PONG", b"-NOAUTH")))
+
+    def call(self, *words: str) -> bytes:
+        """Send a command; return the first bytes of the answer, b"" if it does not listen."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), DEADLINE_S) as sock:
+                sock.sendall(
+                    b"*%d\r\n" % len(words)
+                    + b"".join(b"$%d\r\n%s\r\n" % (len(word), word.encode()) for word in words)
+                )
+                return sock.recv(65536)
+        except OSError:
+            return b""
+
+    def kill(self) -> None:
+        """Kill it; nothing is saved."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Stop it as a machine that hangs would: connections stay, answers do not come."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it continue after ``pause``."""
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def running_broker(directory: Path, *options: str, program: str = "") -> Iterator[Broker]:
+    """Run one server."""
+    broker = Broker(directory, *options, program=program)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.kill()
+
+
+@contextmanager
+def running_cluster(directory: Path, nodes: int = 3) -> Iterator[list[Broker]]:
+    """Run a cluster of primaries, the slots divided among them."""
+    brokers = []
+    try:
+        for number in range(nodes):
+            port = free_port()
+            broker = Broker(
+                directory,
+                *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000"),
+                *("--cluster-config-file", f"{directory}/nodes-{number}.conf"),
+                # The bus would otherwise be 10,000 above the port, which may be no port.
+                *("--cluster-port", str(port)),
+            )
+            broker.start()
+            brokers.append(broker)
+            first, last = 16384 * number // nodes, 16384 * (number + 1) // nodes - 1
+            broker.call("CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
+            broker.call("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+            broker.bus_port = port
+        for broker in brokers[1:]:
+            broker.call(
+                *("CLUSTER", "MEET", "127.0.0.1"),
+                *(str(brokers[0].port), str(brokers[0].bus_port)),
+            )
+        for broker in brokers:
+            wait_for(lambda b=broker: b"cluster_state:ok" in b.call("CLUSTER", "INFO"))  # type: ignore[misc]
+            wait_for(
+                lambda b=broker: b"cluster_known_nodes:%d" % nodes in b.call("CLUSTER", "INFO")  # type: ignore[misc]
+            )
+        yield brokers
+    finally:
+        for broker in brokers:
+            broker.kill()
+
+
+@contextmanager
+def running_sentinel(directory: Path, *masters: Broker) -> Iterator[Broker]:
+    """Run a Sentinel that watches the first of these; the others are its replicas."""
+    configuration = directory / "sentinel.conf"
+    configuration.write_text(
+        f"sentinel monitor mymaster 127.0.0.1 {masters[0].port} 1\n"
+        "sentinel down-after-milliseconds mymaster 500\n"
+        "sentinel failover-timeout mymaster 5000\n"
+    )
+    sentinel = Broker(directory)
+    sentinel.command = [
+        *(sentinel.command[0], str(configuration), "--sentinel"),
+        *("--port", str(sentinel.port), "--bind", "127.0.0.1"),
+        *("--logfile", f"{directory}/sentinel.log"),
+    ]
+    sentinel.start()
+    try:
+        yield sentinel
+    finally:
+        sentinel.kill()
