@@ -709,7 +709,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 def resolved(resolver: Resolver, timeout_s: float = 5.0) -> str:
     found = resolver.resolve(tcp("app", 80), time.monotonic() + timeout_s)
-    return found[0].address[0]
+    return found[0]
 
 
 def test_a_name_is_asked_for_once_in_a_while(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
