@@ -113,12 +113,13 @@ class ErrorLog:
 class Request:
     """A request that httpd is processing, and its connection."""
 
-    __slots__ = ("_api", "_connection", "_rec")
+    __slots__ = ("_api", "_connection", "_is_tls", "_rec")
 
     def __init__(self, rec: abi.RequestRec) -> None:
         self._api = functions()
         self._rec = rec
         self._connection: abi.ConnRec = rec.connection.contents
+        self._is_tls: bool | None = None  # asked for once
 
     @classmethod
     def from_capsule(cls, capsule: object) -> Request:
@@ -159,10 +160,15 @@ class Request:
     @property
     def is_tls(self) -> bool:
         """True if mod_ssl, or another module, encrypts the connection."""
-        if self._api.conn_is_ssl:
-            return bool(self._api.conn_is_ssl(self.connection_address))
-        function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
-        return bool(function and abi.SSL_IS_HTTPS(function)(self.connection_address))
+        if self._is_tls is None:
+            if self._api.conn_is_ssl:
+                self._is_tls = bool(self._api.conn_is_ssl(self.connection_address))
+            else:
+                function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
+                self._is_tls = bool(
+                    function and abi.SSL_IS_HTTPS(function)(self.connection_address)
+                )
+        return self._is_tls
 
     def local_address(self) -> tuple[str, int]:
         """Return address and port of httpd that the client is connected to.

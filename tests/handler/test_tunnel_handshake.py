@@ -29,7 +29,12 @@ from apachews_handler.backend.exchange import READ_BYTES, SHORT_BODY_BYTES, ask
 from apachews_handler.backend.request import encode, headers_of, target_of
 from apachews_handler.backends import Backend, choose, cookie_of
 from apachews_handler.exceptions import BadSetting, Refusal
-from apachews_handler.settings import Settings, for_tunnel, parse_settings
+from apachews_handler.settings import (
+    Settings,
+    for_tunnel,
+    parse_settings,
+    parse_tunnel_settings,
+)
 
 from ..conftest import wait_for
 
@@ -141,6 +146,16 @@ def test_the_settings_of_a_tunnel() -> None:
     for name, bad in (("APACHEWS_USER_HEADER", "X_User"), ("APACHEWS_DROP_HEADERS", "a, b")):
         with pytest.raises(BadSetting):
             parse_settings({name: bad})
+
+
+def test_a_limit_of_messages_is_one_that_the_site_has_set() -> None:
+    assert parse_tunnel_settings({}).max_message_bytes == 0
+    limit = ("APACHEWS_MAX_MESSAGE", "1M")  # the default; set by the site, it is a limit
+    assert parse_tunnel_settings(dict([limit])).max_message_bytes == 1024 * 1024
+    assert parse_tunnel_settings({}, (limit,)).max_message_bytes == 1024 * 1024
+    assert parse_tunnel_settings({}) is parse_tunnel_settings({})
+    with pytest.raises(BadSetting):
+        parse_tunnel_settings({"APACHEWS_MAX_MESSAGE": "0"})
 
 
 # The request.
