@@ -317,10 +317,20 @@ def parse_settings(environ: Mapping[str, Any], definitions: Definitions = ()) ->
         BadSetting: a value that is not allowed, alone or in combination; a name that
             is unknown, or that only the server's configuration may set, or has fixed.
     """
-    return _parse(
-        tuple([setting for setting in environ.items() if setting[0].startswith(PREFIX)]),
-        definitions,
-    )
+    return _parse(_variables(environ), definitions)
+
+
+def parse_tunnel_settings(environ: Mapping[str, Any], definitions: Definitions = ()) -> Settings:
+    """Return the settings of a tunnel: those of ``parse_settings`` after ``for_tunnel``.
+
+    Raises:
+        BadSetting: as ``parse_settings``.
+    """
+    return _parse_tunnel(_variables(environ), definitions)
+
+
+def _variables(environ: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple([setting for setting in environ.items() if setting[0].startswith(PREFIX)])
 
 
 # A site has few different sets of variables, and the connections of one set share one object.
@@ -351,6 +361,13 @@ def _parse(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> 
         )
         raise BadSetting(f"{PREFIX}CLOSE_LOG", settings.close_log, allowed)
     return settings
+
+
+# As ``_parse``.
+@functools.lru_cache(maxsize=256)
+def _parse_tunnel(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> Settings:
+    is_limited = any(name == _variable("max_message_bytes") for name, _ in variables + definitions)
+    return for_tunnel(_parse(variables, definitions), is_message_limited=is_limited)
 
 
 # The handshakes of one set of variables share one object, as with ``parse_settings``.

@@ -20,7 +20,7 @@ import select
 import socket
 import threading
 import time
-from typing import Final, NamedTuple
+from typing import Final
 
 from apachews._listening.endpoint import (
     Outcome,
@@ -38,7 +38,6 @@ from apachews_handler.shared.signals import signals_blocked
 FRESH_S: Final = 30.0
 # Names that are remembered; those are in the server's configuration, so they are few.
 MAX_NAMES: Final = 256
-_TCP_NONBLOCKING: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 
 
 def connect(backend: Backend, timeout_s: float) -> socket.socket:
@@ -71,71 +70,54 @@ def _connect_unix(socket_path: str, timeout_s: float) -> socket.socket:
 
 
 def _connect_tcp(backend: Backend, deadline: float) -> socket.socket:
-    addresses = [_numeric(backend)] if backend.is_address else _resolver.resolve(backend, deadline)
+    hosts = [backend.host] if backend.is_address else _resolver.resolve(backend, deadline)
     failure: OSError = TimeoutError()
-    for family, address in addresses:
+    for host in hosts:
         rest_s = deadline - time.monotonic()
         if rest_s <= 0:
             break
-        sock = socket.socket(family, _TCP_NONBLOCKING)
         try:
-            _establish(sock, address, rest_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return _establish(host, backend.port, rest_s)
         except OSError as error:
-            sock.close()
             failure = error
-            continue
-        except BaseException:
-            sock.close()
-            raise
-        return sock
     raise failure
 
 
-def _establish(sock: socket.socket, address: tuple[str, int], timeout_s: float) -> None:
-    """Connect a non-blocking socket.
+def _establish(host: str, port: int, timeout_s: float) -> socket.socket:
+    """Return a socket that is connected to an address.
 
     Raises:
         OSError: TimeoutError after the timeout.
     """
-    error = sock.connect_ex(address)
-    if error == errno.EINPROGRESS:
-        try:
-            sock.getpeername()  # on this machine it is connected by now
-            return
-        except OSError:
-            pass
-        poller = select.poll()  # a descriptor may be beyond what select(2) can watch
-        poller.register(sock, select.POLLOUT)
-        if not poller.poll(math.ceil(timeout_s * 1000)):
-            raise TimeoutError
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))
-
-
-class _Address(NamedTuple):
-    family: int
-    address: tuple[str, int]
-
-
-def _numeric(backend: Backend) -> _Address:
-    family = socket.AF_INET6 if ":" in backend.host else socket.AF_INET
-    return _Address(family, (backend.host, backend.port))
+    sock, error = syscalls.connect_tcp(host, port)
+    try:
+        if error == errno.EINPROGRESS:
+            poller = select.poll()  # a descriptor may be beyond what select(2) can watch
+            poller.register(sock, select.POLLOUT)
+            if not poller.poll(math.ceil(timeout_s * 1000)):
+                raise TimeoutError
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class _Entry:
     """The addresses of one name.
 
     Attributes:
-        addresses: of the last success.
+        addresses: of the last success; an IPv6 address may have a zone.
         error: of the last attempt; None if it succeeded.
         asked_at: when the last attempt ended.
         done: set whenever an attempt is not under way.
     """
 
     def __init__(self) -> None:
-        self.addresses: list[_Address] = []
+        self.addresses: list[str] = []
         self.error: OSError | None = None
         self.asked_at = 0.0
         self.done = threading.Event()
@@ -149,7 +131,7 @@ class Resolver:
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, int], _Entry] = {}
 
-    def resolve(self, backend: Backend, deadline: float) -> list[_Address]:
+    def resolve(self, backend: Backend, deadline: float) -> list[str]:
         """Return the addresses of a backend's host, at least one.
 
         Args:
@@ -197,7 +179,7 @@ def _ask(entry: _Entry, host: str, port: int) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [
-            _Address(family, (str(address[0]), int(address[1])))
+            str(address[0])
             for family, _, _, _, address in found
             if family in (socket.AF_INET, socket.AF_INET6)
         ]

@@ -16,7 +16,6 @@ Sources: RFC 9112 8. (incomplete messages).
 
 from __future__ import annotations
 
-import contextlib
 import math
 import select
 import socket
@@ -27,10 +26,13 @@ from typing import Final
 
 from apachews.monitoring import refusals
 from apachews_handler.exceptions import Refusal
+from apachews_handler.native import syscalls
 
 from .answer import Accepted, Answered, AnswerReader, BadAnswer, BodyReader
 
 READ_BYTES: Final = 64 * 1024
+# Most answers are a head of some hundred bytes.
+HEAD_READ_BYTES: Final = 4 * 1024
 # A body up to this is read before the client gets the answer.
 SHORT_BODY_BYTES: Final = 64 * 1024
 
@@ -104,7 +106,7 @@ def ask(
         reader = AnswerReader(key)
         answer = None
         while answer is None:
-            answer = reader.receive(exchange.recv(min(READ_BYTES, reader.room)))
+            answer = reader.receive(exchange.recv(min(HEAD_READ_BYTES, reader.room)))
         if isinstance(answer, Accepted):
             return answer
         first = bytearray(answer.body.receive(None))
@@ -138,8 +140,12 @@ class _Exchange:
         """
         sent = 0
         while True:
-            with contextlib.suppress(BlockingIOError):
-                sent += self._sock.send(data[sent:])  # a new connection has room for it
+            try:
+                sent += syscalls.send(
+                    self._sock.fileno(), data[sent:]
+                )  # a new connection has room for it
+            except BlockingIOError:
+                pass  # the request is longer than the room of the socket
             if sent == len(data):
                 return
             self._wait(select.POLLOUT)
@@ -152,8 +158,10 @@ class _Exchange:
         """
         while True:
             self._wait(select.POLLIN)
-            with contextlib.suppress(BlockingIOError):
-                return self._sock.recv(size)
+            try:
+                return syscalls.recv(self._sock.fileno(), size)
+            except BlockingIOError:
+                pass  # poll(2) may report a segment that the kernel discards later
 
     def _wait(self, events: int) -> None:
         rest_s = self._deadline - time.monotonic()

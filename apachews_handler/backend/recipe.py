@@ -15,8 +15,6 @@ rest of a longer body needs a place of another kind.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,11 +34,10 @@ from apachews_handler.handshake.request_info import (
 )
 from apachews_handler.handshake.upgrade import require_no_error_document, require_own_htaccess
 from apachews_handler.lifecycle.child import the_child
-from apachews_handler.monitoring.close_log import Handshake
 from apachews_handler.native.httpd import Request, WriteFailed
 from apachews_handler.native.httpd_process import spare_workers
 from apachews_handler.protocol import new_tunnel
-from apachews_handler.settings import Definitions, Settings, for_tunnel, parse_settings
+from apachews_handler.settings import Settings, parse_tunnel_settings
 from apachews_handler.shared import limits, waiting
 
 from .answer import Accepted, Answered, BadAnswer
@@ -49,8 +46,6 @@ from .exchange import Body, Relayed, ask
 from .request import encode, headers_of, target_of
 
 Environ = Mapping[str, Any]
-
-_MAX_MESSAGE = "APACHEWS_MAX_MESSAGE"
 
 
 def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
@@ -63,10 +58,11 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         Refusal: with the HTTP answer.
         HttpdError: httpd is not what the code was written for.
     """
-    settings = _settings(environ, the_child.definitions(request.definition))
+    settings = parse_tunnel_settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
     require_own_htaccess(request.foreign_htaccess)
-    backend = _backend(environ, settings, request.client_address()[0])
+    remote = request.client_address()
+    backend = _backend(environ, settings, remote[0])
     offer = negotiate(request, environ, settings)
     _require_nothing_after_the_head(request)
     open_ = describe(
@@ -75,7 +71,7 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         offer,
         new_id(),
         tls=tls_facts(request),
-        remote=request.client_address(),
+        remote=remote,
         local=local_address(request),
     )
     headers = headers_of(request.request_headers(), environ, settings, address=open_.remote[0])
@@ -111,9 +107,6 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         # The client has the 101 when this returns: nothing after it may refuse.
         transport = detach(request, answer.head)
         undo.callback(transport.close)
-        # Without the query, which may be a token.
-        shown = dataclasses.replace(open_, uri=open_.uri.partition("?")[0])
-        handshake = Handshake(environ, open_, answer.subprotocol, backend.name, time.time())
         bridge.adopt(
             Connection(
                 transport=transport,
@@ -121,28 +114,15 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
                 session=session,
                 settings=settings,
                 endpoint=backend.name,
-                name=log_name(shown),
+                name=log_name(open_, logged_uri(environ)),
                 log=log,
                 admission=permit if permit.is_counted else None,
-                info=connection_info(shown, answer.subprotocol),
-                close_line=close_line(settings, handshake),
+                info=connection_info(open_, answer.subprotocol),
+                close_line=close_line(settings, environ, open_, answer.subprotocol, backend.name),
             )
         )
         undo.pop_all()  # the bridge owns the connection now
     return None
-
-
-def _settings(environ: Environ, definitions: Definitions) -> Settings:
-    """Return the settings of a tunnel.
-
-    Raises:
-        BadSetting
-    """
-    is_message_limited = _MAX_MESSAGE in environ or any(
-        name == _MAX_MESSAGE for name, _ in definitions
-    )
-    settings = parse_settings(environ, definitions)
-    return for_tunnel(settings, is_message_limited=is_message_limited)
 
 
 def _backend(environ: Environ, settings: Settings, client: str) -> Backend:

@@ -67,6 +67,8 @@ _PATH_SAFE: Final = "/:@!$&'()*+,;=-._~"
 _QUERY_SAFE: Final = _PATH_SAFE + '%?[]"<>\\^`{|}'
 _ENCODED_SLASH: Final = re.compile("%(2[Ff])")
 _PRINTABLE: Final = re.compile("[!-~]*")
+# The characters of _PATH_SAFE and those that are never quoted: most paths have no others.
+_PLAIN: Final = re.compile("[A-Za-z0-9/:@!$&'()*+,;=._~-]*")
 
 
 def target_of(environ: Mapping[str, Any], backend: Backend) -> bytes:
@@ -86,7 +88,9 @@ def target_of(environ: Mapping[str, Any], backend: Backend) -> bytes:
         path = backend.path + raw[len(quoted_prefix) :]
     else:
         path = backend.path + _quote(rest)
-    query = quote(environ.get("QUERY_STRING", "").encode("latin-1"), safe=_QUERY_SAFE)
+    query = environ.get("QUERY_STRING", "")
+    if query:
+        query = quote(query.encode("latin-1"), safe=_QUERY_SAFE)
     target: str = (path or "/") + (f"?{query}" if query else "")
     return target.encode("ascii")
 
@@ -259,9 +263,13 @@ def _is_same_path(raw: str, mapped: str) -> bool:
     """
     if not _PRINTABLE.fullmatch(raw):
         return False  # to be quoted
+    if "%" not in raw:
+        return raw == mapped
     data = mapped.encode("latin-1")
     return data in (unquote_to_bytes(raw), unquote_to_bytes(_ENCODED_SLASH.sub(r"%25\1", raw)))
 
 
 def _quote(path: str) -> str:
+    if _PLAIN.fullmatch(path):
+        return path
     return quote(path.encode("latin-1"), safe=_PATH_SAFE)

@@ -14,6 +14,7 @@ import termios
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
 
+from apachews_handler.native import syscalls
 from apachews_handler.protocol.progress import TcpState
 
 _INT: Final = struct.Struct("i")
@@ -221,11 +222,11 @@ def tcp_state(fd: int) -> TcpState:
     """
     unacked = unsent_bytes(fd)
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(fd)) as sock:
-            if sock.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL) != socket.IPPROTO_TCP:
-                # For Multipath TCP, TCP_INFO describes the first subflow only.
-                return TcpState(-unacked, unacked)
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+        protocol = syscalls.getsockopt(fd, socket.SOL_SOCKET, _SO_PROTOCOL, _INT.size)
+        if _INT.unpack(protocol)[0] != socket.IPPROTO_TCP:
+            # For Multipath TCP, TCP_INFO describes the first subflow only.
+            return TcpState(-unacked, unacked)
+        info = syscalls.getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
         rtt_us, rttvar_us, acked, window = TCP_INFO.unpack(info)
     except (OSError, struct.error):
         return TcpState(-unacked, unacked)

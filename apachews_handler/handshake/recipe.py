@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from apachews import wire
 from apachews.monitoring import refusals
 from apachews.wire.answer import Answer
 from apachews_handler.bridge.connection import Connection, Log
@@ -113,9 +114,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
                 log=log,
                 admission=permit if permit.is_counted else None,
                 info=connection_info(open_, subprotocol),
-                close_line=close_line(
-                    settings, Handshake(environ, open_, subprotocol, path, time.time())
-                ),
+                close_line=close_line(settings, environ, open_, subprotocol, path),
             )
         )
         undo.pop_all()  # the bridge owns the connection now
@@ -168,6 +167,11 @@ def _accept_as_answered(
     return offer.accept(settings, answer.subprotocol, answer.headers)
 
 
-def close_line(settings: Settings, handshake: Handshake) -> CloseLine | None:
+def close_line(
+    settings: Settings, environ: Environ, open_: wire.Open, subprotocol: str | None, endpoint: str
+) -> CloseLine | None:
     """Return the line for the log of closes, None if the site has no such log."""
-    return settings.close_log_format.begin(handshake) if settings.close_log else None
+    if not settings.close_log:
+        return None
+    handshake = Handshake(environ, open_, subprotocol, endpoint, time.time())
+    return settings.close_log_format.begin(handshake)

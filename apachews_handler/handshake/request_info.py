@@ -144,8 +144,13 @@ def connection_info(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo
     )
 
 
-def log_name(open_: wire.Open) -> str:
-    """Return client, user and URI, as every log line about the connection begins."""
+def log_name(open_: wire.Open, uri: str | None = None) -> str:
+    """Return client, user and URI, as every log line about the connection begins.
+
+    Args:
+        uri: what stands for the URI; None: the URI itself.
+    """
+    shown = open_.uri if uri is None else uri
     address, port = open_.remote
     client = f"{address}:{port}" if port else address
-    return f"[client {client}] user={open_.user or '-'} {open_.uri[:_MAX_URI_CHARS]}"
+    return f"[client {client}] user={open_.user or '-'} {shown[:_MAX_URI_CHARS]}"

@@ -15,8 +15,6 @@ Sources: RFC 6455 4.2.1, 4.2.2, 4.4 (version).
 
 from __future__ import annotations
 
-import base64
-import binascii
 import http
 import re
 from collections.abc import Iterable, Mapping
@@ -35,6 +33,8 @@ from .origin import require_origin
 
 # RFC 9110 5.5: characters that a value of a header must not have.
 _BREAKS = re.compile("[\0\n\v\f\r]")
+# RFC 6455 4.2.1, 5.: the base64 of 16 bytes.
+_KEY = re.compile("[A-Za-z0-9+/]{22}==")
 # RFC 9110 7.8: Upgrade is a hop-by-hop header, which Connection lists.
 _UPGRADE = (("Connection", "Upgrade"), ("Upgrade", "websocket"))
 
@@ -162,15 +162,22 @@ def _list(environ: Mapping[str, Any], name: str) -> list[str]:
     Raises:
         Refusal: it has non-ASCII characters.
     """
-    value = environ.get(name)
-    if value is None:
-        return []
-    try:
-        return split_comma_header(value.encode("latin-1"))
-    except UnicodeDecodeError as error:
+    value = _ascii(environ, name)
+    return [] if value is None else split_comma_header(value.encode("ascii"))
+
+
+def _ascii(environ: Mapping[str, Any], name: str) -> str | None:
+    """Return the value of a header, None without it.
+
+    Raises:
+        Refusal: it has non-ASCII characters.
+    """
+    value: str | None = environ.get(name)
+    if value is not None and not value.isascii():
         header = name.removeprefix("HTTP_").replace("_", "-").title()
         fact = f"{header} {value!r:.60} contains non-ASCII characters"
-        raise Refusal(refusals.MALFORMED_HEADER, fact) from error
+        raise Refusal(refusals.MALFORMED_HEADER, fact)
+    return value
 
 
 def _tokens(value: str) -> list[str]:
@@ -203,14 +210,10 @@ def _require_version(environ: Mapping[str, Any]) -> None:
 
 def _require_wellformed(environ: Mapping[str, Any]) -> None:
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
-    try:
-        nonce = base64.b64decode(key, validate=True)
-    except (binascii.Error, ValueError):
-        nonce = b""
-    if len(nonce) != 16 or len(key) != 24:  # RFC 6455 4.2.1, 5.
+    if not _KEY.fullmatch(key):
         raise Refusal(refusals.MALFORMED_KEY, f"malformed Sec-WebSocket-Key {key!r:.60}")
     for name in ("HTTP_CONNECTION", "HTTP_HOST"):
-        _list(environ, name)  # raises for non-ASCII characters
+        _ascii(environ, name)
     if "HTTP_HOST" not in environ:  # RFC 6455 4.2.1, 2.
         raise Refusal(refusals.NO_HOST)
     # httpd rejects these itself, except with HttpProtocolOptions Unsafe.

@@ -37,7 +37,10 @@ class Counters:
         """Count a connection to an endpoint."""
         if path not in self._endpoints and len(self._endpoints) >= MAX_ENDPOINTS:
             path = OTHERS
-        self._endpoints.setdefault(path, EndpointStatus(path)).total += 1
+        endpoint = self._endpoints.get(path)
+        if endpoint is None:
+            endpoint = self._endpoints[path] = EndpointStatus(path)
+        endpoint.total += 1
 
     def end(self, path: str, traffic: tuple[int, int, int, int], code: int) -> None:
         """Count the traffic and the close code of a connection that was closed.

@@ -100,9 +100,11 @@ class ErrorLog:
             level: error, warn, notice, info or debug.
             text: httpd escapes what would break the line.
         """
+        api = functions()
+        if abi.LOG_LEVELS[level] > api.ap_get_server_module_loglevel(self._server, api.log_index):
+            return  # as httpd does, but without passing the GIL on
         # A line of httpd's log has at most 8192 bytes.
         line = text.encode(errors="replace")[:4096].replace(b"\0", b"\\0")
-        api = functions()
         api.ap_log_error_(
             b"apachews", 0, api.log_index, abi.LOG_LEVELS[level], 0, self._server, b"%s", line
         )
@@ -111,12 +113,13 @@ class ErrorLog:
 class Request:
     """A request that httpd is processing, and its connection."""
 
-    __slots__ = ("_api", "_connection", "_rec")
+    __slots__ = ("_api", "_connection", "_is_tls", "_rec")
 
     def __init__(self, rec: abi.RequestRec) -> None:
         self._api = functions()
         self._rec = rec
         self._connection: abi.ConnRec = rec.connection.contents
+        self._is_tls: bool | None = None  # asked for once
 
     @classmethod
     def from_capsule(cls, capsule: object) -> Request:
@@ -157,10 +160,15 @@ class Request:
     @property
     def is_tls(self) -> bool:
         """True if mod_ssl, or another module, encrypts the connection."""
-        if self._api.conn_is_ssl:
-            return bool(self._api.conn_is_ssl(self.connection_address))
-        function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
-        return bool(function and abi.SSL_IS_HTTPS(function)(self.connection_address))
+        if self._is_tls is None:
+            if self._api.conn_is_ssl:
+                self._is_tls = bool(self._api.conn_is_ssl(self.connection_address))
+            else:
+                function = self._api.apr_dynamic_fn_retrieve(b"ssl_is_https")
+                self._is_tls = bool(
+                    function and abi.SSL_IS_HTTPS(function)(self.connection_address)
+                )
+        return self._is_tls
 
     def local_address(self) -> tuple[str, int]:
         """Return address and port of httpd that the client is connected to.
@@ -400,8 +408,10 @@ class Request:
             WriteFailed: the client has closed the connection.
         """
         brigade = self._brigade()
+        api = self._api
+        get = api.ap_get_brigade if self.is_tls else api.ap_get_plain_brigade
         try:
-            status = self._api.ap_get_brigade(
+            status = get(
                 self._connection.input_filters,
                 brigade,
                 abi.AP_MODE_SPECULATIVE,
@@ -425,9 +435,8 @@ class Request:
         """
         connection = self._connection
         brigade = self._brigade()
-        status = self._api.apr_brigade_write(
-            brigade, self._api.ap_filter_flush, connection.output_filters, data, len(data)
-        )
+        # Without a function that flushes: it only appends.
+        status = self._api.apr_brigade_write(brigade, None, None, data, len(data))
         if status == abi.APR_SUCCESS:
             status = self._api.ap_fflush(connection.output_filters, brigade)
         if status != abi.APR_SUCCESS or connection.aborted or connection.data_in_output_filters:

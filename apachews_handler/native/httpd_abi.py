@@ -339,7 +339,6 @@ MAY_WAIT: Final = frozenset(
         "ap_log_error_",
         "ap_resolve_env",  # logs a name without a value
         "apr_brigade_length",
-        "apr_brigade_write",
     )
 )
 # mpm_common.h: what ap_hook_child_stopping takes.

@@ -64,8 +64,14 @@ class _Functions:
         self.conn_is_ssl = getattr(process, "ap_ssl_conn_is_ssl", None)
         if self.conn_is_ssl:
             self.conn_is_ssl.restype, self.conn_is_ssl.argtypes = c_int, (c_void_p,)
-        # A filter function: only its address is used, by apr_brigade_write.
-        self.ap_filter_flush = ctypes.cast(process.ap_filter_flush, c_void_p)
+        # ap_get_brigade for a connection without TLS, whose filters do not block if they are told
+        # so; unless one of them is in Python, and needs the GIL.
+        self.ap_get_plain_brigade = self.ap_get_brigade
+        if not self.find_module(b"mod_python.c"):
+            self.ap_get_plain_brigade = process["ap_get_brigade"]
+            result, arguments = abi.SIGNATURES["ap_get_brigade"]
+            self.ap_get_plain_brigade.restype = result
+            self.ap_get_plain_brigade.argtypes = arguments
         host = self.find_module(b"mod_wsgi.c") or self.find_module(b"mod_python.c") or core
         self.log_index = host.module_index
         # As in httpd's own log lines: "wsgi" for mod_wsgi.c.

@@ -20,11 +20,23 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 import struct
 import sys
 from collections.abc import Iterable
-from ctypes import c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_uint64, c_ulong, c_void_p
+from ctypes import (
+    byref,
+    c_char_p,
+    c_int,
+    c_long,
+    c_size_t,
+    c_ssize_t,
+    c_uint,
+    c_uint64,
+    c_ulong,
+    c_void_p,
+)
 from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_OFD_SETLK, F_SETFL
 from typing import Any, Final
 
@@ -45,7 +57,12 @@ _OPEN_HOW: Final = struct.Struct("QQQ")  # flags, mode, resolve: struct open_how
 _RESOLVE_NO_SYMLINKS: Final = 0x4
 # errno if a path has a link, if the kernel lacks openat2, and if a container forbids it.
 _NO_DIRECT_WAY: Final = frozenset({errno.ELOOP, errno.ENOSYS, errno.EPERM})
-_UNIX_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+# struct sockaddr_in and sockaddr_in6, ip(7) and ipv6(7): family, then port and address in the
+# network's byte order.
+_IPV4: Final = struct.Struct("H2s4s8x")
+_IPV6: Final = struct.Struct("H2s4x16sI")
+_MAX_SOCKADDR_BYTES: Final = 128
 
 # signalfd(2): struct signalfd_siginfo.
 SIGNALFD_BYTES: Final = 128
@@ -54,6 +71,17 @@ _SIGSET_BYTES: Final = 128
 _PR_SET_THP_DISABLE: Final = 41
 
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
+
+
+def _sigset(numbers: Iterable[int]) -> bytes:
+    """Return the sigset_t, of glibc and musl, of some signals: bit n - 1 for signal n."""
+    mask = bytearray(_SIGSET_BYTES)
+    for number in numbers:
+        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
+    return bytes(mask)
+
+
+_ALL_SIGNALS: Final = _sigset(signal.valid_signals())
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
@@ -67,6 +95,11 @@ _fcntl_lock: Final = _function("fcntl", c_int, c_int, c_int, c_char_p)
 _dup3: Final = _function("dup3", c_int, c_int, c_int, c_int)
 _socket: Final = _function("socket", c_int, c_int, c_int, c_int)
 _connect: Final = _function("connect", c_int, c_int, c_char_p, c_uint)
+_getpeername: Final = _function("getpeername", c_int, c_int, c_void_p, c_void_p)
+_getsockopt: Final = _function("getsockopt", c_int, c_int, c_int, c_int, c_void_p, c_void_p)
+_send: Final = _function("send", c_ssize_t, c_int, c_char_p, c_size_t, c_int)
+_recv: Final = _function("recv", c_ssize_t, c_int, c_void_p, c_size_t, c_int)
+_pthread_sigmask: Final = _function("pthread_sigmask", c_int, c_int, c_void_p, c_void_p)
 _eventfd_write: Final = _function("eventfd_write", c_int, c_int, c_uint64)
 _open: Final = _function("open", c_int, c_char_p, c_int)
 _SYSCALL_ARGUMENTS: Final = (c_ulong, c_int, c_char_p, c_char_p, c_size_t)
@@ -131,15 +164,98 @@ def connect(path: str) -> socket.socket:
     # rejects a path that is too long, with EINVAL; callers pass a path of /proc/self/fd.
     if not data or b"\0" in data:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-    fd = _checked(_socket(socket.AF_UNIX, _UNIX_STREAM, 0))
+    address = _FAMILY.pack(socket.AF_UNIX) + data + b"\0"
+    sock, error = _start(socket.AF_UNIX, 0, address)
+    if error:
+        sock.close()
+        raise OSError(error, os.strerror(error))
+    return sock
+
+
+def connect_tcp(host: str, port: int) -> tuple[socket.socket, int]:
+    """Return a non-blocking TCP socket and the error of its connect(2); the caller closes it.
+
+    Args:
+        host: an IPv4 or IPv6 address, the latter with or without a zone.
+
+    Returns:
+        The error is 0 if the socket is connected, EINPROGRESS if the peer has not answered yet.
+
+    Raises:
+        OSError: a descriptor is not available, or the zone does not exist.
+    """
+    port_bytes = port.to_bytes(2, "big")
+    if ":" not in host:
+        data = socket.inet_pton(socket.AF_INET, host)
+        name = _IPV4.pack(socket.AF_INET, port_bytes, data)
+        sock, error = _start(socket.AF_INET, socket.IPPROTO_TCP, name)
+    else:
+        address, _, zone = host.partition("%")
+        data = socket.inet_pton(socket.AF_INET6, address)
+        scope = 0
+        if zone:
+            scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+        name = _IPV6.pack(socket.AF_INET6, port_bytes, data, scope)
+        sock, error = _start(socket.AF_INET6, socket.IPPROTO_TCP, name)
+    if error == errno.EINPROGRESS and is_connected(sock.fileno()):
+        error = 0  # a peer on this machine has answered during the call
+    return sock, error
+
+
+def _start(family: int, protocol: int, address: bytes) -> tuple[socket.socket, int]:
+    """Return a socket and the errno of its connect(2), 0 if it is connected."""
+    fd = _checked(_socket(family, _STREAM, protocol))
     try:
-        address = _FAMILY.pack(socket.AF_UNIX) + data + b"\0"
-        _checked(_connect(fd, address, len(address)))
+        error = ctypes.get_errno() if _connect(fd, address, len(address)) else 0
         # (With all four arguments Python does not query the kernel for them.)
-        return socket.socket(socket.AF_UNIX, _UNIX_STREAM, 0, fd)
+        return socket.socket(family, _STREAM, protocol, fd), error
     except BaseException:
         os.close(fd)
         raise
+
+
+def is_connected(fd: int) -> bool:
+    """Tell whether a socket has a peer: it is connected, and not only about to be."""
+    name = ctypes.create_string_buffer(_MAX_SOCKADDR_BYTES)
+    return bool(_getpeername(fd, name, byref(c_uint(_MAX_SOCKADDR_BYTES))) == 0)
+
+
+def getsockopt(fd: int, level: int, name: int, size: int) -> bytes:
+    """Return the value of a socket's option, at most ``size`` bytes."""
+    value, length = ctypes.create_string_buffer(size), c_uint(size)
+    _checked(_getsockopt(fd, level, name, value, byref(length)))
+    return value.raw[: length.value]
+
+
+def send(fd: int, data: bytes) -> int:
+    """Send some bytes to a non-blocking socket; return how many.
+
+    Raises:
+        OSError: BlockingIOError if the socket has no room, among others.
+    """
+    return _checked(_send(fd, data, len(data), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT))
+
+
+def recv(fd: int, size: int) -> bytes:
+    """Return received bytes, b"" after the end of file.
+
+    Raises:
+        OSError: BlockingIOError if there are no bytes yet, among others.
+    """
+    data = ctypes.create_string_buffer(size)
+    return ctypes.string_at(data, _checked(_recv(fd, data, size, socket.MSG_DONTWAIT)))
+
+
+def block_signals() -> bytes:
+    """Block all signals on this thread; return the mask before, for ``restore_signals``."""
+    mask = ctypes.create_string_buffer(_SIGSET_BYTES)
+    _pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS, mask)
+    return mask.raw
+
+
+def restore_signals(mask: bytes) -> None:
+    """Set the signal mask of this thread; pending signals are delivered."""
+    _pthread_sigmask(signal.SIG_SETMASK, mask, None)
 
 
 def open_direct(path: bytes, *, keeps_gil: bool) -> int | None:
@@ -232,11 +348,8 @@ def signalfd(numbers: Iterable[int]) -> int:
         numbers: of blocked signals.  A read of ``SIGNALFD_BYTES`` consumes one signal; the
             first 4 bytes are its number.
     """
-    mask = bytearray(_SIGSET_BYTES)  # sigset_t of glibc and musl: bit n - 1 for signal n
-    for number in numbers:
-        mask[(number - 1) // 8] |= 1 << (number - 1) % 8
     flags = os.O_NONBLOCK | os.O_CLOEXEC  # SFD_NONBLOCK and SFD_CLOEXEC have their values
-    return _checked(_signalfd(-1, bytes(mask), flags))
+    return _checked(_signalfd(-1, _sigset(numbers), flags))
 
 
 def forbid_huge_pages() -> None:

@@ -7,13 +7,7 @@ a lock, the handler would deadlock.
 
 from __future__ import annotations
 
-import signal
-
-# The function that signal.pthread_sigmask wraps.  The wrapper converts every signal of a mask
-# to an Enum member and back, a hundred of them for every handshake.
-from _signal import pthread_sigmask
-
-_ALL = frozenset(map(int, signal.valid_signals()))
+from apachews_handler.native import syscalls
 
 
 class signals_blocked:  # lower case: used as a function
@@ -25,7 +19,8 @@ class signals_blocked:  # lower case: used as a function
     __slots__ = ("_mask",)
 
     def __enter__(self) -> None:
-        self._mask = pthread_sigmask(signal.SIG_BLOCK, _ALL)
+        # (Not signal.pthread_sigmask, which makes a set of 62 numbers of each mask.)
+        self._mask = syscalls.block_signals()
 
     def __exit__(self, *_: object) -> None:
-        pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        syscalls.restore_signals(self._mask)

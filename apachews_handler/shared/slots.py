@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import stat
@@ -163,6 +164,7 @@ class SlotFile:
         self._full_s = full_s
         self._fd = os.memfd_create("slots", os.MFD_CLOEXEC) if path is None else _open(path)
         self.token = f"{os.getpid()}.{time.monotonic_ns()}"
+        self._spread = os.getpid() * _SPREAD
         # The kernel grants a lock twice to the same open file description, so the slots of this
         # child are remembered here.
         self._lock = threading.Lock()
@@ -175,12 +177,11 @@ class SlotFile:
         Raises:
             OSError: the kernel does not have memory for another lock.
         """
-        digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
-        first = int.from_bytes(digest, "big") % REGIONS * REGION_BYTES
+        first = _first_of(key)
         with signals_blocked(), self._lock:
             region = self._regions.get(first)
             if region is None:
-                region = _Region(first + os.getpid() * _SPREAD % limit)
+                region = _Region(first + self._spread % limit)
             # Without this a flood of rejected clients would cost a search each.
             if region.taken >= limit or time.monotonic() < region.full_until:
                 return None
@@ -241,6 +242,14 @@ class SlotFile:
         found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, position))
         kind, _, start, length, _ = _FLOCK.unpack(found)
         return int(start + length) if kind != fcntl.F_UNLCK else position + 1
+
+
+# Every handshake asks for a few keys, mostly the same ones.
+@functools.lru_cache(maxsize=256)
+def _first_of(key: str) -> int:
+    """Return the first position of a key's region."""
+    digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % REGIONS * REGION_BYTES
 
 
 def _open(path: str) -> int:

@@ -35,13 +35,14 @@ are in the server's configuration.)
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from apachews._listening.endpoint import OUT_OF_RESOURCES
@@ -90,6 +91,19 @@ class _Limit(NamedTuple):
     reason: Reason = refusals.WAITING_LIMIT
 
 
+class _Patience(NamedTuple):
+    """How long the surplus handshakes of a limit wait.
+
+    Attributes:
+        begun_at: when the first of them began to wait after the last prompt answer, or when the
+            producer failed.
+        until: they are rejected at once from then on, until there is another prompt answer.
+    """
+
+    begun_at: float
+    until: float
+
+
 class Waiting:
     """The waiting handshakes of one Apache, as one of its children sees them."""
 
@@ -97,12 +111,11 @@ class Waiting:
         self._lock = threading.Lock()
         self._slots: SlotFile | None = None
         self._released = threading.Condition()  # notified when this child releases a place
-        # Key of a limit -> until when its surplus handshakes wait without a prompt answer.
-        self._patient_until: dict[str, float] = {}
+        # Of each limit's key: how long its surplus handshakes wait without a prompt answer.
+        self._patience: dict[str, _Patience] = {}
         # Offset in the file -> when this child wrote there last.
         self._noted: dict[int, float] = {}
 
-    @contextlib.contextmanager
     def place(
         self,
         path: str,
@@ -111,8 +124,8 @@ class Waiting:
         timeout_s: float,
         user: int | None,
         patience_s: float = PATIENCE_S,
-    ) -> Iterator[None]:
-        """Hold a place while a handshake waits.
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return what holds a place while a handshake waits.
 
         Args:
             path: the endpoint.
@@ -125,32 +138,9 @@ class Waiting:
             patience_s: how long to wait for a place after the last prompt answer.
 
         Raises:
-            Refusal: all places are taken, or the process has no file descriptor left.
+            Refusal: on entry: all places are taken, or the process has no file descriptor left.
         """
-        per_endpoint = most or math.ceil(spare / 4)
-        in_all = max(most, math.ceil(spare / 2))
-        endpoint = f"endpoint {path}"
-        if user is None:
-            owner, whose = f"backend {path}", repr(path)
-        else:
-            owner = f"user {user}"
-            whose = f"a server of user {user}, who runs that of {path!r} too"
-        limits = [
-            _Limit(
-                endpoint,
-                ((endpoint, per_endpoint),),
-                patience_s,
-                f"{per_endpoint} handshakes wait for {path!r} already",
-            ),
-            _Limit(
-                owner,
-                (("all", in_all), (owner, 1)),
-                patience_s,
-                f"{in_all} handshakes wait already, and one more for {whose}",
-            ),
-        ]
-        with self._hold(limits, timeout_s):
-            yield
+        return self._hold(_limits_of(path, most, spare, user, patience_s), timeout_s)
 
     @contextlib.contextmanager
     def place_for_body(self, backend: str, most: int, spare: int) -> Iterator[None]:
@@ -188,27 +178,8 @@ class Waiting:
         with self._hold([limit], MEMORY_S):
             yield
 
-    @contextlib.contextmanager
-    def _hold(self, limits: list[_Limit], timeout_s: float) -> Iterator[None]:
-        slots = self._open()
-        deadline = time.monotonic() + timeout_s
-        positions: list[int] = []
-        try:
-            for limit in limits:
-                positions.append(self._take(slots, limit, deadline))
-            begun_at = time.monotonic()
-            try:
-                yield
-            except BaseException:
-                self._end_patience(limits)
-                raise
-            for limit in limits:
-                self._note_answer(slots, limit, begun_at)
-        finally:
-            for position in positions:
-                slots.release(position)
-            with self._released:
-                self._released.notify()
+    def _hold(self, limits: Sequence[_Limit], timeout_s: float) -> _Hold:
+        return _Hold(self, limits, timeout_s)
 
     def _take(self, slots: SlotFile, limit: _Limit, deadline: float) -> int:
         """Return the position of a place.
@@ -235,18 +206,18 @@ class Waiting:
         now = time.monotonic()
         with self._lock:
             self._forget(now)
-            until = self._patient_until.get(limit.key)
-            if until is None or until <= answered_at:
-                until = self._patient_until[limit.key] = now + limit.patience_s
-        return now < min(max(until, answered_at + limit.patience_s), deadline)
+            patience = self._patience.get(limit.key)
+            if patience is None or patience.begun_at < answered_at:
+                patience = self._patience[limit.key] = _Patience(now, now + limit.patience_s)
+        return now < min(patience.until, deadline)
 
-    def _end_patience(self, limits: list[_Limit]) -> None:
+    def _end_patience(self, limits: Sequence[_Limit]) -> None:
         """Note that a producer failed."""
         now = time.monotonic()
         with self._lock:
             self._forget(now)
             for limit in limits:
-                self._patient_until[limit.key] = now
+                self._patience[limit.key] = _Patience(now, now)
                 self._noted.pop(_offset(limit.key), None)  # the next answer counts
 
     def _note_answer(self, slots: SlotFile, limit: _Limit, begun_at: float) -> None:
@@ -265,15 +236,87 @@ class Waiting:
 
     def _forget(self, now: float) -> None:
         """Forget whose patience ended long ago."""
-        for key, until in list(self._patient_until.items()):
-            if until + MEMORY_S <= now:
-                self._patient_until.pop(key, None)
+        for key, patience in list(self._patience.items()):
+            if patience.until + MEMORY_S <= now:
+                self._patience.pop(key, None)
 
     def _open(self) -> SlotFile:
         with self._lock:
             if self._slots is None:
                 self._slots = _open_slots()
             return self._slots
+
+
+class _Hold:
+    """Holds a place under each of some limits from ``with`` to the end of its block.
+
+    (Not a generator: that takes three times as long, in every handshake.)
+    """
+
+    __slots__ = ("_begun_at", "_limits", "_positions", "_slots", "_timeout_s", "_waiting")
+
+    def __init__(self, waiting: Waiting, limits: Sequence[_Limit], timeout_s: float) -> None:
+        self._waiting = waiting
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._positions: list[int] = []
+
+    def __enter__(self) -> None:
+        self._slots = self._waiting._open()
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            for limit in self._limits:
+                self._positions.append(self._waiting._take(self._slots, limit, deadline))
+        except BaseException:
+            self._release()
+            raise
+        self._begun_at = time.monotonic()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind:
+                self._waiting._end_patience(self._limits)
+            else:
+                for limit in self._limits:
+                    self._waiting._note_answer(self._slots, limit, self._begun_at)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        for position in self._positions:
+            self._slots.release(position)
+        with self._waiting._released:
+            self._waiting._released.notify()
+
+
+# A site has few endpoints, and every handshake that waits asks for the limits of one of them.
+@functools.lru_cache(maxsize=256)
+def _limits_of(
+    path: str, most: int, spare: int, user: int | None, patience_s: float
+) -> tuple[_Limit, ...]:
+    """Return the limits of ``Waiting.place``."""
+    per_endpoint = most or math.ceil(spare / 4)
+    in_all = max(most, math.ceil(spare / 2))
+    endpoint = f"endpoint {path}"
+    if user is None:
+        owner, whose = f"backend {path}", repr(path)
+    else:
+        owner = f"user {user}"
+        whose = f"a server of user {user}, who runs that of {path!r} too"
+    return (
+        _Limit(
+            endpoint,
+            ((endpoint, per_endpoint),),
+            patience_s,
+            f"{per_endpoint} handshakes wait for {path!r} already",
+        ),
+        _Limit(
+            owner,
+            (("all", in_all), (owner, 1)),
+            patience_s,
+            f"{in_all} handshakes wait already, and one more for {whose}",
+        ),
+    )
 
 
 def _try(slots: SlotFile, key: str, count: int) -> int | None:
@@ -299,6 +342,7 @@ def _answered_at(slots: SlotFile, key: str) -> float:
     return answered_at if answered_at <= time.monotonic() else 0.0
 
 
+@functools.lru_cache(maxsize=256)
 def _offset(key: str) -> int:
     digest = hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % _TIMES * _TIME.size

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +71,9 @@ def test_nothing_waits_any_more(is_blocking: bool) -> None:
         lambda: syscalls.open_entry(-1, b"x"),
         lambda: syscalls.target_of(-1),
         lambda: syscalls.owner_of(-1),
+        lambda: syscalls.send(-1, b"x"),
+        lambda: syscalls.recv(-1, 1),
+        lambda: syscalls.getsockopt(-1, socket.SOL_SOCKET, socket.SO_TYPE, 4),
     ],
 )
 def test_a_descriptor_that_is_none(call: Callable[[], object]) -> None:
@@ -143,6 +148,95 @@ def test_a_full_backlog_is_not_waited_for(short_path: Path) -> None:
                 waiting.append(syscalls.connect(path))
         for made in waiting:
             made.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "host"),
+    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET6, "::1%lo")],
+)
+def test_a_tcp_connection_is_what_socket_makes_of_one(family: int, host: str) -> None:
+    with socket.socket(family) as listener:
+        listener.bind((host.partition("%")[0], 0))
+        listener.listen()
+        made, error = syscalls.connect_tcp(host, listener.getsockname()[1])
+        with made, listener.accept()[0] as accepted:
+            assert error == 0
+            assert (made.family, made.type, made.proto) == (
+                family,
+                socket.SOCK_STREAM,
+                socket.IPPROTO_TCP,
+            )
+            assert made.gettimeout() == 0
+            assert fcntl.fcntl(made, fcntl.F_GETFL) & os.O_NONBLOCK
+            assert not made.get_inheritable()
+            assert made.getpeername()[:2] == listener.getsockname()[:2]
+            assert syscalls.is_connected(made.fileno())
+            with pytest.raises(BlockingIOError):
+                syscalls.recv(made.fileno(), 100)
+            assert syscalls.send(made.fileno(), b"he\0llo") == 6
+            assert accepted.recv(100) == b"he\0llo"
+            accepted.sendall(b"\0answer")
+            assert select.select([made], [], [], 10)[0]
+            assert syscalls.recv(made.fileno(), 3) == b"\0an"
+            assert syscalls.recv(made.fileno(), 100) == b"swer"
+            accepted.close()
+            assert select.select([made], [], [], 10)[0]
+            assert syscalls.recv(made.fileno(), 100) == b""
+
+
+def test_a_port_without_a_listener() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # it does not listen
+        made, error = syscalls.connect_tcp("127.0.0.1", unused.getsockname()[1])
+        with made:
+            # (connect(2) reports the refusal, or the socket does afterwards.)
+            assert error in (errno.ECONNREFUSED, errno.EINPROGRESS)
+            assert not syscalls.is_connected(made.fileno())
+            if error == errno.EINPROGRESS:
+                assert select.select([], [made], [], 10)[1]
+                assert made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("host", ["::1%none", "127.0.0.1%lo", "localhost", ""])
+def test_only_an_address_is_connected_to(host: str) -> None:
+    with pytest.raises(OSError, match=r"illegal IP address|no interface"):
+        syscalls.connect_tcp(host, 80)
+
+
+def test_a_connection_under_way_is_not_a_connection() -> None:
+    with socket.socket() as sock:
+        assert not syscalls.is_connected(sock.fileno())
+
+
+def test_a_send_without_room_does_not_wait() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        with pytest.raises(BlockingIOError):
+            while True:
+                assert syscalls.send(near.fileno(), b"x" * 65536) > 0
+        far.close()
+        with pytest.raises(BrokenPipeError):
+            syscalls.send(near.fileno(), b"x")
+
+
+def test_an_option_is_what_socket_says() -> None:
+    with socket.socket() as sock:
+        asked = (socket.IPPROTO_TCP, socket.TCP_INFO, 64)
+        assert syscalls.getsockopt(sock.fileno(), *asked) == sock.getsockopt(*asked)
+        with pytest.raises(OSError, match="Protocol not available"):
+            syscalls.getsockopt(sock.fileno(), socket.IPPROTO_TCP, 9999, 4)
+
+
+def test_signals_are_blocked_and_the_mask_comes_back() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        mask = syscalls.block_signals()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert blocked == signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+        syscalls.restore_signals(mask)
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before | {signal.SIGUSR1}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.mark.parametrize("keeps_gil", [True, False])

@@ -29,7 +29,12 @@ from apachews_handler.backend.exchange import READ_BYTES, SHORT_BODY_BYTES, ask
 from apachews_handler.backend.request import encode, headers_of, target_of
 from apachews_handler.backends import Backend, choose, cookie_of
 from apachews_handler.exceptions import BadSetting, Refusal
-from apachews_handler.settings import Settings, for_tunnel, parse_settings
+from apachews_handler.settings import (
+    Settings,
+    for_tunnel,
+    parse_settings,
+    parse_tunnel_settings,
+)
 
 from ..conftest import wait_for
 
@@ -148,6 +153,16 @@ def test_the_settings_of_a_tunnel() -> None:
     ):
         with pytest.raises(BadSetting):
             parse_settings({name: bad})
+
+
+def test_a_limit_of_messages_is_one_that_the_site_has_set() -> None:
+    assert parse_tunnel_settings({}).max_message_bytes == 0
+    limit = ("APACHEWS_MAX_MESSAGE", "1M")  # the default; set by the site, it is a limit
+    assert parse_tunnel_settings(dict([limit])).max_message_bytes == 1024 * 1024
+    assert parse_tunnel_settings({}, (limit,)).max_message_bytes == 1024 * 1024
+    assert parse_tunnel_settings({}) is parse_tunnel_settings({})
+    with pytest.raises(BadSetting):
+        parse_tunnel_settings({"APACHEWS_MAX_MESSAGE": "0"})
 
 
 # The request.
@@ -781,7 +796,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 def resolved(resolver: Resolver, timeout_s: float = 5.0) -> str:
     found = resolver.resolve(tcp("app", 80), time.monotonic() + timeout_s)
-    return found[0].address[0]
+    return found[0]
 
 
 def test_a_name_is_asked_for_once_in_a_while(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,35 @@ def test_patience_ends_with_the_first_failure_and_returns_with_a_success(
         assert refused_after(child, pauses) == 1
 
 
+def test_prompt_answers_to_a_burst_count_for_the_next_one(
+    make: Callable[[], Waiting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came while its surplus waited, and not only after the end of the patience."""
+    child, clock = make(), [1000.0]
+    pauses: list[float] = []
+    monkeypatch.setattr("apachews_handler.shared.waiting.time.monotonic", lambda: clock[0])
+    burst = contextlib.ExitStack()
+
+    def answer(_: object) -> None:
+        clock[0] += waiting.PATIENCE_S / 2
+        burst.close()
+
+    burst.enter_context(place(child, PATH, 1, 25))
+    monkeypatch.setattr(Waiting, "_pause", answer)
+    with place(child, PATH, 1, 25):
+        pass
+
+    def wait(_: object) -> None:
+        clock[0] += waiting.PATIENCE_S
+        pauses.append(clock[0])
+
+    monkeypatch.setattr(Waiting, "_pause", wait)
+    clock[0] += 10
+    with place(child, PATH, 1, 25):
+        assert refused_after(child, pauses) == 1
+        assert refused_after(child, pauses) == 0
+
+
 def test_a_backend_of_tunnels_may_take_longer(
     make: Callable[[], Waiting], pauses: list[float]
 ) -> None:
@@ -321,7 +350,7 @@ def test_an_endpoint_is_not_remembered_for_ever(
         time.sleep(waiting.MEMORY_S)
         with pytest.raises(Refusal), place(child, f"/srv/{number}.ws", 1, 25):
             raise Refusal(refusals.NO_ANSWER, "it did not answer")
-    assert set(child._patient_until) == {"endpoint /srv/4.ws", f"user {USER}"}
+    assert set(child._patience) == {"endpoint /srv/4.ws", f"user {USER}"}
 
 
 def test_without_a_run_directory_each_child_counts_for_itself(
