@@ -209,7 +209,7 @@ class Waiting:
             patience = self._patience.get(limit.key)
             if patience is None or patience.begun_at < answered_at:
                 patience = self._patience[limit.key] = _Patience(now, now + limit.patience_s)
-        return now < min(patience.until, deadline)
+        return now < min(max(patience.until, answered_at + limit.patience_s), deadline)
 
     def _end_patience(self, limits: Sequence[_Limit]) -> None:
         """Note that a producer failed."""
