@@ -26,7 +26,7 @@ from apachews.client import Client
 from apachews.wire.answer import Answer
 from apachews.wire.reader import MessageReader
 
-from .lanes import JOINING, ON_CHANNEL, OWN, STALE, LaneUser
+from .lanes import OWN, LaneUser
 
 # One read from a socket: a message of 64 KiB with its header, a third of the buffer that Linux
 # has for a Unix socket.
@@ -173,8 +173,8 @@ class Connection(LaneUser):
     @property
     def waiting_bytes(self) -> int:
         """Bytes that wait for the bridge; with those of the channel if the client is on it."""
-        if self.lane == ON_CHANNEL and self.process is not None:
-            return self.queued_bytes + self.process.queued_bytes
+        if self.lane != OWN and self.process is not None:
+            return self.queued_bytes + self.process.waiting_bytes(self)
         return self.queued_bytes
 
     def fileno(self) -> int:
@@ -206,9 +206,7 @@ class Connection(LaneUser):
             return False
         if self.lane != OWN:
             process = self.process
-            if self.lane == JOINING:
-                self.lane = STALE  # the READY comes too late now
-            elif self.lane == ON_CHANNEL and process is not None and process.unicast(self, frame):
+            if process is not None and process.take(self, frame):
                 return True
         if self.queued_bytes > self._max_queue_bytes:
             self.has_overflowed = True

@@ -118,7 +118,10 @@ class Connections:
         excluded: list[LaneUser],
         frame: bytes,
     ) -> int:
-        processes = [process for process in self._processes.values() if process.count(group)]
+        every = [*self._processes.values()]
+        for process in every:
+            process.poll()
+        processes = [process for process in every if process.count(group)]
         return lanes.broadcast(group, processes, connections, excluded, frame)
 
     def set_process(self, connection: Connection, bridge: str | None) -> None:

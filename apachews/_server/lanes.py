@@ -14,9 +14,15 @@ when nothing can be overtaken.
   and the connection sends OWN before its next one.  The bridge reads the connection no further
   than OWN before it has read OFF.  So this change needs no answer.
 
+A bridge that is busy answers late.  Were the next messages sent on the connections meanwhile, each
+READY would be void, and the bridge stay busy.  So messages after the JOIN are *held* then, until
+the READY comes; they would wait behind the JOIN in any case.
+
 A client that reads slowly (SLOW), a long message and a channel that fills lead to the second
 change, so the bounds of slow clients are those of their own connections.  A program that sends
 no broadcast never has a channel.
+
+Long because lanes, groups and the channel are one state: each changes what the others may do.
 
 Sources: docs/reference/wire.md, "Groups at the edge".
 """
@@ -47,6 +53,10 @@ MIN_CLIENTS: Final = 4
 MAX_QUEUE_BYTES: Final = 256 * 1024
 # A bridge that does not answer ASK, because it has no descriptor left, is asked again after this.
 ASK_AGAIN_S: Final = 1.0
+# A READY that takes longer shows a busy bridge: messages after a JOIN are held.
+HOLD_AFTER_S: Final = 0.01
+# So many bytes are held for one client; all clients of a broadcast share them.
+MAX_HELD_BYTES: Final = 65536
 READ_BYTES: Final = 65536
 
 _OWN: Final = channel.encode_lane(channel.OWN)
@@ -109,6 +119,18 @@ class _OnChannel:
         self.count = 0
 
 
+class _Join:
+    """A JOIN without its READY, and the messages that wait for that."""
+
+    __slots__ = ("at", "connection", "held", "held_bytes")
+
+    def __init__(self, connection: LaneUser, at: float) -> None:
+        self.connection = connection
+        self.at = at
+        self.held: list[bytes] = []
+        self.held_bytes = 0
+
+
 class BridgeProcess:
     """One bridge process, as its clients' connections know it.
 
@@ -127,6 +149,7 @@ class BridgeProcess:
         "_head_sent",
         "_joining",
         "_key",
+        "_lag_s",
         "_last_group",
         "_last_number",
         "_poller",
@@ -142,7 +165,8 @@ class BridgeProcess:
         self._poller = poller
         self.members: dict[int, LaneUser] = {}
         self.is_lost = False
-        self._joining: dict[int, LaneUser] = {}
+        self._joining: dict[int, _Join] = {}
+        self._lag_s = 0.0  # how long the last READY took
         # The groups that have members on the channel.
         self._groups: dict[Group, _OnChannel] = {}
         self._last_group = channel.ALL
@@ -181,11 +205,12 @@ class BridgeProcess:
         self.queued_bytes = self._head_sent = 0
         for connection in self.members.values():
             connection.lane = OWN
-        for connection in self._joining.values():
-            connection.lane = OWN
+        joining, self._joining = self._joining, {}
         self.members.clear()
-        self._joining.clear()
         self._groups.clear()
+        for join in joining.values():
+            join.connection.lane = OWN
+            _send_held(join)
 
     # Lanes.
 
@@ -199,16 +224,43 @@ class BridgeProcess:
             is_sent = connection.send_frame(frame + channel.encode_join(self._key, number))
             if is_sent:
                 connection.lane, connection.lane_number = JOINING, number
-                self._joining[number] = connection
+                self._joining[number] = _Join(connection, time.monotonic())
             return is_sent
         return connection.send_frame(frame)
 
-    def unicast(self, connection: LaneUser, frame: bytes) -> bool:
-        """Send a frame on the channel; if it cannot carry the frame, change the lane.
+    def take(self, connection: LaneUser, frame: bytes) -> bool:
+        """Send a frame on the channel, or hold it.
 
         Returns:
             False if the caller is to send the frame on the connection.
         """
+        if connection.lane == ON_CHANNEL:
+            return self._unicast(connection, frame)
+        if connection.lane == JOINING:
+            join = self._joining[connection.lane_number]
+            is_busy = self._lag_s > HOLD_AFTER_S or time.monotonic() - join.at > HOLD_AFTER_S
+            if is_busy and join.held_bytes + len(frame) <= MAX_HELD_BYTES:
+                join.held.append(frame)
+                join.held_bytes += len(frame)
+                return True
+            connection.lane = STALE  # the READY comes too late now
+            _send_held(join)
+        return False
+
+    def waiting_bytes(self, connection: LaneUser) -> int:
+        """Return how many bytes wait here for a client that is on the channel, or soon."""
+        if connection.lane == ON_CHANNEL:
+            return self.queued_bytes
+        join = self._joining.get(connection.lane_number)
+        return join.held_bytes if join is not None and connection.lane == JOINING else 0
+
+    def poll(self) -> None:
+        """Handle a READY that has come before another message makes it void."""
+        if self._joining:
+            self._on_ready()
+
+    def _unicast(self, connection: LaneUser, frame: bytes) -> bool:
+        """Send a frame on the channel; if it cannot carry the frame, change the lane."""
         if len(frame) > channel.MAX_FRAME_BYTES or self.queued_bytes > MAX_QUEUE_BYTES:
             self.leave(connection)
             return False
@@ -247,9 +299,12 @@ class BridgeProcess:
     def leave(self, connection: LaneUser) -> None:
         """Change a client's lane to its own connection, which may send more."""
         is_on_channel = connection.lane == ON_CHANNEL
+        join = self._joining.get(connection.lane_number) if connection.lane == JOINING else None
         self.forget(connection)
         if is_on_channel:
             connection.write_lane(_OWN)
+        elif join is not None:
+            _send_held(join)
 
     def forget(self, connection: LaneUser) -> None:
         """Take a client off the channel; its connection sends nothing more."""
@@ -329,27 +384,36 @@ class BridgeProcess:
                 for number in item.numbers:
                     if (connection := self.members.get(number)) is not None:
                         self.leave(connection)
+                    elif (join := self._joining.get(number)) is not None:
+                        self.leave(join.connection)  # the bridge refuses it
 
     def _on_ready_clients(self, numbers: tuple[int, ...]) -> None:
         """Put clients on the channel, unless a message has followed their JOIN."""
         on_channel: list[int] = []
+        ready: list[_Join] = []
         added: dict[Group, list[int]] = {}
         for number in numbers:
-            connection = self._joining.pop(number, None)
-            if connection is None:
+            join = self._joining.pop(number, None)
+            if join is None:
                 continue
+            connection = join.connection
+            self._lag_s = time.monotonic() - join.at
             if connection.lane == STALE:
                 connection.lane = OWN
                 continue
             connection.lane = ON_CHANNEL
             self.members[number] = connection
             on_channel.append(number)
+            if join.held:
+                ready.append(join)
             for group in connection.client.groups if connection.client else ():
                 added.setdefault(group, []).append(number)
         # The bridge knows by this that their JOIN is valid.
         self._write(channel.encode_numbers(channel.ADD, on_channel, channel.ALL))
         for group, some in added.items():
             self.add(group, some)
+        for join in ready:
+            _send_held(join)
 
     def _write(self, frame: bytes) -> None:
         """Send one frame, or queue the rest of it."""
@@ -392,6 +456,13 @@ class BridgeProcess:
             self._queue.popleft()
             self._head_sent = 0
         self._poller.modify(sock.fileno(), IN)
+
+
+def _send_held(join: _Join) -> None:
+    """Send the messages that waited for a READY, by the lane that the client has now."""
+    held, join.held, join.held_bytes = join.held, [], 0
+    for frame in held:
+        join.connection.send_frame(frame)
 
 
 def broadcast(

@@ -176,6 +176,11 @@ class Channel:
             self._slow.append(member.number)
             self._changed[self] = None
 
+    def refuse(self, number: int) -> None:
+        """Answer a JOIN of a client that is to stay on its own connection."""
+        self._slow.append(number)
+        self._changed[self] = None
+
     def tell(self) -> None:
         """Send the producer READY and SLOW for the clients of this turn."""
         frames = []

@@ -81,8 +81,13 @@ class Channels:
             elif kind == wire.JOIN and (numbers := wire.decode_numbers(payload, 2)):
                 found = self._channels.get(numbers[0])
                 is_own = found is not None and found.endpoint == connection.endpoint
-                if found is not None and is_own and connection.is_open and connection.may_join:
+                if found is None or not is_own:
+                    # The client has moved here before its producer used a channel.
+                    self._relay.tell_bridge(connection)
+                elif connection.is_open and connection.may_join:
                     found.join(connection, numbers[1])
+                else:
+                    found.refuse(numbers[1])
 
     def dismiss(self, connections: Iterable[Connection]) -> None:
         """Take clients off their channels soon, and put them on none: they are to move.

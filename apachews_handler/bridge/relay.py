@@ -104,8 +104,10 @@ class Relay:
 
     def tell_bridge(self, connection: Connection) -> None:
         """Tell the producer that this process has the client, which is on no channel."""
-        connection.session.to_producer.append(channel.encode_bridge(self._bridge))
-        self.flush(connection)
+        session = connection.session
+        if connection.is_open and session.producer_state is ProducerState.CONNECTED:
+            session.to_producer.append(channel.encode_bridge(self._bridge))
+            self.flush(connection)
 
     def release(self, connection: Connection) -> None:
         """Remove a connection at rest from the loop, and leave it open."""
