@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -19,6 +20,8 @@ from .results import BadResults, CaseResults, Figures, Results
 from .targets import WITH_TARGETS
 
 ROUNDS: Final = 5
+# A load average above this is that of other programs.
+BUSY_LOAD: Final = 1.0
 DEFAULT_OUTPUT: Final = Path("bench/results")
 
 QUICK: Final = (
@@ -130,6 +133,7 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
         results.notes.append(QUICK)
     elif rounds < ROUNDS:
         results.notes.append(f"Fewer than {ROUNDS} rounds: not for quoting.")
+    results.notes += load_notes(os.getloadavg()[0])
     estimate = sum(case.estimate_s(rounds) for case in selected)
     _say(f"{len(selected)} cases, {rounds} rounds: about {estimate / 60:.0f} minutes")
     begun_at = time.monotonic()
@@ -152,6 +156,16 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
             if options.profile and case.kind not in (Kind.MEMORY, Kind.STALLED, Kind.SCALE):
                 results.profile += profile.run(case)
     return _write(results, options.output)
+
+
+def load_notes(load: float) -> list[str]:
+    """Return a note if other programs were busy when the run began, by the load average."""
+    if load < BUSY_LOAD:
+        return []
+    return [
+        f"Other programs were at work on the machine (load average {load:.1f}): rates and times"
+        " are not for quoting; CPU and memory are those of the peers alone."
+    ]
 
 
 def run_case(case: Case, rounds: int) -> CaseResults:

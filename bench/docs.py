@@ -53,7 +53,9 @@ def generated(results: Results, drawn: list[str], shown: tuple[str, ...] = SHOWN
     outcomes = judge_all(results)
     of_tunnels = shown is SHOWN_OF_TUNNELS
     targets = [o for o in outcomes if o.target.is_of_tunnel == of_tunnels]
-    parts = [f"**{note}**" for note in results.notes]
+    # A note about one case begins with its name.
+    notes = [note for note in results.notes if not of_tunnels or not note.startswith("scale:")]
+    parts = [f"**{note}**" for note in notes]
     parts += [report.facts(results), "### Targets", report.targets_table(targets)]
     if not of_tunnels and (compared := report.overview(results)):
         parts += ["### At a glance", compared]

@@ -53,6 +53,12 @@ def test_a_whole_run_takes_less_than_an_hour() -> None:
     assert 15 * 60 < sum(case.estimate_s(5) for case in CASES) <= 50 * 60
 
 
+def test_a_busy_machine_is_noted() -> None:
+    assert command.load_notes(0.3) == []
+    (note,) = command.load_notes(13.84)
+    assert "load average 13.8" in note
+
+
 def test_a_case_that_takes_long_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "run_peer", lambda case, name: {"cpu_us": 1.0})
     case = Case("x", Kind.FAN_OUT, ("ours",), most_rounds=2)
