@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from apachews.wire.answer import Answer
 
 from . import wire
-from .exceptions import NotAsked
+from .exceptions import ApachewsError, NotAsked
 
 
 class Link(Protocol):
@@ -69,6 +69,19 @@ class Relay(Protocol):
 
     def is_subscribed(self, group: str) -> bool:
         """Return whether the messages of a group arrive."""
+
+
+class Presence(Protocol):
+    """What a group needs to know its members over all producers (``_relay/presence.py``)."""
+
+    def members(self, group: str) -> list[str]:
+        """Return the members of a group."""
+
+    def join(self, group: str, client: Client, member: str | None) -> None:
+        """Add a client of a member; None: its user."""
+
+    def leave(self, group: str, client: Client) -> None:
+        """Remove a client."""
 
 
 class Client:
@@ -378,12 +391,19 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "_relay", "name")
+    __slots__ = ("__weakref__", "_lock", "_members", "_presence", "_relay", "name")
 
-    def __init__(self, name: str, lock: threading.RLock, relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        lock: threading.RLock,
+        relay: Relay | None = None,
+        presence: Presence | None = None,
+    ) -> None:
         self.name = name
         self._lock = lock
         self._relay = relay
+        self._presence = presence
         self._members: dict[Client, None] = {}  # in the order in which they were added
 
     def __repr__(self) -> str:
@@ -400,8 +420,14 @@ class Group:
         with self._lock:
             return iter(list(self._members))
 
-    def add(self, client: Client) -> bool:
+    def add(self, client: Client, member: str | None = None) -> bool:
         """Add a client, once; return False if its connection has ended.
+
+        Args:
+            client: the client.
+            member: with ``Server(presence=True)``, as whom ``members()`` has it; clients
+                with the same are one member.  None: the user whom Apache has
+                authenticated, or without a login the client's own id.
 
         Example:
             >>> server.group(client.request.query["room"][0]).add(client)
@@ -416,6 +442,8 @@ class Group:
             if client._groups is None:
                 client._groups = set()
             client._groups.add(self)
+            if self._presence is not None:
+                self._presence.join(self.name, client, member)
             return True
 
     def discard(self, client: Client) -> None:
@@ -432,8 +460,32 @@ class Group:
             self._members.pop(client, None)
             if client._groups is not None:
                 client._groups.discard(self)
-            if self._relay is not None and was_member and not self._members:
+            if self._presence is not None:
+                # It ends the subscription, after the delay of a leave.
+                self._presence.leave(self.name, client)
+            elif self._relay is not None and was_member and not self._members:
                 self._relay.unsubscribe(self.name)
+
+    def members(self) -> list[str]:
+        """Return the members over all workers and machines, each once.
+
+        With ``Server(presence=True)``, and while at least one client of this process is in
+        the group.  Changes cause ``JoinEvent`` and ``LeaveEvent``.
+
+        Raises:
+            ApachewsError: the server has no presence.
+
+        Example:
+            >>> try:
+            ...     print(server.group("room").members())
+            ... except ApachewsError as error:  # this server has no presence
+            ...     print(error)
+            members() needs Server(presence=True)
+        """
+        if self._presence is None:
+            raise ApachewsError("members() needs Server(presence=True)")
+        with self._lock:
+            return self._presence.members(self.name)
 
     @property
     def is_relayed(self) -> bool:

@@ -47,7 +47,7 @@ class Port(Protocol):
     def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
         """Call a function inside ``dequeue()`` after some seconds."""
 
-    def deliver_relayed(self, group: str | None, frame: bytes) -> None:
+    def deliver_relayed(self, group: str | None, frame: bytes) -> object:
         """Send a frame to the clients of this process."""
 
     def add_event(self, event: Event) -> None:

@@ -722,7 +722,7 @@ def test_asyncio(short_path: Path, own_broker: Broker) -> None:
     async def scenario() -> None:
         path = short_path / "aio.ws"
         settings = {"relay": own_broker.url, "relay_name": "chat.ws"}
-        async with aio.serve(path, join, on_relay=events.append, **settings) as server:
+        async with aio.serve(path, join, on_event=events.append, **settings) as server:
             bridge = Bridge(str(path))
             items: list[Any] = []
             await until(lambda: server.group("room").is_relayed)
@@ -755,7 +755,7 @@ def test_threads(short_path: Path, own_broker: Broker) -> None:
 
     path = short_path / "threads.ws"
     with threads.serve(
-        path, join, on_relay=events.append, relay=own_broker.url, relay_name="chat.ws"
+        path, join, on_event=events.append, relay=own_broker.url, relay_name="chat.ws"
     ) as server:
         bridge = Bridge(str(path))
         wait_for(lambda: server.group("room").is_relayed)
