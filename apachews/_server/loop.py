@@ -111,6 +111,8 @@ class Loop:
         self._heartbeat = start_heartbeat()
         self._poller = Poller(self.lock)
         self.broker = broker
+        if broker is not None:
+            broker.start(self, siblings)
         self.relay = join_relays(siblings, broker, self.call_later)
         self.connections = Connections(
             self.lock,
@@ -126,8 +128,6 @@ class Loop:
         self.events = self.connections.events  # the same queue
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
         self._publications = Publications(self._poller, siblings, broker, self.deliver_relayed)
-        if broker is not None:
-            broker.start(self, siblings)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``turn(0)`` has something to do."""
