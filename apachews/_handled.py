@@ -16,7 +16,7 @@ from . import wire
 from ._server.connection import connection_of
 from ._server.mailbox import Mailbox
 from .client import Client, Group, Scope
-from .events import ConnectionClosedEvent, Event, MessageEvent, RelayBackEvent, RelayLostEvent
+from .events import ConnectionClosedEvent, Event, MessageEvent
 from .exceptions import ConnectionClosed
 from .monitoring.relays import RelayStatus
 from .server import DRAIN_TIMEOUT_S, Server
@@ -27,8 +27,8 @@ SEND_HIGH_BYTES: Final = 65536
 HANDLER_END_S: Final = 10.0
 
 
-# A function for the events of the relay, which belong to no connection.
-OnRelay = Callable[[Event], object]
+# A function for the events that belong to no connection.
+OnEvent = Callable[[Event], object]
 
 
 class HandledConnection:
@@ -132,12 +132,12 @@ class HandlingServer:
     """
 
     server: Server
-    _on_relay: OnRelay | None = None
+    _on_event: OnEvent | None = None
 
-    def _deliver_relay_event(self, event: Event) -> None:
-        """Call the program's function for an event of the relay; ignore other events."""
-        if self._on_relay is not None and isinstance(event, (RelayLostEvent, RelayBackEvent)):
-            self._on_relay(event)
+    def _deliver_event(self, event: Event) -> None:
+        """Call the program's function for an event without a client; ignore other events."""
+        if self._on_event is not None and event.client_or_none() is None:
+            self._on_event(event)
 
     @property
     def path(self) -> str:

@@ -30,7 +30,7 @@ from ._handled import (
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
-    OnRelay,
+    OnEvent,
 )
 from ._server.loop import Consumer
 from .client import Client
@@ -187,7 +187,7 @@ class AsyncServer(HandlingServer):
         self,
         path: str | os.PathLike[str],
         handler: Handler | None,
-        on_relay: OnRelay | None,
+        on_event: OnEvent | None,
         settings: dict[str, Any],
     ) -> None:
         if settings.get("workers"):
@@ -197,7 +197,7 @@ class AsyncServer(HandlingServer):
             )
         self._path = path
         self._handler = handler
-        self._on_relay = on_relay
+        self._on_event = on_event
         self._settings = settings
         self._connections: dict[Client | None, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -317,7 +317,7 @@ class AsyncServer(HandlingServer):
                 elif (connection := self._connections.get(event.client_or_none())) is not None:
                     connection._deliver(event)
                 else:
-                    self._deliver_relay_event(event)
+                    self._deliver_event(event)
         except ServerClosed:
             pass
 
@@ -346,7 +346,7 @@ def serve(
     path: str | os.PathLike[str],
     handler: Handler | None = None,
     *,
-    on_relay: OnRelay | None = None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> AsyncServer:
     """Return a server for ``async with``.
@@ -356,8 +356,8 @@ def serve(
         handler: called with each ``Connection``, in a task of its own.  When it returns, the
             connection is closed with 1000; its exception is logged, and the connection is
             closed with 1011.  None: ``async for event in server``.
-        on_relay: called with each ``RelayLostEvent`` and ``RelayBackEvent``, if there is a
-            handler; must not block.
+        on_event: called with each event without a client, if there is a handler: of the relay,
+            of members of groups, errors of the server; must not block.
         settings: as ``apachews.Server``, except ``workers``.
 
     Raises:
@@ -370,4 +370,4 @@ def serve(
         >>> async with serve("/var/www/html/ws/news.ws", shout, max_message_bytes=65536) as server:
         ...     await server.wait_closed()
     """
-    return AsyncServer(path, handler, on_relay, settings)
+    return AsyncServer(path, handler, on_event, settings)

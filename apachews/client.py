@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 from apachews.wire.answer import Answer
 
 from . import wire
-from .exceptions import NotAsked
+from .exceptions import ApachewsError, NotAsked
 
 
 class Link(Protocol):
@@ -75,6 +75,19 @@ class Relay(Protocol):
 
     def is_subscribed(self, group: str) -> bool:
         """Return whether the messages of a group arrive."""
+
+
+class Presence(Protocol):
+    """What a group needs to know its members over all producers (``_relay/presence.py``)."""
+
+    def members(self, group: str) -> list[str]:
+        """Return the members of a group."""
+
+    def join(self, group: str, client: Client, member: str | None) -> None:
+        """Add a client of a member; None: its user."""
+
+    def leave(self, group: str, client: Client) -> None:
+        """Remove a client."""
 
 
 class Client:
@@ -384,7 +397,7 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "_relay", "_send", "name")
+    __slots__ = ("__weakref__", "_lock", "_members", "_presence", "_relay", "_send", "name")
 
     def __init__(
         self,
@@ -392,6 +405,7 @@ class Group:
         lock: threading.RLock,
         send: Callable[[Group, list[Link], list[Link], bytes], int],
         relay: Relay | None = None,
+        presence: Presence | None = None,
     ) -> None:
         """Use ``send`` for a frame to the first links and, of the members, not to the second.
 
@@ -401,6 +415,7 @@ class Group:
         self._lock = lock
         self._send = send
         self._relay = relay
+        self._presence = presence
         self._members: dict[Client, None] = {}  # in the order in which they were added
 
     def __repr__(self) -> str:
@@ -417,8 +432,14 @@ class Group:
         with self._lock:
             return iter(list(self._members))
 
-    def add(self, client: Client) -> bool:
+    def add(self, client: Client, member: str | None = None) -> bool:
         """Add a client, once; return False if its connection has ended.
+
+        Args:
+            client: the client.
+            member: with ``Server(presence=True)``, as whom ``members()`` has it; clients
+                with the same are one member.  None: the user whom Apache has
+                authenticated, or without a login the client's own id.
 
         Example:
             >>> server.group(client.request.query["room"][0]).add(client)
@@ -427,15 +448,16 @@ class Group:
         with self._lock:
             if client.has_ended:
                 return False
-            if client in self._members:
-                return True
-            if self._relay is not None and not self._members:
-                self._relay.subscribe(self.name)
-            self._members[client] = None
-            if client._groups is None:
-                client._groups = set()
-            client._groups.add(self)
-            client._link.join_group(self)
+            if client not in self._members:
+                if self._relay is not None and not self._members:
+                    self._relay.subscribe(self.name)
+                self._members[client] = None
+                if client._groups is None:
+                    client._groups = set()
+                client._groups.add(self)
+                client._link.join_group(self)
+            if self._presence is not None:
+                self._presence.join(self.name, client, member)
             return True
 
     def discard(self, client: Client) -> None:
@@ -454,8 +476,32 @@ class Group:
             if client._groups is not None:
                 client._groups.discard(self)
             client._link.leave_group(self)
-            if self._relay is not None and not self._members:
+            if self._presence is not None:
+                # It ends the subscription, after the delay of a leave.
+                self._presence.leave(self.name, client)
+            elif self._relay is not None and not self._members:
                 self._relay.unsubscribe(self.name)
+
+    def members(self) -> list[str]:
+        """Return the members over all workers and machines, each once.
+
+        With ``Server(presence=True)``, and while at least one client of this process is in
+        the group.  Changes cause ``JoinEvent`` and ``LeaveEvent``.
+
+        Raises:
+            ApachewsError: the server has no presence.
+
+        Example:
+            >>> try:
+            ...     print(server.group("room").members())
+            ... except ApachewsError as error:  # this server has no presence
+            ...     print(error)
+            members() needs Server(presence=True)
+        """
+        if self._presence is None:
+            raise ApachewsError("members() needs Server(presence=True)")
+        with self._lock:
+            return self._presence.members(self.name)
 
     @property
     def is_relayed(self) -> bool:

@@ -38,6 +38,8 @@ class EventType(enum.Enum):
     Invalid = "a program connected that does not speak the wire"
     RelayLost = "the relay to other producers is lost; Event.reason says why"
     RelayBack = "the relay is back; messages of gap_s seconds may be missing"
+    Join = "a member has joined a group, here or at another producer"
+    Leave = "a member has left a group, with its last client"
 
     def __repr__(self) -> str:
         return f"Event.{self.name}"
@@ -56,7 +58,7 @@ class Event:
     ended.  A ``Close`` (the client closed the connection) or an ``Error`` (the client
     sent invalid data) may precede it.  An ``Error`` without a client is about the server
     itself, an ``Invalid`` about a connection that never became a client, a ``RelayLost``
-    or ``RelayBack`` about the relay.
+    or ``RelayBack`` about the relay, a ``Join`` or ``Leave`` about a member of a group.
 
     A client of a producer that handed it over (``Server.drain()``) or died causes an
     ``Accept`` at the next producer, with ``resumed`` True.
@@ -86,6 +88,8 @@ class Event:
     Invalid: ClassVar = EventType.Invalid
     RelayLost: ClassVar = EventType.RelayLost
     RelayBack: ClassVar = EventType.RelayBack
+    Join: ClassVar = EventType.Join
+    Leave: ClassVar = EventType.Leave
 
     _type: ClassVar[EventType]
     # What read() returns without a message.
@@ -152,8 +156,8 @@ class Event:
         """Return the client of the event.
 
         Raises:
-            ApachewsError: an ``Invalid``, an ``Error`` of the server itself, or an event
-                of the relay: they have none.
+            ApachewsError: an ``Invalid``, an ``Error`` of the server itself, an event of
+                the relay, a ``Join`` or a ``Leave``: they have none.
 
         Example:
             >>> event.client().request.user
@@ -485,3 +489,64 @@ class RelayBackEvent(Event):
             2.5
         """
         return self._gap_s
+
+
+class _MemberEvent(Event):
+    __slots__ = ("_group", "_member")
+    __match_args__ = ("group", "member")
+    _read = EventType.NoData
+
+    def __init__(self, group: str, member: str) -> None:
+        super().__init__(None)
+        self._group = group
+        self._member = member
+
+    @property
+    def group(self) -> str:
+        """The name of the group.
+
+        Example:
+            >>> event.group
+            'room'
+        """
+        return self._group
+
+    @property
+    def member(self) -> str:
+        """The member: as ``Group.add`` was given it, or the user.
+
+        Example:
+            >>> event.member
+            'ann'
+        """
+        return self._member
+
+
+class JoinEvent(_MemberEvent):
+    """A member has joined a group: ``JoinEvent(group, member)``; with its first client.
+
+    With ``Server(presence=True)``, at every producer with a client in the group.
+
+    Example:
+        >>> match event:
+        ...     case JoinEvent(group, member):
+        ...         print(member, "entered", group)
+        ann entered room
+    """
+
+    __slots__ = ()
+    _type = EventType.Join
+
+
+class LeaveEvent(_MemberEvent):
+    """A member has left a group: ``LeaveEvent(group, member)``; with its last client.
+
+    Example:
+        >>> match event:
+        ...     case LeaveEvent(group, member):
+        ...         print(member, "left", group)
+        ann left room
+    """
+
+    __slots__ = ()
+    _type = EventType.Leave

@@ -102,6 +102,8 @@ class Server:
             it is out of reach the program continues, and has ``RelayLost`` and
             ``RelayBack`` events.
         relay_name: of the relay; default: the name of the socket file, as ``chat.ws``.
+        presence: keep the members of groups: ``Group.members()``, ``JoinEvent`` and
+            ``LeaveEvent``, over all workers and all producers with the relay.
         relay_max_message_bytes: the longest message that is relayed (1 MiB); broadcasting a
             longer one raises MessageTooLarge.
 
@@ -134,6 +136,7 @@ class Server:
         relay: Any = None,
         relay_name: str | None = None,
         relay_max_message_bytes: int = DEFAULT_MAX_RELAYED_BYTES,
+        presence: bool = False,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: expected 0 or more")
@@ -161,6 +164,7 @@ class Server:
                 _notify_stopping,
                 siblings,
                 broker,
+                presence,
             )
         except BaseException:
             # SystemExit as well: the handler of a signal may raise it here, and ``open_servers``

@@ -33,7 +33,7 @@ from ._handled import (
     SEND_HIGH_BYTES,
     HandledConnection,
     HandlingServer,
-    OnRelay,
+    OnEvent,
 )
 from ._server.loop import Consumer
 from .client import Client
@@ -194,11 +194,11 @@ class ThreadServer(HandlingServer):
         path: str | os.PathLike[str],
         handler: Handler,
         max_threads: int,
-        on_relay: OnRelay | None,
+        on_event: OnEvent | None,
         settings: dict[str, Any],
     ) -> None:
         self.server = Server(path, **settings)
-        self._on_relay = on_relay
+        self._on_event = on_event
         loop_of(self.server).consumer = Consumer.HANDLERS
         self._handler = handler
         self._connections: dict[Client | None, Connection] = {}
@@ -270,7 +270,7 @@ class ThreadServer(HandlingServer):
             elif (connection := self._connections.get(event.client_or_none())) is not None:
                 connection._deliver(event)
             else:
-                self._deliver_relay_event(event)
+                self._deliver_event(event)
 
     def _join(self) -> None:
         self._thread.join()
@@ -305,7 +305,7 @@ def serve(
     handler: Handler,
     *,
     max_threads: int = MAX_THREADS,
-    on_relay: OnRelay | None = None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> ThreadServer:
     """Serve; the result is a context manager that closes the server.
@@ -316,8 +316,8 @@ def serve(
             connection is closed with 1000; its exception is logged, and the connection is
             closed with 1011.
         max_threads: the number of handlers that run at the same time; other clients wait.
-        on_relay: called with each ``RelayLostEvent`` and ``RelayBackEvent``, on the thread that
-            takes the events; must not block.
+        on_event: called with each event without a client: of the relay, of members of groups,
+            errors of the server; on the thread that takes the events; must not block.
         settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
 
     Raises:
@@ -330,4 +330,4 @@ def serve(
         >>> with serve("/var/www/html/ws/news.ws", shout, max_threads=200) as server:
         ...     server.wait_closed()
     """
-    return ThreadServer(path, handler, max_threads, on_relay, settings)
+    return ThreadServer(path, handler, max_threads, on_event, settings)

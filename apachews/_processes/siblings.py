@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from apachews import wire
 from apachews.client import Delivery
 
 from .board import Board
@@ -37,7 +38,7 @@ class Relayed:
     """A message from a sibling; call ``answer`` once it is delivered."""
 
     group: str | None
-    message: str | bytes
+    frame: bytes
     _reply: socket.socket | None
 
     def answer(self, delivery: Delivery) -> None:
@@ -57,7 +58,7 @@ class Packet:
     Args:
         group: that receives it; None: all clients.
         content: the message; UTF-8 if it is text.
-        is_text: whether it is text.
+        opcode: of the message's frame.
 
     Attributes:
         data: the packet.
@@ -66,9 +67,9 @@ class Packet:
 
     __slots__ = ("data", "file")
 
-    def __init__(self, group: str | None, content: bytes, is_text: bool) -> None:
+    def __init__(self, group: str | None, content: bytes, opcode: int) -> None:
         is_file = len(content) > MAX_INLINE_BYTES
-        document = {"group": group, "is_text": is_text, "is_file": is_file}
+        document = {"group": group, "opcode": opcode, "is_file": is_file}
         line = json.dumps(document).encode() + b"\n"
         self.file: int | None = None
         self.data = line if is_file else line + content
@@ -129,8 +130,8 @@ class Siblings:
             The socket for ``read_answers``, non-blocking; the caller closes it.  None if
             there are no other workers, or none of them has room for it.
         """
-        is_text = isinstance(message, str)
-        packet = Packet(group, message.encode() if isinstance(message, str) else message, is_text)
+        content = message.encode() if isinstance(message, str) else message
+        packet = Packet(group, content, wire.TEXT if isinstance(message, str) else wire.BINARY)
         if not packet.is_sendable:
             packet.close()
             return None
@@ -186,9 +187,9 @@ class Siblings:
                     content = os.pread(file, os.fstat(file).st_size, 0)
                 finally:
                     os.close(file)
-            message = content.decode() if document["is_text"] else content
             reply = socket.socket(fileno=fds[0]) if fds else None
-            yield Relayed(document["group"], message, reply)
+            frame = wire.encode_frame(document["opcode"], content)
+            yield Relayed(document["group"], frame, reply)
 
     def close(self) -> None:
         """Close all sockets of this process."""

@@ -18,7 +18,9 @@ VERSION: Final = b"1"
 # publishes has the origin NOWHERE.
 ORIGIN_BYTES: Final = 16
 NOWHERE: Final = bytes(ORIGIN_BYTES)
-_KINDS: Final = {wire.TEXT: b"t", wire.BINARY: b"b"}
+# Not an opcode of the wire: such a frame is for producers, and no client gets it.
+PRESENCE: Final = 0x7
+_KINDS: Final = {wire.TEXT: b"t", wire.BINARY: b"b", PRESENCE: b"p"}
 _OPCODES: Final = {kind: opcode for opcode, kind in _KINDS.items()}
 _HEADER_BYTES: Final = 2 + ORIGIN_BYTES
 
@@ -28,7 +30,7 @@ class Envelope(NamedTuple):
 
     Attributes:
         origin: of the producer that sent it, ``ORIGIN_BYTES`` long.
-        opcode: ``wire.TEXT`` or ``wire.BINARY``.
+        opcode: ``wire.TEXT``, ``wire.BINARY`` or ``PRESENCE``.
         payload: the message; UTF-8 if it is text.
     """
 

@@ -69,9 +69,7 @@ class RedisEngine:
     def __init__(self, target: Any, name: str) -> None:
         self._target = target
         self._name = name
-        # A channel of this engine alone: its number of subscribers proves that the broker has
-        # this connection, and not only those of other producers.
-        self._proof = b"apachews-producer:%s" % os.urandom(16).hex().encode()
+        self._proof = b""
         self._nodes: dict[Any, RedisNode] = {}
         # redis-py has no types for most of a cluster.
         self._cluster: Any = None
@@ -109,6 +107,9 @@ class RedisEngine:
 
     def connect(self) -> None:
         self.close()
+        # A channel of this connection alone: its number of subscribers proves that the broker
+        # has this one, and not only those of other producers or workers.
+        self._proof = b"apachews-producer:%s" % os.urandom(16).hex().encode()
         with _translated():
             if self.is_cluster:
                 # A new object: it asks the nodes anew which has which slots.

@@ -47,7 +47,7 @@ class Port(Protocol):
     def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
         """Call a function inside ``dequeue()`` after some seconds."""
 
-    def deliver_relayed(self, group: str | None, frame: bytes) -> None:
+    def deliver_relayed(self, group: str | None, frame: bytes) -> object:
         """Send a frame to the clients of this process."""
 
     def add_event(self, event: Event) -> None:
@@ -81,9 +81,8 @@ class Relay:
         self._inbox: deque[tuple[str | None, Envelope]] = deque()
         self._inbox_bytes = 0
         self._is_scheduled = False
-        self._thread = RelayThread(
-            engine, self.counters, self._receive, self._report_loss, self._report_return, self._show
-        )
+        self._engine = engine
+        self._thread: RelayThread | None = None
 
     def start(self, port: Port, siblings: Siblings | None = None) -> None:
         """Connect, on a thread of its own; once.
@@ -101,6 +100,15 @@ class Relay:
             self.counters.dropped_out = before.dropped_out
             self.counters.dropped_in = before.dropped_in
             self.counters.gaps = before.gaps
+        # Here and not before: the workers must not share its sockets.
+        self._thread = RelayThread(
+            self._engine,
+            self.counters,
+            self._receive,
+            self._report_loss,
+            self._report_return,
+            self._show,
+        )
         self._thread.start()
 
     def require_fitting(self, frame: bytes) -> None:
@@ -117,19 +125,19 @@ class Relay:
 
     def publish(self, group: str | None, frame: bytes) -> bool:
         """Queue a message for all other producers; return whether the broker is connected."""
-        return self._thread.publish(group, Envelope.of_frame(self._origin, frame).encode())
+        return self._running().publish(group, Envelope.of_frame(self._origin, frame).encode())
 
     def subscribe(self, group: str) -> None:
         """Receive the messages of a group: it has its first client here."""
-        self._thread.subscribe(group)
+        self._running().subscribe(group)
 
     def unsubscribe(self, group: str) -> None:
         """Receive the messages of a group no more: its last client here has left."""
-        self._thread.unsubscribe(group)
+        self._running().unsubscribe(group)
 
     def is_subscribed(self, group: str) -> bool:
         """Return whether the messages of other producers for a group arrive."""
-        return self._thread.is_subscribed(group)
+        return self._running().is_subscribed(group)
 
     def status(self) -> RelayStatus:
         """Return the counters, for the program and the status page."""
@@ -149,7 +157,11 @@ class Relay:
 
     def close(self) -> None:
         """Publish what is queued, as far as a second allows, and end the thread."""
-        self._thread.close()
+        self._running().close()
+
+    def _running(self) -> RelayThread:
+        assert self._thread, "started with the loop"
+        return self._thread
 
     def _receive(self, messages: list[Message]) -> None:
         """Queue what has arrived for the loop; on the relay's thread."""

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from apachews import wire
 from apachews._processes.siblings import Packet, Siblings
 
 from .envelope import NOWHERE, Envelope
@@ -68,7 +67,7 @@ class SiblingRelay:
     def publish(self, group: str | None, frame: bytes) -> bool:
         """Send a message to the other workers, or queue it; return whether there are any."""
         envelope = Envelope.of_frame(NOWHERE, frame)
-        packet = Packet(group, envelope.payload, envelope.opcode == wire.TEXT)
+        packet = Packet(group, envelope.payload, envelope.opcode)
         try:
             if not packet.is_sendable:
                 return False
@@ -112,7 +111,7 @@ class SiblingRelay:
         for other, queue in enumerate(self._queues):
             while queue.messages:
                 group, envelope = queue.messages[0]
-                packet = Packet(group, envelope.payload, envelope.opcode == wire.TEXT)
+                packet = Packet(group, envelope.payload, envelope.opcode)
                 try:
                     if not self._siblings.send_nowait(other, packet):
                         break

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import cast
 
 from apachews import wire
-from apachews.client import Group, Link, Relay
+from apachews.client import Group, Link, Presence, Relay
 from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
 from . import lanes
@@ -43,6 +43,7 @@ class Connections:
         events: queued events.
         closing: connections that are closing, with their deadlines.  All have the same
             timeout, so that the queue is in the order of the deadlines.
+        presence: the members of the groups, or None.
         ignores_messages: the server closes: it reads only to receive the answers to its CLOSE.
     """
 
@@ -64,6 +65,7 @@ class Connections:
         self._max_queue_bytes = max_queue_bytes
         self._on_forget = on_forget
         self._relay = relay
+        self.presence: Presence | None = None
         self.closing: deque[tuple[float, Connection]] = deque()
         # Weak: a group lives as long as it has a member, or the program refers to it.
         self._groups: weakref.WeakValueDictionary[str, Group] = weakref.WeakValueDictionary()
@@ -85,8 +87,9 @@ class Connections:
         """Return the group of this name."""
         group = self._groups.get(name)
         if group is None:
-            send, relay = self._send_to_group, self._relay
-            group = self._groups[name] = Group(name, self._lock, send, relay)
+            group = self._groups[name] = Group(
+                name, self._lock, self._send_to_group, self._relay, self.presence
+            )
         return group
 
     def broadcast(self, frame: bytes) -> int:

@@ -27,8 +27,10 @@ from apachews._listening.acceptor import new_acceptor
 from apachews._listening.socket_file import SocketFile
 from apachews._processes.sd_notify import start_heartbeat
 from apachews._processes.siblings import Siblings
+from apachews._relay.envelope import PRESENCE
+from apachews._relay.presence import PresenceTimer
 from apachews._relay.relay import Relay, join_relays
-from apachews.client import Client
+from apachews.client import Client, Delivery
 from apachews.events import (
     AcceptEvent,
     CloseEvent,
@@ -37,6 +39,7 @@ from apachews.events import (
     Event,
     MessageEvent,
     PongEvent,
+    RelayBackEvent,
 )
 from apachews.exceptions import ServerClosed
 from apachews.wire.reader import BridgeChanged, Moved, Offered
@@ -70,6 +73,7 @@ class Loop:
         on_ending: called when it begins to close or to drain.
         siblings: other workers of the same socket; closed here.
         broker: the relay to other machines, not started; closed here.
+        has_presence: it keeps the members of groups.
 
     Attributes:
         lock: held by every caller.
@@ -79,6 +83,7 @@ class Loop:
         consumer: who takes the events.
         relay: to the clients of other producers, or None.
         broker: the part of it that leads to other machines, or None.
+        presence: the members of the groups, or None.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Loop:
         on_ending: Callable[[], None],
         siblings: Siblings | None = None,
         broker: Relay | None = None,
+        has_presence: bool = False,
     ) -> None:
         self.lock = threading.RLock()
         self.is_closed = False
@@ -104,6 +110,8 @@ class Loop:
         self._heartbeat = start_heartbeat()
         self._poller = Poller(self.lock)
         self.broker = broker
+        if broker is not None:
+            broker.start(self, siblings)
         self.relay = join_relays(siblings, broker, self.call_later)
         self.connections = Connections(
             self.lock,
@@ -113,11 +121,12 @@ class Loop:
             self._on_forget,
             self.relay,
         )
+        self.presence: PresenceTimer | None = None
+        if has_presence:
+            self.presence = self.connections.presence = PresenceTimer(self)
         self.events = self.connections.events  # the same queue
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
-        self._publications = Publications(self.connections, self._poller, siblings, broker)
-        if broker is not None:
-            broker.start(self, siblings)
+        self._publications = Publications(self._poller, siblings, broker, self.deliver_relayed)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``turn(0)`` has something to do."""
@@ -185,16 +194,40 @@ class Loop:
             self._calls.call_later(delay_s, function)
             self._poller.wake_if_waited_for()
 
-    def deliver_relayed(self, group: str | None, frame: bytes) -> None:
-        """Send a frame of another producer to the clients of this process."""
-        if group is None:
-            self.connections.broadcast(frame)
-        else:
-            self.connections.group(group)._broadcast_frame(frame, ())
+    def deliver_relayed(self, group: str | None, frame: bytes) -> Delivery:
+        """Send a frame of another producer or worker to the clients of this process."""
+        if frame[0] == wire.FIN | PRESENCE:
+            if self.presence is not None:
+                _, length, start = wire.decode_header(frame, 0) or (0, 0, 0)
+                self.presence.receive(group, frame[start : start + length])
+            return Delivery(0, 0)
+        if group is not None:
+            return self.connections.group(group)._broadcast_frame(frame, ())
+        clients = sum(one.client is not None for one in self.connections.by_fd.values())
+        reached = self.connections.broadcast(frame)
+        return Delivery(reached, clients - reached)
 
     def add_event(self, event: Event) -> None:
-        """Queue an event of the relay; on the thread of ``call_soon``."""
+        """Queue an event of the relay or of the members of a group."""
         self.events.append(event)
+        self._poller.wake_if_waited_for()
+        if isinstance(event, RelayBackEvent) and self.presence is not None:
+            self.presence.resynchronize()
+
+    @property
+    def is_relay_up(self) -> bool:
+        """Whether other producers can be heard, if there are any."""
+        return self.broker is None or self.broker.counters.is_up
+
+    def publish_presence(self, group: str | None, frame: bytes) -> None:
+        """Send a frame about members to other producers."""
+        if self.relay is not None:
+            self.relay.publish(group, frame)
+
+    def end_subscription(self, group: str) -> None:
+        """Receive nothing of a group any more, if it has no clients here."""
+        if self.relay is not None and not len(self.connections.group(group)):
+            self.relay.unsubscribe(group)
 
     def drain(self, timeout_s: float) -> None:
         """Start handing over all clients: ``Server.drain``; docs/reference/wire.md, *Moving*."""
@@ -460,6 +493,8 @@ class Loop:
         self.is_closed = True
         self._calls.later.clear()
         self._acceptor.stop()
+        if self.presence is not None and not self.is_draining:
+            self.presence.close()
         if self.broker is not None:
             self.broker.close()
         if self._heartbeat is not None:

@@ -14,6 +14,7 @@ import functools
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from apachews import wire
@@ -23,7 +24,6 @@ from apachews.client import Delivery
 from apachews.exceptions import MessageTooLarge
 
 from .connection import Connection
-from .connections import Connections
 from .poller import Poller
 
 # The time limit for siblings: each answers between two events of its program.
@@ -47,10 +47,10 @@ class Publications:
     """All publishers of a server.
 
     Args:
-        connections: the server's, of clients among others.
         poller: the server's.
         siblings: other workers, or None.
         broker: the relay to other machines, or None.
+        deliver: sends a frame to the clients of a group, or to all, of this process.
 
     Attributes:
         waiting: the publishers whose siblings have not all answered.
@@ -58,12 +58,12 @@ class Publications:
 
     def __init__(
         self,
-        connections: Connections,
         poller: Poller,
         siblings: Siblings | None,
-        broker: Relay | None = None,
+        broker: Relay | None,
+        deliver: Callable[[str | None, bytes], Delivery],
     ) -> None:
-        self._connections = connections
+        self._deliver = deliver
         self._poller = poller
         self._siblings = siblings
         self._broker = broker
@@ -111,7 +111,7 @@ class Publications:
 
     def _receive_relayed(self, siblings: Siblings) -> None:
         for relayed in siblings.receive_nowait():
-            relayed.answer(self._deliver(relayed.group, relayed.message))
+            relayed.answer(self._deliver(relayed.group, relayed.frame))
 
     def _receive_answers(self, connection: Connection) -> None:
         publisher = self._publishers[connection]
@@ -121,22 +121,13 @@ class Publications:
         if is_all:
             self._finish(connection, publisher)
 
-    def _deliver(self, group: str | None, message: str | bytes) -> Delivery:
-        """Send a message to the clients of this process."""
-        if group is not None:
-            return self._connections.group(group).broadcast(message, scope="here")
-        connections = self._connections.by_fd.values()
-        clients = sum(connection.client is not None for connection in connections)
-        reached = self._connections.broadcast(wire.encode_message(message))
-        return Delivery(reached, clients - reached)
-
     def _deliver_next(self, connection: Connection, publisher: _Publisher) -> None:
         while publisher.messages and publisher.answers is None:
             message = publisher.messages.popleft()
             if (why := self._refusal(message)) is not None:
                 connection.send_published(wire.Published(0, 0, error=why))
                 continue
-            publisher.delivery = self._deliver(publisher.group, message)
+            publisher.delivery = self._deliver(publisher.group, wire.encode_message(message))
             self._relay(publisher, message)
             answers = self._siblings and self._siblings.relay(publisher.group, message)
             if not answers:

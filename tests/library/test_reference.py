@@ -75,6 +75,8 @@ EVENTS = {
     "ConnectionClosedEvent": "closed",
     "ErrorEvent": "error",
     "InvalidEvent": "invalid",
+    "JoinEvent": "join",
+    "LeaveEvent": "leave",
     "RelayLostEvent": "relay lost",
     "RelayBackEvent": "relay back",
     "RelayBackEvent.gap_s": "relay back",
@@ -356,6 +358,10 @@ def make_event(server: Server, client: Client, browser: Browser, kind: str, name
         return event
     elif kind == "relay lost":
         return apachews.RelayLostEvent(None, reason="Connection refused")
+    elif kind == "join":
+        return apachews.JoinEvent("room", "ann")
+    elif kind == "leave":
+        return apachews.LeaveEvent("room", "ann")
     elif kind == "relay back":
         return apachews.RelayBackEvent(2.5)
     return next_event(server)

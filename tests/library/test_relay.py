@@ -47,7 +47,7 @@ from ..support.brokers import (
     running_cluster,
     running_sentinel,
 )
-from ..support.producers import children_of, program, running
+from ..support.producers import ROOT, children_of, program, running
 
 ORIGIN = bytes(range(16))
 
@@ -488,7 +488,7 @@ def test_memory_is_bounded_while_the_broker_is_gone(short_path: Path, own_broker
         status = one.server.relay_status()
         assert status and status.dropped > 300
         assert one.server._loop.broker
-        thread = one.server._loop.broker._thread
+        thread = one.server._loop.broker._running()
         assert thread._outbox_bytes <= 4 * 1024 * 1024
         assert sum(len(message.data) for message in thread._outbox) == thread._outbox_bytes
         own_broker.resume()
@@ -630,6 +630,31 @@ def test_a_password_and_a_user(short_path: Path) -> None:
             plain.close()
 
 
+def test_a_user_with_the_rights_of_the_manual(short_path: Path) -> None:
+    text = (ROOT / "docs" / "howto" / "machines.md").read_text()
+    rules = next(line for line in text.splitlines() if line.startswith("ACL SETUSER")).split()[2:]
+    with running_broker(short_path) as broker:
+        assert broker.call("ACL", "SETUSER", *rules).startswith(b"+OK")
+        url = broker.url.replace("//", "//apachews:secret@")
+        with producers(short_path, url) as (one, two):
+            client = two.client("room")
+            one.server.group("room").broadcast("hello")
+            assert received(client, 1) == ["hello"]
+            assert publish(f"{url}?name=chat.ws", "again", group="room").relayed
+            assert received(client, 1) == ["again"]
+
+
+def test_a_program_that_ends_without_close_says_nothing(short_path: Path, broker: Broker) -> None:
+    code = (
+        "import sys, time; from apachews import Server\n"
+        "server = Server(sys.argv[1], relay=sys.argv[2])\n"
+        "while not server.relay_status().is_up: time.sleep(0.01)\n"
+    )
+    command = [sys.executable, "-W", "default", "-c", code, str(short_path / "a.ws"), broker.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr and "Fatal" not in done.stderr, done.stderr
+
+
 def test_tls(short_path: Path) -> None:
     certificate, key = short_path / "c.pem", short_path / "k.pem"
     subprocess.run(
@@ -722,7 +747,7 @@ def test_asyncio(short_path: Path, own_broker: Broker) -> None:
     async def scenario() -> None:
         path = short_path / "aio.ws"
         settings = {"relay": own_broker.url, "relay_name": "chat.ws"}
-        async with aio.serve(path, join, on_relay=events.append, **settings) as server:
+        async with aio.serve(path, join, on_event=events.append, **settings) as server:
             bridge = Bridge(str(path))
             items: list[Any] = []
             await until(lambda: server.group("room").is_relayed)
@@ -755,7 +780,7 @@ def test_threads(short_path: Path, own_broker: Broker) -> None:
 
     path = short_path / "threads.ws"
     with threads.serve(
-        path, join, on_relay=events.append, relay=own_broker.url, relay_name="chat.ws"
+        path, join, on_event=events.append, relay=own_broker.url, relay_name="chat.ws"
     ) as server:
         bridge = Bridge(str(path))
         wait_for(lambda: server.group("room").is_relayed)
