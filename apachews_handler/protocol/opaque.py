@@ -54,7 +54,7 @@ class OpaqueSession(TunnelSession):
             self.has_client_eof = True
             self.producer_state = ProducerState.AWAITING_EOF
         else:
-            self._lose_client()
+            self._end_client(ClientState.GONE)
 
     def receive_producer_eof(self, unsent: bytes = b"", sent: int = 0) -> None:
         """Handle the backend's end of file: what it has sent is the end of the stream."""
@@ -73,4 +73,4 @@ class OpaqueSession(TunnelSession):
         """End the connection: there are no frames that could say why."""
         if self.client_state is _OPEN:
             self._record_cause(cause)
-            self._lose_client()
+            self._end_client(ClientState.GONE)

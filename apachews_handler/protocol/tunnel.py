@@ -281,7 +281,7 @@ class TunnelSession:
             self.producer_state = ProducerState.AWAITING_EOF
             return
         self._record_cause(CloseCause.CLIENT_LEFT)
-        self._lose_client()
+        self._end_client(ClientState.GONE)
 
     def receive_producer_eof(self, unsent: bytes = b"", sent: int = 0) -> None:
         """Handle the backend's end of file.
@@ -407,7 +407,7 @@ class TunnelSession:
             self._record_cause(CloseCause.of_violation(event.code), event.code, event.reason)
             self._up.insert_last(_CLOSE_TO_BACKEND)
             self._close_client(event.code, event.reason)
-            self._finish_client()
+            self._end_client(ClientState.CLOSED)
 
     def _on_close_frame(self, cause: CloseCause, frame: CloseFrame) -> None:
         """Record a CLOSE that has passed; it was the second one if both have closed."""
@@ -417,18 +417,13 @@ class TunnelSession:
             close = wire.Close(wire.PROTOCOL_ERROR, error.reason)
         self._record_cause(cause, close.code, close.reason)
         if self._client_closed and self._down.has_sent_last:
-            self._finish_client()
+            self._end_client(ClientState.CLOSED)
         elif self.client_state is _OPEN:
             self.client_state = _CLOSING
 
-    def _finish_client(self) -> None:
+    def _end_client(self, state: ClientState) -> None:
         """Expect nothing more of the client, and of the backend its end of file."""
-        self.client_state = ClientState.CLOSED
-        if self.producer_state is _CONNECTED:
-            self.producer_state = ProducerState.AWAITING_EOF
-
-    def _lose_client(self) -> None:
-        self.client_state = ClientState.GONE
+        self.client_state = state
         if self.producer_state is _CONNECTED:
             self.producer_state = ProducerState.AWAITING_EOF
 
