@@ -107,6 +107,7 @@ class Channel:
         endpoint: path of the socket file of the producer.
         poller, relay: the loop's.
         changed: gets this channel when it has something to tell at the end of the turn.
+        working: has this channel while messages that were read wait for the next turn.
         on_end: called before the socket is closed.
     """
 
@@ -117,10 +118,12 @@ class Channel:
         poller: Poller,
         relay: Relay,
         changed: dict[Channel, None],
+        working: dict[Channel, None],
         on_end: Callable[[Channel], None],
     ) -> None:
         self._relay, self._poller = relay, poller
         self._changed = changed
+        self._working = working
         self._on_end = on_end
         self._socket = sock
         self.endpoint = endpoint
@@ -137,11 +140,6 @@ class Channel:
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
         return self._socket.fileno()
-
-    @property
-    def has_work(self) -> bool:
-        """True while items were read and not handled."""
-        return bool(self._items)
 
     # Members.
 
@@ -224,6 +222,10 @@ class Channel:
                 sends += self._on_item(items.popleft())
         finally:
             self._is_handling = False
+        if items:
+            self._working[self] = None
+        else:
+            self._working.pop(self, None)
 
     def drain(self) -> None:
         """Handle all that the producer has written so far; it has perhaps ended."""
@@ -437,6 +439,7 @@ class Channel:
         if self._socket.fileno() == -1:
             return
         self._on_end(self)
+        self._working.pop(self, None)
         self._socket.close()
         self._queue.clear()
         for member in list(self.members.values()):

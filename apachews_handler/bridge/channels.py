@@ -1,8 +1,8 @@
 """The bridge channels of a loop: how they begin, and what the loop does with them.
 
 Contract: ``on_requests`` handles the LANE frames of a client's connection; the loop calls
-``finish_turn`` at the end of every turn, and does not wait while ``has_work``.  On the loop's
-thread.  ``channel`` has what happens on one channel.
+``finish_turn`` at the end of a turn in which ``changed`` is not empty, and does not wait while
+one is in ``working``.  On the loop's thread.  ``channel`` has what happens on one channel.
 
 How this works: a producer that broadcasts asks for a channel on one of its connections.  This
 process makes a pair of sockets and passes one of them over that connection, so that the channel
@@ -36,6 +36,7 @@ class Channels:
 
     Attributes:
         changed: channels with something to tell their producers at the end of the turn.
+        working: channels that have read messages which wait for the next turn.
     """
 
     def __init__(
@@ -48,14 +49,10 @@ class Channels:
         self._poller = poller
         self._relay = relay
         self.changed: dict[Channel, None] = {}
+        self.working: dict[Channel, None] = {}
         self._add_reader = add_reader
         self._remove_reader = remove_reader
         self._channels: dict[int, Channel] = {}
-
-    @property
-    def has_work(self) -> bool:
-        """True while a channel has read messages that wait for the next turn."""
-        return any(one.has_work for one in self._channels.values())
 
     def counts(self) -> tuple[int, int]:
         """Return the number of channels, and of the clients on them."""
@@ -108,9 +105,8 @@ class Channels:
 
     def finish_turn(self) -> None:
         """Continue what the last turn has left, and tell producers what has happened."""
-        for one in list(self._channels.values()):
-            if one.has_work:
-                one.on_work()
+        for one in list(self.working):
+            one.on_work()
         while self.changed:
             self.changed.popitem()[0].tell()
 
@@ -161,6 +157,7 @@ class Channels:
                 self._poller,
                 self._relay,
                 self.changed,
+                self.working,
                 self._forget,
             )
             self._add_reader(ours.fileno(), channel.on_ready)
