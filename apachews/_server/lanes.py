@@ -102,6 +102,12 @@ class LaneUser:
         """Note that the client is in a group."""
         if self.lane == ON_CHANNEL and self.process is not None:
             self.process.add(group, [self.lane_number])
+            if self._is_in_many_groups():
+                self.process.leave(self)
+
+    def _is_in_many_groups(self) -> bool:
+        """Tell whether the client is in as many groups as a channel allows."""
+        return self.client is not None and len(self.client.groups) >= channel.MAX_GROUPS
 
     def leave_group(self, group: Group) -> None:
         """Note that the client is in a group no more."""
@@ -218,6 +224,8 @@ class BridgeProcess:
         """Send a frame on a client's own connection, and ask to have it on the channel later."""
         if self._socket is None:
             self._ask(connection)
+        elif connection._is_in_many_groups():
+            pass  # it stays on its own connection
         elif len(frame) <= channel.MAX_FRAME_BYTES and self.queued_bytes <= MAX_QUEUE_BYTES:
             number = self._next_number()
             # One write: the JOIN stands after the message.

@@ -44,6 +44,8 @@ _OUT: Final = select.EPOLLOUT
 READ_BYTES: Final = 65536
 # A turn of the loop ends the work on a channel after so many sends: some milliseconds.
 SENDS_A_TURN: Final = 2000
+# A producer that does not read so many bytes of READY and SLOW breaks the rules.
+MAX_UNREAD_BYTES: Final = 1024 * 1024
 
 # Window, level and shortest length of a client's compression; None without one.
 Compression = tuple[int, int, int] | None
@@ -191,6 +193,8 @@ class Channel:
         if frames and self._socket.fileno() != -1:
             self._queue.push_all(frames)
             self._flush()
+            if self._queue.unsent_bytes > MAX_UNREAD_BYTES:
+                self._on_violation("the producer does not read it")
 
     # Input.
 
@@ -286,6 +290,9 @@ class Channel:
             if member is not None:
                 member.groups.add(group)
                 forms.setdefault(member.compression, {})[number] = member
+                if len(member.groups) > wire.MAX_GROUPS + 1:  # ``ALL`` is one
+                    self._on_violation(f"client {number} is in too many groups")
+                    return
         if not forms:
             del self._groups[group]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from apachews.wire import channel as wire
 from apachews_handler.protocol.session import Session
@@ -24,6 +25,10 @@ from .channel import Channel
 from .connection import Connection
 from .poller import Poller
 from .relay import Relay
+
+# Channels of one endpoint: each worker of a producer has one.  A producer that asks for more
+# could use up the descriptors of this process.
+MAX_CHANNELS: Final = 64
 
 
 class Channels:
@@ -142,6 +147,9 @@ class Channels:
         Without room for it nothing happens: the producer asks again.
         """
         if connection.producer.queue.unsent_bytes or connection.session.to_producer:
+            return
+        path = connection.endpoint
+        if sum(one.endpoint == path for one in self._channels.values()) >= MAX_CHANNELS:
             return
         ours = theirs = None
         try:
