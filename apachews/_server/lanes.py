@@ -14,9 +14,9 @@ when nothing can be overtaken.
   and the connection sends OWN before its next one.  The bridge reads the connection no further
   than OWN before it has read OFF.  So this change needs no answer.
 
-A bridge that is busy answers late.  Were the next messages sent on the connections meanwhile, each
-READY would be void, and the bridge stay busy.  So messages after the JOIN are *held* then, until
-the READY comes; they would wait behind the JOIN in any case.
+A busy bridge answers late.  If the next messages went by the connections meanwhile, each READY
+would be void, and the bridge would stay busy.  So the library *holds* messages that follow a JOIN
+until the READY comes.  The bridge would read them after the JOIN in any case.
 
 A client that reads slowly (SLOW), a long message and a channel that fills lead to the second
 change, so the bounds of slow clients are those of their own connections.  A program that sends

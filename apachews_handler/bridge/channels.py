@@ -8,6 +8,9 @@ How this works: a producer that broadcasts asks for a channel on one of its conn
 process makes a pair of sockets and passes one of them over that connection, so that the channel
 leads to the very process that asked, whichever of several workers that is.
 
+Roads not taken: a further connection from this process to the endpoint.  With several workers the
+kernel would choose which of them accepts it, and old producers would see an OPEN of another kind.
+
 Sources: docs/reference/wire.md, "Groups at the edge"; unix(7), SCM_RIGHTS.
 """
 
