@@ -14,9 +14,9 @@ when nothing can be overtaken.
   and the connection sends OWN before its next one.  The bridge reads the connection no further
   than OWN before it has read OFF.  So this change needs no answer.
 
-A bridge that is busy answers late.  Were the next messages sent on the connections meanwhile, each
-READY would be void, and the bridge stay busy.  So messages after the JOIN are *held* then, until
-the READY comes; they would wait behind the JOIN in any case.
+A busy bridge answers late.  If the next messages went by the connections meanwhile, each READY
+would be void, and the bridge would stay busy.  So the library *holds* messages that follow a JOIN
+until the READY comes.  The bridge would read them after the JOIN in any case.
 
 A client that reads slowly (SLOW), a long message and a channel that fills lead to the second
 change, so the bounds of slow clients are those of their own connections.  A program that sends
@@ -102,6 +102,12 @@ class LaneUser:
         """Note that the client is in a group."""
         if self.lane == ON_CHANNEL and self.process is not None:
             self.process.add(group, [self.lane_number])
+            if self._is_in_many_groups():
+                self.process.leave(self)
+
+    def _is_in_many_groups(self) -> bool:
+        """Tell whether the client is in as many groups as a channel allows."""
+        return self.client is not None and len(self.client.groups) >= channel.MAX_GROUPS
 
     def leave_group(self, group: Group) -> None:
         """Note that the client is in a group no more."""
@@ -218,6 +224,8 @@ class BridgeProcess:
         """Send a frame on a client's own connection, and ask to have it on the channel later."""
         if self._socket is None:
             self._ask(connection)
+        elif connection._is_in_many_groups():
+            pass  # it stays on its own connection
         elif len(frame) <= channel.MAX_FRAME_BYTES and self.queued_bytes <= MAX_QUEUE_BYTES:
             number = self._next_number()
             # One write: the JOIN stands after the message.

@@ -55,6 +55,9 @@ ALL: Final = 0
 MAX_FRAME_BYTES: Final = 65536 + 10
 # The largest number of clients that one frame names; a longer list takes several frames.
 MAX_NUMBERS: Final = 4096
+# The largest number of groups that a client may be in while it is on a channel.  It bounds what a
+# producer can make Apache store for a client.
+MAX_GROUPS: Final = 256
 # A LANE frame on a client's connection is not longer than this.
 MAX_LANE_BYTES: Final = MAX_CONTROL_BYTES
 MAX_NUMBER: Final = 0xFFFFFFFF

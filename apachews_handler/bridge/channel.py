@@ -44,6 +44,8 @@ _OUT: Final = select.EPOLLOUT
 READ_BYTES: Final = 65536
 # A turn of the loop ends the work on a channel after so many sends: some milliseconds.
 SENDS_A_TURN: Final = 2000
+# A producer that does not read so many bytes of READY and SLOW breaks the rules.
+MAX_UNREAD_BYTES: Final = 1024 * 1024
 
 # Window, level and shortest length of a client's compression; None without one.
 Compression = tuple[int, int, int] | None
@@ -107,6 +109,7 @@ class Channel:
         endpoint: path of the socket file of the producer.
         poller, relay: the loop's.
         changed: gets this channel when it has something to tell at the end of the turn.
+        working: has this channel while messages that were read wait for the next turn.
         on_end: called before the socket is closed.
     """
 
@@ -117,10 +120,12 @@ class Channel:
         poller: Poller,
         relay: Relay,
         changed: dict[Channel, None],
+        working: dict[Channel, None],
         on_end: Callable[[Channel], None],
     ) -> None:
         self._relay, self._poller = relay, poller
         self._changed = changed
+        self._working = working
         self._on_end = on_end
         self._socket = sock
         self.endpoint = endpoint
@@ -137,11 +142,6 @@ class Channel:
     def fileno(self) -> int:
         """Return the descriptor, -1 after ``close``."""
         return self._socket.fileno()
-
-    @property
-    def has_work(self) -> bool:
-        """True while items were read and not handled."""
-        return bool(self._items)
 
     # Members.
 
@@ -193,6 +193,8 @@ class Channel:
         if frames and self._socket.fileno() != -1:
             self._queue.push_all(frames)
             self._flush()
+            if self._queue.unsent_bytes > MAX_UNREAD_BYTES:
+                self._on_violation("the producer does not read it")
 
     # Input.
 
@@ -224,6 +226,10 @@ class Channel:
                 sends += self._on_item(items.popleft())
         finally:
             self._is_handling = False
+        if items:
+            self._working[self] = None
+        else:
+            self._working.pop(self, None)
 
     def drain(self) -> None:
         """Handle all that the producer has written so far; it has perhaps ended."""
@@ -284,6 +290,9 @@ class Channel:
             if member is not None:
                 member.groups.add(group)
                 forms.setdefault(member.compression, {})[number] = member
+                if len(member.groups) > wire.MAX_GROUPS + 1:  # ``ALL`` is one
+                    self._on_violation(f"client {number} is in too many groups")
+                    return
         if not forms:
             del self._groups[group]
 
@@ -437,6 +446,7 @@ class Channel:
         if self._socket.fileno() == -1:
             return
         self._on_end(self)
+        self._working.pop(self, None)
         self._socket.close()
         self._queue.clear()
         for member in list(self.members.values()):

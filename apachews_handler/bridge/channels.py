@@ -1,12 +1,15 @@
 """The bridge channels of a loop: how they begin, and what the loop does with them.
 
 Contract: ``on_requests`` handles the LANE frames of a client's connection; the loop calls
-``finish_turn`` at the end of every turn, and does not wait while ``has_work``.  On the loop's
-thread.  ``channel`` has what happens on one channel.
+``finish_turn`` at the end of a turn in which ``changed`` is not empty, and does not wait while
+one is in ``working``.  On the loop's thread.  ``channel`` has what happens on one channel.
 
 How this works: a producer that broadcasts asks for a channel on one of its connections.  This
 process makes a pair of sockets and passes one of them over that connection, so that the channel
 leads to the very process that asked, whichever of several workers that is.
+
+Roads not taken: a further connection from this process to the endpoint.  With several workers the
+kernel would choose which of them accepts it, and old producers would see an OPEN of another kind.
 
 Sources: docs/reference/wire.md, "Groups at the edge"; unix(7), SCM_RIGHTS.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from apachews.wire import channel as wire
 from apachews_handler.protocol.session import Session
@@ -24,6 +28,10 @@ from .channel import Channel
 from .connection import Connection
 from .poller import Poller
 from .relay import Relay
+
+# Channels of one endpoint: each worker of a producer has one.  A producer that asks for more
+# could use up the descriptors of this process.
+MAX_CHANNELS: Final = 64
 
 
 class Channels:
@@ -36,6 +44,7 @@ class Channels:
 
     Attributes:
         changed: channels with something to tell their producers at the end of the turn.
+        working: channels that have read messages which wait for the next turn.
     """
 
     def __init__(
@@ -48,14 +57,10 @@ class Channels:
         self._poller = poller
         self._relay = relay
         self.changed: dict[Channel, None] = {}
+        self.working: dict[Channel, None] = {}
         self._add_reader = add_reader
         self._remove_reader = remove_reader
         self._channels: dict[int, Channel] = {}
-
-    @property
-    def has_work(self) -> bool:
-        """True while a channel has read messages that wait for the next turn."""
-        return any(one.has_work for one in self._channels.values())
 
     def counts(self) -> tuple[int, int]:
         """Return the number of channels, and of the clients on them."""
@@ -108,9 +113,8 @@ class Channels:
 
     def finish_turn(self) -> None:
         """Continue what the last turn has left, and tell producers what has happened."""
-        for one in list(self._channels.values()):
-            if one.has_work:
-                one.on_work()
+        for one in list(self.working):
+            one.on_work()
         while self.changed:
             self.changed.popitem()[0].tell()
 
@@ -147,6 +151,9 @@ class Channels:
         """
         if connection.producer.queue.unsent_bytes or connection.session.to_producer:
             return
+        path = connection.endpoint
+        if sum(one.endpoint == path for one in self._channels.values()) >= MAX_CHANNELS:
+            return
         ours = theirs = None
         try:
             ours, theirs = self._pair()
@@ -161,6 +168,7 @@ class Channels:
                 self._poller,
                 self._relay,
                 self.changed,
+                self.working,
                 self._forget,
             )
             self._add_reader(ours.fileno(), channel.on_ready)

@@ -227,7 +227,7 @@ class Loop:
             if not connection.is_closed:
                 self._guard(self._timers.on_due, connection)
         channels = self.channels
-        if channels.changed or channels.has_work:
+        if channels.changed or channels.working:
             channels.finish_turn()
 
     def _guard(self, handle: Callable[..., None], connection: Connection, *args: object) -> None:
@@ -242,7 +242,7 @@ class Loop:
         now = time.monotonic()
         if now - self._poller.now > SLOW_TURN_S:
             self._note_slow_turn(now - self._poller.now)
-        if self._poller.pending or self.channels.has_work:
+        if self._poller.pending or self.channels.working:
             return 0  # they can be read at once; epoll is asked for the others
         wait_s = self._deadlines.next_at() - now
         if wait_s > 0:

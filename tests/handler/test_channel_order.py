@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from apachews import Client, Event, Server, ServerClosed
 from apachews._server import lanes
 from apachews._server.connection import SENDING
-from apachews_handler.bridge import channels
+from apachews_handler.bridge import channel, channels
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.lifecycle.portable import encode
@@ -276,6 +276,7 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "MAX_QUEUE_BYTES", 8000)
     monkeypatch.setattr(lanes, "ASK_AGAIN_S", 0.0)
     monkeypatch.setattr(lanes, "HOLD_AFTER_S", 60.0)  # the scripts change it
+    monkeypatch.setattr(channel, "SENDS_A_TURN", 3)
     monkeypatch.setattr(channels.Channels, "_pair", staticmethod(small_pair))
 
 

@@ -14,10 +14,18 @@ import pytest
 from apachews import Client, Event, Server, wire
 from apachews._server import lanes
 from apachews._server.connection import Connection as Link
-from apachews.wire.channel import MAX_FRAME_BYTES
+from apachews.wire.channel import (
+    ADD,
+    ASK,
+    MAX_FRAME_BYTES,
+    MAX_GROUPS,
+    encode_join,
+    encode_lane,
+    encode_numbers,
+)
 from apachews.wire.reader import Item
 from apachews_handler.bridge import channel as channel_module
-from apachews_handler.bridge.channels import Channels
+from apachews_handler.bridge.channels import MAX_CHANNELS, Channels
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.bridge.loop import Loop
 from apachews_handler.bridge.transport import PlainTransport
@@ -397,6 +405,58 @@ def test_a_frame_that_breaks_the_rules_closes_the_channel_and_its_clients(world:
     assert closes == [[wire.Close(wire.INTERNAL_ERROR, "")]] * 5
     assert world.loop.channels.counts() == (0, 0)
     assert [text for level, text in world.log.lines if level == "error"] != []
+
+
+def test_a_client_in_many_groups_has_a_lane_of_its_own(world: World) -> None:
+    clients = on_channel(world, 5)
+    for number in range(MAX_GROUPS - 1):
+        world.server.group(f"group {number}").add(clients[0])
+        assert link_of(clients[0]).lane == lanes.ON_CHANNEL
+    last = world.server.group("last")
+    last.add(clients[0])
+    assert link_of(clients[0]).lane == lanes.OWN
+    for number in range(3):
+        world.server.broadcast(str(number))
+        world.settle()
+    assert lanes_of(clients) == [lanes.OWN] + [lanes.ON_CHANNEL] * 4
+    assert [browser.received for browser in world.browsers] == [["0", "1", "2"]] * 5
+
+
+def test_a_producer_cannot_use_up_the_memory_and_the_descriptors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_channel(world, 5)
+    asking = next(iter(world.server._loop.connections.by_fd.values()))
+    for _ in range(2 * MAX_CHANNELS):
+        asking.write_lane(encode_lane(ASK))
+        world.settle(turns=2)
+        asking._descriptors = None  # it takes none of them
+    assert world.loop.channels.counts()[0] <= MAX_CHANNELS
+    process = process_of(world)
+    number = next(iter(process.members))
+    for group in range(1, MAX_GROUPS + 2):
+        process._write(encode_numbers(ADD, [number], group))
+    world.settle()
+    assert [browser.received for browser in world.browsers] == [
+        [wire.Close(wire.INTERNAL_ERROR, "")]
+    ] * 5
+
+
+def test_a_producer_that_does_not_read_its_channel(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = on_channel(world, 5)
+    monkeypatch.setattr(channel_module, "MAX_UNREAD_BYTES", 1000)
+    link, process = link_of(clients[0]), process_of(world)
+    world.server._loop._poller.remove_reader(process._socket.fileno())  # type: ignore[union-attr]
+    number = 1_000_000
+    while world.loop.channels.counts()[0]:
+        link.write_lane(b"".join(encode_join(process._key, number + n) for n in range(500)))
+        number += 500
+        world.settle(turns=3)
+    world.server._loop._poller.add_reader(process._socket.fileno(), process._on_ready)  # type: ignore[union-attr]
+    world.settle()
+    assert process.is_lost
 
 
 def test_a_bridge_without_descriptors_is_asked_again(
