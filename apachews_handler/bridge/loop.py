@@ -196,21 +196,29 @@ class Loop:
         poller.busy = len(pending) or 1
         fast_path, relay = self._fast_path, self._relay
         for fd, ready in events:
+            # As _guard does, with direct calls, which are faster if this module is compiled.
             # EPOLLIN and nothing else: probably a message, and no error or hang-up.
             if (connection := clients.get(fd)) is not None:
-                handle = fast_path.relay_client if ready == _IN else relay.on_client
                 if pending:
                     pending.pop(connection, None)  # each client is read once per turn
+                try:
+                    if ready == _IN:
+                        fast_path.relay_client(connection, ready)
+                    else:
+                        relay.on_client(connection, ready)
+                except Exception:
+                    relay.abort(connection)
             elif (connection := producers.get(fd)) is not None:
-                handle = fast_path.relay_producer if ready == _IN else relay.on_producer
-            else:
-                if fd in self._readers:
-                    readers.append(fd)
-                continue  # a reader, or a descriptor that was closed earlier in this turn
-            try:  # as in _guard, without a call for each message
-                handle(connection, ready)
-            except Exception:
-                relay.abort(connection)
+                try:
+                    if ready == _IN:
+                        fast_path.relay_producer(connection, ready)
+                    else:
+                        relay.on_producer(connection, ready)
+                except Exception:
+                    relay.abort(connection)
+            elif fd in self._readers:
+                readers.append(fd)
+            # Else it is a descriptor that was closed earlier in this turn.
         # Run these last.  A reader may add a connection that reuses a descriptor closed earlier
         # in this turn; the connection must not receive that descriptor's stale events.
         for fd in readers:

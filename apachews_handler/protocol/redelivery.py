@@ -72,16 +72,16 @@ class Backlog:
     __slots__ = ("_frames", "_has_close")
 
     def __init__(self) -> None:
-        self._frames: bytearray | bytes = b""  # (an empty bytearray takes memory)
+        self._frames: bytearray | None = None  # (an empty one takes memory)
         self._has_close = False  # the last frame is a CLOSE
 
     def __len__(self) -> int:
         """Return the number of bytes."""
-        return len(self._frames)
+        return len(self._frames) if self._frames else 0
 
     def append(self, frames: Iterable[bytes]) -> None:
         """Add frames that have just arrived."""
-        if not self._frames:
+        if self._frames is None:
             self._frames = bytearray()
         for frame in frames:
             # A PONG answers a PING of the producer that has gone.
@@ -90,7 +90,7 @@ class Backlog:
 
     def prepend(self, frames: Iterable[bytes]) -> None:
         """Add frames that arrived before all others."""
-        self._frames = bytearray(b"".join(frames)) + self._frames
+        self._frames = bytearray(b"".join(frames)) + (self._frames or b"")
 
     def append_close(self, frame: bytes) -> None:
         """Add a CLOSE after the messages; the first one counts, and none is stored alone."""
@@ -100,11 +100,11 @@ class Backlog:
 
     def pop_all(self) -> bytes:
         """Return the frames and drop them."""
-        frames = bytes(self._frames)
+        frames = bytes(self._frames or b"")
         self.clear()
         return frames
 
     def clear(self) -> None:
         """Drop all frames."""
-        self._frames = b""
+        self._frames = None
         self._has_close = False
