@@ -123,7 +123,9 @@ class Connections:
             self.events.append(kind(connection.client, "", code, reason))
             self._poller.wake_if_waited_for()
             if connection.client:
-                connection.client._leave_groups()
+                # 1001: a page is loaded again; 1006, 1012: the connection broke off or moves.
+                is_on_purpose = code in (wire.NORMAL, wire.NO_CODE)
+                connection.client._leave_groups(at_once=is_on_purpose)
         self.update(connection)
 
     def forget(self, connection: Connection) -> None:
@@ -135,7 +137,7 @@ class Connections:
             connection.state = State.CLOSED
             connection.close()
             if connection.client:
-                connection.client._leave_groups()
+                connection.client._leave_groups(at_once=False)
             self._on_forget(connection)
 
     def abandon_all(self, code: int, reason: str) -> None:
