@@ -86,8 +86,8 @@ class Presence(Protocol):
     def join(self, group: str, client: Client, member: str | None) -> None:
         """Add a client of a member; None: its user."""
 
-    def leave(self, group: str, client: Client) -> None:
-        """Remove a client."""
+    def leave(self, group: str, client: Client, *, at_once: bool) -> None:
+        """Remove a client, which may come back soon unless ``at_once``."""
 
 
 class Client:
@@ -322,10 +322,10 @@ class Client:
         latency_s, self._ping = time.monotonic() - self._ping[1], None
         return latency_s
 
-    def _leave_groups(self) -> None:
-        """Leave all groups: the connection has ended."""
+    def _leave_groups(self, *, at_once: bool) -> None:
+        """Leave all groups: the connection has ended; ``at_once``: it was closed on purpose."""
         for group in self.groups:
-            group.discard(self)
+            group._remove(self, at_once=at_once)
 
     def close(self, code: int = wire.NORMAL, reason: str = "") -> None:
         """Close the connection; a ConnectionClosed event follows.
@@ -470,17 +470,20 @@ class Group:
             False
         """
         with self._lock:
-            if client not in self._members:
-                return
-            del self._members[client]
-            if client._groups is not None:
-                client._groups.discard(self)
-            client._link.leave_group(self)
-            if self._presence is not None:
-                # It ends the subscription, after the delay of a leave.
-                self._presence.leave(self.name, client)
-            elif self._relay is not None and not self._members:
-                self._relay.unsubscribe(self.name)
+            self._remove(client, at_once=True)
+
+    def _remove(self, client: Client, *, at_once: bool) -> None:
+        if client not in self._members:
+            return
+        del self._members[client]
+        if client._groups is not None:
+            client._groups.discard(self)
+        client._link.leave_group(self)
+        if self._presence is not None:
+            # It ends the subscription, after the delay of a leave.
+            self._presence.leave(self.name, client, at_once=at_once)
+        elif self._relay is not None and not self._members:
+            self._relay.unsubscribe(self.name)
 
     def members(self) -> list[str]:
         """Return the members over all workers and machines, each once.

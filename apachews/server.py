@@ -96,11 +96,11 @@ class Server:
         relay: a Redis or Valkey through which ``broadcast()``, groups and ``publish()``
             reach the clients of every producer with the same relay and name, on any
             number of machines: ``redis://``, ``rediss://``, ``unix://``,
-            ``redis+sentinel://`` or ``redis+cluster://``, or a client of redis-py.  None:
-            the environment's ``APACHEWS_RELAY``; "": no relay.  Needs redis-py
-            (``apachews[redis]``).  Redis never delays the program or a local client; while
-            it is out of reach the program continues, and has ``RelayLost`` and
-            ``RelayBack`` events.
+            ``redis+sentinel://`` or ``redis+cluster://``, or a client of redis-py; or NATS,
+            ``nats://``.  None: the environment's ``APACHEWS_RELAY``; "": no relay.  Needs
+            redis-py (``apachews[redis]``) or nats-py (``apachews[nats]``).  It never delays
+            the program or a local client; while it is out of reach the program continues,
+            and has ``RelayLost`` and ``RelayBack`` events.
         relay_name: of the relay; default: the name of the socket file, as ``chat.ws``.
         presence: keep the members of groups: ``Group.members()``, ``JoinEvent`` and
             ``LeaveEvent``, over all workers and all producers with the relay.

@@ -8,8 +8,11 @@ is removed at the end; Ctrl-C, SIGTERM or SIGHUP ends the demo.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from apachews._processes.signals import Signals
@@ -37,9 +40,21 @@ def main() -> int:
     parser.add_argument(
         "--mpm", choices=("event", "worker", "prefork"), default="event", help="httpd's MPM"
     )
+    parser.add_argument(
+        "--machines",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="2: a second Apache on the next ports, as on another machine; a relay connects their"
+        " chats",
+    )
+    parser.add_argument("--relay", default="", help="address of the relay of the chat")
     arguments = parser.parse_args()
     try:
-        with temporary_directory("apachews-demo-") as (root, signals):
+        with (
+            temporary_directory("apachews-demo-") as (root, signals),
+            machines(arguments, root) as arguments.relay,
+        ):
             status = run(arguments, root, signals)
     except ApacheError as error:
         say(str(error))
@@ -47,6 +62,37 @@ def main() -> int:
     if not status:
         print("\ndemo: all processes have ended", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def machines(arguments: argparse.Namespace, root: Path) -> Iterator[str]:
+    """Run the relay and the second demo, if they are wanted; yield the relay's address."""
+    if arguments.machines == 1:
+        yield arguments.relay
+        return
+    relay = f"unix://{root}/relay.sock"
+    # Debian's package redis-tools has the server under another name, and starts none.
+    program = shutil.which("redis-server") or shutil.which("redis-check-rdb")
+    if program is None:
+        raise ApacheError("--machines 2 needs Redis: apt-get install redis-tools")
+    root.chmod(0o755)
+    server = ["redis-server", "--port", "0", "--unixsocket", f"{root}/relay.sock"]
+    server += ["--unixsocketperm", "777", "--save", "", "--logfile", f"{root}/relay.log"]
+    second = [
+        *(sys.executable, "-m", "deploy.demo", "--mpm", arguments.mpm, "--relay", relay),
+        *("--port", str(arguments.port + 1), "--tls-port", str(arguments.tls_port + 1)),
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.callback(end, redis := subprocess.Popen(server, executable=program))
+        stack.callback(end, subprocess.Popen(second))
+        say(f"process {redis.pid} is Redis, the relay")
+        yield relay
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and wait for it."""
+    process.terminate()
+    process.wait()
 
 
 def run(arguments: argparse.Namespace, root: Path, signals: Signals) -> int:
@@ -58,7 +104,12 @@ def run(arguments: argparse.Namespace, root: Path, signals: Signals) -> int:
     if home != Path(sys.prefix):
         say(f"{private_apache.APACHE_USER} cannot read {sys.prefix}; Apache gets a copy")
     examples = Examples(
-        root, docroot, log=root / "access.log", python_home=home, passwords=PASSWORDS
+        root,
+        docroot,
+        log=root / "access.log",
+        python_home=home,
+        passwords=PASSWORDS,
+        relay=arguments.relay,
     )
     apache = PrivateApache(
         root,

@@ -35,6 +35,7 @@ class Examples:
         python_home: the environment that runs the Flask application.
         passwords: by user name, for both kinds of login.
         is_embedded: the Flask application runs in Apache's children.
+        relay: the address of the relay of the chat, "" for one machine.
 
     Attributes:
         producers: the programs to run.
@@ -52,6 +53,7 @@ class Examples:
         python_home: Path,
         passwords: Mapping[str, str],
         is_embedded: bool = False,
+        relay: str = "",
     ) -> None:
         self._state = state
         self._python_home = python_home
@@ -61,9 +63,9 @@ class Examples:
         shutil.copy(ROOT / "deploy" / "producers" / "echo.py", programs / "echo" / "producer.py")
         self._copy_pages(programs, docroot)
         _write_private(state / "examples.users", _htpasswd(passwords))
-        more: dict[str, list[Path]] = {
+        more: dict[str, list[Path | str]] = {
             "echo/echo.ws": [],
-            "chat/chat.ws": [],
+            "chat/chat.ws": [relay] if relay else [],
             "logtail/logtail.ws": [log],
             "dashboard/dashboard.ws": [],
             "notify/notify.ws": [],

@@ -1,12 +1,13 @@
-"""The address of a relay: a URL of redis-py, with a few parameters of our own.
+"""The address of a relay: a URL of redis-py or nats-py, with a few forms of our own.
 
-Contract: sans-I/O; ``parse`` never imports ``redis``.
+Contract: sans-I/O; ``parse`` imports neither ``redis`` nor ``nats``.
 
 =================================================  ===========================================
 ``redis://user:password@host:6379/0``              one server; ``rediss://``: with TLS
 ``unix:///run/redis/redis.sock?db=0``              one server by its socket
 ``redis+sentinel://h1:26379,h2:26379/mymaster/0``  the master that these Sentinels name
 ``redis+cluster://host:6379``                      a cluster, of which this is one node
+``nats://user:password@host:4222,host2:4222``      NATS; ``tls://``: with TLS
 =================================================  ===========================================
 
 The parameter ``name`` is the relay's name; all others are redis-py's (``socket_timeout=5``,
@@ -24,12 +25,13 @@ _SCHEMES: Final = ("redis", "rediss", "unix")
 _SENTINEL_PORT: Final = 26379
 
 
-class RedisAddress(NamedTuple):
-    """Where a Redis is.
+class Address(NamedTuple):
+    """Where a broker is.
 
     Attributes:
-        kind: ``server``, ``sentinel`` or ``cluster``.
-        url: for redis-py; of a Sentinel: only user, password, database and parameters count.
+        kind: ``server``, ``sentinel`` or ``cluster``, of Redis; or ``nats``.
+        url: for the client library; of a Sentinel: only user, password, database and parameters
+            count; of NATS: several, with commas between them.
         shown: for messages, without user and password.
         name: the relay's name, or None.
         hosts: of the Sentinels.
@@ -49,7 +51,7 @@ def is_relay(path: str) -> bool:
     return "://" in path
 
 
-def parse(url: str) -> RedisAddress:
+def parse(url: str) -> Address:
     """Read an address.
 
     Raises:
@@ -58,11 +60,13 @@ def parse(url: str) -> RedisAddress:
     parts = urllib.parse.urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     shown = _without_password(parts)
+    if parts.scheme in ("nats", "tls"):
+        return _parse_nats(parts, shown)
     if scheme not in _SCHEMES or kind not in ("", "sentinel", "cluster"):
         raise RelayError(
             shown,
             "unknown scheme",
-            "expected redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
+            "expected redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or nats://",
         )
     query = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
     name = dict(query).get("name")
@@ -74,10 +78,20 @@ def parse(url: str) -> RedisAddress:
         raise RelayError(shown, "no path of a socket", "use unix:///run/redis/redis.sock")
     if scheme != "unix" and not parts.hostname:
         raise RelayError(shown, "no host", "use redis://host:6379/0")
-    return RedisAddress(kind or "server", _join(plain), shown, name)
+    return Address(kind or "server", _join(plain), shown, name)
 
 
-def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | None) -> RedisAddress:
+def _parse_nats(parts: urllib.parse.SplitResult, shown: str) -> Address:
+    login, at, netloc = parts.netloc.rpartition("@")
+    query = dict(urllib.parse.parse_qsl(parts.query))
+    if not netloc or set(query) - {"name"} or parts.path.strip("/"):
+        raise RelayError(shown, "not an address of NATS", "use nats://host:4222?name=chat.ws")
+    # Each server of a cluster gets the login.
+    urls = [f"{parts.scheme}://{login}{at}{host}" for host in netloc.split(",")]
+    return Address("nats", ",".join(urls), shown, query.get("name"))
+
+
+def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | None) -> Address:
     login, _, netloc = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")
     hosts = []
@@ -95,7 +109,7 @@ def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | Non
     url = _join(
         parts._replace(netloc=f"{login}@localhost" if login else "localhost", path=f"/{database}")
     )
-    return RedisAddress("sentinel", url, shown, name, tuple(hosts), service)
+    return Address("sentinel", url, shown, name, tuple(hosts), service)
 
 
 def _without_password(parts: urllib.parse.SplitResult) -> str:

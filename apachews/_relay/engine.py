@@ -27,6 +27,7 @@ class Engine(Protocol):
 
     Attributes:
         address: the broker's, for messages, without a password.
+        max_message_bytes: the longest message that the broker carries; None: any.
         wanted: the groups of ``subscribe`` since ``connect``, without those of ``unsubscribe``.
         subscribed: the groups whose subscription the broker has confirmed.
         heard_at: when the broker was heard last (``time.monotonic()``): up to then no message
@@ -35,6 +36,7 @@ class Engine(Protocol):
     """
 
     address: str
+    max_message_bytes: int | None
     wanted: set[str | None]
     subscribed: set[str | None]
     heard_at: float

@@ -11,8 +11,9 @@ answer to ``?``, after a gap of the relay, and from time to time, because a mess
 On the channel of all clients each says ``alive`` in every interval; the keys of a producer that
 was not heard for ``TIMEOUT_S`` are gone.
 
-A client that moves to the next producer, is held by Apache, or reloads its page has not left: the
-key of a connection that ends stays for ``LEAVE_DELAY_S``, and a producer that drains or dies says
+A client that moves to the next producer, is held by Apache, or reloads its page (1001) has not
+left: the key of a connection that ends without a normal CLOSE (1000, or no code) stays for
+``LEAVE_DELAY_S``, and a producer that drains or dies says
 nothing, so that its keys stay for ``TIMEOUT_S``, as long as Apache holds a client (APACHEWS_HOLD).
 """
 
@@ -279,12 +280,12 @@ class PresenceTimer:
         if before is not None:
             self._presence.leave(group, before, time.monotonic(), at_once=True)
 
-    def leave(self, group: str, client: Client) -> None:
-        """Remove a client; after a delay if its connection has ended."""
+    def leave(self, group: str, client: Client, *, at_once: bool) -> None:
+        """Remove a client; without ``at_once`` after a delay."""
         member = self._members.pop((group, client), None)
         if member is not None:
-            self._presence.leave(group, member, time.monotonic(), at_once=not client.has_ended)
-            if client.has_ended:
+            self._presence.leave(group, member, time.monotonic(), at_once=at_once)
+            if not at_once:
                 self._schedule(time.monotonic() + LEAVE_DELAY_S)
 
     def receive(self, group: str | None, payload: bytes) -> None:

@@ -32,7 +32,7 @@ from redis.retry import Retry
 
 from apachews.exceptions import RelayError
 
-from .address import RedisAddress
+from .address import Address
 from .engine import EngineError, Message
 from .envelope import channel_of, group_of
 from .redis_node import VERSION, RedisNode
@@ -66,6 +66,8 @@ class RedisEngine:
         ValueError: a client without a time limit, or one that decodes what it receives.
     """
 
+    max_message_bytes: int | None = None
+
     def __init__(self, target: Any, name: str) -> None:
         self._target = target
         self._name = name
@@ -81,7 +83,7 @@ class RedisEngine:
         self.subscribed: set[str | None] = set()
         self.heard_at = time.monotonic()
         self.lag_s = 0.0
-        if isinstance(target, RedisAddress):
+        if isinstance(target, Address):
             self.address = target.shown
             if target.kind == "server":
                 self._require_known_parameters()
@@ -101,7 +103,7 @@ class RedisEngine:
     def is_cluster(self) -> bool:
         """True if the channels are sharded over the nodes of a cluster."""
         target = self._target
-        if isinstance(target, RedisAddress):
+        if isinstance(target, Address):
             return target.kind == "cluster"
         return isinstance(target, RedisCluster)
 
@@ -127,7 +129,7 @@ class RedisEngine:
         for node in self._nodes.values():
             node.close()
         self._nodes = {}
-        if self._cluster is not None and isinstance(self._target, RedisAddress):
+        if self._cluster is not None and isinstance(self._target, Address):
             with contextlib.suppress(RedisError, OSError):
                 self._cluster.close()
         self._cluster = None
@@ -293,7 +295,7 @@ class RedisEngine:
 
     def _pool(self) -> Any:
         address = self._target
-        if not isinstance(address, RedisAddress):
+        if not isinstance(address, Address):
             return address.connection_pool
         if address.kind == "sentinel":
             options = _options(address)
@@ -311,7 +313,7 @@ class RedisEngine:
 
     def _open_cluster(self) -> Any:
         address = self._target
-        if not isinstance(address, RedisAddress):
+        if not isinstance(address, Address):
             address.nodes_manager.initialize()
             return address
         return RedisCluster.from_url(address.url, **_settings())
@@ -329,7 +331,7 @@ def _settings() -> dict[str, Any]:
     return settings
 
 
-def _options(address: RedisAddress) -> dict[str, Any]:
+def _options(address: Address) -> dict[str, Any]:
     """Return the settings that the address of a Sentinel has, and those of every connection."""
     options = _settings()
     parse_url: Any = redis.connection.parse_url

@@ -75,6 +75,8 @@ class Relay:
         self._place = 0
         self._origin = origin
         self._max_message_bytes = max_message_bytes
+        if engine.max_message_bytes is not None:
+            self._max_message_bytes = min(max_message_bytes, engine.max_message_bytes)
         self._port: Port | None = None
         # Held for a few instructions only, by the relay's thread and by the loop's.
         self._inbox_lock = threading.Lock()
@@ -306,12 +308,18 @@ def open_engine(target: Any, name: str) -> Engine:
     Raises:
         RelayError, ValueError: as ``open_relay``.
     """
+    is_nats = isinstance(target, address.Address) and target.kind == "nats"
+    extra, package = ("nats", "nats-py") if is_nats else ("redis", "redis-py")
     try:
+        if is_nats:
+            from .nats_engine import NatsEngine
+
+            return NatsEngine(target, name)
         from .redis_engine import RedisEngine
     except ImportError as error:
         raise RelayError(
-            target.shown if isinstance(target, address.RedisAddress) else "the relay",
-            "redis-py is not installed",
-            "pip install 'apachews[redis]', or on Debian: apt-get install python3-redis",
+            target.shown if isinstance(target, address.Address) else "the relay",
+            f"{package} is not installed",
+            f"pip install 'apachews[{extra}]', or on Debian: apt-get install python3-{extra}",
         ) from error
     return RedisEngine(target, name)

@@ -184,7 +184,8 @@ class Connections:
             kind = ConnectionClosedEvent if connection.client else InvalidEvent
             self.events.append(kind(connection.client, "", code, reason))
             self._poller.wake_if_waited_for()
-            self._leave(connection)
+            # 1001: a page is loaded again; 1006, 1012: the connection broke off or moves.
+            self._leave(connection, is_on_purpose=code in (wire.NORMAL, wire.NO_CODE))
         self.update(connection)
 
     def forget(self, connection: Connection) -> None:
@@ -195,7 +196,7 @@ class Connections:
             self._poller.remove(fd)
             connection.state = State.CLOSED
             connection.close()
-            self._leave(connection)
+            self._leave(connection, is_on_purpose=False)
             self._on_forget(connection)
 
     def abandon_all(self, code: int, reason: str) -> None:
@@ -218,10 +219,10 @@ class Connections:
                 self.forget(connection)
         return None
 
-    def _leave(self, connection: Connection) -> None:
+    def _leave(self, connection: Connection, *, is_on_purpose: bool) -> None:
         """Take a client that has ended off its channel and out of its groups."""
         if connection.lane != lanes.OWN and connection.process is not None:
             connection.process.forget(connection)
         connection.process = None
         if connection.client:
-            connection.client._leave_groups()
+            connection.client._leave_groups(at_once=is_on_purpose)

@@ -98,6 +98,9 @@ def check_node(name: str, values: dict[str, Any], is_cluster: bool) -> Iterator[
         values: of INFO and of the settings, as ``RedisEngine.information`` has them.
         is_cluster: whether it is a node of a cluster.
     """
+    if "nats_version" in values:  # the engine requires the rest
+        yield ok("relay-version", f"{name}: NATS {values['nats_version']}")
+        return
     yield _check_version(name, values, is_cluster)
     yield _check_memory(name, values)
     yield _check_buffers(name, values)

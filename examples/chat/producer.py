@@ -1,6 +1,7 @@
 """A chat with rooms: ``chat.ws?room=tea&name=Ann``.
 
-Run it with the path of its socket file as the argument.
+Run it with the path of its socket file as the argument; on several machines also with the address
+of a relay, ``redis://10.0.0.5:6379/0``.
 
 A client sends plain text and receives JSON objects: first ``{"room": "tea", "said": […]}``
 with the last messages, then ``{"name": "Ann", "text": "hello", "at": 1767225600}`` for each
@@ -9,7 +10,7 @@ message in the room, ``{"people": ["Ann", "Bob"]}`` when the list of members cha
 
 A deploy does not interrupt the conversation: the URL has the room and the name, and Apache
 gives the request to the next version of this program as well.  (The last messages are lost
-then: store them elsewhere to keep them.)
+then: store them elsewhere to keep them.  With a relay each machine has those of its own clients.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 from collections import deque
 
-from apachews import aio, wire
+from apachews import Event, JoinEvent, LeaveEvent, aio, wire
 
 ROOM = re.compile(r"[a-z0-9-]{1,30}")
 MAX_NAME = 30  # characters
@@ -56,8 +57,9 @@ class Room:
 
     def _announce_people(self) -> None:
         self._announcement = None
-        names = [client.state for client in self.people]
-        self.send({"people": sorted(names, key=str.casefold)})
+        # Every process has the events of a change, and tells its own clients.
+        names = sorted(self.people.members(), key=str.casefold)
+        self.people.broadcast_json({"people": names}, scope="here")
 
 
 rooms: dict[str, Room] = {}
@@ -82,11 +84,14 @@ async def chat(connection: aio.Connection) -> None:
             continue
         room.said.append({"name": name, "text": message, "at": int(time.time())})
         room.send(room.said[-1])
-    # 1012: the client moves to the next version of this program, and stays in the room.
-    if connection.close_code != wire.SERVICE_RESTART:
-        room.schedule_announcement()
-        if not room.people:
-            rooms.pop(room.name, None)
+    if not room.people:
+        rooms.pop(room.name, None)
+
+
+def announce(event: Event) -> None:
+    """Tell the clients of a room that a member has entered or left, here or elsewhere."""
+    if isinstance(event, (JoinEvent, LeaveEvent)) and event.group in rooms:
+        rooms[event.group].schedule_announcement()
 
 
 def enter(connection: aio.Connection) -> tuple[Room, str]:
@@ -110,16 +115,22 @@ def enter(connection: aio.Connection) -> tuple[Room, str]:
     room = rooms[key]
     if len(room.people) >= MAX_PEOPLE:
         raise ValueError("the room is full")
-    connection.client.state = name
-    room.people.add(connection.client)
+    room.people.add(connection.client, member=name)
     return room, name
 
 
-async def main(path: str) -> None:
+async def main(path: str, relay: str | None) -> None:
     """Serve on a socket file until the program is stopped."""
-    async with aio.serve(path, chat, max_queue_bytes=MAX_QUEUE_BYTES) as server:
+    async with aio.serve(
+        path,
+        chat,
+        on_event=announce,
+        presence=True,
+        relay=relay,
+        max_queue_bytes=MAX_QUEUE_BYTES,
+    ) as server:
         await server.wait_closed()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))

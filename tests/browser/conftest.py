@@ -57,7 +57,7 @@ class Demo:
 
 
 @contextmanager
-def running_demo() -> Iterator[Demo]:
+def running_demo(*options: str) -> Iterator[Demo]:
     """Run ``python -m deploy.demo``; at its end its ports must be free."""
     make_readable()
     port, tls_port = private_apache.free_port(), private_apache.free_port()
@@ -66,6 +66,7 @@ def running_demo() -> Iterator[Demo]:
             sys.executable,
             *("-m", "deploy.demo"),
             *("--port", str(port), "--tls-port", str(tls_port)),
+            *options,
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,

@@ -5,6 +5,8 @@ Screenshots go to ``artefacts/``.
 
 from __future__ import annotations
 
+import dataclasses
+import socket
 import subprocess
 import sys
 
@@ -13,7 +15,17 @@ from selenium.webdriver.common.by import By
 
 from ..conftest import wait_for
 from ..support.site import ROOT
-from .conftest import Demo, chromium, complaints, is_open, say, screenshot, text_of
+from .conftest import (
+    Demo,
+    chromium,
+    complaints,
+    is_open,
+    running_demo,
+    say,
+    screenshot,
+    text_of,
+)
+from .test_examples import enter
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
@@ -47,3 +59,25 @@ def test_a_taken_port_is_named(demo: Demo) -> None:
     assert result.returncode == 1
     assert f"port {demo.port} cannot be used" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_chat_on_two_machines() -> None:
+    with running_demo("--machines", "2") as one, chromium() as driver:
+        two = dataclasses.replace(one, port=one.port + 1)
+        wait_for(lambda: is_listening(two.port), 30.0)
+        enter(driver, one, "tea", "Ann")
+        ann = driver.current_window_handle
+        driver.switch_to.new_window("tab")
+        enter(driver, two, "tea", "Bob")
+        wait_for(lambda: text_of(driver, "people") == "Ann\nBob")
+        say(driver, "text", "hello from the other machine")
+        driver.switch_to.window(ann)
+        wait_for(lambda: "hello from the other machine" in text_of(driver, "log"))
+        assert text_of(driver, "people") == "Ann\nBob"
+        screenshot(driver, "two-machines")
+        assert complaints(driver) == []
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0

@@ -349,6 +349,23 @@ def test_a_single_producer_has_members_too(
         assert one.changes() == [("ann", True), ("bob", True), ("ann", False)]
 
 
+@pytest.mark.parametrize(
+    ("payload", "is_at_once"),
+    [(b"", True), (wire.encode_close(1000), True), (wire.encode_close(1001), False)],
+)
+def test_a_client_that_is_closed_on_purpose_has_left_at_once(
+    short_path: Path, payload: bytes, is_at_once: bool
+) -> None:
+    with rooms(short_path, "", 1) as (one,):
+        one.enter("bob")
+        one.enter("ann").send(wire.CLOSE, payload)
+        wait_for(lambda: len(one.server.clients()) == 1)
+        if is_at_once:
+            wait_for(lambda: one.members() == ["bob"], 1.0)
+        else:
+            assert one.members() == ["ann", "bob"]
+
+
 def test_members_of_two_machines(
     short_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

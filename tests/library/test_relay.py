@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,12 +37,14 @@ from apachews._relay import address
 from apachews._relay.envelope import NOWHERE, Envelope, channel_of, group_of
 from apachews.exceptions import WireError
 from apachews.monitoring.relays import ask_relays
+from apachews_tools.doctor.relay import check_relay
 
 from ..conftest import DEADLINE_S, let_pass, wait_for
 from ..support.bridge_by_hand import Bridge
 from ..support.brokers import (
     SERVERS,
     Broker,
+    NatsBroker,
     free_port,
     running_broker,
     running_cluster,
@@ -106,6 +109,13 @@ def test_the_address_of_sentinels() -> None:
     assert read.url == "redis://:secret@localhost/3?socket_timeout=1"
 
 
+def test_the_address_of_nats() -> None:
+    read = address.parse("nats://ann:secret@one:4222,two?name=chat")
+    assert (read.kind, read.name) == ("nats", "chat")
+    assert read.url == "nats://ann:secret@one:4222,nats://ann:secret@two"
+    assert "secret" not in read.shown
+
+
 def test_the_address_of_a_socket_file() -> None:
     read = address.parse("unix:///run/redis.sock?db=1&name=x")
     assert (read.url, read.name) == ("unix:///run/redis.sock?db=1", "x")
@@ -121,6 +131,8 @@ def test_the_address_of_a_socket_file() -> None:
         ("redis://host/0?colour=blue", "invalid parameter"),
         ("redis+sentinel://host/", "no name of the master"),
         ("redis+sentinel://host:x/m", "invalid host"),
+        ("nats://", "not an address of NATS"),
+        ("nats://host/room", "not an address of NATS"),
     ],
 )
 def test_a_wrong_address_is_an_error_at_once(short_path: Path, url: str, why: str) -> None:
@@ -939,3 +951,82 @@ def resident_mib(pid: int = 0) -> float:
     """Return the memory of a process; 0: this one."""
     pages = int(Path(f"/proc/{pid or os.getpid()}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
+
+
+# NATS, the second engine.
+
+
+@pytest.fixture
+def nats(short_path: Path) -> Iterator[NatsBroker]:
+    if shutil.which("nats-server") is None:
+        pytest.skip("nats-server is not installed")
+    broker = NatsBroker(short_path)
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+def test_nats_carries_broadcasts_and_groups(short_path: Path, nats: NatsBroker) -> None:
+    rooms = ["room", "", "a.b", "a b*>", "zimmer ü"]
+    with producers(short_path, nats.url, 3) as (one, two, three):
+        far, other = two.client(*rooms), three.client()
+        for room in rooms:
+            delivery = one.server.group(room).broadcast(room or "empty")
+            assert delivery.relayed
+        one.server.broadcast(b"\0to all")
+        items = received(far, 6)
+        # The order between groups is that of their tasks in nats-py.
+        assert sorted(map(str, items)) == sorted(
+            map(str, ["room", "empty", "a.b", "a b*>", "zimmer ü", b"\0to all"])
+        )
+        assert received(other, 1) == [b"\0to all"]
+        url = f"{nats.url}?name=chat.ws"
+        assert publish(url, "from outside", group="a.b").relayed
+        assert received(far, 1) == ["from outside"]
+        with pytest.raises(MessageTooLarge):
+            one.server.broadcast(bytes(1024 * 1024))
+        data = bytes(1024 * 1024 - 64)
+        one.server.broadcast(data)
+        assert received(far, 1) == [data]
+        for number in range(500):
+            one.server.group("room").broadcast(str(number))
+        assert received(far, 500) == [str(number) for number in range(500)]
+        far.socket.close()
+        wait_for(lambda: not two.server.group("room").is_relayed)
+
+
+@pytest.mark.parametrize("failure", ["kill", "hang"])
+def test_nats_that_fails_and_returns(short_path: Path, nats: NatsBroker, failure: str) -> None:
+    with producers(short_path, nats.url) as two:
+        far = two[1].client("room")
+        stop = nats.kill if failure == "kill" else nats.pause
+        lose_and_return(two, stop, nats.start if failure == "kill" else nats.resume)
+        two[0].server.group("room").broadcast("after")
+        items: list[Any] = []
+
+        def has_last() -> bool:
+            items.extend(far.read_available())
+            return items[-1:] == ["after"]
+
+        wait_for(has_last)
+
+
+def test_the_doctor_of_nats(nats: NatsBroker) -> None:
+    found = list(check_relay(nats.url))
+    assert [(finding.id, finding.level.value) for finding in found] == [
+        ("relay", "ok"),
+        ("relay-version", "ok"),
+    ]
+    (finding,) = check_relay("nats://127.0.0.1:1")
+    assert finding.level.value == "error"
+
+
+def test_without_nats_py_the_error_says_what_to_install(short_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['nats'] = None; from apachews import Server, RelayError\n"
+        "try: Server(sys.argv[1], relay='nats://localhost')\n"
+        "except RelayError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(short_path / "a.ws")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "apachews[nats]" in done.stdout

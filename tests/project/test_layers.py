@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews.client": NO_C | {"socket", "select", "asyncio"},
     "apachews.events": NO_IO,
     "apachews._processes": NO_C,
-    "apachews._relay": NO_C | {"asyncio"},
+    "apachews._relay": NO_C,
     "apachews._server": NO_C,
     "apachews.server": NO_C,
     "apachews.publishing": NO_C,
@@ -62,6 +62,7 @@ LAYERS: dict[str, set[str]] = {
 ORDER = [*LAYERS]
 # What only the command that needs it imports, and says how to install.
 THIRD_PARTY = {
+    "apachews._relay.nats_engine": {"nats"},
     "apachews._relay.redis_engine": {"redis"},
     "apachews._relay.redis_node": {"redis"},
     "apachews_tools.cli.websocket_client": {"wsproto"},

@@ -1,4 +1,4 @@
-"""Redis, Valkey and Sentinels as processes of a test, on free ports and a Unix socket."""
+"""Redis, Valkey, Sentinels and NATS as processes of a test, on free ports."""
 
 from __future__ import annotations
 
@@ -162,3 +162,44 @@ def running_sentinel(directory: Path, *masters: Broker) -> Iterator[Broker]:
         yield sentinel
     finally:
         sentinel.kill()
+
+
+class NatsBroker:
+    """A server of NATS; the methods are those of ``Broker``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self._command = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port)]
+        self._command += ["-l", f"{directory}/nats.log"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+        wait_for(self._is_listening)
+
+    def _is_listening(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), DEADLINE_S) as sock:
+                return sock.recv(4096).startswith(b"INFO")
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Stop it; see ``Broker.pause``."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it continue."""
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
