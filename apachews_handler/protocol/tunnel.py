@@ -371,6 +371,7 @@ class TunnelSession:
         return {
             "client": client,
             "producer": producer,
+            "knows_lanes": False,
             "opened": "",
             "is_ping_answered": self.is_ping_answered,
             "pinged_at": self._pinged_at,
