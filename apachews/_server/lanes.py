@@ -420,8 +420,27 @@ class BridgeProcess:
         self._write(channel.encode_numbers(channel.ADD, on_channel, channel.ALL))
         for group, some in added.items():
             self.add(group, some)
-        for join in ready:
-            _send_held(join)
+        self._catch_up(ready)
+
+    def _catch_up(self, joins: list[_Join]) -> None:
+        """Send the messages that waited for a READY, each once for all that wait for the same."""
+        batches: dict[tuple[int, ...], list[_Join]] = {}
+        for join in joins:
+            # The clients of a broadcast hold the same objects.
+            batches.setdefault(tuple(map(id, join.held)), []).append(join)
+        for batch in batches.values():
+            held = batch[0].held
+            is_full = self.queued_bytes > MAX_QUEUE_BYTES
+            if is_full or len(batch) == 1 or not all(map(channel.is_message, held)):
+                for join in batch:
+                    _send_held(join)
+                continue
+            self._last_group = self._last_group % channel.MAX_NUMBER + 1
+            numbers = [join.connection.lane_number for join in batch]
+            self._write(channel.encode_numbers(channel.ADD, numbers, self._last_group))
+            for frame in held:
+                self._write(channel.encode_multicast(self._last_group, [], frame))
+            self._write(channel.encode_numbers(channel.REMOVE, numbers, self._last_group))
 
     def _write(self, frame: bytes) -> None:
         """Send one frame, or queue the rest of it."""

@@ -172,6 +172,11 @@ def encode_multicast(group: int, excluded: list[int], frame: bytes) -> bytes:
     return encode_header(_FIRST, len(head) + len(frame)) + head + frame
 
 
+def is_message(frame: bytes) -> bool:
+    """Tell whether a whole frame is a message, which a MULTICAST may carry."""
+    return frame[0] in _MESSAGES
+
+
 def encode_unicast(number: int, frame: bytes) -> bytes:
     """Return a UNICAST of a frame of at most ``MAX_FRAME_BYTES``."""
     header = encode_header(_FIRST, _UNICAST.size + len(frame))

@@ -19,10 +19,13 @@ from apachews.wire.channel import (
     ASK,
     MAX_FRAME_BYTES,
     MAX_GROUPS,
+    Multicast,
+    Unicast,
     encode_join,
     encode_lane,
     encode_numbers,
 )
+from apachews.wire.channel import Item as ChannelItem
 from apachews.wire.reader import Item
 from apachews_handler.bridge import channel as channel_module
 from apachews_handler.bridge.channels import MAX_CHANNELS, Channels
@@ -457,6 +460,34 @@ def test_a_producer_that_does_not_read_its_channel(
     world.server._loop._poller.add_reader(process._socket.fileno(), process._on_ready)  # type: ignore[union-attr]
     world.settle()
     assert process.is_lost
+
+
+def test_messages_that_wait_for_a_busy_bridge_are_sent_once_for_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [world.open()[1] for _ in range(20)]
+    monkeypatch.setattr(lanes, "HOLD_AFTER_S", -1.0)  # every bridge counts as busy
+    world.server.broadcast("asks")
+    world.settle()
+    world.server.broadcast("joins")
+    for text in ("held", "held as well"):
+        assert world.server.broadcast(text) == 20
+    clients[0].send("held for one")
+    assert clients[0].queued_bytes > clients[1].queued_bytes > 0
+    items: list[type] = []
+    on_item = channel_module.Channel._on_item
+
+    def record(channel: channel_module.Channel, item: ChannelItem) -> int:
+        items.append(type(item))
+        return on_item(channel, item)
+
+    monkeypatch.setattr(channel_module.Channel, "_on_item", record)
+    world.settle()
+    assert (items.count(Multicast), items.count(Unicast)) == (2, 3)
+    expected = ["asks", "joins", "held", "held as well"]
+    assert world.browsers[0].received == [*expected, "held for one"]
+    assert [browser.received for browser in world.browsers[1:]] == [expected] * 19
+    assert lanes_of(clients) == [lanes.ON_CHANNEL] * 20
 
 
 def test_a_bridge_without_descriptors_is_asked_again(
