@@ -24,6 +24,8 @@ _MAX_PATH_BYTES: Final = 107
 _HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\.?", re.ASCII)
 # RFC 3986 3.3: pchar without a percent sign that does not begin an escape, and "/".
 _PATH: Final = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?", re.ASCII)
+# RFC 4007 11.: the zone of an IPv6 address, a number or the name of an interface (IFNAMSIZ).
+_ZONE: Final = re.compile(r"[0-9]{1,9}|[A-Za-z][A-Za-z0-9._-]{0,14}", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,8 +144,9 @@ def cookie_of(header: str, name: str) -> str:
 
 
 def _is_address(host: str) -> bool:
+    address, percent, zone = host.partition("%")
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(address)
     except ValueError:
         return False
-    return True
+    return not percent or bool(_ZONE.fullmatch(zone))

@@ -12,7 +12,7 @@ Wiring only: the recipe knows the steps of a handshake, and this module knows mo
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from apachews.monitoring import refusals
@@ -31,6 +31,14 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 Die = Callable[[int], None]
 
 
+class Body(Protocol):
+    """The body of an answer, which holds a place and a connection until it is closed."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None: ...
+
+
 class Answer(Protocol):
     """An answer of another server."""
 
@@ -41,7 +49,7 @@ class Answer(Protocol):
     def headers(self) -> list[tuple[str, str]]: ...
 
     @property
-    def body(self) -> Iterable[bytes]: ...
+    def body(self) -> Body: ...
 
 
 def handle_request(
@@ -112,7 +120,11 @@ def serve(
         # The client may have sent frames already, which are not another request.  (Not
         # end_after_request: httpd would send no chunks then, and a body that ends early would
         # look whole.)
-        start_response(answer.status, [*answer.headers, ("Connection", "close")])
+        try:
+            start_response(answer.status, [*answer.headers, ("Connection", "close")])
+        except BaseException:
+            answer.body.close()  # mod_wsgi closes only what it gets
+            raise
         return answer.body
     # Apache writes this to the descriptor that has taken the client's place.
     start_response("101 Switching Protocols", [("Upgrade", "websocket")])

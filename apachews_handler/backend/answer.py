@@ -37,6 +37,9 @@ _END: Final = re.compile(rb"\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 101(?: [ -~]*)?")
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~](?:[ -~]*[!-~])?)?)")
 _MIN_STATUS, _MAX_STATUS = 200, 599
+_LENGTH: Final = b"content-length"
+# off_t: httpd does not send a longer body, and mod_wsgi answers 500.
+_MAX_BODY_BYTES: Final = 2**63 - 1
 
 
 class BadAnswer(Exception):
@@ -250,6 +253,9 @@ def _answered(connection: h11.Connection, response: h11.Response) -> Answered:
     names = {name for name, _ in response.headers}
     if {b"content-length", b"transfer-encoding"} <= names:
         raise BadAnswer("it has both Content-Length and Transfer-Encoding")
+    # (h11 has checked that these are digits, and that all lengths are equal.)
+    if any(int(value) > _MAX_BODY_BYTES for name, value in response.headers if name == _LENGTH):
+        raise BadAnswer(f"the length of its body is more than {_MAX_BODY_BYTES}")
     if not _MIN_STATUS <= status <= _MAX_STATUS:
         raise BadAnswer(f"its status is {status}")
     raw = list(response.headers.raw_items())

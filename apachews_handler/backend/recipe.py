@@ -86,7 +86,12 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
         place.enter_context(_place(backend, settings))
         socket = connect(backend, settings.connect_timeout_s)
         undo.callback(socket.close)
-        answer = ask(socket, asked, key, backend.name, settings.backend_timeout_s)
+        try:
+            answer = ask(socket, asked, key, backend.name, settings.backend_timeout_s)
+        except Refusal:
+            # The client may have sent frames meanwhile, which are not another request.
+            request.end_after_request()
+            raise
         if not isinstance(answer, Accepted):
             answered, first, rest = answer
             if rest is None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.utilities import generate_accept_token
 
+from apachews_handler import entry_points
 from apachews_handler.backend import answer as answers
 from apachews_handler.backend import connect as connecting
 from apachews_handler.backend.answer import (
@@ -25,7 +26,7 @@ from apachews_handler.backend.answer import (
     BadAnswer,
 )
 from apachews_handler.backend.connect import Resolver, connect
-from apachews_handler.backend.exchange import READ_BYTES, SHORT_BODY_BYTES, ask
+from apachews_handler.backend.exchange import READ_BYTES, SHORT_BODY_BYTES, Body, Relayed, ask
 from apachews_handler.backend.request import encode, headers_of, target_of
 from apachews_handler.backends import Backend, choose, cookie_of
 from apachews_handler.exceptions import BadSetting, Refusal
@@ -58,6 +59,10 @@ GOOD = (
         ("http://[::1]:80/x", ("http://[::1]:80", "", "::1", 80, True, "/x")),
         ("unix:/run/a.sock", ("unix:/run/a.sock", "/run/a.sock", "localhost", 80, False, None)),
         (
+            "http://[fe80::1%eth0]:3000",
+            ("http://[fe80::1%eth0]:3000", "", "fe80::1%eth0", 3000, True, None),
+        ),
+        (
             "unix:/run/a.sock|http://localhost/",
             ("unix:/run/a.sock", "/run/a.sock", "localhost", 80, False, ""),
         ),
@@ -75,6 +80,7 @@ def test_a_backend_is_spelt_as_in_proxypass(text: str, found: tuple[Any, ...]) -
         *("http://a/b c", "http://a/%zz", "http://a b", "http://-a", "http://[::1", "http://[x]"),
         *("unix:run/a", "unix:/a|", "unix:/a|https://b", "unix:/" + "x" * 107, "balancer://a"),
         *("http://a\0", "http://a/é", "http://é"),
+        *("http://[fe80::1%²]", "http://[fe80::1%25lo]", "http://[fe80::1%9999999999]"),
     ],
 )
 def test_another_spelling_is_refused(text: str) -> None:
@@ -462,6 +468,7 @@ def test_other_forms_of_a_101(data: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n", "both"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n", ""),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n", ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n", "length of its body"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n", ""),
         (b"HTTP/1.1 999 Odd\r\n", "status is 999"),
         (b"HTTP/2 200\r\n", ""),
@@ -577,6 +584,20 @@ def test_an_answer_of_http_1_0_ends_with_its_connection() -> None:
     assert not answer.body.is_complete
     assert answer.body.receive(b"") == b""
     assert answer.body.is_complete
+
+
+def test_an_answer_that_the_server_rejects_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise nothing would release its place, and its connection to the backend."""
+    closed = []
+
+    def start_response(status: str, headers: list[tuple[str, str]]) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(entry_points, "_httpd_request", lambda environ: None)
+    body = Body(b"", iter(()), lambda: closed.append(True))
+    with pytest.raises(ValueError):
+        entry_points.serve({}, start_response, lambda *_: Relayed("200 OK", [], body))
+    assert closed == [True]
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 9", b"Transfer-Encoding: chunked"])

@@ -476,6 +476,28 @@ def test_an_answer_that_is_not_one_is_a_502(tunnel: Tunnel, answer: Any) -> None
     assert (status, headers["apachews-refused"]) == (502, "bad-backend-answer")
 
 
+@pytest.mark.parametrize(("path", "status"), [("/app", 502), ("/quick", 504)])
+def test_what_a_client_sends_before_a_502_is_not_a_request(
+    tunnel: Tunnel, path: str, status: int
+) -> None:
+    """A client that does not wait for the 101 sends frames, whatever bytes they contain."""
+    count, is_sent = len(tunnel.tcp.peers), threading.Event()
+
+    def serve(peer: Peer) -> None:
+        is_sent.wait(10)
+        if status == 502:
+            peer.send(peer.head(accept=b"wrong"))
+        peer.read_to_end()
+
+    tunnel.tcp.serve = serve
+    with tunnel.ask(path) as client:
+        tunnel.last(count)
+        client.send(request("/index.html"))
+        is_sent.set()
+        assert client.read_response()[0] == status
+        assert client.read(1) == b""
+
+
 def test_a_backend_that_closes_at_any_byte_is_a_502_and_costs_no_worker(tunnel: Tunnel) -> None:
     """There are more of these answers than workers: a lost one would be missing in the end."""
     size = whole = 0
