@@ -18,6 +18,7 @@ A wheel is built in a temporary directory: a build as root leaves no files in th
 stop the next build by another user, and modules of an older checkout do not reach the wheel.
 """
 
+import functools
 import os
 import re
 import sys
@@ -117,12 +118,13 @@ def compiled_modules(directory: str) -> list[Extension]:
         options = ["--config-file=", f"--cache-dir={directory}/mypy", "--follow-imports=silent"]
         options += ["--ignore-missing-imports", "--explicit-package-bases"]
         # No debug information: it has the name of the build's directory.
-        extensions = mypycify(
-            [*options, *COMPILED],
-            target_dir=directory,
-            debug_level="0",
-            separate=[(COMPILED, GROUP)],
+        translate = functools.partial(
+            mypycify, [*options, *COMPILED], target_dir=directory, debug_level="0"
         )
+        try:
+            extensions = translate(group_name=GROUP)
+        except TypeError:  # mypyc of Debian 12 and 13 chooses a name outside the packages
+            extensions = translate()
     except (Exception, SystemExit) as error:  # mypy exits after errors in a module
         go_on_without(error)
         return []
