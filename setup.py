@@ -35,7 +35,7 @@ import build_backend  # noqa: E402
 # What a message passes, in the bridge and in the library.  Not: the library's public classes,
 # which programs subclass and refer to weakly; Enums, which mypyc leaves as they are; what runs
 # once for each connection; and ``protocol/deflate``, whose base class is wsproto's: the build
-# may not have wsproto.  Nor ``bridge/deadlines``: mypyc of Debian 13 does not compile its Protocol.
+# may not have wsproto.  Nor ``bridge/deadlines``, whose items are a Protocol.
 COMPILED = [
     *(
         f"apachews/{name}.py"
@@ -117,11 +117,10 @@ def compiled_modules(directory: str) -> list[Extension]:
         options = ["--config-file=", f"--cache-dir={directory}/mypy", "--follow-imports=silent"]
         options += ["--ignore-missing-imports", "--explicit-package-bases"]
         # No debug information: it has the name of the build's directory.
+        # (Older versions, as Debian 12 and 13 have, lack group_name: TypeError.  Their compiled
+        # code leaks memory when it joins bytes with +, so this build goes on without.)
         extensions = mypycify(
-            [*options, *COMPILED],
-            target_dir=directory,
-            debug_level="0",
-            separate=[(COMPILED, GROUP)],
+            [*options, *COMPILED], target_dir=directory, debug_level="0", group_name=GROUP
         )
     except (Exception, SystemExit) as error:  # mypy exits after errors in a module
         go_on_without(error)

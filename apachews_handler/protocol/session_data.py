@@ -95,14 +95,6 @@ class SessionData:
         # it, so each of them mutates it (``append``, ``clear``, ``del``, ``[:]``), and none may
         # assign another list to its attribute: the others would go on with the old one.
         self.to_producer = self._client.out
-        self._use_reader(
-            ProducerReader(
-                deflate,
-                settings.deflate_min_size_bytes,
-                settings.deflate_level,
-                settings.max_buffer_bytes,
-            )
-        )
         self.client_state = ClientState.OPEN
         self.producer_state = ProducerState.CONNECTED
         self.close_cause: CloseCause | None = None
@@ -124,6 +116,15 @@ class SessionData:
         self._pinged_at = 0.0  # when the one unanswered PING was sent; 0.0: none, or several
         self.round_trip_s: float | None = None
         self.round_trips: RoundTrips | None = None
+        # Last: a compiled class checks an attribute at each use if __init__ calls a method first.
+        self._use_reader(
+            ProducerReader(
+                deflate,
+                settings.deflate_min_size_bytes,
+                settings.deflate_level,
+                settings.max_buffer_bytes,
+            )
+        )
 
     def _use_reader(self, producer: ProducerReader) -> None:
         self._producer = producer

@@ -188,18 +188,9 @@ def test_the_installation_enables_nothing(machine: Machine) -> None:
 
 def test_modules_do_not_depend_on_the_version_of_python(machine: Machine) -> None:
     files = machine.run("dpkg -L libapache2-mod-apachews python3-apachews").splitlines()
-    assert [path for path in files if re.search(r"python3\.\d", path)] == []
-    extensions = {path for path in files if path.endswith(".so")}
-    compiled = {path for path in extensions if ".cpython-" in path}
-    assert sorted(path.rpartition("/")[2] for path in extensions - compiled) == [
-        *("_mask.abi3.so", "_tls_relay.abi3.so")
-    ]
-    # Another version of Python ignores the compiled modules, and has each of them in Python.
-    (shared,) = (path for path in compiled if "/_compiled__mypyc." in path)
-    assert len(compiled) > 20
-    assert {re.sub(r"\.cpython-.*", ".py", path) for path in compiled - {shared}} <= set(files)
-    program = "from apachews_handler.bridge import reporter; print(reporter.IS_COMPILED)"
-    assert machine.run(f"python3 -c '{program}'").strip() == "True"
+    assert [path for path in files if re.search(r"python3\.\d|cpython", path)] == []
+    extensions = [path.rpartition("/")[2] for path in files if path.endswith(".so")]
+    assert sorted(extensions) == ["_mask.abi3.so", "_tls_relay.abi3.so"]
     depends = machine.run("dpkg-query -W -f '${Depends}' libapache2-mod-apachews python3-apachews")
     assert "python3 (<<" not in depends
 
