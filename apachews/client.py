@@ -508,7 +508,7 @@ class Group:
 
     @property
     def is_relayed(self) -> bool:
-        """True once messages of other producers arrive: some milliseconds after the first ``add``.
+        """True once messages of other producers arrive, some milliseconds after the first ``add``.
 
         Example:
             >>> server.group("room").is_relayed  # the server has no relay

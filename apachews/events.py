@@ -513,7 +513,7 @@ class _MemberEvent(Event):
 
     @property
     def member(self) -> str:
-        """The member: as ``Group.add`` was given it, or the user.
+        """The member, as ``Group.add`` was given it, or the user.
 
         Example:
             >>> event.member

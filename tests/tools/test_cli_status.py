@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from apachews_tools import cli
 from apachews_tools.cli import figures, main
 from apachews_tools.cli import status as command
 
-from ..library.test_snapshot import connection, process, status
+from ..library.test_snapshot import RELAY, connection, process, status
 
 COMMAND_LINE = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 
@@ -86,9 +87,10 @@ def test_the_page_lists_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         return figures.table(heads, rows)
 
     monkeypatch.setattr(command, "table", table)
-    assert list(command.render(status(process()), command.Rates(), 5))
+    made = dataclasses.replace(status(process()), relays=(RELAY,))
+    assert list(command.render(made, command.Rates(), 5))
     documented = documented_columns()
-    assert list(documented) == ["processes", "endpoints", "connections"]
+    assert list(documented) == ["processes", "endpoints", "relays", "connections"]
     assert shown == [*documented.values()]
 
 
@@ -133,6 +135,17 @@ def test_everything_is_shown() -> None:
     assert "2.0 KiB" in listed[0]
     assert listed[-1] == "and 8 more"
     assert "CLIENT" not in "\n".join(command.render(whole, command.Rates(), 0))
+
+
+def test_relays_are_shown_if_there_are_any() -> None:
+    made = dataclasses.replace(status(process()), relays=(RELAY,))
+    text = "\n".join(command.render(made, command.Rates(), 0))
+    assert re.search(
+        r"/srv/chat\.ws +redis://10\.0\.0\.1:6379/0 +chat\.ws +up +7 +8 +2 +1 +0\.5 ms", text
+    )
+    lost = dataclasses.replace(made, relays=(dataclasses.replace(RELAY, is_up=False),))
+    assert " lost " in "\n".join(command.render(lost, command.Rates(), 0))
+    assert "RELAY" not in "\n".join(command.render(status(process()), command.Rates(), 0))
 
 
 def test_rates_are_those_since_the_last_time() -> None:
