@@ -396,7 +396,8 @@ def test_a_gap_of_the_relay_is_closed(
     with rooms(short_path, broker.url) as (one, two):
         one.enter("ann")
         bob = two.enter("bob")
-        wait_for(lambda: one.members() == ["ann", "bob"])
+        for room in (one, two):
+            wait_for(lambda room=room: room.members() == ["ann", "bob"])  # type: ignore[misc]
         broker.kill()
         wait_for(lambda: not one.is_up and not two.is_up)
         bob.socket.close()
