@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .client import Client, Delivery, Group
+    from .client import Client, Group
+    from .delivery import Delivery
     from .events import (
         AcceptEvent,
         CloseEvent,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 # modules, in every child of Apache.
 _MODULES: Final = {
     "Client": "client",
-    "Delivery": "client",
+    "Delivery": "delivery",
     "Group": "client",
     "AcceptEvent": "events",
     "CloseEvent": "events",

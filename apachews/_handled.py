@@ -15,7 +15,8 @@ from typing import Any, Final
 from . import wire
 from ._server.connection import connection_of
 from ._server.mailbox import Mailbox
-from .client import Client, Group, Scope
+from .client import Client, Group
+from .delivery import Scope
 from .events import ConnectionClosedEvent, Event, MessageEvent
 from .exceptions import ConnectionClosed
 from .monitoring.relays import RelayStatus

@@ -3,8 +3,8 @@
 Contract: ``Server`` makes both; every method returns at once, whatever the client does, and may
 be called by any thread.  A client leaves its groups when its connection ends.
 
-Long because ``Client``, ``Link``, ``Relay`` and ``Group`` name each other in their interfaces, so
-that one module defines them.
+Long because ``Client``, ``Link`` and ``Group`` name each other in their interfaces, so that one
+module defines them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from apachews.wire.answer import Answer
 
 from . import wire
+from .delivery import Delivery, Relay, Scope, relay_for
 from .exceptions import ApachewsError, NotAsked
 
 
@@ -50,31 +51,6 @@ class Link(Protocol):
 
     def leave_group(self, group: Group) -> None:
         """Note that the client is in a group no more."""
-
-
-# Whose clients a broadcast reaches: those of every producer with the same relay, or those of this
-# process.
-Scope = Literal["everywhere", "here"]
-SCOPES: Final = ("everywhere", "here")
-
-
-class Relay(Protocol):
-    """What a group needs to reach the clients of other producers (``_relay/relay.py``)."""
-
-    def require_fitting(self, frame: bytes) -> None:
-        """Raise MessageTooLarge for a message that cannot be relayed."""
-
-    def publish(self, group: str | None, frame: bytes) -> bool:
-        """Queue a message for other producers; return whether they are within reach."""
-
-    def subscribe(self, group: str) -> None:
-        """Receive the messages of a group."""
-
-    def unsubscribe(self, group: str) -> None:
-        """Receive the messages of a group no more."""
-
-    def is_subscribed(self, group: str) -> bool:
-        """Return whether the messages of a group arrive."""
 
 
 class Presence(Protocol):
@@ -350,39 +326,6 @@ class Client:
             self._link.send_close(code, reason)
 
 
-class _Counts(NamedTuple):
-    reached: int
-    skipped: int
-
-
-class Delivery(_Counts):
-    """The result of a broadcast: a tuple of two numbers.
-
-    Attributes:
-        reached: number of clients that it was sent to or queued for.
-        skipped: number of clients that it was not sent to: those that are gone or being
-            closed, and those that it closed with 1013 because more than
-            ``max_queue_bytes`` were queued for them already.
-        relayed: it was queued for other producers as well, and the relay is connected.
-            False without a relay, with ``scope="here"``, and while the relay is lost: it
-            then waits for the relay to return, up to a bound.
-
-    Example:
-        >>> delivery = server.group("room").broadcast("hello, room")
-        >>> delivery.reached, delivery.skipped, delivery.relayed
-        (0, 0, False)
-    """
-
-    # Not a third element: programs unpack the two.
-    relayed: bool = False
-
-    def _with_relayed(self, relayed: bool) -> Delivery:
-        """Return a copy with this value of ``relayed``."""
-        delivery = Delivery(self.reached, self.skipped)
-        delivery.relayed = relayed
-        return delivery
-
-
 class Group:
     """Clients under one name: a room, a channel, a topic.
 
@@ -584,14 +527,3 @@ class Group:
                 links, excluded = [client._link for client in self._members], []
             reached = self._send(self, links, excluded, frame)
         return Delivery(reached, len(links) - reached)
-
-
-def relay_for(scope: Scope, relay: Relay | None) -> Relay | None:
-    """Return the relay if a message of this scope uses it.
-
-    Raises:
-        ValueError: an unknown scope.
-    """
-    if scope not in SCOPES:
-        raise ValueError(f"scope={scope!r}: expected one of {', '.join(SCOPES)}")
-    return relay if scope == "everywhere" else None

@@ -19,7 +19,7 @@ from ._relay import address
 from ._relay.engine import EngineError, Message
 from ._relay.envelope import NOWHERE, Envelope
 from ._relay.relay import DEFAULT_MAX_MESSAGE_BYTES, open_engine
-from .client import Delivery
+from .delivery import Delivery
 from .exceptions import MessageTooLarge, NotASocket, NotListening, PublishError, RelayError
 
 # A producer answers between two events; a worker waits for its siblings for half of this time.

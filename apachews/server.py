@@ -29,7 +29,8 @@ from apachews.monitoring.relays import RelayStatus
 from apachews.wire.reader import DEFAULT_MAX_MESSAGE_BYTES
 
 from . import wire
-from .client import Client, Group, Scope, relay_for
+from .client import Client, Group
+from .delivery import Scope, relay_for
 from .events import Event
 from .exceptions import ServerClosed
 

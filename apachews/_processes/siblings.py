@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from apachews import wire
-from apachews.client import Delivery
+from apachews.delivery import Delivery
 
 from .board import Board
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import cast
 
 from apachews import wire
-from apachews.client import Group, Link, Presence, Relay
+from apachews.client import Group, Link, Presence
+from apachews.delivery import Relay
 from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
 from . import lanes

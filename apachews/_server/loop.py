@@ -30,7 +30,8 @@ from apachews._processes.siblings import Siblings
 from apachews._relay.envelope import PRESENCE
 from apachews._relay.presence import PresenceTimer
 from apachews._relay.relay import Relay, join_relays
-from apachews.client import Client, Delivery
+from apachews.client import Client
+from apachews.delivery import Delivery
 from apachews.events import (
     AcceptEvent,
     CloseEvent,

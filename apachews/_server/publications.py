@@ -20,7 +20,7 @@ from typing import Final
 from apachews import wire
 from apachews._processes.siblings import Siblings, read_answers
 from apachews._relay.relay import Relay
-from apachews.client import Delivery
+from apachews.delivery import Delivery
 from apachews.exceptions import MessageTooLarge
 
 from .connection import Connection
