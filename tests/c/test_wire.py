@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apachews import wire
-from apachews.wire.reader import MessageReader, Moved, Pong
+from apachews.wire.reader import BridgeChanged, MessageReader, Moved, Offered, Pong
 
 from ..support.site import ROOT
 from .build import built
@@ -163,6 +163,11 @@ def read_in_python(data: bytes, limit: int) -> list[dict[str, Any]]:
                 items.append({"error": code})
             case wire.Open():
                 items.append({"open": True})
+            case Offered(key):
+                items.append({"offer": key})
+            case BridgeChanged(bridge):
+                # A C string cannot have a U+0000: the frame is ignored.
+                items += [] if "\0" in bridge else [{"bridge": bridge}]
     return items
 
 
@@ -175,6 +180,7 @@ FRAMES = st.builds(
     st.one_of(
         st.binary(max_size=30),
         st.text(max_size=10).map(str.encode),
+        st.sampled_from([b"\x04\0\0\0\x05", b"\x04\0\0\0", b"\x05b1", b"\x05\xff", b"\x05"]),
         st.sampled_from([b"", b"\x03\xe8bye", b"x" * 126, b"\xe2\x82", b"\xac", b"x" * 200]),
     ),
 )

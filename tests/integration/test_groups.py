@@ -1,5 +1,7 @@
 """Broadcasts by channels through a real Apache: no client misses one, or gets one twice.
 
+The producers are a program in Python, and bindings/c/tests/room.c with sanitizers.
+
 A producer numbers its broadcasts, and every other message to a client says which number comes
 next.  So a client knows of each message whether it is the right one, also when Apache reloads,
 when another producer takes over, and when processes are killed.
@@ -11,16 +13,19 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from apachews.monitoring.collect import find_apaches
 from apachews.monitoring.snapshot import ProcessStatus
 
-from ..conftest import wait_for
+from ..c.build import built, why_not
+from ..conftest import DEADLINE_S, wait_for
 from ..support.frames import masked
 from ..support.producers import children_of, program, running
 from ..support.raw_client import RawClient
@@ -167,6 +172,37 @@ def producer(site: Site, directory: Path, workers: int = 0) -> Iterator[int]:
         yield process.pid
 
 
+@contextlib.contextmanager
+def producer_in_c(site: Site, directory: Path) -> Iterator[int]:
+    """Run the producer in C; yield its process id.  If it exits, its status must be 0."""
+    path = site.docroot / "room.ws"
+    log = directory / f"room-{len(list(directory.iterdir()))}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [built("sanitized") / "room", path], stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for(lambda: is_listening(path), what=process.poll)
+        yield process.pid
+        if process.poll() is None:
+            process.terminate()
+        assert process.wait(DEADLINE_S) in (0, -signal.SIGKILL), log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+Producer: TypeAlias = Callable[[Site, Path], contextlib.AbstractContextManager[int]]
+PRODUCERS: dict[str, Producer] = {"python": producer, "c": producer_in_c}
+
+
+@pytest.fixture(params=PRODUCERS)
+def any_producer(request: pytest.FixtureRequest) -> Producer:
+    if request.param == "c" and (reason := why_not()):
+        pytest.skip(reason)
+    return PRODUCERS[request.param]
+
+
 def is_listening(path: Path) -> bool:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(path))
@@ -175,10 +211,10 @@ def is_listening(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
-def test_reloads_of_apache(mpm: str, tmp_path: Path) -> None:
+def test_reloads_of_apache(mpm: str, tmp_path: Path, any_producer: Producer) -> None:
     with (
         running_site(mpm, workers=20, threads=10) as site,
-        producer(site, tmp_path),
+        any_producer(site, tmp_path),
         room(site) as clients,
     ):
         clients.wait_for_broadcasts()
@@ -192,14 +228,16 @@ def test_reloads_of_apache(mpm: str, tmp_path: Path) -> None:
         clients.wait_for_broadcasts()
 
 
-def test_a_deploy_of_the_producer(event_site: Site, tmp_path: Path) -> None:
+def test_a_deploy_of_the_producer(
+    event_site: Site, tmp_path: Path, any_producer: Producer
+) -> None:
     site = event_site
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(producer(site, tmp_path))
+        first = stack.enter_context(any_producer(site, tmp_path))
         clients = stack.enter_context(room(site))
         clients.wait_for_broadcasts()
         clients.wait_for_channels(24)
-        stack.enter_context(producer(site, tmp_path))  # it takes the socket file over
+        stack.enter_context(any_producer(site, tmp_path))  # it takes the socket file over
         os.kill(first, signal.SIGTERM)
         wait_for(lambda: all(one.producers == 2 for one in clients.open))
         clients.wait_for_broadcasts()
@@ -207,17 +245,19 @@ def test_a_deploy_of_the_producer(event_site: Site, tmp_path: Path) -> None:
         assert len(clients.open) == 24
 
 
-def test_a_producer_that_is_killed(event_site: Site, tmp_path: Path) -> None:
+def test_a_producer_that_is_killed(
+    event_site: Site, tmp_path: Path, any_producer: Producer
+) -> None:
     site = event_site
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(producer(site, tmp_path))
+        first = stack.enter_context(any_producer(site, tmp_path))
         clients = stack.enter_context(room(site))
         clients.wait_for_broadcasts()
         clients.wait_for_channels(24)
         for listener in clients.listeners:
             listener.may_lose = True
         os.kill(first, signal.SIGKILL)
-        stack.enter_context(producer(site, tmp_path))
+        stack.enter_context(any_producer(site, tmp_path))
         wait_for(lambda: all(one.producers == 2 for one in clients.open))
         clients.wait_for_broadcasts()
         clients.wait_for_channels(24)

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 
 #include "answer.h"
+#include "channel.h"
 #include "connection.h"
 #include "error.h"
 #include "utf8.h"
@@ -37,6 +38,41 @@ bool client_write(struct apachews_client *client, int first, const void *payload
     return after_write(client, queue_write(&client->queue, client->fd, first, payload, length));
 }
 
+bool client_leave_channel(struct apachews_client *client)
+{
+    static const unsigned char payload[] = {WIRE_LANE_OWN};
+    bool is_on_channel = client->lane == LANE_CHANNEL;
+    channel_forget(client);
+    return !is_on_channel ||
+           client_write(client, WIRE_FIN | WIRE_OP_LANE, payload, sizeof payload);
+}
+
+/* The same, for a client that sends CLOSE or MOVE: it does not join again. */
+static bool quit_channel(struct apachews_client *client)
+{
+    bool is_sent = client_leave_channel(client);
+    channel_release(client);
+    return is_sent;
+}
+
+/* Send a frame on the channel of a client that is on one; false: use its own connection. */
+static bool send_on_channel(struct apachews_client *client, int first, const void *payload,
+                            size_t length)
+{
+    if (client->lane == LANE_JOINING) {
+        client->lane = LANE_STALE; /* READY comes too late now */
+    }
+    if (client->lane != LANE_CHANNEL || !connection_is_sending(client)) {
+        return false;
+    }
+    if (channel_accepts(client->bridge, length + WIRE_MAX_HEADER)) {
+        channel_unicast(client, first, payload, length);
+        return true;
+    }
+    client_leave_channel(client);
+    return false;
+}
+
 /* Return whether a message can be sent; close a client whose queue is full. */
 static bool can_send(struct apachews_client *client)
 {
@@ -57,11 +93,24 @@ static bool can_send(struct apachews_client *client)
 /* Send or queue a frame to a client in a state that takes messages. */
 static bool send_frame(struct apachews_client *client, int first, const void *payload, size_t length)
 {
+    if (client->lane != LANE_OWN && send_on_channel(client, first, payload, length)) {
+        return true;
+    }
     return can_send(client) && client_write(client, first, payload, length);
 }
 
 bool client_send_frame(struct apachews_client *client, struct frame *frame)
 {
+    if (client->lane != LANE_OWN) {
+        struct wire_header header = {0};
+        const char *problem;
+        /* Cannot fail: frame_new() encoded the header. */
+        (void)wire_decode_header(frame->bytes, frame->size, &header, &problem);
+        if (send_on_channel(client, header.first, frame->bytes + header.size,
+                            (size_t)header.length)) {
+            return true;
+        }
+    }
     return can_send(client) &&
            after_write(client, queue_write_frame(&client->queue, client->fd, frame));
 }
@@ -104,6 +153,9 @@ bool client_send_close(struct apachews_client *client, int code, const char *rea
         errno = EPIPE;
         return false;
     }
+    if (!quit_channel(client)) {
+        return false;
+    }
     payload[0] = (unsigned char)(code >> 8);
     payload[1] = (unsigned char)code;
     memcpy(payload + 2, reason, length);
@@ -116,7 +168,7 @@ void client_send_move(struct apachews_client *client)
 {
     if (client->state == ASKED) {
         client_send_close(client, WIRE_GOING_AWAY, "the server closes");
-    } else if (client->state == OPEN) {
+    } else if (client->state == OPEN && quit_channel(client)) {
         client->state = MOVING;
         client_write(client, WIRE_FIN | WIRE_OP_MOVE, NULL, 0);
     }
@@ -234,5 +286,6 @@ bool apachews_client_has_ended(const apachews_client *client)
 
 size_t apachews_client_queued_bytes(const apachews_client *client)
 {
-    return client->queue.bytes;
+    size_t on_channel = client->lane == LANE_CHANNEL ? client->bridge->queue.bytes : 0;
+    return client->queue.bytes + on_channel;
 }

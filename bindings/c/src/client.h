@@ -14,6 +14,8 @@ int client_check_message(apachews_type type, const void *data, size_t length);
 bool client_send_frame(struct apachews_client *client, struct frame *frame);
 /* Send or queue a control frame, in any state. */
 bool client_write(struct apachews_client *client, int first, const void *payload, size_t length);
+/* Make the client's own connection its lane; false: the connection has ended. */
+bool client_leave_channel(struct apachews_client *client);
 /* Send or queue a CLOSE, once; a client in ASKED is rejected instead.  False: it is too late.
  * The caller has validated code and reason. */
 bool client_send_close(struct apachews_client *client, int code, const char *reason);

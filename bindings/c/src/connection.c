@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "channel.h"
 #include "groups.h"
 #include "utf8.h"
 
@@ -107,6 +108,7 @@ bool connection_add(apachews_server *server, int fd)
     client->references = 1;
     client->fd = client->number = fd;
     client->interest = EPOLLIN;
+    client->offered_fd = -1;
     wire_reader_init(&client->reader, server->max_message_bytes);
     link_connection(server, client);
     return true;
@@ -125,10 +127,15 @@ void connection_remove(struct apachews_client *client)
     } else {
         close(client->fd);
     }
+    if (client->offered_fd >= 0) {
+        close(client->offered_fd);
+        client->offered_fd = -1;
+    }
     client->fd = -1;
     client->state = CLOSED;
     queue_clear(&client->queue);
     wire_reader_free(&client->reader);
+    channel_release(client);
     groups_leave_all(client);
     cancel_deadline(server, client);
     unlink_connection(server, client);
@@ -160,6 +167,7 @@ void connection_end(struct apachews_client *client, int code, const char *reason
     if (before != MOVED && before != PARTING && before != CLOSED) {
         queue_close_event(client, code, reason);
     }
+    channel_release(client);
     groups_leave_all(client);
     connection_update(client);
 }
@@ -175,6 +183,7 @@ void connection_finish_move(struct apachews_client *client)
 {
     if (client->state == PARTING) {
         client->state = CLOSED;
+        channel_release(client);
         groups_leave_all(client);
         connection_update(client);
     }

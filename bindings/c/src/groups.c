@@ -7,18 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct group {
-    const char *name;
-    struct membership *first, *last; /* in the order of joining */
-    char storage[];
-};
-
-struct membership {
-    struct apachews_client *client;
-    struct group *group;
-    struct membership *previous, *next; /* of the group */
-    struct membership *of_client;       /* the next membership of the client */
-};
+#include "channel.h"
 
 static int compare(const void *one, const void *other)
 {
@@ -65,6 +54,7 @@ static void remove_membership(apachews_server *server, struct membership **link)
 {
     struct membership *membership = *link;
     struct group *group = membership->group;
+    channel_remove(membership);
     *link = membership->of_client;
     *(membership->previous ? &membership->previous->next : &group->first) = membership->next;
     *(membership->next ? &membership->next->previous : &group->last) = membership->previous;
@@ -109,6 +99,11 @@ bool apachews_group_join(apachews_client *client, const char *name)
     *(group->last ? &group->last->next : &group->first) = membership;
     group->last = membership;
     client->memberships = membership;
+    if (!channel_add(membership)) {
+        remove_membership(client->server, &client->memberships);
+        errno = ENOMEM;
+        return false;
+    }
     return true;
 }
 
@@ -143,6 +138,12 @@ const struct membership *groups_next_member(const struct membership *membership)
 struct apachews_client *groups_client(const struct membership *membership)
 {
     return membership->client;
+}
+
+const struct channel_group *groups_channels(const apachews_server *server, const char *name)
+{
+    const struct group *group = find_group(server, name);
+    return group != NULL ? group->channels : NULL;
 }
 
 size_t apachews_group_members(apachews_server *server, const char *name,

@@ -14,5 +14,7 @@ void groups_leave_all(struct apachews_client *client);
 const struct membership *groups_first_member(const apachews_server *server, const char *name);
 const struct membership *groups_next_member(const struct membership *membership);
 struct apachews_client *groups_client(const struct membership *membership);
+/* The group's numbers on channels, as a list; NULL: it has no members there. */
+const struct channel_group *groups_channels(const apachews_server *server, const char *name);
 
 #endif

@@ -168,22 +168,20 @@ static apachews_type type_for(const apachews_client *client, bool is_utf8)
     return is_utf8 && !client->sends_binary ? APACHEWS_TEXT : APACHEWS_BINARY;
 }
 
-ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t *data,
-                                  size_t length)
+/* Send to each client as its own type. */
+static bool broadcast_by_type(apachews_server *server, const uint8_t *data, size_t length)
 {
-    bool is_utf8 = utf8_is_valid(data, length);
     struct frame *frames[APACHEWS_BINARY + 1] = {NULL}; /* per type, one for all clients */
-    ssize_t result = (ssize_t)length;
-    apachews_client *client = context->server->first;
-    while (client != NULL && result >= 0) {
+    bool has_memory = true;
+    apachews_client *client = server->first;
+    while (client != NULL && has_memory) {
         apachews_client *next = client->next;
-        struct frame **frame = &frames[type_for(client, is_utf8)];
+        struct frame **frame = &frames[type_for(client, true)];
         if (*frame == NULL) {
-            *frame = frame_new(WIRE_FIN | (int)type_for(client, is_utf8), data, length);
+            *frame = frame_new(WIRE_FIN | (int)type_for(client, true), data, length);
         }
-        if (*frame == NULL) {
-            result = -1;
-        } else if (client->request != NULL) {
+        has_memory = *frame != NULL;
+        if (has_memory && client->request != NULL) {
             /* A failure has its own close event. */
             client_send_frame(client, *frame);
         }
@@ -191,10 +189,25 @@ ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t
     }
     frame_release(frames[APACHEWS_TEXT]);
     frame_release(frames[APACHEWS_BINARY]);
-    if (result < 0) {
-        errno = ENOMEM;
+    errno = has_memory ? 0 : ENOMEM;
+    return has_memory;
+}
+
+ssize_t apachews_server_broadcast(const apachews_context *context, const uint8_t *data,
+                                  size_t length)
+{
+    apachews_server *server = context->server;
+    bool is_utf8 = utf8_is_valid(data, length);
+    bool has_binary = false;
+    for (apachews_client *client = server->first; client != NULL; client = client->next) {
+        has_binary = has_binary || client->sends_binary;
     }
-    return result;
+    if (is_utf8 && has_binary) {
+        return broadcast_by_type(server, data, length) ? (ssize_t)length : -1;
+    }
+    /* One type for all clients: one message on each channel. */
+    apachews_broadcast(server, is_utf8 ? APACHEWS_TEXT : APACHEWS_BINARY, data, length);
+    return errno == 0 ? (ssize_t)length : -1;
 }
 
 int apachews_server_close(apachews_context *context)

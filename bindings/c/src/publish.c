@@ -5,66 +5,120 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "channel.h"
 #include "client.h"
 #include "groups.h"
+#include "lanes.h"
 
-static void deliver_to(apachews_delivery *delivery, struct apachews_client *client,
-                       struct frame *frame)
+/* One message for several clients. */
+struct broadcast {
+    apachews_server *server;
+    const char *group; /* NULL: all clients */
+    struct frame *frame;
+    const apachews_client *exclude; /* or NULL */
+    size_t reached;
+    size_t skipped;
+    size_t count;  /* of receivers without a channel that has the message */
+    bool may_join; /* the receivers may ask to go on a channel */
+};
+
+/* Call a function with each receiver whose lane is not a channel that has the message. */
+static void for_each_other(struct broadcast *broadcast,
+                           void handle(struct broadcast *broadcast, apachews_client *client))
 {
-    if (client_send_frame(client, frame)) {
-        delivery->reached++;
+    const struct membership *member = NULL;
+    struct apachews_client *client = NULL;
+    if (broadcast->group == NULL) {
+        client = broadcast->server->first;
     } else {
-        delivery->skipped++;
+        member = groups_first_member(broadcast->server, broadcast->group);
+    }
+    while (client != NULL || member != NULL) {
+        struct apachews_client *receiver = member != NULL ? groups_client(member) : client;
+        /* Read first: a failed send can unlink this client and end this membership, and only
+         * this one. */
+        client = client != NULL ? client->next : NULL;
+        member = member != NULL ? groups_next_member(member) : NULL;
+        bool is_served = receiver->lane == LANE_CHANNEL && receiver->bridge->is_served;
+        if (!is_served && receiver->request != NULL && receiver != broadcast->exclude) {
+            handle(broadcast, receiver);
+        }
     }
 }
 
-static apachews_delivery send_to_all(apachews_server *server, struct frame *frame,
-                                     const apachews_client *exclude)
+static void count_client(struct broadcast *broadcast, apachews_client *client)
 {
-    apachews_delivery delivery = {0, 0};
-    struct apachews_client *client = server->first;
-    while (client != NULL) {
-        /* Read first: a failed send can unlink this client, and only this one. */
-        struct apachews_client *next = client->next;
-        if (client->request != NULL && client != exclude) {
-            deliver_to(&delivery, client, frame);
-        }
-        client = next;
-    }
-    return delivery;
+    (void)client;
+    broadcast->may_join = ++broadcast->count >= LANES_MIN_CLIENTS;
 }
 
-static apachews_delivery send_to_group(apachews_server *server, const char *name,
-                                       struct frame *frame, const apachews_client *exclude)
+static void send_to_client(struct broadcast *broadcast, apachews_client *client)
 {
-    apachews_delivery delivery = {0, 0};
-    const struct membership *member = groups_first_member(server, name);
-    while (member != NULL) {
-        /* Read first: a failed send can end this membership, and only this one. */
-        const struct membership *next = groups_next_member(member);
-        struct apachews_client *client = groups_client(member);
-        if (client != exclude) {
-            deliver_to(&delivery, client, frame);
-        }
-        member = next;
+    if (!client_send_frame(client, broadcast->frame)) {
+        broadcast->skipped++;
+        return;
     }
-    return delivery;
+    broadcast->reached++;
+    if (broadcast->may_join) {
+        lanes_join(client, broadcast->frame->size);
+    }
+}
+
+/* Send on a channel, if it has receivers. */
+static void send_on_channel(struct broadcast *broadcast, struct bridge *bridge, uint32_t group,
+                            size_t count)
+{
+    const apachews_client *exclude = broadcast->exclude;
+    if (count == 0) {
+        return;
+    }
+    broadcast->may_join = true;
+    if (!channel_accepts(bridge, broadcast->frame->size)) {
+        return; /* these clients get it on their own connections */
+    }
+    bool excludes = exclude != NULL && channel_has(bridge, group, exclude);
+    bridge->is_served = true;
+    if (count > excludes) {
+        channel_multicast(bridge, group, broadcast->frame, excludes ? exclude : NULL);
+        broadcast->reached += count - excludes;
+    }
+}
+
+static void send_on_channels(struct broadcast *broadcast)
+{
+    struct bridge *bridge;
+    for (bridge = broadcast->server->bridges; bridge != NULL; bridge = bridge->next) {
+        bridge->is_served = false;
+    }
+    if (broadcast->group == NULL) {
+        for (bridge = broadcast->server->bridges; bridge != NULL; bridge = bridge->next) {
+            send_on_channel(broadcast, bridge, CHANNEL_ALL, bridge->client_count);
+        }
+        return;
+    }
+    for (const struct channel_group *found = groups_channels(broadcast->server, broadcast->group);
+         found != NULL; found = found->next) {
+        send_on_channel(broadcast, found->bridge, found->number, found->count);
+    }
 }
 
 static apachews_delivery deliver(apachews_server *server, const char *group, int type,
                                  const void *data, size_t length, const apachews_client *exclude)
 {
-    apachews_delivery delivery = {0, 0};
-    struct frame *frame = frame_new(WIRE_FIN | type, data, length);
-    if (frame == NULL) {
+    struct broadcast broadcast = {.server = server, .group = group, .exclude = exclude};
+    broadcast.frame = frame_new(WIRE_FIN | type, data, length);
+    if (broadcast.frame == NULL) {
         errno = ENOMEM;
-        return delivery;
+        return (apachews_delivery){0, 0};
     }
-    delivery = group != NULL ? send_to_group(server, group, frame, exclude)
-                             : send_to_all(server, frame, exclude);
-    frame_release(frame);
+    send_on_channels(&broadcast);
+    if (!broadcast.may_join) {
+        for_each_other(&broadcast, count_client);
+    }
+    for_each_other(&broadcast, send_to_client);
+    frame_release(broadcast.frame);
     errno = 0; /* failed sends are counted as skipped */
-    return delivery;
+    return (apachews_delivery){broadcast.reached, broadcast.skipped};
 }
 
 apachews_delivery apachews_broadcast(apachews_server *server, apachews_type type,

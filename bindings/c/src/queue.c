@@ -161,30 +161,39 @@ static bool extend_run(struct queue *queue, const void *head, size_t head_size, 
     return true;
 }
 
+enum queue_result queue_write_pieces(struct queue *queue, int fd, const void *head,
+                                     size_t head_size, const void *tail, size_t tail_size)
+{
+    size_t sent = 0;
+    if (queue->first == NULL) {
+        struct iovec parts[2] = {{(void *)(uintptr_t)head, head_size},
+                                 {(void *)(uintptr_t)tail, tail_size}};
+        ssize_t result = send_parts(fd, parts, tail_size > 0 ? 2 : 1);
+        if (result < 0) {
+            return QUEUE_DEAD;
+        }
+        sent = (size_t)result;
+        if (sent == head_size + tail_size) {
+            return QUEUE_DONE;
+        }
+    } else if (extend_run(queue, head, head_size, tail, tail_size)) {
+        return QUEUE_DONE;
+    }
+    if (sent < head_size) {
+        return append_copy(queue, (const unsigned char *)head + sent, head_size - sent, tail,
+                           tail_size, sent > 0);
+    }
+    const unsigned char *bytes = tail;
+    return append_copy(queue, NULL, 0, bytes + (sent - head_size), tail_size - (sent - head_size),
+                       true);
+}
+
 enum queue_result queue_write(struct queue *queue, int fd, int first, const void *payload,
                               size_t length)
 {
     unsigned char header[WIRE_MAX_HEADER];
     size_t size = wire_encode_header(header, first, length);
-    size_t sent = 0;
-    if (queue->first == NULL) {
-        struct iovec parts[2] = {{header, size}, {(void *)(uintptr_t)payload, length}};
-        ssize_t result = send_parts(fd, parts, length > 0 ? 2 : 1);
-        if (result < 0) {
-            return QUEUE_DEAD;
-        }
-        sent = (size_t)result;
-        if (sent == size + length) {
-            return QUEUE_DONE;
-        }
-    } else if (extend_run(queue, header, size, payload, length)) {
-        return QUEUE_DONE;
-    }
-    if (sent < size) {
-        return append_copy(queue, header + sent, size - sent, payload, length, sent > 0);
-    }
-    const unsigned char *bytes = payload;
-    return append_copy(queue, NULL, 0, bytes + (sent - size), length - (sent - size), true);
+    return queue_write_pieces(queue, fd, header, size, payload, length);
 }
 
 enum queue_result queue_write_frame(struct queue *queue, int fd, struct frame *frame)

@@ -42,6 +42,9 @@ enum queue_result { QUEUE_DONE, QUEUE_DEAD, QUEUE_NO_MEMORY };
 /* Send or queue a frame. */
 enum queue_result queue_write(struct queue *queue, int fd, int first, const void *payload,
                               size_t length);
+/* Send or queue a frame in two pieces: its header, with any part of its payload, and the rest. */
+enum queue_result queue_write_pieces(struct queue *queue, int fd, const void *head,
+                                     size_t head_size, const void *tail, size_t tail_size);
 /* Send or queue a shared frame. */
 enum queue_result queue_write_frame(struct queue *queue, int fd, struct frame *frame);
 /* Send as much of the queue as the kernel takes. */

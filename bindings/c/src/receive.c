@@ -6,9 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "client.h"
 #include "connection.h"
+#include "lanes.h"
 #include "publish.h"
 #include "utf8.h"
 
@@ -63,6 +65,7 @@ static bool handle_open(struct apachews_client *client, struct wire_item *item,
 {
     client->request = item->request;
     client->state = item->request->facts.answer_required ? ASKED : OPEN;
+    lanes_set_bridge(client, item->request->bridge);
     *event = (apachews_event){.kind = APACHEWS_OPEN, .client = client, .reason = ""};
     if (client->server->is_draining) {
         client_send_move(client);
@@ -123,6 +126,12 @@ static bool handle_item(struct apachews_client *client, struct wire_item *item,
         return handle_open(client, item, event);
     case WIRE_PONG:
         return handle_pong(client, item, event);
+    case WIRE_OFFER:
+        lanes_offer(client, item->key);
+        return false;
+    case WIRE_BRIDGE:
+        lanes_set_bridge(client, item->text);
+        return false;
     case WIRE_PUBLISH:
         client->state = PUBLISHING;
         client->publishes_to = item->group;
@@ -221,12 +230,46 @@ bool receive_next_event(apachews_server *server, apachews_event *event)
 
 /* ---- Sockets ---- */
 
+/* Read bytes, and the descriptor that comes with an OFFER. */
+static ssize_t receive_with_descriptor(struct apachews_client *client)
+{
+    union {
+        struct cmsghdr head; /* aligns the bytes */
+        unsigned char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {client->server->buffer, READ_BYTES};
+    struct msghdr message = {
+        .msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = control.bytes,
+        .msg_controllen = sizeof control.bytes,
+    };
+    ssize_t size = recvmsg(client->fd, &message, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *head = size >= 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (head == NULL || head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) {
+        return size;
+    }
+    /* With the padding there is room for two. */
+    size_t count = (head->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; i++) {
+        int fd;
+        memcpy(&fd, CMSG_DATA(head) + i * sizeof fd, sizeof fd);
+        if (client->offered_fd < 0) {
+            client->offered_fd = fd;
+        } else {
+            close(fd);
+        }
+    }
+    return size;
+}
+
 static void read_socket(struct apachews_client *client)
 {
     apachews_server *server = client->server;
     ssize_t size;
     do {
-        size = recv(client->fd, server->buffer, READ_BYTES, 0);
+        size = client->expects_channel ? receive_with_descriptor(client)
+                                       : recv(client->fd, server->buffer, READ_BYTES, 0);
     } while (size < 0 && errno == EINTR);
     if (size > 0) {
         wire_reader_feed(&client->reader, server->buffer, (size_t)size);

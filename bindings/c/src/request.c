@@ -10,6 +10,8 @@
 #include "json.h"
 
 #define VERSION 1
+/* The version of groups at the edge. */
+#define GROUPS 1
 
 struct reading {
     const struct json_document *document;
@@ -104,6 +106,21 @@ static void tls(struct reading *reading, apachews_request *facts, const struct j
     facts->tls_client_subject = text_or_null(reading, subject, problem);
 }
 
+/* Return the id of a bridge process that offers the groups of this version, or NULL. */
+static const char *bridge(struct reading *reading, const struct json_value *value)
+{
+    static const char problem[] = "OPEN: a member of \"bridge\" is missing or has the wrong type";
+    if (value == NULL || value->type == JSON_NULL) {
+        return NULL;
+    }
+    const struct json_value *groups = member(reading, value, "groups", problem);
+    if (groups == NULL || groups->type != JSON_NUMBER || !groups->is_integer ||
+        groups->integer != GROUPS) {
+        return NULL;
+    }
+    return text(reading, member(reading, value, "id", problem), problem);
+}
+
 struct lists {
     const struct json_value *headers;
     const struct json_value *offered;
@@ -188,6 +205,7 @@ static enum request_result read_open(struct reading *reading, const struct json_
     address(reading, MEMBER(root, "remote"), &facts->remote_host, &facts->remote_port);
     address(reading, MEMBER(root, "local"), &facts->local_host, &facts->local_port);
     tls(reading, facts, json_member(reading->document, root, "tls"));
+    made->bridge = bridge(reading, json_member(reading->document, root, "bridge"));
     const struct json_value *resumed = MEMBER(root, "resumed");
     const struct json_value *answer_required = MEMBER(root, "answer_required");
 #undef TEXT

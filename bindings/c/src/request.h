@@ -14,6 +14,7 @@ enum request_result { REQUEST_OK, REQUEST_BAD, REQUEST_NO_MEMORY };
 
 struct request {
     apachews_request facts; /* points into text, and into memory after this structure */
+    const char *bridge; /* id of the bridge process if it has channels, or NULL */
     char *text;
 };
 

@@ -13,6 +13,7 @@
 #include "accept.h"
 #include "connection.h"
 #include "error.h"
+#include "lanes.h"
 #include "notify.h"
 #include "receive.h"
 
@@ -195,7 +196,12 @@ static void dispatch(apachews_server *server, const struct epoll_event *ready)
         uint64_t count;
         server->was_woken = read(server->wake_fd, &count, sizeof count) == sizeof count;
     } else {
-        receive_ready(ready->data.ptr, ready->events);
+        enum watched *watched = ready->data.ptr;
+        if (*watched == WATCHED_CHANNEL) {
+            lanes_ready(ready->data.ptr, ready->events);
+        } else {
+            receive_ready(ready->data.ptr, ready->events);
+        }
     }
 }
 
@@ -248,6 +254,7 @@ static bool is_drained(apachews_server *server)
         return false;
     }
     accept_stop(server);
+    lanes_close_all(server);
     server->is_stopped = true;
     return true;
 }
@@ -287,13 +294,14 @@ bool apachews_server_next(apachews_server *server, int timeout_ms, apachews_even
         if (deliver_event(server, event)) {
             return true;
         }
+        lanes_end_failed(server);
         connections_free_deferred(server);
         if (server->is_stopped || is_drained(server)) {
             *event = (apachews_event){.kind = APACHEWS_TIMEOUT, .reason = ""};
             return false;
         }
         run_timers(server);
-        if (server->ended_first != NULL || server->deferred != NULL) {
+        if (server->ended_first != NULL || server->deferred != NULL || server->has_bridge_to_end) {
             continue;
         }
         if (is_late) {
@@ -324,6 +332,7 @@ int apachews_server_timeout(const apachews_server *server)
     if (server->ended_first != NULL || server->accept_error != 0 || server->was_woken ||
         server->current != NULL || server->ready_at < server->ready_count ||
         server->waiting_first != NULL || server->delivered != NULL || server->is_stopped ||
+        server->has_bridge_to_end ||
         (server->is_draining && server->first == NULL)) {
         return 0;
     }
@@ -351,6 +360,7 @@ void apachews_server_free(apachews_server *server)
         receive_resume(server); /* releases the reference; no turn starts without a socket */
     }
     connections_free_deferred(server);
+    lanes_close_all(server);
     free_server(server);
 }
 

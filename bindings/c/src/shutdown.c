@@ -15,8 +15,10 @@
 #include <stdlib.h>
 
 #include "accept.h"
+#include "channel.h"
 #include "client.h"
 #include "connection.h"
+#include "lanes.h"
 #include "notify.h"
 
 /* How long apachews_server_stop() waits for queued frames, the CLOSE frames included. */
@@ -56,13 +58,18 @@ void apachews_server_drain(apachews_server *server, int timeout_ms)
     }
 }
 
-/* Wait until a client with a queue is writable; false: timeout, no queues, or out of memory. */
+/* Wait until a client or a channel with a queue is writable; false: timeout, no queues, or out of
+ * memory. */
 static bool wait_writable(apachews_server *server, int wait_ms)
 {
     nfds_t count = 0;
     struct apachews_client *client;
+    struct bridge *bridge;
     for (client = server->first; client != NULL; client = client->next) {
         count += client->queue.first != NULL;
+    }
+    for (bridge = server->bridges; bridge != NULL; bridge = bridge->next) {
+        count += bridge->queue.first != NULL;
     }
     struct pollfd *polled = count > 0 ? calloc(count, sizeof *polled) : NULL;
     if (polled == NULL) {
@@ -72,6 +79,11 @@ static bool wait_writable(apachews_server *server, int wait_ms)
     for (client = server->first; client != NULL; client = client->next) {
         if (client->queue.first != NULL) {
             polled[count++] = (struct pollfd){.fd = client->fd, .events = POLLOUT};
+        }
+    }
+    for (bridge = server->bridges; bridge != NULL; bridge = bridge->next) {
+        if (bridge->queue.first != NULL) {
+            polled[count++] = (struct pollfd){.fd = bridge->fd, .events = POLLOUT};
         }
     }
     int ready = poll(polled, count, wait_ms);
@@ -87,6 +99,9 @@ static void flush_queues(apachews_server *server)
         for (struct apachews_client *client = server->first; client != NULL;
              client = client->next) {
             queue_flush(&client->queue, client->fd);
+        }
+        for (struct bridge *bridge = server->bridges; bridge != NULL; bridge = bridge->next) {
+            channel_flush(bridge);
         }
         wait = deadline - clock_ms();
     }
@@ -111,5 +126,6 @@ void apachews_server_stop(apachews_server *server)
     }
     flush_queues(server);
     connections_abandon(server, WIRE_GOING_AWAY, "the server closed");
+    lanes_close_all(server);
     server->ready_at = server->ready_count = 0;
 }

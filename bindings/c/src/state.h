@@ -37,9 +37,68 @@ enum state {
     CLOSED      /* the close event is queued or delivered; only the queue is still sent */
 };
 
-struct membership;
+/* The lane of a client's messages; channel.h explains it. */
+enum lane {
+    LANE_OWN,     /* its own connection */
+    LANE_JOINING, /* its own connection; JOIN was sent last */
+    LANE_STALE,   /* its own connection; a message has followed the JOIN, whose READY is void */
+    LANE_CHANNEL
+};
+
+/* What a pointer of epoll refers to: the first member of both structures. */
+enum watched { WATCHED_CLIENT, WATCHED_CHANNEL };
+
+/* A bridge process, and the channel to it. */
+struct bridge {
+    enum watched watched;
+    apachews_server *server;
+    struct bridge *next;   /* all bridge processes */
+    size_t references;     /* clients that can go on its channel */
+    int fd;                /* of the channel; -1: not open */
+    uint32_t interest;     /* the current epoll events */
+    uint32_t key;          /* of its OFFER, for JOIN */
+    uint32_t last_number;  /* of a client */
+    uint32_t last_group;
+    bool is_lost;          /* the channel has ended: another one is not asked for */
+    bool has_failed;       /* memory ran out for a frame: the channel ends before the next poll */
+    bool is_served;        /* the current broadcast has gone on this channel */
+    int64_t asked_at_ms;   /* the last ASK; 0: never */
+    void *numbers;         /* a tree of tsearch(3): clients whose lane is not LANE_OWN */
+    size_t client_count;   /* those with LANE_CHANNEL */
+    struct queue queue;
+    unsigned char *rest;   /* the beginning of a frame; or NULL */
+    size_t rest_size;
+    char id[];
+};
+
+/* A group on a channel; it exists as long as it has a member there. */
+struct channel_group {
+    struct bridge *bridge;
+    struct channel_group *next; /* the same group on other channels */
+    uint32_t number;
+    size_t count;               /* members that are on the channel */
+    struct membership *added;   /* members that the next ADD names */
+    struct channel_group *added_next;
+};
+
+struct group {
+    const char *name;
+    struct membership *first, *last; /* in the order of joining */
+    struct channel_group *channels;
+    char storage[];
+};
+
+struct membership {
+    struct apachews_client *client;
+    struct group *group;
+    struct membership *previous, *next;  /* of the group */
+    struct membership *of_client;        /* the next membership of the client */
+    struct channel_group *channel_group; /* if the client is on a channel; else NULL */
+    struct membership *added_next;
+};
 
 struct apachews_client {
+    enum watched watched;
     apachews_server *server; /* dangling once fd is -1: the server may be freed */
     size_t references;
     int fd;       /* -1 once the connection is removed */
@@ -58,6 +117,11 @@ struct apachews_client {
     char *publishes_to; /* PUBLISHING: the group; NULL for all clients */
     char *language;     /* cached by original.c */
     struct membership *memberships;
+    struct bridge *bridge; /* its process, if the client can go on a channel; or NULL */
+    enum lane lane;
+    uint32_t lane_number;  /* on the channel, or in the last JOIN */
+    bool expects_channel;  /* ASK was sent: a descriptor can arrive */
+    int offered_fd;        /* the descriptor that has arrived, or -1 */
     unsigned char ping[8]; /* payload of the last PING */
     int64_t pinged_at_ns;  /* 0: no PONG is awaited */
     int64_t deadline_ms;   /* of the closing handshake; 0: not closing */
@@ -88,6 +152,8 @@ struct apachews_server {
     struct apachews_client *delivered;   /* the connection whose close event the program has */
     unsigned char *delivered_data;       /* the message that the program has */
     void *groups;                        /* a tree of tsearch(3) */
+    struct bridge *bridges;
+    bool has_bridge_to_end;              /* a channel has failed, or a process has no use */
     struct epoll_event ready[READY_MAX]; /* reported by epoll_wait(), from ready_at on unhandled */
     int ready_count;
     int ready_at;

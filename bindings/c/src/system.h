@@ -4,8 +4,8 @@
  * Layers.  A file includes only headers of files before it in this list, and its own:
  *     error utf8 json language notify
  *     request wire answer queue socket_file
- *     state groups connection
- *     client publish accept receive
+ *     state channel groups connection
+ *     client lanes publish accept receive
  *     shutdown server original
  */
 #ifndef APACHEWS_SYSTEM_H
@@ -22,7 +22,23 @@
 #define accept_start apachews_internal_accept_start
 #define accept_stop apachews_internal_accept_stop
 #define answer_encode apachews_internal_answer_encode
+#define channel_accepts apachews_internal_channel_accepts
+#define channel_add apachews_internal_channel_add
+#define channel_close apachews_internal_channel_close
+#define channel_find apachews_internal_channel_find
+#define channel_flush apachews_internal_channel_flush
+#define channel_forget apachews_internal_channel_forget
+#define channel_free_unused apachews_internal_channel_free_unused
+#define channel_has apachews_internal_channel_has
+#define channel_join apachews_internal_channel_join
+#define channel_multicast apachews_internal_channel_multicast
+#define channel_open apachews_internal_channel_open
+#define channel_receive apachews_internal_channel_receive
+#define channel_release apachews_internal_channel_release
+#define channel_remove apachews_internal_channel_remove
+#define channel_unicast apachews_internal_channel_unicast
 #define client_check_message apachews_internal_client_check_message
+#define client_leave_channel apachews_internal_client_leave_channel
 #define client_send_close apachews_internal_client_send_close
 #define client_send_frame apachews_internal_client_send_frame
 #define client_send_move apachews_internal_client_send_move
@@ -42,6 +58,7 @@
 #define error_set apachews_internal_error_set
 #define frame_new apachews_internal_frame_new
 #define frame_release apachews_internal_frame_release
+#define groups_channels apachews_internal_groups_channels
 #define groups_client apachews_internal_groups_client
 #define groups_first_member apachews_internal_groups_first_member
 #define groups_leave_all apachews_internal_groups_leave_all
@@ -55,6 +72,12 @@
 #define json_put apachews_internal_json_put
 #define json_put_string apachews_internal_json_put_string
 #define json_root apachews_internal_json_root
+#define lanes_close_all apachews_internal_lanes_close_all
+#define lanes_end_failed apachews_internal_lanes_end_failed
+#define lanes_join apachews_internal_lanes_join
+#define lanes_offer apachews_internal_lanes_offer
+#define lanes_ready apachews_internal_lanes_ready
+#define lanes_set_bridge apachews_internal_lanes_set_bridge
 #define notify_ready apachews_internal_notify_ready
 #define notify_stopping apachews_internal_notify_stopping
 #define preferred_language apachews_internal_preferred_language
@@ -65,6 +88,7 @@
 #define queue_flush apachews_internal_queue_flush
 #define queue_write apachews_internal_queue_write
 #define queue_write_frame apachews_internal_queue_write_frame
+#define queue_write_pieces apachews_internal_queue_write_pieces
 #define receive_next_event apachews_internal_receive_next_event
 #define receive_ready apachews_internal_receive_ready
 #define receive_resume apachews_internal_receive_resume
@@ -80,7 +104,9 @@
 #define wire_decode_close apachews_internal_wire_decode_close
 #define wire_decode_header apachews_internal_wire_decode_header
 #define wire_encode_header apachews_internal_wire_encode_header
+#define wire_get_number apachews_internal_wire_get_number
 #define wire_is_sendable apachews_internal_wire_is_sendable
+#define wire_put_number apachews_internal_wire_put_number
 #define wire_reader_feed apachews_internal_wire_reader_feed
 #define wire_reader_free apachews_internal_wire_reader_free
 #define wire_reader_init apachews_internal_wire_reader_init

@@ -11,6 +11,19 @@
 /* Larger buffers are freed between two messages. */
 #define KEPT_BYTES 4096
 
+void wire_put_number(unsigned char *bytes, uint32_t number)
+{
+    bytes[0] = (unsigned char)(number >> 24);
+    bytes[1] = (unsigned char)(number >> 16);
+    bytes[2] = (unsigned char)(number >> 8);
+    bytes[3] = (unsigned char)number;
+}
+
+uint32_t wire_get_number(const unsigned char *bytes)
+{
+    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
+}
+
 size_t wire_encode_header(unsigned char *header, int first, uint64_t length)
 {
     header[0] = (unsigned char)first;
@@ -321,6 +334,21 @@ static void read_first_frame(struct wire_reader *reader, struct wire_item *item,
     }
 }
 
+/* Process a LANE frame; kinds that this version does not know are ignored. */
+static void read_lane(struct wire_item *item, const unsigned char *payload, size_t length)
+{
+    if (length == 5 && payload[0] == WIRE_LANE_OFFER) {
+        item->kind = WIRE_OFFER;
+        item->key = wire_get_number(payload + 1);
+    } else if (length > 0 && length <= WIRE_MAX_CONTROL && payload[0] == WIRE_LANE_BRIDGE &&
+               memchr(payload + 1, '\0', length - 1) == NULL &&
+               utf8_is_valid(payload + 1, length - 1)) {
+        item->kind = WIRE_BRIDGE;
+        memcpy(item->text, payload + 1, length - 1);
+        item->text[length - 1] = '\0';
+    }
+}
+
 /* Process a complete frame other than a data frame. */
 static void read_frame(struct wire_reader *reader, struct wire_item *item, int opcode,
                        unsigned char *payload, size_t length)
@@ -351,6 +379,8 @@ static void read_frame(struct wire_reader *reader, struct wire_item *item, int o
         item->kind = WIRE_PONG;
         item->data = payload;
         item->length = length;
+    } else if (opcode == WIRE_OP_LANE) {
+        read_lane(item, payload, length);
     }
     /* PING and ANSWER do not occur in this direction, and the other opcodes are reserved.
      * They are ignored, so that the wire can be extended. */

@@ -28,6 +28,7 @@ enum {
     WIRE_OP_ANSWER = 0x4,
     WIRE_OP_MOVE = 0x5,
     WIRE_OP_PUBLISH = 0x6,
+    WIRE_OP_LANE = 0x7,
     WIRE_OP_CLOSE = 0x8,
     WIRE_OP_PING = 0x9,
     WIRE_OP_PONG = 0xA,
@@ -35,6 +36,26 @@ enum {
     WIRE_MASKED = 0x80,
     WIRE_RSV = 0x70,
     WIRE_OPCODE = 0x0F
+};
+
+/* The kinds of LANE frames: the first byte of their payload.  Numbers follow, big-endian. */
+enum {
+    /* On a client's connection, to the bridge. */
+    WIRE_LANE_ASK = 1,
+    WIRE_LANE_JOIN = 2,
+    WIRE_LANE_OWN = 3,
+    /* On a client's connection, to the producer. */
+    WIRE_LANE_OFFER = 4,
+    WIRE_LANE_BRIDGE = 5,
+    /* On a channel, to the producer. */
+    WIRE_LANE_READY = 6,
+    WIRE_LANE_SLOW = 7,
+    /* On a channel, to the bridge. */
+    WIRE_LANE_OFF = 8,
+    WIRE_LANE_ADD = 9,
+    WIRE_LANE_REMOVE = 10,
+    WIRE_LANE_MULTICAST = 11,
+    WIRE_LANE_UNICAST = 12
 };
 
 /* Close codes (RFC 6455 7.4.1, IANA) that this library sends or reports. */
@@ -59,6 +80,14 @@ enum {
 /* docs/reference/wire.md: OPEN, and frames of reserved opcodes below 0x8. */
 #define WIRE_MAX_OPEN (8u * 1024 * 1024)
 #define WIRE_MAX_ANSWER (64u * 1024)
+/* A channel carries frames of at most this size, with their header. */
+#define WIRE_MAX_LANE_FRAME (65536 + WIRE_MAX_HEADER)
+/* Clients that one frame of a channel names. */
+#define WIRE_MAX_LANE_NUMBERS 4096
+
+/* Write and read a number of a LANE frame: four bytes. */
+void wire_put_number(unsigned char *bytes, uint32_t number);
+uint32_t wire_get_number(const unsigned char *bytes);
 
 /* Write the header of an unmasked frame; return its 2, 4 or 10 bytes. */
 size_t wire_encode_header(unsigned char *header, int first, uint64_t length);
@@ -89,12 +118,15 @@ enum wire_kind {
     WIRE_PONG,      /* data, length; until the next call */
     WIRE_CLOSE,     /* code, text */
     WIRE_MOVE,
+    WIRE_OFFER,     /* key; a descriptor came with the bytes of the frame */
+    WIRE_BRIDGE,    /* text: the id of the bridge process that has the client now */
     WIRE_VIOLATION  /* code, text */
 };
 
 struct wire_item {
     enum wire_kind kind;
     int code;
+    uint32_t key;
     unsigned char *data; /* valid until wire_reader_next(), or until the fed bytes are freed */
     size_t length;
     unsigned char *owned; /* for free() by the caller after its use of data; or NULL */

@@ -125,7 +125,8 @@ static void put_item(struct json_text *out, const struct wire_item *item)
     static const char *const names[] = {
         [WIRE_OPEN] = "open",   [WIRE_PUBLISH] = "publish", [WIRE_TEXT] = "text",
         [WIRE_BINARY] = "binary", [WIRE_PONG] = "pong",     [WIRE_CLOSE] = "close",
-        [WIRE_MOVE] = "move",   [WIRE_VIOLATION] = "error",
+        [WIRE_MOVE] = "move",   [WIRE_OFFER] = "offer",     [WIRE_BRIDGE] = "bridge",
+        [WIRE_VIOLATION] = "error",
     };
     json_put(out, out->length > 1 ? ",{\"" : "{\"");
     json_put(out, names[item->kind]);
@@ -155,6 +156,12 @@ static void put_item(struct json_text *out, const struct wire_item *item)
         break;
     case WIRE_MOVE:
         json_put(out, "true");
+        break;
+    case WIRE_OFFER:
+        put_number(out, item->key);
+        break;
+    case WIRE_BRIDGE:
+        json_put_string(out, item->text);
         break;
     default:
         CHECK(item->text[0] != '\0');
