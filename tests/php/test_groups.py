@@ -144,7 +144,7 @@ def test_a_client_that_does_not_read() -> None:
             kind, _, number, *_ = frame[1].decode().split()
             if kind == "broadcast":
                 numbers.append(int(number))
-        assert frame == (0x88, frame[1]) and int.from_bytes(frame[1][:2], "big") == 1013
+        assert frame and (frame[0], int.from_bytes(frame[1][:2], "big")) == (0x88, 1013)
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
