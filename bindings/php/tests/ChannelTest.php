@@ -164,6 +164,31 @@ final class ChannelTest extends TestCase
         self::assertSame(array_fill(0, 4, ['one', 'two', 'three']), $this->bridge->received);
     }
 
+    public function testAnOfferWithoutASocketLeadsToNoChannel(): void
+    {
+        $this->bridge->offers = false;
+        $this->connect(4);
+        $this->server->broadcast('one');
+        $this->settle();
+        self::assertSame(['C1'], $this->bridge->popFrames());
+        $connection = $this->bridge->connections[0];
+        $connection->send(Frame::LANE, pack('CN', Lane::OFFER, 1));
+        $this->settle();
+        $socket = socket_import_stream($connection->stream);
+        $file = fopen(__FILE__, 'r');
+        assert($socket instanceof \Socket && $file !== false);
+        $message = [
+            'iov' => [Frame::encode(Frame::TEXT, 'with a file')],
+            'control' => [['level' => SOL_SOCKET, 'type' => SCM_RIGHTS, 'data' => [$file]]],
+        ];
+        self::assertSame(13, socket_sendmsg($socket, $message, 0));
+        self::assertSame('with a file', $this->server->dequeue(Bridge::DEADLINE_S)?->read());
+        $this->server->broadcast('two');
+        $this->settle();
+        self::assertSame(array_fill(0, 4, ['one', 'two']), $this->bridge->received);
+        self::assertSame([], $this->bridge->popFrames());
+    }
+
     public function testMessagesOfAClientOnTheChannel(): void
     {
         $room = $this->connect(5, 3);
