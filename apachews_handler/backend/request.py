@@ -84,7 +84,7 @@ def target_of(environ: Mapping[str, Any], backend: Backend) -> bytes:
     is_same = _is_same_path(raw, prefix + rest)
     if backend.path is None:
         path = raw if is_same else _quote(prefix + rest)
-    elif is_same and raw.startswith(quoted_prefix):
+    elif is_same and _has_prefix(raw, quoted_prefix):
         path = backend.path + raw[len(quoted_prefix) :]
     else:
         path = backend.path + _quote(rest)
@@ -252,6 +252,11 @@ def _require_no_header_of_the_handshake(named: Iterable[bytes]) -> None:
         if name in (b"host", b"origin", b"cookie", b"authorization") or name.startswith(b"sec-"):
             shown = name.decode("ascii", "replace")
             raise Refusal(refusals.CONNECTION_HEADER, f"Connection names {shown!r:.40}")
+
+
+def _has_prefix(raw: str, prefix: str) -> bool:
+    """Tell whether a slash or nothing follows the prefix; no path starts with an encoded slash."""
+    return raw.startswith(prefix) and raw[len(prefix) : len(prefix) + 1] in ("", "/")
 
 
 def _is_same_path(raw: str, mapped: str) -> bool:

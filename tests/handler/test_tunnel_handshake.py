@@ -207,6 +207,10 @@ def environ(uri: str, prefix: str = "/app", rest: str | None = None, **more: str
         # AllowEncodedSlashes, in both forms.
         (None, environ("/app/a%2fb", rest="/a/b"), "/app/a%2fb"),
         (None, environ("/app/a%2Fb", rest="/a%2Fb"), "/app/a%2Fb"),
+        # An encoded slash that ends the prefix: the path of the backend needs one of its own.
+        (None, environ("/app%2Fb", rest="/b"), "/app%2Fb"),
+        ("", environ("/app%2Fb?a=1", rest="/b"), "/b?a=1"),
+        ("/new", environ("/app%2fb%2Fc", rest="/b/c"), "/new/b/c"),
         # Bytes that are not ASCII are quoted.
         (None, environ("/app/\xe9?q=\xe9 \x7f", rest="/\xe9"), "/app/%E9?q=%E9%20%7F"),
         ("", environ("/app/x%0d%0ay", rest="/x\r\ny"), "/x%0d%0ay"),

@@ -89,8 +89,8 @@ class Listener(threading.Thread):
     def run(self) -> None:
         with contextlib.suppress(OSError):
             while frame := self.client.read_data_frame():
-                if frame[0] != 0x81:
-                    break  # CLOSE
+                if frame[0] != 0x81 or self.is_over:
+                    break  # CLOSE, or a frame that stop() may have cut
                 self._check(frame[1].decode())
         self.is_over = True
 
@@ -116,6 +116,7 @@ class Listener(threading.Thread):
 
     def stop(self) -> None:
         """Disconnect, and wait for the thread."""
+        self.is_over = True
         with contextlib.suppress(OSError):
             self.client.socket.shutdown(socket.SHUT_RDWR)
         self.join()

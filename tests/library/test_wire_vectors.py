@@ -14,6 +14,7 @@ import pytest
 
 from apachews import wire
 from apachews.exceptions import WireError
+from apachews.wire import channel
 from apachews.wire.answer import Answer
 from apachews.wire.reader import DEFAULT_MAX_MESSAGE_BYTES, MessageReader, Moved, Pong
 from apachews_handler.protocol.producer_reader import Move, ProducerReader
@@ -145,3 +146,43 @@ def test_to_bridge(vector: Vector) -> None:
         assert b"".join(reader.out).hex() == vector["client"], pieces
         assert [described(end) for end in ends] == ([vector["end"]] if vector["end"] else [])
         assert reader.ignored == vector["ignored"]
+
+
+@each("lanes")
+def test_lanes(vector: Vector) -> None:
+    lane, expected = vector["lane"], bytes.fromhex(vector["hex"])
+    assert encoded_lane(lane) == expected
+    kind = lane["kind"]
+    if kind < channel.READY:
+        return
+    for pieces in cuts(expected):
+        reader = channel.ChannelReader()
+        (item,) = [item for piece in pieces for item in reader.receive(piece)]
+        if isinstance(item, channel.Numbers):
+            found = (item.kind, item.group, item.numbers)
+            assert found == (kind, lane.get("group", 0), tuple(lane["numbers"]))
+        elif isinstance(item, channel.Multicast):
+            assert (item.group, list(item.excluded)) == (lane["group"], lane["excluded"])
+            assert item.frame.hex() == lane["frame"]
+        else:
+            assert isinstance(item, channel.Unicast)
+            assert (item.number, item.frame.hex()) == (lane["number"], lane["frame"])
+
+
+def encoded_lane(lane: dict[str, Any]) -> bytes:
+    match lane["kind"]:
+        case channel.JOIN:
+            return channel.encode_join(lane["key"], lane["number"])
+        case channel.OFFER:
+            return channel.encode_lane(channel.OFFER, lane["key"])
+        case channel.BRIDGE:
+            return channel.encode_bridge(lane["bridge"])
+        case channel.MULTICAST:
+            frame = bytes.fromhex(lane["frame"])
+            return channel.encode_multicast(lane["group"], lane["excluded"], frame)
+        case channel.UNICAST:
+            return channel.encode_unicast(lane["number"], bytes.fromhex(lane["frame"]))
+        case kind if "numbers" in lane:
+            return channel.encode_numbers(kind, lane["numbers"], lane.get("group"))
+        case kind:
+            return channel.encode_lane(kind)

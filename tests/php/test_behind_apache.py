@@ -67,12 +67,12 @@ pytestmark = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def php(site: Site, program: Path, name: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a producer as Apache's user; return when it listens."""
+def php(site: Site, program: Path, name: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a producer as Apache's user, with options of PHP; return when it listens."""
     path = site.docroot / name
     before = path.stat().st_ino if path.exists() else None
     process = subprocess.Popen(
-        ["php", str(program), str(path), str(LIBRARY)],
+        ["php", *options, str(program), str(path), str(LIBRARY)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -60,9 +60,9 @@ final class Client
     /**
      * @internal
      */
-    public function sendFrame(string $frame): bool
+    public function connection(): Connection
     {
-        return $this->connection->sendFrame($frame);
+        return $this->connection;
     }
 
     /**
@@ -141,11 +141,11 @@ final class Client
     }
 
     /**
-     * Returns the bytes in the send queue, without those in the kernel and in Apache.
+     * Returns the bytes that wait for Apache, without those in the kernel and in Apache.
      */
     public function queuedBytes(): int
     {
-        return $this->connection->queuedBytes();
+        return $this->connection->waitingBytes();
     }
 
     /**
@@ -187,6 +187,7 @@ final class Client
     public function joined(Group $group): void
     {
         $this->groups[$group->name] = $group;
+        $this->connection->joinGroup($group);
     }
 
     /**
@@ -195,6 +196,7 @@ final class Client
     public function left(Group $group): void
     {
         unset($this->groups[$group->name]);
+        $this->connection->leaveGroup($group);
     }
 
     /**

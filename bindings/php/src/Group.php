@@ -5,6 +5,8 @@ declare(strict_types=1);
 namespace apachews;
 
 use apachews\Exception\InvalidArgument;
+use apachews\Transport\Connection;
+use apachews\Transport\Publications;
 use apachews\Wire\Message;
 
 /**
@@ -22,7 +24,7 @@ final class Group implements \Countable, \IteratorAggregate
     /**
      * @internal
      */
-    public function __construct(public readonly string $name)
+    public function __construct(public readonly string $name, private readonly Publications $publications)
     {
     }
 
@@ -34,8 +36,10 @@ final class Group implements \Countable, \IteratorAggregate
         if ($client->hasEnded()) {
             return false;
         }
-        $this->members[spl_object_id($client)] = $client;
-        $client->joined($this);
+        if (!$this->contains($client)) {
+            $this->members[spl_object_id($client)] = $client;
+            $client->joined($this);
+        }
         return true;
     }
 
@@ -88,12 +92,19 @@ final class Group implements \Countable, \IteratorAggregate
      */
     public function sendFrame(string $frame, ?Client $exclude = null): Delivery
     {
-        $reached = $skipped = 0;
+        $excluded = $exclude !== null && $this->contains($exclude) ? $exclude->connection() : null;
+        return $this->publications->send($this, count($this->members), $this->connections(...), $excluded, $frame);
+    }
+
+    /**
+     * @return list<Connection>
+     */
+    private function connections(): array
+    {
+        $connections = [];
         foreach ($this->members as $member) {
-            if ($member !== $exclude) {
-                $member->sendFrame($frame) ? $reached++ : $skipped++;
-            }
+            $connections[] = $member->connection();
         }
-        return new Delivery($reached, $skipped);
+        return $connections;
     }
 }

@@ -48,6 +48,8 @@ final class Request
      * @param bool                        $answerRequired the producer decides (APACHEWS_ACCEPT producer)
      * @param string|null                 $rewrittenQuery the query that Apache gave the request instead of
      *                                                    the URI's (RewriteRule), undecoded; null: none
+     * @param string|null                 $bridge         id of the bridge process, if it opens channels for
+     *                                                    groups; else null
      */
     public function __construct(
         public readonly string $id,
@@ -65,7 +67,8 @@ final class Request
         public readonly ?string $subprotocol = null,
         public readonly array $env = [],
         public readonly bool $answerRequired = false,
-        public readonly ?string $rewrittenQuery = null
+        public readonly ?string $rewrittenQuery = null,
+        public readonly ?string $bridge = null
     ) {
         $parts = explode('?', $uri, 2);
         $this->path = rawurldecode($parts[0]);
@@ -101,6 +104,7 @@ final class Request
         $request = $document->object('request');
         $subprotocols = $document->object('subprotocols');
         $tls = $document->has('tls') ? $document->object('tls') : null;
+        $bridge = $document->has('bridge') ? $document->object('bridge') : null;
         return new self(
             id: $document->text('id'),
             uri: $request->text('uri'),
@@ -122,7 +126,8 @@ final class Request
             subprotocol: $subprotocols->optionalText('chosen'),
             env: $document->map('env'),
             answerRequired: $document->truth('answer_required'),
-            rewrittenQuery: $request->has('query') ? $request->text('query') : null
+            rewrittenQuery: $request->has('query') ? $request->text('query') : null,
+            bridge: $bridge?->number('groups') === 1 ? $bridge->text('id') : null
         );
     }
 

@@ -8,8 +8,10 @@ use apachews\Exception\InvalidArgument;
 use apachews\Exception\WireError;
 use apachews\Request;
 use apachews\Wire\Answer;
+use apachews\Wire\ChannelReader;
 use apachews\Wire\Close;
 use apachews\Wire\Frame;
+use apachews\Wire\Lane;
 use apachews\Wire\Message;
 use apachews\Wire\MessageReader;
 use apachews\Wire\Moved;
@@ -70,6 +72,82 @@ final class WireVectorsTest extends TestCase
     public static function streams(): array
     {
         return Vectors::of('to_producer');
+    }
+
+    /**
+     * @return array<string, array{array<string, mixed>}>
+     */
+    public static function lanes(): array
+    {
+        return Vectors::of('lanes');
+    }
+
+    /**
+     * @dataProvider lanes
+     *
+     * @param array<string, mixed> $case
+     */
+    #[DataProvider('lanes')]
+    public function testLaneIsEncodedOrDecoded(array $case): void
+    {
+        $lane = $case['lane'];
+        $hex = $case['hex'];
+        $bytes = (string) hex2bin($hex);
+        $frame = (string) hex2bin($lane['frame'] ?? '');
+        switch ($lane['kind']) {
+            case Lane::ASK:
+            case Lane::OWN:
+                self::assertSame($hex, bin2hex(Lane::encode($lane['kind'])));
+                break;
+            case Lane::JOIN:
+                self::assertSame($hex, bin2hex(Lane::join($lane['key'], $lane['number'])));
+                break;
+            case Lane::OFFER:
+            case Lane::BRIDGE:
+                $found = Lane::decode(substr($bytes, 2));
+                self::assertNotNull($found);
+                $expected = [$lane['kind'], $lane['key'] ?? 0, $lane['bridge'] ?? ''];
+                self::assertSame($expected, [$found->kind, $found->key, $found->bridge]);
+                break;
+            case Lane::READY:
+            case Lane::SLOW:
+                for ($size = 0; $size <= strlen($bytes); $size++) {
+                    $reader = new ChannelReader();
+                    $found = $reader->receive(substr($bytes, 0, $size));
+                    array_push($found, ...$reader->receive(substr($bytes, $size)));
+                    self::assertSame([[$lane['kind'], $lane['numbers']]], $found);
+                }
+                break;
+            case Lane::MULTICAST:
+                self::assertSame($hex, bin2hex(Lane::multicast($lane['group'], $lane['excluded'], $frame)));
+                break;
+            case Lane::UNICAST:
+                self::assertSame($hex, bin2hex(Lane::unicast($lane['number'], $frame)));
+                break;
+            default:
+                $encoded = Lane::numbers($lane['kind'], $lane['numbers'], $lane['group'] ?? null);
+                self::assertSame($hex, bin2hex($encoded));
+        }
+    }
+
+    public function testLaneOfAnotherKindIsUnknown(): void
+    {
+        foreach (['', '04000000', '040000000000', '05ff', '05' . str_repeat('78', 125), '06', '0d'] as $hex) {
+            self::assertNull(Lane::decode((string) hex2bin($hex)));
+        }
+    }
+
+    public function testChannelReaderRejectsOtherFrames(): void
+    {
+        foreach (['81026869', '8700', '870106', '87020600', '870108', '877e4005', '8681'] as $hex) {
+            try {
+                $isRejected = (new ChannelReader())->receive((string) hex2bin($hex)) === [];
+                self::assertFalse($isRejected, $hex);
+                self::assertSame('870106', $hex); // READY of no client
+            } catch (WireError) {
+                self::assertNotSame('870106', $hex);
+            }
+        }
     }
 
     /**

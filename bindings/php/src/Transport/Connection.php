@@ -6,9 +6,11 @@ namespace apachews\Transport;
 
 use apachews\Client;
 use apachews\Exception\InvalidArgument;
+use apachews\Group;
 use apachews\Wire\Answer;
 use apachews\Wire\Close;
 use apachews\Wire\Frame;
+use apachews\Wire\Lane;
 use apachews\Wire\MessageReader;
 use apachews\Wire\Published;
 
@@ -46,10 +48,20 @@ final class Connection
     public bool $isSurplus = false;
     /** The deadline of the closing handshake, on Loop's clock. */
     public ?float $deadline = null;
+    /** The bridge process of a client that can go on a channel; else null. */
+    public ?BridgeProcess $process = null;
+    /** One of BridgeProcess's constants. */
+    public int $lane = BridgeProcess::OWN;
+    /** Its number on the channel, or in its last JOIN. */
+    public int $laneNumber = 0;
     public readonly MessageReader $reader;
     /** The resource id of the stream: its key in Connections and Poller. */
     public readonly int $id;
     private readonly SendQueue $queue;
+    /** The same socket for ext-sockets, while an OFFER's descriptor is expected; else null. */
+    private ?\Socket $receiving = null;
+    /** The descriptor that has arrived. */
+    private ?\Socket $received = null;
 
     /**
      * @param resource|null            $stream  accepted, non-blocking; null once it is closed
@@ -68,9 +80,29 @@ final class Connection
         $this->queue = new SendQueue();
     }
 
-    public function queuedBytes(): int
+    /**
+     * Returns whether PHP can receive a descriptor: with ext-sockets.
+     */
+    public static function canReceiveDescriptors(): bool
     {
-        return $this->queue->bytes;
+        return function_exists('socket_recvmsg') && defined('MSG_CMSG_CLOEXEC');
+    }
+
+    /**
+     * Returns the bytes that wait for the bridge; with those of the channel if the client is on it.
+     */
+    public function waitingBytes(): int
+    {
+        $isOnChannel = $this->lane === BridgeProcess::ON_CHANNEL;
+        return $this->queue->bytes + ($isOnChannel ? (int) $this->process?->queuedBytes() : 0);
+    }
+
+    /**
+     * Returns whether the client may ask to go on a channel: it is open and reads what it is sent.
+     */
+    public function mayJoin(): bool
+    {
+        return $this->lane === BridgeProcess::OWN && $this->state === State::Open && $this->queue->isEmpty();
     }
 
     public function hasQueue(): bool
@@ -94,6 +126,9 @@ final class Connection
         if (!is_resource($this->stream)) {
             return null;
         }
+        if ($this->receiving !== null) {
+            return $this->receiveWithDescriptor($this->receiving);
+        }
         Warnings::withhold();
         $data = fread($this->stream, self::READ_BYTES);
         Warnings::release();
@@ -112,6 +147,13 @@ final class Connection
         if (!$this->state->isSending()) {
             return false;
         }
+        if ($this->lane !== BridgeProcess::OWN) {
+            if ($this->lane === BridgeProcess::JOINING) {
+                $this->lane = BridgeProcess::STALE; // the READY comes too late now
+            } elseif ($this->lane === BridgeProcess::ON_CHANNEL && $this->process?->unicast($this, $frame)) {
+                return true;
+            }
+        }
         if ($this->queue->bytes > $this->maxQueueBytes) {
             $this->hasOverflowed = true;
             $this->queue->drop();
@@ -120,6 +162,86 @@ final class Connection
         }
         $this->write($frame);
         return true;
+    }
+
+    /**
+     * Sends or queues a LANE frame.
+     */
+    public function writeLane(string $frame): void
+    {
+        if ($this->state->isSending()) {
+            $this->write($frame);
+        }
+    }
+
+    /**
+     * Sends ASK, and expects a descriptor; false if the client is not open.
+     */
+    public function askForChannel(): bool
+    {
+        if ($this->state !== State::Open || !is_resource($this->stream)) {
+            return false;
+        }
+        $this->receiving ??= socket_import_stream($this->stream) ?: null;
+        if ($this->receiving === null) {
+            return false;
+        }
+        $this->write(Lane::encode(Lane::ASK));
+        return true;
+    }
+
+    /**
+     * Returns the channel that has arrived with an OFFER, non-blocking; null if none has.
+     *
+     * @return resource|null
+     */
+    public function takeChannel(): mixed
+    {
+        $socket = $this->received;
+        $this->received = $this->receiving = null;
+        $stream = $socket === null ? false : socket_export_stream($socket);
+        if ($stream === false) {
+            return null;
+        }
+        stream_set_blocking($stream, false);
+        stream_set_read_buffer($stream, 0);
+        return $stream;
+    }
+
+    /**
+     * Sends what follows on this connection, and never again on a channel.
+     */
+    public function leaveChannel(): void
+    {
+        if ($this->lane !== BridgeProcess::OWN) {
+            $this->process?->leave($this);
+        }
+        $this->process = null;
+    }
+
+    /**
+     * Leaves the channel, after the last frame of the connection.
+     */
+    public function forgetChannel(): void
+    {
+        if ($this->lane !== BridgeProcess::OWN) {
+            $this->process?->forget($this);
+        }
+        $this->process = null;
+    }
+
+    public function joinGroup(Group $group): void
+    {
+        if ($this->lane === BridgeProcess::ON_CHANNEL) {
+            $this->process?->add($group, [$this->laneNumber]);
+        }
+    }
+
+    public function leaveGroup(Group $group): void
+    {
+        if ($this->lane === BridgeProcess::ON_CHANNEL) {
+            $this->process?->remove($group, $this->laneNumber);
+        }
     }
 
     /**
@@ -151,6 +273,7 @@ final class Connection
         if ($this->state === State::Asked) {
             $this->sendAnswer(Answer::reject(self::CLOSED_STATUS, '', []));
         } elseif ($this->state->isSending() && $this->state !== State::Parting) {
+            $this->leaveChannel();
             // The bridge sends nothing after its MOVE: do not wait for an answer.
             $this->state = $this->hasMoved ? State::Closed : State::Closing;
             $this->write($frame);
@@ -164,6 +287,7 @@ final class Connection
     public function sendMove(): void
     {
         if ($this->state === State::Open) {
+            $this->leaveChannel();
             $this->state = State::Moving;
             $this->write(Frame::encode(Frame::MOVE, ''));
         }
@@ -221,12 +345,34 @@ final class Connection
     public function close(): void
     {
         $this->queue->clear();
+        $this->received = $this->receiving = null;
         if (is_resource($this->stream)) {
             // Closing is not enough: a forked process may have a copy of the descriptor.
             stream_socket_shutdown($this->stream, STREAM_SHUT_RDWR);
             fclose($this->stream);
         }
         $this->stream = null;
+    }
+
+    /**
+     * Reads like receiveNowait(), and keeps a descriptor that comes with the bytes.
+     */
+    private function receiveWithDescriptor(\Socket $socket): ?string
+    {
+        $message = ['buffer_size' => self::READ_BYTES, 'controllen' => socket_cmsg_space(SOL_SOCKET, SCM_RIGHTS, 1)];
+        Warnings::withhold();
+        $count = socket_recvmsg($socket, $message, MSG_CMSG_CLOEXEC);
+        Warnings::release();
+        if ($count === false) {
+            // Not the socket's last error: PHP sets only the global one here.
+            return socket_last_error() === SOCKET_EAGAIN ? null : '';
+        }
+        foreach ($message['control'] ?? [] as $control) {
+            foreach ($control['data'] as $descriptor) {
+                $this->received = $descriptor instanceof \Socket ? $descriptor : null;
+            }
+        }
+        return $message['iov'][0] ?? '';
     }
 
     /**

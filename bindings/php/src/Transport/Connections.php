@@ -7,6 +7,7 @@ namespace apachews\Transport;
 use apachews\Client;
 use apachews\Event;
 use apachews\EventType;
+use apachews\Group;
 use apachews\Wire\Close;
 
 /**
@@ -38,6 +39,10 @@ final class Connections
     private readonly \SplObjectStorage $moved;
     /** The client that has moved, and whose last event the program has. */
     private ?Connection $parting = null;
+    /** @var array<\WeakReference<BridgeProcess>> by id; it lives as long as a client or its channel */
+    private array $processes = [];
+    /** @var array<int, BridgeProcess> those with a channel, by the id of its stream */
+    private array $channels = [];
 
     public function __construct(
         private readonly Poller $poller,
@@ -101,8 +106,95 @@ final class Connections
         return $clients;
     }
 
+    /**
+     * Returns the connections that have had an OPEN.
+     *
+     * @return list<Connection>
+     */
+    public function withClients(): array
+    {
+        $found = [];
+        foreach ($this->connections as $connection) {
+            if ($connection->client !== null) {
+                $found[] = $connection;
+            }
+        }
+        return $found;
+    }
+
+    /**
+     * Records which bridge process has a client; null: one without channels.
+     */
+    public function setProcess(Connection $connection, ?string $id): void
+    {
+        $connection->leaveChannel();
+        if ($id === null || !Connection::canReceiveDescriptors()) {
+            return;
+        }
+        $process = ($this->processes[$id] ?? null)?->get();
+        if ($process === null) {
+            $this->processes = array_filter($this->processes, static fn ($one) => $one->get() !== null);
+            $process = new BridgeProcess($this->poller, function (mixed $stream): void {
+                $this->poller->remove($stream);
+                $id = get_resource_id($stream);
+                unset($this->channels[$id], $this->ready[$id]);
+            });
+            $this->processes[$id] = \WeakReference::create($process);
+        }
+        $connection->process = $process;
+    }
+
+    /**
+     * Uses the channel of an OFFER, whose descriptor the connection has received.
+     */
+    public function openChannel(Connection $connection, int $key): void
+    {
+        $stream = $connection->takeChannel();
+        if ($stream === null) {
+            return; // no descriptor was left for it: a later broadcast asks again
+        }
+        $process = $connection->process; // null: the client is being closed, or moves
+        if ($process === null || $this->poller->room($stream) < 0 || !$process->open($stream, $key)) {
+            $this->poller->remove($stream);
+            fclose($stream);
+            return;
+        }
+        $this->poller->add($stream);
+        $this->channels[get_resource_id($stream)] = $process;
+    }
+
+    /**
+     * Returns the bridge process of a channel, by the id of its stream.
+     */
+    public function channel(int $id): ?BridgeProcess
+    {
+        return $this->channels[$id] ?? null;
+    }
+
+    /**
+     * Returns the bridge processes with a member of a group on their channel; null: with a client.
+     *
+     * @return array<int, BridgeProcess>
+     */
+    public function processesWith(?Group $group): array
+    {
+        return array_filter($this->channels, static fn (BridgeProcess $process) => $process->count($group) > 0);
+    }
+
+    public function closeChannels(): void
+    {
+        foreach ($this->channels as $process) {
+            $process->close();
+        }
+    }
+
     public function hasQueues(): bool
     {
+        foreach ($this->channels as $process) {
+            if ($process->queuedBytes() > 0) {
+                return true;
+            }
+        }
         foreach ($this->connections as $connection) {
             if ($connection->hasQueue()) {
                 return true;
@@ -189,6 +281,7 @@ final class Connections
             if (!$connection->isSurplus) {
                 $type = $connection->client === null ? EventType::Invalid : EventType::ConnectionClosed;
                 $this->events->enqueue(new Event($type, $connection->client, null, $code, $reason));
+                $connection->forgetChannel();
                 $connection->client?->leaveGroups();
             }
         }
@@ -206,6 +299,7 @@ final class Connections
             $this->poller->remove($connection->stream);
             $connection->state = State::Closed;
             $connection->close();
+            $connection->forgetChannel();
             $connection->client?->leaveGroups();
             $connection->client = null; // breaks the reference cycle of the two
         }

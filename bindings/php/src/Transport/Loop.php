@@ -17,9 +17,11 @@ use apachews\Group;
 use apachews\Request;
 use apachews\Tls;
 use apachews\Wire\Answer;
+use apachews\Wire\ChannelReader;
 use apachews\Wire\Close;
 use apachews\Wire\Document;
 use apachews\Wire\Frame;
+use apachews\Wire\Lane;
 use apachews\Wire\Message;
 use apachews\Wire\MessageReader;
 use apachews\Wire\Moved;
@@ -76,7 +78,8 @@ final class Loop
         EventType::class, Group::class, Message::class, Moved::class, Pong::class, Publish::class,
         Published::class, Request::class, SendQueue::class, State::class, Tls::class, Utf8::class,
         Violation::class, Warnings::class, Answer::class, Document::class, Frame::class, MessageReader::class,
-        InvalidArgument::class, NoClient::class, NotAsked::class, WireError::class,
+        BridgeProcess::class, ChannelReader::class, Lane::class, InvalidArgument::class, NoClient::class,
+        NotAsked::class, WireError::class,
     ];
 
     public readonly Connections $connections;
@@ -207,6 +210,7 @@ final class Loop
             $this->turn($waitS);
         }
         $this->connections->abandon(Close::GOING_AWAY, 'the server closed');
+        $this->connections->closeChannels();
     }
 
     /**
@@ -272,7 +276,8 @@ final class Loop
             }
             $connection = $connections->get($id);
             if ($connection === null) {
-                continue; // removed earlier in this turn
+                $connections->channel($id)?->handleReady();
+                continue; // or removed earlier in this turn
             }
             if (($mask & Poller::WRITE) !== 0) {
                 $connection->flushNowait();
@@ -347,6 +352,7 @@ final class Loop
             return false;
         }
         $this->connections->isClosed = true;
+        $this->connections->closeChannels();
         $this->acceptor->stop();
         return true;
     }

@@ -13,6 +13,9 @@ use apachews\Wire\Published;
 /**
  * One message for many clients: broadcasts, groups, and publishers on the wire (PUBLISH).
  *
+ * A message crosses the channel of each bridge process once, for all clients that are on it
+ * (BridgeProcess); the other clients get it on their own connections, and join the channel.
+ *
  * @internal
  */
 final class Publications
@@ -39,7 +42,7 @@ final class Publications
                 $this->groups = array_filter($this->groups, static fn ($reference) => $reference->get() !== null);
                 $this->sweepAt = 2 * count($this->groups) + self::SWEEP_INTERVAL;
             }
-            $group = new Group($name);
+            $group = new Group($name, $this);
             $this->groups[$name] = \WeakReference::create($group);
         }
         return $group;
@@ -50,13 +53,51 @@ final class Publications
      */
     public function broadcast(string $frame): Delivery
     {
-        $reached = $skipped = 0;
-        foreach ($this->connections->all() as $connection) {
-            if ($connection->client !== null) {
-                $connection->sendFrame($frame) ? $reached++ : $skipped++;
+        $connections = $this->connections->withClients();
+        return $this->send(null, count($connections), static fn () => $connections, null, $frame);
+    }
+
+    /**
+     * Sends a frame to clients, by the lane of each.
+     *
+     * @param Group|null                        $group       of the clients; null: all clients
+     * @param int                               $count       of the clients, with the excluded one
+     * @param \Closure(): list<Connection>      $connections those of the clients, with the excluded
+     *                                                       one; not called if all are on channels
+     * @param Connection|null                   $excluded    a client that does not get it
+     */
+    public function send(
+        ?Group $group,
+        int $count,
+        \Closure $connections,
+        ?Connection $excluded,
+        string $frame
+    ): Delivery {
+        $processes = $this->connections->processesWith($group);
+        $reached = 0;
+        foreach ($processes as $process) {
+            $reached += $process->multicast($group, $frame, $excluded) ?? 0;
+        }
+        if ($excluded !== null) {
+            $count--;
+        }
+        if ($reached < $count) {
+            $own = [];
+            foreach ($connections() as $connection) {
+                if ($connection->lane !== BridgeProcess::ON_CHANNEL && $connection !== $excluded) {
+                    $own[] = $connection;
+                }
+            }
+            $mayJoin = $processes !== [] || count($own) >= BridgeProcess::MIN_CLIENTS;
+            foreach ($own as $connection) {
+                $process = $mayJoin ? $connection->process : null;
+                $isSent = $process !== null && $connection->mayJoin()
+                    ? $process->sendAndJoin($connection, $frame)
+                    : $connection->sendFrame($frame);
+                $reached += (int) $isSent;
             }
         }
-        return new Delivery($reached, $skipped);
+        return new Delivery($reached, $count - $reached);
     }
 
     /**

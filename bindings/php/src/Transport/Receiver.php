@@ -9,6 +9,7 @@ use apachews\Event;
 use apachews\EventType;
 use apachews\Request;
 use apachews\Wire\Close;
+use apachews\Wire\Lane;
 use apachews\Wire\Message;
 use apachews\Wire\Moved;
 use apachews\Wire\Pong;
@@ -67,6 +68,7 @@ final class Receiver
                 $item instanceof Publish => $this->publications->open($connection, $item),
                 $item instanceof Close => $this->handleClose($connection, $item),
                 $item instanceof Moved => $this->connections->moved($connection),
+                $item instanceof Lane => $this->handleLane($connection, $item),
                 $item instanceof Violation => $this->handleViolation($connection, $item),
                 default => $this->handlePong($connection, $item),
             };
@@ -103,6 +105,7 @@ final class Receiver
             return;
         }
         $connection->client = $client;
+        $this->connections->setProcess($connection, $request->bridge);
         $this->connections->events->enqueue(new Event(EventType::Accept, $client));
         if ($this->connections->isClosed) {
             $connection->sendClose(new Close(Close::GOING_AWAY, 'the server closes'));
@@ -126,6 +129,15 @@ final class Receiver
         // The browser has closed: it would discard the queued messages.
         $connection->dropQueue();
         $this->connections->end($connection, $close->code, $close->reason);
+    }
+
+    private function handleLane(Connection $connection, Lane $lane): void
+    {
+        if ($lane->kind === Lane::OFFER) {
+            $this->connections->openChannel($connection, $lane->key);
+        } else {
+            $this->connections->setProcess($connection, $lane->bridge);
+        }
     }
 
     private function handlePong(Connection $connection, Pong $pong): void

@@ -22,6 +22,7 @@ final class Frame
     public const ANSWER = 0x4;
     public const MOVE = 0x5;
     public const PUBLISH = 0x6;
+    public const LANE = 0x7;
     public const CLOSE = 0x8;
     public const PING = 0x9;
     public const PONG = 0xA;

@@ -21,7 +21,7 @@ use apachews\Request;
  *
  * Sources: docs/reference/wire.md; RFC 6455 5.4 (fragmentation), 5.5 (control frames).
  *
- * @phpstan-type Item Message|Request|Publish|Close|Pong|Moved|Violation
+ * @phpstan-type Item Message|Request|Publish|Close|Pong|Moved|Lane|Violation
  */
 final class MessageReader
 {
@@ -236,6 +236,8 @@ final class MessageReader
             $this->finish();
         } elseif ($opcode === Frame::PONG) {
             $items[] = new Pong($payload);
+        } elseif ($opcode === Frame::LANE && ($lane = Lane::decode($payload)) !== null) {
+            $items[] = $lane;
         } else {
             // PING and ANSWER do not occur in this direction, and the other opcodes are
             // reserved. They are ignored, so that the wire can be extended (docs/reference/wire.md).
