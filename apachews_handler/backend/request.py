@@ -48,7 +48,8 @@ IDENTITY: Final = frozenset(
     b"x-client-ip x-cluster-client-ip true-client-ip x-scheme x-url-scheme front-end-https"
     b" x-arr-clientcert x-client-dn x-client-verify x-userinfo x-user-info x-rewrite-url"
     b" x-script-name x-ingress-path x-http-method x-http-method-override x-method-override"
-    b" x-proxyuser-ip x-proxy-user x-iap-user".split()
+    b" x-proxyuser-ip x-proxy-user x-iap-user"
+    b" proxy".split()  # CGI programs get it as HTTP_PROXY, the proxy of their own requests
 )
 IDENTITY_PREFIXES: Final = tuple(
     b"x-forwarded- x-real- x-original- remote- x-remote- x-auth- x-authenticated- x-webauth-"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import byref, c_char_p, c_int, c_long, c_void_p
+from ctypes import byref, c_char_p, c_int, c_void_p
 from typing import Any, Final
 
 from . import httpd_abi as abi
@@ -420,7 +420,7 @@ class Request:
             )
             if status == abi.APR_EOF:
                 raise WriteFailed
-            length = c_long(0)
+            length = abi.APR_OFF_T(0)
             if status == abi.APR_SUCCESS:
                 self._api.apr_brigade_length(brigade, 1, byref(length))
             return length.value != 0

@@ -283,12 +283,15 @@ class DlInfo(Structure):
     )
 
 
+# apr.h: 64 bits on every Linux, also if a long has 32.
+APR_OFF_T: Final = ctypes.c_int64
+
 SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ap_get_server_description": (c_char_p, ()),
     "ap_find_linked_module": (POINTER(Module), (c_char_p,)),
     "ap_get_module_config": (c_void_p, (c_void_p, c_void_p)),
     "ap_get_conn_socket": (c_void_p, (c_void_p,)),
-    "ap_get_brigade": (c_int, (c_void_p, c_void_p, c_int, c_int, c_long)),
+    "ap_get_brigade": (c_int, (c_void_p, c_void_p, c_int, c_int, APR_OFF_T)),
     "ap_fflush": (c_int, (c_void_p, c_void_p)),
     "ap_flush_conn": (None, (c_void_p,)),
     "ap_index_of_response": (c_int, (c_int,)),
@@ -311,7 +314,7 @@ SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "apr_os_file_get": (c_int, (POINTER(c_int), c_void_p)),
     "apr_os_sock_get": (c_int, (POINTER(c_int), c_void_p)),
     "apr_brigade_create": (c_void_p, (c_void_p, c_void_p)),
-    "apr_brigade_length": (c_int, (c_void_p, c_int, POINTER(c_long))),
+    "apr_brigade_length": (c_int, (c_void_p, c_int, POINTER(APR_OFF_T))),
     "apr_brigade_write": (c_int, (c_void_p, c_void_p, c_void_p, c_char_p, c_size_t)),
     "apr_brigade_destroy": (c_int, (c_void_p,)),
     "apr_brigade_cleanup": (c_int, (c_void_p,)),

@@ -91,7 +91,9 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 _fcntl: Final = _function("fcntl", c_int, c_int, c_int, c_int)
-_fcntl_lock: Final = _function("fcntl", c_int, c_int, c_int, c_char_p)
+# With glibc on 32 bits, fcntl expects a struct flock of 32-bit offsets.  musl has only one.
+_FCNTL_64: Final = "fcntl64" if hasattr(_libc, "fcntl64") else "fcntl"
+_fcntl_lock: Final = _function(_FCNTL_64, c_int, c_int, c_int, c_char_p)
 _dup3: Final = _function("dup3", c_int, c_int, c_int, c_int)
 _socket: Final = _function("socket", c_int, c_int, c_int, c_int)
 _connect: Final = _function("connect", c_int, c_int, c_char_p, c_uint)

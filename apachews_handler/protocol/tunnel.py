@@ -35,6 +35,8 @@ client is GONE, the stream to the backend is ended and its output is discarded u
 file: to close the socket with unread bytes would reset the connection, and the backend would
 lose the client's last messages.
 
+Long because the session is one state machine, with the table of its transitions.
+
 Sources: RFC 6455 5.5 (control frames), 7.1 (closing); tcp(7).
 """
 

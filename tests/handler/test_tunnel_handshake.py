@@ -310,6 +310,7 @@ def test_without_a_login_there_is_no_user() -> None:
         *("X-Azure-ClientIP", "X-Envoy-External-Address", "X-Original-Forwarded-For"),
         # The same for a server that makes variables of them.
         *("X_Auth_User", "X-Auth_User", "OIDC_CLAIM_sub"),
+        "Proxy",
     ],
 )
 def test_headers_of_gateways_are_removed_unless_apache_sets_them(name: str) -> None:
