@@ -229,9 +229,7 @@ def test_reloads_of_apache(mpm: str, tmp_path: Path, any_producer: Producer) -> 
         clients.wait_for_broadcasts()
 
 
-def test_a_deploy_of_the_producer(
-    event_site: Site, tmp_path: Path, any_producer: Producer
-) -> None:
+def test_a_deploy_of_the_producer(event_site: Site, tmp_path: Path, any_producer: Producer) -> None:
     site = event_site
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(any_producer(site, tmp_path))
