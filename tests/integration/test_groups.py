@@ -197,10 +197,16 @@ Producer: TypeAlias = Callable[[Site, Path], contextlib.AbstractContextManager[i
 PRODUCERS: dict[str, Producer] = {"python": producer, "c": producer_in_c}
 
 
+@pytest.fixture
+def can_build() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+
+
 @pytest.fixture(params=PRODUCERS)
 def any_producer(request: pytest.FixtureRequest) -> Producer:
-    if request.param == "c" and (reason := why_not()):
-        pytest.skip(reason)
+    if request.param == "c":
+        request.getfixturevalue("can_build")
     return PRODUCERS[request.param]
 
 
@@ -212,14 +218,22 @@ def is_listening(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
-def test_reloads_of_apache(mpm: str, tmp_path: Path, any_producer: Producer) -> None:
+def test_reloads_of_apache(mpm: str, tmp_path: Path) -> None:
+    reload_apache(mpm, 3, tmp_path, producer)
+
+
+def test_a_reload_of_apache_with_a_producer_in_c(tmp_path: Path, can_build: None) -> None:
+    reload_apache("event", 1, tmp_path, producer_in_c)
+
+
+def reload_apache(mpm: str, reloads: int, directory: Path, a_producer: Producer) -> None:
     with (
         running_site(mpm, workers=20, threads=10) as site,
-        any_producer(site, tmp_path),
+        a_producer(site, directory),
         room(site) as clients,
     ):
         clients.wait_for_broadcasts()
-        for _ in range(3):
+        for _ in range(reloads):
             site.renew()
             clients.wait_for_broadcasts()
         assert len(clients.open) == 24

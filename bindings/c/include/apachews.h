@@ -314,7 +314,8 @@ APACHEWS_API void *apachews_client_data(const apachews_client *client);
 APACHEWS_API void apachews_client_set_data(apachews_client *client, void *data);
 /* Whether messages cannot be sent any more: the client has ended or is being closed. */
 APACHEWS_API bool apachews_client_has_ended(const apachews_client *client);
-/* Bytes in the client's send queue, without those in the kernel and in Apache. */
+/* Bytes that wait to be sent to the client, without those in the kernel and in Apache.  Clients of
+ * one Apache child can share a queue, whose bytes count for each of them. */
 APACHEWS_API size_t apachews_client_queued_bytes(const apachews_client *client);
 /* Keep a client valid after its connection has ended, and release it; calls are counted. */
 APACHEWS_API apachews_client *apachews_client_keep(apachews_client *client);

@@ -1,4 +1,4 @@
-/* When a client's lane changes; channel.h explains lanes.
+/* The changes of clients' lanes; channel.h explains lanes.
  *
  * Contract: for the server loop and for publish.c.  A program that never sends to several clients
  * never has a channel.  Nothing blocks.
