@@ -26,7 +26,7 @@ from apachews.client import Client
 from apachews.wire.answer import Answer
 from apachews.wire.reader import MessageReader
 
-from .lanes import OWN, LaneUser
+from .lane_user import OWN, LaneUser
 
 # One read from a socket: a message of 64 KiB with its header, a third of the buffer that Linux
 # has for a Unix socket.

@@ -21,7 +21,8 @@ from apachews.events import ConnectionClosedEvent, Event, InvalidEvent
 
 from . import lanes
 from .connection import RECEIVING, Connection, State
-from .lanes import BridgeProcess, LaneUser
+from .lane_user import OWN, LaneUser
+from .lanes import BridgeProcess
 from .poller import IN, OUT, Poller
 
 # The time limit for a client to answer a CLOSE; the handler gives the browser as long
@@ -130,7 +131,7 @@ class Connections:
 
     def set_process(self, connection: Connection, bridge: str | None) -> None:
         """Note which bridge process has a client; None: one that offers no channel."""
-        if connection.lane != lanes.OWN and connection.process is not None:
+        if connection.lane != OWN and connection.process is not None:
             connection.process.leave(connection)
         connection.process = None
         if bridge is not None and connection.can_pass_descriptors:
@@ -222,7 +223,7 @@ class Connections:
 
     def _leave(self, connection: Connection, *, is_on_purpose: bool) -> None:
         """Take a client that has ended off its channel and out of its groups."""
-        if connection.lane != lanes.OWN and connection.process is not None:
+        if connection.lane != OWN and connection.process is not None:
             connection.process.forget(connection)
         connection.process = None
         if connection.client:

@@ -35,16 +35,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from apachews.client import Client, Group
+from apachews.client import Group
 from apachews.wire import channel
 
+from .lane_user import JOINING, ON_CHANNEL, OWN, STALE, LaneUser
 from .poller import IN, OUT, Poller
-
-# The lane of a client.  Integers, because every message compares one.
-OWN: Final = 0  # its own connection
-JOINING: Final = 1  # its own connection; JOIN was sent last
-STALE: Final = 2  # its own connection; a message has followed the JOIN, whose READY is void
-ON_CHANNEL: Final = 3
 
 # A broadcast to fewer clients does not lead to a channel: it would cost more than it saves.
 MIN_CLIENTS: Final = 4
@@ -61,58 +56,6 @@ READ_BYTES: Final = 65536
 
 _OWN: Final = channel.encode_lane(channel.OWN)
 _ASK: Final = channel.encode_lane(channel.ASK)
-
-
-class LaneUser:
-    """A client's connection, as its lane sees it; ``Connection`` is one.
-
-    Attributes:
-        client: the program's object, once an OPEN has arrived.
-        process: the bridge process of a client that can go on a channel; else None.
-        lane: see above.
-        lane_number: its number on the channel, or in its last JOIN.
-    """
-
-    __slots__ = ("client", "lane", "lane_number", "process")
-
-    def __init__(self) -> None:
-        self.client: Client | None = None
-        self.process: BridgeProcess | None = None
-        self.lane = OWN
-        self.lane_number = 0
-
-    @property
-    def may_join(self) -> bool:
-        """True if the client may ask to go on a channel: it is open and reads what it is sent."""
-        raise NotImplementedError
-
-    def send_frame(self, frame: bytes) -> bool:
-        """Send or queue one whole data frame; return False if it cannot be sent."""
-        raise NotImplementedError
-
-    def write_lane(self, frame: bytes) -> None:
-        """Send or queue a LANE frame."""
-        raise NotImplementedError
-
-    def ask_for_channel(self, frame: bytes) -> bool:
-        """Send ASK, and expect a descriptor; return False if the client is not open."""
-        raise NotImplementedError
-
-    def join_group(self, group: Group) -> None:
-        """Note that the client is in a group."""
-        if self.lane == ON_CHANNEL and self.process is not None:
-            self.process.add(group, [self.lane_number])
-            if self._is_in_many_groups():
-                self.process.leave(self)
-
-    def _is_in_many_groups(self) -> bool:
-        """Tell whether the client is in as many groups as a channel allows."""
-        return self.client is not None and len(self.client.groups) >= channel.MAX_GROUPS
-
-    def leave_group(self, group: Group) -> None:
-        """Note that the client is in a group no more."""
-        if self.lane == ON_CHANNEL and self.process is not None:
-            self.process.remove(group, self.lane_number)
 
 
 class _OnChannel:

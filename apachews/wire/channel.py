@@ -59,7 +59,7 @@ MAX_NUMBERS: Final = 4096
 # producer can make Apache store for a client.
 MAX_GROUPS: Final = 256
 # A LANE frame on a client's connection is not longer than this.
-MAX_LANE_BYTES: Final = MAX_CONTROL_BYTES
+MAX_LANE_BYTES: Final[int] = MAX_CONTROL_BYTES
 MAX_NUMBER: Final = 0xFFFFFFFF
 
 _FIRST: Final = FIN | LANE

@@ -20,7 +20,7 @@ from typing import Final, TypeAlias
 from apachews import wire
 from apachews.exceptions import WireError
 
-from . import channel
+from .channel import BRIDGE, MAX_LANE_BYTES, OFFER, decode_numbers
 
 # The longest message that a producer accepts by default.  Apache's own limit
 # (APACHEWS_MAX_MESSAGE, 1 MiB) is smaller and applies first; this one bounds the memory if a
@@ -302,9 +302,9 @@ def _decode_text(payload: bytes | bytearray) -> str:
 def _decode_lane(payload: bytes) -> Offered | BridgeChanged | None:
     """Return the item of a LANE frame; None for a kind that this version does not know."""
     kind = payload[0] if payload else 0
-    if kind == channel.OFFER and (numbers := channel.decode_numbers(payload, 1)):
+    if kind == OFFER and (numbers := decode_numbers(payload, 1)):
         return Offered(numbers[0])
-    if kind == channel.BRIDGE and len(payload) <= channel.MAX_LANE_BYTES:
+    if kind == BRIDGE and len(payload) <= MAX_LANE_BYTES:
         try:
             return BridgeChanged(payload[1:].decode())
         except UnicodeDecodeError:

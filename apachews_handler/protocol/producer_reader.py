@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 
 from apachews import wire
 from apachews.exceptions import WireError
-from apachews.wire import channel
+from apachews.wire.channel import ASK, JOIN, MAX_LANE_BYTES, OWN
 
 from .deflate import COMPRESSED, Agreement, Deflater
 
@@ -35,11 +35,8 @@ SHORT_READ_BYTES: Final = 4096
 # connection is open; the others have none yet.  LANE (0x7) is here for its unknown kinds.
 _RESERVED: Final = frozenset((0x3, 0x4, 0x6, 0x7, 0xB, 0xC, 0xD, 0xE, 0xF))
 # The kinds of LANE that a producer sends on a client's connection, with their lengths.
-_LANE_BYTES: Final = {channel.ASK: 1, channel.JOIN: 9, channel.OWN: 1}
+_LANE_BYTES: Final = {ASK: 1, JOIN: 9, OWN: 1}
 _WHOLE_MESSAGES: Final = wire.WHOLE_MESSAGES  # (An attribute of a module costs more.)
-
-
-_MAX_LANE_BYTES: Final = channel.MAX_LANE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +323,7 @@ class ProducerReader:
                 # continue.
                 if end < payload_at + length <= position + self._max_partial_bytes:
                     break
-                if opcode == wire.LANE and not self._is_in_message and length <= _MAX_LANE_BYTES:
+                if opcode == wire.LANE and not self._is_in_message and length <= MAX_LANE_BYTES:
                     if payload_at + length > end:
                         break
                     payload = data[payload_at : payload_at + length]
@@ -335,7 +332,7 @@ class ProducerReader:
                         self._emit_slice(data, emitted, position)
                         emitted = position = payload_at + length
                         self.requests.append(payload)
-                        if payload[0] == channel.OWN and self.is_on_channel:
+                        if payload[0] == OWN and self.is_on_channel:
                             # Messages of the channel precede what follows.
                             self.is_waiting = True
                             break

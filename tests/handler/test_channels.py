@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apachews import Client, Event, Server, wire
-from apachews._server import lanes
+from apachews._server import lane_user, lanes
 from apachews._server.connection import Connection as Link
 from apachews.wire.channel import (
     ADD,
@@ -200,7 +200,7 @@ def on_channel(world: World, count: int, deflate: Agreement | None = None) -> li
     world.settle()
     world.server.broadcast("the second asks to go there")
     world.settle()
-    assert lanes_of(clients) == [lanes.ON_CHANNEL] * len(clients)
+    assert lanes_of(clients) == [lane_user.ON_CHANNEL] * len(clients)
     for browser in world.browsers:
         browser.received.clear()
     return clients
@@ -239,7 +239,7 @@ def test_a_broadcast_to_few_clients_asks_for_nothing(world: World) -> None:
         assert world.server.broadcast("few") == len(clients)
         world.settle()
     assert world.loop.channels.counts() == (0, 0)
-    assert lanes_of(clients) == [lanes.OWN] * len(clients)
+    assert lanes_of(clients) == [lane_user.OWN] * len(clients)
 
 
 def test_a_bridge_that_offers_no_channel_is_never_sent_a_lane(short_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_groups_reach_their_members_on_the_channel(world: World) -> None:
     world.settle()
     received = ["".join(map(str, browser.received)) for browser in world.browsers]
     assert received == ["bc", "ab", "ab", "ab", "abcd", "abcde", "d", "d"]
-    assert lanes_of(clients) == [lanes.ON_CHANNEL] * 8
+    assert lanes_of(clients) == [lane_user.ON_CHANNEL] * 8
     for client in clients:
         client.close()
     world.settle()
@@ -326,8 +326,8 @@ def test_a_client_that_does_not_read_leaves_the_channel(world: World) -> None:
         browser.read()
         assert browser.received == sent
     # The others never waited for it; it has a lane of its own, whose bounds hold.
-    assert lanes_of(clients[1:]) == [lanes.ON_CHANNEL] * 5
-    assert link_of(clients[0]).lane != lanes.ON_CHANNEL
+    assert lanes_of(clients[1:]) == [lane_user.ON_CHANNEL] * 5
+    assert link_of(clients[0]).lane != lane_user.ON_CHANNEL
     assert most < 3 * SETTINGS.max_buffer_bytes
     world.settle(turns=500)
     assert slow.received == sent
@@ -335,7 +335,7 @@ def test_a_client_that_does_not_read_leaves_the_channel(world: World) -> None:
     world.settle()
     world.server.broadcast("and is back")
     world.settle()
-    assert lanes_of(clients) == [lanes.ON_CHANNEL] * 6
+    assert lanes_of(clients) == [lane_user.ON_CHANNEL] * 6
 
 
 def test_a_long_message_goes_by_the_own_connections(world: World) -> None:
@@ -344,7 +344,7 @@ def test_a_long_message_goes_by_the_own_connections(world: World) -> None:
     assert world.server.broadcast("before") == 5
     assert world.server.broadcast(long) == 5
     assert world.server.broadcast("after") == 5
-    assert lanes.ON_CHANNEL not in lanes_of(clients)
+    assert lane_user.ON_CHANNEL not in lanes_of(clients)
     world.settle(turns=100)
     assert [browser.received for browser in world.browsers] == [["before", long, "after"]] * 5
 
@@ -353,7 +353,7 @@ def test_a_full_channel_leads_to_the_own_connections(world: World) -> None:
     clients = on_channel(world, 5)
     message = "x" * 60_000
     count = most = 0
-    while lanes_of(clients) == [lanes.ON_CHANNEL] * 5:
+    while lanes_of(clients) == [lane_user.ON_CHANNEL] * 5:
         assert world.server.broadcast(message) == 5
         count += 1
         most = max(most, clients[0].queued_bytes)
@@ -414,14 +414,14 @@ def test_a_client_in_many_groups_has_a_lane_of_its_own(world: World) -> None:
     clients = on_channel(world, 5)
     for number in range(MAX_GROUPS - 1):
         world.server.group(f"group {number}").add(clients[0])
-        assert link_of(clients[0]).lane == lanes.ON_CHANNEL
+        assert link_of(clients[0]).lane == lane_user.ON_CHANNEL
     last = world.server.group("last")
     last.add(clients[0])
-    assert link_of(clients[0]).lane == lanes.OWN
+    assert link_of(clients[0]).lane == lane_user.OWN
     for number in range(3):
         world.server.broadcast(str(number))
         world.settle()
-    assert lanes_of(clients) == [lanes.OWN] + [lanes.ON_CHANNEL] * 4
+    assert lanes_of(clients) == [lane_user.OWN] + [lane_user.ON_CHANNEL] * 4
     assert [browser.received for browser in world.browsers] == [["0", "1", "2"]] * 5
 
 
@@ -487,7 +487,7 @@ def test_messages_that_wait_for_a_busy_bridge_are_sent_once_for_all(
     expected = ["asks", "joins", "held", "held as well"]
     assert world.browsers[0].received == [*expected, "held for one"]
     assert [browser.received for browser in world.browsers[1:]] == [expected] * 19
-    assert lanes_of(clients) == [lanes.ON_CHANNEL] * 20
+    assert lanes_of(clients) == [lane_user.ON_CHANNEL] * 20
 
 
 def test_a_bridge_without_descriptors_is_asked_again(
@@ -503,7 +503,7 @@ def test_a_bridge_without_descriptors_is_asked_again(
     for number in range(3):
         world.server.broadcast(str(number))
         world.settle()
-    assert lanes_of(clients) == [lanes.ON_CHANNEL] * 5
+    assert lanes_of(clients) == [lane_user.ON_CHANNEL] * 5
     assert [browser.received for browser in world.browsers] == [["one", "0", "1", "2"]] * 5
 
 
@@ -533,7 +533,7 @@ def test_a_descriptor_that_does_not_arrive_is_asked_for_again(
     for number in range(3):
         world.server.broadcast(str(number))
         world.settle()
-    assert lanes_of(clients) == [lanes.ON_CHANNEL] * 5
+    assert lanes_of(clients) == [lane_user.ON_CHANNEL] * 5
     assert world.loop.channels.counts() == (1, 5)
 
 
