@@ -92,7 +92,7 @@ def write(results: Results, directory: Path = DOCS) -> None:
     text = page.read_text()
     if any(case.name in SHOWN_OF_TUNNELS for case in results.cases):
         found = generated(results, [], SHOWN_OF_TUNNELS)
-        text = put_between(text, found.replace("\n### ", "\n#### "), BEGIN_TUNNELS)
+        text = put_between(text, found, BEGIN_TUNNELS)
     others = [case for case in results.cases if case.name not in SHOWN_OF_TUNNELS]
     if others:
         drawn = report.plots(results)

@@ -287,18 +287,17 @@ sys.exit(main(["run", sys.argv[1], "--port", "0"]))
 @pytest.mark.parametrize("while_copying", [[], ["copying"]])
 @pytest.mark.parametrize("number", ENDING)
 def test_a_signal_in_a_callback_ends_the_preparation(
-    tmp_path: Path, chat: Path, number: int, while_copying: list[str]
+    short_path: Path, chat: Path, number: int, while_copying: list[str]
 ) -> None:
-    (tmp_path / "tmp").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", IN_A_CALLBACK, str(chat), str(int(number)), *while_copying],
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        env={**os.environ, "TMPDIR": str(short_path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list(short_path.iterdir()) == []
 
 
 def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path: Path) -> None:
