@@ -29,7 +29,33 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class Broker:
+class _ServerProcess:
+    """The process of a server on a free port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def kill(self) -> None:
+        """Kill it; nothing is saved."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """Stop it as a machine that hangs would: connections stay, answers do not come."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it continue after ``pause``."""
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+
+class Broker(_ServerProcess):
     """One server; ``start`` and ``kill`` may follow each other.
 
     Attributes:
@@ -40,7 +66,7 @@ class Broker:
     """
 
     def __init__(self, directory: Path, *options: str, program: str = "") -> None:
-        self.port = free_port()
+        super().__init__()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.unix_url = f"unix://{directory}/redis-{self.port}.sock"
         self.command = [
@@ -52,7 +78,6 @@ class Broker:
             *options,
         ]
         self.bus_port = 0
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -75,24 +100,6 @@ class Broker:
                 return sock.recv(65536)
         except OSError:
             return b""
-
-    def kill(self) -> None:
-        """Kill it; nothing is saved."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def pause(self) -> None:
-        """Stop it as a machine that hangs would: connections stay, answers do not come."""
-        assert self._process
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it continue after ``pause``."""
-        assert self._process
-        self._process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
@@ -164,15 +171,14 @@ def running_sentinel(directory: Path, *masters: Broker) -> Iterator[Broker]:
         sentinel.kill()
 
 
-class NatsBroker:
-    """A server of NATS; the methods are those of ``Broker``."""
+class NatsBroker(_ServerProcess):
+    """A server of NATS; ``start`` and ``kill`` may follow each other."""
 
     def __init__(self, directory: Path) -> None:
-        self.port = free_port()
+        super().__init__()
         self.url = f"nats://127.0.0.1:{self.port}"
         self._command = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port)]
         self._command += ["-l", f"{directory}/nats.log"]
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -185,21 +191,3 @@ class NatsBroker:
                 return sock.recv(4096).startswith(b"INFO")
         except OSError:
             return False
-
-    def kill(self) -> None:
-        """Kill it."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def pause(self) -> None:
-        """Stop it; see ``Broker.pause``."""
-        assert self._process
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it continue."""
-        assert self._process
-        self._process.send_signal(signal.SIGCONT)
