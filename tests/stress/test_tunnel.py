@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -31,11 +32,11 @@ pytestmark = pytest.mark.skipif(
 # Debian's mpm_event.conf: MaxRequestWorkers, ThreadsPerChild.
 WORKERS, THREADS = 150, 25
 SOCKETS = scaled(2000, 200)
-PAGES = scaled(1000, 200)
+PAGES = scaled(5000, 200)
 # Of pages with the sockets open to those before.  A few pages of a short run are noise.
 MOST_RATIO = scaled(12, 30) / 10
-# Below this, two times of a page do not differ for a person.
-NOISE_S = scaled(2, 20) / 1000
+# Below this, two p99 of one run differ without a cause.
+NOISE_S = scaled(1, 200) / 10_000
 # How long a page of the control may take before it counts as not answered.
 HANGS_S = scaled(4, 1) / 2
 # How much Apache may have for an idle tunnel.
@@ -64,16 +65,32 @@ def tunnel_to(port: int, *settings: str) -> str:
     return STATUS + alias("app", f"http://127.0.0.1:{port}", *settings)
 
 
+# A process of its own: the sockets' clients would hold its interpreter's lock.
+PAGES_PROGRAM = """
+import http.client, math, sys, time
+port, count = map(int, sys.argv[1:])
+connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+times = []
+for _ in range(count + 1):
+    begun_at = time.monotonic()
+    connection.request("GET", "/index.html")
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200
+    times.append(time.monotonic() - begun_at)
+print(sorted(times[1:])[math.ceil(count * 0.99) - 1])
+"""
+
+
 def p99_s(site: Site) -> float:
     """Return the 99th percentile of the times of many pages, on one connection."""
-    times = []
-    with requests.Session() as session:
-        session.get(site.http(), timeout=10).raise_for_status()
-        for _ in range(PAGES):
-            begun_at = time.monotonic()
-            session.get(site.http(), timeout=10).raise_for_status()
-            times.append(time.monotonic() - begun_at)
-    return sorted(times)[math.ceil(len(times) * 0.99) - 1]
+    command = [sys.executable, "-c", PAGES_PROGRAM, str(site.apache.port), str(PAGES)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def best_p99_s(site: Site) -> float:
+    """Return the best of some runs: other programs use the machine."""
+    return min(p99_s(site) for _ in range(scaled(5, 2)))
 
 
 def busy_workers(site: Site) -> int:
@@ -87,18 +104,21 @@ def busy_workers(site: Site) -> int:
 def test_pages_are_as_fast_beside_thousands_of_tunnels(port: int) -> None:
     with running_site("event", WORKERS, THREADS, extra=tunnel_to(port)) as site:
         p99_s(site)  # what is loaded once
-        # Others use the machine: the best of some runs, before and with the sockets.
-        before = min(p99_s(site) for _ in range(scaled(5, 2)))
+        alone = best_p99_s(site)
+        # The clients and the backend cost processor time, too: the same without Apache.
+        with crowd(site, SOCKETS, path="/app", round_s=60, tls=False, port=port):
+            before = best_p99_s(site)
         # A round of all sockets in a minute: they are open, and nearly idle.
         with crowd(site, SOCKETS, path="/app", round_s=60, tls=False) as clients:
             assert clients.open_count == SOCKETS
             wait_for(lambda: busy_workers(site) == 0)
-            with_them = min(p99_s(site) for _ in range(scaled(5, 2)))
+            with_them = best_p99_s(site)
             assert clients.open_count == SOCKETS
             assert (clients.report.faults, clients.report.closes) == ([], [])
         print(
             f"{SOCKETS} tunnels, {WORKERS} workers, none busy: p99 of a page"
-            f" {with_them * 1000:.2f} ms with them, {before * 1000:.2f} ms before"
+            f" {with_them * 1000:.2f} ms; {before * 1000:.2f} ms with the sockets at the"
+            f" backend itself; {alone * 1000:.2f} ms without sockets"
         )
         assert with_them <= before * MOST_RATIO + NOISE_S
 

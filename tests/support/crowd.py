@@ -194,6 +194,7 @@ class Crowd:
         may_lose: messages may be lost, as with a producer that is killed; none may
             come twice or out of order all the same.
         tls: all with TLS, or none; None: every second one.
+        port: where they connect instead of to Apache, without TLS.
     """
 
     def __init__(
@@ -204,8 +205,10 @@ class Crowd:
         round_s: float = 0.02,
         may_lose: bool = False,
         tls: bool | None = None,
+        port: int = 0,
     ) -> None:
         self._tls = tls
+        self._port = port
         self.path = path
         self.may_lose = may_lose
         self.report = Report()
@@ -331,7 +334,7 @@ class Crowd:
             _, client = await loop.create_connection(
                 lambda: _Client(self, index),
                 "127.0.0.1",
-                apache.tls_port if context else apache.port,
+                self._port or (apache.tls_port if context else apache.port),
                 ssl=context,
                 server_hostname="localhost" if context else None,
             )
@@ -349,9 +352,10 @@ def crowd(
     round_s: float = 0.02,
     may_lose: bool = False,
     tls: bool | None = None,
+    port: int = 0,
 ) -> Iterator[Crowd]:
     """A crowd that is connected and talks; it leaves at the end."""
-    made = Crowd(site, count, path, round_s, may_lose, tls)
+    made = Crowd(site, count, path, round_s, may_lose, tls, port)
     try:
         made.start()
         yield made
