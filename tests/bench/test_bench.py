@@ -26,6 +26,7 @@ CASES = [
     "fan-out-stalled",
     "handshakes",
     "memory-wss",
+    "relay-2x1000",
     "scale",
 ]
 # A new checkout also installs the servers; the limit is for a machine with other work.
