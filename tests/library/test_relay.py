@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -454,6 +455,31 @@ def test_a_broker_that_hangs(short_path: Path, own_broker: Broker) -> None:
     with producers(short_path, f"{own_broker.url}?socket_timeout=1") as two:
         two[1].client("room")
         lose_and_return(two, own_broker.pause, own_broker.resume)
+
+
+def test_a_message_that_was_being_sent_does_not_arrive_after_later_ones(
+    short_path: Path, own_broker: Broker
+) -> None:
+    """The kernel would deliver what it has of the connection that was closed.
+
+    The message is longer than what the broker receives while it hangs.
+    """
+    with (
+        producers(short_path, f"{own_broker.url}?socket_timeout=1", 1) as (one,),
+        socket.create_connection(("127.0.0.1", own_broker.port), DEADLINE_S) as subscriber,
+    ):
+        subscriber.sendall(b"SUBSCRIBE apachews:chat.ws\r\n")
+        subscriber.recv(1000)
+        own_broker.pause()
+        one.server.broadcast("being sent " * 90_000)
+        wait_for(one.relay_events)
+        own_broker.resume()
+        wait_for(lambda: one.is_up)
+        one.server.broadcast("later")
+        data = b""
+        while b"later" not in data:
+            data += subscriber.recv(100_000)
+        assert b"being sent" not in data, f"{len(data)} bytes"
 
 
 def test_a_broker_that_closes_a_connection(short_path: Path, own_broker: Broker) -> None:
