@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import __main__ as command
-from bench import cpu, docs, machine, memory, plot, processes, relay, report, scale
+from bench import cpu, docs, machine, memory, plot, processes, reach, relay, report, scale
 from bench.cases import CASES, ON_UVLOOP, PEERS, Case, Kind, select
 from bench.cpu import Reading
 from bench.limits import TooFewDescriptors, require_descriptors
@@ -596,3 +597,39 @@ def test_the_page_that_ships_has_the_comments() -> None:
     page = (docs.DOCS / "performance.md").read_text()
     for begin in (docs.BEGIN, *docs.BLOCKS):
         docs.put_between(page, "", begin)
+
+
+# How far a relay goes.
+
+
+@pytest.mark.parametrize(("machines", "members"), [(10, 2), (10, 30), (100, 250)])
+def test_the_simulated_site_is_that_of_a_random_placement(machines: int, members: int) -> None:
+    rng = random.Random(7)
+    number = machines * reach.CLIENTS // members // 10
+    placed = [len({rng.randrange(machines) for _ in range(members)}) for _ in range(number)]
+    found = reach.load(machines, members)
+    assert found.groups == pytest.approx(sum(placed) * 10 / machines, rel=0.02)
+    assert found.written == pytest.approx(machines * found.groups)
+
+
+def test_the_cost_of_a_broker_is_read_from_its_figures() -> None:
+    alone = {1: 10.0 + 5.5, 10: 10.0 + 55, 100: 10.0 + 550}
+    at_once = {1: 8.5, 10: 13.0, 100: 58.0}
+    cost = reach.fitted(alone, at_once)
+    assert (cost.publish_us, cost.write_us, cost.send_us) == pytest.approx((8.0, 0.5, 5.0))
+
+
+def test_the_page_of_machines_has_what_the_simulation_finds() -> None:
+    assert reach.table() in (reach.DOCS / "machines.md").read_text()
+    assert (reach.DOCS / reach.PLOT).read_text() == reach.drawing()
+
+
+def test_a_plot_of_lines_has_logarithmic_axes() -> None:
+    line = [(10.0, 1.0), (100.0, 10.0), (1000.0, 100.0)]
+    root = ElementTree.fromstring(plot.lines("A <t>", "x", "y", [("one", line)], [(10, "mark")]))
+    (path,) = [e for e in root.iter(f"{SVG}path") if e.get("stroke-width") == "2"]
+    points = [tuple(map(float, pair.split())) for pair in path.attrib["d"][1:].split("L")]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.2)
+    assert x0 < x1 and y0 > y1, "larger figures are to the right, and above"
+    assert {"A <t>", "x", "y", "one", "mark", "1,000"} <= {e.text for e in root.iter(f"{SVG}text")}
