@@ -107,7 +107,8 @@ class Load:
 
 def machines_with(members: float, machines: int) -> float:
     """Return how many machines have a member of a group, if each member's is any of them."""
-    return machines * (1.0 - (1.0 - 1.0 / machines) ** members)
+    without = math.pow(1.0 - 1.0 / machines, members)
+    return machines * (1.0 - without)
 
 
 def load(machines: int, members: float) -> Load:
