@@ -35,7 +35,9 @@ from apachews import (
     wire,
 )
 from apachews._relay import address
+from apachews._relay.engine import EngineError
 from apachews._relay.envelope import NOWHERE, Envelope, channel_of, group_of
+from apachews._relay.relay import open_engine
 from apachews.exceptions import WireError
 from apachews.monitoring.relays import ask_relays
 from apachews_tools.doctor.relay import check_relay
@@ -398,6 +400,19 @@ def test_a_group_is_subscribed_only_while_it_has_members(short_path: Path, broke
             client = one.client("room")
             client.socket.close()
             wait_for(lambda: not one.server.group("room").is_relayed)
+
+
+def test_a_subscription_that_the_broker_does_not_have_is_noticed(broker: Broker) -> None:
+    engine = open_engine(address.parse(broker.url), "chat.ws")
+    engine.connect()
+    try:
+        engine.subscribe([None, "room"])
+        engine.verify([None, "room"])
+        redis.Redis(port=broker.port).client_kill_filter(_type="pubsub")
+        with pytest.raises(EngineError, match=r"PUBSUB NUMSUB: .* has no subscriber"):
+            engine.verify([None, "room"])
+    finally:
+        engine.close()
 
 
 def test_foreign_messages_on_the_channel_do_no_harm(short_path: Path, broker: Broker) -> None:
