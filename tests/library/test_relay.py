@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.cluster import RedisCluster
+from redis.sentinel import Sentinel
 
 from apachews import (
     Event,
@@ -764,6 +766,15 @@ def test_a_cluster_shards_the_channels(short_path: Path) -> None:
             for name in names:
                 one.server.group(name).broadcast(name)
             assert sorted(received(client, 30)) == sorted(names)
+            made = RedisCluster(host="127.0.0.1", port=nodes[0].port, socket_timeout=3)
+            third = Producer(short_path / "third.ws", made, relay_name="chat.ws")
+            try:
+                wait_for(lambda: third.is_up)
+                third.server.group("room-7").broadcast("by a client of redis-py")
+                assert received(client, 1) == ["by a client of redis-py"]
+            finally:
+                third.close()
+                made.close()
 
 
 def test_a_failover_by_a_sentinel(short_path: Path) -> None:
@@ -783,6 +794,18 @@ def test_a_failover_by_a_sentinel(short_path: Path) -> None:
                 wait_for(lambda producer=producer: len(producer.relay_events()) == 2, 30.0)  # type: ignore[misc]
             one.server.group("room").broadcast("after")
             assert received(client, 1)[-1] == "after"
+            make: Any = Sentinel  # without types
+            sentinels = make([("127.0.0.1", sentinel.port)], socket_timeout=3)
+            made = sentinels.master_for("mymaster", socket_timeout=3)
+            third = Producer(short_path / "third.ws", made, relay_name="chat.ws")
+            try:
+                wait_for(lambda: third.is_up)
+                third.server.group("room").broadcast("by a client of redis-py")
+                assert received(client, 1) == ["by a client of redis-py"]
+                status = third.server.relay_status()
+                assert status and status.address == "the master mymaster of Redis Sentinels"
+            finally:
+                third.close()
             assert b"role:master" in second.call("INFO", "replication")
 
 
