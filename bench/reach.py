@@ -30,7 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from . import cpu, plot, processes
+from apachews_tools.httpd.private_apache import free_port
+
+from . import cpu, peers, plot, processes, relay
 
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs" / "howto"
 PLOT: Final = "machines.svg"
@@ -167,6 +169,11 @@ def drawing() -> str:
 class Broker:
     """A server's process, and how to speak to it over a socket."""
 
+    # To receive all messages: answered at once.
+    subscription: bytes
+    # To publish one: the answer ends with a line.
+    message: bytes
+
     def __init__(self, command: list[str], port: int, executable: str | None = None) -> None:
         self.port = port
         self.process = subprocess.Popen(
@@ -180,10 +187,10 @@ class Broker:
 
     def connect(self) -> socket.socket:
         """Connect, as soon as it listens."""
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + peers.START_TIMEOUT_S
         while True:
             try:
-                return socket.create_connection(("127.0.0.1", self.port), 10.0)
+                return socket.create_connection(("127.0.0.1", self.port), peers.START_TIMEOUT_S)
             except OSError:
                 if time.monotonic() > deadline:
                     raise
@@ -191,35 +198,26 @@ class Broker:
 
     def subscriber(self) -> socket.socket:
         """Return a connection that gets all messages."""
-        raise NotImplementedError
-
-    def publisher(self) -> socket.socket:
-        """Return a connection for ``publish``."""
-        return self.connect()
-
-    #: A message, whose answer ends with a line.
-    message: bytes
+        sock = self.connect()
+        sock.sendall(self.subscription)
+        sock.recv(4096)
+        return sock
 
 
 class RedisBroker(Broker):
     """Redis."""
 
+    subscription = b"SUBSCRIBE c\r\n"
     message = b"*3\r\n$7\r\nPUBLISH\r\n$1\r\nc\r\n$%d\r\n%s\r\n" % (
         MESSAGE_BYTES,
         bytes(MESSAGE_BYTES),
     )
 
-    def subscriber(self) -> socket.socket:
-        """Return a connection that has its confirmation."""
-        sock = self.connect()
-        sock.sendall(b"SUBSCRIBE c\r\n")
-        sock.recv(4096)
-        return sock
-
 
 class NatsBroker(Broker):
-    """nats-server: the answer to a message is that to the PING after it."""
+    """nats-server: the answer is that to the PING after a message."""
 
+    subscription = b"SUB c 1\r\nPING\r\n"
     message = b"PUB c %d\r\n%s\r\nPING\r\n" % (MESSAGE_BYTES, bytes(MESSAGE_BYTES))
 
     def connect(self) -> socket.socket:
@@ -230,20 +228,9 @@ class NatsBroker(Broker):
         sock.recv(4096)
         return sock
 
-    def subscriber(self) -> socket.socket:
-        """Return a connection that has its confirmation."""
-        sock = self.connect()
-        sock.sendall(b"SUB c 1\r\nPING\r\n")
-        sock.recv(4096)
-        return sock
-
 
 def brokers() -> Iterator[tuple[str, Broker]]:
     """Start one after the other; each ends before the next one starts."""
-    from apachews_tools.httpd.private_apache import free_port
-
-    from . import relay
-
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1"]
     redis = RedisBroker([*relay.COMMAND, *options], port, relay.program())
@@ -294,7 +281,7 @@ def measure(
     producers of several machines do.
     """
     receiving = [broker.subscriber() for _ in range(subscribers)]
-    sending = [broker.publisher() for _ in range(publishers)]
+    sending = [broker.connect() for _ in range(publishers)]
     with contextlib.ExitStack() as stack:
         for sock in receiving + sending:
             stack.callback(sock.close)
