@@ -164,6 +164,13 @@ class Site:
         """Return how often httpd has begun its work."""
         return self.apache.error_log.count("-- resuming normal operations")
 
+    def kill_children(self) -> None:
+        """Kill all children; return when those that take their place are ready."""
+        victims = set(self.apache.children())
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: self.is_ready() and not victims & set(self.apache.children()), 60)
+
     def settle(self) -> None:
         """Wait until a stop meets each child at a moment that httpd guards.
 
@@ -175,7 +182,10 @@ class Site:
         """
         log = self.apache.root / "access.log"
         wait_for(
-            lambda: self.is_ready() and time.time() - log.stat().st_mtime > SETTLED_S,
+            lambda: (
+                self.apache.poll() is not None
+                or (self.is_ready() and time.time() - log.stat().st_mtime > SETTLED_S)
+            ),
             60,
         )
 
