@@ -185,11 +185,12 @@ class Server:
         return self._file.path
 
     def clients(self) -> list[Client]:
-        """Return the clients that are connected, accepted and not being closed.
+        """Return the clients of this process: connected, accepted and not being closed.
 
-        Clients whose Accept waits to be dequeued are among them: a broadcast may reach
-        them before the program's greeting, and their ``state`` is None.  A group of its
-        own holds only the clients that the program has added.
+        Other workers and other machines have theirs.  Clients whose Accept waits to be
+        dequeued are among them: a broadcast may reach them before the program's greeting,
+        and their ``state`` is None.  A group of its own holds only the clients that the
+        program has added.
 
         Example:
             >>> [client.request.remote[0] for client in server.clients()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from . import cases as case_table
-from . import docs, machine, measure, memory, peers, profile, report, scale
+from . import docs, machine, measure, memory, peers, profile, relay, report, scale
 from .cases import PEERS, Case, Kind
 from .generator import GeneratorFailed
 from .limits import TooFewDescriptors, raise_descriptor_limit, require_descriptors
@@ -153,7 +153,7 @@ def _run(selected: list[Case], options: argparse.Namespace, arguments: list[str]
             results.write(options.output / report.RESULTS)
             passed = time.monotonic() - begun_at
             _say(f"{number}/{len(selected)} {passed / 60:4.1f} min  {report.one_line(found)}")
-            if options.profile and case.kind not in (Kind.MEMORY, Kind.STALLED, Kind.SCALE):
+            if options.profile and case.kind in profile.KINDS:
                 results.profile += profile.run(case)
     return _write(results, options.output)
 
@@ -189,8 +189,8 @@ def run_case(case: Case, rounds: int) -> CaseResults:
 
 def run_peer(case: Case, name: str) -> Figures:
     """Measure one peer in a case once."""
-    how = {Kind.MEMORY: memory.idle, Kind.STALLED: memory.stalled}.get(case.kind, measure.run)
-    return how(case, PEERS[name])
+    how = {Kind.MEMORY: memory.idle, Kind.STALLED: memory.stalled, Kind.RELAY: relay.run}
+    return how.get(case.kind, measure.run)(case, PEERS[name])
 
 
 def _write(results: Results, output: Path) -> int:

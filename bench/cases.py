@@ -32,6 +32,7 @@ class Kind(Enum):
     HANDSHAKES = "handshakes"
     MEMORY = "memory"
     STALLED = "stalled"
+    RELAY = "relay"
     SCALE = "scale"
 
 
@@ -48,6 +49,7 @@ class Peer:
         tls: whether Apache ends TLS in front of it.
         compressed: whether clients and server negotiate permessage-deflate.
         one_by_one: whether the program sends a message to all in a loop over its clients.
+        relayed: whether two of them, each on a machine of its own, share a Redis.
     """
 
     name: str
@@ -58,11 +60,17 @@ class Peer:
     tls: bool = False
     compressed: bool = False
     one_by_one: bool = False
+    relayed: bool = False
 
     @property
     def is_greeted(self) -> bool:
         """Whether the program answers a text to its sender only, also in fan-out."""
         return self.backend != "nchan"
+
+    @property
+    def speaks_socket_io(self) -> bool:
+        """Whether its clients speak Socket.IO over WebSocket."""
+        return self.backend == "socketio"
 
     @property
     def handshakes_a_second(self) -> float:
@@ -79,6 +87,9 @@ TUNNEL: Final = "tunnel+picows"
 NCHAN: Final = "nchan"
 COMPRESSED: Final = "ours, compressed"
 ONE_BY_ONE: Final = "ours, one by one"
+RELAYED: Final = "ours, relayed"
+SOCKETIO: Final = "python-socketio"
+CHANNELS: Final = "channels_redis"
 PEERS: Final = {
     peer.name: peer
     for peer in (
@@ -97,6 +108,9 @@ PEERS: Final = {
         Peer("proxy+uWebSockets.js", "uws", proxied=True),
         Peer(NCHAN, "nchan"),
         Peer(ONE_BY_ONE, "apachews", one_by_one=True),
+        Peer(RELAYED, "apachews", relayed=True),
+        Peer(SOCKETIO, "socketio", uvloop=True, relayed=True),
+        Peer(CHANNELS, "channels", uvloop=True, relayed=True),
         Peer(COMPRESSED, "apachews", compressed=True),
         Peer("websockets, compressed", "websockets", compressed=True),
         Peer(TUNNEL, "picows", tunnelled=True, uvloop=True),
@@ -116,7 +130,7 @@ ON_UVLOOP: Final = {
 ALL: Final = tuple(
     name
     for name, peer in PEERS.items()
-    if not (peer.tls or peer.tunnelled or peer.compressed or peer.one_by_one)
+    if not (peer.tls or peer.tunnelled or peer.compressed or peer.one_by_one or peer.relayed)
     and peer.backend != "nchan"
 )
 ALL_TLS: Final = tuple(name for name, peer in PEERS.items() if peer.tls)
@@ -138,11 +152,11 @@ class Case:
         size: of a message, bytes.
         text: whether messages are texts, not binary.
         json: whether their content is JSON, which compresses; otherwise random bytes.
-        timed: whether every round trip is timed.
+        timed: whether every round trip, or the way of every relayed message, is timed.
         window_s: the time measured.
         more_connections: for memory: the second, larger count.
         proxied_connections: for memory: the two counts of the peers that hold a worker each.
-        our_children: how many children our Apache has.
+        our_children: how many children our Apache has; for relays: all Apaches together.
         stalled: how many of the connections stop reading.
         most_rounds: limit of the rounds of a case that takes long.
     """
@@ -198,7 +212,7 @@ class Case:
 
     def quick(self) -> Case:
         """Return a short form to try, with a tenth of the clients of large cases at most."""
-        if self.kind in (Kind.FAN_OUT, Kind.MEMORY, Kind.STALLED):
+        if self.kind in (Kind.FAN_OUT, Kind.MEMORY, Kind.STALLED, Kind.RELAY) and not self.timed:
             low, high = self.proxied_connections
             return replace(
                 self,
@@ -262,6 +276,7 @@ def _table() -> list[Case]:
         _memory("memory-ws", FEW[:2]),
         _memory("memory-wss", FEW_TLS),
         *_tunnels(),
+        *_relays(),
         Case("scale", Kind.SCALE, ("ours",)),
     ]
     return cases
@@ -313,6 +328,15 @@ def _tunnels() -> list[Case]:
         Case("tunnel-echo-64KiB-c32", Kind.ECHO, TUNNELS, 32, size=64 * KIB, window_s=2.0),
         Case("tunnel-handshakes", Kind.HANDSHAKES, TUNNELS, 16, window_s=2.0, our_children=2),
         _memory("tunnel-memory", TUNNELS),
+    ]
+
+
+def _relays() -> list[Case]:
+    """Return the cases of two machines; *ours* has all clients on one, to compare."""
+    peers = (RELAYED, "ours", SOCKETIO, CHANNELS)
+    return [
+        Case("relay-2x1000", Kind.RELAY, peers, 2000, window_s=2.5, our_children=2),
+        Case("relay-latency", Kind.RELAY, peers, 2, timed=True, window_s=2.0, our_children=2),
     ]
 
 

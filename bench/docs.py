@@ -1,7 +1,7 @@
 """Copy the figures of a run into docs/explanation/performance.md, and draw its plots.
 
-The page has two blocks, each between two comments: one for tunnels, one for all other cases.  A run
-writes the blocks for which it has cases, so that a run of tunnels alone keeps the other figures.
+The page has three blocks, each between two comments: one for tunnels, one for relays, one for all
+other cases.  A run writes the blocks for which it has cases, and keeps the other figures.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .targets import judge_all
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs" / "explanation"
 BEGIN: Final = "<!-- figures: bench/run --docs writes what follows -->"
 BEGIN_TUNNELS: Final = "<!-- figures of tunnels: bench/run --docs writes what follows -->"
+BEGIN_RELAYS: Final = "<!-- figures of relays: bench/run --docs writes what follows -->"
 END: Final = "<!-- end of figures -->"
 # The cases whose tables the page shows.
 SHOWN: Final = (
@@ -39,6 +40,10 @@ SHOWN_OF_TUNNELS: Final = (
     "tunnel-handshakes",
     "tunnel-memory",
 )
+SHOWN_OF_RELAYS: Final = ("relay-2x1000", "relay-latency")
+# The blocks of a subject, without an overview and plots.
+BLOCKS: Final = {BEGIN_TUNNELS: SHOWN_OF_TUNNELS, BEGIN_RELAYS: SHOWN_OF_RELAYS}
+OF_BLOCKS: Final = frozenset(name for shown in BLOCKS.values() for name in shown)
 
 
 class NoMarkers(ValueError):
@@ -50,14 +55,17 @@ class NoMarkers(ValueError):
 
 def generated(results: Results, drawn: list[str], shown: tuple[str, ...] = SHOWN) -> str:
     """Return the block of the page that shows these cases of a run."""
-    outcomes = judge_all(results)
-    of_tunnels = shown is SHOWN_OF_TUNNELS
-    targets = [o for o in outcomes if o.target.is_of_tunnel == of_tunnels]
+    has_all = shown is SHOWN
+    targets = [
+        outcome
+        for outcome in judge_all(results)
+        if (outcome.target.case not in OF_BLOCKS if has_all else outcome.target.case in shown)
+    ]
     # A note about one case begins with its name.
-    notes = [note for note in results.notes if not of_tunnels or not note.startswith("scale:")]
+    notes = [note for note in results.notes if has_all or not note.startswith("scale:")]
     parts = [f"**{note}**" for note in notes]
     parts += [report.facts(results), "### Targets", report.targets_table(targets)]
-    if not of_tunnels and (compared := report.overview(results)):
+    if has_all and (compared := report.overview(results)):
         parts += ["### At a glance", compared]
     parts += ["### Plots"] if drawn else []
     parts += [f"![{name.removesuffix('.svg')}](performance/{name})" for name in drawn]
@@ -90,11 +98,10 @@ def write(results: Results, directory: Path = DOCS) -> None:
     """
     page = directory / "performance.md"
     text = page.read_text()
-    if any(case.name in SHOWN_OF_TUNNELS for case in results.cases):
-        found = generated(results, [], SHOWN_OF_TUNNELS)
-        text = put_between(text, found, BEGIN_TUNNELS)
-    others = [case for case in results.cases if case.name not in SHOWN_OF_TUNNELS]
-    if others:
+    for begin, shown in BLOCKS.items():
+        if any(case.name in shown for case in results.cases):
+            text = put_between(text, generated(results, [], shown), begin)
+    if any(case.name not in OF_BLOCKS for case in results.cases):
         drawn = report.plots(results)
         text = put_between(text, generated(results, list(drawn)))
         plots = directory / "performance"

@@ -181,8 +181,17 @@ class Listener(Client):
             self.counters.extra += 1
         self.received += 1
         self.counters.received += 1
+        crowd.time_one()
         if self.counters.received >= crowd.due and self.counters.is_sending and not crowd.is_paced:
             crowd.publish()
+
+    def greet(self) -> None:
+        """Send a text, which the program answers to this client alone."""
+        self.transport.send(WSMsgType.TEXT, b"hello")
+
+    def publish(self, message: bytes) -> None:
+        """Send a message, which the program sends to all."""
+        self.transport.send(self.type, message)
 
     def stall(self) -> None:
         """Stop reading, with a small receive buffer."""
@@ -217,12 +226,55 @@ class Inflating(Listener):
         self.on_message()
 
 
-class Crowd:
-    """The messages to all listeners: two are under way at a time."""
+class SocketIo(Listener):
+    """A listener that speaks Socket.IO 5 over Engine.IO 4: a message is a text in an event."""
 
-    def __init__(self, counters: Counters, listeners: list[Listener]) -> None:
+    _BEGIN: Final = b'42["m","'
+    _END: Final = b'"]'
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Connect to the default namespace."""
+        super().on_ws_connected(transport)
+        transport.send(WSMsgType.TEXT, b"40")
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Take a delivery, the answer to a greeting, or a ping."""
+        payload = frame.get_payload_as_bytes()
+        if payload.startswith(self._BEGIN):
+            number = self.received
+            self.counters.wrong += len(payload) != self.messages.size + len(
+                self._BEGIN + self._END
+            ) or (number % CHECK_EVERY == 0 and payload != self._packet(number))
+            self.on_message()
+        elif payload == b'42["hello"]':
+            self.crowd.met()
+        elif payload == b"2":
+            transport.send(WSMsgType.TEXT, b"3")
+
+    def greet(self) -> None:
+        """Send an event, which the program answers."""
+        self.transport.send(WSMsgType.TEXT, b'42["hello"]')
+
+    def publish(self, message: bytes) -> None:
+        """Send an event with the message."""
+        self.transport.send(WSMsgType.TEXT, self._BEGIN + message + self._END)
+
+    def _packet(self, number: int) -> bytes:
+        return self._BEGIN + self.messages.number(number) + self._END
+
+
+class Crowd:
+    """The messages to all listeners.
+
+    Args:
+        under_way: the number of messages at a time.
+    """
+
+    def __init__(self, counters: Counters, listeners: list[Listener], under_way: int = 2) -> None:
         self.counters = counters
         self.listeners = listeners
+        self.under_way = under_way
+        self.sent_at_ns = 0
         self.published = 0
         self.due = 0  # deliveries after which the next message is sent
         self.is_paced = False
@@ -241,7 +293,7 @@ class Crowd:
             TimeoutError
         """
         for listener in self.listeners:
-            listener.transport.send(WSMsgType.TEXT, b"hello")
+            listener.greet()
         await asyncio.wait_for(self._all_met.wait(), HANDSHAKE_TIMEOUT_S)
 
     def met(self) -> None:
@@ -253,11 +305,17 @@ class Crowd:
     def publish(self) -> None:
         """Send the next message, which the program sends to all."""
         conductor = self.listeners[0]
-        self.due = self.published * len(self.listeners)
+        self.due = (self.published + 2 - self.under_way) * len(self.listeners)
         message = conductor.messages.number(self.published)
         self.published += 1
         self.counters.sent += len(self.listeners)
-        conductor.transport.send(conductor.type, message)
+        self.sent_at_ns = time.perf_counter_ns()
+        conductor.publish(message)
+
+    def time_one(self) -> None:
+        """Time the only message under way, if it has reached all."""
+        if self.counters.received >= self.due and self.counters.round_trips_ns is not None:
+            self.counters.round_trips_ns.append(time.perf_counter_ns() - self.sent_at_ns)
 
     async def publish_paced(self, rate: float) -> None:
         """Publish so many messages a second until halted, or as many as the servers deliver."""
@@ -292,10 +350,12 @@ class Load:
         source: str = "",
         is_json: bool = False,
         compressed: bool = False,
+        socket_io: bool = False,
     ) -> dict[str, Any]:
         """Open so many more connections; return the errors of those that failed."""
         messages = Messages(size, text, is_json)
-        kind = Inflating if compressed else Listener if fan_out else Client
+        kind: type[Client] = Listener if fan_out else Client
+        kind = Inflating if compressed else SocketIo if socket_io else kind
         failures: list[str] = []
         waiting = iter(range(count))
         context = _context(certificate)
@@ -335,14 +395,21 @@ class Load:
             client.send()
         return {}
 
-    async def fan_out(self, greets: bool = True) -> dict[str, Any]:
-        """Publish messages to all until halted; ``greets``: after every client was answered."""
-        crowd = Crowd(self.counters, [c for c in self.clients if isinstance(c, Listener)])
+    async def fan_out(self, greets: bool = True, timed: bool = False) -> dict[str, Any]:
+        """Publish messages to all until halted.
+
+        Args:
+            greets: begin after every client was answered.
+            timed: one message at a time, whose way is timed; two otherwise.
+        """
+        listeners = [c for c in self.clients if isinstance(c, Listener)]
+        crowd = Crowd(self.counters, listeners, 1 if timed else 2)
+        self.counters.round_trips_ns = [] if timed else None
         if greets:
             await crowd.meet()
         self.counters.is_sending = True
-        crowd.publish()
-        crowd.publish()
+        for _ in range(crowd.under_way):
+            crowd.publish()
         return {}
 
     async def fan_out_paced(self, stalled: int, rate: float) -> dict[str, Any]:

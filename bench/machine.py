@@ -14,10 +14,14 @@ from pathlib import Path
 
 from apachews_tools.httpd.private_apache import find_httpd, find_wsgi_module
 
+from . import relay
 from .peers import NGINX, NODE_MODULES
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("apachews", "websockets", "picows", "uvicorn", "uvloop", "wsproto")
+PACKAGES = (
+    *("apachews", "websockets", "picows", "uvicorn", "uvloop", "wsproto"),
+    *("redis", "python-socketio", "channels", "channels_redis"),
+)
 NODE_PACKAGES = {"ws": "ws", "uWebSockets.js": "@trufflesuite/uws-js-unofficial"}
 
 
@@ -62,6 +66,7 @@ def describe(arguments: list[str]) -> dict[str, str]:
         **{package: version_of(package) for package in PACKAGES},
         "Node": _said(["node", "--version"], r"v(\S+)"),
         **{name: _node_version(package) for name, package in NODE_PACKAGES.items()},
+        "Redis": _said([*relay.COMMAND[:1], "--version"], r"v=(\S+)", relay.program()),
         "nginx": _debian_version("nginx"),
         "Nchan": _debian_version("libnginx-mod-nchan"),
         "Modules of apachews": form_of("apachews._server.loop"),
@@ -100,10 +105,12 @@ def _commit() -> str:
     return f"{commit}, with changes" if changed != "unknown" else commit
 
 
-def _said(command: list[str], pattern: str) -> str:
-    """Return a part of a program's output."""
+def _said(command: list[str], pattern: str, program: str | None = None) -> str:
+    """Return a part of a program's output; ``program``: the file, if not that of the command."""
     try:
-        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        output = subprocess.run(
+            command, executable=program, capture_output=True, text=True, check=False
+        ).stdout
     except FileNotFoundError:
         return "unknown"
     found = re.search(pattern, output)

@@ -78,8 +78,10 @@ def begin(case: Case, peer: Peer, running: Running, generator: Generator) -> Non
         generator.ask("echo", window=case.window, timed=case.timed)
 
 
-def connect(case: Case, peer: Peer, running: Running, generator: Generator) -> None:
-    """Open the connections of a case.
+def connect(
+    case: Case, peer: Peer, running: Running, generator: Generator, count: int | None = None
+) -> None:
+    """Open the connections of a case, or so many of them.
 
     Raises:
         GeneratorFailed: not all could be opened.
@@ -87,13 +89,14 @@ def connect(case: Case, peer: Peer, running: Running, generator: Generator) -> N
     generator.connect(
         url=running.url,
         certificate=running.certificate,
-        count=case.connections,
+        count=case.connections if count is None else count,
         at_once=CONNECT_AT_ONCE,
         size=case.size,
-        text=case.text,
-        fan_out=case.kind in (Kind.FAN_OUT, Kind.STALLED),
+        text=case.text or peer.speaks_socket_io,
+        fan_out=case.kind in (Kind.FAN_OUT, Kind.STALLED, Kind.RELAY),
         is_json=case.json,
         compressed=peer.compressed,
+        socket_io=peer.speaks_socket_io,
     )
 
 
@@ -116,6 +119,11 @@ def window(case: Case, running: Running, generator: Generator) -> Figures:
     program = running.backend_pids()
     of_backend = cpu.used(cpu.of(program, before), cpu.of(program, after))
     found = figures(begin, end, cpu.used(before, after), of_backend, result, running)
+    if case.kind is Kind.RELAY:
+        broker = running.broker_pids()
+        of_broker = cpu.used(cpu.of(broker, before), cpu.of(broker, after))
+        found["broker_cpu_us"] = of_broker.seconds * 1e6 / found["messages"]
+        found["per_cpu_s"] = 1e6 / found["cpu_us"]
     if case.kind is Kind.FAN_OUT:
         found["broadcast_cpu_ms"] = found["cpu_us"] * case.connections / 1000
     return found

@@ -36,6 +36,8 @@ NGINX: Final = Path(sys.prefix) / "nginx"
 NODE_MODULES: Final = Path(sys.prefix) / "node" / "node_modules"
 # The URL path of the WebSocket, with every peer.
 PATH: Final = "/echo.ws"
+# That of a client of Socket.IO, without a handshake by HTTP before.
+SOCKETIO_PATH: Final = "/socket.io/?EIO=4&transport=websocket"
 START_TIMEOUT_S: Final = 10.0
 # The page of mod_status, in our Apache and in the proxy's.
 STATUS_PATH: Final = "/server-status"
@@ -136,9 +138,13 @@ class Running:
             pid for backend in self.backends for pid in processes.of_session(backend.process.pid)
         ]
 
+    def broker_pids(self) -> list[int]:
+        """Return the processes of the broker between several machines."""
+        return []
+
     def pids(self) -> list[int]:
         """Return all processes that serve."""
-        return self.apache_pids() + self.backend_pids()
+        return self.apache_pids() + self.backend_pids() + self.broker_pids()
 
     def log_tail(self) -> str:
         """Return the ends of its logs, for a failure's text."""
@@ -167,7 +173,7 @@ def directory() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def program(peer: Peer, mode: str, root: Path) -> list[str]:
+def program(peer: Peer, mode: str, root: Path, relay: str = "") -> list[str]:
     """Return the command of a peer's program, ``apachews`` excepted."""
     if peer.backend in ("ws", "uws"):
         script = BACKENDS / f"{peer.backend}_server.js"
@@ -177,12 +183,14 @@ def program(peer: Peer, mode: str, root: Path) -> list[str]:
         options = ["uvloop" if peer.uvloop else "asyncio", "deflate" * peer.compressed]
     elif peer.backend == "nchan":
         options = [str(root), str(NGINX)]
+    elif peer.relayed:
+        return processes.python("bench.backends.relayed_server", peer.backend, relay)
     return processes.python(f"bench.backends.{peer.backend}_server", mode, *options)
 
 
-def producer(mode: str, path: Path) -> list[str]:
+def producer(mode: str, path: Path, relay: str = "") -> list[str]:
     """Return the command of a producer of ours."""
-    return processes.python("bench.backends.apachews_producer", mode, str(path))
+    return processes.python("bench.backends.apachews_producer", mode, str(path), relay)
 
 
 @contextmanager
@@ -256,13 +264,16 @@ def apache(
 
 
 @contextmanager
-def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Iterator[Running]:
+def start(
+    peer: Peer, mode: str, connections: int, our_children: int = 1, relay: str = ""
+) -> Iterator[Running]:
     """Start a peer for a case with so many connections.
 
     Args:
         mode: ``echo`` or ``fan-out``.
         connections: number of workers that a proxy needs.
         our_children: number of Apache's children if the peer is ours.
+        relay: the address of the Redis that it shares with others, if it is relayed.
 
     Raises:
         PeerFailed
@@ -273,16 +284,19 @@ def start(peer: Peer, mode: str, connections: int, our_children: int = 1) -> Ite
         if peer.backend == "apachews":
             server = stack.enter_context(_ours(root, our_children))
             mode = "one-by-one" if peer.one_by_one else mode
-            serving = stack.enter_context(backend(log, producer(mode, server.docroot / PATH[1:])))
+            serving = stack.enter_context(
+                backend(log, producer(mode, server.docroot / PATH[1:], relay))
+            )
         else:
-            serving = stack.enter_context(backend(log, program(peer, mode, root)))
+            serving = stack.enter_context(backend(log, program(peer, mode, root, relay)))
             if peer.tunnelled:
                 to_it = TUNNEL.format(path=PATH, port=serving.where)
                 server = stack.enter_context(_ours(root, our_children, to_it))
             elif peer.proxied:
                 server = stack.enter_context(_proxy(root, connections, serving.where))
             else:
-                yield Running(f"ws://127.0.0.1:{serving.where}{PATH}", "", [serving])
+                path = SOCKETIO_PATH if peer.speaks_socket_io else PATH
+                yield Running(f"ws://127.0.0.1:{serving.where}{path}", "", [serving])
                 return
         scheme, port = ("wss", server.tls_port) if peer.tls else ("ws", server.port)
         certificate = str(server.certificate) if peer.tls else ""

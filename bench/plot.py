@@ -1,4 +1,4 @@
-"""Bar charts as SVG, made of strings: groups of horizontal bars, a whisker on each.
+"""Charts as SVG, made of strings: groups of horizontal bars, and lines on logarithmic axes.
 
 The colours of the bars are visible on light and dark ground; text follows the reader's scheme
 (``prefers-color-scheme``).
@@ -134,6 +134,83 @@ def _bar(
         f'<text class="value" x="{max(end, high) + 6}" y="{middle + 4}">'
         f"{number(spread.median)}</text>",
     ]
+
+
+LINES_HEIGHT: Final = 420
+LINES_LEFT: Final = 80
+LINES_RIGHT: Final = 40
+
+
+def lines(
+    title: str,
+    x_axis: str,
+    y_axis: str,
+    series: list[tuple[str, list[tuple[float, float]]]],
+    marks: Sequence[tuple[float, str]] = (),
+) -> str:
+    """Return a chart of lines; both axes are logarithmic.
+
+    Args:
+        title: above it.
+        x_axis: name of the figures, with their unit.
+        y_axis: the same.
+        series: the name of each line, and its points, all above 0.
+        marks: values of the y axis with a name, a dashed line each.
+    """
+    points = [point for _, line in series for point in line]
+    x_low, x_high = _decades([x for x, _ in points])
+    y_low, y_high = _decades([y for _, y in points] + [y for y, _ in marks])
+    right, bottom = WIDTH - LINES_RIGHT, LINES_HEIGHT - BOTTOM
+
+    def x_of(value: float) -> float:
+        share = (math.log10(value) - x_low) / (x_high - x_low)
+        return round(LINES_LEFT + (right - LINES_LEFT) * share, 1)
+
+    def y_of(value: float) -> float:
+        share = (math.log10(value) - y_low) / (y_high - y_low)
+        return round(bottom - (bottom - TOP) * share, 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {LINES_HEIGHT}"'
+        f' width="{WIDTH}" height="{LINES_HEIGHT}" role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}</style>",
+        f'<text class="title" x="12" y="26">{escape(title)}</text>',
+        f'<text class="axis" x="12" y="{TOP - 8}">{escape(y_axis)}</text>',
+        f'<text class="axis" text-anchor="middle" x="{(LINES_LEFT + right) / 2}"'
+        f' y="{LINES_HEIGHT - 12}">{escape(x_axis)}</text>',
+    ]
+    for power in range(x_low, x_high + 1):
+        x = x_of(10.0**power)
+        parts.append(f'<path class="grid" d="M{x} {TOP}V{bottom}"/>')
+        parts.append(
+            f'<text class="axis" text-anchor="middle" x="{x}" y="{bottom + 16}">'
+            f"{number(10.0**power)}</text>"
+        )
+    for power in range(y_low, y_high + 1):
+        y = y_of(10.0**power)
+        parts.append(f'<path class="grid" d="M{LINES_LEFT} {y}H{right}"/>')
+        parts.append(
+            f'<text class="axis" text-anchor="end" x="{LINES_LEFT - 8}" y="{y + 4}">'
+            f"{number(10.0**power)}</text>"
+        )
+    for value, name in marks:
+        y = y_of(value)
+        parts.append(
+            f'<path class="whisker" stroke-dasharray="6 4" d="M{LINES_LEFT} {y}H{right}"/>'
+        )
+        parts.append(f'<text x="{LINES_LEFT + 6}" y="{y - 5}">{escape(name)}</text>')
+    for (name, line), colour in zip(series, COLOURS, strict=False):
+        path = "L".join(f"{x_of(x)} {y_of(y)}" for x, y in line)
+        parts.append(f'<path fill="none" stroke="{colour}" stroke-width="2" d="M{path}"/>')
+        x, y = line[-1]
+        parts.append(f'<text x="{x_of(x) + 8}" y="{y_of(y) + 4}">{escape(name)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _decades(values: list[float]) -> tuple[int, int]:
+    """Return the powers of ten around some values above 0."""
+    return math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) - 1e-9)
 
 
 def scale(values: list[float]) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from typing import Final
 from . import measure, peers
 from .cases import PEERS, Case, Kind
 
+KINDS: Final = (Kind.ECHO, Kind.FAN_OUT, Kind.HANDSHAKES)
 SECONDS: Final = 2
 END_TIMEOUT_S: Final = 20
 LINES: Final = 40

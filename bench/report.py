@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from . import plot
-from .cases import ALL, CASES, NCHAN, Case, Kind
+from .cases import ALL, CASES, NCHAN, RELAYED, Case, Kind
 from .plot import Group, number
 from .results import GENERATOR_BOUND, CaseResults, Results, Spread
 from .targets import Outcome, judge_all
@@ -21,6 +21,12 @@ COLUMNS: Final[dict[str, list[tuple[str, str]]]] = {
         ("deliveries/s", "per_second"),
         ("CPU/delivery, µs", "cpu_us"),
         ("the program's part, µs", "backend_cpu_us"),
+    ],
+    "relay": [
+        ("deliveries/s", "per_second"),
+        ("CPU/delivery, µs", "cpu_us"),
+        ("the programs' part, µs", "backend_cpu_us"),
+        ("Redis's part, µs", "broker_cpu_us"),
     ],
     "handshakes": [("handshakes/s", "per_second"), ("CPU/handshake, µs", "cpu_us")],
     "memory": [
@@ -65,7 +71,10 @@ fastest of its implementations. *Node ws*, *uWebSockets.js*: Node's libraries. *
 Nchan, one worker, which takes the place of Apache and of the program. A name without *proxy*: the
 library alone, without Apache and its functions. *ours, one by one*: a program with a loop over its
 clients instead of a broadcast. *compressed*: permessage-deflate. *tunnel+picows*: picows behind a
-tunnel of apachews, which takes the place of the proxy. *wss*: Apache ends TLS.
+tunnel of apachews, which takes the place of the proxy. *wss*: Apache ends TLS. *ours, relayed*: two
+Apaches and two producers with one Redis, as on two machines. *python-socketio*: two programs with
+its Redis manager on uvicorn; *channels_redis*: two of Django Channels on uvicorn, with the pub/sub
+layer. Their clients' messages and those of *ours, relayed* cross the same Redis, whose CPU counts.
 """
 
 
@@ -148,7 +157,9 @@ def _target_row(outcome: Outcome) -> list[str]:
     target = outcome.target
     return [
         target.case,
-        target.what if target.peer in ("ours", "ours, wss") else f"{target.what}, {target.peer}",
+        target.what
+        if target.peer in ("ours", "ours, wss", RELAYED)
+        else f"{target.what}, {target.peer}",
         target.against or "-",
         target.wanted,
         show(outcome.measured, 2),
@@ -209,6 +220,17 @@ def sentence(case: Case) -> str:
         return (
             f"{case.stalled:,} of {case.connections:,} clients stop reading; the program sends 100"
             f" messages of {size} a second to all, or as many as it can."
+        )
+    if case.kind is Kind.RELAY:
+        half = case.connections // 2
+        if case.timed:
+            return (
+                f"One message of {size} at a time to a client on each of two machines; *ours*: to"
+                " two clients on one. The time until both have it."
+            )
+        return (
+            f"A program sends messages of {size} to its {half:,} clients, and by Redis to those of"
+            f" another program, two under way; *ours* sends to {case.connections:,} of its own."
         )
     if case.kind is Kind.HANDSHAKES:
         return f"Clients connect and close, {case.connections} at a time."

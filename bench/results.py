@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -73,12 +73,17 @@ class CaseResults:
 
     def ratio(self, peer: str, other: str, metric: str) -> Spread | None:
         """Return a peer's figure divided by another's of the same round."""
-        values = []
+        return Spread.of(a / b for a, b in self._pairs(peer, other, metric) if b)
+
+    def difference(self, peer: str, other: str, metric: str) -> Spread | None:
+        """Return a peer's figure minus another's of the same round."""
+        return Spread.of(a - b for a, b in self._pairs(peer, other, metric))
+
+    def _pairs(self, peer: str, other: str, metric: str) -> Iterator[tuple[float, float]]:
         for measured in self.rounds:
             ours, theirs = (measured.get(name, {}).get(metric) for name in (peer, other))
-            if ours is not None and theirs:
-                values.append(ours / theirs)
-        return Spread.of(values)
+            if ours is not None and theirs is not None:
+                yield ours, theirs
 
     def harm(self, peer: str) -> dict[str, int]:
         """Return the counts of a peer's failures in all rounds, for example of lost messages."""

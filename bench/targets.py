@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from .cases import COMPRESSED, NCHAN, ON_UVLOOP, ONE_BY_ONE, TUNNEL
+from .cases import CHANNELS, COMPRESSED, NCHAN, ON_UVLOOP, ONE_BY_ONE, RELAYED, SOCKETIO, TUNNEL
 from .results import Results, Spread
 
 A: Final = "proxy+websockets"
@@ -30,11 +30,11 @@ class Target:
         case: name of the case.
         what: name of the figure, in words.
         metric: key of the figure.
-        limit: of the ratio; of the figure itself without a comparison.
+        limit: of the ratio; with a unit, of the difference; without a comparison, of the figure.
         against: the peer to compare with, in the same round.
         peer: the peer whose figure it is.
         at_least: whether more is better.
-        unit: of the figure, without a comparison.
+        unit: of the figure, or of the difference to the other peer's.
     """
 
     case: str
@@ -45,11 +45,6 @@ class Target:
     peer: str = OURS
     at_least: bool = False
     unit: str = ""
-
-    @property
-    def is_of_tunnel(self) -> bool:
-        """Whether it is about the cost of a tunnel."""
-        return self.peer == TUNNEL
 
     @property
     def wanted(self) -> str:
@@ -75,6 +70,7 @@ class Outcome:
 
 CPU: Final = "CPU per message"
 DELIVERY: Final = "CPU per delivery"
+PER_CPU: Final = "deliveries per second of CPU"
 TARGETS: Final = (
     Target("echo-64B-c32-w1", CPU, "cpu_us", 2.0, C),
     Target("echo-64B-c32-w1", CPU, "cpu_us", 0.2, A),
@@ -111,6 +107,10 @@ TARGETS: Final = (
         "tunnel-memory", "Apache's memory per idle socket", "apache_kib", 4, "", TUNNEL, unit="KB"
     ),
     Target("tunnel-memory", "Apache's workers per idle socket", "workers_each", 0, "", TUNNEL),
+    Target("relay-2x1000", DELIVERY, "cpu_us", 1.1, OURS, RELAYED),
+    Target("relay-2x1000", PER_CPU, "per_cpu_s", 3, SOCKETIO, RELAYED, at_least=True),
+    Target("relay-2x1000", PER_CPU, "per_cpu_s", 3, CHANNELS, RELAYED, at_least=True),
+    Target("relay-latency", "p50, more by", "p50_us", 1000, OURS, RELAYED, unit="µs"),
     Target("scale", "messages lost, 20,000 sockets open", "lost", 0),
     Target("scale", "plain HTTP p99, with them as against without", "http_p99_ratio", 1.2),
     Target("scale", "CPU per message among 10,000 idle as against 100", "cost_ratio", 1.3),
@@ -124,7 +124,10 @@ def judge(target: Target, results: Results) -> Outcome:
     case = results.case(target.case)
     if case is None:
         return Outcome(target, None, None, None)
-    if target.against:
+    if target.against and target.unit:
+        measured = case.difference(target.peer, target.against, target.metric)
+        on_uvloop = None
+    elif target.against:
         measured = case.ratio(target.peer, target.against, target.metric)
         twin = ON_UVLOOP.get(target.against)
         on_uvloop = case.ratio(target.peer, twin, target.metric) if twin else None

@@ -7,12 +7,29 @@ for a few seconds.  Groups are text; None is the channel of all clients.  After 
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 
 class EngineError(Exception):
     """The broker cannot be used: why, in words for the program and the log, without a password."""
+
+
+# SO_LINGER: on, zero seconds.
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+
+def discard_unsent(sock: socket.socket) -> None:
+    """Let the close of a socket discard what the peer has not acknowledged.
+
+    Otherwise the kernel goes on sending it after the close, until the network works again: a
+    message would arrive after later ones, which another connection has carried meanwhile.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
 class Message(NamedTuple):

@@ -28,7 +28,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
 from .address import Address
-from .engine import EngineError, Message
+from .engine import EngineError, Message, discard_unsent
 
 # The time limit for NATS to answer.
 TIMEOUT_S: Final = 3.0
@@ -166,6 +166,8 @@ class NatsEngine:
         )
         self._client = await asyncio.wait_for(connecting, 2 * TIMEOUT_S)
         self._failure = None  # of a server that was tried before
+        # nats-py has no public name for it.
+        discard_unsent(self._client._transport._io_writer.get_extra_info("socket"))  # type: ignore[union-attr]
         if self._client.max_payload < MAX_MESSAGE_BYTES + 64:
             raise EngineError(
                 f"max_payload of the server is {self._client.max_payload}; a relay needs 1048576"

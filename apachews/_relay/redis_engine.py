@@ -371,7 +371,10 @@ def _require_usable(client: Any) -> None:
 def _address_of(client: Any) -> str:
     if isinstance(client, RedisCluster):
         return "a Redis cluster"
-    settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", {})
+    pool = getattr(client, "connection_pool", None)
+    if service := getattr(pool, "service_name", None):
+        return f"the master {service} of Redis Sentinels"
+    settings = getattr(pool, "connection_kwargs", {})
     if "path" in settings:
         return f"unix://{settings['path']}"
     return f"redis://{settings.get('host', '?')}:{settings.get('port', '?')}"

@@ -14,7 +14,7 @@ from typing import Any, Final
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from .engine import EngineError
+from .engine import EngineError, discard_unsent
 
 # The number of channels in one command: some ten KB.
 CHANNELS_AT_ONCE: Final = 500
@@ -52,6 +52,8 @@ class RedisNode:
     def connect(self) -> None:
         """Connect both."""
         self.commands.connect()
+        # Now and not before a close: redis-py closes the socket itself after a time limit.
+        discard_unsent(self.commands._sock)
         self.events.connect()
 
     def close(self) -> None:

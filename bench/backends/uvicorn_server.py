@@ -44,11 +44,11 @@ async def serve(scope: Message, receive: Receive, send: Send) -> None:
         senders.remove(send)
 
 
-def main() -> None:
-    """Serve until killed."""
+def run(program: Any) -> None:
+    """Serve an ASGI program until killed."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     config = uvicorn.Config(
-        serve,
+        program,
         loop="uvloop",
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
@@ -62,4 +62,5 @@ def main() -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-main()
+if __name__ == "__main__":
+    run(serve)

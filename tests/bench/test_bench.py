@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench import reach
 from bench.results import CaseResults, Results
 
 from ..conftest import wait_for
@@ -26,6 +27,7 @@ CASES = [
     "fan-out-stalled",
     "handshakes",
     "memory-wss",
+    "relay-2x1000",
     "scale",
 ]
 # A new checkout also installs the servers; the limit is for a machine with other work.
@@ -162,3 +164,9 @@ def test_interrupted_it_leaves_no_process(output: Path, tmp_path: Path, number: 
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr
     wait_for(lambda: not started_by(run), 10, lambda: started_by(run))
+
+
+def test_what_a_broker_carries_is_measured() -> None:
+    for name, broker in reach.brokers():
+        rate, processor_us = reach.measure(broker, 3, 5, seconds=0.2)
+        assert rate > 0 < processor_us, name

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from apachews.monitoring.snapshot import Status
 
-from ..conftest import wait_for
+from ..conftest import let_pass, wait_for
 from ..support.brokers import Broker, running_broker
 from ..support.producers import program, running
 from ..support.site import ROOT, Site, running_site
@@ -134,3 +134,46 @@ def test_a_chat_on_two_machines(two: list[Site], broker: Broker) -> None:
         ann.send("all back")
         assert ann.recv(10) == "back"
         assert "back" in iter(lambda: bob.recv(10), None)
+
+
+MEMBERS = """
+import sys
+from apachews import Event, JoinEvent, LeaveEvent, Server
+from apachews._relay import presence
+
+presence.LEAVE_DELAY_S = 0.3
+server = Server(
+    sys.argv[1], mode=0o666, relay=sys.argv[2], relay_name="members", presence=True
+)
+group = server.group("room")
+changes = []
+for event in server:
+    if event.type() is Event.IO:
+        word, _, member = event.read().partition(" ")
+        if word == "join":
+            group.add(event.client(), member=member)
+        event.write(" ".join([*sorted(group.members()), *changes]))
+    elif isinstance(event, (JoinEvent, LeaveEvent)):
+        changes.append(("+" if isinstance(event, JoinEvent) else "-") + event.member)
+"""
+
+
+def test_a_reload_of_apache_is_no_leave(short_path: Path, broker: Broker) -> None:
+    with ExitStack() as stack:
+        clients = []
+        for number in range(2):
+            site = stack.enter_context(running_site())
+            path = site.apache.docroot / "members.ws"
+            members = program(short_path, MEMBERS, "members.py")
+            stack.enter_context(running(members, str(path), broker.url))
+            wait_for(path.exists)
+            client = stack.enter_context(websockets.sync.client.connect(site.ws("/members.ws")))
+            clients.append(client)
+            ask(client, f"join user-{number}")
+        for client in clients:
+            wait_for(lambda c=client: ask(c, "list").startswith("user-0 user-1"))  # type: ignore[misc]
+        before = [sorted(ask(client, "list").split()) for client in clients]
+        site.renew()
+        let_pass(1.0)
+        assert [sorted(ask(client, "list").split()) for client in clients] == before
+        assert not [word for words in before for word in words if word.startswith("-")]

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.cluster import RedisCluster
+from redis.sentinel import Sentinel
 
 from apachews import (
     Event,
@@ -39,6 +42,7 @@ from apachews._relay.engine import EngineError, Message
 from apachews._relay.envelope import NOWHERE, Envelope, channel_of, group_of
 from apachews._relay.nats_engine import NatsEngine
 from apachews._relay.redis_engine import RedisEngine
+from apachews._relay.relay import open_engine
 from apachews.exceptions import WireError
 from apachews.monitoring.relays import ask_relays
 from apachews_tools.doctor.relay import check_relay
@@ -403,6 +407,19 @@ def test_a_group_is_subscribed_only_while_it_has_members(short_path: Path, broke
             wait_for(lambda: not one.server.group("room").is_relayed)
 
 
+def test_a_subscription_that_the_broker_does_not_have_is_noticed(broker: Broker) -> None:
+    engine = open_engine(address.parse(broker.url), "chat.ws")
+    engine.connect()
+    try:
+        engine.subscribe([None, "room"])
+        engine.verify([None, "room"])
+        redis.Redis(port=broker.port).client_kill_filter(_type="pubsub")
+        with pytest.raises(EngineError, match=r"PUBSUB NUMSUB: .* has no subscriber"):
+            engine.verify([None, "room"])
+    finally:
+        engine.close()
+
+
 def test_foreign_messages_on_the_channel_do_no_harm(short_path: Path, broker: Broker) -> None:
     with producers(short_path, broker.url, 1) as (one,):
         client = one.client("room")
@@ -490,6 +507,31 @@ def test_a_broker_is_not_lost_while_this_program_does_not_run(
         engine.ping()
         with pytest.raises(EngineError, match="no answer to a ping"):
             engine.ping()
+
+
+def test_a_message_that_was_being_sent_does_not_arrive_after_later_ones(
+    short_path: Path, own_broker: Broker
+) -> None:
+    """The kernel would deliver what it has of the connection that was closed.
+
+    The message is longer than what the broker receives while it hangs.
+    """
+    with (
+        producers(short_path, f"{own_broker.url}?socket_timeout=1", 1) as (one,),
+        socket.create_connection(("127.0.0.1", own_broker.port), DEADLINE_S) as subscriber,
+    ):
+        subscriber.sendall(b"SUBSCRIBE apachews:chat.ws\r\n")
+        subscriber.recv(1000)
+        own_broker.pause()
+        one.server.broadcast("being sent " * 90_000)
+        wait_for(one.relay_events)
+        own_broker.resume()
+        wait_for(lambda: one.is_up)
+        one.server.broadcast("later")
+        data = b""
+        while b"later" not in data:
+            data += subscriber.recv(100_000)
+        assert b"being sent" not in data, f"{len(data)} bytes"
 
 
 def test_a_broker_that_closes_a_connection(short_path: Path, own_broker: Broker) -> None:
@@ -759,6 +801,15 @@ def test_a_cluster_shards_the_channels(short_path: Path) -> None:
             for name in names:
                 one.server.group(name).broadcast(name)
             assert sorted(received(client, 30)) == sorted(names)
+            made = RedisCluster(host="127.0.0.1", port=nodes[0].port, socket_timeout=3)
+            third = Producer(short_path / "third.ws", made, relay_name="chat.ws")
+            try:
+                wait_for(lambda: third.is_up)
+                third.server.group("room-7").broadcast("by a client of redis-py")
+                assert received(client, 1) == ["by a client of redis-py"]
+            finally:
+                third.close()
+                made.close()
 
 
 def test_a_failover_by_a_sentinel(short_path: Path) -> None:
@@ -778,6 +829,18 @@ def test_a_failover_by_a_sentinel(short_path: Path) -> None:
                 wait_for(lambda producer=producer: len(producer.relay_events()) == 2, 30.0)  # type: ignore[misc]
             one.server.group("room").broadcast("after")
             assert received(client, 1)[-1] == "after"
+            make: Any = Sentinel  # without types
+            sentinels = make([("127.0.0.1", sentinel.port)], socket_timeout=3)
+            made = sentinels.master_for("mymaster", socket_timeout=3)
+            third = Producer(short_path / "third.ws", made, relay_name="chat.ws")
+            try:
+                wait_for(lambda: third.is_up)
+                third.server.group("room").broadcast("by a client of redis-py")
+                assert received(client, 1) == ["by a client of redis-py"]
+                status = third.server.relay_status()
+                assert status and status.address == "the master mymaster of Redis Sentinels"
+            finally:
+                third.close()
             assert b"role:master" in second.call("INFO", "replication")
 
 

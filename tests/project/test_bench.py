@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import __main__ as command
-from bench import cpu, docs, machine, memory, plot, processes, report, scale
+from bench import cpu, docs, machine, memory, plot, processes, reach, relay, report, scale
 from bench.cases import CASES, ON_UVLOOP, PEERS, Case, Kind, select
 from bench.cpu import Reading
 from bench.limits import TooFewDescriptors, require_descriptors
@@ -90,6 +91,14 @@ def test_patterns_choose_in_the_tables_order() -> None:
 def test_a_pattern_that_matches_nothing_is_told() -> None:
     with pytest.raises(ValueError, match="nonesuch"):
         select(["round-trip", "nonesuch"])
+
+
+def test_the_clients_of_relayed_peers_are_on_two_machines() -> None:
+    for case in select(["relay-*"]):
+        assert [PEERS[name].relayed for name in case.peers] == [True, False, True, True]
+        for one in (case, case.quick()):
+            assert one.connections % relay.MACHINES == 0 < one.connections
+            assert one.our_children % relay.MACHINES == 0
 
 
 def test_quick_cases_are_shorter_and_no_crowd() -> None:
@@ -367,6 +376,16 @@ def test_the_peer_on_uvloop_is_shown_beside() -> None:
     assert outcome.on_uvloop == Spread(0.625, 0.625, 0.625)
 
 
+def test_a_target_with_a_unit_is_the_difference_to_the_peer() -> None:
+    case = CaseResults("relay-latency", "relay", 2)
+    for ours, local in ((300, 100), (350, 80), (310, 90)):
+        case.rounds.append({"ours, relayed": {"p50_us": ours}, "ours": {"p50_us": local}})
+    (target,) = (target for target in TARGETS if target.case == "relay-latency")
+    outcome = judge(target, Results({}, [case]))
+    assert outcome.is_met
+    assert outcome.measured == Spread(220, 200, 270)
+
+
 def test_a_target_without_a_peer_is_the_figure_itself() -> None:
     case = CaseResults("memory-ws", "memory", 1000, [{"ours": {"apache_kib": 3.5}}])
     outcome = judge(Target("memory-ws", "memory", "apache_kib", 4), Results({}, [case]))
@@ -543,20 +562,27 @@ def test_the_documentation_gets_the_figures_between_its_comments(tmp_path: Path)
     assert all(f"](performance/{name})" in text for name in plots)
 
 
-def test_a_run_of_tunnels_alone_keeps_the_other_figures(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("begin", "name", "peers"),
+    [
+        (docs.BEGIN_TUNNELS, "tunnel-echo-64B-c32", ("tunnel+picows", "proxy+picows")),
+        (docs.BEGIN_RELAYS, "relay-2x1000", ("ours, relayed", "ours")),
+    ],
+)
+def test_a_run_of_one_subject_alone_keeps_the_other_figures(
+    begin: str, name: str, peers: tuple[str, str], tmp_path: Path
+) -> None:
     page = tmp_path / "performance.md"
-    page.write_text(
-        f"{docs.BEGIN_TUNNELS}\n\nold\n\n{docs.END}\n\n{docs.BEGIN}\n\nkept\n\n{docs.END}\n"
-    )
+    page.write_text(f"{begin}\n\nold\n\n{docs.END}\n\n{docs.BEGIN}\n\nkept\n\n{docs.END}\n")
     (tmp_path / "performance").mkdir()
     plot_of_others = tmp_path / "performance" / "cpu.svg"
     plot_of_others.write_text("")
-    figures = {"tunnel+picows": {"cpu_us": 6.0}, "proxy+picows": {"cpu_us": 10.0}}
-    tunnel = CaseResults("tunnel-echo-64B-c32", "echo", 32, [figures])
-    docs.write(Results({"Processor": "A CPU"}, [tunnel]), tmp_path)
+    figures = {peers[0]: {"cpu_us": 6.0}, peers[1]: {"cpu_us": 10.0}}
+    case = CaseResults(name, select([name])[0].kind.value, 32, [figures])
+    docs.write(Results({"Processor": "A CPU"}, [case]), tmp_path)
     block, _, others = page.read_text().partition(docs.END)
     assert "old" not in block
-    assert "| tunnel-echo-64B-c32 | CPU per message" in block
+    assert f"| {name} | CPU per " in block
     assert "fan-out-1000" not in block
     assert "kept" in others
     assert plot_of_others.exists()
@@ -569,5 +595,41 @@ def test_a_page_without_the_comments_is_left_alone() -> None:
 
 def test_the_page_that_ships_has_the_comments() -> None:
     page = (docs.DOCS / "performance.md").read_text()
-    for begin in (docs.BEGIN, docs.BEGIN_TUNNELS):
+    for begin in (docs.BEGIN, *docs.BLOCKS):
         docs.put_between(page, "", begin)
+
+
+# How far a relay goes.
+
+
+@pytest.mark.parametrize(("machines", "members"), [(10, 2), (10, 30), (100, 250)])
+def test_the_simulated_site_is_that_of_a_random_placement(machines: int, members: int) -> None:
+    rng = random.Random(7)
+    number = machines * reach.CLIENTS // members // 10
+    placed = [len({rng.randrange(machines) for _ in range(members)}) for _ in range(number)]
+    found = reach.load(machines, members)
+    assert found.groups == pytest.approx(sum(placed) * 10 / machines, rel=0.02)
+    assert found.written == pytest.approx(machines * found.groups)
+
+
+def test_the_cost_of_a_broker_is_read_from_its_figures() -> None:
+    alone = {1: 10.0 + 5.5, 10: 10.0 + 55, 100: 10.0 + 550}
+    at_once = {1: 8.5, 10: 13.0, 100: 58.0}
+    cost = reach.fitted(alone, at_once)
+    assert (cost.publish_us, cost.write_us, cost.send_us) == pytest.approx((8.0, 0.5, 5.0))
+
+
+def test_the_page_of_machines_has_what_the_simulation_finds() -> None:
+    assert reach.table() in (reach.DOCS / "machines.md").read_text()
+    assert (reach.DOCS / reach.PLOT).read_text() == reach.drawing()
+
+
+def test_a_plot_of_lines_has_logarithmic_axes() -> None:
+    line = [(10.0, 1.0), (100.0, 10.0), (1000.0, 100.0)]
+    root = ElementTree.fromstring(plot.lines("A <t>", "x", "y", [("one", line)], [(10, "mark")]))
+    (path,) = [e for e in root.iter(f"{SVG}path") if e.get("stroke-width") == "2"]
+    points = [tuple(map(float, pair.split())) for pair in path.attrib["d"][1:].split("L")]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert (x1 - x0, y1 - y0) == pytest.approx((x2 - x1, y2 - y1), abs=0.2)
+    assert x0 < x1 and y0 > y1, "larger figures are to the right, and above"
+    assert {"A <t>", "x", "y", "one", "mark", "1,000"} <= {e.text for e in root.iter(f"{SVG}text")}

@@ -17,10 +17,11 @@ from apachews import Group, RelayBackEvent, RelayLostEvent
 from ..conftest import let_pass, wait_for
 from ..library.test_relay import Producer, producers, received, resident_mib
 from ..support.bridge_by_hand import Bridge
-from ..support.brokers import Broker, running_broker
+from ..support.brokers import Broker, OtherMachine, other_machine, running_broker
 from .conftest import scaled
 
 FAILURES = scaled(24, 3)
+CUTS = scaled(12, 1)
 RATE = 1000  # messages a second
 GROUPS = 500
 MEMBERS = 40
@@ -39,16 +40,17 @@ def broker(short_path: Path) -> Iterator[Broker]:
 class Sender:
     """Broadcasts numbers to a group at a steady rate; ``sent_at[n]`` is when number n was sent."""
 
-    def __init__(self, producer: Producer, rate: int = RATE) -> None:
+    def __init__(self, producer: Producer, rate: int = RATE, group: str = "room") -> None:
         self.sent_at: list[float] = []
         self._producer = producer
+        self._group = group
         self._interval_s = 1.0 / rate
         self._is_stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
-        group = self._producer.server.group("room")
+        group = self._producer.server.group(self._group)
         due = time.monotonic()
         for number in itertools.count():
             if self._is_stopped.is_set():
@@ -66,9 +68,9 @@ class Sender:
 class Listener:
     """Collects what a client receives; the producer's gaps, as intervals of time."""
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: Producer, group: str = "room") -> None:
         self._producer = producer
-        self._bridge = producer.client("room")
+        self._bridge = producer.client(group)
         self.numbers: list[int] = []
         self.gaps: list[tuple[float, float]] = []
         self._seen = 0
@@ -129,6 +131,19 @@ def fail(broker: Broker, kind: str, listeners: list[Listener]) -> None:
         wait_for(lambda o=listener, n=before: o.losses > n and o.is_back, 30.0)  # type: ignore[misc]
 
 
+def losses_in(numbers: list[int], sender: Sender, gaps: list[tuple[float, float]]) -> set[int]:
+    """Return the numbers that a client misses, after a check that each was sent in a gap."""
+    assert numbers == sorted(set(numbers)), "in order, and none twice"
+    lost = set(range(len(sender.sent_at))) - set(numbers)
+    silent = [
+        number
+        for number in lost
+        if not any(begin <= sender.sent_at[number] <= end for begin, end in gaps)
+    ]
+    assert not silent, f"{len(silent)} of {len(lost)} lost messages are in no gap"
+    return lost
+
+
 def test_what_is_lost_under_load_is_in_a_reported_gap(short_path: Path, broker: Broker) -> None:
     with producers(short_path, f"{broker.url}?socket_timeout=1") as (one, two):
         near, far = Listener(one), Listener(two)
@@ -143,17 +158,72 @@ def test_what_is_lost_under_load_is_in_a_reported_gap(short_path: Path, broker: 
             wait_for(lambda: far.numbers and far.numbers[-1] == count - 1)
             wait_for(lambda: near.numbers and near.numbers[-1] == count - 1)
     assert near.numbers == list(range(count)), "the local client misses nothing"
-    assert far.numbers == sorted(set(far.numbers)), "in order, and none twice"
-    gaps = near.gaps + far.gaps
-    lost = set(range(count)) - set(far.numbers)
-    silent = [
-        number
-        for number in lost
-        if not any(begin <= sender.sent_at[number] <= end for begin, end in gaps)
-    ]
-    assert not silent, f"{len(silent)} of {len(lost)} lost messages are in no gap"
+    lost = losses_in(far.numbers, sender, near.gaps + far.gaps)
     assert len(near.gaps) == len(far.gaps) == FAILURES
     print(f"{count} messages, {FAILURES} failures, {len(lost)} lost")
+
+
+@contextmanager
+def on_two_machines(
+    directory: Path, there: OtherMachine
+) -> Iterator[tuple[Broker, Producer, Producer]]:
+    """Run Redis and a producer here, and another producer on the other machine."""
+    bind = ("--bind", "127.0.0.1", there.here, "--protected-mode", "no")
+    with running_broker(directory, *bind) as broker:
+        url = f"redis://{there.here}:{broker.port}/0?socket_timeout=1"
+        near = Producer(directory / "near.ws", url, relay_name="chat.ws")
+        far = there.run(lambda: Producer(directory / "far.ws", url, relay_name="chat.ws"))
+        try:
+            for producer in (near, far):
+                wait_for(lambda producer=producer: producer.is_up)  # type: ignore[misc]
+            yield broker, near, far
+        finally:
+            near.close()
+            far.close()
+
+
+def cut(there: OtherMachine, broker: Broker, cut_off: Listener) -> None:
+    """Cut the link of the other machine; return when its producer is back."""
+    losses = cut_off.losses
+    there.disconnect()
+    wait_for(lambda: cut_off.losses > losses, 30.0)
+    assert not cut_off.is_back
+    let_pass(random.uniform(0.0, 1.0))
+    there.connect()
+    wait_for(lambda: cut_off.is_back, 30.0)
+    # Redis does not know for a moment that the old connections have ended.
+    for channel in ("apachews:chat.ws", "apachews:chat.ws:here", "apachews:chat.ws:there"):
+        wait_for(lambda c=channel: broker.call("PUBSUB", "NUMSUB", c).endswith(b":2\r\n"), 30.0)  # type: ignore[misc]
+
+
+def test_a_machine_that_is_cut_off(short_path: Path) -> None:
+    """Each machine has a client in a group of the other one's sender."""
+    with other_machine() as there, on_two_machines(short_path, there) as (broker, near, far):
+        own = [Listener(near, "here"), Listener(far, "there")]
+        crossed = [Listener(far, "here"), Listener(near, "there")]
+        senders = [Sender(near, group="here"), Sender(far, RATE // 10, "there")]
+        with polled(*own, *crossed):
+            for _ in range(CUTS):
+                cut(there, broker, crossed[0])
+                let_pass(0.5)
+            for sender in senders:
+                sender.stop()
+            for listener, sender in zip(own + crossed, senders * 2, strict=True):
+                last = len(sender.sent_at) - 1
+                wait_for(lambda o=listener, n=last: o.numbers and o.numbers[-1] == n, 30.0)  # type: ignore[misc]
+        dropped = far.server.relay_status()
+        assert not near.relay_events(), "only the producer that was cut off reports it"
+        assert len(far.relay_events()) == 2 * CUTS == 2 * len(crossed[0].gaps)
+    for listener, sender in zip(own, senders, strict=True):
+        assert listener.numbers == list(range(len(sender.sent_at))), "the local client has all"
+    lost = [
+        losses_in(listener.numbers, sender, crossed[0].gaps)
+        for listener, sender in zip(crossed, senders, strict=True)
+    ]
+    assert lost[0], "messages from here did not cross the link while it was cut"
+    # What the other machine sent waited there, but for the messages that were under way.
+    assert dropped and len(lost[1]) <= dropped.dropped
+    print(f"{CUTS} cuts, {[len(sender.sent_at) for sender in senders]} sent, {lost=!s:.100}")
 
 
 class Member:

@@ -1,16 +1,25 @@
-"""Redis, Valkey, Sentinels and NATS as processes of a test, on free ports."""
+"""Redis, Valkey, Sentinels and NATS as processes of a test, on free ports; another machine."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+import pytest
 
 from ..conftest import DEADLINE_S, wait_for
+
+T = TypeVar("T")
 
 # Name -> program.  Debian's packages of the tools have the server under another name, and start
 # none; it is a server if its first argument says so.  Debian 13 and later have Valkey, too, whose
@@ -200,3 +209,81 @@ class NatsBroker(_ServerProcess):
                 return sock.recv(4096).startswith(b"INFO")
         except OSError:
             return False
+
+
+class OtherMachine:
+    """A network namespace, with a link to this one.
+
+    Attributes:
+        here: the address of this machine, as the other one reaches it.
+    """
+
+    def __init__(self) -> None:
+        self._name = f"aw-{os.getpid()}-{random.randrange(1000)}"
+        self._link = f"aw{os.getpid()}"[:15]
+        # 198.18.0.0/15 is for tests of networks (RFC 2544).
+        network = f"198.18.{random.randrange(256)}"
+        self.here = f"{network}.1"
+        self._there = f"{network}.2"
+
+    def open(self) -> None:
+        """Make the namespace and the link.
+
+        Raises:
+            subprocess.CalledProcessError: it is not allowed.
+            FileNotFoundError: ``ip`` is not installed.
+        """
+        _ip("netns", "add", self._name)
+        peer = ("peer", "name", "eth0", "netns", self._name)
+        _ip("link", "add", self._link, "type", "veth", *peer)
+        _ip("address", "add", f"{self.here}/24", "dev", self._link)
+        _ip("link", "set", self._link, "up")
+        _ip("-n", self._name, "address", "add", f"{self._there}/24", "dev", "eth0")
+        self.connect()
+
+    def close(self) -> None:
+        """Remove both; closing again does nothing."""
+        subprocess.run(["ip", "netns", "delete", self._name], check=False, capture_output=True)
+        # It disappears with the namespace, but some moments later.
+        subprocess.run(["ip", "link", "delete", self._link], check=False, capture_output=True)
+
+    def disconnect(self) -> None:
+        """Pull the cable: packets are lost, and connections learn nothing of it."""
+        _ip("-n", self._name, "link", "set", "eth0", "down")
+
+    def connect(self) -> None:
+        """Plug the cable in."""
+        _ip("-n", self._name, "link", "set", "eth0", "up")
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call a function on the machine: its sockets, and those of its threads, are there."""
+
+        def call() -> T:
+            # The namespace of this thread alone; the threads that it starts inherit it.
+            with open(f"/run/netns/{self._name}", "rb") as namespace:
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.setns(namespace.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), "setns")
+            return function()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(call).result()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@contextmanager
+def other_machine() -> Iterator[OtherMachine]:
+    """Make another machine; skip the test if this user must not, or the kernel cannot."""
+    machine = OtherMachine()
+    try:
+        try:
+            machine.open()
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", b"").decode().strip() or error
+            pytest.skip(f"a network namespace needs root, CAP_NET_ADMIN and iproute2: {why}")
+        yield machine
+    finally:
+        machine.close()
