@@ -170,7 +170,7 @@ SPARE = {
 def test_spare_children(mpm: str) -> None:
     """httpd ends children that it has too many of: nobody is dropped."""
     asking = "<Location /busy.ws>\nSetEnv APACHEWS_ACCEPT producer\n"
-    asking += "</Location>\nDefine APACHEWS_MAX_WAITING 100"
+    asking += "SetEnv APACHEWS_CONNECT_TIMEOUT 60s\n</Location>\nDefine APACHEWS_MAX_WAITING 100"
     extra = f"{SPARE.get(mpm, SPARE['threads'])}\n{asking}"
     asked: list[Event] = []
     answered = threading.Event()

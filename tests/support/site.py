@@ -46,7 +46,8 @@ MOD_PYTHON = (
     if os.environ.get("APACHEWS_HOST") == "mod_python"
     else None
 )
-# A worker that has logged its request so long ago no longer has the connection.
+# A worker that has logged its request so long ago no longer has the connection.  Spare children
+# come a second apart: httpd does not start the next one so soon.
 SETTLED_S = 0.5
 # proc(5): a signal's bit in SigBlk.
 SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
@@ -190,10 +191,12 @@ class Site:
         )
 
     def is_ready(self) -> bool:
-        """Tell whether each child accepts connections, and handles its signals."""
+        """Tell whether each child accepts connections, and httpd is not about to start another."""
         processes = (Path(f"/proc/{pid}") for pid in self.apache.children())
         children = [process for process in processes if _is_httpd(process)]
-        return bool(children) and all(map(_accepts, children))
+        return bool(children) and all(
+            _accepts(child) and _age_s(child) > SETTLED_S for child in children
+        )
 
     def descriptors(self) -> int:
         """Return how many descriptors the child with the most has open."""
@@ -302,6 +305,16 @@ def _accepts(child: Path) -> bool:
     if blocked is None or int(blocked[1], 16) & SIGTERM_BIT:
         return False
     return "anon_inode:[eventpoll]" in descriptors_of(child)
+
+
+def _age_s(process: Path) -> float:
+    """Return the age of a process, a directory of /proc; 0 if it has ended."""
+    try:
+        stat = (process / "stat").read_text()
+    except OSError:
+        return 0.0
+    started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def descriptors_of(process: Path) -> list[str]:
