@@ -84,8 +84,8 @@ class Engine(Protocol):
         """Send a ping on the subscriber's connection.
 
         Raises:
-            EngineError: the previous ping was not answered, or the broker answered it without
-                having confirmed the subscriptions before it.
+            EngineError: the previous ping was not answered and nothing waits to be read, or the
+                broker answered it without having confirmed the subscriptions before it.
         """
 
     def information(self) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,9 @@ from .engine import EngineError, Message, discard_unsent
 
 # The time limit for NATS to answer.
 TIMEOUT_S: Final = 3.0
+# So long does the next ping wait for the answer to the one before it, which may have arrived
+# while this process did not run.
+LAST_WAIT_S: Final = 0.5
 # The default ``max_payload`` of a server is 1 MiB, and has room for the envelope as well.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 - 64
 
@@ -123,8 +126,11 @@ class NatsEngine:
 
     def ping(self) -> None:
         assert self._client, "connected"
-        if self._ping is not None and not self._ping.done():
-            raise EngineError("no answer to a ping")
+        if self._ping is not None:
+            if not self._ping.done():
+                self._run(asyncio.wait([self._ping], timeout=LAST_WAIT_S))
+            if not self._ping.done() or self._ping.exception():
+                raise EngineError("no answer to a ping")
         assert self._loop, "connected"
         self._ping = self._loop.create_task(self._flush())
 
@@ -182,7 +188,7 @@ class NatsEngine:
         client = self._running()
         for group, data in messages:
             await client.publish(self._subject(group), data)
-        await client.flush(int(TIMEOUT_S))
+        await self._confirm()
 
     async def _subscribe(self, groups: Sequence[str | None]) -> None:
         client = self._running()
@@ -194,7 +200,18 @@ class NatsEngine:
                 self._wake.set()
 
             self._subscriptions[group] = await client.subscribe(self._subject(group), cb=receive)
-        await client.flush(int(TIMEOUT_S))
+        await self._confirm()
+
+    async def _confirm(self) -> None:
+        """Wait until the server has handled what was sent."""
+        # A task of nats-py writes commands, and ``flush`` writes its ping at once: before them.
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + TIMEOUT_S
+        while self._running().pending_data_size:
+            if time.monotonic() > deadline:
+                raise EngineError("the server reads nothing")
+            await asyncio.sleep(0.001)
+        await self._running().flush(int(TIMEOUT_S))
 
     async def _flush(self) -> None:
         sent_at = time.monotonic()
@@ -206,8 +223,8 @@ class NatsEngine:
         self._is_proved = False
         deadline = time.monotonic() + TIMEOUT_S
         await self._running().publish(self._proof, b"")
-        await self._running().flush(int(TIMEOUT_S))
         while not self._is_proved:
+            self._running()
             if time.monotonic() > deadline:
                 raise EngineError("a message to this producer did not come back")
             await asyncio.sleep(0.001)

@@ -69,6 +69,12 @@ class RedisNode:
             raise EngineError("the connection is closed")
         return int(sock.fileno())
 
+    def is_readable(self) -> bool:
+        """Return whether something waits for ``receive``."""
+        # redis-py may move it from the socket to its buffer.
+        self.has_more = bool(self.events.can_read(timeout=0))
+        return self.has_more
+
     def call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands at once, and return their answers."""
         self.commands.send_packed_command(self.commands.pack_commands(commands))
@@ -120,10 +126,8 @@ class RedisNode:
     def receive(self) -> Iterator[Any]:
         """Yield what has arrived, without waiting, except for the rest of a message."""
         for _ in range(MESSAGES_AT_ONCE):
-            if not self.events.can_read(timeout=0):
-                self.has_more = False
+            if not self.is_readable():
                 return
             item = self.events.read_response(**_READ_OPTIONS)
             self.heard_at = time.monotonic()
             yield item
-        self.has_more = True

@@ -17,7 +17,7 @@ Sources: modules/proxy/mod_proxy.c (``proxy_trans``), modules/mappers/mod_rewrit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -175,26 +175,33 @@ def _is_for_files(scope: Scope, directive: Directive) -> bool:
 def _denial(level: list[Directive], url_path: str) -> Directive | None:
     """Return the first rule of a directory that denies a request."""
     paths = [url_path.lstrip("/"), url_path.rpartition("/")[2]]
-    conditions: list[Directive] = []
-    for directive in level:
-        if directive.is_named("RewriteCond"):
-            conditions.append(directive)
-        elif directive.is_named("RewriteRule") and len(directive.arguments) > 1:
-            holds = _all_hold(conditions, url_path)
-            conditions = []
-            flags = _flags(directive)
-            if holds is False or not flags & _ENDS or not _matches(directive, paths, flags):
-                continue
-            if flags & _DENIES:
-                return directive
-            if holds:
-                return None  # mod_rewrite stops before the other rules
+    for rule, flags, holds in _last_rules(level, paths, url_path):
+        if flags & _DENIES:
+            return rule
+        if holds:
+            return None  # mod_rewrite stops before the other rules
     return None
 
 
 def _rewritten(level: list[Directive], paths: list[str], url_path: str) -> Diversion | None:
     if not is_on(last(level, "RewriteEngine")):
         return None
+    for rule, flags, holds in _last_rules(level, paths, url_path):
+        if rule.arguments[1] != "-" or "P" in flags:
+            websocket = "" if flags & _ANSWERS else _websocket(rule, paths, flags)
+            return Diversion(rule, "P" in flags, holds is True, websocket)
+        if holds:
+            return None  # the rule keeps the request, and mod_rewrite stops
+    return None
+
+
+def _last_rules(
+    level: list[Directive], paths: list[str], url_path: str
+) -> Iterator[tuple[Directive, set[str], bool | None]]:
+    """Yield the rules after which mod_rewrite may stop: each with its flags.
+
+    The third item says whether its conditions hold; None if that is not known.
+    """
     conditions: list[Directive] = []
     for directive in level:
         if directive.is_named("RewriteCond"):
@@ -203,14 +210,8 @@ def _rewritten(level: list[Directive], paths: list[str], url_path: str) -> Diver
             holds = _all_hold(conditions, url_path)
             conditions = []
             flags = _flags(directive)
-            if holds is False or not flags & _ENDS or not _matches(directive, paths, flags):
-                continue
-            if directive.arguments[1] != "-" or "P" in flags:
-                websocket = "" if flags & _ANSWERS else _websocket(directive, paths, flags)
-                return Diversion(directive, "P" in flags, holds is True, websocket)
-            if holds:
-                return None  # the rule keeps the request, and mod_rewrite stops
-    return None
+            if holds is not False and flags & _ENDS and _matches(directive, paths, flags):
+                yield directive, flags, holds
 
 
 def leaves_site(rule: Directive) -> bool:

@@ -54,7 +54,6 @@ class Console:
         self.colours = uses_colour(self._output)
         self.is_interactive = self.is_typed and has_cursor(self._output)
         self._session: PromptSession[str] | None = None
-        self._pending: list[tuple[TextIO, str]] = []  # to be written
         if reads and self.is_interactive:
             self._session = self._new_session()
 
@@ -91,14 +90,21 @@ class Console:
     def _new_session(self) -> PromptSession[str] | None:
         try:
             from prompt_toolkit import PromptSession
+            from prompt_toolkit.output import create_output
+            from prompt_toolkit.output.vt100 import Vt100_Output
         except ModuleNotFoundError:
             self.note(
                 "prompt_toolkit is not installed, so messages interrupt the line that you"
                 " type: pip install 'apachews[cli]' (Debian: python3-prompt-toolkit)"
             )
             return None
+        output = create_output(self._output)
+        if isinstance(output, Vt100_Output):
+            # A prompt without menus needs no position of the cursor.  A slow terminal would
+            # answer the question after the prompt, and the answer would appear as typed text.
+            output.enable_cpr = False
         # A finished row is erased, and written again as text: a cancelled one disappears.
-        return PromptSession(erase_when_done=True, enable_suspend=True)
+        return PromptSession(erase_when_done=True, enable_suspend=True, output=output)
 
     async def _typed_lines(self, session: PromptSession[str]) -> AsyncIterator[str]:
         while True:
@@ -136,19 +142,15 @@ class Console:
                 return
 
     def _write(self, stream: TextIO, text: str) -> None:
-        self._pending.append((stream, f"{text}\n"))
-        if self._session is None or not self._session.app.is_running:
-            self._flush()
-        elif len(self._pending) == 1:
-            from prompt_toolkit.application import run_in_terminal
-
-            run_in_terminal(self._flush)  # erases the row, and draws it again after
-
-    def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        for stream, text in pending:
-            stream.write(text)
-            stream.flush()
+        app = self._session.app if self._session and self._session.app.is_running else None
+        if app:
+            # prompt_toolkit's run_in_terminal would let the terminal echo what the user types
+            # meanwhile.  Line feeds need no other mode of the terminal: it still adds the CR.
+            app.renderer.erase()
+        stream.write(f"{text}\n")
+        stream.flush()
+        if app:
+            app.invalidate()  # draws the row again
 
 
 def _decode(line: bytes, number: int) -> str:

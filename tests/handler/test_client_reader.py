@@ -7,7 +7,7 @@ import zlib
 from typing import TypeAlias
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
@@ -410,6 +410,7 @@ def test_ends_as_wsproto_does(stream: list[bytes], sizes: list[int]) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(squeezed_streams, st.lists(st.integers(1, 40), min_size=1, max_size=5))
+@example([masked(0x01), masked(0x41, b"\6")], [1])  # the start of a message within another one
 def test_ends_as_wsproto_does_with_compression(stream: list[bytes], sizes: list[int]) -> None:
     assert_same(stream, sizes, deflate=True)
 
@@ -428,6 +429,12 @@ def assert_same(stream: list[bytes], sizes: list[int], *, deflate: bool) -> None
         # The reader reports a missing mask or a bad opcode before the header is complete;
         # wsproto waits for the rest of it.
         theirs, their_code = outcome_of_wsproto([*chunks, bytes(16)], deflate=deflate)
+    if code == 1002 and their_code == 1007:
+        # wsproto inflates a frame before it sees that no such frame may come there.  The reader
+        # sees it in the second byte; with that byte for an empty frame wsproto has only that fault.
+        end = next(n for n in range(len(data)) if outcome_of_ours([data[:n]], deflate=deflate)[1])
+        empty = [data[: end - 1], b"\x80" + bytes(4)]
+        theirs, their_code = outcome_of_wsproto(empty, deflate=deflate)
     assert code == their_code
     assert ours == theirs
 

@@ -203,8 +203,8 @@ def test_a_client_that_never_reads_behind_a_relay_is_closed() -> None:
 @pytest.mark.parametrize("how", ["stop", "graceful-stop", "killed"])
 def test_clients_behind_a_relay_are_told_of_apaches_end(how: str) -> None:
     with relayed() as (site, _, clients):
-        children = site.apache.children()
         site.settle()
+        children = site.apache.children()
         if how == "stop":
             site.apache.stop()
         else:

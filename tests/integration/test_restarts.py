@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +18,16 @@ from apachews.wire.answer import Answer
 from apachews_tools.httpd.private_apache import require_free_port
 
 from ..conftest import wait_for
-from ..support.crowd import Crowd, crowd, plain_http
+from ..support.crowd import Crowd, crowd, plain_http, wait_for_answer
 from ..support.frames import masked
 from ..support.raw_client import RawClient, request
-from ..support.site import Site, private_mib, running_site
+from ..support.site import Site, descriptors_of, private_mib, running_site
 from .conftest import RESTART_MPMS
 from .test_producers import by_hand
 
-# httpd kills a child so long after it told it to stop.
-STOP_S = 9.0
+# httpd has killed a child that did not end by itself.
+KILLED = r"AH00046"
+END_S = 30.0
 
 
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
@@ -40,6 +40,8 @@ def test_200_sockets_and_5_graceful_restarts(mpm: str) -> None:
                 site.renew()
                 most = max(most, len(site.apache.children()))
                 clients.wait_for_echoes(1000)
+                # The new children have no fewer workers for pages than those before.
+                wait_for_answer(answers)
             assert clients.open_count == 200
             clients.fall_silent()
             report = clients.report
@@ -47,10 +49,6 @@ def test_200_sockets_and_5_graceful_restarts(mpm: str) -> None:
             # Where they are: with custodians, and no child of Apache has more than its own.
             assert site.custodians()
             assert most <= 20
-        # httpd itself needs up to a second to have its new children ready, more where the
-        # processor is busy.
-        assert answers
-        assert max(answers) < 10
         # With the last connection its process ends.
         wait_for(lambda: not site.custodians())
 
@@ -80,9 +78,8 @@ def goodbyes(clients: Crowd, count: int = 20) -> bool:
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
 def test_a_stop_tells_everybody_and_leaves_nothing(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
-        begun_at = time.monotonic()
         site.apache.stop()
-        assert time.monotonic() - begun_at < STOP_S
+        assert site.log_lines(KILLED) == []
         for port in (site.apache.port, site.apache.tls_port):
             require_free_port(port)
         wait_for(lambda: goodbyes(old) and goodbyes(new))
@@ -93,10 +90,16 @@ def test_a_stop_tells_everybody_and_leaves_nothing(mpm: str) -> None:
 def test_a_graceful_stop_tells_everybody_before_apache_has_gone(mpm: str) -> None:
     """systemd kills what is left of a service when its main process has ended."""
     with old_and_new(mpm) as (site, old, new):
+
+        def all_were_told() -> bool:
+            has_ended = site.apache.poll() is not None
+            were_told = goodbyes(old) and goodbyes(new)
+            assert were_told or not has_ended
+            return were_told
+
         os.kill(site.apache.pid, signal.SIGWINCH)
-        wait_for(lambda: goodbyes(old) and goodbyes(new))
-        assert site.apache.wait(0) is None
-        assert site.apache.wait(STOP_S) == 0
+        wait_for(all_were_told, END_S)
+        assert site.apache.wait(END_S) == 0
         wait_for(lambda: not site.custodians())
 
 
@@ -135,20 +138,14 @@ def test_a_custodian_that_is_told_to_end_says_goodbye() -> None:
 def test_a_child_that_is_killed_takes_only_its_own_clients(mpm: str) -> None:
     with old_and_new(mpm) as (site, old, new):
         site.expected_harm = "exit signal Killed"
-        victims = site.apache.children()
-        with plain_http(site) as answers:
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: len(new.report.closes) == 20)
-            assert set(new.report.closes) == {wire.ABNORMAL}
-            old.wait_for_echoes(100)
-            assert (old.report.faults, old.report.closes) == ([], [])
-            wait_for(
-                lambda: site.apache.children() and not set(victims) & set(site.apache.children())
-            )
-            with crowd(site, 5) as later:
-                later.wait_for_echoes(50)
-        assert min(answers) < 5
+        site.kill_children()
+        wait_for(lambda: len(new.report.closes) == 20)
+        assert set(new.report.closes) == {wire.ABNORMAL}
+        old.wait_for_echoes(100)
+        assert (old.report.faults, old.report.closes) == ([], [])
+        with crowd(site, 5) as later:
+            later.wait_for_echoes(50)
+        requests.get(site.http(), timeout=END_S).raise_for_status()
 
 
 @pytest.mark.parametrize("mpm", RESTART_MPMS)
@@ -156,7 +153,7 @@ def test_children_that_had_their_share_of_connections(mpm: str) -> None:
     """MaxConnectionsPerChild: many custodians, and nobody dropped."""
     with running_site(mpm, extra="MaxConnectionsPerChild 5") as site, crowd(site, 20) as clients:
         for _ in range(30):  # one more than its share tells a child of the worker MPM
-            requests.get(site.http(), timeout=10)
+            requests.get(site.http(), timeout=END_S)
         wait_for(site.custodians)
         clients.wait_for_echoes(200)
         clients.fall_silent()
@@ -173,7 +170,7 @@ SPARE = {
 def test_spare_children(mpm: str) -> None:
     """httpd ends children that it has too many of: nobody is dropped."""
     asking = "<Location /busy.ws>\nSetEnv APACHEWS_ACCEPT producer\n"
-    asking += "</Location>\nDefine APACHEWS_MAX_WAITING 100"
+    asking += "SetEnv APACHEWS_CONNECT_TIMEOUT 60s\n</Location>\nDefine APACHEWS_MAX_WAITING 100"
     extra = f"{SPARE.get(mpm, SPARE['threads'])}\n{asking}"
     asked: list[Event] = []
     answered = threading.Event()
@@ -214,21 +211,20 @@ def test_goodbyes_of_a_stop_are_spread() -> None:
         with crowd(site, 10) as new:
             new.wait_for_echoes(10)
             site.settle()
-            begun_at = time.monotonic()
             for pid in (site.apache.pid, *site.apache.children(), *site.custodians()):
                 os.kill(pid, signal.SIGTERM)
-            assert site.apache.wait(STOP_S) == 0
+            assert site.apache.wait(END_S) == 0
             for clients in (old, new):
                 wait_for(lambda: goodbyes(clients, 10))  # noqa: B023
                 closed_at = clients.report.closed_at
-                assert 0.5 < closed_at[-1] - closed_at[0] < 3, "ten a second"
-            assert time.monotonic() - begun_at < STOP_S
+                assert closed_at[-1] - closed_at[0] > 0.5, "ten a second"
+            assert site.log_lines(KILLED) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGWINCH])
 def test_a_busy_worker_keeps_nobody_from_the_goodbye(number: int) -> None:
     """httpd waits for its workers before it ends a child; clients do not."""
-    settings = "SetEnv APACHEWS_ACCEPT producer\nSetEnv APACHEWS_CONNECT_TIMEOUT 6s"
+    settings = "SetEnv APACHEWS_ACCEPT producer\nSetEnv APACHEWS_CONNECT_TIMEOUT 60s"
     extra = f"<Location /busy.ws>\n{settings}\n</Location>"
     came = threading.Event()
     with (
@@ -241,10 +237,9 @@ def test_a_busy_worker_keeps_nobody_from_the_goodbye(number: int) -> None:
         slow.send(request("/busy.ws"))
         assert came.wait(10)
         site.settle()
-        begun_at = time.monotonic()
         os.kill(site.apache.pid, number)
-        wait_for(lambda: goodbyes(clients))
-        assert time.monotonic() - begun_at < 3
+        # Sooner than the worker gives up.
+        wait_for(lambda: goodbyes(clients), END_S)
 
 
 class Compressing:
@@ -313,7 +308,7 @@ def test_whatever_state_connections_are_in_they_go_on(mpm: str, scheme: str) -> 
         if unfinished:
             unfinished.send(request()[40:])
             assert unfinished.read_head()[0] == 101
-        wait_for(lambda: not old & set(site.apache.children()), 20)
+        wait_for(lambda: not old & set(site.apache.children()), END_S)
 
         half_frame.send(masked(0x81, b"half a frame")[9:])
         assert half_frame.read_data_frame() == (0x81, b"half a frame")
@@ -352,7 +347,7 @@ def test_a_custodian_has_nothing_of_apaches(mpm: str) -> None:
         assert custodians
         wait_for(lambda: not set(loggers) & set(_loggers(site)))
         for pid in custodians:
-            links = _descriptors(pid)
+            links = descriptors_of(Path(f"/proc/{pid}"))
             allowed = (
                 "/dev/null",
                 "anon_inode:[eventpoll]",
@@ -391,14 +386,6 @@ def _loggers(site: Site) -> list[int]:
     return found
 
 
-def _descriptors(pid: int) -> list[str]:
-    links = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            links.append(str(entry.readlink()))
-    return links
-
-
 def test_clients_of_custodians_are_sent_away_in_the_end() -> None:
     extra = "SetEnv APACHEWS_CUSTODIAN_AGE 2s\nSetEnv APACHEWS_DRAIN_RATE 10/s"
     with running_site("event", extra=extra) as site, crowd(site, 10) as old:
@@ -407,7 +394,7 @@ def test_clients_of_custodians_are_sent_away_in_the_end() -> None:
             new.wait_for_echoes(10)
             wait_for(lambda: len(old.report.closes) == 10)
             closed_at = old.report.closed_at
-            assert 0.5 < closed_at[-1] - closed_at[0] < 3, "ten a second"
+            assert closed_at[-1] - closed_at[0] > 0.5, "ten a second"
             assert old.report.closes == [wire.SERVICE_RESTART] * 10
             new.wait_for_echoes(20)
             assert new.report.closes == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -374,8 +373,7 @@ def test_a_killed_child_takes_none_of_the_places_along() -> None:
         site.expected_harm = "exit signal Killed"
         clients = [RawClient(site.dial("ws")).upgrade() for _ in range(4)]
         assert answer(site, request("/echo.ws"))[0] == 503
-        for pid in site.apache.children():
-            os.kill(pid, signal.SIGKILL)
+        site.kill_children()
         admitted(site, "/echo.ws").socket.close()
         for client in clients:
             client.socket.close()

@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from ..browser.conftest import CHROMEDRIVER, CHROMIUM, chromium
 from ..conftest import wait_for
 from ..docs.pages import blocks_of
-from ..support.site import ROOT
+from ..support.site import ROOT, for_two_threads
 from . import machine as machines
 from .machine import Machine
 
@@ -113,7 +113,7 @@ def client(
     machine: Machine, path: str = "/echo.ws", *, is_secure: bool = False
 ) -> ClientConnection:
     """Return a WebSocket to the machine's Apache."""
-    context = ssl.create_default_context()
+    context = for_two_threads(ssl.create_default_context())
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # Debian's default site has a certificate of its own
     return connect(

@@ -38,6 +38,11 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def _state(task: Path) -> str:
+    """Return the state of a thread, from ``PID (name) STATE …``."""
+    return (task / "stat").read_text().rpartition(") ")[2][0]
+
+
 class _ServerProcess:
     """The process of a server on a free port."""
 
@@ -57,6 +62,9 @@ class _ServerProcess:
         """Stop it as a machine that hangs would: connections stay, answers do not come."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
+        # Its threads stop one after the other, on a busy machine later than the signal is sent.
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        wait_for(lambda: all(_state(task) == "T" for task in tasks.iterdir()))
 
     def resume(self) -> None:
         """Let it continue after ``pause``."""
@@ -187,7 +195,8 @@ class NatsBroker(_ServerProcess):
         super().__init__()
         self.url = f"nats://127.0.0.1:{self.port}"
         self._command = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port)]
-        self._command += ["-l", f"{directory}/nats.log"]
+        # The log has every command.
+        self._command += ["-V", "-l", f"{directory}/nats.log"]
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

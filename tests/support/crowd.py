@@ -34,6 +34,8 @@ LOST_S = 0.5
 LARGE_EVERY = 40
 # How long Apache has to close what was closed.
 LEAVE_S = 2.0
+# A page that did not come so soon does not come: all workers are held.
+ANSWER_S = 60.0
 # Between two looks at who may send.
 TURN_S = 0.01
 # Handshakes at once: httpd's backlog has its limit, and so has a small Apache.
@@ -373,7 +375,7 @@ def plain_http(site: Site) -> Iterator[list[float]]:
         while not ended.wait(0.1):
             begun_at = time.monotonic()
             try:
-                requests.get(site.http(), timeout=10).raise_for_status()
+                requests.get(site.http(), timeout=ANSWER_S).raise_for_status()
                 took.append(time.monotonic() - begun_at)
             except requests.RequestException:
                 took.append(math.inf)
@@ -385,3 +387,10 @@ def plain_http(site: Site) -> Iterator[list[float]]:
     finally:
         ended.set()
         thread.join()
+
+
+def wait_for_answer(answers: list[float]) -> None:
+    """Wait for one more of the answers that ``plain_http`` gives; fail if one did not come."""
+    count = len(answers)
+    wait_for(lambda: len(answers) > count, ANSWER_S + 1)
+    assert math.inf not in answers

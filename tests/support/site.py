@@ -7,6 +7,7 @@ a process or a descriptor left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -45,9 +46,11 @@ MOD_PYTHON = (
     if os.environ.get("APACHEWS_HOST") == "mod_python"
     else None
 )
-# Age at which a child of httpd has all its threads and its signals in order, and time
-# after which a worker has put away the connection it had.
+# A worker that has logged its request so long ago no longer has the connection.  Spare children
+# come a second apart: httpd does not start the next one so soon.
 SETTLED_S = 0.5
+# proc(5): a signal's bit in SigBlk.
+SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 
 # The other way to a producer: /ws/chat is the socket chat.ws in APACHEWS_ROOT.
 WS_ALIAS = """
@@ -133,25 +136,24 @@ class Site:
 
     def carriers(self) -> list[int]:
         """Return the processes that have clients of children that were replaced."""
-        found = []
+        root = str(self.apache.root).encode()
         ours = {self.apache.pid, *self.apache.children()}
-        for entry in Path("/proc").iterdir():
-            try:
-                is_apache = str(self.apache.root).encode() in (entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # no process, or it has ended
-            if is_apache and entry.name.isdigit() and _starts_with(entry, b"apache2", b"httpd"):
-                found.append(int(entry.name))
+        found = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit() and _is_httpd(entry, root)
+        ]
         return [pid for pid in found if pid not in ours and pid not in self.apache.children()]
 
-    def renew(self, timeout_s: float = 20.0, number: int = signal.SIGUSR1) -> float:
+    def renew(self, timeout_s: float = 60.0, number: int = signal.SIGUSR1) -> float:
         """Restart, gracefully by default; return after how many seconds the old children had ended.
 
-        httpd's own restart is over as well then: a signal that meets it in the middle
-        of one it forgets.
+        The children that it ends were ready: those of restarts in quick succession would end
+        before they accept a connection.  httpd's own restart is over as well: httpd forgets a
+        signal that arrives in the middle of one.
         """
+        wait_for(self.is_ready, timeout_s)
         old = set(self.apache.children())
-        wait_for(lambda: self._youngest_child_s() > SETTLED_S)
         begins = self._begins()
         begun_at = time.monotonic()
         os.kill(self.apache.pid, number)
@@ -163,8 +165,15 @@ class Site:
         """Return how often httpd has begun its work."""
         return self.apache.error_log.count("-- resuming normal operations")
 
+    def kill_children(self) -> None:
+        """Kill all children; return when those that take their place are ready."""
+        victims = set(self.apache.children())
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: self.is_ready() and not victims & set(self.apache.children()), 60)
+
     def settle(self) -> None:
-        """Wait until a stop meets no child at a moment that httpd does not guard.
+        """Wait until a stop meets each child at a moment that httpd guards.
 
         A child of the event and worker MPMs ends at once on SIGTERM until its main
         thread, which has just started the others, says otherwise (child_main); a
@@ -175,22 +184,19 @@ class Site:
         log = self.apache.root / "access.log"
         wait_for(
             lambda: (
-                self._youngest_child_s() > SETTLED_S
-                and time.time() - log.stat().st_mtime > SETTLED_S
-            )
+                self.apache.poll() is not None
+                or (self.is_ready() and time.time() - log.stat().st_mtime > SETTLED_S)
+            ),
+            60,
         )
 
-    def _youngest_child_s(self) -> float:
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        ages = [now]
-        for pid in self.apache.children():
-            try:
-                stat = Path(f"/proc/{pid}/stat").read_text()
-            except FileNotFoundError:
-                continue  # it has ended meanwhile
-            started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
-            ages.append(now - started / os.sysconf("SC_CLK_TCK"))
-        return min(ages)
+    def is_ready(self) -> bool:
+        """Tell whether each child accepts connections, and httpd is not about to start another."""
+        processes = (Path(f"/proc/{pid}") for pid in self.apache.children())
+        children = [process for process in processes if _is_httpd(process)]
+        return bool(children) and all(
+            _accepts(child) and _age_s(child) > SETTLED_S for child in children
+        )
 
     def descriptors(self) -> int:
         """Return how many descriptors the child with the most has open."""
@@ -284,6 +290,43 @@ class Site:
         assert b"Traceback" not in stderr, stderr.decode()
 
 
+def _accepts(child: Path) -> bool:
+    """Tell whether a child of Apache has imported Python's modules and started its threads.
+
+    Only then does it make the epoll instance for the listening sockets (prefork's child_main,
+    the others' listener).  The main thread of event and worker has SIGTERM blocked until it has
+    started the others.
+    """
+    try:
+        status = (child / "status").read_text()
+    except OSError:
+        return False  # it has ended
+    blocked = re.search(r"^SigBlk:\t(\w+)$", status, re.MULTILINE)
+    if blocked is None or int(blocked[1], 16) & SIGTERM_BIT:
+        return False
+    return "anon_inode:[eventpoll]" in descriptors_of(child)
+
+
+def _age_s(process: Path) -> float:
+    """Return the age of a process, a directory of /proc; 0 if it has ended."""
+    try:
+        stat = (process / "stat").read_text()
+    except OSError:
+        return 0.0
+    started = int(stat.rpartition(")")[2].split()[19])  # proc(5): starttime
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+
+
+def descriptors_of(process: Path) -> list[str]:
+    """Return what the descriptors of a process, a directory of /proc, are."""
+    links = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for entry in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                links.append(str(entry.readlink()))
+    return links
+
+
 def _is_relay(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/comm").read_text() == "apachews-relay\n"
@@ -291,10 +334,14 @@ def _is_relay(pid: int) -> bool:
         return False  # it has ended
 
 
-def _starts_with(process: Path, *names: bytes) -> bool:
-    """Tell whether a process runs one of these programs."""
-    program = (process / "cmdline").read_bytes().partition(b"\0")[0]
-    return program.rpartition(b"/")[2] in names
+def _is_httpd(process: Path, argument: bytes = b"") -> bool:
+    """Tell whether a process, a directory of /proc, runs httpd with this in its arguments."""
+    try:
+        command = (process / "cmdline").read_bytes()
+    except OSError:
+        return False  # it has ended
+    program = command.partition(b"\0")[0].rpartition(b"/")[2]
+    return program in (b"apache2", b"httpd") and argument in command
 
 
 def private_mib(pid: int) -> float:

@@ -27,11 +27,16 @@ ROWS = 200
 
 
 class Screen(pyte.Screen):
-    """What the terminal shows; it answers questions for the position of the cursor."""
+    """What the terminal shows; it answers questions for the position of the cursor.
+
+    Attributes:
+        late: the answers of a slow terminal, until ``Terminal.answer_late``; None: it is fast.
+    """
 
     def __init__(self, fd: int) -> None:
         super().__init__(COLUMNS, ROWS)
         self.painted: list[str] = []  # parameters of the colours that were used
+        self.late: list[str] | None = None
         self._fd = fd
 
     @property
@@ -47,7 +52,10 @@ class Screen(pyte.Screen):
         super().select_graphic_rendition(*parameters, **options)
 
     def write_process_input(self, data: str) -> None:
-        os.write(self._fd, data.encode())
+        if self.late is None:
+            os.write(self._fd, data.encode())
+        else:
+            self.late.append(data)
 
 
 class Terminal:
@@ -61,6 +69,16 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
+
+    def answer_late(self) -> None:
+        """Answer the questions that a slow terminal has left open."""
+        self.type("".join(self.screen.late or ()))
+
+    @property
+    def unread_bytes(self) -> int:
+        """The number of bytes that wait for ``read``; a terminal keeps a few thousand."""
+        count = fcntl.ioctl(self._fd, termios.FIONREAD, struct.pack("i", 0))
+        return int(struct.unpack("i", count)[0])
 
     @property
     def modes(self) -> list[Any]:

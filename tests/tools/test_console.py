@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
+from ..conftest import wait_for
 from ..support.producers import ROOT
 from ..support.terminal import in_terminal
 
@@ -31,6 +33,8 @@ async def read(console):
             for number in range(100):
                 console.show(f"line {number}")
             return
+        if line == "flood":
+            asyncio.get_running_loop().call_later(0.1, console.show, "x" * 200_000)
 
 async def write(console):
     await asyncio.Event().wait()
@@ -39,6 +43,10 @@ run_until_signal(main())
 """
 # The same without prompt_toolkit.
 PLAIN = "import sys; sys.modules['prompt_toolkit'] = None\n" + LINES
+
+
+# The same, and a program after it that takes the input.
+SHELL = LINES + "\nprint('shell', flush=True); sys.stdin.read()\n"
 
 
 def read_all(stdin: int) -> subprocess.CompletedProcess[str]:
@@ -98,6 +106,28 @@ def test_a_signal_restores_the_terminal_and_erases_the_row(number: signal.Signal
         terminal.wait()
         assert terminal.modes == modes
         assert "half a line" not in "".join(terminal.read())
+
+
+def test_a_slow_terminal_answers_no_question_of_a_command_that_has_ended() -> None:
+    with in_terminal("-c", SHELL) as terminal:
+        terminal.screen.late = []
+        terminal.wait_for_rows(">")
+        terminal.type("\x04")
+        terminal.wait_for_row("^shell$")
+        terminal.answer_late()
+        terminal.type("next")
+        terminal.wait_for_rows("next")
+
+
+def test_the_terminal_does_not_echo_while_output_interrupts_the_prompt() -> None:
+    with in_terminal("-c", LINES) as terminal:
+        terminal.wait_for_rows(">")
+        terminal.type("flood\r")
+        terminal.wait_for_rows("> flood", "read 'flood'", ">")
+        # The output blocks the command until it is read.
+        wait_for(lambda: terminal.unread_bytes > 1000)
+        assert not terminal.modes[3] & termios.ECHO
+        terminal.wait_for_rows("x" * 100, ">")
 
 
 def test_without_prompt_toolkit_the_terminal_edits_the_line() -> None:
