@@ -89,6 +89,7 @@ NOT_PORTABILITY: Final = (
     "handler/test_tls_relay.py",
     # A process for each row of a table, which differ in their text.
     "tools/test_connect.py::test_a_refusal_of_the_handler_has_its_hint_whatever_its_words",
+    "tools/test_connect.py::test_a_refusal_is_explained",
 )
 
 
