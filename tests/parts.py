@@ -35,10 +35,12 @@ MEASURES: Final = (
     "handler/test_custodian.py",
 )
 
-# They wait for slow peers nearly all the time: 6 s of processor in a minute.
+# They wait nearly all the time, for slow peers or for httpd: 6 s of processor in a minute.
 NOT_MEASURES: Final = (
     "stress/test_slow_networks.py",
     "stress/test_slow_peers.py",
+    "stress/test_restarts.py::test_mod_proxy_and_apachews_side_by_side",
+    "stress/test_tunnel.py::test_reloads_with_proxied_sockets",
 )
 
 # All these tests run in one process, one after the other, beside the others: each loads a
@@ -51,6 +53,8 @@ SPREAD: Final = (
     "integration/test_handover.py",
     "integration/test_restarts.py",
     "integration/test_run.py",
+    "stress/test_restarts.py",
+    "stress/test_tunnel.py",
 )
 
 PORTABILITY: Final = (
@@ -85,6 +89,7 @@ NOT_PORTABILITY: Final = (
     "handler/test_tls_relay.py",
     # A process for each row of a table, which differ in their text.
     "tools/test_connect.py::test_a_refusal_of_the_handler_has_its_hint_whatever_its_words",
+    "tools/test_connect.py::test_a_refusal_is_explained",
 )
 
 
@@ -117,7 +122,7 @@ def may_have(file: str, expressions: Iterable[str]) -> bool:
     whole = markers(file)
     matches = {
         ALONE: ALONE in whole or _is_named_within(file, MEASURES),
-        BESIDE: ALONE not in whole,
+        BESIDE: ALONE not in whole or _is_named_within(file, NOT_MEASURES),
         ELSEWHERE: ELSEWHERE in whole or _is_named_within(file, PORTABILITY),
     }
     return all(matches.get(expression, True) for expression in expressions)

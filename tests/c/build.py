@@ -2,11 +2,12 @@
 
 Kinds: ``plain`` is the optimised default of ``cmake``; ``sanitized`` has ASan and UBSan.  Both
 treat warnings as errors.  The results stay in ``artefacts/c``, so that the next run builds only
-the changes.
+the changes.  Processes that run tests side by side build one after the other.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import shutil
 import subprocess
@@ -47,6 +48,13 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 @functools.cache
 def built(kind: str) -> Path:
     """Build; return the directory."""
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    with (ARTEFACTS / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(kind)
+
+
+def _build(kind: str) -> Path:
     directory = ARTEFACTS / kind
     cache = directory / "CMakeCache.txt"
     if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={SOURCE}\n" not in cache.read_text():

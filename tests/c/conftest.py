@@ -9,6 +9,11 @@ import pytest
 from .build import KINDS, built, why_not
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give the first test time to build, or to wait for another process that does."""
+    item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def can_build() -> None:
     if reason := why_not():

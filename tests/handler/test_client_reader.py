@@ -402,13 +402,13 @@ def outcome_of_ours(chunks: list[bytes], *, deflate: bool) -> tuple[list[object]
     return out, 0
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(streams, st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_ends_as_wsproto_does(stream: list[bytes], sizes: list[int]) -> None:
     assert_same(stream, sizes, deflate=False)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples)
 @given(squeezed_streams, st.lists(st.integers(1, 40), min_size=1, max_size=5))
 @example([masked(0x01), masked(0x41, b"\6")], [1])  # the start of a message within another one
 def test_ends_as_wsproto_does_with_compression(stream: list[bytes], sizes: list[int]) -> None:

@@ -32,6 +32,9 @@ from ..support.raw_client import RawClient
 from ..support.site import Site, running_site
 from .conftest import RESTART_MPMS
 
+# The first of them that needs the producer in C builds it, with sanitizers.
+pytestmark = pytest.mark.timeout(600)
+
 # Its arguments: the socket file, and how many workers.
 PROGRAM = """
 import os, signal, sys

@@ -23,6 +23,7 @@ import requests
 from apachews import wire
 
 from ..conftest import let_pass, wait_for
+from ..support.brokers import free_port
 from ..support.crowd import crowd, plain_http, wait_for_answer
 from ..support.frames import masked
 from ..support.raw_client import RawClient, request
@@ -166,7 +167,9 @@ asyncio.run(main())
 def test_mod_proxy_and_apachews_side_by_side(path: str) -> None:
     """Debian's 150 workers; a few clients come before each reload, and stay."""
     rounds, joining = scaled(25, 3), 4
-    port = 32_100 + os.getpid() % 500
+    # A page of mod_proxy may never come; a busy machine gets time for ours.
+    timeout_s = 5 if path == "/proxied" else 30
+    port = free_port()
     with ExitStack() as stack:
         server = stack.enter_context(
             subprocess.Popen([sys.executable, "-c", ECHO_SERVER, str(port)], stdout=subprocess.PIPE)
@@ -185,10 +188,10 @@ def test_mod_proxy_and_apachews_side_by_side(path: str) -> None:
             let_pass(1.5)
             try:
                 begun_at = time.monotonic()
-                requests.get(site.http(), timeout=5)
+                requests.get(site.http(), timeout=timeout_s)
                 page = f"{(time.monotonic() - begun_at) * 1000:.0f} ms"
             except requests.RequestException:
-                page = "none in 5 s"
+                page = f"none in {timeout_s} s"
             lines.append(
                 f"  reload {number}: {len(site.apache.children())} children,"
                 f" {clients.open_count} sockets, a page: {page}"
@@ -201,7 +204,7 @@ def test_mod_proxy_and_apachews_side_by_side(path: str) -> None:
         print("\n".join(lines))
         if path == "/echo.ws":
             assert "none" not in lines[-1]
-            assert len(site.apache.children()) <= 6
+            wait_for(lambda: len(site.apache.children()) <= 6, 30)
 
 
 class Mortal:

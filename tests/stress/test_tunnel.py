@@ -186,7 +186,7 @@ def reload_with_old_children(site: Site) -> None:
 def _has_page(site: Site) -> bool:
     # httpd starts children once a second, after those that have ended.
     try:
-        return requests.get(site.http(), timeout=8).ok
+        return requests.get(site.http(), timeout=20).ok
     except requests.Timeout:
         return False
 
