@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from .engine import EngineError
 
@@ -45,6 +45,8 @@ class RedisNode:
         self.commands = pool.make_connection()
         self.events = pool.make_connection()
         self._prefix = "S" if is_sharded else ""
+        self._scripts: dict[str, Any] = {}
+        self._may_store: bool | None = None  # not known yet
         self.pinged_at: float | None = None
         self.heard_at = time.monotonic()
         self.has_more = False
@@ -83,9 +85,21 @@ class RedisNode:
         except ResponseError as error:
             return error
 
-    def publish(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Publish messages, each with its channel, and wait for the answers."""
-        self.call([(f"{self._prefix}PUBLISH", *message) for message in messages])
+    def script(self, text: str) -> Any:
+        """Return the hash of a script, which the server has from then on."""
+        if text not in self._scripts:
+            self._scripts[text] = self.call([("SCRIPT", "LOAD", text)])[0]
+        return self._scripts[text]
+
+    def may_store(self, key: bytes) -> bool:
+        """Return whether the rights of the user suffice for scripts and their keys."""
+        if self._may_store is None:
+            try:
+                self.call([("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, key)])
+                self._may_store = True
+            except NoPermissionError:
+                self._may_store = False
+        return self._may_store
 
     def subscribe(self, channels: Sequence[bytes], *, ends: bool = False) -> None:
         """Send SUBSCRIBE, or UNSUBSCRIBE (``ends``); ``receive`` yields the answers."""
