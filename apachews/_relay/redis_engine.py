@@ -75,8 +75,9 @@ class RedisEngine:
         self._target = target
         self._name = name
         self._proof = b""
-        # Of this process, for its messages in histories.
-        self._sender = os.urandom(8).hex()
+        # Of this process, for its messages in histories: made by the first ``connect``, after
+        # the workers have forked.
+        self._sender = ""
         self._nodes: dict[Any, RedisNode] = {}
         # redis-py has no types for most of a cluster.
         self._cluster: Any = None
@@ -114,6 +115,7 @@ class RedisEngine:
 
     def connect(self) -> None:
         self.close()
+        self._sender = self._sender or os.urandom(8).hex()
         # A channel of this connection alone: its number of subscribers proves that the broker
         # has this one, and not only those of other producers or workers.
         self._proof = b"apachews-producer:%s" % os.urandom(16).hex().encode()

@@ -133,6 +133,7 @@ class RelayThread:
         """Receive the messages of a group no more."""
         with self._lock:
             self._groups.discard(group)
+            self._questions.pop(group, None)
             self._has_new_groups = True
             self._wake()
 

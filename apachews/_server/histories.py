@@ -17,6 +17,7 @@ waits for the answer of the store.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from apachews._relay.relay import Relay
 from apachews.client import Client, Group, OnReplay
 from apachews.delivery import Delivery
 from apachews.events import Event, GapEvent
+from apachews.exceptions import HistoryError
 from apachews.history import Bounds, Entry, Formatter, Log, Position, Reading
 
 # A group without clients is forgotten after this, or after its ``seconds`` if they are more; the
@@ -37,13 +39,15 @@ KEEP_S: Final = 86400.0
 # The interval of dropping the messages that are too old.
 SWEEP_S: Final = 30.0
 
+_logger: Final = logging.getLogger("apachews")
+
 
 class Store(Protocol):
     """Keeps the messages of all groups, in one order for each group.
 
     Attributes:
         keeps_logs: the logs are the store; otherwise a group without clients has none.
-        tick_s: the interval of ``tick``.
+        tick_s: the interval of ``changed``.
     """
 
     keeps_logs: bool
@@ -65,8 +69,8 @@ class Store(Protocol):
     def find(self, name: str) -> Bounds | None:
         """Return the bounds of a group that another process has made, if it is known."""
 
-    def tick(self, histories: Sequence[History]) -> None:
-        """Do what is due from time to time."""
+    def changed(self) -> Sequence[str]:
+        """Return the groups in which others have stored messages since the last call."""
 
     def close(self) -> None:
         """Close it."""
@@ -198,9 +202,15 @@ class History:
                 log.append(entry, time.monotonic())  # older than every member
             else:
                 delivery = self._deliver(entry)
+        failure: Exception | None = None
         for client, waiting in [*self._waiting.items()]:
             if waiting.number <= number and self._waiting.pop(client, None) is not None:
-                self._admit(client, waiting)
+                try:
+                    self._admit(client, waiting)
+                except Exception as error:  # of the program's function, for one client
+                    failure = error
+        if failure is not None:
+            raise failure
         return delivery
 
     def _deliver(self, entry: Entry) -> Delivery:
@@ -255,8 +265,9 @@ class MemoryStore:
         """Return None: all groups are those of this process."""
         return None
 
-    def tick(self, histories: Sequence[History]) -> None:
-        """Do nothing."""
+    def changed(self) -> Sequence[str]:
+        """Return nothing: this process knows of every message."""
+        return ()
 
     def close(self) -> None:
         """Do nothing."""
@@ -294,8 +305,9 @@ class RelayStore:
         """Return None: the relay tells histories from other groups itself."""
         return None
 
-    def tick(self, histories: Sequence[History]) -> None:
-        """Do nothing."""
+    def changed(self) -> Sequence[str]:
+        """Return nothing: this process knows of every message."""
+        return ()
 
     def close(self) -> None:
         """Do nothing: the loop closes the relay."""
@@ -355,14 +367,24 @@ class Histories:
         if history is None and self._store is not None:
             bounds = self._store.find(name)
             if bounds is not None:
-                history = self.open(group(name), bounds, None)
+                found = group(name)
+                history = found._history = self.open(found, bounds, None)
         return history
+
+    def update(self, name: str | None) -> None:
+        """Read on in a group: it has missed a message, or another worker has stored one."""
+        history = self.get(name)
+        if history is not None and history.is_active:
+            try:
+                history.update()
+            except HistoryError as error:
+                # The next message tries again.
+                _logger.warning("the history of group %r: %s", name, error)
 
     def update_all(self) -> None:
         """Read on in every group: messages may have been missed."""
-        for history in [*self._by_name.values()]:
-            if history.is_active:
-                history.update()
+        for name in [*self._by_name]:
+            self.update(name)
 
     def close(self) -> None:
         """Close the store."""
@@ -379,7 +401,8 @@ class Histories:
             if not history.is_active and history.used_at + keep_s < now:
                 history.group._history = None
                 del self._by_name[name]
-        store.tick([history for history in self._by_name.values() if history.is_active])
+        for name in store.changed():
+            self.update(name)
         self._is_ticking = bool(self._by_name)
         if self._is_ticking:
             self._call_later(store.tick_s, self._tick)

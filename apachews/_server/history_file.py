@@ -17,6 +17,7 @@ missing.  So the file belongs to one boot of the machine, and is emptied after t
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ SWEEP_MESSAGES: Final = 1000
 DROP_MESSAGES: Final = 8
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
+_logger: Final = logging.getLogger("apachews")
+
 # ``total`` is the sum of the lengths of all messages of the group up to this one, so that the
 # bound in bytes is one comparison.
 _SCHEMA: Final = f"""
@@ -51,9 +54,10 @@ CREATE TABLE IF NOT EXISTS groups (
     count INTEGER NOT NULL, seconds REAL NOT NULL, size_bytes INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS messages (
+    serial INTEGER PRIMARY KEY AUTOINCREMENT,
     group_id INTEGER NOT NULL, offset INTEGER NOT NULL, at REAL NOT NULL,
     total INTEGER NOT NULL, opcode INTEGER NOT NULL, payload BLOB NOT NULL,
-    PRIMARY KEY (group_id, offset)
+    UNIQUE (group_id, offset)
 );
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -79,6 +83,8 @@ class FileStore:
         self._notify = notify
         self._appended = 0
         self._data_version = 0
+        self._last_serial = 0
+        self._is_closed = False
         with self._translated():
             # No implicit transactions; the server's lock protects it from other threads.
             self._database = sqlite3.connect(
@@ -107,9 +113,12 @@ class FileStore:
                     self._database.execute(f"DELETE FROM {table}")
                 self._database.execute("INSERT INTO boot VALUES (?)", (boot,))
             self._drop_old(time.time())
+            self._last_serial = self._value("SELECT max(serial) FROM messages") or 0
 
     def append(self, history: History, frame: bytes) -> tuple[Position | None, Delivery]:
         """Store a message, and deliver it after those of other workers."""
+        if self._is_closed:
+            return None, Delivery(0, 0)  # as a broadcast of a server without a history
         name, now = history.group.name, time.time()
         _, opcode, payload = Envelope.of_frame(NOWHERE, frame)
         with self._translated(), self._transaction():
@@ -124,30 +133,44 @@ class FileStore:
 
     def update(self, history: History, number: int) -> None:
         """Read what follows the log's position."""
-        history.receive_reading(self._read(history), number)
+        if not self._is_closed:
+            history.receive_reading(self._read(history), number)
 
     def require_name(self, name: str) -> None:
         """Accept every name."""
 
     def find(self, name: str) -> Bounds | None:
         """Return the bounds of a group, if another worker has made it."""
+        if self._is_closed:
+            return None
         with self._translated():
             row = self._database.execute(
                 "SELECT count, seconds, size_bytes FROM groups WHERE name = ?", (_key(name),)
             ).fetchone()
         return None if row is None else Bounds(*row)
 
-    def tick(self, histories: Sequence[History]) -> None:
-        """Read on if another process has changed the file."""
-        with self._translated():
-            version = self._value("PRAGMA data_version")
-        if version != self._data_version:
-            self._data_version = version
-            for history in histories:
-                history.update()
+    def changed(self) -> Sequence[str]:
+        """Return the groups in which other processes have stored messages."""
+        try:
+            with self._translated():
+                version = self._value("PRAGMA data_version")
+                if version == self._data_version:
+                    return ()
+                rows = self._database.execute(
+                    "SELECT name, max(serial) FROM messages JOIN groups ON id = group_id"
+                    " WHERE serial > ? GROUP BY group_id",
+                    (self._last_serial,),
+                ).fetchall()
+        except HistoryError as error:
+            _logger.warning("%s", error)
+            return ()
+        self._data_version = version
+        self._last_serial = max([self._last_serial, *(serial for _, serial in rows)])
+        return [bytes(name).decode(errors="surrogatepass") for name, _ in rows]
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what is broadcast afterwards is not stored."""
+        self._is_closed = True
         self._database.close()
 
     def _insert(
@@ -157,7 +180,7 @@ class FileStore:
         top, total = top + 1, total + len(payload)
         execute = self._database.execute
         execute(
-            "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO messages VALUES (NULL, ?, ?, ?, ?, ?, ?)",
             (group, top, now, total, opcode, payload),
         )
         execute(

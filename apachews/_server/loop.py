@@ -243,8 +243,7 @@ class Loop:
 
     def update_history(self, group: str | None) -> None:
         """Let a history read on: it has missed a message, or another worker has stored one."""
-        if (history := self.histories.get(group)) is not None and history.is_active:
-            history.update()
+        self.histories.update(group)
 
     def _store_published(self, group: str, frame: bytes) -> Delivery | None:
         """Store a message of a publisher; None if the group has no history."""

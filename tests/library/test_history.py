@@ -176,6 +176,9 @@ class Room:
         assert self.group.add(client, since=since, **more)
         return bridge
 
+    def client_of_the_last_event(self) -> Client:
+        return self.events[-1].client()
+
     def turn(self, timeout_s: float = 0.0) -> Event | None:
         event = self.server.dequeue(timeout_s)
         if event is not None:
@@ -487,6 +490,20 @@ def test_a_message_that_cannot_be_stored_reaches_no_client(
         room.close()
 
 
+def test_a_server_that_is_closed_stores_nothing(short_path: Path) -> None:
+    room = filed(short_path)
+    room.member()
+    room.group.broadcast("1")
+    room.server.close()
+    assert room.group.broadcast("as a program does at ConnectionClosed") == (0, 0)
+    assert not room.server.group("room").add(room.client_of_the_last_event())
+    room.close()
+    room = filed(short_path)
+    assert room.read(room.member(("", 0)), 1) == [(1, "1")]
+    assert room.group.broadcast("2").position.offset == 2  # type: ignore[union-attr]
+    room.close()
+
+
 def test_without_a_history_file_sqlite_is_not_loaded(short_path: Path) -> None:
     code = (
         "import sys; from apachews import Server; s = Server(sys.argv[1]);"
@@ -510,7 +527,7 @@ for event in server:
         elif kind == "say":
             group.broadcast(value)
         else:
-            os._exit(9)
+            event.write(str(group.is_relayed))
 """
 
 
@@ -891,6 +908,58 @@ def test_a_cluster_keeps_histories(short_path: Path) -> None:
             assert Reader(two.member(near.items[0][:2])).wait(2) == near.wait(3)[1:]
             with pytest.raises(ValueError, match="braces"):
                 one.server.group("a{b}", history=1)
+
+
+def test_workers_with_a_relay_have_one_order(short_path: Path, clean: Broker) -> None:
+    text = WORKER.replace("history_file=sys.argv[2]", "relay=sys.argv[2], relay_name='chat.ws'")
+    path = short_path / "w.ws"
+    with machines(short_path, clean.url, 1) as (far,), ExitStack() as stack:
+        other = Reader(far.member())
+        stack.enter_context(running(program(short_path, text), str(path), clean.url))
+        wait_for(path.exists)
+        bridges: dict[str, Bridge] = {}
+
+        def has_both() -> bool:
+            bridge = Bridge(str(path))
+            stack.callback(bridge.socket.close)
+            bridge.send(wire.TEXT, b'["add", null]')
+            (pid,) = wait_for(bridge.read_available)
+            bridges.setdefault(str(pid), bridge)
+            return len(bridges) == 2
+
+        wait_for(has_both)
+
+        def is_member(bridge: Bridge) -> bool:
+            bridge.send(wire.TEXT, b'["ready", null]')
+            return wait_for(bridge.read_available) == ["True"]
+
+        for bridge in bridges.values():
+            wait_for(lambda bridge=bridge: is_member(bridge))  # type: ignore[misc]
+        for number in range(50):
+            for pid, bridge in bridges.items():
+                bridge.send(wire.TEXT, json.dumps(["say", f"{pid}.{number}"]).encode())
+        texts = other.wait(100)
+        assert len({*texts}) == 100
+        for bridge in bridges.values():
+            assert Reader(bridge).wait(100) == texts
+
+
+def test_a_user_without_rights_for_scripts_publishes_to_plain_groups(
+    short_path: Path, clean: Broker
+) -> None:
+    rights = ["resetchannels", "&apachews:*", "&apachews-producer:*", "+@pubsub", "+@connection"]
+    assert clean.call("ACL", "SETUSER", "narrow", "on", ">secret", *rights) == b"+OK\r\n"
+    url = clean.url.replace("redis://", "redis://narrow:secret@")
+    with Server(short_path / "a.ws", relay=url, relay_name="chat.ws") as server:
+        wait_for(lambda: server.relay_status().is_up)  # type: ignore[union-attr]
+        bridge = Bridge(server.path)
+        event = server.dequeue(DEADLINE_S)
+        assert event
+        server.group("plain").add(event.client())
+        wait_for(lambda: server.group("plain").is_relayed)
+        assert publish(f"{url}?name=chat.ws", "hello", group="plain").relayed
+        wait_for(lambda: server.dequeue(0) or bridge.read_available() == ["hello"])
+        bridge.socket.close()
 
 
 def test_nats_has_no_history(short_path: Path) -> None:
