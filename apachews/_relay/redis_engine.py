@@ -171,7 +171,8 @@ class RedisEngine:
                 node = self._node_of(channel)
                 keys = stream.keys_of(channel, self._sender)
                 arguments = (*keys, *stream.read_arguments(question))
-                answer = node.call([("EVALSHA", node.script(stream.READ), len(keys), *arguments)])
+                node.load(stream.SCRIPTS)
+                answer = node.call([("EVALSHA", stream.READ_SHA, len(keys), *arguments)])
                 readings.append(stream.reading_of(answer[0], time.monotonic()))
         return readings
 
@@ -268,7 +269,8 @@ class RedisEngine:
         if stored.bounds is None and not node.may_store(keys[0]):
             return command, channel, message.data
         arguments = stream.append_arguments(stored, command, channel, message.data)
-        return ("EVALSHA", node.script(stream.APPEND), len(keys), *keys, *arguments)
+        node.load(stream.SCRIPTS)
+        return ("EVALSHA", stream.APPEND_SHA, len(keys), *keys, *arguments)
 
     def _handle(self, node: RedisNode, item: Any, messages: list[Message]) -> None:
         if isinstance(item, (list, tuple)) and len(item) >= 2:

@@ -45,7 +45,7 @@ class RedisNode:
         self.commands = pool.make_connection()
         self.events = pool.make_connection()
         self._prefix = "S" if is_sharded else ""
-        self._scripts: dict[str, Any] = {}
+        self._has_scripts = False
         self._may_store: bool | None = None  # not known yet
         self.pinged_at: float | None = None
         self.heard_at = time.monotonic()
@@ -85,11 +85,11 @@ class RedisNode:
         except ResponseError as error:
             return error
 
-    def script(self, text: str) -> Any:
-        """Return the hash of a script, which the server has from then on."""
-        if text not in self._scripts:
-            self._scripts[text] = self.call([("SCRIPT", "LOAD", text)])[0]
-        return self._scripts[text]
+    def load(self, scripts: Sequence[str]) -> None:
+        """Load scripts, once."""
+        if not self._has_scripts:
+            self.call([("SCRIPT", "LOAD", script) for script in scripts])
+            self._has_scripts = True
 
     def may_store(self, key: bytes) -> bool:
         """Return whether the rights of the user suffice for scripts and their keys."""

@@ -18,11 +18,12 @@ than a producer has seen (a failover), the script begins a new epoch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Any, Final
 
 from apachews.exceptions import WireError
-from apachews.history import Entry, Position, Reading
+from apachews.history import Bounds, Entry, Position, Reading
 
 from .engine import Question, Stored
 from .envelope import Envelope
@@ -35,9 +36,17 @@ KEEP_S: Final = 86400.0
 # How long Redis remembers the last number of a process: longer than an outage.
 SENDER_S: Final = 3600.0
 
-# Variables of both scripts: epoch, top, total; is_new: the epoch begins here.  The arguments are
-# those of ``_arguments``.
-_COMMON: Final = """
+
+def _sha(script: str) -> str:
+    """Return the name that Redis has for a script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+# Variables of both scripts: epoch, top, total; is_new: the epoch begins here.  Arguments: the three
+# bounds, or "" and two zeros; what the caller has seen, epoch and offset; a new epoch; the hash of
+# APPEND.
+_COMMON: Final = f"""
+local KEEP_MS, SENDER_MS = {round(KEEP_S * 1000)}, {round(SENDER_S * 1000)}
 local meta, stream = KEYS[1], KEYS[2]
 local count, ms, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -55,7 +64,10 @@ end
 local function save()
   redis.call('HSET', meta, 'epoch', epoch, 'top', top, 'total', total,
              'count', count, 'ms', ms, 'bytes', bytes)
-  local keep = math.max(tonumber(ARGV[7]), ms)
+  if ARGV[7] ~= '' then
+    redis.call('HSET', meta, 'append', ARGV[7])
+  end
+  local keep = math.max(KEEP_MS, ms)
   redis.call('PEXPIRE', meta, keep)
   redis.call('PEXPIRE', stream, keep)
 end
@@ -73,7 +85,7 @@ if number ~= '' then
   if last and tonumber(last) >= tonumber(number) then
     return 0
   end
-  redis.call('SET', KEYS[3], number, 'PX', ARGV[12])
+  redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
 end
 top, total = top + 1, total + #envelope
 local id = string.format('%.0f-0', top)
@@ -91,6 +103,8 @@ return redis.call(command, channel, 'h' .. epoch .. ':' .. string.format('%.0f',
                                     .. ' ' .. envelope)
 """
 )
+# A program in another language finds it in the hash of the group, and need not have the script.
+APPEND_SHA: Final = _sha(APPEND)
 # Returns epoch, top, the time of Redis, and the messages after the position in the arguments.
 READ: Final = (
     _COMMON
@@ -103,6 +117,8 @@ end
 return {epoch, top, now, redis.call('XRANGE', stream, from, '+')}
 """
 )
+READ_SHA: Final = _sha(READ)
+SCRIPTS: Final = (APPEND, READ)
 
 
 def keys_of(channel: bytes, sender: str) -> list[bytes]:
@@ -127,16 +143,16 @@ def append_arguments(
     stored: Stored, command: str, channel: bytes, envelope: bytes
 ) -> tuple[Any, ...]:
     """Return the arguments of ``APPEND``."""
-    bounds = stored.bounds
-    values = ("", 0, 0) if bounds is None else _bounds(bounds)
     number = stored.number or ""
-    sent = (command, channel, envelope, number, round(SENDER_S * 1000))
-    return (*values, *stored.seen, _new_epoch(), round(KEEP_S * 1000), *sent)
+    if stored.bounds is None:
+        return ("", 0, 0, "", 0, "", "", command, channel, envelope, number)
+    common = (*_bounds(stored.bounds), *stored.seen, _new_epoch(), APPEND_SHA)
+    return (*common, command, channel, envelope, number)
 
 
 def read_arguments(question: Question) -> tuple[Any, ...]:
     """Return the arguments of ``READ``."""
-    return (*_bounds(question.bounds), *question.after, _new_epoch(), round(KEEP_S * 1000))
+    return (*_bounds(question.bounds), *question.after, _new_epoch(), APPEND_SHA)
 
 
 def reading_of(answer: Any, now: float) -> Reading:
@@ -176,7 +192,7 @@ def split(data: bytes) -> tuple[Position, bytes]:
     return Position(epoch.decode("ascii"), int(offset)), envelope
 
 
-def _bounds(bounds: Any) -> tuple[int, int, int]:
+def _bounds(bounds: Bounds) -> tuple[int, int, int]:
     return bounds.length, round(bounds.seconds * 1000), bounds.size_bytes
 
 
