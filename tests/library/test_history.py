@@ -39,7 +39,7 @@ from apachews._server import history_file
 from apachews.exceptions import WireError
 from apachews.history import Bounds, Entry, Log, position_of
 
-from ..conftest import DEADLINE_S, let_pass, wait_for
+from ..conftest import DEADLINE_S, wait_for
 from ..support.bridge_by_hand import Bridge
 from ..support.brokers import Broker, running_broker, running_cluster
 from ..support.producers import program, running
@@ -848,51 +848,6 @@ def test_a_busy_program_reads_what_it_could_not_keep(
             wait_for(lambda: one.status.published == 500)
         assert reader.wait(500) == [str(number) for number in range(500)]
         assert not two.gaps()
-
-
-def outage(
-    directory: Path, stop: Callable[[Broker], None], go_on: Callable[[Broker], None]
-) -> None:
-    """Publish from two machines while the relay fails; check that all have everything."""
-    aof = ("--appendonly", "yes", "--appendfsync", "always")
-    with running_broker(directory, *aof) as own, machines(directory, own.url) as both:
-        # redis-server has the last option of each name.
-        readers = [Reader(machine.member()) for machine in both]
-        sent = 0
-        for phase in ("before", "during", "after"):
-            if phase == "during":
-                stop(own)
-            for _ in range(300):
-                for number, machine in enumerate(both):
-                    machine.say(f"{number}:{sent}")
-                sent += 1
-                let_pass(0.001)
-            if phase == "during":
-                wait_for(lambda: not any(machine.status.is_up for machine in both))
-                # A client that comes back now gets what this machine has, and the rest later.
-                readers.append(Reader(both[0].member_now(readers[0])))
-                go_on(own)
-                wait_for(lambda: all(machine.status.is_up for machine in both))
-        first, second, late = readers
-        assert first.wait(2 * sent) == second.wait(2 * sent)
-        texts = [text for _, _, text in first.items]
-        assert len({*texts}) == len(texts) == 2 * sent, "none lost, none doubled"
-        for number in range(2):
-            mine = [int(text[2:]) for text in texts if text.startswith(f"{number}:")]
-            assert mine == [*range(sent)], "the order of each sender"
-        late.wait(1)
-        start = late.items[0][1]
-        assert late.wait(2 * sent - start + 1) == texts[start - 1 :]
-        assert not both[0].gaps() and not both[1].gaps()
-        assert all(machine.status.dropped == 0 for machine in both)
-
-
-def test_a_redis_that_is_killed_under_load_loses_and_doubles_nothing(short_path: Path) -> None:
-    outage(short_path, Broker.kill, Broker.start)
-
-
-def test_a_redis_that_hangs_under_load_loses_and_doubles_nothing(short_path: Path) -> None:
-    outage(short_path, Broker.pause, Broker.resume)
 
 
 def test_a_cluster_keeps_histories(short_path: Path) -> None:

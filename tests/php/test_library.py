@@ -328,7 +328,7 @@ def test_publish_into_a_history(library: str, short_path: Path) -> None:
         url = broker.url.removesuffix("0") + "2"
         with producers(short_path, url, 1) as (one,):
             group = one.server.group(
-                "room", history=10, formatter=lambda data, at: f"{at[1]}{data}"
+                "room", history=10, formatter=lambda data, at: f"{at.offset}{data!s}"
             )
             client = one.client("room")
             assert '"relayed":true' in publish_in_php(library, f"{url}?name=chat.ws", "hé", "room")
