@@ -42,7 +42,7 @@ from apachews.history import Bounds, Entry, Log, position_of
 from ..conftest import DEADLINE_S, wait_for
 from ..support.bridge_by_hand import Bridge
 from ..support.brokers import Broker, running_broker, running_cluster
-from ..support.producers import program, running
+from ..support.producers import ROOT, program, running
 
 NOW = 1000.0
 BOUNDS = Bounds(5, 60.0, 100)
@@ -915,6 +915,20 @@ def test_a_user_without_rights_for_scripts_publishes_to_plain_groups(
         assert publish(f"{url}?name=chat.ws", "hello", group="plain").relayed
         wait_for(lambda: server.dequeue(0) or bridge.read_available() == ["hello"])
         bridge.socket.close()
+
+
+def test_the_documented_rights_suffice(short_path: Path, clean: Broker) -> None:
+    text = (ROOT / "docs" / "howto" / "machines.md").read_text()
+    plain = text.partition("ACL SETUSER apachews on >secret ")[2].partition("\n")[0]
+    more = text.partition("then also include `")[2].partition("`")[0]
+    rights = [*plain.split(), *more.split()]
+    assert clean.call("ACL", "SETUSER", "wide", "on", ">secret", *rights) == b"+OK\r\n"
+    with machines(short_path, clean.url.replace("redis://", "redis://wide:secret@"), 1) as (one,):
+        reader = Reader(one.member())
+        one.say("1")
+        url = clean.url.replace("redis://", "redis://wide:secret@")
+        assert publish(f"{url}?name=chat.ws", "2", group="room").relayed
+        assert reader.wait(2) == ["1", "2"]
 
 
 def test_nats_has_no_history(short_path: Path) -> None:
