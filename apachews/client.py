@@ -442,8 +442,8 @@ class Group:
                 ``Server.group`` was given them; ``("", 0)``: all kept messages; None: none.
             on_replay: sends the client what it has missed: called once with the client and
                 a ``Replay``, before the client receives any further message, in ``add`` or
-                in ``dequeue()``, and not for a client that is a member already.  None:
-                each is sent as a message.
+                in ``dequeue()``, and not for a client that is a member already; must not
+                raise.  None: each is sent as a message.
 
         Raises:
             ValueError: ``since`` is not a position, or the group has no history.

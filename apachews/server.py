@@ -386,7 +386,7 @@ class Server:
                 if group._history is None and len(group):
                     raise ValueError(f"group({name!r:.80}, history=...): call it before add()")
                 bounds = Bounds(history, seconds, history_bytes)
-                group._history = self._loop.histories.open(group, bounds, formatter)
+                self._loop.histories.open(group, bounds, formatter)
             elif formatter is not None:
                 raise ValueError("formatter=: needs history=")
             return group

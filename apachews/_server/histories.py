@@ -33,9 +33,11 @@ from apachews.events import Event, GapEvent
 from apachews.exceptions import HistoryError
 from apachews.history import Bounds, Entry, Formatter, Log, Position, Reading
 
-# A group without clients is forgotten after this, or after its ``seconds`` if they are more; the
+# A group that is not used is forgotten after this, or after its ``seconds`` if they are more; the
 # next message begins a new epoch.
 KEEP_S: Final = 86400.0
+# A group that has clients and no messages is used, as the store learns in this interval.
+REFRESH_S: Final = 3600.0
 # The interval of dropping the messages that are too old.
 SWEEP_S: Final = 30.0
 
@@ -72,6 +74,9 @@ class Store(Protocol):
     def changed(self) -> Sequence[str]:
         """Return the groups in which others have stored messages since the last call."""
 
+    def refresh(self, history: History) -> None:
+        """Note that a group is still used."""
+
     def close(self) -> None:
         """Close it."""
 
@@ -98,6 +103,7 @@ class History:
         bounds: what is kept.
         formatter: see ``Server.group``; None: the message as it is.
         add_event: queues an event for the program.
+        on_use: called when the group is used.
 
     Attributes:
         log: the last messages, up to the position of the members here.
@@ -111,6 +117,7 @@ class History:
         bounds: Bounds,
         formatter: Formatter | None,
         add_event: Callable[[Event], None],
+        on_use: Callable[[History], None],
     ) -> None:
         self.group = group
         self.log = Log(bounds)
@@ -118,6 +125,7 @@ class History:
         self.used_at = time.monotonic()
         self._store = store
         self._add_event = add_event
+        self._on_use = on_use
         self._waiting: dict[Client, _Waiting] = {}
         self.asked = 0
         self._answered = 0
@@ -136,7 +144,7 @@ class History:
 
     def broadcast(self, frame: bytes) -> Delivery:
         """Store a message, and send it to the members."""
-        self.used_at = time.monotonic()
+        self._on_use(self)
         position, delivery = self._store.append(self, frame)
         return delivery._with_position(position)
 
@@ -148,7 +156,7 @@ class History:
         on_replay: OnReplay | None,
     ) -> None:
         """Add a client to the group, now or once the store has answered."""
-        self.used_at = time.monotonic()
+        self._on_use(self)
         if self.log.epoch and self.log.can_replay(since):
             self._admit(client, _Waiting(member, since, on_replay, 0))
             return
@@ -269,6 +277,9 @@ class MemoryStore:
         """Return nothing: this process knows of every message."""
         return ()
 
+    def refresh(self, history: History) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Do nothing."""
 
@@ -309,6 +320,10 @@ class RelayStore:
         """Return nothing: this process knows of every message."""
         return ()
 
+    def refresh(self, history: History) -> None:
+        """Read, which makes the keys expire later."""
+        history.update()
+
     def close(self) -> None:
         """Do nothing: the loop closes the relay."""
 
@@ -336,8 +351,8 @@ class Histories:
         self._by_name: dict[str, History] = {}
         self._is_ticking = False
 
-    def open(self, group: Group, bounds: Bounds, formatter: Formatter | None) -> History:
-        """Return the history of a group; a second time with other bounds or formatter.
+    def open(self, group: Group, bounds: Bounds, formatter: Formatter | None) -> None:
+        """Give a group a history, or its history other bounds or another formatter.
 
         Raises:
             ValueError: the server has no store for it.
@@ -345,17 +360,21 @@ class Histories:
         if self._store is None:
             raise ValueError(self._refusal)
         self._store.require_name(group.name)
-        history = self._by_name.get(group.name)
-        if history is None:
-            history = History(group, self._store, bounds, formatter, self._add_event)
-            self._by_name[group.name] = history
-            if not self._is_ticking:
-                self._is_ticking = True
-                self._call_later(self._store.tick_s, self._tick)
-        else:
-            history.log.bounds = bounds
-            history.formatter = formatter or history.formatter
-        return history
+        history = group._history
+        if not isinstance(history, History):
+            arguments = (self._store, bounds, formatter, self._add_event, self._note_use)
+            history = group._history = History(group, *arguments)
+        history.log.bounds = bounds
+        history.formatter = formatter or history.formatter
+        self._note_use(history)
+
+    def _note_use(self, history: History) -> None:
+        """Keep a history, which may have been forgotten while the program kept its group."""
+        history.used_at = time.monotonic()
+        self._by_name[history.group.name] = history
+        if not self._is_ticking and self._store is not None:
+            self._is_ticking = True
+            self._call_later(self._store.tick_s, self._tick)
 
     def get(self, name: str | None) -> History | None:
         """Return the history of a group that has one in this process."""
@@ -367,8 +386,8 @@ class Histories:
         if history is None and self._store is not None:
             bounds = self._store.find(name)
             if bounds is not None:
-                found = group(name)
-                history = found._history = self.open(found, bounds, None)
+                self.open(group(name), bounds, None)
+                history = self._by_name[name]
         return history
 
     def update(self, name: str | None) -> None:
@@ -397,10 +416,12 @@ class Histories:
         now = time.monotonic()
         for name, history in [*self._by_name.items()]:
             history.log.trim(now)
-            keep_s = max(KEEP_S, history.log.bounds.seconds)
-            if not history.is_active and history.used_at + keep_s < now:
-                history.group._history = None
-                del self._by_name[name]
+            if history.is_active:
+                if history.used_at + REFRESH_S < now:
+                    history.used_at = now
+                    store.refresh(history)
+            elif history.used_at + max(KEEP_S, history.log.bounds.seconds) < now:
+                del self._by_name[name]  # the group as well, unless the program refers to it
         for name in store.changed():
             self.update(name)
         self._is_ticking = bool(self._by_name)

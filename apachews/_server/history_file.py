@@ -168,6 +168,17 @@ class FileStore:
         self._last_serial = max([self._last_serial, *(serial for _, serial in rows)])
         return [bytes(name).decode(errors="surrogatepass") for name, _ in rows]
 
+    def refresh(self, history: History) -> None:
+        """Note that a group is still used."""
+        try:
+            with self._translated():
+                self._database.execute(
+                    "UPDATE groups SET used_at = ? WHERE name = ?",
+                    (time.time(), _key(history.group.name)),
+                )
+        except HistoryError as error:
+            _logger.warning("%s", error)
+
     def close(self) -> None:
         """Close the file; what is broadcast afterwards is not stored."""
         self._is_closed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from apachews import (
 )
 from apachews._relay import stream
 from apachews._server import history_file
+from apachews._server.histories import KEEP_S
 from apachews.exceptions import WireError
 from apachews.history import Bounds, Entry, Log, position_of
 
@@ -316,6 +318,31 @@ def test_a_group_keeps_its_history_while_it_is_empty(room: Room) -> None:
     room.group = room.server.group("room")
     again = room.member(("", 0))
     assert room.read(again, 2) == [(1, "1"), (2, "2")]
+    assert room.read(bridge, 1) == [(1, "1")]
+
+
+def test_a_group_that_is_not_used_is_forgotten(room: Room) -> None:
+    histories = room.server._loop.histories
+    bridge, client = room.client()
+    room.group.add(client)
+    room.group.broadcast("1")
+    history = histories.get("room")
+    assert history
+    history.used_at -= 2 * KEEP_S
+    histories._tick()
+    assert histories.get("room") is history and history.used_at > 0, "it has a client"
+    room.group.discard(client)
+    history.used_at -= 2 * KEEP_S
+    histories._tick()
+    assert histories.get("room") is None
+    # The program refers to the group.
+    assert room.group.broadcast("2").position == Position(history.log.epoch, 2)
+    assert histories.get("room") is history
+    history.used_at -= 2 * KEEP_S
+    histories._tick()
+    del room.group, history
+    gc.collect()
+    assert room.server.group("room")._history is None
     assert room.read(bridge, 1) == [(1, "1")]
 
 
@@ -736,6 +763,21 @@ def test_all_machines_see_one_order(short_path: Path, clean: Broker) -> None:
             assert Reader(machine.member(near.items[390][:2])).wait(10) == near.wait(401)[391:]
             assert len(Reader(machine.member(("", 0))).wait(401)) == 401
         assert not one.gaps() and not two.gaps()
+
+
+def test_a_client_that_is_ahead_of_its_new_machine(short_path: Path, clean: Broker) -> None:
+    with machines(short_path, clean.url) as (one, two):
+        near, far = Reader(one.member()), Reader(two.member())
+        for _ in range(5):
+            with two.server._loop.lock:  # it hears nothing meanwhile
+                one.say("1", "2", "3")
+                near.wait(len(near.items) + 3)
+                bridge = two.member_now(near)
+            one.say("4")
+            last = near.wait(len(near.items) + 1)
+            late = Reader(bridge)
+            assert late.wait(1) == ["4"] and late.items[0][1] == len(last)
+        assert far.wait(20) == near.wait(20) and not two.gaps()
 
 
 def test_a_message_from_outside_gets_an_offset(short_path: Path, clean: Broker) -> None:
