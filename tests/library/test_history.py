@@ -33,6 +33,7 @@ from apachews import (
     Server,
     aio,
     publish,
+    threads,
     wire,
 )
 from apachews._relay import relay, stream
@@ -401,6 +402,27 @@ def test_asyncio_handlers_catch_up(short_path: Path) -> None:
     assert asyncio.run(asyncio.wait_for(run(), DEADLINE_S)) == [[2, "2"]]
 
 
+def test_handlers_in_threads_catch_up(short_path: Path) -> None:
+    events: list[Event] = []
+
+    def chat(connection: threads.Connection) -> None:
+        group = connection.server.group("room", history=10, formatter=numbered)
+        for message in connection:
+            group.add(connection.client, since=json.loads(message))
+
+    with threads.serve(short_path / "a.ws", chat, on_event=events.append) as server:
+        group = server.group("room", history=10, formatter=numbered)
+        group.broadcast("1")
+        bridge = Bridge(server.path)
+        bridge.send(wire.TEXT, b'["elsewhere", 1]')
+        assert json.loads(wait_for(bridge.read_available)[0])[1:] == [1, "1"]  # type: ignore[arg-type]
+        wait_for(lambda: [type(event) for event in events] == [GapEvent])
+        wait_for(lambda: len(group) == 1)
+        group.broadcast("2")
+        assert json.loads(wait_for(bridge.read_available)[0])[1:] == [2, "2"]  # type: ignore[arg-type]
+        bridge.socket.close()
+
+
 # The store in a file.
 
 
@@ -755,8 +777,8 @@ def test_all_machines_see_one_order(short_path: Path, clean: Broker) -> None:
         delivery = one.group.broadcast("first")
         assert delivery == (0, 0) and delivery.relayed and delivery.position is None
         assert near.wait(1) == far.wait(1) == ["first"]
-        threads = [ThreadOf(lambda m=m: m.say(*[str(n) for n in range(200)])) for m in (one, two)]  # type: ignore[misc]
-        with threads[0], threads[1]:
+        senders = [ThreadOf(lambda m=m: m.say(*[str(n) for n in range(200)])) for m in (one, two)]  # type: ignore[misc]
+        with senders[0], senders[1]:
             pass
         assert near.wait(401) == far.wait(401)
         # A client that moves to the other machine, and one that has been here before.
