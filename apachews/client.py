@@ -85,6 +85,9 @@ class History(Protocol):
     ) -> None:
         """Add a client to the group, now or once the store has answered."""
 
+    def read(self, since: Position, function: Callable[[Replay], object]) -> None:
+        """Call a function with the messages after a place, now or once the store has answered."""
+
     def cancel(self, client: Client) -> bool:
         """Forget a client that waits; return whether it did."""
 
@@ -472,9 +475,47 @@ class Group:
             self._join(client, member)
             return True
 
+    def replay(self, since: Sequence[object], function: Callable[[Replay], object]) -> None:
+        """Call a function with the kept messages after a position, without a client.
+
+        With a history in the relay it is called in ``dequeue()``, when the relay has
+        answered; otherwise at once.
+
+        Args:
+            since: as ``add``.
+            function: called once, with a ``Replay``; must not raise.
+
+        Raises:
+            ValueError: ``since`` is not a position, or the group has no history.
+            HistoryError: the file cannot be read.
+
+        Example:
+            >>> news = server.group("news", history=10)
+            >>> news.broadcast("hello")
+            Delivery(reached=0, skipped=0)
+            >>> news.replay(("", 0), lambda replay: print(replay.messages))
+            [PastMessage(offset=1, data='hello')]
+        """
+        history = self._history
+        if history is None:
+            raise ValueError("replay() needs server.group(name, history=...)")
+        position = position_of(since)
+        with self._lock:
+            if self._relay is not None and self._is_empty:
+                self._relay.subscribe(self.name)
+            history.read(position, function)
+            self._end_if_empty()
+
+    def _end_if_empty(self) -> None:
+        """Receive nothing any more, if the group has no clients here."""
+        if self._history is not None:
+            self._history.leave()
+        if self._relay is not None and self._is_empty:
+            self._relay.unsubscribe(self.name)
+
     @property
     def _is_empty(self) -> bool:
-        """True without members and clients that wait to be."""
+        """True without members, and clients and functions that wait for the store."""
         return not self._members and not (self._history is not None and self._history.has_waiting)
 
     def _join(self, client: Client, member: str | None) -> None:
@@ -506,9 +547,7 @@ class Group:
         if client not in self._members:
             if history is not None:
                 history.cancel(client)
-                history.leave()
-                if self._relay is not None and self._is_empty:
-                    self._relay.unsubscribe(self.name)
+                self._end_if_empty()
             return
         del self._members[client]
         client._link.leave_group(self)

@@ -13,6 +13,8 @@ A client that is added with ``since`` receives what the log has after that place
 from then on: both under the lock, so that no message is doubled or lost between them.  If the log
 does not know the place, because it is new or older than that of another process, the client
 waits for the answer of the store.
+
+Long because the stores in this process and in the relay are a few lines each on what they serve.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from apachews.client import Client, Group, OnReplay
 from apachews.delivery import Delivery
 from apachews.events import Event, GapEvent
 from apachews.exceptions import HistoryError
-from apachews.history import Bounds, Entry, Formatter, Log, Position, Reading
+from apachews.history import Bounds, Entry, Formatter, Log, Position, Reading, Replay
 
 # A group that is not used is forgotten after this, or after its ``seconds`` if they are more; the
 # next message begins a new epoch.
@@ -127,6 +129,8 @@ class History:
         self._add_event = add_event
         self._on_use = on_use
         self._waiting: dict[Client, _Waiting] = {}
+        # Functions that wait for the answer of this number.
+        self._readers: list[tuple[int, Position, Callable[[Replay], object]]] = []
         self.asked = 0
         self._answered = 0
         # Answers up to this number belong to a log that was forgotten.
@@ -134,13 +138,13 @@ class History:
 
     @property
     def has_waiting(self) -> bool:
-        """True while clients wait for the store."""
-        return bool(self._waiting)
+        """True while clients or functions wait for the store."""
+        return bool(self._waiting or self._readers)
 
     @property
     def is_active(self) -> bool:
         """True if the group has clients here, as members or waiting."""
-        return bool(self._waiting) or len(self.group) > 0
+        return self.has_waiting or len(self.group) > 0
 
     def broadcast(self, frame: bytes) -> Delivery:
         """Store a message, and send it to the members."""
@@ -161,6 +165,15 @@ class History:
             self._admit(client, _Waiting(member, since, on_replay, 0))
             return
         self._waiting[client] = _Waiting(member, since, on_replay, self.asked + 1)
+        self.update()
+
+    def read(self, since: Position, function: Callable[[Replay], object]) -> None:
+        """Call a function with what follows a place, now or once the store has answered."""
+        self._on_use(self)
+        if self.log.epoch and self.log.can_replay(since):
+            function(self.log.replay(since, time.monotonic()))
+            return
+        self._readers.append((self.asked + 1, since, function))
         self.update()
 
     def cancel(self, client: Client) -> bool:
@@ -217,6 +230,12 @@ class History:
                     self._admit(client, waiting)
                 except Exception as error:  # of the program's function, for one client
                     failure = error
+        ready = [one for one in self._readers if one[0] <= number]
+        if ready:
+            self._readers = [one for one in self._readers if one[0] > number]
+            for _, since, function in ready:
+                function(log.replay(since, time.monotonic()))
+            self.group._end_if_empty()
         if failure is not None:
             raise failure
         return delivery

@@ -323,6 +323,28 @@ def test_a_group_keeps_its_history_while_it_is_empty(room: Room) -> None:
     assert room.read(bridge, 1) == [(1, "1")]
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_history_is_read_without_a_client(short_path: Path, is_file: bool) -> None:
+    room = filed(short_path) if is_file else Room(short_path / "a.ws")
+    try:
+        since = room.group.broadcast("1").position
+        room.group.broadcast(b"2")
+        replays: list[Replay] = []
+        room.group.replay(since or (), replays.append)
+        room.group.replay(("", 0), replays.append)
+        room.group.replay(("x", 1), replays.append)
+        assert [[m.data for m in replay.messages] for replay in replays] == [
+            [b"2"],
+            ["1", b"2"],
+            ["1", b"2"],
+        ]
+        assert [replay.has_gap for replay in replays] == [False, False, True]
+        with pytest.raises(ValueError, match="history="):
+            room.server.group("plain").replay(("", 0), replays.append)
+    finally:
+        room.close()
+
+
 def test_a_group_that_is_not_used_is_forgotten(room: Room) -> None:
     histories = room.server._loop.histories
     bridge, client = room.client()
@@ -786,6 +808,21 @@ def test_all_machines_see_one_order(short_path: Path, clean: Broker) -> None:
             assert Reader(machine.member(near.items[390][:2])).wait(10) == near.wait(401)[391:]
             assert len(Reader(machine.member(("", 0))).wait(401)) == 401
         assert not one.gaps() and not two.gaps()
+
+
+def test_a_history_in_the_relay_is_read_without_a_client(short_path: Path, clean: Broker) -> None:
+    with machines(short_path, clean.url) as (one, two):
+        near = Reader(one.member())
+        one.say("1", "2")
+        near.wait(2)
+        for _ in range(2):
+            replays: list[Replay] = []
+            two.group.replay(near.items[0][:2], replays.append)
+            assert wait_for(lambda replays=replays: replays)[0].messages == [(2, "2")]  # type: ignore[misc]
+        assert not two.group.is_relayed, "it has no member"
+        channel = "apachews:chat.ws:room"
+        wait_for(lambda: clean.call("PUBSUB", "NUMSUB", channel).endswith(b":1\r\n"))
+        assert not two.gaps()
 
 
 def test_a_client_that_is_ahead_of_its_new_machine(short_path: Path, clean: Broker) -> None:
