@@ -14,7 +14,7 @@ from then on: both under the lock, so that no message is doubled or lost between
 does not know the place, because it is new or older than that of another process, the client
 waits for the answer of the store.
 
-Long because the stores in this process and in the relay are a few lines each on what they serve.
+Long because the two short stores stand beside the interface that they implement.
 """
 
 from __future__ import annotations
