@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ErrorEvent,
         Event,
         EventType,
+        GapEvent,
         InvalidEvent,
         JoinEvent,
         LeaveEvent,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .exceptions import (
         ApachewsError,
         ConnectionClosed,
+        HistoryError,
         MessageTooLarge,
         NotAsked,
         NotASocket,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
         SocketInUse,
         WireError,
     )
+    from .history import PastMessage, Position, Replay
     from .publishing import publish
     from .server import Server
 
@@ -64,6 +67,7 @@ _MODULES: Final = {
     "ErrorEvent": "events",
     "Event": "events",
     "EventType": "events",
+    "GapEvent": "events",
     "InvalidEvent": "events",
     "JoinEvent": "events",
     "LeaveEvent": "events",
@@ -73,6 +77,7 @@ _MODULES: Final = {
     "RelayLostEvent": "events",
     "ApachewsError": "exceptions",
     "ConnectionClosed": "exceptions",
+    "HistoryError": "exceptions",
     "MessageTooLarge": "exceptions",
     "NotListening": "exceptions",
     "NotASocket": "exceptions",
@@ -83,6 +88,9 @@ _MODULES: Final = {
     "ServerError": "exceptions",
     "SocketInUse": "exceptions",
     "WireError": "exceptions",
+    "PastMessage": "history",
+    "Position": "history",
+    "Replay": "history",
     "publish": "publishing",
     "Server": "server",
 }
@@ -98,7 +106,9 @@ __all__ = [
     "ErrorEvent",
     "Event",
     "EventType",
+    "GapEvent",
     "Group",
+    "HistoryError",
     "InvalidEvent",
     "JoinEvent",
     "LeaveEvent",
@@ -107,11 +117,14 @@ __all__ = [
     "NotASocket",
     "NotAsked",
     "NotListening",
+    "PastMessage",
     "PongEvent",
+    "Position",
     "PublishError",
     "RelayBackEvent",
     "RelayError",
     "RelayLostEvent",
+    "Replay",
     "Server",
     "ServerClosed",
     "ServerError",

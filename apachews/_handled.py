@@ -17,7 +17,7 @@ from ._server.connection import connection_of
 from ._server.mailbox import Mailbox
 from .client import Client, Group
 from .delivery import Scope
-from .events import ConnectionClosedEvent, Event, MessageEvent
+from .events import ConnectionClosedEvent, Event, GapEvent, MessageEvent
 from .exceptions import ConnectionClosed
 from .monitoring.relays import RelayStatus
 from .server import DRAIN_TIMEOUT_S, Server
@@ -136,8 +136,9 @@ class HandlingServer:
     _on_event: OnEvent | None = None
 
     def _deliver_event(self, event: Event) -> None:
-        """Call the program's function for an event without a client; ignore other events."""
-        if self._on_event is not None and event.client_or_none() is None:
+        """Call the program's function for an event that belongs to no connection."""
+        is_shared = event.client_or_none() is None or isinstance(event, GapEvent)
+        if self._on_event is not None and is_shared:
             self._on_event(event)
 
     @property
@@ -179,14 +180,14 @@ class HandlingServer:
         """
         return self.server.broadcast_json(value, scope)
 
-    def group(self, name: str) -> Group:
-        """Return the group of this name; see ``Server.group``.
+    def group(self, name: str, **history: Any) -> Group:
+        """Return the group of this name; see ``Server.group`` for further arguments.
 
         Example:
             >>> server.group("room").add(connection.client)
             True
         """
-        return self.server.group(name)
+        return self.server.group(name, **history)
 
     def relay_status(self) -> RelayStatus | None:
         """Return the state of the relay; see ``Server.relay_status``.

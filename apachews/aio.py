@@ -34,7 +34,7 @@ from ._handled import (
 )
 from ._server.loop import Consumer
 from .client import Client
-from .events import AcceptEvent, Event, PongEvent
+from .events import AcceptEvent, Event, GapEvent, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .server import Server, loop_of
 
@@ -314,6 +314,8 @@ class AsyncServer(HandlingServer):
                 event = await self._next_event()
                 if isinstance(event, AcceptEvent):
                     self._start_handler(event.client(), handler)
+                elif isinstance(event, GapEvent):
+                    self._deliver_event(event)
                 elif (connection := self._connections.get(event.client_or_none())) is not None:
                     connection._deliver(event)
                 else:
@@ -357,7 +359,8 @@ def serve(
             connection is closed with 1000; its exception is logged, and the connection is
             closed with 1011.  None: ``async for event in server``.
         on_event: called with each event without a client, if there is a handler: of the relay,
-            of members of groups, errors of the server; must not block.
+            of members of groups, errors of the server; and with each ``GapEvent``; must not
+            block.
         settings: as ``apachews.Server``, except ``workers``.
 
     Raises:

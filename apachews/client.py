@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from apachews.wire.answer import Answer
@@ -20,6 +20,7 @@ from apachews.wire.answer import Answer
 from . import wire
 from .delivery import Delivery, Relay, Scope, relay_for
 from .exceptions import ApachewsError, NotAsked
+from .history import Position, Replay, position_of
 
 
 class Link(Protocol):
@@ -64,6 +65,34 @@ class Presence(Protocol):
 
     def leave(self, group: str, client: Client, *, at_once: bool) -> None:
         """Remove a client, which may come back soon unless ``at_once``."""
+
+
+class History(Protocol):
+    """What a group needs to keep its last messages (``_server/histories.py``)."""
+
+    @property
+    def has_waiting(self) -> bool: ...
+
+    def broadcast(self, frame: bytes) -> Delivery:
+        """Store a message, and send it to the members."""
+
+    def add(
+        self,
+        client: Client,
+        member: str | None,
+        since: Position | None,
+        on_replay: OnReplay | None,
+    ) -> None:
+        """Add a client to the group, now or once the store has answered."""
+
+    def read(self, since: Position, function: Callable[[Replay], object]) -> None:
+        """Call a function with the messages after a place, now or once the store has answered."""
+
+    def cancel(self, client: Client) -> bool:
+        """Forget a client that waits; return whether it did."""
+
+    def leave(self) -> None:
+        """Note that a client has left."""
 
 
 class Client:
@@ -326,6 +355,10 @@ class Client:
             self._link.send_close(code, reason)
 
 
+# What ``Group.add`` calls with what a client has missed.
+OnReplay = Callable[[Client, Replay], object]
+
+
 class Group:
     """Clients under one name: a room, a channel, a topic.
 
@@ -340,7 +373,16 @@ class Group:
         (1, True, ['ann'])
     """
 
-    __slots__ = ("__weakref__", "_lock", "_members", "_presence", "_relay", "_send", "name")
+    __slots__ = (
+        "__weakref__",
+        "_history",
+        "_lock",
+        "_members",
+        "_presence",
+        "_relay",
+        "_send",
+        "name",
+    )
 
     def __init__(
         self,
@@ -359,6 +401,7 @@ class Group:
         self._send = send
         self._relay = relay
         self._presence = presence
+        self._history: History | None = None
         self._members: dict[Client, None] = {}  # in the order in which they were added
 
     def __repr__(self) -> str:
@@ -375,33 +418,115 @@ class Group:
         with self._lock:
             return iter(list(self._members))
 
-    def add(self, client: Client, member: str | None = None) -> bool:
+    def add(
+        self,
+        client: Client,
+        member: str | None = None,
+        *,
+        since: Sequence[object] | None = None,
+        on_replay: OnReplay | None = None,
+    ) -> bool:
         """Add a client, once; return False if its connection has ended.
+
+        In a group with a history, ``since`` is the place up to which the client has the
+        messages.  It receives those that follow, then all further ones, each once and in
+        order.  If messages between them are lost, it receives the ones that are kept, and
+        a ``GapEvent`` follows.
+
+        With a history in the relay, the client becomes a member when the relay has
+        answered, some milliseconds later, or once the relay is back.
 
         Args:
             client: the client.
             member: with ``Server(presence=True)``, as whom ``members()`` has it; clients
                 with the same are one member.  None: the user whom Apache has
                 authenticated, or without a login the client's own id.
+            since: epoch and offset of the client's last message, as the formatter of
+                ``Server.group`` was given them; ``("", 0)``: all kept messages; None: none.
+            on_replay: sends the client what it has missed: called once with the client and
+                a ``Replay``, before the client receives any further message, in ``add`` or
+                in ``dequeue()``, and not for a client that is a member already; must not
+                raise.  None: each is sent as a message.
+
+        Raises:
+            ValueError: ``since`` is not a position, or the group has no history.
 
         Example:
             >>> server.group(client.request.query["room"][0]).add(client)
             True
         """
+        history = self._history
+        if history is None and (since is not None or on_replay is not None):
+            raise ValueError("since= and on_replay= need server.group(name, history=...)")
+        position = None if since is None else position_of(since)
         with self._lock:
             if client.has_ended:
                 return False
             if client not in self._members:
-                if self._relay is not None and not self._members:
+                if self._relay is not None and self._is_empty:
                     self._relay.subscribe(self.name)
-                self._members[client] = None
                 if client._groups is None:
                     client._groups = set()
                 client._groups.add(self)
-                client._link.join_group(self)
-            if self._presence is not None:
-                self._presence.join(self.name, client, member)
+                if history is not None:
+                    history.cancel(client)
+                    history.add(client, member, position, on_replay)
+                    return True
+            self._join(client, member)
             return True
+
+    def replay(self, since: Sequence[object], function: Callable[[Replay], object]) -> None:
+        """Call a function with the kept messages after a position, without a client.
+
+        With a history in the relay it is called in ``dequeue()``, when the relay has
+        answered; otherwise at once.
+
+        Args:
+            since: as ``add``.
+            function: called once, with a ``Replay``; must not raise.
+
+        Raises:
+            ValueError: ``since`` is not a position, or the group has no history.
+            HistoryError: the file cannot be read.
+
+        Example:
+            >>> news = server.group("news", history=10)
+            >>> news.broadcast("hello")
+            Delivery(reached=0, skipped=0)
+            >>> news.replay(("", 0), lambda replay: print(replay.messages))
+            [PastMessage(offset=1, data='hello')]
+        """
+        history = self._history
+        if history is None:
+            raise ValueError("replay() needs server.group(name, history=...)")
+        position = position_of(since)
+        with self._lock:
+            if self._relay is not None and self._is_empty:
+                self._relay.subscribe(self.name)
+            history.read(position, function)
+            self._end_if_empty()
+
+    def _end_if_empty(self) -> None:
+        """Receive nothing any more, if the group has no clients here."""
+        if self._history is not None:
+            self._history.leave()
+        if self._relay is not None and self._is_empty:
+            self._relay.unsubscribe(self.name)
+
+    @property
+    def _is_empty(self) -> bool:
+        """True without members, and clients and functions that wait for the store."""
+        return not self._members and not (self._history is not None and self._history.has_waiting)
+
+    def _join(self, client: Client, member: str | None) -> None:
+        """Make a client a member; ignore one that has left meanwhile."""
+        if client._groups is None or self not in client._groups or client.has_ended:
+            return
+        if client not in self._members:
+            self._members[client] = None
+            client._link.join_group(self)
+        if self._presence is not None:
+            self._presence.join(self.name, client, member)
 
     def discard(self, client: Client) -> None:
         """Remove a client, if it is a member.
@@ -416,16 +541,22 @@ class Group:
             self._remove(client, at_once=True)
 
     def _remove(self, client: Client, *, at_once: bool) -> None:
-        if client not in self._members:
-            return
-        del self._members[client]
         if client._groups is not None:
             client._groups.discard(self)
+        history = self._history
+        if client not in self._members:
+            if history is not None:
+                history.cancel(client)
+                self._end_if_empty()
+            return
+        del self._members[client]
         client._link.leave_group(self)
+        if history is not None:
+            history.leave()
         if self._presence is not None:
             # It ends the subscription, after the delay of a leave.
             self._presence.leave(self.name, client, at_once=at_once)
-        elif self._relay is not None and not self._members:
+        elif self._relay is not None and self._is_empty:
             self._relay.unsubscribe(self.name)
 
     def members(self) -> list[str]:
@@ -457,7 +588,8 @@ class Group:
             >>> server.group("room").is_relayed  # the server has no relay
             False
         """
-        return self._relay is not None and self._relay.is_subscribed(self.name)
+        is_subscribed = self._relay is not None and self._relay.is_subscribed(self.name)
+        return is_subscribed and not (self._history is not None and self._history.has_waiting)
 
     def broadcast(
         self,
@@ -467,14 +599,20 @@ class Group:
     ) -> Delivery:
         """Send a message to every member; it is encoded once.
 
+        A group with a history stores it as well; ``Delivery.position`` is its place.
+
         Args:
             data: as ``Client.send``.
-            exclude: one member or several that do not receive it, the sender for example.
-            scope: ``here``: only to members in this process, and not through the relay.
+            exclude: one member or several that do not receive it, the sender for example;
+                not in a group with a history, whose members all have the same messages.
+            scope: ``here``: only to members in this process, and not through the relay; a
+                history does not store it.
 
         Raises:
             TypeError, UnicodeEncodeError: as ``Client.send``.
             MessageTooLarge: the relay does not carry it; no member has received it.
+            HistoryError: the history cannot store it; no member has received it.
+            ValueError: ``exclude`` in a group with a history.
 
         Example:
             >>> room = server.group("room")
@@ -509,9 +647,15 @@ class Group:
         self, frame: bytes, exclude: Client | Iterable[Client], scope: Scope
     ) -> Delivery:
         relay = relay_for(scope, self._relay)
+        if relay is not None:
+            relay.require_fitting(frame)
+        if self._history is not None and scope == "everywhere":
+            if isinstance(exclude, Client) or any(True for _ in exclude):
+                raise ValueError("exclude=: a group with a history has the same messages for all")
+            with self._lock:
+                return self._history.broadcast(frame)
         if relay is None:
             return self._broadcast_frame(frame, exclude)
-        relay.require_fitting(frame)
         # Under the lock: two threads must not publish in another order than they broadcast here.
         with self._lock:
             delivery = self._broadcast_frame(frame, exclude)

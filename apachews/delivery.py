@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple, Protocol
 
+from .history import Position
+
 # Whose clients a broadcast reaches: those of every producer with the same relay, or those of this
 # process.
 Scope = Literal["everywhere", "here"]
@@ -48,6 +50,9 @@ class Delivery(_Counts):
         relayed: it was queued for other producers as well, and the relay is connected.
             False without a relay, with ``scope="here"``, and while the relay is lost: it
             then waits for the relay to return, up to a bound.
+        position: of the message in the history of its group.  None without a history; and
+            with a history in the relay, which gives the message its place a moment later.
+            (``reached`` is 0 then.)
 
     Example:
         >>> delivery = server.group("room").broadcast("hello, room")
@@ -55,13 +60,20 @@ class Delivery(_Counts):
         (0, 0, False)
     """
 
-    # Not a third element: programs unpack the two.
+    # Not further elements: programs unpack the two.
     relayed: bool = False
+    position: Position | None = None
 
     def _with_relayed(self, relayed: bool) -> Delivery:
         """Return a copy with this value of ``relayed``."""
         delivery = Delivery(self.reached, self.skipped)
-        delivery.relayed = relayed
+        delivery.relayed, delivery.position = relayed, self.position
+        return delivery
+
+    def _with_position(self, position: Position | None) -> Delivery:
+        """Return a copy with this value of ``position``."""
+        delivery = self._with_relayed(self.relayed)
+        delivery.position = position
         return delivery
 
 

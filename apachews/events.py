@@ -40,6 +40,7 @@ class EventType(enum.Enum):
     RelayBack = "the relay is back; messages of gap_s seconds may be missing"
     Join = "a member has joined a group, here or at another producer"
     Leave = "a member has left a group, with its last client"
+    Gap = "messages of the history of a group are lost for a client, or for all members here"
 
     def __repr__(self) -> str:
         return f"Event.{self.name}"
@@ -58,7 +59,8 @@ class Event:
     ended.  A ``Close`` (the client closed the connection) or an ``Error`` (the client
     sent invalid data) may precede it.  An ``Error`` without a client is about the server
     itself, an ``Invalid`` about a connection that never became a client, a ``RelayLost``
-    or ``RelayBack`` about the relay, a ``Join`` or ``Leave`` about a member of a group.
+    or ``RelayBack`` about the relay, a ``Join`` or ``Leave`` about a member of a group, a
+    ``Gap`` about the history of a group.
 
     A client of a producer that handed it over (``Server.drain()``) or died causes an
     ``Accept`` at the next producer, with ``resumed`` True.
@@ -90,6 +92,7 @@ class Event:
     RelayBack: ClassVar = EventType.RelayBack
     Join: ClassVar = EventType.Join
     Leave: ClassVar = EventType.Leave
+    Gap: ClassVar = EventType.Gap
 
     _type: ClassVar[EventType]
     # What read() returns without a message.
@@ -550,3 +553,37 @@ class LeaveEvent(_MemberEvent):
 
     __slots__ = ()
     _type = EventType.Leave
+
+
+class GapEvent(Event):
+    """Messages of a history are lost: ``GapEvent(client, group)``; the client needs a new start.
+
+    With a client: what lies between the position of ``Group.add(since=...)`` and the kept
+    messages is lost.  Without one (``client_or_none()`` is None): all members of this process
+    have missed messages, because the store has lost them.
+
+    Example:
+        >>> match event:
+        ...     case GapEvent(client, group):
+        ...         client.send_json({"reload": group})
+        True
+    """
+
+    __slots__ = ("_group",)
+    __match_args__ = ("_client", "group")
+    _type = EventType.Gap
+    _read = EventType.NoData
+
+    def __init__(self, client: Client | None, group: str) -> None:
+        super().__init__(client)
+        self._group = group
+
+    @property
+    def group(self) -> str:
+        """The name of the group.
+
+        Example:
+            >>> event.group
+            'room'
+        """
+        return self._group

@@ -9,6 +9,7 @@
      |    +-- NotListening publish(): no producer listens there
      |    +-- PublishError  publish(): the producer did not answer
      |    +-- RelayError    the relay's address or library cannot be used
+     +-- HistoryError       a history cannot store or read messages: path, problem
      +-- ServerClosed       dequeue() after close() and the last event
      +-- ConnectionClosed   a handler's client is gone: code, reason
      +-- MessageTooLarge    the relay does not carry the message: size, limit
@@ -25,6 +26,7 @@ from __future__ import annotations
 __all__ = [
     "ApachewsError",
     "ConnectionClosed",
+    "HistoryError",
     "MessageTooLarge",
     "NotASocket",
     "NotAsked",
@@ -161,6 +163,27 @@ class RelayError(ServerError):
         ...     print(error.problem)
         unknown scheme
     """
+
+
+class HistoryError(ApachewsError):
+    """The file of the histories cannot be used, or has not stored a message.
+
+    Attributes:
+        path: the file.
+        problem: what is wrong with it.
+
+    Example:
+        >>> print(HistoryError("/var/lib/chat/history.db", "database or disk is full"))
+        /var/lib/chat/history.db: database or disk is full
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
 
 
 class MessageTooLarge(ApachewsError):

@@ -18,7 +18,7 @@ from ._listening.endpoint import Outcome, Unreachable
 from ._relay import address
 from ._relay.engine import EngineError, Message
 from ._relay.envelope import NOWHERE, Envelope
-from ._relay.relay import DEFAULT_MAX_MESSAGE_BYTES, open_engine
+from ._relay.relay import DEFAULT_MAX_MESSAGE_BYTES, STORED_IF_KEPT, open_engine
 from .delivery import Delivery
 from .exceptions import MessageTooLarge, NotASocket, NotListening, PublishError, RelayError
 
@@ -88,7 +88,8 @@ def _publish_to_relay(url: str, frame: bytes, group: str | None) -> Delivery:
     engine = open_engine(target, target.name)
     try:
         engine.connect()
-        reached = engine.publish_once(Message(group, envelope.encode()))
+        stored = STORED_IF_KEPT if group is not None and engine.has_history else None
+        reached = engine.publish_once(Message(group, envelope.encode(), stored))
     except EngineError as error:
         raise RelayError(target.shown, str(error), "check that the relay runs") from error
     finally:

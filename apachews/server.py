@@ -33,6 +33,8 @@ from .client import Client, Group
 from .delivery import Scope, relay_for
 from .events import Event
 from .exceptions import ServerClosed
+from .history import DEFAULT_MAX_BYTES as DEFAULT_HISTORY_BYTES
+from .history import DEFAULT_SECONDS, Bounds, Formatter
 
 # Bytes of frames that may wait for one slow client.  The frame of a broadcast is one object for
 # all clients that wait for it.
@@ -107,8 +109,12 @@ class Server:
             ``LeaveEvent``, over all workers and all producers with the relay.
         relay_max_message_bytes: the longest message that is relayed (1 MiB); broadcasting a
             longer one raises MessageTooLarge.
+        history_file: an SQLite file for the histories of groups, on a local file system.
+            They outlive the producer, and all workers share them.  None: in the relay,
+            if it is a Redis; else in this process.
 
     Raises:
+        HistoryError: ``history_file`` cannot be used.
         RelayError: the relay's address is invalid, or redis-py is not installed.
         SocketInUse: with ``exclusive``, another producer listens there.
         NotASocket: the path is a file of another type.
@@ -138,6 +144,7 @@ class Server:
         relay_name: str | None = None,
         relay_max_message_bytes: int = DEFAULT_MAX_RELAYED_BYTES,
         presence: bool = False,
+        history_file: str | os.PathLike[str] | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers={workers}: expected 0 or more")
@@ -147,6 +154,8 @@ class Server:
             raise ValueError(f"transport={transport!r}: expected one of {', '.join(_FILES)}")
         if relay is None:
             relay = os.environ.get("APACHEWS_RELAY")
+        if relay and history_file is not None:
+            raise ValueError("history_file: with a relay, the histories are in the relay")
         name = relay_name or os.path.basename(os.fspath(path))
         # Before the socket file and the workers: a wrong address must not cost clients.
         broker = open_relay(relay, name, new_origin(), relay_max_message_bytes) if relay else None
@@ -166,6 +175,7 @@ class Server:
                 siblings,
                 broker,
                 presence,
+                None if history_file is None else os.fspath(history_file),
             )
         except BaseException:
             # SystemExit as well: the handler of a signal may raise it here, and ``open_servers``
@@ -335,8 +345,33 @@ class Server:
         broker = self._loop.broker
         return None if broker is None else broker.status()
 
-    def group(self, name: str) -> Group:
+    def group(
+        self,
+        name: str,
+        *,
+        history: int | None = None,
+        seconds: float = DEFAULT_SECONDS,
+        history_bytes: int = DEFAULT_HISTORY_BYTES,
+        formatter: Formatter | None = None,
+    ) -> Group:
         """Return the group of this name; a new group is empty.
+
+        With ``history`` the group keeps its last messages, for clients that come back:
+        see ``Group.add``.  It keeps them until one of the three bounds is reached.  A
+        further call without ``history`` returns the same group.
+
+        Args:
+            name: any text; without ``{`` and ``}`` for a history in the relay.
+            history: number of messages to keep; None: leave the group as it is.
+            seconds: how long to keep a message.
+            history_bytes: how many bytes to keep.
+            formatter: called with each message and its ``Position``; returns what the
+                clients receive, for example a JSON text with both.  It must not raise.
+                None: the message as it is.  Every producer of a relay needs the same.
+
+        Raises:
+            ValueError: a bound below 1; or the server has no place for histories: NATS
+                as its relay, or workers without ``history_file``.
 
         Example:
             >>> server.group("room").add(client)
@@ -345,7 +380,17 @@ class Server:
             Delivery(reached=1, skipped=0)
         """
         with self._loop.lock:
-            return self._loop.connections.group(name)
+            group = self._loop.connections.group(name)
+            if history is not None:
+                if min(history, seconds, history_bytes) < 1:
+                    raise ValueError(f"history={history}, seconds={seconds:g}: expected 1 or more")
+                if group._history is None and len(group):
+                    raise ValueError(f"group({name!r:.80}, history=...): call it before add()")
+                bounds = Bounds(history, seconds, history_bytes)
+                self._loop.histories.open(group, bounds, formatter)
+            elif formatter is not None:
+                raise ValueError("formatter=: needs history=")
+            return group
 
     def language(self, client: Client) -> str | None:
         """Return the language that the client's browser prefers, as ``en-GB``, or None.

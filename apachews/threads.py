@@ -37,7 +37,7 @@ from ._handled import (
 )
 from ._server.loop import Consumer
 from .client import Client
-from .events import AcceptEvent, Event, PongEvent
+from .events import AcceptEvent, Event, GapEvent, PongEvent
 from .exceptions import ConnectionClosed, ServerClosed
 from .server import Server, loop_of
 
@@ -267,6 +267,8 @@ class ThreadServer(HandlingServer):
         for event in self.server:
             if isinstance(event, AcceptEvent):
                 self._start_handler(event.client())
+            elif isinstance(event, GapEvent):
+                self._deliver_event(event)
             elif (connection := self._connections.get(event.client_or_none())) is not None:
                 connection._deliver(event)
             else:
@@ -317,7 +319,8 @@ def serve(
             closed with 1011.
         max_threads: the number of handlers that run at the same time; other clients wait.
         on_event: called with each event without a client: of the relay, of members of groups,
-            errors of the server; on the thread that takes the events; must not block.
+            errors of the server; and with each ``GapEvent``; on the thread that takes the
+            events; must not block.
         settings: as ``apachews.Server``.  With ``workers`` each has threads of its own.
 
     Raises:

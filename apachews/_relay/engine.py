@@ -13,6 +13,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from apachews.history import Bounds, Position, Reading
+
 
 class EngineError(Exception):
     """The broker cannot be used: why, in words for the program and the log, without a password."""
@@ -32,11 +34,44 @@ def discard_unsent(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
 
 
+class Stored(NamedTuple):
+    """How the history of a group stores a message.
+
+    Attributes:
+        bounds: what it keeps; None: store the message if the group has a history.
+        seen: what the sender has of the history.
+        number: of the message among those of this process; 0: it is sent once only.
+    """
+
+    bounds: Bounds | None
+    seen: Position
+    number: int
+
+
 class Message(NamedTuple):
-    """Bytes for a group; None: for all clients."""
+    """Bytes for a group; None: for all clients.
+
+    Attributes:
+        stored: for a group that has a history, or may have one.
+    """
 
     group: str | None
     data: bytes
+    stored: Stored | None = None
+
+
+class Question(NamedTuple):
+    """What a history asks the broker for: the messages after a position.
+
+    Attributes:
+        bounds: what it keeps.
+        number: of the question, for the answer.
+    """
+
+    group: str
+    bounds: Bounds
+    after: Position
+    number: int
 
 
 class Engine(Protocol):
@@ -44,6 +79,7 @@ class Engine(Protocol):
 
     Attributes:
         address: the broker's, for messages, without a password.
+        has_history: it can store messages, and ``read`` them.
         max_message_bytes: the longest message that the broker carries; None: any.
         wanted: the groups of ``subscribe`` since ``connect``, without those of ``unsubscribe``.
         subscribed: the groups whose subscription the broker has confirmed.
@@ -53,6 +89,7 @@ class Engine(Protocol):
     """
 
     address: str
+    has_history: bool
     max_message_bytes: int | None
     wanted: set[str | None]
     subscribed: set[str | None]
@@ -70,6 +107,9 @@ class Engine(Protocol):
 
     def publish_once(self, message: Message) -> int:
         """Publish one message; return the number of producers that receive it."""
+
+    def read(self, questions: Sequence[Question]) -> list[Reading]:
+        """Return the answers to questions of histories."""
 
     def subscribe(self, groups: Iterable[str | None]) -> None:
         """Ask for subscriptions; ``receive`` adds the confirmed ones to ``subscribed``."""

@@ -20,6 +20,8 @@ ORIGIN_BYTES: Final = 16
 NOWHERE: Final = bytes(ORIGIN_BYTES)
 # Not an opcode of the wire: such a frame is for producers, and no client gets it.
 PRESENCE: Final = 0x7
+# The same for workers of one supervisor: the history of a group has a new message.
+NEWS: Final = 0x6
 _KINDS: Final = {wire.TEXT: b"t", wire.BINARY: b"b", PRESENCE: b"p"}
 _OPCODES: Final = {kind: opcode for opcode, kind in _KINDS.items()}
 _HEADER_BYTES: Final = 2 + ORIGIN_BYTES
@@ -68,6 +70,10 @@ class Envelope(NamedTuple):
             except UnicodeDecodeError as error:
                 raise WireError("invalid relay message: text that is not UTF-8", 1007) from error
         return cls(data[2:_HEADER_BYTES], opcode, payload)
+
+    def message(self) -> str | bytes:
+        """Return the message, as a program has sent it."""
+        return self.payload.decode() if self.opcode == wire.TEXT else self.payload
 
     def frame(self) -> bytes:
         """Return the frame for the clients."""

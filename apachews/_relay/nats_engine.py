@@ -27,8 +27,10 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
+from apachews.history import Reading
+
 from .address import Address
-from .engine import EngineError, Message, discard_unsent
+from .engine import EngineError, Message, Question, discard_unsent
 
 # The time limit for NATS to answer.
 TIMEOUT_S: Final = 3.0
@@ -49,6 +51,9 @@ class NatsEngine:
         name: the relay's, part of all subjects.
     """
 
+    # JetStream numbers the messages of a stream, and not those of each subject: offsets of groups
+    # would need a stream for each group, which its users would have to create and to limit.
+    has_history = False
     max_message_bytes: int | None = MAX_MESSAGE_BYTES
 
     def __init__(self, target: Address, name: str) -> None:
@@ -98,6 +103,9 @@ class NatsEngine:
         """Publish one message; NATS does not say who receives it: return 1."""
         self._run(self._publish([message]))
         return 1
+
+    def read(self, questions: Sequence[Question]) -> list[Reading]:
+        raise EngineError("NATS keeps no histories")
 
     def subscribe(self, groups: Iterable[str | None]) -> None:
         new = [group for group in groups if group not in self.wanted]
@@ -186,7 +194,7 @@ class NatsEngine:
 
     async def _publish(self, messages: Sequence[Message]) -> None:
         client = self._running()
-        for group, data in messages:
+        for group, data, _ in messages:
             await client.publish(self._subject(group), data)
         await self._confirm()
 

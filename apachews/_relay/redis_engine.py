@@ -31,9 +31,11 @@ from redis.exceptions import MovedError, RedisClusterException, RedisError, Resp
 from redis.retry import Retry
 
 from apachews.exceptions import RelayError
+from apachews.history import Reading
 
+from . import stream
 from .address import Address
-from .engine import EngineError, Message
+from .engine import EngineError, Message, Question
 from .envelope import channel_of, group_of
 from .redis_node import VERSION, RedisNode
 
@@ -66,12 +68,16 @@ class RedisEngine:
         ValueError: a client without a time limit, or one that decodes what it receives.
     """
 
+    has_history = True
     max_message_bytes: int | None = None
 
     def __init__(self, target: Any, name: str) -> None:
         self._target = target
         self._name = name
         self._proof = b""
+        # Of this process, for its messages in histories: made by the first ``connect``, after
+        # the workers have forked.
+        self._sender = ""
         self._nodes: dict[Any, RedisNode] = {}
         # redis-py has no types for most of a cluster.
         self._cluster: Any = None
@@ -109,6 +115,7 @@ class RedisEngine:
 
     def connect(self) -> None:
         self.close()
+        self._sender = self._sender or os.urandom(8).hex()
         # A channel of this connection alone: its number of subscribers proves that the broker
         # has this one, and not only those of other producers or workers.
         self._proof = b"apachews-producer:%s" % os.urandom(16).hex().encode()
@@ -151,10 +158,23 @@ class RedisEngine:
                     channel = self._channel(messages[end].group)
                     if self._node_of(channel) is not node:
                         break
-                    batch.append((channel, messages[end].data))
+                    batch.append(self._publish_command(node, channel, messages[end]))
                     end += 1
-                node.publish(batch)
+                node.call(batch)
                 start = end
+
+    def read(self, questions: Sequence[Question]) -> list[Reading]:
+        readings = []
+        with _translated():
+            for question in questions:
+                channel = self._channel(question.group)
+                node = self._node_of(channel)
+                keys = stream.keys_of(channel, self._sender)
+                arguments = (*keys, *stream.read_arguments(question))
+                node.load(stream.SCRIPTS)
+                answer = node.call([("EVALSHA", stream.READ_SHA, len(keys), *arguments)])
+                readings.append(stream.reading_of(answer[0], time.monotonic()))
+        return readings
 
     def subscribe(self, groups: Iterable[str | None]) -> None:
         new = [group for group in groups if group not in self.wanted]
@@ -239,8 +259,22 @@ class RedisEngine:
         with _translated():
             channel = self._channel(message.group)
             node = self._node_of(channel)
-            command = "SPUBLISH" if self.is_cluster else "PUBLISH"
-            return int(node.call([(command, channel, message.data)])[0])
+            return int(node.call([self._publish_command(node, channel, message)])[0])
+
+    def _publish_command(
+        self, node: RedisNode, channel: bytes, message: Message
+    ) -> tuple[Any, ...]:
+        """Return the command for a message: the script for one that a history stores."""
+        command = "SPUBLISH" if self.is_cluster else "PUBLISH"
+        stored = message.stored
+        if stored is None:
+            return command, channel, message.data
+        keys = stream.keys_of(channel, self._sender)
+        if stored.bounds is None and not node.may_store(keys[0]):
+            return command, channel, message.data
+        arguments = stream.append_arguments(stored, command, channel, message.data)
+        node.load(stream.SCRIPTS)
+        return ("EVALSHA", stream.APPEND_SHA, len(keys), *keys, *arguments)
 
     def _handle(self, node: RedisNode, item: Any, messages: list[Message]) -> None:
         if isinstance(item, (list, tuple)) and len(item) >= 2:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from .engine import EngineError, discard_unsent
 
@@ -45,6 +45,8 @@ class RedisNode:
         self.commands = pool.make_connection()
         self.events = pool.make_connection()
         self._prefix = "S" if is_sharded else ""
+        self._has_scripts = False
+        self._may_store: bool | None = None  # not known yet
         self.pinged_at: float | None = None
         self.heard_at = time.monotonic()
         self.has_more = False
@@ -91,9 +93,21 @@ class RedisNode:
         except ResponseError as error:
             return error
 
-    def publish(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
-        """Publish messages, each with its channel, and wait for the answers."""
-        self.call([(f"{self._prefix}PUBLISH", *message) for message in messages])
+    def load(self, scripts: Sequence[str]) -> None:
+        """Load scripts, once."""
+        if not self._has_scripts:
+            self.call([("SCRIPT", "LOAD", script) for script in scripts])
+            self._has_scripts = True
+
+    def may_store(self, key: bytes) -> bool:
+        """Return whether the rights of the user suffice for scripts and their keys."""
+        if self._may_store is None:
+            try:
+                self.call([("EVAL", "return redis.call('EXISTS', KEYS[1])", 1, key)])
+                self._may_store = True
+            except NoPermissionError:
+                self._may_store = False
+        return self._may_store
 
     def subscribe(self, channels: Sequence[bytes], *, ends: bool = False) -> None:
         """Send SUBSCRIBE, or UNSUBSCRIBE (``ends``); ``receive`` yields the answers."""

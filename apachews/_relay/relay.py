@@ -15,16 +15,17 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from apachews._processes.board import Board, Counters
 from apachews._processes.siblings import Siblings
 from apachews.events import Event, RelayBackEvent, RelayLostEvent
 from apachews.exceptions import MessageTooLarge, RelayError, WireError
+from apachews.history import Bounds, Position, Reading
 from apachews.monitoring.relays import RelayStatus
 
-from . import address
-from .engine import Engine, Message
+from . import address, stream
+from .engine import Engine, Message, Question, Stored
 from .envelope import ORIGIN_BYTES, Envelope
 from .sibling_relay import SiblingRelay
 from .thread import MAX_QUEUE_BYTES, MAX_QUEUE_MESSAGES, RelayThread
@@ -34,6 +35,9 @@ from .thread import MAX_QUEUE_BYTES, MAX_QUEUE_MESSAGES, RelayThread
 DEFAULT_MAX_MESSAGE_BYTES: Final = 1024 * 1024
 # The other events of the program come after this number of messages.
 MESSAGES_IN_A_ROW: Final = 100
+
+# For messages from outside, which belong into a history if the group has one.
+STORED_IF_KEPT: Final = Stored(None, Position("", 0), 0)
 
 _logger: Final = logging.getLogger("apachews")
 
@@ -50,8 +54,33 @@ class Port(Protocol):
     def deliver_relayed(self, group: str | None, frame: bytes) -> object:
         """Send a frame to the clients of this process."""
 
+    def deliver_stored(self, group: str, position: Position, envelope: Envelope) -> object:
+        """Deliver a message of the history of a group."""
+
+    def deliver_reading(self, group: str, reading: Reading, number: int) -> object:
+        """Deliver what a history has asked for."""
+
+    def update_history(self, group: str) -> object:
+        """Let a history ask for what it has missed."""
+
     def add_event(self, event: Event) -> None:
         """Queue an event for the program."""
+
+
+class _Item(NamedTuple):
+    """What waits for the loop: a message, one of a history, or the answer to a history."""
+
+    group: str | None
+    envelope: Envelope | None
+    position: Position | None = None
+    reading: Reading | None = None
+    number: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        if self.envelope is not None:
+            return len(self.envelope.payload)
+        return sum(len(entry.data) for entry in self.reading.entries) if self.reading else 0
 
 
 class Relay:
@@ -80,7 +109,9 @@ class Relay:
         self._port: Port | None = None
         # Held for a few instructions only, by the relay's thread and by the loop's.
         self._inbox_lock = threading.Lock()
-        self._inbox: deque[tuple[str | None, Envelope]] = deque()
+        self._inbox: deque[_Item] = deque()
+        # The groups for whose histories a message was dropped.
+        self._missed: set[str] = set()
         self._inbox_bytes = 0
         self._is_scheduled = False
         self._engine = engine
@@ -110,6 +141,7 @@ class Relay:
             self._report_loss,
             self._report_return,
             self._show,
+            self._receive_answers,
         )
         self._thread.start()
 
@@ -128,6 +160,35 @@ class Relay:
     def publish(self, group: str | None, frame: bytes) -> bool:
         """Queue a message for all other producers; return whether the broker is connected."""
         return self._running().publish(group, Envelope.of_frame(self._origin, frame).encode())
+
+    @property
+    def has_history(self) -> bool:
+        """True if the broker can keep the messages of groups."""
+        return self._engine.has_history
+
+    def append(self, group: str, frame: bytes, bounds: Bounds, seen: Position) -> bool:
+        """Queue a message for the history of a group, in which it comes back here as well.
+
+        Args:
+            bounds: what the history keeps.
+            seen: the position of this process in it.
+
+        Returns:
+            Whether the broker is connected.
+        """
+        data = Envelope.of_frame(self._origin, frame).encode()
+        return self._running().publish(group, data, Stored(bounds, seen, 0))
+
+    def publish_outside(self, group: str | None, frame: bytes) -> bool:
+        """Queue a message of a program that does not know whether the group has a history."""
+        if group is None or not self.has_history:
+            return self.publish(group, frame)
+        data = Envelope.of_frame(self._origin, frame).encode()
+        return self._running().publish(group, data, STORED_IF_KEPT)
+
+    def read(self, group: str, bounds: Bounds, after: Position, number: int) -> None:
+        """Ask for the messages of a history; the loop's ``deliver_reading`` has the answer."""
+        self._running().ask(Question(group, bounds, after, number))
 
     def subscribe(self, group: str) -> None:
         """Receive the messages of a group: it has its first client here."""
@@ -168,41 +229,82 @@ class Relay:
     def _receive(self, messages: list[Message]) -> None:
         """Queue what has arrived for the loop; on the relay's thread."""
         new = []
-        for group, data in messages:
+        for group, data, _ in messages:
+            position = None
             try:
+                if data.startswith(stream.MARK):
+                    position, data = stream.split(data)
                 envelope = Envelope.decode(data)
             except WireError as error:
                 _logger.warning("%s: %s", self.address, error.reason)
                 continue
-            if envelope.origin != self._origin:  # local clients have received their own already
-                new.append((group, envelope))
+            # Local clients have received our own already, except those of a history.
+            if position is not None or envelope.origin != self._origin:
+                new.append(_Item(group, envelope, position))
         self.counters.received += len(new)
+        self._enqueue(new)
+
+    def _receive_answers(self, answers: list[tuple[Question, Reading]]) -> bool:
+        """Queue answers for the loop; return whether there is room for more."""
+        self._enqueue(
+            [
+                _Item(question.group, None, None, reading, question.number)
+                for question, reading in answers
+            ]
+        )
+        return self._inbox_bytes <= MAX_QUEUE_BYTES // 2
+
+    def _enqueue(self, new: list[_Item]) -> None:
         with self._inbox_lock:
             self._inbox.extend(new)
-            self._inbox_bytes += sum(len(envelope.payload) for _, envelope in new)
-            while self._inbox and (
-                self._inbox_bytes > MAX_QUEUE_BYTES or len(self._inbox) > MAX_QUEUE_MESSAGES
-            ):
-                self._inbox_bytes -= len(self._inbox.popleft()[1].payload)
-                self.counters.dropped_in += 1
+            self._inbox_bytes += sum(item.size_bytes for item in new)
+            if self._inbox_bytes > MAX_QUEUE_BYTES or len(self._inbox) > MAX_QUEUE_MESSAGES:
+                self._drop_oldest()
             if not self._inbox or self._is_scheduled:
                 return
             self._is_scheduled = True
         assert self._port, "the thread was started"
         self._port.call_soon(self._deliver)
 
+    def _drop_oldest(self) -> None:
+        """Drop the oldest messages; not the answers to histories, whose number is limited."""
+        kept: deque[_Item] = deque()
+        while self._inbox and (
+            self._inbox_bytes > MAX_QUEUE_BYTES or len(self._inbox) > MAX_QUEUE_MESSAGES
+        ):
+            item = self._inbox.popleft()
+            if item.reading is not None:
+                kept.append(item)
+                continue
+            self._inbox_bytes -= item.size_bytes
+            self.counters.dropped_in += 1
+            if item.position is not None and item.group is not None:
+                self._missed.add(item.group)  # the history reads it again
+        self._inbox.extendleft(reversed(kept))
+
     def _deliver(self) -> None:
         """Deliver some messages to the clients; on the loop's thread."""
-        assert self._port, "the thread was started"
+        port = self._port
+        assert port, "the thread was started"
         with self._inbox_lock:
             some = [self._inbox.popleft() for _ in range(min(len(self._inbox), MESSAGES_IN_A_ROW))]
-            self._inbox_bytes -= sum(len(envelope.payload) for _, envelope in some)
+            self._inbox_bytes -= sum(item.size_bytes for item in some)
             self._is_scheduled = has_more = bool(self._inbox)
-        for group, envelope in some:
-            self._port.deliver_relayed(group, envelope.frame())
+            missed, self._missed = self._missed, set()
+        for item in some:
+            if item.envelope is None:
+                assert item.group is not None and item.reading is not None, "an answer"
+                port.deliver_reading(item.group, item.reading, item.number)
+            elif item.position is not None:
+                assert item.group is not None, "only groups have histories"
+                port.deliver_stored(item.group, item.position, item.envelope)
+            else:
+                port.deliver_relayed(item.group, item.envelope.frame())
+        for group in missed:
+            port.update_history(group)
         if has_more:
             # Not call_soon(), which would come before the sockets of the clients.
-            self._port.call_later(0.0, self._deliver)
+            port.call_later(0.0, self._deliver)
 
     def _show(self) -> None:
         if self._board is not None:

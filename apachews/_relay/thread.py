@@ -5,7 +5,8 @@ wait for the broker.  The callbacks run on this thread.
 
 Bounds: at most ``MAX_QUEUE_BYTES`` and ``MAX_QUEUE_MESSAGES`` wait for the broker; the oldest ones
 are dropped and counted.  A message whose PUBLISH broke off counts as dropped too, and is not
-sent again, because it may have arrived: at most once.
+sent again, because it may have arrived: at most once.  A message for a history is sent again: the
+broker stores it once.
 
 How this works: the thread waits in the engine's ``receive``, and a byte in a socket pair ends
 the wait when there is something to publish or to subscribe to.  One thread for both directions
@@ -24,8 +25,9 @@ from collections.abc import Callable
 from typing import Final
 
 from apachews._processes.board import Counters
+from apachews.history import Reading
 
-from .engine import Engine, EngineError, Message
+from .engine import Engine, EngineError, Message, Question, Stored
 
 # A message of the greatest length fits four times.  Not more than the queue of a client
 # (``max_queue_bytes``): after an outage all of it arrives at once, and must not close the clients.
@@ -34,6 +36,8 @@ MAX_QUEUE_MESSAGES: Final = 10_000
 # The number and the bytes of messages that are published at once.
 BATCH_MESSAGES: Final = 200
 BATCH_BYTES: Final = 1024 * 1024
+# The number of histories that are read at once.
+BATCH_QUESTIONS: Final = 4
 # A broker that does not answer a ping until the next one is due is lost.
 PING_INTERVAL_S: Final = 2.0
 # The time limit for the broker to confirm all subscriptions after a reconnection.
@@ -60,6 +64,7 @@ class RelayThread:
         on_back: called when all subscriptions are proven after a loss, with the seconds in
             which messages may have been missed.
         on_counted: called when ``counters`` may have changed.
+        on_answers: called with answers to ``ask``; returns whether there is room for more.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class RelayThread:
         on_lost: Callable[[str], None],
         on_back: Callable[[float], None],
         on_counted: Callable[[], None],
+        on_answers: Callable[[list[tuple[Question, Reading]]], bool],
     ) -> None:
         self._engine = engine
         self._counters = counters
@@ -77,9 +83,12 @@ class RelayThread:
         self._on_lost = on_lost
         self._on_back = on_back
         self._on_counted = on_counted
+        self._on_answers = on_answers
         self._lock = threading.Lock()
         self._outbox: deque[Message] = deque()
         self._outbox_bytes = 0
+        self._last_number = 0  # of a message for a history
+        self._questions: dict[str, Question] = {}
         self._groups: set[str | None] = {None}
         self._has_new_groups = False
         self._is_woken = False
@@ -97,10 +106,13 @@ class RelayThread:
         """Start the thread; once, after the process has forked."""
         self._thread.start()
 
-    def publish(self, group: str | None, data: bytes) -> bool:
+    def publish(self, group: str | None, data: bytes, stored: Stored | None = None) -> bool:
         """Queue a message; return whether the broker is connected."""
         with self._lock:
-            self._outbox.append(Message(group, data))
+            if stored is not None and stored.bounds is not None:
+                self._last_number += 1
+                stored = stored._replace(number=self._last_number)
+            self._outbox.append(Message(group, data, stored))
             self._outbox_bytes += len(data)
             while (
                 self._outbox_bytes > MAX_QUEUE_BYTES or len(self._outbox) > MAX_QUEUE_MESSAGES
@@ -121,7 +133,14 @@ class RelayThread:
         """Receive the messages of a group no more."""
         with self._lock:
             self._groups.discard(group)
+            self._questions.pop(group, None)
             self._has_new_groups = True
+            self._wake()
+
+    def ask(self, question: Question) -> None:
+        """Ask for messages of a history, once its group is subscribed; replaces the last one."""
+        with self._lock:
+            self._questions[question.group] = question
             self._wake()
 
     def is_subscribed(self, group: str) -> bool:
@@ -204,6 +223,7 @@ class RelayThread:
             has_more = self._publish_batch()
             if self._is_closing and not has_more:
                 return
+            has_more |= self._read_batch()
             wait_s = 0.0 if has_more else ping_at - now
             self._deliver(self._engine.receive(wait_s, self._wake_reader.fileno()))
             self._counters.lag_s = self._engine.lag_s
@@ -225,11 +245,37 @@ class RelayThread:
             try:
                 self._engine.publish(batch)
             except BaseException:
+                # Those of histories have numbers, and can be sent again.
+                again = [one for one in batch if one.stored is not None and one.stored.number]
                 with self._lock:
-                    self._counters.dropped_out += len(batch)
+                    self._counters.dropped_out += len(batch) - len(again)
+                    self._outbox.extendleft(reversed(again))
+                    self._outbox_bytes += sum(len(one.data) for one in again)
                 raise
             self._counters.published += len(batch)
         return has_more
+
+    def _read_batch(self) -> bool:
+        """Read for some histories; return whether more wait."""
+        with self._lock:
+            # A message after the subscription arrives by itself, one before it is read.
+            subscribed = [
+                one for one in self._questions.values() if one.group in self._engine.subscribed
+            ]
+            if not subscribed or not self._on_answers([]):
+                return False
+            batch = subscribed[:BATCH_QUESTIONS]
+            for question in batch:
+                del self._questions[question.group]
+        try:
+            answers = self._engine.read(batch)
+        except BaseException:
+            with self._lock:
+                for question in batch:
+                    self._questions.setdefault(question.group, question)
+            raise
+        self._on_answers(list(zip(batch, answers, strict=True)))
+        return len(subscribed) > len(batch)
 
     def _take_groups(self) -> set[str | None]:
         with self._lock:

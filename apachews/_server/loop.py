@@ -27,7 +27,7 @@ from apachews._listening.acceptor import new_acceptor
 from apachews._listening.socket_file import SocketFile
 from apachews._processes.sd_notify import start_heartbeat
 from apachews._processes.siblings import Siblings
-from apachews._relay.envelope import PRESENCE
+from apachews._relay.envelope import NEWS, PRESENCE, Envelope
 from apachews._relay.presence import PresenceTimer
 from apachews._relay.relay import Relay, join_relays
 from apachews.client import Client
@@ -43,11 +43,13 @@ from apachews.events import (
     RelayBackEvent,
 )
 from apachews.exceptions import ServerClosed
+from apachews.history import Entry, Position, Reading
 from apachews.wire.reader import BridgeChanged, Moved, Offered
 
 from .calls import Calls
 from .connection import RECEIVING, Connection, State
 from .connections import Connections
+from .histories import Histories, MemoryStore, RelayStore, Store
 from .poller import GONE, IN, OUT, READABLE, Poller
 from .publications import Publications
 
@@ -55,6 +57,14 @@ from .publications import Publications
 TURN_EVENTS: Final = 1000
 # The time limit for close() to send the last CLOSE frames.
 FLUSH_TIMEOUT_S = 1.0  # (Not Final, as CLOSE_TIMEOUT_S is not.)
+
+
+_NEWS: Final = wire.encode_frame(NEWS, b"")
+# Why a group cannot have a history.
+HISTORY_OF_WORKERS: Final = (
+    "history=: workers share a history in a file; use Server(..., history_file=PATH)"
+)
+HISTORY_OF_NATS: Final = "history=: NATS keeps none; use Redis or Valkey as the relay"
 
 
 class Consumer(enum.Enum):
@@ -75,6 +85,7 @@ class Loop:
         siblings: other workers of the same socket; closed here.
         broker: the relay to other machines, not started; closed here.
         has_presence: it keeps the members of groups.
+        history_file: as ``Server``.
 
     Attributes:
         lock: held by every caller.
@@ -85,6 +96,7 @@ class Loop:
         relay: to the clients of other producers, or None.
         broker: the part of it that leads to other machines, or None.
         presence: the members of the groups, or None.
+        histories: of the groups that have one.
     """
 
     def __init__(
@@ -96,7 +108,10 @@ class Loop:
         siblings: Siblings | None = None,
         broker: Relay | None = None,
         has_presence: bool = False,
+        history_file: str | None = None,
     ) -> None:
+        # First: it may fail, and the other parts have descriptors.
+        store = _open_store(history_file, broker, siblings, self._announce)
         self.lock = threading.RLock()
         self.is_closed = False
         self.consumer = Consumer.PROGRAM
@@ -127,7 +142,11 @@ class Loop:
             self.presence = self.connections.presence = PresenceTimer(self)
         self.events = self.connections.events  # the same queue
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
-        self._publications = Publications(self._poller, siblings, broker, self.deliver_relayed)
+        refusal = HISTORY_OF_WORKERS if broker is None else HISTORY_OF_NATS
+        self.histories = Histories(store, refusal, self.call_later, self.add_event)
+        self._publications = Publications(
+            self._poller, siblings, broker, self.deliver_relayed, self._store_published
+        )
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``turn(0)`` has something to do."""
@@ -202,18 +221,48 @@ class Loop:
                 _, length, start = wire.decode_header(frame, 0) or (0, 0, 0)
                 self.presence.receive(group, frame[start : start + length])
             return Delivery(0, 0)
+        if frame[0] == wire.FIN | NEWS:
+            self.update_history(group)
+            return Delivery(0, 0)
         if group is not None:
             return self.connections.group(group)._broadcast_frame(frame, ())
         clients = sum(one.client is not None for one in self.connections.by_fd.values())
         reached = self.connections.broadcast(frame)
         return Delivery(reached, clients - reached)
 
+    def deliver_stored(self, group: str, position: Position, envelope: Envelope) -> None:
+        """Deliver a message that the relay has stored in the history of a group."""
+        if (history := self.histories.get(group)) is not None:
+            entry = Entry(position.offset, time.monotonic(), envelope.message())
+            history.receive(position, entry)
+
+    def deliver_reading(self, group: str, reading: Reading, number: int) -> None:
+        """Deliver what a history has asked the relay for."""
+        if (history := self.histories.get(group)) is not None:
+            history.receive_reading(reading, number)
+
+    def update_history(self, group: str | None) -> None:
+        """Let a history read on: it has missed a message, or another worker has stored one."""
+        self.histories.update(group)
+
+    def _store_published(self, group: str, frame: bytes) -> Delivery | None:
+        """Store a message of a publisher; None if the group has no history."""
+        history = self.histories.find(group, self.connections.group)
+        return None if history is None else history.broadcast(frame)
+
+    def _announce(self, group: str) -> None:
+        """Tell the other workers that the history of a group has a new message."""
+        if self.relay is not None:
+            self.relay.publish(group, _NEWS)
+
     def add_event(self, event: Event) -> None:
         """Queue an event of the relay or of the members of a group."""
         self.events.append(event)
         self._poller.wake_if_waited_for()
-        if isinstance(event, RelayBackEvent) and self.presence is not None:
-            self.presence.resynchronize()
+        if isinstance(event, RelayBackEvent):
+            if self.presence is not None:
+                self.presence.resynchronize()
+            self.histories.update_all()
 
     @property
     def is_relay_up(self) -> bool:
@@ -498,6 +547,7 @@ class Loop:
             self.presence.close()
         if self.broker is not None:
             self.broker.close()
+        self.histories.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
@@ -514,3 +564,19 @@ class Loop:
             self._publications.close()
             self.connections.close_channels()
         self._poller.close()
+
+
+def _open_store(
+    history_file: str | None,
+    broker: Relay | None,
+    siblings: Siblings | None,
+    announce: Callable[[str], object],
+) -> Store | None:
+    """Return the store of the histories; None if there is no place for them."""
+    if history_file is not None:
+        from .history_file import FileStore
+
+        return FileStore(history_file, announce)
+    if broker is not None:
+        return RelayStore(broker) if broker.has_history else None
+    return MemoryStore() if siblings is None else None

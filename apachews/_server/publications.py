@@ -21,7 +21,7 @@ from apachews import wire
 from apachews._processes.siblings import Siblings, read_answers
 from apachews._relay.relay import Relay
 from apachews.delivery import Delivery
-from apachews.exceptions import MessageTooLarge
+from apachews.exceptions import HistoryError, MessageTooLarge
 
 from .connection import Connection
 from .poller import Poller
@@ -51,6 +51,8 @@ class Publications:
         siblings: other workers, or None.
         broker: the relay to other machines, or None.
         deliver: sends a frame to the clients of a group, or to all, of this process.
+        store: stores a message of a group with a history, and delivers it everywhere; returns
+            None for a group without one.
 
     Attributes:
         waiting: the publishers whose siblings have not all answered.
@@ -62,8 +64,10 @@ class Publications:
         siblings: Siblings | None,
         broker: Relay | None,
         deliver: Callable[[str | None, bytes], Delivery],
+        store: Callable[[str, bytes], Delivery | None],
     ) -> None:
         self._deliver = deliver
+        self._store = store
         self._poller = poller
         self._siblings = siblings
         self._broker = broker
@@ -127,6 +131,9 @@ class Publications:
             if (why := self._refusal(message)) is not None:
                 connection.send_published(wire.Published(0, 0, error=why))
                 continue
+            if (published := self._publish_stored(publisher.group, message)) is not None:
+                connection.send_published(published)
+                continue
             publisher.delivery = self._deliver(publisher.group, wire.encode_message(message))
             self._relay(publisher, message)
             answers = self._siblings and self._siblings.relay(publisher.group, message)
@@ -142,6 +149,16 @@ class Publications:
             # Not read meanwhile, so that its messages wait in the kernel and not here.
             connection.pause(True)
 
+    def _publish_stored(self, group: str | None, message: str | bytes) -> wire.Published | None:
+        """Store a message for a group with a history; None for other ones."""
+        if group is None:
+            return None
+        try:
+            delivery = self._store(group, wire.encode_message(message))
+        except HistoryError as error:
+            return wire.Published(0, 0, error=str(error))
+        return None if delivery is None else _published(delivery)
+
     def _refusal(self, message: str | bytes) -> str | None:
         """Return why the broker does not carry a message, so that no client receives it."""
         if self._broker is not None:
@@ -154,7 +171,8 @@ class Publications:
     def _relay(self, publisher: _Publisher, message: str | bytes) -> None:
         """Publish a message to other machines: the clients of this one come first."""
         if self._broker is not None:
-            relayed = self._broker.publish(publisher.group, wire.encode_message(message))
+            # From outside: the group may have a history that this process does not know.
+            relayed = self._broker.publish_outside(publisher.group, wire.encode_message(message))
             publisher.delivery = publisher.delivery._with_relayed(relayed)
 
     def _finish(self, connection: Connection, publisher: _Publisher) -> None:

@@ -136,8 +136,8 @@ def _check_memory(name: str, values: dict[str, Any]) -> Finding:
     return warning(
         "relay-memory",
         f"{name}: maxmemory is {limit}, maxmemory-policy {policy}",
-        breaks="keys of other programs in this server are evicted",
-        when="messages wait for many slow subscribers",
+        breaks="keys of other programs in this server, and histories of groups, are evicted",
+        when="the server needs more memory, also while messages wait for slow subscribers",
         remedy="a server of its own for the relay, or maxmemory-policy noeviction",
     )
 

@@ -74,6 +74,8 @@ EVENTS = {
     "CloseEvent": "close",
     "ConnectionClosedEvent": "closed",
     "ErrorEvent": "error",
+    "GapEvent": "gap",
+    "GapEvent.group": "gap",
     "InvalidEvent": "invalid",
     "JoinEvent": "join",
     "LeaveEvent": "leave",
@@ -362,6 +364,8 @@ def make_event(server: Server, client: Client, browser: Browser, kind: str, name
         return apachews.JoinEvent("room", "ann")
     elif kind == "leave":
         return apachews.LeaveEvent("room", "ann")
+    elif kind == "gap":
+        return apachews.GapEvent(client, "room")
     elif kind == "relay back":
         return apachews.RelayBackEvent(2.5)
     return next_event(server)

@@ -320,6 +320,27 @@ def test_publish_through_a_relay(library: str, short_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("library", ["phpredis", "Predis"])
+def test_publish_into_a_history(library: str, short_path: Path) -> None:
+    """The message gets an offset, also in another database than the first."""
+    require_library(library)
+    with running_broker(short_path) as broker:
+        url = broker.url.removesuffix("0") + "2"
+        with producers(short_path, url, 1) as (one,):
+            group = one.server.group(
+                "room", history=10, formatter=lambda data, at: f"{at.offset}{data!s}"
+            )
+            client = one.client("room")
+            assert '"relayed":true' in publish_in_php(library, f"{url}?name=chat.ws", "hé", "room")
+            socket_url = f"{broker.unix_url}?name=chat.ws&db=2"
+            assert '"relayed":true' in publish_in_php(library, socket_url, "two", "room")
+            group.broadcast("three")
+            assert received(client, 3) == ["1hé", "2two", "3three"]
+            broker.call("SCRIPT", "FLUSH")
+            answer = publish_in_php(library, f"{url}?name=chat.ws", "x", "room")
+            assert "check that" in answer
+
+
 def test_publish_through_a_relay_needs_a_library() -> None:
     answer = publish_in_php("none", "redis://127.0.0.1?name=chat.ws", "hello")
     assert "PHP has no library for Redis" in answer and "php-redis" in answer

@@ -26,6 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews.wire": NO_IO,
     "apachews._listening": NO_C,
     "apachews.monitoring": NO_C,
+    "apachews.history": NO_IO,
     "apachews.delivery": NO_IO,
     "apachews.client": NO_C | {"socket", "select", "asyncio"},
     "apachews.events": NO_IO,

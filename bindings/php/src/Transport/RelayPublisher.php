@@ -64,6 +64,8 @@ final class RelayPublisher
         if (!is_string($name) || $name === '') {
             throw new ServerException($shown, 'no name of a relay', 'add ?name=chat.ws');
         }
+        $isSocket = $scheme === 'unix';
+        $parts['database'] = (int) ($isSocket ? ($query['db'] ?? 0) : trim($parts['path'] ?? '', '/'));
         $channel = 'apachews:' . rawurlencode($name) . ($group === null ? '' : ":$group");
         $data = '1' . ($message->isBinary ? 'b' : 't') . self::ORIGIN . $message->data;
         try {
@@ -96,7 +98,9 @@ final class RelayPublisher
             $user = rawurldecode((string) ($parts['user'] ?? ''));
             $redis->auth($user === '' ? $password : [$user, $password]);
         }
-        $received = $redis->publish($channel, $data);
+        $redis->select((int) $parts['database']);
+        $run = static fn (string ...$command): mixed => $redis->rawCommand(...$command);
+        $received = self::publishOrStore($run, $channel, $data);
         $redis->close();
         return (int) $received;
     }
@@ -120,10 +124,39 @@ final class RelayPublisher
                 $parameters['username'] = rawurldecode((string) $parts['user']);
             }
         }
+        $parameters['database'] = (int) $parts['database'];
         $client = new \Predis\Client($parameters + ['timeout' => $timeout, 'read_write_timeout' => $timeout]);
-        $received = $client->publish($channel, $data);
+        $run = static fn (string ...$command): mixed => $client->executeRaw($command);
+        $received = self::publishOrStore($run, $channel, $data);
         $client->disconnect();
         return (int) $received;
+    }
+
+    /**
+     * Publishes a message; by the script of the producers if the group has a history.
+     *
+     * A user without the right to read the history's key publishes to plain groups only.
+     *
+     * @param callable(string ...): mixed $run runs a command of Redis
+     */
+    private static function publishOrStore(callable $run, string $channel, string $data): int
+    {
+        $keys = ['{' . $channel . '}:meta', '{' . $channel . '}:stream', '{' . $channel . '}:'];
+        try {
+            $script = $run('HGET', $keys[0], 'append');
+        } catch (\RedisException $error) {
+            $script = false;
+        }
+        // 40 hexadecimal digits: Predis returns an error as a text.
+        if (is_string($script) && preg_match('/^[0-9a-f]{40}$/', $script) === 1) {
+            $arguments = ['', '0', '0', '', '0', '', '', 'PUBLISH', $channel, $data, ''];
+            $received = $run('EVALSHA', $script, '3', ...$keys, ...$arguments);
+            if (!is_int($received)) {
+                throw new ServerException('the relay', 'the history did not store it', 'check that a producer runs');
+            }
+            return $received;
+        }
+        return (int) $run('PUBLISH', $channel, $data);
     }
 
     /**

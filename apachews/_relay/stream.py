@@ -1,0 +1,200 @@
+"""Histories in Redis: keys, scripts, and the messages that have an offset.
+
+Contract: sans-I/O; for ``RedisEngine``.  docs/reference/wire.md, *The relay*, describes it for
+programs in other languages.
+
+How this works: a group with a history has a hash (epoch, offset of the last message, bounds) and a
+stream (the last messages).  The script ``APPEND`` gives a message the next offset, adds it to the
+stream and publishes it with its offset, in one step.  So all producers receive the messages in the
+order of their offsets, and one that finds a number missing reads the stream with ``READ``.  All
+keys have the slot of the channel, for a cluster.
+
+An ``APPEND`` whose answer was lost is sent again.  Each process numbers its messages, and Redis
+keeps the last number of each process for an hour, so that no message is stored twice.
+
+If Redis has lost the hash (it was flushed or evicted, or a restart without persistence), or less
+than a producer has seen (a failover), the script begins a new epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, Final
+
+from apachews.exceptions import WireError
+from apachews.history import Bounds, Entry, Position, Reading
+
+from .engine import Question, Stored
+from .envelope import Envelope
+
+# The first byte of a message that has an offset.
+MARK: Final = b"h"
+# Redis keeps the history of a group without messages and readers for this time, or for its
+# ``seconds`` if they are more.
+KEEP_S: Final = 86400.0
+# How long Redis remembers the last number of a process: longer than an outage.
+SENDER_S: Final = 3600.0
+
+
+def _sha(script: str) -> str:
+    """Return the name that Redis has for a script."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+# Variables of both scripts: epoch, top, total; is_new: the epoch begins here.  Arguments: the three
+# bounds, or "" and two zeros; what the caller has seen, epoch and offset; a new epoch; the hash of
+# APPEND.
+_COMMON: Final = f"""
+local KEEP_MS, SENDER_MS = {round(KEEP_S * 1000)}, {round(SENDER_S * 1000)}
+local meta, stream = KEYS[1], KEYS[2]
+local count, ms, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local state = redis.call('HMGET', meta, 'epoch', 'top', 'total', 'count', 'ms', 'bytes')
+local epoch, top, total = state[1], tonumber(state[2]), tonumber(state[3])
+local is_new = not epoch or (epoch == ARGV[4] and tonumber(ARGV[5]) > top)
+if count == '' and epoch then
+  count, ms, bytes = state[4], tonumber(state[5]), tonumber(state[6])
+end
+if is_new and count ~= '' then
+  redis.call('DEL', stream)
+  epoch, top, total = ARGV[6], 0, 0
+end
+local function save()
+  redis.call('HSET', meta, 'epoch', epoch, 'top', top, 'total', total,
+             'count', count, 'ms', ms, 'bytes', bytes)
+  if ARGV[7] ~= '' then
+    redis.call('HSET', meta, 'append', ARGV[7])
+  end
+  local keep = math.max(KEEP_MS, ms)
+  redis.call('PEXPIRE', meta, keep)
+  redis.call('PEXPIRE', stream, keep)
+end
+"""
+# Returns the number of clients of Redis that have received the message.
+APPEND: Final = (
+    _COMMON
+    + """
+local command, channel, envelope, number = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+if count == '' then  -- the group has no history
+  return redis.call(command, channel, envelope)
+end
+if number ~= '' then
+  local last = not is_new and redis.call('GET', KEYS[3])
+  if last and tonumber(last) >= tonumber(number) then
+    return 0
+  end
+  redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
+end
+top, total = top + 1, total + #envelope
+local id = string.format('%.0f-0', top)
+redis.call('XADD', stream, 'MAXLEN', count, id, 'd', envelope, 't', now, 'b', total)
+save()
+for _ = 1, 8 do  -- each message drops so many old ones at most
+  local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  if not first or first[1] == id then break end
+  local fields = first[2]
+  local size = total - tonumber(fields[6]) + #fields[2]
+  if tonumber(fields[4]) > now - ms and size <= bytes then break end
+  redis.call('XDEL', stream, first[1])
+end
+return redis.call(command, channel, 'h' .. epoch .. ':' .. string.format('%.0f', top)
+                                    .. ' ' .. envelope)
+"""
+)
+# A program in another language finds it in the hash of the group, and need not have the script.
+APPEND_SHA: Final = _sha(APPEND)
+# Returns epoch, top, the time of Redis, and the messages after the position in the arguments.
+READ: Final = (
+    _COMMON
+    + """
+save()
+local from = '-'
+if epoch == ARGV[4] then
+  from = string.format('%.0f-0', ARGV[5] + 1)
+end
+return {epoch, top, now, redis.call('XRANGE', stream, from, '+')}
+"""
+)
+READ_SHA: Final = _sha(READ)
+SCRIPTS: Final = (APPEND, READ)
+
+
+def keys_of(channel: bytes, sender: str) -> list[bytes]:
+    """Return the keys of a group: hash, stream, and the last number of a process.
+
+    All have the slot of the channel, which has no braces (``require_name``).
+    """
+    return [b"{%s}:%s" % (channel, kind) for kind in (b"meta", b"stream", sender.encode())]
+
+
+def require_name(group: str) -> None:
+    """Check the name of a group.
+
+    Raises:
+        ValueError: it has a brace, which Redis takes for the key's slot.
+    """
+    if "{" in group or "}" in group:
+        raise ValueError(f"group({group!r:.80}, history=...): braces are not allowed in the name")
+
+
+def append_arguments(
+    stored: Stored, command: str, channel: bytes, envelope: bytes
+) -> tuple[Any, ...]:
+    """Return the arguments of ``APPEND``."""
+    number = stored.number or ""
+    if stored.bounds is None:
+        return ("", 0, 0, "", 0, "", "", command, channel, envelope, number)
+    common = (*_bounds(stored.bounds), *stored.seen, _new_epoch(), APPEND_SHA)
+    return (*common, command, channel, envelope, number)
+
+
+def read_arguments(question: Question) -> tuple[Any, ...]:
+    """Return the arguments of ``READ``."""
+    return (*_bounds(question.bounds), *question.after, _new_epoch(), APPEND_SHA)
+
+
+def reading_of(answer: Any, now: float) -> Reading:
+    """Return what ``READ`` has answered.
+
+    Args:
+        answer: of redis-py.
+        now: ``time.monotonic()``.
+    """
+    epoch, top, redis_now_ms, items = answer
+    entries: list[Entry] = []
+    # From the end: what is before a hole, or before a message of another version, is lost.
+    for identifier, fields in reversed(items):
+        offset = int(bytes(identifier).partition(b"-")[0])
+        try:
+            envelope = Envelope.decode(fields[1])
+        except WireError:
+            break
+        if offset != top - len(entries):
+            break
+        # An age, because the clocks of the machines differ.
+        age_s = (redis_now_ms - int(fields[3])) / 1000
+        entries.append(Entry(offset, now - age_s, envelope.message()))
+    return Reading(epoch.decode(), top, entries[::-1])
+
+
+def split(data: bytes) -> tuple[Position, bytes]:
+    """Return the position of a message with ``MARK``, and its envelope.
+
+    Raises:
+        WireError: it is not one.
+    """
+    place, separator, envelope = data[1:].partition(b" ")
+    epoch, _, offset = place.partition(b":")
+    if not separator or not offset.isdigit() or not epoch.isalnum():
+        raise WireError(f"invalid relay message: {data[:40]!r}, expected b'hEPOCH:OFFSET '")
+    return Position(epoch.decode("ascii"), int(offset)), envelope
+
+
+def _bounds(bounds: Bounds) -> tuple[int, int, int]:
+    return bounds.length, round(bounds.seconds * 1000), bounds.size_bytes
+
+
+def _new_epoch() -> str:
+    return os.urandom(6).hex()
