@@ -15,14 +15,16 @@ from ..conftest import wait_for
 from ..support.producers import ROOT
 from ..support.terminal import in_terminal
 
-# Shows each line that it reads, and at the line "end" writes and ends at once.
+# Shows each line that it reads, a long one at SIGUSR1, and at the line "end" writes and ends
+# at once.
 LINES = """
-import asyncio, sys
+import asyncio, signal, sys
 from apachews_tools.cli.event_loop import first_result, run_until_signal
 from apachews_tools.terminal.console import Console
 
 async def main():
     console = Console()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, console.show, "x" * 100_000)
     await first_result(read(console), write(console))
     console.note("ended")
 
@@ -33,8 +35,6 @@ async def read(console):
             for number in range(100):
                 console.show(f"line {number}")
             return
-        if line == "flood":
-            asyncio.get_running_loop().call_later(0.1, console.show, "x" * 200_000)
 
 async def write(console):
     await asyncio.Event().wait()
@@ -122,8 +122,7 @@ def test_a_slow_terminal_answers_no_question_of_a_command_that_has_ended() -> No
 def test_the_terminal_does_not_echo_while_output_interrupts_the_prompt() -> None:
     with in_terminal("-c", LINES) as terminal:
         terminal.wait_for_rows(">")
-        terminal.type("flood\r")
-        terminal.wait_for_rows("> flood", "read 'flood'", ">")
+        terminal.process.send_signal(signal.SIGUSR1)
         # The output blocks the command until it is read.
         wait_for(lambda: terminal.unread_bytes > 1000)
         assert not terminal.modes[3] & termios.ECHO
