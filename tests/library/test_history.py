@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from apachews.history import Bounds, Entry, Log, position_of
 
 from ..conftest import DEADLINE_S, wait_for
 from ..support.bridge_by_hand import Bridge
-from ..support.brokers import Broker, running_broker, running_cluster
+from ..support.brokers import Broker, OtherMachine, running_broker, running_cluster
 from ..support.producers import ROOT, program, running
 
 NOW = 1000.0
@@ -770,11 +771,15 @@ class Reader:
 
 
 @contextmanager
-def machines(directory: Path, url: str, count: int = 2, **more: Any) -> Iterator[list[Machine]]:
+def machines(
+    directory: Path, url: str, count: int = 2, there: OtherMachine | None = None, **more: Any
+) -> Iterator[list[Machine]]:
+    """Run some producers, all but the first on the other machine if there is one."""
     with ExitStack() as stack:
-        made = []
+        made: list[Machine] = []
         for number in range(count):
-            made.append(Machine(directory / f"{number}.ws", url, **more))
+            make = partial(Machine, directory / f"{number}.ws", url, **more)
+            made.append(there.run(make) if there and made else make())
             stack.callback(made[-1].close)
         for machine in made:
             wait_for(lambda machine=machine: machine.status.is_up)  # type: ignore[misc]

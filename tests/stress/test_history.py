@@ -20,7 +20,7 @@ from apachews import ApachewsError, publish
 
 from ..conftest import DEADLINE_S, let_pass, wait_for
 from ..library.test_history import Reader, machines
-from ..support.brokers import Broker, running_broker
+from ..support.brokers import Broker, OtherMachine, other_machine, running_broker
 from ..support.producers import program, running
 from ..support.site import Site, running_site
 from .conftest import scaled
@@ -197,11 +197,20 @@ def outage(
     directory: Path,
     stop: Callable[[Broker], None],
     go_on: Callable[[Broker], None],
-    count: int = 300,
+    there: OtherMachine | None = None,
 ) -> None:
-    """Publish from two machines while the relay fails; check that all have everything."""
-    aof = ("--appendonly", "yes", "--appendfsync", "always")
-    with running_broker(directory, *aof) as own, machines(directory, own.url) as both:
+    """Publish from two machines while the relay fails; check that all have everything.
+
+    ``there`` is the machine of the second producer if only that one loses the relay.
+    """
+    options = ["--appendonly", "yes", "--appendfsync", "always"]
+    if there:
+        options += ["--bind", "127.0.0.1", there.here, "--protected-mode", "no"]
+    with ExitStack() as stack:
+        own = stack.enter_context(running_broker(directory, *options))
+        url = f"redis://{there.here}:{own.port}/0?socket_timeout=1" if there else own.url
+        both = stack.enter_context(machines(directory, url, there=there))
+        lost = both[1:] if there else both
         # redis-server has the last option of each name.
         readers = [Reader(machine.member()) for machine in both]
         sent = 0
@@ -214,11 +223,11 @@ def outage(
                 sent += 1
                 let_pass(0.001)
             if phase == "during":
-                wait_for(lambda: not any(machine.status.is_up for machine in both))
-                # A client that comes back now gets what this machine has, and the rest later.
-                readers.append(Reader(both[0].member_now(readers[0])))
+                wait_for(lambda: not any(machine.status.is_up for machine in lost))
+                # A client that comes back now gets what its machine has, and the rest later.
+                readers.append(Reader(lost[0].member_now(readers[both.index(lost[0])])))
                 go_on(own)
-                wait_for(lambda: all(machine.status.is_up for machine in both))
+                wait_for(lambda: all(machine.status.is_up for machine in both), 3 * DEADLINE_S)
         first, second, late = readers
         assert first.wait(2 * sent) == second.wait(2 * sent)
         texts = [text for _, _, text in first.items]
@@ -233,12 +242,15 @@ def outage(
         assert all(machine.status.dropped == 0 for machine in both)
 
 
-@pytest.mark.parametrize("failure", ["kill", "pause"])
+@pytest.mark.parametrize("failure", ["kill", "pause", "partition"])
 def test_an_outage_of_the_relay_loses_and_doubles_nothing(short_path: Path, failure: str) -> None:
     for number in range(OUTAGES):
         directory = short_path / str(number)
         directory.mkdir()
         if failure == "kill":
             outage(directory, Broker.kill, Broker.start)
-        else:
+        elif failure == "pause":
             outage(directory, Broker.pause, Broker.resume)
+        else:
+            with other_machine() as there:
+                outage(directory, lambda _: there.disconnect(), lambda _: there.connect(), there)
