@@ -85,12 +85,14 @@ if number ~= '' then
   if last and tonumber(last) >= tonumber(number) then
     return 0
   end
-  redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
 end
 top, total = top + 1, total + #envelope
 local id = string.format('%.0f-0', top)
 redis.call('XADD', stream, 'MAXLEN', count, id, 'd', envelope, 't', now, 'b', total)
 save()
+if number ~= '' then  -- after XADD, which may fail: Redis takes nothing back
+  redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
+end
 for _ = 1, 8 do  -- each message drops so many old ones at most
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if not first or first[1] == id then break end

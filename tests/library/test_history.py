@@ -943,6 +943,34 @@ def test_a_message_whose_answer_is_lost_is_stored_once(short_path: Path, clean: 
         assert not one.gaps() and not one.status.dropped
 
 
+def test_a_redis_without_memory_stores_the_message_later(short_path: Path, clean: Broker) -> None:
+    with machines(short_path, clean.url, 1) as (one,):
+        reader = Reader(one.member())
+        one.say("1")
+        reader.wait(1)
+        clean.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            one.say("2")
+            lost = wait_for(lambda: [e for e in one.events if e.type() is Event.RelayLost])
+            assert "used memory" in lost[0].reason
+        finally:
+            clean.call("CONFIG", "SET", "maxmemory", "0")
+        assert reader.wait(2) == ["1", "2"]
+        assert not one.gaps()
+
+
+def test_a_stream_that_is_something_else_stores_the_message_later(
+    short_path: Path, clean: Broker
+) -> None:
+    with machines(short_path, clean.url, 1) as (one,):
+        reader = Reader(one.member())
+        clean.call("SET", "{apachews:chat.ws:room}:stream", "of another program")
+        one.say("1")
+        wait_for(lambda: not one.status.is_up)
+        clean.call("DEL", "{apachews:chat.ws:room}:stream")
+        assert reader.wait(1) == ["1"]
+
+
 def test_a_store_that_was_flushed_is_a_gap_everywhere(short_path: Path, clean: Broker) -> None:
     with machines(short_path, clean.url) as both:
         readers = [Reader(machine.member()) for machine in both]
