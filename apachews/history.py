@@ -193,6 +193,14 @@ class Log:
         return Replay(self.position, messages, has_gap)
 
 
+def without_holes(entries: Sequence[Entry], top: int) -> Sequence[Entry]:
+    """Return the last entries, up to ``top``, that have no hole between them."""
+    count = 0
+    while count < len(entries) and entries[-1 - count].offset == top - count:
+        count += 1
+    return entries[len(entries) - count :]
+
+
 def position_of(since: Sequence[object]) -> Position:
     """Return the position that a program has received from its client.
 

@@ -23,7 +23,7 @@ import os
 from typing import Any, Final
 
 from apachews.exceptions import WireError
-from apachews.history import Bounds, Entry, Position, Reading
+from apachews.history import Bounds, Entry, Position, Reading, without_holes
 
 from .engine import Question, Stored
 from .envelope import Envelope
@@ -85,12 +85,14 @@ if number ~= '' then
   if last and tonumber(last) >= tonumber(number) then
     return 0
   end
-  redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
 end
 top, total = top + 1, total + #envelope
 local id = string.format('%.0f-0', top)
 redis.call('XADD', stream, 'MAXLEN', count, id, 'd', envelope, 't', now, 'b', total)
 save()
+if number ~= '' then  -- after XADD, which may fail: Redis takes nothing back
+  redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
+end
 for _ = 1, 8 do  -- each message drops so many old ones at most
   local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
   if not first or first[1] == id then break end
@@ -164,19 +166,15 @@ def reading_of(answer: Any, now: float) -> Reading:
     """
     epoch, top, redis_now_ms, items = answer
     entries: list[Entry] = []
-    # From the end: what is before a hole, or before a message of another version, is lost.
-    for identifier, fields in reversed(items):
+    for identifier, fields in items:
         offset = int(bytes(identifier).partition(b"-")[0])
-        try:
-            envelope = Envelope.decode(fields[1])
-        except WireError:
-            break
-        if offset != top - len(entries):
-            break
         # An age, because the clocks of the machines differ.
         age_s = (redis_now_ms - int(fields[3])) / 1000
-        entries.append(Entry(offset, now - age_s, envelope.message()))
-    return Reading(epoch.decode(), top, entries[::-1])
+        try:
+            entries.append(Entry(offset, now - age_s, Envelope.decode(fields[1]).message()))
+        except WireError:
+            pass  # of another version: a hole
+    return Reading(epoch.decode(), top, without_holes(entries, top))
 
 
 def split(data: bytes) -> tuple[Position, bytes]:

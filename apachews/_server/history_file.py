@@ -27,7 +27,7 @@ from typing import Any, Final
 from apachews._relay.envelope import NOWHERE, Envelope
 from apachews.delivery import Delivery
 from apachews.exceptions import HistoryError
-from apachews.history import Bounds, Entry, Position, Reading
+from apachews.history import Bounds, Entry, Position, Reading, without_holes
 
 from .histories import KEEP_S, History, new_epoch
 
@@ -198,11 +198,12 @@ class FileStore:
             "UPDATE groups SET top = ?, total = ?, used_at = ? WHERE id = ?",
             (top, total, now, group),
         )
-        # ``total`` of the last message before those that fit; the newest one stays.
+        # All up to the last one that is beyond a bound: a clock that was set back must not leave
+        # a hole.  The newest message stays.
         execute(
-            "DELETE FROM messages WHERE group_id = ? AND offset IN (SELECT offset FROM messages"
-            " WHERE group_id = ? AND offset < ? ORDER BY offset LIMIT ?)"
-            " AND (offset <= ? OR at <= ? OR total - length(payload) < ?)",
+            "DELETE FROM messages WHERE group_id = ? AND offset <= (SELECT max(offset) FROM"
+            " (SELECT * FROM messages WHERE group_id = ? AND offset < ? ORDER BY offset LIMIT ?)"
+            " WHERE offset <= ? OR at <= ? OR total - length(payload) < ?)",
             (
                 *(group, group, top, DROP_MESSAGES),
                 *(top - bounds.length, now - bounds.seconds, total - bounds.size_bytes),
@@ -253,17 +254,19 @@ class FileStore:
             Entry(offset, clock - max(0.0, now - at), Envelope(NOWHERE, opcode, payload).message())
             for offset, at, opcode, payload in rows
         ]
-        return Reading(epoch, top, entries)
+        return Reading(epoch, top, without_holes(entries, top))
 
     def _drop_old(self, now: float) -> None:
         """Drop what is too old in groups that are not used any more."""
         execute = self._database.execute
         execute("DELETE FROM groups WHERE used_at < ? - max(seconds, ?)", (now, KEEP_S))
-        execute(
-            "DELETE FROM messages WHERE NOT EXISTS (SELECT 1 FROM groups"
-            " WHERE id = group_id AND at > ? - seconds)",
+        execute("DELETE FROM messages WHERE group_id NOT IN (SELECT id FROM groups)")
+        old = execute(
+            "SELECT group_id, max(offset) FROM messages JOIN groups ON id = group_id"
+            " WHERE at <= ? - seconds GROUP BY group_id",
             (now,),
-        )
+        ).fetchall()
+        self._database.executemany("DELETE FROM messages WHERE group_id = ? AND offset <= ?", old)
 
     def _value(self, query: str) -> Any:
         row = self._database.execute(query).fetchone()
@@ -275,10 +278,11 @@ class FileStore:
         self._database.execute(f"BEGIN {kind}")
         try:
             yield
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # some errors end it
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -42,7 +42,7 @@ from apachews._relay.engine import EngineError
 from apachews._server import history_file
 from apachews._server.histories import KEEP_S
 from apachews.exceptions import WireError
-from apachews.history import Bounds, Entry, Log, position_of
+from apachews.history import Bounds, Entry, Log, position_of, without_holes
 
 from ..conftest import DEADLINE_S, wait_for
 from ..support.bridge_by_hand import Bridge
@@ -99,6 +99,15 @@ def test_messages_leave_the_log_by_number_age_and_bytes() -> None:
     assert len(log) == 1, "100 bytes at most"
     log.append(Entry(6, NOW + 60, "y" * 1000), NOW + 60)
     assert [entry.offset for entry in log.after(0)] == [6], "the last one stays"
+
+
+@pytest.mark.parametrize(
+    ("offsets", "kept"),
+    [([], []), ([3], []), ([5], [5]), ([1, 2, 4, 5], [4, 5]), ([2, 3, 4, 5], [2, 3, 4, 5])],
+)
+def test_what_is_before_a_hole_is_lost(offsets: list[int], kept: list[int]) -> None:
+    entries = [Entry(offset, NOW, "") for offset in offsets]
+    assert [entry.offset for entry in without_holes(entries, 5)] == kept
 
 
 @pytest.mark.parametrize("since", ["e", 3, (), ("e",), ("e", "3"), (3, "e"), ("e", True), {"e": 3}])
@@ -497,6 +506,42 @@ def test_a_file_keeps_the_bounds(short_path: Path) -> None:
         with sqlite3.connect(short_path / "history.db") as database:
             assert database.execute("SELECT count(*) FROM messages").fetchone() == (2,)
         database.close()
+    finally:
+        room.close()
+
+
+def test_a_clock_that_is_set_back_leaves_no_hole(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [5000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    room = filed(short_path)
+    try:
+        room.group.broadcast("1")
+        room.group.broadcast("2")
+        clock[0] = 1000.0
+        room.group.broadcast("3")
+        clock[0] = 1400.0  # 3 is too old, 1 and 2 are not
+        room.group.broadcast("4")
+        assert room.read(room.member(("", 0)), 1) == [(4, "4")]
+        room.server._loop.histories._store._drop_old(clock[0])  # type: ignore[union-attr]
+        assert room.group.broadcast("5").position.offset == 5  # type: ignore[union-attr]
+    finally:
+        room.close()
+
+
+def test_a_full_disk_loses_one_message_and_not_the_file(short_path: Path) -> None:
+    room = filed(short_path)
+    try:
+        bridge = room.member()
+        database = room.server._loop.histories._store._database  # type: ignore[union-attr]
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        database.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(HistoryError, match="full"):
+            room.group.broadcast("x" * 100_000)
+        database.execute(f"PRAGMA max_page_count = {pages + 1000}")
+        room.group.broadcast("1")
+        assert room.read(bridge, 1) == [(1, "1")]
     finally:
         room.close()
 
@@ -901,6 +946,34 @@ def test_a_message_whose_answer_is_lost_is_stored_once(short_path: Path, clean: 
         one.say("4")
         assert reader.wait(4) == ["1", "2", "3", "4"]
         assert not one.gaps() and not one.status.dropped
+
+
+def test_a_redis_without_memory_stores_the_message_later(short_path: Path, clean: Broker) -> None:
+    with machines(short_path, clean.url, 1) as (one,):
+        reader = Reader(one.member())
+        one.say("1")
+        reader.wait(1)
+        clean.call("CONFIG", "SET", "maxmemory", "1")
+        try:
+            one.say("2")
+            lost = wait_for(lambda: [e for e in one.events if e.type() is Event.RelayLost])
+            assert "used memory" in lost[0].reason
+        finally:
+            clean.call("CONFIG", "SET", "maxmemory", "0")
+        assert reader.wait(2) == ["1", "2"]
+        assert not one.gaps()
+
+
+def test_a_stream_that_is_something_else_stores_the_message_later(
+    short_path: Path, clean: Broker
+) -> None:
+    with machines(short_path, clean.url, 1) as (one,):
+        reader = Reader(one.member())
+        clean.call("SET", "{apachews:chat.ws:room}:stream", "of another program")
+        one.say("1")
+        wait_for(lambda: not one.status.is_up)
+        clean.call("DEL", "{apachews:chat.ws:room}:stream")
+        assert reader.wait(1) == ["1"]
 
 
 def test_a_store_that_was_flushed_is_a_gap_everywhere(short_path: Path, clean: Broker) -> None:
