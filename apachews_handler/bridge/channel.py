@@ -398,9 +398,13 @@ class Channel:
         return sends
 
     def _finish_messages(self) -> None:
-        """Send the messages on their way to all."""
-        while self._busy:
-            self._step(SENDS_A_TURN)
+        """Send the messages on their way to all: the channel has ended."""
+        self._is_handling = True
+        try:
+            while self._busy:
+                self._step(SENDS_A_TURN)
+        finally:
+            self._is_handling = False
 
     def _on_late(self, member: Member, frames: list[bytes], sent: int) -> None:
         self._guard(self._queue_for, member, frames, sent)

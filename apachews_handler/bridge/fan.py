@@ -25,7 +25,8 @@ from . import pump
 if TYPE_CHECKING:
     from .channel import Member
 
-# Messages that go to a client in one send have at most so many bytes.
+# So many messages go to a client in one send, and so many bytes of them.
+MAX_JOINED: Final = 64
 MAX_JOINED_BYTES: Final = 65536
 # The way around a large fan has so many steps at most, because each costs a turn of the loop.
 STEPS: Final = 32
@@ -73,6 +74,7 @@ class Fan:
         "_on_way",
         "_payload_bytes",
         "_sent_at",
+        "_way_bytes",
         "count",
     )
 
@@ -84,7 +86,8 @@ class Fan:
         self._fds = array("i")
         self._at = 0  # the next place
         self._on_way: deque[_Message] = deque()  # the first one began first, and has least left
-        self._joined: bytes | None = None  # the frames of all of them
+        self._way_bytes = 0  # length of their frames
+        self._joined: bytes | None = None  # their frames
         self._excluded: frozenset[int] = frozenset()  # clients that do not get the one message
         # Messages and payload that have begun, and at a place how many of them its client has
         # in its own figures or was not to get.
@@ -147,8 +150,11 @@ class Fan:
 
     def can_join(self, frame: bytes) -> bool:
         """Tell whether another message may begin while others are on their way."""
-        on_way = sum(len(message.frame) for message in self._on_way)
-        return not self._excluded and on_way + len(frame) <= MAX_JOINED_BYTES
+        return (
+            not self._excluded
+            and len(self._on_way) < MAX_JOINED
+            and self._way_bytes + len(frame) <= MAX_JOINED_BYTES
+        )
 
     def begin(
         self,
@@ -180,6 +186,7 @@ class Fan:
         if is_compressed:
             self._compressed_at = self._messages
         self._on_way.append(_Message(frame, payload_bytes, len(self._members)))
+        self._way_bytes += len(frame)
         self._joined = None
 
     def step(self, most: int, now: float) -> int:
@@ -206,7 +213,7 @@ class Fan:
             message.left -= size
         excluded = self._excluded
         while on_way and not on_way[0].left:
-            on_way.popleft()
+            self._way_bytes -= len(on_way.popleft().frame)
             self._joined = None
         if not on_way:
             self._excluded = frozenset()

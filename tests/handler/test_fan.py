@@ -406,6 +406,18 @@ def test_long_messages_do_not_join(sockets: Any) -> None:
     ring.begin(b"a")
     assert ring.fan.can_join(bytes(fan_module.MAX_JOINED_BYTES - 1))
     assert not ring.fan.can_join(bytes(fan_module.MAX_JOINED_BYTES))
+    ring.finish()
+    assert ring.fan.can_join(bytes(fan_module.MAX_JOINED_BYTES))
+
+
+def test_a_limited_number_of_messages_joins(sockets: Any) -> None:
+    ring = Ring(sockets, 2)
+    for _ in range(fan_module.MAX_JOINED):
+        assert ring.fan.can_join(b"a")
+        ring.begin(b"a")
+    assert not ring.fan.can_join(b"a")
+    ring.finish()
+    assert ring.received() == [b"a" * fan_module.MAX_JOINED] * 2
 
 
 def test_a_client_that_leaves_gets_nothing_more(sockets: Any) -> None:
