@@ -225,6 +225,29 @@ def test_one_write_reaches_all_clients(world: World, monkeypatch: pytest.MonkeyP
     assert messages_out == [3] * 10
 
 
+class OnlyCounted(list[Link]):
+    """Connections that must not be looked at."""
+
+    def __iter__(self) -> Iterator[Link]:
+        raise AssertionError("a broadcast looked at its clients")
+
+
+def test_a_broadcast_does_not_look_at_clients_on_the_channel(world: World) -> None:
+    clients = on_channel(world, 5)
+    links = [link_of(client) for client in clients]
+    (process,) = {link.process for link in links}
+    assert isinstance(process, lanes.BridgeProcess)
+    frame = wire.encode_message("hello")
+    assert lanes.broadcast(None, [process], OnlyCounted(links), [], frame) == 5
+    world.settle()
+    assert [browser.received for browser in world.browsers] == [["hello"]] * 5
+    # It does if one of them is elsewhere.
+    process.leave(links[2])
+    assert lanes.broadcast(None, [process], links, [], frame) == 5
+    world.settle()
+    assert [browser.received for browser in world.browsers] == [["hello"] * 2] * 5
+
+
 def begin_a_broadcast(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a broadcast come to a few of ten clients."""
     on_channel(world, 10)
