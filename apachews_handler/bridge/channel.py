@@ -35,10 +35,9 @@ from apachews.wire import channel as wire
 from apachews.wire.violation import Violation
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import compressed_alone
-from apachews_handler.protocol.session import Session
 
 from .connection import Connection
-from .fan import Fan
+from .fan import Fan, Receiver
 from .poller import Poller
 from .relay import Relay
 from .send_queue import SendQueue
@@ -56,50 +55,22 @@ MAX_UNREAD_BYTES: Final = 1024 * 1024
 Compression = tuple[int, int, int] | None
 
 
-class Member:
+class Member(Receiver):
     """A client on a channel.
 
     Attributes:
         groups: numbers of its groups.
         is_slow: the producer was told so.
-        number: its number on the channel.
-        places: its place in each of its fans.
-        plain_fd: to which plain bytes are sent; -1 for a client with TLS.
-        send: as ``Transport.sender``.
-        queue, reader, timeouts: those of its connection.
     """
 
-    __slots__ = (
-        "_channel",
-        "compression",
-        "connection",
-        "groups",
-        "is_slow",
-        "number",
-        "places",
-        "plain_fd",
-        "queue",
-        "reader",
-        "send",
-        "timeouts",
-    )
+    __slots__ = ("_channel", "compression", "groups", "is_slow")
 
     def __init__(self, channel: Channel, connection: Connection, number: int) -> None:
-        assert isinstance(connection.session, Session), "tunnels have no producer that asks"
+        super().__init__(connection, number)
         self._channel = channel
-        self.connection = connection
-        self.number = number
         self.groups: set[int] = set()
         self.is_slow = False
-        self.places: dict[Fan, int] = {}
-        # (As with the fast path: a transport that buffers no input passes bytes as they are.)
-        self.plain_fd = connection.client.fd if connection.can_use_fast_path else -1
-        # What each message needs, without a path of attributes.
-        self.reader = connection.session.producer_reader
         self.compression: Compression = self.reader.compression
-        self.queue: SendQueue = connection.client.queue
-        self.timeouts = connection.timeouts
-        self.send: Callable[[bytes], int] = connection.transport.sender()
 
     def leave(self) -> None:
         """See ``Membership``."""
@@ -112,16 +83,6 @@ class Member:
     def ask_to_leave(self) -> None:
         """See ``Membership``."""
         self._channel.note_slow(self)
-
-    def hold(self) -> None:
-        """See ``Membership``."""
-        for fan in self.places:
-            fan.hold(self)
-
-    def settle(self) -> None:
-        """See ``Membership``."""
-        for fan in self.places:
-            fan.settle(self)
 
 
 class Channel:
@@ -406,8 +367,10 @@ class Channel:
         finally:
             self._is_handling = False
 
-    def _on_late(self, member: Member, frames: list[bytes], sent: int) -> None:
-        self._guard(self._queue_for, member, frames, sent)
+    def _on_late(self, receiver: Receiver, frames: list[bytes], sent: int) -> None:
+        member = self.members.get(receiver.number)
+        if member is not None:
+            self._guard(self._queue_for, member, frames, sent)
 
     def _queue_for(self, member: Member, frames: list[bytes], sent: int) -> None:
         """Queue what a client has not taken of frames."""

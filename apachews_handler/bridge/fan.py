@@ -18,12 +18,13 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from apachews_handler.protocol.session import Session
 
 from . import pump
-
-if TYPE_CHECKING:
-    from .channel import Member
+from .connection import Connection
+from .send_queue import SendQueue
 
 # So many messages go to a client in one send, and so many bytes of them.
 MAX_JOINED: Final = 64
@@ -33,6 +34,53 @@ STEPS: Final = 32
 # Empty places of the circle that are not worth a rebuild.
 SPARE_PLACES: Final = 64
 _SKIPPED: Final = pump.SKIPPED
+
+
+class Receiver:
+    """A client, as its fans see it.
+
+    Attributes:
+        connection: the client's.
+        number: its number on the channel.
+        places: its place in each of its fans.
+        plain_fd: to which plain bytes are sent; -1 for a client with TLS.
+        send: as ``Transport.sender``.
+        queue, reader, timeouts: those of its connection.
+    """
+
+    __slots__ = (
+        "connection",
+        "number",
+        "places",
+        "plain_fd",
+        "queue",
+        "reader",
+        "send",
+        "timeouts",
+    )
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        assert isinstance(connection.session, Session), "tunnels have no producer that asks"
+        self.connection = connection
+        self.number = number
+        self.places: dict[Fan, int] = {}
+        # (As with the fast path: a transport that buffers no input passes bytes as they are.)
+        self.plain_fd = connection.client.fd if connection.can_use_fast_path else -1
+        # What each message needs, without a path of attributes.
+        self.reader = connection.session.producer_reader
+        self.queue: SendQueue = connection.client.queue
+        self.timeouts = connection.timeouts
+        self.send: Callable[[bytes], int] = connection.transport.sender()
+
+    def hold(self) -> None:
+        """See ``Membership``."""
+        for fan in self.places:
+            fan.hold(self)
+
+    def settle(self) -> None:
+        """See ``Membership``."""
+        for fan in self.places:
+            fan.settle(self)
 
 
 class _Message:
@@ -78,10 +126,10 @@ class Fan:
         "count",
     )
 
-    def __init__(self, on_late: Callable[[Member, list[bytes], int], None]) -> None:
+    def __init__(self, on_late: Callable[[Receiver, list[bytes], int], None]) -> None:
         self._on_late = on_late
         self.count = 0  # of the clients
-        self._members: list[Member | None] = []  # None: an empty place
+        self._members: list[Receiver | None] = []  # None: an empty place
         # For ``send_to_all``: -1 at an empty place, and if Python sends to the client.
         self._fds = array("i")
         self._at = 0  # the next place
@@ -102,7 +150,7 @@ class Fan:
         """No message is on its way."""
         return not self._on_way
 
-    def add(self, member: Member) -> None:
+    def add(self, member: Receiver) -> None:
         """Add a client, once; only while the fan is idle."""
         if self in member.places:
             return
@@ -114,7 +162,7 @@ class Fan:
         self._bytes_before.append(self._payload_bytes)
         self.count += 1
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: Receiver) -> None:
         """Remove a client; its descriptor is still open."""
         self.settle(member)
         place = member.places.pop(self)
@@ -123,12 +171,12 @@ class Fan:
         self._fds[place] = -1
         self.count -= 1
 
-    def hold(self, member: Member) -> None:
+    def hold(self, member: Receiver) -> None:
         """Let Python send to a client, which has bytes queued, until it has taken these."""
         self.settle(member)
         self._fds[member.places[self]] = -1
 
-    def settle(self, member: Member) -> None:
+    def settle(self, member: Receiver) -> None:
         """Add what a client has got to its own figures."""
         place = member.places[self]
         messages = self._messages - self._messages_before[place]
@@ -161,7 +209,7 @@ class Fan:
         frame: bytes,
         payload_bytes: int,
         excluded: frozenset[int],
-        members: Callable[[int], Member | None],
+        members: Callable[[int], Receiver | None],
         *,
         is_compressed: bool,
     ) -> None:
@@ -233,7 +281,7 @@ class Fan:
         return size
 
     def _send(
-        self, member: Member, place: int, data: bytes, frames: list[bytes], now: float
+        self, member: Receiver, place: int, data: bytes, frames: list[bytes], now: float
     ) -> None:
         """Send to a client that has TLS, or had bytes queued.
 

@@ -12,6 +12,9 @@ headers only.  It must look at them for two reasons: a producer's mistake must n
 malformed frame in a browser, and a frame of the bridge's own (PING, PONG, CLOSE) may stand
 only between two frames of the producer's.
 
+Long because every kind of frame, compression and the bridge's own frames share one position in the
+stream.
+
 Sources: docs/reference/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
 """
 
