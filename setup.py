@@ -6,9 +6,10 @@ The compiled ones are for one minor version of Python; a wheel without them is f
 ``APACHEWS_COMPILE=1 python setup.py build_ext --inplace`` compiles in the checkout.  (Python then
 ignores changes of these modules until they are compiled again.)
 
-The two extensions in C are optional.  Without a compiler or Python's headers, the build
-goes on without them: ``apachews_handler/protocol/mask.py`` does the same in Python, and a
-custodian keeps its clients with TLS (``apachews_handler/native/tls_relay.py``).  A Python
+The three extensions in C are optional.  Without a compiler or Python's headers, the build
+goes on without them: ``apachews_handler/protocol/mask.py`` and ``apachews_handler/bridge`` do the
+same in Python, and a custodian keeps its clients with TLS
+(``apachews_handler/native/tls_relay.py``).  A Python
 without a GIL has no stable ABI before 3.15; its wheel has no extension either.
 
 The long description is README.md without relative links, which lead nowhere on the page of a
@@ -168,6 +169,13 @@ EXTENSIONS = [
         "apachews_handler.protocol._mask",
         ["apachews_handler/protocol/_mask.c"],
         # Not all compilers work on several words at once otherwise: twice as fast.
+        extra_compile_args=["-O3", SAME_EVERYWHERE],
+        optional=True,
+        py_limited_api=True,
+    ),
+    Extension(
+        "apachews_handler.bridge._pump",
+        ["apachews_handler/bridge/_pump.c"],
         extra_compile_args=["-O3", SAME_EVERYWHERE],
         optional=True,
         py_limited_api=True,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from apachews.wire.answer import Answer
@@ -388,7 +388,7 @@ class Group:
         self,
         name: str,
         lock: threading.RLock,
-        send: Callable[[Group, list[Link], list[Link], bytes], int],
+        send: Callable[[Group, Collection[Link], list[Link], bytes], int],
         relay: Relay | None = None,
         presence: Presence | None = None,
     ) -> None:
@@ -402,7 +402,8 @@ class Group:
         self._relay = relay
         self._presence = presence
         self._history: History | None = None
-        self._members: dict[Client, None] = {}  # in the order in which they were added
+        # In the order in which they were added, with their connections.
+        self._members: dict[Client, Link] = {}
 
     def __repr__(self) -> str:
         return f"<Group {self.name!r} of {len(self)}>"
@@ -523,7 +524,7 @@ class Group:
         if client._groups is None or self not in client._groups or client.has_ended:
             return
         if client not in self._members:
-            self._members[client] = None
+            self._members[client] = client._link
             client._link.join_group(self)
         if self._presence is not None:
             self._presence.join(self.name, client, member)
@@ -664,10 +665,11 @@ class Group:
     def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
         skipped = {exclude} if isinstance(exclude, Client) else set(exclude)
         with self._lock:
+            links: Collection[Link] = self._members.values()
+            excluded: list[Link] = []
             if skipped:
                 links = [client._link for client in self._members if client not in skipped]
                 excluded = [client._link for client in skipped if client in self._members]
-            else:
-                links, excluded = [client._link for client in self._members], []
+            count = len(links)  # before a client leaves that is sent too much
             reached = self._send(self, links, excluded, frame)
-        return Delivery(reached, len(links) - reached)
+        return Delivery(reached, count - reached)

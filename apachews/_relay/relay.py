@@ -241,7 +241,6 @@ class Relay:
             # Local clients have received our own already, except those of a history.
             if position is not None or envelope.origin != self._origin:
                 new.append(_Item(group, envelope, position))
-        self.counters.received += len(new)
         self._enqueue(new)
 
     def _receive_answers(self, answers: list[tuple[Question, Reading]]) -> bool:
@@ -260,6 +259,8 @@ class Relay:
             self._inbox_bytes += sum(item.size_bytes for item in new)
             if self._inbox_bytes > MAX_QUEUE_BYTES or len(self._inbox) > MAX_QUEUE_MESSAGES:
                 self._drop_oldest()
+            # What was dropped of them is counted already.
+            self.counters.received += sum(item.envelope is not None for item in new)
             if not self._inbox or self._is_scheduled:
                 return
             self._is_scheduled = True

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import cast
 
 from apachews import wire
@@ -96,8 +96,7 @@ class Connections:
 
     def broadcast(self, frame: bytes) -> int:
         """Send a frame to all clients; return how many it was sent to or queued for."""
-        # A copy: a client that it costs its connection leaves the table.
-        return self._broadcast(None, [*self.by_fd.values()], [], frame)
+        return self._broadcast(None, self.by_fd.values(), [], frame)
 
     def open_channel(self, connection: Connection, key: int) -> None:
         """Use the channel of an OFFER, whose descriptor the connection has received."""
@@ -110,16 +109,16 @@ class Connections:
             connection.process.open(sock, key)
 
     def _send_to_group(
-        self, group: Group, links: list[Link], excluded: list[Link], frame: bytes
+        self, group: Group, links: Collection[Link], excluded: list[Link], frame: bytes
     ) -> int:
         return self._broadcast(
-            group, cast(list[Connection], links), cast(list[LaneUser], excluded), frame
+            group, cast(Collection[Connection], links), cast(list[LaneUser], excluded), frame
         )
 
     def _broadcast(
         self,
         group: Group | None,
-        connections: list[Connection],
+        connections: Collection[Connection],
         excluded: list[LaneUser],
         frame: bytes,
     ) -> int:

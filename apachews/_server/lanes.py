@@ -32,7 +32,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Final
 
 from apachews.client import Group
@@ -438,7 +438,7 @@ def _send_held(join: _Join) -> None:
 def broadcast(
     group: Group | None,
     processes: list[BridgeProcess],
-    connections: Sequence[LaneUser],
+    connections: Collection[LaneUser],
     excluded: list[LaneUser],
     frame: bytes,
 ) -> int:
@@ -447,17 +447,20 @@ def broadcast(
     Args:
         group: the group of the clients; None for all clients of the server.
         processes: the bridge processes with a member of the group on their channel.
-        connections: those of the clients.
+        connections: those of the clients; they may leave it meanwhile.
         excluded: members of the group that do not get the frame.
     """
-    own = [connection for connection in connections if connection.lane != ON_CHANNEL]
+    own: list[LaneUser] = []
+    # Fast path: all are on channels, and a message for thousands looks at none of them.
+    if excluded or sum(process.count(group) for process in processes) != len(connections):
+        own = [connection for connection in connections if connection.lane != ON_CHANNEL]
     reached = 0
     for process in processes:
         sent = process.multicast(group, frame, excluded)
         if sent is not None:
             reached += sent
             continue
-        for connection in connections:
+        for connection in [*connections]:
             if connection.lane == ON_CHANNEL and connection.process is process:
                 process.leave(connection)
                 own.append(connection)

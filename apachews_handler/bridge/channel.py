@@ -8,6 +8,9 @@ connection after all earlier messages; READY answers it.  From then on the messa
 channel, until that has OFF for the client.  What its own connection has after OWN is read then.
 So a client gets its messages in the order in which they were sent.
 
+``Fan`` has a message's way to its clients.  Messages for the same group that follow each other
+share that way.  Everything else on the channel is handled after their end, in its order.
+
 A channel never waits for a client.  What a client does not take waits in its queue, as with its
 own connection.  If that is more than one buffer (APACHEWS_MAX_BUFFER), SLOW tells the producer to
 use the client's own connection, which is not read while the client is slow.  Until the producer
@@ -32,9 +35,9 @@ from apachews.wire import channel as wire
 from apachews.wire.violation import Violation
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.deflate import compressed_alone
-from apachews_handler.protocol.session import Session
 
 from .connection import Connection
+from .fan import Fan, Receiver
 from .poller import Poller
 from .relay import Relay
 from .send_queue import SendQueue
@@ -42,18 +45,17 @@ from .send_queue import SendQueue
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 READ_BYTES: Final = 65536
-# A turn of the loop ends the work on a channel after so many sends: some milliseconds.
-SENDS_A_TURN: Final = 2000
+# A turn of the loop ends the work on a channel after so many sends, less than a millisecond.  The
+# next turn reads the channel: messages that have come meanwhile join those on their way.
+SENDS_A_TURN: Final = 128
 # A producer that does not read so many bytes of READY and SLOW breaks the rules.
 MAX_UNREAD_BYTES: Final = 1024 * 1024
 
 # Window, level and shortest length of a client's compression; None without one.
 Compression = tuple[int, int, int] | None
-# The members of a group that get the same bytes, by number.
-Members = dict[int, "Member"]
 
 
-class Member:
+class Member(Receiver):
     """A client on a channel.
 
     Attributes:
@@ -61,32 +63,14 @@ class Member:
         is_slow: the producer was told so.
     """
 
-    __slots__ = (
-        "_channel",
-        "compression",
-        "connection",
-        "groups",
-        "is_slow",
-        "number",
-        "queue",
-        "reader",
-        "send",
-        "timeouts",
-    )
+    __slots__ = ("_channel", "compression", "groups", "is_slow")
 
     def __init__(self, channel: Channel, connection: Connection, number: int) -> None:
-        assert isinstance(connection.session, Session), "tunnels have no producer that asks"
+        super().__init__(connection, number)
         self._channel = channel
-        self.connection = connection
-        self.number = number
         self.groups: set[int] = set()
         self.is_slow = False
-        # What each message needs, without a path of attributes.
-        self.reader = connection.session.producer_reader
         self.compression: Compression = self.reader.compression
-        self.queue: SendQueue = connection.client.queue
-        self.timeouts = connection.timeouts
-        self.send: Callable[[bytes], int] = connection.transport.sender()
 
     def leave(self) -> None:
         """See ``Membership``."""
@@ -129,8 +113,11 @@ class Channel:
         self._on_end = on_end
         self._socket = sock
         self.endpoint = endpoint
-        self.members: Members = {}
-        self._groups: dict[int, dict[Compression, Members]] = {}
+        self.members: dict[int, Member] = {}
+        self._groups: dict[int, dict[Compression, Fan]] = {}
+        # The fans with messages on their way, and their group.
+        self._busy: deque[Fan] = deque()
+        self._busy_group = wire.ALL
         self._reader = wire.ChannelReader()
         self._items: deque[wire.Item] = deque()  # read, and not handled yet
         self._ready: list[int] = []  # to be told in this turn
@@ -153,7 +140,7 @@ class Channel:
             self._on_violation(f"client {number} joins twice")
             return
         member = Member(self, connection, number)
-        member.reader.is_on_channel = True
+        member.reader.is_on_channel, member.reader.settle = True, member.settle
         connection.member = self.members[number] = member
         self._ready.append(number)
         self._changed[self] = None
@@ -167,7 +154,7 @@ class Channel:
             self._remove_from(group, member)
         member.groups.clear()
         member.connection.member = None
-        member.reader.is_on_channel = False
+        member.reader.is_on_channel, member.reader.settle = False, None
 
     def note_slow(self, member: Member) -> None:
         """Ask the producer, once, to use the client's own connection."""
@@ -222,21 +209,29 @@ class Channel:
         items = self._items
         self._is_handling = True
         try:
-            while items and sends < SENDS_A_TURN:
-                sends += self._on_item(items.popleft())
+            while (items or self._busy) and sends < SENDS_A_TURN:
+                if items and (not self._busy or self._can_join(items[0])):
+                    sends += self._on_item(items.popleft())
+                else:
+                    sends += self._step(SENDS_A_TURN - sends)
         finally:
             self._is_handling = False
-        if items:
+        if self.has_work:
             self._working[self] = None
         else:
             self._working.pop(self, None)
+
+    @property
+    def has_work(self) -> bool:
+        """Something that was read is not handled yet, or not by all clients."""
+        return bool(self._items or self._busy)
 
     def drain(self) -> None:
         """Handle all that the producer has written so far; it has perhaps ended."""
         if self._is_handling:
             return  # what follows in the channel is handled next
         while self._socket.fileno() != -1:
-            while self._items:
+            while self.has_work:
                 self.handle()
             if not self._read():
                 break
@@ -250,6 +245,7 @@ class Channel:
         except OSError:
             data = b""  # ECONNRESET: it died with bytes unread
         if not data:
+            self._finish_messages()
             self.close()
             return False
         self._items.extend(self._reader.receive(data))
@@ -284,25 +280,28 @@ class Channel:
         return len(item.numbers) // 10 if isinstance(item, wire.Numbers) else 1
 
     def _add(self, group: int, numbers: tuple[int, ...]) -> None:
-        forms = self._groups.setdefault(group, {})
+        fans = self._groups.setdefault(group, {})
         for number in numbers:
             member = self.members.get(number)
             if member is not None:
                 member.groups.add(group)
-                forms.setdefault(member.compression, {})[number] = member
+                fan = fans.get(member.compression)
+                if fan is None:
+                    fan = fans[member.compression] = Fan(self._on_late)
+                fan.add(member)
                 if len(member.groups) > wire.MAX_GROUPS + 1:  # ``ALL`` is one
                     self._on_violation(f"client {number} is in too many groups")
                     return
-        if not forms:
+        if not fans:
             del self._groups[group]
 
     def _remove_from(self, group: int, member: Member) -> None:
-        forms = self._groups[group]
-        members = forms[member.compression]
-        del members[member.number]
-        if not members:
-            del forms[member.compression]
-            if not forms:
+        fans = self._groups[group]
+        fan = fans[member.compression]
+        fan.remove(member)
+        if not fan.count:
+            del fans[member.compression]
+            if not fans:
                 del self._groups[group]
 
     def _off(self, member: Member) -> None:
@@ -315,10 +314,21 @@ class Channel:
 
     # Messages.
 
+    def _can_join(self, item: wire.Item) -> bool:
+        """Tell whether an item may begin while messages are on their way."""
+        return (
+            isinstance(item, wire.Multicast)
+            and item.group == self._busy_group
+            and not item.excluded
+            and all(fan.can_join(item.frame) for fan in self._groups.get(item.group, {}).values())
+        )
+
     def _multicast(self, item: wire.Multicast) -> int:
+        """Begin a message; return how much of a turn this takes."""
         compressed: dict[tuple[int, int], bytes] = {}
-        sends = 0
-        for compression, members in self._groups.get(item.group, {}).items():
+        excluded = frozenset(item.excluded)
+        self._busy_group = item.group
+        for compression, fan in self._groups.get(item.group, {}).items():
             frame = item.frame
             is_compressed = compression is not None and item.payload_bytes >= compression[2]
             if compression is not None and is_compressed:
@@ -329,53 +339,50 @@ class Channel:
                     cached = compressed_alone(frame, item.payload_bytes, window_bits, level)
                     compressed[window_bits, level] = cached
                 frame = cached
-            sends += len(members)
-            late = self._send(members, frame, item, is_compressed)
-            # The dictionary is not iterated any more: an error may end a connection here.
-            for member, sent in late:
-                self._guard(self._queue_for, member, frame, sent)
+            if fan.is_idle:
+                self._busy.append(fan)
+            fan.begin(
+                frame,
+                item.payload_bytes,
+                excluded,
+                self.members.get,
+                is_compressed=is_compressed,
+            )
+        return 1
+
+    def _step(self, most: int) -> int:
+        """Send messages to some clients; return to how many."""
+        fan = self._busy[0]
+        sends = fan.step(most, self._poller.now)
+        if self._busy and fan.is_idle:
+            self._busy.popleft()
         return sends
 
-    def _send(
-        self, members: Members, frame: bytes, item: wire.Multicast, is_compressed: bool
-    ) -> list[tuple[Member, int]]:
-        """Send a frame to members; return those that have not taken all of it.
+    def _finish_messages(self) -> None:
+        """Send the messages on their way to all: the channel has ended."""
+        self._is_handling = True
+        try:
+            while self._busy:
+                self._step(SENDS_A_TURN)
+        finally:
+            self._is_handling = False
 
-        With each of these how many bytes it has taken, -1 for an error.
-        """
-        late: list[tuple[Member, int]] = []
-        size, payload_bytes, now = len(frame), item.payload_bytes, self._poller.now
-        excluded = frozenset(item.excluded)
-        for number, member in members.items():
-            if excluded and number in excluded:
-                continue
-            if member.queue.unsent_bytes:
-                sent = 0  # after what it has not taken yet
-            else:
-                try:
-                    sent = member.send(frame)
-                except BlockingIOError:
-                    sent = 0
-                except OSError:
-                    sent = -1
-            reader = member.reader
-            reader.messages += 1
-            reader.payload_bytes += payload_bytes
-            if is_compressed:
-                reader.forget_compressed()
-            if sent == size:
-                member.timeouts.passed_at = now
-            else:
-                late.append((member, sent))
-        return late
+    def _on_late(self, receiver: Receiver, frames: list[bytes], sent: int) -> None:
+        member = self.members.get(receiver.number)
+        if member is not None:
+            self._guard(self._queue_for, member, frames, sent)
 
-    def _queue_for(self, member: Member, frame: bytes, sent: int) -> None:
-        """Queue what a client has not taken of a frame."""
+    def _queue_for(self, member: Member, frames: list[bytes], sent: int) -> None:
+        """Queue what a client has not taken of frames."""
         connection = member.connection
         if connection.write_failed:
             return
         was_empty = not member.queue.unsent_bytes
-        member.queue.push(frame, max(sent, 0))
+        if sent > 0:
+            member.queue.push(b"".join(frames), sent)
+        else:
+            for frame in frames:
+                member.queue.push(frame)  # the object that other slow clients have as well
         if was_empty:
             # It notes that the client is slow, or that it is gone, and watches for writing.
             self._relay.send_to_client(connection)
@@ -386,6 +393,7 @@ class Channel:
     def _unicast(self, member: Member, item: wire.Unicast) -> None:
         connection = member.connection
         session = connection.session
+        member.settle()  # a compressor may have to forget its window
         member.reader.insert_message(item.frame, item.payload_bytes)
         frames = session.to_client
         if member.queue.unsent_bytes:
@@ -447,6 +455,7 @@ class Channel:
             return
         self._on_end(self)
         self._working.pop(self, None)
+        self._busy.clear()
         self._socket.close()
         self._queue.clear()
         for member in list(self.members.values()):

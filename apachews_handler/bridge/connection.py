@@ -68,6 +68,12 @@ class Membership(Protocol):
     def ask_to_leave(self) -> None:
         """Ask the producer to use the client's own connection."""
 
+    def hold(self) -> None:
+        """Note that the client's queue is not empty: the channel's messages wait there, too."""
+
+    def settle(self) -> None:
+        """Add what the client got by the channel to its reader's counts and its timeouts."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionInfo:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import select
 from typing import Final
 
-from apachews_handler.protocol.session import HEADER_BYTES
+from apachews_handler.protocol.session import HEADER_BYTES, Session
 from apachews_handler.protocol.states import ClientState, ProducerState
 
+from . import pump
 from .connection import Connection
 from .poller import Poller
 from .relay import Relay
@@ -27,6 +28,10 @@ from .relay import Relay
 _OPEN: Final = ClientState.OPEN
 _CONNECTED: Final = ProducerState.CONNECTED
 _IN: Final = select.EPOLLIN
+# False: the build had no compiler, and the functions below do the same in Python.
+IS_IN_C: Final = pump.IS_IN_C
+COUNT_BITS: Final = pump.COUNT_BITS
+SIZE_BITS: Final = pump.SIZE_BITS
 
 
 class FastPath:
@@ -52,7 +57,24 @@ class FastPath:
         if connection.client.mask != _IN or session.client_state is not _OPEN or session.is_paused:
             self._relay.on_client(connection, ready)
             return
-        data = transport.recv(connection.settings.max_buffer_bytes + HEADER_BYTES)
+        size = connection.settings.max_buffer_bytes + HEADER_BYTES
+        if (
+            IS_IN_C
+            and connection.can_use_fast_path
+            and isinstance(session, Session)
+            and (longest := session.longest_from_client) >= 0
+        ):
+            passed = pump.relay_client(connection.client.fd, connection.producer.fd, size, longest)
+            if isinstance(passed, int):
+                connection.timeouts.heard_at = connection.timeouts.passed_at = poller.now
+                session.count_client(passed >> COUNT_BITS, passed & SIZE_BITS)
+                return
+            if isinstance(passed, tuple):
+                self._queue_for_producer(connection, session, passed)
+                return
+            data = passed
+        else:
+            data = transport.recv(size)
         if data:
             timeouts = connection.timeouts
             timeouts.heard_at = poller.now
@@ -95,10 +117,30 @@ class FastPath:
         if connection.producer.mask != _IN or session.client_state is not _OPEN:
             self._relay.on_producer(connection, ready)
             return
-        try:
-            data = connection.producer_socket.recv(session.producer_room)
-        except OSError:
-            data = b""
+        data: bytes | None
+        if (
+            IS_IN_C
+            and connection.can_use_fast_path
+            and isinstance(session, Session)
+            and not connection.write_failed
+            and (longest := session.longest_from_producer) >= 0
+        ):
+            passed = pump.relay_producer(
+                connection.producer.fd, connection.client.fd, session.producer_room, longest
+            )
+            if isinstance(passed, int):
+                connection.timeouts.passed_at = self._poller.now
+                session.count_producer(passed >> COUNT_BITS, passed & SIZE_BITS)
+                return
+            if isinstance(passed, tuple):
+                self._queue_for_client(connection, session, passed)
+                return
+            data = passed
+        else:
+            try:
+                data = connection.producer_socket.recv(session.producer_room)
+            except OSError:
+                data = b""
         if not data:
             # EAGAIN, an error or the end of file: ``on_producer`` reads again and handles it.
             self._relay.on_producer(connection, ready)
@@ -131,6 +173,31 @@ class FastPath:
             self._relay.log_ignored(connection)
         if session.requests:
             self._relay.on_requests(connection)
+        self._relay.flush(connection)
+
+    def _queue_for_producer(
+        self, connection: Connection, session: Session, passed: tuple[int, bytes, int]
+    ) -> None:
+        """Queue what the producer has not taken of whole messages."""
+        counts, output, sent = passed
+        timeouts = connection.timeouts
+        timeouts.heard_at = timeouts.passed_at = self._poller.now
+        session.count_client(counts >> COUNT_BITS, counts & SIZE_BITS)
+        if sent:
+            connection.producer.queue.push(output, sent)
+        else:
+            session.to_producer.append(output)  # ``flush`` sends it again, and handles an error
+        self._relay.flush(connection)
+
+    def _queue_for_client(
+        self, connection: Connection, session: Session, passed: tuple[int, bytes, int]
+    ) -> None:
+        """Queue what the client has not taken of whole messages."""
+        counts, output, sent = passed
+        connection.timeouts.passed_at = self._poller.now
+        session.count_producer(counts >> COUNT_BITS, counts & SIZE_BITS)
+        connection.client.queue.push(output, sent)
+        self._relay.send_to_client(connection)
         self._relay.flush(connection)
 
 

@@ -222,6 +222,8 @@ class Relay:
             return
         if not timeouts.waiting_since:
             connection.session.set_congested(True)
+            if connection.member is not None:
+                connection.member.hold()
         elif not sent:
             return  # the time of a client that takes nothing goes on
         timeouts.waiting_since = timeouts.passed_at = now

@@ -41,6 +41,8 @@ class Timers:
     def on_due(self, connection: Connection) -> None:
         """Do what is due, and schedule the next deadline."""
         session, timeouts, now = connection.session, connection.timeouts, self._poller.now
+        if connection.member is not None:
+            connection.member.settle()
         due = timeouts.due(now)
         if due is Due.OVERDUE:
             self._on_overdue(connection)

@@ -166,6 +166,17 @@ class ClientReader:
             and not self._discards
         )
 
+    @property
+    def longest_passed(self) -> int:
+        """Payload of a message that may pass without ``receive``; -1: none, in its present state.
+
+        The caller counts it.  It must be whole, and its text UTF-8.
+        """
+        is_busy = self._rest or self._remaining or self._message_opcode
+        if is_busy or self.is_paused or self.has_ended:
+            return -1
+        return self._max_message_bytes
+
     def discard_message(self) -> None:
         """Check the current message to its end and emit nothing more of it."""
         self._discards = True

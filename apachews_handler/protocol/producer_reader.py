@@ -12,11 +12,16 @@ headers only.  It must look at them for two reasons: a producer's mistake must n
 malformed frame in a browser, and a frame of the bridge's own (PING, PONG, CLOSE) may stand
 only between two frames of the producer's.
 
+Long because every kind of frame, compression and the bridge's own frames share one position in the
+stream.
+
 Sources: docs/reference/wire.md; RFC 6455 5.2-5.5; RFC 7692 6., 7.2.1.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -69,6 +74,8 @@ class ProducerReader:
             mutated and never replaced.
         is_on_channel: messages for the client come by its bridge channel, until the channel's
             OFF; set by the caller.
+        settle: adds the client's messages that came by the channel to ``messages`` and
+            ``payload_bytes``; None unless it is on a channel.
         is_waiting: OWN has arrived, and the channel's OFF is awaited: the caller reads the
             producer no further, and continues with ``receive(b"")``.
         has_ended: the producer's stream has ended; later input is ignored.
@@ -102,6 +109,7 @@ class ProducerReader:
         "out",
         "payload_bytes",
         "requests",
+        "settle",
     )
 
     def __init__(
@@ -115,6 +123,7 @@ class ProducerReader:
         self.ignored: list[int] = []
         self.requests: list[bytes] = []
         self.is_on_channel = self.is_waiting = False
+        self.settle: Callable[[], None] | None = None
         self.messages = self.payload_bytes = 0
         self.has_many = self.has_ended = self.has_sent_last = False
         self._max_partial_bytes = max_partial_bytes
@@ -153,6 +162,17 @@ class ProducerReader:
     def is_between_messages(self) -> bool:
         """True if another producer can take over: the client has no message in part."""
         return not self._is_in_message and (not self._remaining or self._discards)
+
+    @property
+    def longest_passed(self) -> int:
+        """Payload of a message that may pass without ``receive``; -1: none, in its present state.
+
+        The caller counts it.  It must be whole.
+        """
+        is_busy = self._rest or self._remaining or self._is_in_message
+        if is_busy or self.has_ended or self.has_many:
+            return -1
+        return sys.maxsize if self._deflate is None else self._min_deflate_bytes - 1
 
     def export_state(self) -> dict[str, Any] | None:
         """Return the state with which a reader in another process continues, as JSON values.

@@ -302,6 +302,14 @@ class RawSession(Session):
             LINES_READ_BYTES if self._is_by_line else sys.maxsize,
         )
 
+    @property
+    def longest_from_client(self) -> int:
+        return -1  # the producer gets no frames
+
+    @property
+    def longest_from_producer(self) -> int:
+        return -1
+
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Do nothing: the producer learns nothing about the client."""
 

@@ -57,6 +57,30 @@ class Session(SessionData):
         room = self._max_buffer + HEADER_BYTES - self._producer.partial_bytes
         return min(room, SHORT_READ_BYTES) if self._producer.has_many else room
 
+    @property
+    def longest_from_client(self) -> int:
+        """Payload of a client's message that may pass without ``receive_client``; -1: none may."""
+        if self.producer_state is not _CONNECTED or self.to_client or self._rate:
+            return -1
+        return self._client.longest_passed
+
+    @property
+    def longest_from_producer(self) -> int:
+        """Payload of a producer's message that may pass without ``receive_producer``."""
+        if self.producer_state is not _CONNECTED or self.to_client:
+            return -1
+        return self._producer.longest_passed
+
+    def count_client(self, messages: int, payload_bytes: int) -> None:
+        """Count whole messages that have passed from the client to the producer."""
+        self._client.messages += messages
+        self._client.payload_bytes += payload_bytes
+
+    def count_producer(self, messages: int, payload_bytes: int) -> None:
+        """Count whole messages that have passed from the producer to the client."""
+        self._producer.messages += messages
+        self._producer.payload_bytes += payload_bytes
+
     def open(self, open_: wire.Open, *, is_told: bool = False) -> None:
         """Announce the connection to the producer, before all else.
 

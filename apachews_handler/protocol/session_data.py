@@ -185,6 +185,8 @@ class SessionData:
     def traffic(self) -> tuple[int, int, int, int]:
         """Return messages and bytes of payload from the client, and the same to the client."""
         client, producer = self._client, self._producer
+        if producer.settle is not None:
+            producer.settle()
         return client.messages, client.payload_bytes, producer.messages, producer.payload_bytes
 
     def counts(self) -> str:

@@ -44,6 +44,7 @@ import json, sys
 settings, paths = json.load(sys.stdin)
 sys.path[:0] = paths
 import apachews.wire, apachews_handler.handshake.upgrade
+from apachews_handler.bridge import pump
 from apachews_handler.bridge.reporter import IS_COMPILED
 from apachews_handler.native import tls_relay
 from apachews_handler.protocol.mask import IS_IN_C
@@ -63,8 +64,8 @@ for directive, name, value in settings:
     errors.append(wrong({}, ((name, value),)) if name in FIELDS else UNKNOWN)
     if not errors[-1]:
         fixed.append((name, value))
-missing = [name for name, is_built in (("_mask", IS_IN_C), ("_tls_relay", tls_relay.is_available))
-           if not is_built]
+built = {"_mask": IS_IN_C, "_pump": pump.IS_IN_C, "_tls_relay": tls_relay.is_available}
+missing = [name for name, is_built in built.items() if not is_built]
 print(json.dumps([missing, IS_COMPILED, errors]))
 """
 
@@ -240,10 +241,11 @@ def _check_packages(
 
 def _check_extensions(missing: list[str], prefix: Path) -> Iterator[Finding]:
     if not missing:
-        yield ok("extensions", "the C extensions are built: _mask, _tls_relay")
+        yield ok("extensions", "the C extensions are built: _mask, _pump, _tls_relay")
         return
     effects = {
         "_mask": "long messages from clients need more CPU",
+        "_pump": "short messages and broadcasts need more CPU",
         "_tls_relay": "each reload with clients over TLS leaves a custodian of 13 MiB, not of 3",
     }
     yield warning(

@@ -37,6 +37,7 @@ from apachews_handler.protocol.deflate import Agreement, Inflater, compressed_al
 from apachews_handler.settings import Settings
 
 from ..support.bridge_by_hand import Bridge
+from ..support.frames import masked
 from .test_bridge import Lines
 
 SETTINGS = Settings(hold_s=30.0, ping_interval_s=0.0, max_buffer_bytes=4096)
@@ -222,6 +223,85 @@ def test_one_write_reaches_all_clients(world: World, monkeypatch: pytest.MonkeyP
     assert [browser.received for browser in world.browsers] == [["hello"]] * 10
     messages_out = [browser.connection.session.traffic()[2] for browser in world.browsers]
     assert messages_out == [3] * 10
+
+
+class OnlyCounted(list[Link]):
+    """Connections that must not be looked at."""
+
+    def __iter__(self) -> Iterator[Link]:
+        raise AssertionError("a broadcast looked at its clients")
+
+
+def test_a_broadcast_does_not_look_at_clients_on_the_channel(world: World) -> None:
+    clients = on_channel(world, 5)
+    links = [link_of(client) for client in clients]
+    (process,) = {link.process for link in links}
+    assert isinstance(process, lanes.BridgeProcess)
+    frame = wire.encode_message("hello")
+    assert lanes.broadcast(None, [process], OnlyCounted(links), [], frame) == 5
+    world.settle()
+    assert [browser.received for browser in world.browsers] == [["hello"]] * 5
+    # It does if one of them is elsewhere.
+    process.leave(links[2])
+    assert lanes.broadcast(None, [process], links, [], frame) == 5
+    world.settle()
+    assert [browser.received for browser in world.browsers] == [["hello"] * 2] * 5
+
+
+def begin_a_broadcast(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a broadcast come to a few of ten clients."""
+    on_channel(world, 10)
+    monkeypatch.setattr(channel_module, "SENDS_A_TURN", 3)
+    world.server.broadcast("hello")
+    while not any(browser.received for browser in world.browsers):
+        world.loop.turn(0)
+        for browser in world.browsers:
+            browser.read()
+    assert sum(len(browser.received) for browser in world.browsers) < 10
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_broadcast_under_way_reaches_all_after_the_end_of_the_channel(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    begin_a_broadcast(world, monkeypatch)
+    if is_killed:
+        kill(world.server)
+    else:
+        world.server._loop.connections.close_channels()
+    for _ in range(20):
+        world.loop.turn(0)
+        for browser in world.browsers:
+            browser.read()
+    assert [browser.received for browser in world.browsers] == [["hello"]] * 10
+    if is_killed:
+        world.server = Server(world.path)
+
+
+def test_messages_of_a_client_pass_while_a_broadcast_is_under_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_a_broadcast(world, monkeypatch)
+    world.browsers[9].socket.send(masked(0x81, b"and I"))
+    world.loop.turn(0)
+    assert sum(len(browser.received) for browser in world.browsers) < 10
+    event = world.server.dequeue(0)
+    assert event is not None and event.read() == "and I"
+    # The answer joins the channel's order: it comes after the broadcast.
+    event.write("and you")
+    world.settle()
+    assert world.browsers[9].received == ["hello", "and you"]
+    assert [browser.received for browser in world.browsers[:9]] == [["hello"]] * 9
+
+
+def test_counts_are_exact_while_a_broadcast_is_under_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_a_broadcast(world, monkeypatch)
+    for browser in world.browsers:
+        browser.read()
+        # Two messages have come before.
+        assert browser.connection.session.traffic()[2] == 2 + len(browser.received)
 
 
 def process_of(world: World) -> lanes.BridgeProcess:

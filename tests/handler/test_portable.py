@@ -298,7 +298,7 @@ def test_new_state_is_noticed() -> None:
     )
     assert {kind.__name__: len(slots_of(kind)) for kind in kinds} == {
         "ClientReader": 24,
-        "ProducerReader": 26,
+        "ProducerReader": 27,
         "RawReader": 1,
         "RawSession": 2,
         "FrameWalker": 14,

@@ -203,14 +203,14 @@ def test_the_doctor_describes_the_installation(
         assert told["installation"] == (
             f"Apache uses the installation by pip in {environment}, for Python {version}"
         )
-        assert told["extensions"] == "the C extensions are built: _mask, _tls_relay"
+        assert told["extensions"] == "the C extensions are built: _mask, _pump, _tls_relay"
         form = "compiled" if list(packages.glob("apachews/*__mypyc*.so")) else "interpreted"
         assert told["compiled"].startswith(f"the modules that messages pass are {form}")
         for extension in packages.rglob("_*.abi3.so"):
             extension.unlink()
         status, (finding,) = doctor(capsys, apache)
         assert (status, finding["id"], finding["level"]) == (0, "extensions", "warning")
-        assert finding["text"] == "not built: _mask, _tls_relay"
+        assert finding["text"] == "not built: _mask, _pump, _tls_relay"
         assert "gcc python3-dev" in finding["remedy"]
 
 

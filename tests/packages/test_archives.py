@@ -36,6 +36,7 @@ pytest.importorskip("build", reason="build is not installed: deploy/test -e arch
 PACKAGES = ("apachews/", "apachews_handler/", "apachews_tools/")
 EXTENSIONS = {
     "apachews_handler/protocol/_mask.abi3.so",
+    "apachews_handler/bridge/_pump.abi3.so",
     "apachews_handler/native/_tls_relay.abi3.so",
 }
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
