@@ -18,7 +18,7 @@ import time
 from typing import Final, Protocol
 
 from apachews_handler.monitoring.close_log import CloseLine, Ending
-from apachews_handler.monitoring.log_file import append
+from apachews_handler.monitoring.log_file import LEVELS, append
 from apachews_handler.protocol import AnySession
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
@@ -295,12 +295,14 @@ class Connection:
         end = session.close_cause
         assert end, "a connection is closed for a cause"
         after_s = time.monotonic() - self.opened_at
-        self.log.write(
-            end.level,
-            f"{self.name} closed by {end.by} ({end.name})"
-            f" code={session.close_code} reason={session.close_reason!r}"
-            f" after={after_s:.3f}s {session.counts()}",
-        )
+        # A line that the log drops is not written at all.
+        if LEVELS[end.level] <= self.log.style()[1]:
+            self.log.write(
+                end.level,
+                f"{self.name} closed by {end.by} ({end.name})"
+                f" code={session.close_code} reason={session.close_reason!r}"
+                f" after={after_s:.3f}s {session.counts()}",
+            )
         if self.close_line:
             ending = Ending(
                 session.close_code,

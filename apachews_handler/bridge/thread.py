@@ -20,7 +20,7 @@ from typing import Final
 
 from apachews_handler.native import syscalls
 from apachews_handler.protocol.close_causes import CloseCause
-from apachews_handler.shared.signals import signals_blocked
+from apachews_handler.shared.signals import signals_blocked, signals_deferred
 
 from .connection import Connection
 from .loop import Loop
@@ -106,7 +106,7 @@ class Bridge:
         Args:
             connection: closed with 1001 if the bridge stops.
         """
-        with signals_blocked(), self._lock:
+        with signals_deferred(), self._lock:
             if not self._has_ended:
                 self._adopted.append(connection)
                 if len(self._adopted) == 1:  # else the thread was woken up and has not run yet
