@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -63,7 +64,8 @@ class Bridge:
     def __init__(self) -> None:
         self.loop = Loop()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.loop.add_reader(self._wakeup, self._on_wakeup)
+        # Edge-triggered, so that each write wakes the loop up and nothing has to be read.
+        self.loop.add_reader(self._wakeup, self._on_wakeup, select.EPOLLIN | select.EPOLLET)
         # Guards the four below, and nothing else.  Reentrant, because prefork ends a child
         # inside a signal handler, which may interrupt the main thread while it has the lock.
         self._lock = threading.RLock()
@@ -211,7 +213,6 @@ class Bridge:
         os.close(self._wakeup)
 
     def _on_wakeup(self) -> None:
-        os.eventfd_read(self._wakeup)
         with self._lock:
             order = self._order
             adopted, self._adopted = self._adopted, []
