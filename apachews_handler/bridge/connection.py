@@ -249,6 +249,17 @@ class Connection:
         self.producer_socket = producer_socket
         self.producer.fd = producer_socket.fileno()
 
+    def has_work(self) -> bool:
+        """Tell whether there is something to do for a new connection before an event."""
+        session = self.session
+        return bool(
+            session.to_client
+            or session.to_producer
+            or session.requests
+            or self.producer.queue.unsent_bytes
+            or self.transport.has_pending()
+        )
+
     def is_client_receiving(self, least_bytes: int = 1) -> bool:
         """Tell whether sent bytes have arrived at the client since the last call.
 
