@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from apachews.monitoring import refusals
 from apachews_handler.exceptions import Refusal
@@ -81,9 +81,14 @@ class Body:
             on_close()
 
 
+# An answer that does not upgrade: its head, the first bytes of its body, and what reads the rest,
+# None for nothing.  The iterator raises ``BadAnswer`` if the body ends early.
+NotAccepted: TypeAlias = tuple[Answered, bytes, Iterator[bytes] | None]
+
+
 def ask(
     sock: socket.socket, request: bytes, key: bytes, name: str, timeout_s: float
-) -> Accepted | tuple[Answered, bytes, Iterator[bytes] | None]:
+) -> Accepted | NotAccepted:
     """Send a request and wait for its answer.
 
     Args:
@@ -92,10 +97,6 @@ def ask(
         key: Sec-WebSocket-Key.
         name: of the backend, for the log.
         timeout_s: how long the answer may take, with its body.
-
-    Returns:
-        What accepts; or what does not, the first bytes of its body, and what reads the rest,
-        None for nothing.  The iterator raises ``BadAnswer`` if the body ends early.
 
     Raises:
         Refusal: 504 no answer in time; 502 an invalid one.

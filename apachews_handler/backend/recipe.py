@@ -15,6 +15,7 @@ rest of a longer body needs a place of another kind.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,10 +28,8 @@ from apachews_handler.handshake.recipe import close_line, negotiate, running_bri
 from apachews_handler.handshake.request_info import (
     connection_info,
     describe,
-    local_address,
     log_name,
-    new_id,
-    tls_facts,
+    peer_of,
 )
 from apachews_handler.handshake.upgrade import require_no_error_document, require_own_htaccess
 from apachews_handler.lifecycle.child import the_child
@@ -42,7 +41,7 @@ from apachews_handler.shared import limits, waiting
 
 from .answer import Accepted, Answered, BadAnswer
 from .connect import connect
-from .exchange import Body, Relayed, ask
+from .exchange import Body, NotAccepted, Relayed, ask
 from .request import encode, headers_of, target_of
 
 Environ = Mapping[str, Any]
@@ -61,73 +60,92 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
     settings = parse_tunnel_settings(environ, the_child.definitions(request.definition))
     require_no_error_document(request.failed_with)
     require_own_htaccess(request.foreign_htaccess)
-    remote = request.client_address()
-    backend = _backend(environ, settings, remote[0])
     offer = negotiate(request, environ, settings)
+    peer = peer_of(request)
+    address = peer.remote[0]
+    backend = _backend(environ, settings, address)
     _require_nothing_after_the_head(request)
-    open_ = describe(
-        environ,
-        settings,
-        offer,
-        new_id(),
-        tls=tls_facts(request),
-        remote=remote,
-        local=local_address(request),
-    )
-    headers = headers_of(request.request_headers(), environ, settings, address=open_.remote[0])
+    headers = headers_of(request.request_headers(), environ, settings, address=address)
     asked = encode(target_of(environ, backend), headers)
-    key = environ["HTTP_SEC_WEBSOCKET_KEY"].encode()
     log = request.error_log()
     bridge = running_bridge(request, log)
     with contextlib.ExitStack() as undo:
-        permit = limits.admit(settings, open_.remote[0], backend.name)
+        permit = limits.admit(settings, address, backend.name)
         undo.callback(permit.release)
-        place = undo.enter_context(contextlib.ExitStack())
-        place.enter_context(_place(backend, settings))
-        socket = connect(backend, settings.connect_timeout_s)
-        undo.callback(socket.close)
-        try:
-            answer = ask(socket, asked, key, backend.name, settings.backend_timeout_s)
-        except Refusal:
-            # The client may have sent frames meanwhile, which are not another request.
-            request.end_after_request()
-            raise
+        producer, answer = _ask(request, environ, settings, backend, asked)
+        undo.callback(producer.close)
         if not isinstance(answer, Accepted):
-            answered, first, rest = answer
-            if rest is None:
-                return _relayed(environ, backend, answered, Body(first, None, lambda: None))
-            # The client's speed decides how long this takes: some slow ones would take all places.
-            place.close()
-            # The worker waits for backend and client: such answers are bounded too.  The client
-            # has nothing of the answer yet, so it can still get another one.
-            undo.enter_context(
-                waiting.place_for_body(backend.name, settings.max_waiting, spare_workers())
-            )
-            body = Body(first, _or_cut(request, environ, backend, rest), undo.pop_all().close)
-            return _relayed(environ, backend, answered, body)
-        place.close()  # the worker waits no more
+            return _relay(request, environ, settings, backend, answer, undo)
         session = new_tunnel(settings)
         if answer.first:
             session.receive_producer(answer.first)
+        line = None
+        if settings.close_log:
+            open_ = describe(environ, settings, offer, peer)
+            line = close_line(settings, environ, open_, answer.subprotocol, backend.name)
         # The client has the 101 when this returns: nothing after it may refuse.
         transport = detach(request, answer.head)
         undo.callback(transport.close)
         bridge.adopt(
             Connection(
                 transport=transport,
-                producer_socket=socket,
+                producer_socket=producer,
                 session=session,
                 settings=settings,
                 endpoint=backend.name,
-                name=log_name(open_, logged_uri(environ)),
+                name=log_name(environ, peer, logged_uri(environ)),
                 log=log,
                 admission=permit if permit.is_counted else None,
-                info=connection_info(open_, answer.subprotocol),
-                close_line=close_line(settings, environ, open_, answer.subprotocol, backend.name),
+                info=connection_info(environ, peer, answer.subprotocol),
+                close_line=line,
             )
         )
         undo.pop_all()  # the bridge owns the connection now
     return None
+
+
+def _ask(
+    request: Request, environ: Environ, settings: Settings, backend: Backend, asked: bytes
+) -> tuple[socket.socket, Accepted | NotAccepted]:
+    """Connect to the backend, and return the connection and the answer; holds a place meanwhile.
+
+    Raises:
+        Refusal: the connection is closed.
+    """
+    key = environ["HTTP_SEC_WEBSOCKET_KEY"].encode()
+    with _place(backend, settings):
+        connection = connect(backend, settings.connect_timeout_s)
+        try:
+            answer = ask(connection, asked, key, backend.name, settings.backend_timeout_s)
+        except BaseException:
+            connection.close()
+            # The client may have sent frames meanwhile, which are not another request.
+            request.end_after_request()
+            raise
+    return connection, answer
+
+
+def _relay(
+    request: Request,
+    environ: Environ,
+    settings: Settings,
+    backend: Backend,
+    answer: NotAccepted,
+    undo: contextlib.ExitStack,
+) -> Relayed:
+    """Return an answer that does not upgrade; a long one takes over what ``undo`` releases.
+
+    Raises:
+        Refusal: too many long answers pass already.
+    """
+    answered, first, rest = answer
+    if rest is None:
+        return _relayed(environ, backend, answered, Body(first, None, lambda: None))
+    # The client's speed decides how long this takes, and the worker waits for both: such answers
+    # have places of their own.  The client has nothing yet, so it can still get another answer.
+    undo.enter_context(waiting.place_for_body(backend.name, settings.max_waiting, spare_workers()))
+    body = Body(first, _or_cut(request, environ, backend, rest), undo.pop_all().close)
+    return _relayed(environ, backend, answered, body)
 
 
 def _backend(environ: Environ, settings: Settings, client: str) -> Backend:

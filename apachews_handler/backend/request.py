@@ -121,10 +121,10 @@ def headers_of(
     _require_no_header_of_the_handshake(named)
     trusted: dict[bytes, bytes] = {}
     sent: list[Header] = []
+    if _BREAKS.search(b" ".join([value for _, value in headers])):
+        raise Refusal(refusals.CONTROL_CHARACTER)
     for name, value in headers:
         lower = name.lower()
-        if _BREAKS.search(value):
-            raise Refusal(refusals.CONTROL_CHARACTER)
         if lower in (b"x-forwarded-for", b"forwarded"):
             trusted[lower] = value
         if rules.passes(lower, named):
@@ -202,6 +202,8 @@ class _Rules:
 
     def __init__(self, never: Iterable[bytes], passed: Iterable[bytes]) -> None:
         passed = list(passed)
+        # Most requests have the same names, and clients may send any others.
+        self._verdict = functools.lru_cache(maxsize=64)(self._judge)
         self._never = _Names(never)
         self._passed = _Names(passed)
         # Servers would read the client's "X-User" as the "X_User" that Apache has set.
@@ -214,15 +216,20 @@ class _Rules:
             lower: its name in lower case.
             named: the names in Connection.  A client cannot remove by them what Apache has set.
         """
+        verdict = self._verdict(lower)
+        return lower not in named if verdict is None else verdict
+
+    def _judge(self, lower: bytes) -> bool | None:
+        """Tell whether the backend gets a header; None: unless Connection names it."""
         if lower in self._never:
             return False
         if lower in self._passed:
             return True
-        if lower in named or lower in self._like_passed or not _NAME.fullmatch(lower):
+        if lower in self._like_passed or not _NAME.fullmatch(lower):
             return False
         if lower in _CREDENTIALS:
-            return True
-        return lower not in IDENTITY and not lower.startswith(IDENTITY_PREFIXES)
+            return None
+        return False if lower in IDENTITY or lower.startswith(IDENTITY_PREFIXES) else None
 
 
 # A site has few different settings.

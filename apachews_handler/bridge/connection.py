@@ -18,7 +18,7 @@ import time
 from typing import Final, Protocol
 
 from apachews_handler.monitoring.close_log import CloseLine, Ending
-from apachews_handler.monitoring.log_file import append
+from apachews_handler.monitoring.log_file import LEVELS, append
 from apachews_handler.protocol import AnySession
 from apachews_handler.protocol.close_causes import CloseCause
 from apachews_handler.protocol.progress import Progress
@@ -249,6 +249,17 @@ class Connection:
         self.producer_socket = producer_socket
         self.producer.fd = producer_socket.fileno()
 
+    def has_work(self) -> bool:
+        """Tell whether there is something to do for a new connection before an event."""
+        session = self.session
+        return bool(
+            session.to_client
+            or session.to_producer
+            or session.requests
+            or self.producer.queue.unsent_bytes
+            or self.transport.has_pending()
+        )
+
     def is_client_receiving(self, least_bytes: int = 1) -> bool:
         """Tell whether sent bytes have arrived at the client since the last call.
 
@@ -295,12 +306,14 @@ class Connection:
         end = session.close_cause
         assert end, "a connection is closed for a cause"
         after_s = time.monotonic() - self.opened_at
-        self.log.write(
-            end.level,
-            f"{self.name} closed by {end.by} ({end.name})"
-            f" code={session.close_code} reason={session.close_reason!r}"
-            f" after={after_s:.3f}s {session.counts()}",
-        )
+        # A line that the log drops is not written at all.
+        if LEVELS[end.level] <= self.log.style()[1]:
+            self.log.write(
+                end.level,
+                f"{self.name} closed by {end.by} ({end.name})"
+                f" code={session.close_code} reason={session.close_reason!r}"
+                f" after={after_s:.3f}s {session.counts()}",
+            )
         if self.close_line:
             ending = Ending(
                 session.close_code,

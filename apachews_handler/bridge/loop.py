@@ -48,6 +48,7 @@ class Loop:
         counters: the totals for the status.
         bridge_id: name of this process in OPEN.
         channels: the channels for groups.
+        incoming: connections that other threads have given to the loop, for its next turn.
     """
 
     def __init__(self) -> None:
@@ -65,6 +66,9 @@ class Loop:
         self._fast_path = FastPath(self._poller, self._relay)
         self._timers = Timers(self._poller, self._deadlines, self._relay)
         self._readers: dict[int, Callable[[], None]] = {}
+        self.incoming: deque[Connection] = deque()
+        # When the loop wakes up if nothing happens; 0.0 while it does not sleep.
+        self._wakes_at = 0.0
         # (start, duration) of the slow turns, as a monotonic queue: durations decrease, so the
         # first one is the longest.
         self._slow_turns: deque[tuple[float, float]] = deque()
@@ -112,6 +116,32 @@ class Loop:
     def add(self, connection: Connection) -> None:
         """Own a new connection, and start it; an exception ends it here."""
         self._guard(self._relay.start, connection)
+
+    def watch(self, connection: Connection) -> bool:
+        """Watch both legs of a connection that is to be enqueued; any thread may call this.
+
+        Returns:
+            False if the kernel has no room; the next turn rejects the client then.
+        """
+        return self._poller.watch(connection)
+
+    def enqueue(self, connection: Connection) -> bool:
+        """Give the loop a new connection, which its next turn adds; any thread may call this.
+
+        Args:
+            connection: if it is watched, a byte on either leg begins that turn.
+
+        Returns:
+            True if the loop must be woken up for that turn.
+        """
+        is_watched = connection.client.mask == _IN
+        self.incoming.append(connection)
+        # After the append: the loop looks for new connections after it has set this, so that one
+        # of both threads notices the other.
+        wakes_at = self._wakes_at
+        return wakes_at > 0.0 and (
+            not is_watched or connection.has_work() or connection.timeouts.next_at() < wakes_at
+        )
 
     def adopt(self, connection: Connection) -> None:
         """Own a connection that was released, by this process or another one."""
@@ -188,8 +218,14 @@ class Loop:
             max_wait_s: limit of the wait; None: until something happens.
         """
         poller = self._poller
-        events = poller.epoll.poll(self._wait_s(max_wait_s))
+        wait_s = self._wait_s(max_wait_s)
+        self._wakes_at = math.inf if wait_s is None else time.monotonic() + wait_s
+        events = poller.epoll.poll(0 if self.incoming else wait_s)
+        self._wakes_at = 0.0
         poller.now = time.monotonic()
+        while self.incoming:
+            # Before their events, and before this turn closes a descriptor.
+            self.add(self.incoming.popleft())
         clients, producers, readers = poller.clients, poller.producers, []
         # A new dict, because a client that is read in this turn may become pending again.
         pending, poller.pending = poller.pending, {}

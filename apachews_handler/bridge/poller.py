@@ -63,6 +63,27 @@ class Poller:
         self.epoll.register(leg.fd, _IN)
         leg.mask = _IN
 
+    def watch(self, connection: Connection) -> bool:
+        """Register both legs of a new connection for reading; any thread may call this.
+
+        Until the loop's thread has the connection in its tables, it ignores their events.
+
+        Returns:
+            False if the kernel has no room: neither leg is registered.
+        """
+        client, producer = connection.client, connection.producer
+        try:
+            self.epoll.register(client.fd, _IN)
+            try:
+                self.epoll.register(producer.fd, _IN)
+            except OSError:
+                self.epoll.unregister(client.fd)
+                raise
+        except OSError:
+            return False
+        client.mask = producer.mask = _IN
+        return True
+
     def unwatch_producer(self, connection: Connection) -> None:
         """Take the producer's leg out of epoll, and leave it open."""
         self.epoll.unregister(connection.producer.fd)

@@ -75,9 +75,14 @@ class Relay:
         self._counters.begin(connection.endpoint)
         connection.session.round_trips = self._counters.round_trips
         connection.transport.limit_unsent(connection.settings.max_buffer_bytes)
+        poller = self._poller
         try:
-            self._poller.add_client(connection)
-            self._poller.add_producer(connection)
+            if connection.client.mask == _IN:  # ``watch`` has registered both legs
+                poller.clients[connection.client.fd] = connection
+                poller.producers[connection.producer.fd] = connection
+            else:
+                poller.add_client(connection)
+                poller.add_producer(connection)
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise

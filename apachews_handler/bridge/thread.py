@@ -5,14 +5,17 @@ owns from then on.  At the end of the child either ``stop``, which closes all co
 1001, or ``freeze``, which leaves them open for a process that is forked afterwards and calls
 ``thaw``.  The thread blocks all signals, and of httpd it uses only the error log.
 
-How this works: the thread waits in its loop; an eventfd that the loop watches wakes it for a
-connection or an order.  Connections adopted while the loop is busy are added in one batch.
+How this works: the thread waits in its loop; an eventfd that the loop watches wakes it for an
+order.  For a connection it is woken up only if there is something to do at once: the thread of the
+handshake has sent the OPEN, and registers both sockets with the loop's epoll, so the first message
+begins a turn, and the loop adds the connection then.
 """
 
 from __future__ import annotations
 
 import enum
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from typing import Final
 
 from apachews_handler.native import syscalls
 from apachews_handler.protocol.close_causes import CloseCause
-from apachews_handler.shared.signals import signals_blocked
+from apachews_handler.shared.signals import signals_blocked, signals_deferred
 
 from .connection import Connection
 from .loop import Loop
@@ -63,11 +66,11 @@ class Bridge:
     def __init__(self) -> None:
         self.loop = Loop()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.loop.add_reader(self._wakeup, self._on_wakeup)
-        # Guards the four below, and nothing else.  Reentrant, because prefork ends a child
+        # Edge-triggered, so that each write wakes the loop up and nothing has to be read.
+        self.loop.add_reader(self._wakeup, self._on_wakeup, select.EPOLLIN | select.EPOLLET)
+        # Guards the three below, and nothing else.  Reentrant, because prefork ends a child
         # inside a signal handler, which may interrupt the main thread while it has the lock.
         self._lock = threading.RLock()
-        self._adopted: list[Connection] = []  # to be added to the loop
         self._order = _Order.RUN
         self._must_stop: Callable[[], bool] | None = None  # set with RUN_UNTIL
         self._has_ended = False
@@ -106,10 +109,11 @@ class Bridge:
         Args:
             connection: closed with 1001 if the bridge stops.
         """
-        with signals_blocked(), self._lock:
+        with signals_deferred(), self._lock:
             if not self._has_ended:
-                self._adopted.append(connection)
-                if len(self._adopted) == 1:  # else the thread was woken up and has not run yet
+                if self.loop.watch(connection):
+                    _send_open(connection)
+                if self.loop.enqueue(connection):
                     syscalls.eventfd_write(self._wakeup, 1)
                 return
         _reject(connection)
@@ -186,10 +190,9 @@ class Bridge:
         finally:
             with self._lock:
                 self._has_ended = True
-                adopted = self._adopted
                 is_frozen = self._order is _Order.FREEZE
-            for connection in adopted:
-                _reject(connection)
+            while self.loop.incoming:
+                _reject(self.loop.incoming.popleft())
             if self._reporter:
                 self._reporter.close()
             if not is_frozen:
@@ -204,24 +207,36 @@ class Bridge:
         if self._stop_at:
             return self.loop.is_empty or time.monotonic() >= self._stop_at
         # A connection that was adopted before is added first, to be frozen with the others.
-        return self._order is _Order.FREEZE and not self._adopted
+        return self._order is _Order.FREEZE and not self.loop.incoming
 
     def _close(self) -> None:
         self.loop.close()
         os.close(self._wakeup)
 
     def _on_wakeup(self) -> None:
-        os.eventfd_read(self._wakeup)
         with self._lock:
             order = self._order
-            adopted, self._adopted = self._adopted, []
-        for connection in adopted:
-            self.loop.add(connection)
         if order is _Order.STOP:
             spread_s = self.loop.drain(
                 self.loop.connections(), CloseCause.GOING_AWAY, STOP_SPREAD_S
             )
             self._stop_at = self._stop_at or time.monotonic() + spread_s + STOP_GRACE_S
+
+
+def _send_open(connection: Connection) -> None:
+    """Send a producer its OPEN from the thread of the handshake.
+
+    Most connections have nothing else to be done before their first message, so the bridge need
+    not wake up for them.
+    """
+    queue, to_producer = connection.producer.queue, connection.session.to_producer
+    if to_producer:
+        queue.push_all(to_producer)
+        fd = connection.producer.fd
+        try:
+            queue.flush(lambda data: syscalls.send(fd, bytes(data)))
+        except OSError:
+            pass  # the bridge sends again, and handles the error
 
 
 def _reject(connection: Connection) -> None:

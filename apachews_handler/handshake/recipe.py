@@ -13,7 +13,6 @@ fails, up to the moment when the bridge owns it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -39,10 +38,8 @@ from .detach import detach
 from .request_info import (
     connection_info,
     describe,
-    local_address,
     log_name,
-    new_id,
-    tls_facts,
+    peer_of,
 )
 from .upgrade import Upgrade, require_no_error_document, require_own_htaccess
 
@@ -62,22 +59,14 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     require_no_error_document(request.failed_with)
     require_own_htaccess(request.foreign_htaccess)
     offer = negotiate(request, environ, settings)
-    open_ = describe(
-        environ,
-        settings,
-        offer,
-        new_id(),
-        tls=tls_facts(request),
-        remote=request.client_address(),
-        local=local_address(request),
-    )
+    peer = peer_of(request)
     log = request.error_log()
     bridge = running_bridge(request, log)
-    open_ = dataclasses.replace(open_, bridge=bridge.loop.bridge_id)
+    open_ = describe(environ, settings, offer, peer, bridge.loop.bridge_id)
     path = find_endpoint(environ, settings)
     with contextlib.ExitStack() as undo:
         # A permit before the connection: a producer does not see clients above the limit.
-        permit = limits.admit(settings, open_.remote[0], path)
+        permit = limits.admit(settings, peer.remote[0], path)
         undo.callback(permit.release)
         place = functools.partial(
             waiting.place, path, settings.max_waiting, spare_workers(), settings.connect_timeout_s
@@ -110,10 +99,10 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
                 session=session,
                 settings=settings,
                 endpoint=path,
-                name=log_name(open_),
+                name=log_name(environ, peer, open_.uri),
                 log=log,
                 admission=permit if permit.is_counted else None,
-                info=connection_info(open_, subprotocol),
+                info=connection_info(environ, peer, subprotocol),
                 close_line=close_line(settings, environ, open_, subprotocol, path),
             )
         )

@@ -1,15 +1,15 @@
 """The facts about a request: for the producer, for the status, for the log.
 
-Contract: ``describe(…)`` makes the OPEN of the environment, of the settings and of the facts
-that only httpd and mod_ssl know, ``tls_facts`` and ``local_address``.  ``connection_info`` and
-``log_name`` are views of that OPEN.  Called once a handshake, on the request's thread.  What
-httpd does not tell is ``httpd.HttpdError``.
+Contract: ``peer_of(request)`` asks httpd and mod_ssl for the facts that only they know.
+``describe(…)`` makes the OPEN of these, of the environment and of the settings;
+``connection_info`` and ``log_name`` make what the status and the log show.  Called once a
+handshake, on the request's thread.  What httpd does not tell is ``httpd.HttpdError``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from apachews import wire
 from apachews_handler.bridge.connection import ConnectionInfo
@@ -30,36 +30,55 @@ _TLS_VARIABLES: Final = (
 _MAX_URI_CHARS: Final = 200
 
 
-def describe(
-    environ: Mapping[str, Any],
-    settings: Settings,
-    upgrade: Upgrade,
-    connection_id: str,
-    *,
-    tls: wire.TLS | None,
-    remote: tuple[str, int],
-    local: tuple[str, int],
-) -> wire.Open:
-    """Return the document that describes the connection to the producer.
+class Peer(NamedTuple):
+    """What httpd and mod_ssl know of a connection.
 
-    Args:
-        connection_id: unique name of the connection.
-        tls: how Apache encrypts the connection, None if it does not.
+    Attributes:
+        id: unique name of the connection.
         remote: address and port of the client; port 0 if only its address is known.
             (CGI's REMOTE_PORT is the proxy's if REMOTE_ADDR is that of a client of a proxy.)
         local: address and port that the client is connected to.  (CGI's
             SERVER_PORT is the port in the Host header.)
+        tls: how Apache encrypts the connection, None if it does not.
+    """
+
+    id: str
+    remote: tuple[str, int]
+    local: tuple[str, int]
+    tls: wire.TLS | None
+
+
+def peer_of(request: httpd.Request) -> Peer:
+    """Return the facts about a request's connection, with a new id.
+
+    Raises:
+        HttpdError: the connection has no address, or mod_ssl's variables cannot be read.
+    """
+    return Peer(new_id(), request.client_address(), local_address(request), tls_facts(request))
+
+
+def describe(
+    environ: Mapping[str, Any],
+    settings: Settings,
+    upgrade: Upgrade,
+    peer: Peer,
+    bridge: str | None = None,
+) -> wire.Open:
+    """Return the document that describes the connection to the producer.
+
+    Args:
+        bridge: id of the bridge process.
     """
     uri, query = environ["REQUEST_URI"], environ.get("QUERY_STRING", "")
     return wire.Open(
-        id=connection_id,
+        id=peer.id,
         method=environ["REQUEST_METHOD"],
         uri=uri,
         headers=tuple(request_headers(environ)),
-        remote=remote,
-        local=local,
-        scheme="wss" if tls else "ws",
-        tls=tls,
+        remote=peer.remote,
+        local=peer.local,
+        scheme=_scheme(peer),
+        tls=peer.tls,
         user=environ.get("REMOTE_USER"),
         vhost=environ.get("SERVER_NAME", ""),
         offered=upgrade.offered,
@@ -70,6 +89,7 @@ def describe(
         answer_required=settings.accept == "producer",
         # A rewriting rule changed the query; the URI is the client's.
         rewritten_query=None if query == uri.partition("?")[2] else query,
+        bridge=bridge,
     )
 
 
@@ -131,26 +151,31 @@ def new_id() -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def connection_info(open_: wire.Open, subprotocol: str | None) -> ConnectionInfo:
+def connection_info(
+    environ: Mapping[str, Any], peer: Peer, subprotocol: str | None
+) -> ConnectionInfo:
     """Return what the status shows of a connection: without the query, which may have secrets."""
     return ConnectionInfo(
-        id=open_.id,
-        path=open_.uri.partition("?")[0][:_MAX_URI_CHARS],
-        address=open_.remote[0],
-        port=open_.remote[1],
-        user=open_.user or "",
-        scheme=open_.scheme,
+        id=peer.id,
+        path=environ["REQUEST_URI"].partition("?")[0][:_MAX_URI_CHARS],
+        address=peer.remote[0],
+        port=peer.remote[1],
+        user=environ.get("REMOTE_USER") or "",
+        scheme=_scheme(peer),
         subprotocol=subprotocol or "",
     )
 
 
-def log_name(open_: wire.Open, uri: str | None = None) -> str:
+def log_name(environ: Mapping[str, Any], peer: Peer, uri: str) -> str:
     """Return client, user and URI, as every log line about the connection begins.
 
     Args:
-        uri: what stands for the URI; None: the URI itself.
+        uri: the URI, or what stands for it.
     """
-    shown = open_.uri if uri is None else uri
-    address, port = open_.remote
+    address, port = peer.remote
     client = f"{address}:{port}" if port else address
-    return f"[client {client}] user={open_.user or '-'} {shown[:_MAX_URI_CHARS]}"
+    return f"[client {client}] user={environ.get('REMOTE_USER') or '-'} {uri[:_MAX_URI_CHARS]}"
+
+
+def _scheme(peer: Peer) -> str:
+    return "wss" if peer.tls else "ws"

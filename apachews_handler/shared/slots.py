@@ -39,7 +39,7 @@ from typing import Any, Final
 
 from apachews_handler.native import syscalls
 
-from .signals import signals_blocked
+from .signals import signals_deferred
 
 # struct flock: l_type, l_whence, l_start, l_len, l_pid (0 for these locks).
 _FLOCK: Final = struct.Struct("hhqqi4x")
@@ -178,7 +178,7 @@ class SlotFile:
             OSError: the kernel does not have memory for another lock.
         """
         first = _first_of(key)
-        with signals_blocked(), self._lock:
+        with signals_deferred(), self._lock:
             region = self._regions.get(first)
             if region is None:
                 region = _Region(first + self._spread % limit)
@@ -202,7 +202,7 @@ class SlotFile:
     def release(self, position: int) -> None:
         """Release a slot."""
         first = position - position % REGION_BYTES
-        with signals_blocked(), self._lock:
+        with signals_deferred(), self._lock:
             self._ours.discard(position)
             syscalls.set_lock(self._fd, _flock(fcntl.F_UNLCK, position))
             region = self._regions[first]

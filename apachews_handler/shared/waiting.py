@@ -111,6 +111,7 @@ class Waiting:
         self._lock = threading.Lock()
         self._slots: SlotFile | None = None
         self._released = threading.Condition()  # notified when this child releases a place
+        self._paused = 0  # threads that wait for that
         # Of each limit's key: how long its surplus handshakes wait without a prompt answer.
         self._patience: dict[str, _Patience] = {}
         # Offset in the file -> when this child wrote there last.
@@ -199,7 +200,9 @@ class Waiting:
         """Wait for a place: until this child releases one, or for an interval."""
         # A release between the try and this wait is not noticed, and costs one interval.
         with self._released:
+            self._paused += 1
             self._released.wait(RETRY_S)
+            self._paused -= 1
 
     def _is_patient(self, limit: _Limit, deadline: float, answered_at: float) -> bool:
         """Tell whether a handshake goes on trying to get a place."""
@@ -285,8 +288,9 @@ class _Hold:
     def _release(self) -> None:
         for position in self._positions:
             self._slots.release(position)
-        with self._waiting._released:
-            self._waiting._released.notify()
+        if self._waiting._paused:
+            with self._waiting._released:
+                self._waiting._released.notify()
 
 
 # A site has few endpoints, and every handshake that waits asks for the limits of one of them.

@@ -45,7 +45,7 @@ from apachews.wire.channel import Item as ChannelItem
 from apachews.wire.reader import BridgeChanged, Item, MessageReader, Moved, Offered, Pong
 from apachews_handler.backend.answer import MAX_HEAD_BYTES, Accepted, AnswerReader, BadAnswer
 from apachews_handler.exceptions import BadSetting, Refusal
-from apachews_handler.handshake.request_info import describe
+from apachews_handler.handshake.request_info import Peer, describe
 from apachews_handler.handshake.upgrade import Upgrade
 from apachews_handler.origins import normalise_origin
 from apachews_handler.protocol.client_reader import (
@@ -726,8 +726,8 @@ def upgrade(data: bytes) -> None:
         _check_refusal(refusal)
         return
     _check_origin(environ, chosen)
-    remote, local = ("203.0.113.7", 0), ("192.0.2.1", 80)
-    open_ = describe(environ, chosen, found, "1", tls=None, remote=remote, local=local)
+    peer = Peer("1", ("203.0.113.7", 0), ("192.0.2.1", 80), None)
+    open_ = describe(environ, chosen, found, peer, "b1")
     (item,) = MessageReader().receive(open_.encode())
     assert item == open_
     try:

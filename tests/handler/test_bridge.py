@@ -664,10 +664,9 @@ def block(bridge: Bridge) -> threading.Event:
     return may_continue
 
 
-def test_connections_adopted_while_it_is_busy_are_added_in_one_batch(
-    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    may_continue = block(bridge)
+@pytest.fixture
+def wakeups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the writes to the eventfd."""
     written: list[int] = []
     write = syscalls.eventfd_write
 
@@ -676,15 +675,60 @@ def test_connections_adopted_while_it_is_busy_are_added_in_one_batch(
         write(fd, value)
 
     monkeypatch.setattr(syscalls, "eventfd_write", noted)
-    several = [Peers(bridge) for _ in range(3)]
-    assert written == [1]
+    return written
+
+
+def is_asleep(bridge: Bridge) -> bool:
+    return bridge.loop._wakes_at > 0.0
+
+
+def test_a_connection_adopted_while_it_is_busy_wakes_nothing(
+    bridge: Bridge, connect: Callable[..., Peers], wakeups: list[int]
+) -> None:
+    may_continue = block(bridge)
+    for _ in range(3):
+        connect()  # has its OPEN, which the thread of the handshake has sent
     may_continue.set()
-    for peers in several:
-        assert isinstance(peers.next_item(), wire.Open)
-    Peers(bridge).close()
-    assert written == [1, 1]
-    for peers in several:
-        peers.close()
+    wait_for(lambda: len(bridge.loop.connections()) == 3)
+    assert wakeups == []
+
+
+def test_a_connection_wakes_the_bridge_only_if_there_is_something_to_do(
+    bridge: Bridge, connect: Callable[..., Peers], wakeups: list[int]
+) -> None:
+    wait_for(lambda: is_asleep(bridge))
+    first = connect(ping_interval_s=0)
+    assert wakeups == []
+    first.client.sendall(masked(0x81, b"hi"))
+    assert first.next_item() == "hi"
+    wait_for(lambda: is_asleep(bridge))
+    timed = connect(ping_interval_s=50)  # nothing else would wake it in time
+    assert wakeups == [1]
+    wait_for(lambda: timed.connection in bridge.loop.connections() and is_asleep(bridge))
+    connect(ping_interval_s=60)
+    assert wakeups == [1]
+    connect(ping_interval_s=40)
+    assert wakeups == [1, 1]
+
+
+def test_the_bridge_pings_a_client_that_it_has_not_heard_of(
+    bridge: Bridge, connect: Callable[..., Peers]
+) -> None:
+    wait_for(lambda: is_asleep(bridge))
+    assert connect(ping_interval_s=0.05).client_reads(1) == b"\x89"
+
+
+def test_an_open_that_the_producer_does_not_take_at_once_arrives(
+    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syscalls, "send", lambda fd, data: os.write(fd, data[:5]))
+    connect(ping_interval_s=0)  # waits for it
+
+    def fail(fd: int, data: bytes) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(syscalls, "send", fail)
+    connect(ping_interval_s=0)
 
 
 @pytest.mark.parametrize("order", ["stop", "freeze"])

@@ -20,6 +20,7 @@ from apachews import wire
 from apachews.monitoring import refusals
 from apachews_handler.exceptions import Refusal
 from apachews_handler.handshake.request_info import (
+    Peer,
     connection_info,
     describe,
     log_name,
@@ -275,18 +276,20 @@ def test_headers_of_the_producer_are_added() -> None:
 
 # apachews_handler.handshake.request_info: what the producer, the status and the log are told.
 
+PEER = Peer("1", ("203.0.113.7", 51514), ("192.0.2.1", 80), None)
+
 
 def test_what_the_producer_is_told() -> None:
     settings = Settings(pass_env=("SSL_CLIENT_S_DN", "ABSENT"), subprotocols=("x", "superchat"))
     environ = {**GOOD, "REMOTE_USER": "ann", "SSL_CLIENT_S_DN": "CN=ann"}
     remote, local = ("203.0.113.7", 51514), ("192.0.2.1", 443)
     tls = wire.TLS("TLSv1.3", "TLS_AES_256_GCM_SHA384", "server.example.com")
-    open_ = describe(environ, settings, negotiate(), "id-1", tls=tls, remote=remote, local=local)
+    open_ = describe(environ, settings, negotiate(), Peer("id-1", remote, local, tls), "b1")
     assert open_.env == {"SSL_CLIENT_S_DN": "CN=ann"}
     assert open_.subprotocol == "superchat"
     assert open_.local == local
     assert not open_.answer_required
-    assert open_.id == "id-1"
+    assert (open_.id, open_.bridge) == ("id-1", "b1")
     assert open_.uri == "/chat.ws?room=1"
     assert open_.remote == remote
     assert open_.scheme == "wss"
@@ -304,32 +307,25 @@ def test_what_the_producer_is_told() -> None:
 )
 def test_the_query_of_a_rewriting_rule_is_told(query: str, rewritten: str | None) -> None:
     environ = {**GOOD, "QUERY_STRING": query}
-    address = ("203.0.113.7", 51514)
-    open_ = describe(environ, Settings(), negotiate(), "1", tls=None, remote=address, local=address)
+    open_ = describe(environ, Settings(), negotiate(), PEER)
     assert open_.rewritten_query == rewritten
     assert open_.uri == "/chat.ws?room=1"
 
 
-def open_document(**changes: str) -> wire.Open:
-    environ = {**GOOD, **changes}
-    remote, local = ("203.0.113.7", 51514), ("192.0.2.1", 80)
-    return describe(environ, Settings(), negotiate(), "1", tls=None, remote=remote, local=local)
-
-
 def test_the_status_shows_no_query_and_a_bounded_path() -> None:
-    info = connection_info(open_document(REMOTE_USER="ann"), "chat")
+    info = connection_info({**GOOD, "REMOTE_USER": "ann"}, PEER, "chat")
     assert (info.path, info.user, info.subprotocol) == ("/chat.ws", "ann", "chat")
-    long = connection_info(open_document(REQUEST_URI="/" + "x" * 9000 + "?secret"), None)
+    assert (info.id, info.address, info.port, info.scheme) == ("1", "203.0.113.7", 51514, "ws")
+    long = connection_info({**GOOD, "REQUEST_URI": "/" + "x" * 9000 + "?secret"}, PEER, None)
     assert len(long.path) == 200
     assert (long.user, long.subprotocol) == ("", "")
 
 
 def test_the_log_names_client_user_and_uri() -> None:
-    assert log_name(open_document()) == "[client 203.0.113.7:51514] user=- /chat.ws?room=1"
-    environ = {**GOOD, "REMOTE_USER": "ann", "REQUEST_URI": "/" + "x" * 9000}
-    address = ("203.0.113.7", 0)
-    open_ = describe(environ, Settings(), negotiate(), "1", tls=None, remote=address, local=address)
-    assert log_name(open_) == "[client 203.0.113.7] user=ann /" + "x" * 199
+    assert log_name(GOOD, PEER, "/a?b") == "[client 203.0.113.7:51514] user=- /a?b"
+    peer = PEER._replace(remote=("203.0.113.7", 0))
+    name = log_name({**GOOD, "REMOTE_USER": "ann"}, peer, "/" + "x" * 9000)
+    assert name == "[client 203.0.113.7] user=ann /" + "x" * 199
 
 
 def test_an_id_is_a_random_uuid() -> None:
