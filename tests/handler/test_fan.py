@@ -359,7 +359,8 @@ class Ring:
         for client in self.clients:
             self.fan.add(client)  # type: ignore[arg-type]
 
-    def _on_late(self, client: Any, frames: list[bytes], sent: int) -> None:
+    def _on_late(self, client: Any, frames: list[bytes], data: bytes, sent: int) -> None:
+        assert data == b"".join(frames)
         self.late.append((client.number, frames, sent))
         for frame in frames:
             client.queue.push(frame)
