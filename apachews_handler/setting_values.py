@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -45,7 +46,7 @@ class Rate:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that ``65536``, ``64K`` or ``1M`` means; at least 1.
+    """Return the bytes that ``65536``, ``64K`` or ``1M`` means; 1 to ``sys.maxsize``.
 
     Raises:
         ValueError
@@ -53,7 +54,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match or not int(match[1]):
         raise ValueError
-    return int(match[1]) * _FACTORS[match[2].upper()]
+    # Nothing has more bytes than that, and C has no larger number.
+    return min(int(match[1]) * _FACTORS[match[2].upper()], sys.maxsize)
 
 
 def parse_buffer(text: str) -> int:

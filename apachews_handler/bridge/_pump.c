@@ -5,8 +5,10 @@
  * SIGPIPE.  Built if there is a compiler, on the stable ABI.
  *
  * relay_client and relay_producer keep the GIL, because a release costs as much as a short call.
- * That also protects the buffers, which all calls share.  send_to_all releases it: it takes
- * milliseconds, and touches no object of Python meanwhile.
+ * That also protects the buffers, which all calls share: while one of them is in use, only bytes
+ * and ints are created.  (An exception or a tuple may begin a garbage collection, and finalizers
+ * run Python code, which passes the GIL on.)  send_to_all releases the GIL: it takes milliseconds,
+ * and touches no object of Python meanwhile.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030a0000 /* Python 3.10 */
@@ -131,12 +133,16 @@ static PyObject *forward(long fd, const unsigned char *data, Py_ssize_t length, 
 {
     ssize_t sent = send((int)fd, data, (size_t)length, FLAGS);
     int64_t counts = messages << 32 | payload_bytes;
+    PyObject *rest;
 
     if (sent == length)
         return PyLong_FromLongLong(counts);
     if (sent < 0)
         sent = 0; /* the caller sends again, and handles the error */
-    return Py_BuildValue("(Ly#n)", (long long)counts, (const char *)data, length, (Py_ssize_t)sent);
+    rest = PyBytes_FromStringAndSize((const char *)data, length); /* before the tuple: see above */
+    if (rest == NULL)
+        return NULL;
+    return Py_BuildValue("(LNn)", (long long)counts, rest, (Py_ssize_t)sent);
 }
 
 /* Unmask into ``to``; return whether any byte is not ASCII. */
@@ -162,15 +168,31 @@ static int unmask(unsigned char *to, const unsigned char *from, Py_ssize_t lengt
     return (all & UINT64_C(0x8080808080808080)) != 0 || (rest & 0x80) != 0;
 }
 
+/* Tell whether text is UTF-8 (RFC 3629 4.). */
 static int is_utf8(const unsigned char *text, Py_ssize_t length)
 {
-    PyObject *decoded = PyUnicode_DecodeUTF8((const char *)text, length, "strict");
+    Py_ssize_t at = 0, more;
+    unsigned char first, low, high;
 
-    if (decoded == NULL) {
-        PyErr_Clear();
-        return 0;
+    while (at < length) {
+        first = text[at++];
+        if (first < 0x80)
+            continue;
+        if (first < 0xC2 || first > 0xF4)
+            return 0;
+        more = first < 0xE0 ? 1 : first < 0xF0 ? 2 : 3;
+        if (more > length - at)
+            return 0;
+        /* The second byte excludes longer forms, surrogates and what is above U+10FFFF. */
+        low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+        high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+        for (; more > 0; more--, at++) {
+            if (text[at] < low || text[at] > high)
+                return 0;
+            low = 0x80;
+            high = 0xBF;
+        }
     }
-    Py_DECREF(decoded);
     return 1;
 }
 

@@ -367,23 +367,27 @@ class Channel:
         finally:
             self._is_handling = False
 
-    def _on_late(self, receiver: Receiver, frames: list[bytes], sent: int) -> None:
+    def _on_late(self, receiver: Receiver, frames: list[bytes], data: bytes, sent: int) -> None:
         member = self.members.get(receiver.number)
         if member is not None:
-            self._guard(self._queue_for, member, frames, sent)
+            self._guard(self._queue_for, member, frames, data, sent)
 
-    def _queue_for(self, member: Member, frames: list[bytes], sent: int) -> None:
-        """Queue what a client has not taken of frames."""
+    def _queue_for(self, member: Member, frames: list[bytes], data: bytes, sent: int) -> None:
+        """Queue what a client has not taken of frames.
+
+        Args:
+            data: the frames, joined.
+        """
         connection = member.connection
         if connection.write_failed:
             return
-        was_empty = not member.queue.unsent_bytes
-        if sent > 0:
-            member.queue.push(b"".join(frames), sent)
-        else:
+        # The queue gets the objects that other slow clients have as well.
+        if member.queue.unsent_bytes:
             for frame in frames:
-                member.queue.push(frame)  # the object that other slow clients have as well
-        if was_empty:
+                member.queue.push(frame)
+        else:
+            # One object: the queue would join several to send them.
+            member.queue.push(data, max(sent, 0))
             # It notes that the client is slow, or that it is gone, and watches for writing.
             self._relay.send_to_client(connection)
             self._relay.flush(connection)

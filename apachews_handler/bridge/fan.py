@@ -104,8 +104,8 @@ class Fan:
     """Clients that get the same bytes.
 
     Args:
-        on_late: called with a client that has not taken all, with the frames, and with how many of
-            their bytes it has taken; -1 after an error.
+        on_late: called with a client that has not taken all, with the frames, with the same
+            joined, and with how many of their bytes it has taken; -1 after an error.
     """
 
     __slots__ = (
@@ -126,7 +126,7 @@ class Fan:
         "count",
     )
 
-    def __init__(self, on_late: Callable[[Receiver, list[bytes], int], None]) -> None:
+    def __init__(self, on_late: Callable[[Receiver, list[bytes], bytes, int], None]) -> None:
         self._on_late = on_late
         self.count = 0  # of the clients
         self._members: list[Receiver | None] = []  # None: an empty place
@@ -272,7 +272,7 @@ class Fan:
                 continue
             sent = late[index + 1]
             if sent != _SKIPPED:
-                self._on_late(member, frames, sent)
+                self._on_late(member, frames, data, sent)
             elif member.number in excluded:
                 self._messages_before[place] += len(frames)
                 self._bytes_before[place] += payload_bytes
@@ -301,7 +301,7 @@ class Fan:
         if sent == len(data):
             member.timeouts.passed_at = now
         else:
-            self._on_late(member, frames, sent)
+            self._on_late(member, frames, data, sent)
 
     def _close_gaps(self) -> None:
         """Rebuild the circle without empty places, if it has many; only while it is idle."""

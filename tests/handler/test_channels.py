@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -276,6 +277,22 @@ def test_a_broadcast_under_way_reaches_all_after_the_end_of_the_channel(
     assert [browser.received for browser in world.browsers] == [["hello"]] * 10
     if is_killed:
         world.server = Server(world.path)
+
+
+def test_slow_clients_share_the_messages_that_joined(world: World) -> None:
+    on_channel(world, 10)
+    for browser in world.browsers:
+        send = browser.connection.transport.sender()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                send(bytes(1000))
+    for _ in range(2):
+        world.server.broadcast("hello")
+    for _ in range(20):
+        world.loop.turn(0)
+    queued = [browser.connection.client.queue.undelivered() for browser in world.browsers]
+    assert [unsent for unsent, _ in queued] == [wire.encode_message("hello") * 2] * 10
+    assert len({id(unsent) for unsent, _ in queued}) == 1
 
 
 def test_messages_of_a_client_pass_while_a_broadcast_is_under_way(

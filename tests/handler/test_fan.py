@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
+import itertools
 import os
 import socket
 import subprocess
@@ -28,6 +30,7 @@ from apachews_handler.protocol.client_reader import ClientReader
 from apachews_handler.protocol.deflate import Agreement
 from apachews_handler.protocol.producer_reader import ProducerReader
 from apachews_handler.protocol.timeouts import Timeouts
+from apachews_handler.setting_values import parse_size
 from apachews_handler.settings import Settings
 
 from ..support.frames import masked
@@ -266,6 +269,68 @@ def test_nothing_passes_that_is_too_long_or_not_utf8(sockets: Any) -> None:
     assert received(target) == b""
 
 
+def test_utf8_is_what_python_decodes(sockets: Any) -> None:
+    (source, read), (write, target) = sockets(), sockets()
+    relay = in_c().relay_client
+    edges = [0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC1, 0xC2, 0xDF]
+    edges += [0xE0, 0xE1, 0xEC, 0xED, 0xEE, 0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xFF]
+    texts = itertools.chain(
+        (bytes((byte,)) for byte in range(256)),
+        *(map(bytes, itertools.product(edges, repeat=length)) for length in (2, 3)),
+        (bytes((0xF0, *rest)) for rest in itertools.product(edges, repeat=3)),
+        (bytes((0xF4, *rest)) for rest in itertools.product(edges, repeat=3)),
+    )
+    for text in texts:
+        frame = masked(0x81, text)
+        source.send(frame)
+        passed = relay(read.fileno(), write.fileno(), 65550, 10)
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            assert passed == frame, text
+        else:
+            assert passed == 1 << pump.COUNT_BITS | len(text), text
+            assert target.recv(20)[2:] == text
+
+
+def test_the_longest_message_of_the_settings_is_a_number_of_c(sockets: Any) -> None:
+    (source, read), (write, _) = sockets(), sockets()
+    source.sendall(masked(0x82, b"hello"))
+    reader = ClientReader(parse_size("999999999999999M"))
+    counts = 1 << pump.COUNT_BITS | 5
+    relay = in_c().relay_client
+    assert relay(read.fileno(), write.fileno(), 65550, reader.longest_passed) == counts
+
+
+def test_a_garbage_collection_does_not_change_what_was_read(sockets: Any) -> None:
+    (source, read), (write, _) = sockets(), sockets()
+    (other, other_read), (other_write, _) = sockets(), sockets()
+    relay = in_c().relay_client
+
+    class Garbage:
+        """Calls the extension when it is collected, as another thread might do then."""
+
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            other.send(masked(0x82, b"of another client"))
+            relay(other_read.fileno(), other_write.fileno(), 65550, 100)
+
+    frame = masked(0x81, b"not UTF-8: \xff")
+    source.send(frame)
+    thresholds = gc.get_threshold()
+    gc.collect()
+    try:
+        gc.set_threshold(1)
+        Garbage()
+        passed = relay(read.fileno(), write.fileno(), 65550, 100)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.collect()
+    assert passed == frame
+
+
 # Runs with the sanitized extension: every length around the limits, cut at any position.
 SANITIZED = """
 import random, socket, sys
@@ -359,7 +424,8 @@ class Ring:
         for client in self.clients:
             self.fan.add(client)  # type: ignore[arg-type]
 
-    def _on_late(self, client: Any, frames: list[bytes], sent: int) -> None:
+    def _on_late(self, client: Any, frames: list[bytes], data: bytes, sent: int) -> None:
+        assert data == b"".join(frames)
         self.late.append((client.number, frames, sent))
         for frame in frames:
             client.queue.push(frame)
