@@ -113,7 +113,9 @@ class Bridge:
             if not self._has_ended:
                 if self.loop.watch(connection):
                     _send_open(connection)
-                if self.loop.enqueue(connection):
+                must_wake = self.loop.enqueue(connection)
+                # A stop closes the connections that the loop has when it is woken up for it.
+                if must_wake or self._order is _Order.STOP:
                     syscalls.eventfd_write(self._wakeup, 1)
                 return
         _reject(connection)

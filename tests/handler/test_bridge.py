@@ -810,6 +810,20 @@ def test_a_connection_adopted_after_the_end_is_closed(bridge: Bridge) -> None:
     peers.close()
 
 
+def test_a_connection_adopted_during_the_stop_is_closed_like_the_others(
+    bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apachews_handler.bridge.thread.STOP_GRACE_S", 30.0)
+    silent = connect()  # it does not answer its CLOSE, so the thread waits for it
+    bridge.stop_nowait()
+    assert silent.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+    late = Peers(bridge)  # its handshake began before the stop
+    assert isinstance(late.next_item(), wire.Open)
+    assert late.client_reads(4)[2:] == (1001).to_bytes(2, "big")
+    assert late.next_item() == wire.Close(1001, "the server is shutting down")
+    late.close()
+
+
 def test_the_thread_blocks_signals(bridge: Bridge) -> None:
     task = f"/proc/self/task/{bridge._thread.native_id}/status"
     with open(task) as status:
