@@ -134,14 +134,14 @@ class Loop:
         Returns:
             True if the loop must be woken up for that turn.
         """
-        is_watched = connection.client.mask == _IN
+        # Before the append: from then on the connection is the loop's alone.
+        has_work = connection.client.mask != _IN or connection.has_work()
+        next_at = connection.timeouts.next_at()
         self.incoming.append(connection)
         # After the append: the loop looks for new connections after it has set this, so that one
         # of both threads notices the other.
         wakes_at = self._wakes_at
-        return wakes_at > 0.0 and (
-            not is_watched or connection.has_work() or connection.timeouts.next_at() < wakes_at
-        )
+        return wakes_at > 0.0 and (has_work or next_at < wakes_at)
 
     def adopt(self, connection: Connection) -> None:
         """Own a connection that was released, by this process or another one."""

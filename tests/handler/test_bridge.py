@@ -810,6 +810,23 @@ def test_a_connection_adopted_after_the_end_is_closed(bridge: Bridge) -> None:
     peers.close()
 
 
+def test_another_thread_uses_no_connection_that_the_loop_has(bridge: Bridge) -> None:
+    has_loop_got_it: list[bool] = []
+
+    class Buffering(PlainTransport):
+        """Stands for a TLS session, which one thread at a time may use."""
+
+        def has_pending(self) -> bool:
+            if threading.current_thread() is threading.main_thread():
+                has_loop_got_it.append(bool(bridge.loop.incoming))
+            return False
+
+    wait_for(lambda: bridge.loop._wakes_at)  # it sleeps
+    peers = Peers(bridge, transport=Buffering)
+    assert has_loop_got_it == [False]
+    peers.close()
+
+
 def test_a_connection_adopted_during_the_stop_is_closed_like_the_others(
     bridge: Bridge, connect: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
