@@ -88,7 +88,7 @@ class FileStore:
         with self._translated():
             # No implicit transactions; the server's lock protects it from other threads.
             self._database = sqlite3.connect(
-                path, BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             try:
                 self._prepare()

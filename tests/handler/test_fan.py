@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import importlib.util
 import itertools
 import os
@@ -33,17 +32,16 @@ from apachews_handler.protocol.timeouts import Timeouts
 from apachews_handler.setting_values import parse_size
 from apachews_handler.settings import Settings
 
+from ..support.extensions import extension
 from ..support.frames import masked
 
 Send = Callable[[bytes, bytes], list[int]]
 LONGEST = 40_000
+ROOT = Path(__file__).parents[2]
 
 
 def in_c() -> ModuleType:
-    """Return the extension; a checkout that was not built has none."""
-    if not pump.IS_IN_C and "TOX_ENV_NAME" not in os.environ:
-        pytest.skip("the extension is not built")
-    return importlib.import_module("apachews_handler.bridge._pump")
+    return extension("bridge", "_pump")
 
 
 @pytest.fixture(params=["C", "Python"])
@@ -374,7 +372,7 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     headers = sysconfig.get_path("include")
     if not (Path(headers) / "Python.h").exists():
         pytest.skip("Python's headers are not installed")
-    source = Path(pump.__file__).with_name("_pump.c")
+    source = ROOT / "apachews_handler" / "bridge" / "_pump.c"
     strict = ["-Wall", "-Wextra", "-Werror", f"-I{headers}", "-shared", "-fPIC"]
     sanitize = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
     build = ["cc", *strict, *sanitize, str(source), "-o", str(tmp_path / "_pump.so")]

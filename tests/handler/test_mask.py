@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
-import os
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,22 +11,9 @@ from hypothesis import strategies as st
 
 from apachews_handler.protocol.mask import unmask_in_python
 
-INSTALLED = Path(sysconfig.get_path("platlib")) / "apachews_handler" / "protocol"
+from ..support.extensions import extension
+
 LENGTHS = [*range(20), 63, 64, 65, 125, 126, *range(4094, 4102), 65535, 65536, 65537]
-
-
-def extension() -> Callable[[bytes, bytes], bytes]:
-    """Return the function of the installed extension; the checkout may have none."""
-    if not INSTALLED.exists() and "TOX_ENV_NAME" not in os.environ:
-        pytest.skip("apachews is not installed in this environment")
-    (path,) = INSTALLED.glob("_mask.*.so")  # these environments have a compiler
-    loader = importlib.machinery.ExtensionFileLoader("_mask", str(path))
-    spec = importlib.util.spec_from_loader("_mask", loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    function: Callable[[bytes, bytes], bytes] = module.unmask
-    return function
 
 
 def expected(data: bytes, mask: bytes) -> bytes:
@@ -45,7 +26,7 @@ def test_unmask_in_python_is_exclusive_or(data: bytes, mask: bytes) -> None:
 
 
 def test_the_extension_is_exclusive_or() -> None:
-    unmask = extension()
+    unmask = extension("protocol", "_mask").unmask
 
     @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
     def check(data: bytes, mask: bytes) -> None:
@@ -58,12 +39,14 @@ def test_the_extension_is_exclusive_or() -> None:
 def test_both_have_the_same_result_for_every_length(length: int) -> None:
     data = bytes(i * 7 % 251 for i in range(length))
     assert unmask_in_python(data, b"\x01\x80\xff\x00") == expected(data, b"\x01\x80\xff\x00")
-    assert extension()(data, b"\x01\x80\xff\x00") == unmask_in_python(data, b"\x01\x80\xff\x00")
+    assert extension("protocol", "_mask").unmask(data, b"\x01\x80\xff\x00") == unmask_in_python(
+        data, b"\x01\x80\xff\x00"
+    )
 
 
 def test_the_argument_is_unchanged() -> None:
     data = b"x"
-    assert extension()(data, b"abcd") == b"\x19"
+    assert extension("protocol", "_mask").unmask(data, b"abcd") == b"\x19"
     assert data == b"x"
 
 
@@ -73,7 +56,7 @@ def test_the_argument_is_unchanged() -> None:
 )
 def test_the_extension_rejects_other_arguments(arguments: tuple[object, ...]) -> None:
     with pytest.raises((TypeError, ValueError)):
-        extension()(*arguments)  # type: ignore[arg-type]
+        extension("protocol", "_mask").unmask(*arguments)
 
 
 def test_without_the_extension_python_unmasks() -> None:
@@ -91,7 +74,7 @@ def test_without_the_extension_python_unmasks() -> None:
 
 
 def test_with_the_extension_it_is_used() -> None:
-    extension()
+    extension("protocol", "_mask")
     result = subprocess.run(
         [
             sys.executable,
