@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import time
 import urllib.parse
@@ -39,6 +40,8 @@ TIMEOUT_S: Final = 3.0
 LAST_WAIT_S: Final = 0.5
 # The default ``max_payload`` of a server is 1 MiB, and has room for the envelope as well.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024 - 64
+# A command of more than 4,096 bytes ends the connection; it has two tokens.
+MAX_TOKEN_CHARS: Final = 1000
 
 T = TypeVar("T")
 
@@ -266,5 +269,8 @@ class NatsEngine:
 
 
 def _token(text: str) -> str:
-    """Return a part of a subject: without blanks, dots, asterisks and controls."""
-    return urllib.parse.quote(text.encode(errors="surrogatepass"), safe="").replace(".", "%2E")
+    """Return a part of a subject: without blanks, dots, asterisks and controls, and not long."""
+    data = text.encode(errors="surrogatepass")
+    token = urllib.parse.quote(data, safe="").replace(".", "%2E")
+    # No other token has an equals sign.
+    return token if len(token) <= MAX_TOKEN_CHARS else f"sha256={hashlib.sha256(data).hexdigest()}"

@@ -288,24 +288,25 @@ class Relay:
         port = self._port
         assert port, "the thread was started"
         with self._inbox_lock:
-            some = [self._inbox.popleft() for _ in range(min(len(self._inbox), MESSAGES_IN_A_ROW))]
+            count = min(len(self._inbox), MESSAGES_IN_A_ROW)
+            some = deque(self._inbox.popleft() for _ in range(count))
             self._inbox_bytes -= sum(item.size_bytes for item in some)
-            self._is_scheduled = has_more = bool(self._inbox)
             missed, self._missed = self._missed, set()
-        for item in some:
-            if item.envelope is None:
-                assert item.group is not None and item.reading is not None, "an answer"
-                port.deliver_reading(item.group, item.reading, item.number)
-            elif item.position is not None:
-                assert item.group is not None, "only groups have histories"
-                port.deliver_stored(item.group, item.position, item.envelope)
-            else:
-                port.deliver_relayed(item.group, item.envelope.frame())
-        for group in missed:
-            port.update_history(group)
-        if has_more:
-            # Not call_soon(), which would come before the sockets of the clients.
-            port.call_later(0.0, self._deliver)
+        try:
+            while some:
+                _deliver_item(port, some.popleft())
+            while missed:
+                port.update_history(missed.pop())
+        finally:
+            with self._inbox_lock:
+                # A function of the program has raised if some are left: they come next.
+                self._inbox.extendleft(reversed(some))
+                self._inbox_bytes += sum(item.size_bytes for item in some)
+                self._missed |= missed
+                self._is_scheduled = has_more = bool(self._inbox)
+            if has_more:
+                # Not call_soon(), which would come before the sockets of the clients.
+                port.call_later(0.0, self._deliver)
 
     def _show(self) -> None:
         if self._board is not None:
@@ -323,6 +324,17 @@ class Relay:
         port = self._port
         assert port, "the thread was started"
         port.call_soon(lambda: port.add_event(event))
+
+
+def _deliver_item(port: Port, item: _Item) -> None:
+    if item.envelope is None:
+        assert item.group is not None and item.reading is not None, "an answer"
+        port.deliver_reading(item.group, item.reading, item.number)
+    elif item.position is not None:
+        assert item.group is not None, "only groups have histories"
+        port.deliver_stored(item.group, item.position, item.envelope)
+    else:
+        port.deliver_relayed(item.group, item.envelope.frame())
 
 
 class Relays:

@@ -404,8 +404,9 @@ class Histories:
         history = self._by_name.get(name)
         if history is None and self._store is not None:
             bounds = self._store.find(name)
-            if bounds is not None:
-                self.open(group(name), bounds, None)
+            # Members that have joined without a history have no place in it.
+            if bounds is not None and not len(found := group(name)):
+                self.open(found, bounds, None)
                 history = self._by_name[name]
         return history
 

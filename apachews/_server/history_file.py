@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -85,6 +86,12 @@ class FileStore:
         self._data_version = 0
         self._last_serial = 0
         self._is_closed = False
+        # SQLite would let every local user read it; its other files get the same mode.
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            remedy = "this user needs a directory for it that it may write into"
+            raise HistoryError(path, f"{error.strerror}; {remedy}") from error
         with self._translated():
             # No implicit transactions; the server's lock protects it from other threads.
             self._database = sqlite3.connect(
@@ -97,9 +104,10 @@ class FileStore:
                 raise
 
     def _prepare(self) -> None:
-        application = self._value("PRAGMA application_id")
-        version = self._value("PRAGMA user_version")
-        is_new = not application and not self._value("SELECT count(*) FROM sqlite_master")
+        with self._transaction():  # another worker may be preparing it
+            application = self._value("PRAGMA application_id")
+            version = self._value("PRAGMA user_version")
+            is_new = not application and not self._value("SELECT count(*) FROM sqlite_master")
         if not is_new and (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
             raise HistoryError(self._path, "not a history of this version; use another path")
         self._database.execute("PRAGMA journal_mode = WAL")

@@ -275,8 +275,8 @@ class Loop:
             self.relay.publish(group, frame)
 
     def end_subscription(self, group: str) -> None:
-        """Receive nothing of a group any more, if it has no clients here."""
-        if self.relay is not None and not len(self.connections.group(group)):
+        """Receive nothing of a group any more, if it has no clients here, and none that wait."""
+        if self.relay is not None and self.connections.group(group)._is_empty:
             self.relay.unsubscribe(group)
 
     def drain(self, timeout_s: float) -> None:

@@ -28,6 +28,7 @@ from apachews import (
     GapEvent,
     Group,
     HistoryError,
+    LeaveEvent,
     Position,
     PublishError,
     Replay,
@@ -455,6 +456,12 @@ def test_handlers_in_threads_catch_up(short_path: Path) -> None:
         bridge.socket.close()
 
 
+def next_client(server: Server) -> Client:
+    event = wait_for(lambda: server.dequeue(0.1))
+    assert event is not None
+    return event.client()
+
+
 # The store in a file.
 
 
@@ -492,6 +499,55 @@ def test_two_producers_of_a_file_see_one_order(short_path: Path) -> None:
     finally:
         one.close()
         two.close()
+
+
+def test_other_users_may_not_read_the_file(short_path: Path) -> None:
+    room = filed(short_path)
+    try:
+        room.group.broadcast("1")
+        files = [*short_path.glob("history.db*")]
+        assert len(files) == 3 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    finally:
+        room.close()
+
+
+def test_two_workers_create_the_file(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one comes in between, if it can, while the first looks whether the file is new."""
+    path = str(short_path / "history.db")
+    value = history_file.FileStore._value
+    others: list[ThreadOf] = []
+
+    def look(store: history_file.FileStore, query: str) -> Any:
+        found = value(store, query)
+        if query == "PRAGMA application_id" and not others:
+            others.append(ThreadOf(lambda: history_file.FileStore(path, str).close()))
+            others[0].__enter__()
+            others[0].join(0.1)
+        return found
+
+    monkeypatch.setattr(history_file.FileStore, "_value", look)
+    history_file.FileStore(path, str).close()
+    others[0].__exit__(None, None, None)
+
+
+def test_members_without_the_history_of_the_file_get_what_is_published(short_path: Path) -> None:
+    filed(short_path).close()
+    with Server(short_path / "old.ws", history_file=short_path / "history.db") as server:
+        server.group("room", history=10).broadcast("the file has a history")
+    server = Server(short_path / "a.ws", history_file=short_path / "history.db")
+    bridge = Bridge(server.path)
+    try:
+        group = server.group("room")
+        group.add(next_client(server))
+        with ThreadOf(lambda: publish(server.path, "published", group="room")) as publisher:
+            wait_for(lambda: server.dequeue(0.01) or not publisher.is_alive())
+        group.broadcast("broadcast")
+        items: list[Any] = []
+        wait_for(lambda: items.extend(bridge.read_available()) or len(items) == 2)  # type: ignore[func-returns-value]
+        assert items == ["published", "broadcast"]
+    finally:
+        bridge.socket.close()
+        server.close()
 
 
 def test_a_file_keeps_the_bounds(short_path: Path) -> None:
@@ -572,7 +628,7 @@ def test_a_file_of_another_program_is_left_alone(short_path: Path) -> None:
     (short_path / "history.db").write_bytes(b"text " * 1000)
     with pytest.raises(HistoryError, match="not a database"):
         filed(short_path)
-    with pytest.raises(HistoryError, match="unable to open"):
+    with pytest.raises(HistoryError, match=r"No such file .*; this user needs a directory"):
         Server(short_path / "a.ws", history_file=short_path / "no" / "history.db")
     with Server(short_path / "a.ws", history_file=short_path / "good.db"):
         pass  # the failures have left the socket file free
@@ -858,6 +914,62 @@ def test_all_machines_see_one_order(short_path: Path, clean: Broker) -> None:
             assert Reader(machine.member(near.items[390][:2])).wait(10) == near.wait(401)[391:]
             assert len(Reader(machine.member(("", 0))).wait(401)) == 401
         assert not one.gaps() and not two.gaps()
+
+
+def test_a_client_that_waits_keeps_the_subscription(short_path: Path) -> None:
+    """The only member reloads its page while the relay is lost; its leave is confirmed later."""
+    with (
+        running_broker(short_path) as own,
+        machines(short_path, own.url, 1, presence=True) as (one,),
+    ):
+        first = Reader(one.member())
+        one.say("1")
+        first.wait(1)
+        own.kill()
+        wait_for(lambda: not one.status.is_up)
+        first._bridge.socket.close()
+        wait_for(lambda: not one.group)
+        bridge = Bridge(one.server.path)
+        one._bridges.append(bridge)
+        bridge.send(wire.TEXT, json.dumps(first.last).encode())
+        second = Reader(bridge)
+        wait_for(lambda: any(isinstance(event, LeaveEvent) for event in one.events))
+        own.start()
+        wait_for(lambda: one.status.is_up and len(one.group) == 1)
+        one.say("2")
+        assert second.wait(1) == ["2"]
+
+
+def test_an_exception_of_a_formatter_delays_no_other_message(
+    short_path: Path, clean: Broker
+) -> None:
+    def fragile(data: str | bytes, position: Position) -> str:
+        if data == "bad":
+            raise RuntimeError("the formatter")
+        return numbered(data, position)
+
+    with Server(short_path / "a.ws", relay=clean.url, relay_name="chat.ws") as server:
+        group = server.group("room", history=1000, formatter=fragile)
+        reader = Reader(Bridge(server.path))
+        group.add(next_client(server))
+        wait_for(lambda: server.dequeue(0.01) or group.is_relayed)
+        # The program is busy meanwhile, so that all of them wait.
+        for number in range(200):
+            text = "bad" if number == 20 else str(number)
+            publish(f"{clean.url}?name=chat.ws", text, group="room")
+        errors = []
+
+        def has_last() -> bool:
+            try:
+                server.dequeue(0.01)
+            except RuntimeError as error:
+                errors.append(str(error))
+            reader.has(0)
+            return bool(reader.items) and reader.items[-1][2] == "199"
+
+        wait_for(has_last)
+        assert errors == ["the formatter"] and len(reader.items) == 199
+        reader._bridge.socket.close()
 
 
 def test_a_history_in_the_relay_is_read_without_a_client(short_path: Path, clean: Broker) -> None:

@@ -794,6 +794,11 @@ def test_a_cluster_shards_the_channels(short_path: Path) -> None:
             assert sorted(items) == sorted([*names, "to all"])
             assert publish(f"{url}?name=chat.ws", "outside", group="room-7").relayed
             assert received(client, 1) == ["outside"]
+            braced = two.client("a{b}c")
+            assert publish(one.path, "by a producer", group="a{b}c").relayed
+            assert publish(f"{url}?name=chat.ws", "outside", group="a{b}c").relayed
+            assert received(braced, 2) == ["by a producer", "outside"]
+            assert not one.relay_events()
             for node in nodes:
                 node.call("CLIENT", "KILL", "TYPE", "pubsub")
             for producer in (one, two):
@@ -1066,17 +1071,17 @@ def nats(short_path: Path) -> Iterator[NatsBroker]:
 
 
 def test_nats_carries_broadcasts_and_groups(short_path: Path, nats: NatsBroker) -> None:
-    rooms = ["room", "", "a.b", "a b*>", "zimmer ü"]
+    rooms = ["room", "", "a.b", "a b*>", "zimmer ü", "/" * 1500]
     with producers(short_path, nats.url, 3) as (one, two, three):
         far, other = two.client(*rooms), three.client()
         for room in rooms:
             delivery = one.server.group(room).broadcast(room or "empty")
             assert delivery.relayed
         one.server.broadcast(b"\0to all")
-        items = received(far, 6)
+        items = received(far, 7)
         # The order between groups is that of their tasks in nats-py.
         assert sorted(map(str, items)) == sorted(
-            map(str, ["room", "empty", "a.b", "a b*>", "zimmer ü", b"\0to all"])
+            map(str, ["room", "empty", "a.b", "a b*>", "zimmer ü", "/" * 1500, b"\0to all"])
         )
         assert received(other, 1) == [b"\0to all"]
         url = f"{nats.url}?name=chat.ws"
