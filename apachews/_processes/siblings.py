@@ -41,6 +41,11 @@ class Relayed:
     frame: bytes
     _reply: socket.socket | None
 
+    @property
+    def is_published(self) -> bool:
+        """True for the message of a publisher, which waits for the answer."""
+        return self._reply is not None
+
     def answer(self, delivery: Delivery) -> None:
         """Report the delivery to a sibling that waits for it, and close the channel."""
         if self._reply is None:

@@ -74,6 +74,16 @@ class Question(NamedTuple):
     number: int
 
 
+class Rejection(NamedTuple):
+    """The broker works, and has rejected one command.
+
+    Attributes:
+        why: the broker's words.
+    """
+
+    why: str
+
+
 class Engine(Protocol):
     """A connection to a broker.
 
@@ -102,13 +112,18 @@ class Engine(Protocol):
     def close(self) -> None:
         """Close the connections; closing again does nothing."""
 
-    def publish(self, messages: Sequence[Message]) -> None:
-        """Publish messages in this order, and wait until the broker has them."""
+    def publish(self, messages: Sequence[Message]) -> list[tuple[Message, Rejection]]:
+        """Publish messages in this order, and wait until the broker has them.
+
+        Returns:
+            Those that the broker has rejected.  If one of them is for a history and has a
+            number, all later ones for this history are among them.
+        """
 
     def publish_once(self, message: Message) -> int:
         """Publish one message; return the number of producers that receive it."""
 
-    def read(self, questions: Sequence[Question]) -> list[Reading]:
+    def read(self, questions: Sequence[Question]) -> list[Reading | Rejection]:
         """Return the answers to questions of histories."""
 
     def subscribe(self, groups: Iterable[str | None]) -> None:

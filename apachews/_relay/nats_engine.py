@@ -31,7 +31,7 @@ from nats.aio.subscription import Subscription
 from apachews.history import Reading
 
 from .address import Address
-from .engine import EngineError, Message, Question, discard_unsent
+from .engine import EngineError, Message, Question, Rejection, discard_unsent
 
 # The time limit for NATS to answer.
 TIMEOUT_S: Final = 3.0
@@ -99,15 +99,16 @@ class NatsEngine:
         self.wanted = set()
         self.subscribed = set()
 
-    def publish(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message]) -> list[tuple[Message, Rejection]]:
         self._run(self._publish(messages))
+        return []
 
     def publish_once(self, message: Message) -> int:
         """Publish one message; NATS does not say who receives it: return 1."""
         self._run(self._publish([message]))
         return 1
 
-    def read(self, questions: Sequence[Question]) -> list[Reading]:
+    def read(self, questions: Sequence[Question]) -> list[Reading | Rejection]:
         raise EngineError("NATS keeps no histories")
 
     def subscribe(self, groups: Iterable[str | None]) -> None:

@@ -15,6 +15,7 @@ Sources: Redis's documentation of pub/sub, RESP and ``PUBSUB NUMSUB``; redis-py 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import time
@@ -27,7 +28,13 @@ import redis
 import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import MovedError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    MovedError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from apachews.exceptions import RelayError
@@ -35,7 +42,7 @@ from apachews.history import Reading
 
 from . import stream
 from .address import Address
-from .engine import EngineError, Message, Question
+from .engine import EngineError, Message, Question, Rejection
 from .envelope import channel_of, group_of
 from .redis_node import VERSION, RedisNode
 
@@ -145,35 +152,51 @@ class RedisEngine:
         self._ending.clear()
         self.subscribed = set()
 
-    def publish(self, messages: Sequence[Message]) -> None:
+    def publish(self, messages: Sequence[Message]) -> list[tuple[Message, Rejection]]:
+        rejected: list[tuple[Message, Rejection]] = []
+        # The number of the last message of each group with a history.
+        previous: dict[str | None, int] = {}
         with _translated():
-            start = 0
-            while start < len(messages):
-                # One node after the other in the order of the messages: a sender's order is
-                # kept in each group, and between groups as far as the nodes allow.
-                node = self._node_of(self._channel(messages[start].group))
-                end = start
-                batch = []
-                while end < len(messages):
-                    channel = self._channel(messages[end].group)
-                    if self._node_of(channel) is not node:
-                        break
-                    batch.append(self._publish_command(node, channel, messages[end]))
-                    end += 1
-                node.call(batch)
-                start = end
+            # One node after the other in the order of the messages: a sender's order is kept
+            # in each group, and between groups as far as the nodes allow.
+            for node, some in itertools.groupby(messages, self._node_of_message):
+                sent: list[Message] = []
+                commands = []
+                for message in some:
+                    before = previous.get(message.group, 0)
+                    try:
+                        commands.append(self._publish_command(node, message, before))
+                    except NoPermissionError as error:  # of SCRIPT LOAD
+                        rejected.append((message, _rejection(error)))
+                        continue
+                    sent.append(message)
+                    if message.stored is not None and message.stored.number:
+                        previous[message.group] = message.stored.number
+                answers = node.answers(commands) if commands else []
+                rejected += [
+                    (message, _rejection(answer))
+                    for message, answer in zip(sent, answers, strict=True)
+                    if isinstance(answer, ResponseError)
+                ]
+        return rejected
 
-    def read(self, questions: Sequence[Question]) -> list[Reading]:
-        readings = []
+    def read(self, questions: Sequence[Question]) -> list[Reading | Rejection]:
+        readings: list[Reading | Rejection] = []
         with _translated():
             for question in questions:
                 channel = self._channel(question.group)
                 node = self._node_of(channel)
                 keys = stream.keys_of(channel, self._sender)
                 arguments = (*keys, *stream.read_arguments(question))
-                node.load(stream.SCRIPTS)
-                answer = node.call([("EVALSHA", stream.READ_SHA, len(keys), *arguments)])
-                readings.append(stream.reading_of(answer[0], time.monotonic()))
+                try:
+                    node.load(stream.SCRIPTS)
+                    answer = node.answers([("EVALSHA", stream.READ_SHA, len(keys), *arguments)])[0]
+                except NoPermissionError as error:  # of SCRIPT LOAD
+                    answer = error
+                if isinstance(answer, ResponseError):
+                    readings.append(_rejection(answer))
+                else:
+                    readings.append(stream.reading_of(answer, time.monotonic()))
         return readings
 
     def subscribe(self, groups: Iterable[str | None]) -> None:
@@ -257,14 +280,19 @@ class RedisEngine:
     def publish_once(self, message: Message) -> int:
         """Publish one message; return the number of producers that have received it."""
         with _translated():
-            channel = self._channel(message.group)
-            node = self._node_of(channel)
-            return int(node.call([self._publish_command(node, channel, message)])[0])
+            node = self._node_of_message(message)
+            return int(node.call([self._publish_command(node, message, 0)])[0])
 
-    def _publish_command(
-        self, node: RedisNode, channel: bytes, message: Message
-    ) -> tuple[Any, ...]:
-        """Return the command for a message: the script for one that a history stores."""
+    def _publish_command(self, node: RedisNode, message: Message, previous: int) -> tuple[Any, ...]:
+        """Return the command for a message: the script for one that a history stores.
+
+        Args:
+            node: that has the channel.
+            message: the message.
+            previous: number of the message for the same history that was sent just before, and
+                may have been rejected; 0: none.
+        """
+        channel = self._channel(message.group)
         command = "SPUBLISH" if self.is_cluster else "PUBLISH"
         stored = message.stored
         if stored is None:
@@ -275,7 +303,7 @@ class RedisEngine:
             b"{" in channel or b"}" in channel or not node.may_store(keys[0])
         ):
             return command, channel, message.data
-        arguments = stream.append_arguments(stored, command, channel, message.data)
+        arguments = stream.append_arguments(stored, previous, command, channel, message.data)
         node.load(stream.SCRIPTS)
         return ("EVALSHA", stream.APPEND_SHA, len(keys), *keys, *arguments)
 
@@ -318,6 +346,9 @@ class RedisEngine:
 
     def _channel(self, group: str | None) -> bytes:
         return channel_of(self._name, group)
+
+    def _node_of_message(self, message: Message) -> RedisNode:
+        return self._node_of(self._channel(message.group))
 
     def _node_of(self, channel: bytes) -> RedisNode:
         if self._cluster is None:
@@ -403,6 +434,10 @@ def _require_usable(client: Any) -> None:
         raise ValueError("relay: the client has no time limit; give it socket_timeout=3")
     if settings.get("decode_responses"):
         raise ValueError("relay: the client decodes responses; binary messages are not text")
+
+
+def _rejection(error: ResponseError) -> Rejection:
+    return Rejection(str(error) or type(error).__name__)
 
 
 def _address_of(client: Any) -> str:

@@ -12,7 +12,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from .engine import EngineError, discard_unsent
 
@@ -20,6 +31,17 @@ from .engine import EngineError, discard_unsent
 CHANNELS_AT_ONCE: Final = 500
 # The number of messages that ``receive`` returns at most, so that publishing is not held up.
 MESSAGES_AT_ONCE: Final = 500
+
+# Errors about the server, and not about a command.  Redis 6 has that of a replica within the text
+# of the script's error.
+_OF_SERVER: Final = (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    ReadOnlyError,
+    TryAgainError,
+)
 
 VERSION: Final = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
 # redis-py 5 knows RESP3, and reads its messages only if asked to.  Older versions know neither.
@@ -78,12 +100,32 @@ class RedisNode:
         return self.has_more
 
     def call(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send commands at once, and return their answers."""
-        self.commands.send_packed_command(self.commands.pack_commands(commands))
+        """Send commands at once, and return their answers.
+
+        Raises:
+            ResponseError: of the first command that was rejected.
+        """
         # All answers are read before an error among them is raised.
-        answers = [self._answer() for _ in commands]
+        answers = self.answers(commands)
         for answer in answers:
             if isinstance(answer, ResponseError):
+                raise answer
+        return answers
+
+    def answers(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands at once, and return their answers: errors as well.
+
+        Raises:
+            ResponseError: the server rejects all commands, until another one takes over.
+        """
+        self.commands.send_packed_command(self.commands.pack_commands(commands))
+        answers = [self._answer() for _ in commands]
+        for answer in answers:
+            if isinstance(answer, NoScriptError):
+                self._has_scripts = False  # loaded again before the next one
+            elif isinstance(answer, _OF_SERVER) or (
+                isinstance(answer, ResponseError) and "READONLY" in str(answer)
+            ):
                 raise answer
         return answers
 

@@ -76,14 +76,17 @@ end
 APPEND: Final = (
     _COMMON
     + """
-local command, channel, envelope, number = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local command, channel, envelope, number, previous = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 if count == '' then  -- the group has no history
   return redis.call(command, channel, envelope)
 end
 if number ~= '' then
-  local last = not is_new and redis.call('GET', KEYS[3])
-  if last and tonumber(last) >= tonumber(number) then
+  local last = redis.call('GET', KEYS[3])
+  if last and tonumber(last) >= tonumber(number) and not is_new then
     return 0
+  end
+  if previous ~= '' and (not last or tonumber(last) < tonumber(previous)) then
+    return redis.error_reply('APACHEWS the message before this one was rejected')
   end
 end
 top, total = top + 1, total + #envelope
@@ -142,14 +145,20 @@ def require_name(group: str) -> None:
 
 
 def append_arguments(
-    stored: Stored, command: str, channel: bytes, envelope: bytes
+    stored: Stored, previous: int, command: str, channel: bytes, envelope: bytes
 ) -> tuple[Any, ...]:
-    """Return the arguments of ``APPEND``."""
-    number = stored.number or ""
+    """Return the arguments of ``APPEND``.
+
+    Args:
+        stored: how the history stores the message.
+        previous: number of the message that Redis must have stored before this one; 0: none.
+        command: PUBLISH or SPUBLISH.
+        channel, envelope: its arguments.
+    """
+    rest = (command, channel, envelope, stored.number or "", previous or "")
     if stored.bounds is None:
-        return ("", 0, 0, "", 0, "", "", command, channel, envelope, number)
-    common = (*_bounds(stored.bounds), *stored.seen, _new_epoch(), APPEND_SHA)
-    return (*common, command, channel, envelope, number)
+        return ("", 0, 0, "", 0, "", "", *rest)
+    return (*_bounds(stored.bounds), *stored.seen, _new_epoch(), APPEND_SHA, *rest)
 
 
 def read_arguments(question: Question) -> tuple[Any, ...]:

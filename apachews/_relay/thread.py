@@ -8,6 +8,10 @@ are dropped and counted.  A message whose PUBLISH broke off counts as dropped to
 sent again, because it may have arrived: at most once.  A message for a history is sent again: the
 broker stores it once.
 
+A broker may reject single commands, as Redis does without memory or rights.  Then the messages
+and questions of that history are held, and tried again after ``RETRY_S``; later messages for the
+same history queue after them, and everything else goes on.
+
 How this works: the thread waits in the engine's ``receive``, and a byte in a socket pair ends
 the wait when there is something to publish or to subscribe to.  One thread for both directions
 keeps the order of each sender, and no two threads share a connection.
@@ -27,7 +31,7 @@ from typing import Final
 from apachews._processes.board import Counters
 from apachews.history import Reading
 
-from .engine import Engine, EngineError, Message, Question, Stored
+from .engine import Engine, EngineError, Message, Question, Rejection, Stored
 
 # A message of the greatest length fits four times.  Not more than the queue of a client
 # (``max_queue_bytes``): after an outage all of it arrives at once, and must not close the clients.
@@ -40,6 +44,8 @@ BATCH_BYTES: Final = 1024 * 1024
 BATCH_QUESTIONS: Final = 4
 # A broker that does not answer a ping until the next one is due is lost.
 PING_INTERVAL_S: Final = 2.0
+# What the broker has rejected is tried again after this.
+RETRY_S: Final = 1.0
 # The time limit for the broker to confirm all subscriptions after a reconnection.
 SUBSCRIBE_TIMEOUT_S: Final = 10.0
 FIRST_DELAY_S: Final = 0.1
@@ -89,6 +95,14 @@ class RelayThread:
         self._outbox_bytes = 0
         self._last_number = 0  # of a message for a history
         self._questions: dict[str, Question] = {}
+        # Rejected, in order, with what came later for the same histories; they count for the
+        # bounds of the outbox.
+        self._held: deque[Message] = deque()
+        self._held_questions: dict[str, Question] = {}
+        # The groups of both; and those whose rejection is in the log.
+        self._held_groups: set[str | None] = set()
+        self._logged_groups: set[str | None] = set()
+        self._retry_at = 0.0  # time.monotonic(); 0: nothing is held
         self._groups: set[str | None] = {None}
         self._has_new_groups = False
         self._is_woken = False
@@ -115,9 +129,11 @@ class RelayThread:
             self._outbox.append(Message(group, data, stored))
             self._outbox_bytes += len(data)
             while (
-                self._outbox_bytes > MAX_QUEUE_BYTES or len(self._outbox) > MAX_QUEUE_MESSAGES
-            ) and len(self._outbox) > 1:
-                self._outbox_bytes -= len(self._outbox.popleft().data)
+                self._outbox_bytes > MAX_QUEUE_BYTES
+                or len(self._outbox) + len(self._held) > MAX_QUEUE_MESSAGES
+            ) and len(self._outbox) + len(self._held) > 1:
+                oldest = (self._held or self._outbox).popleft()
+                self._outbox_bytes -= len(oldest.data)
                 self._counters.dropped_out += 1
             self._wake()
             return self._counters.is_up
@@ -134,12 +150,14 @@ class RelayThread:
         with self._lock:
             self._groups.discard(group)
             self._questions.pop(group, None)
+            self._held_questions.pop(group, None)
             self._has_new_groups = True
             self._wake()
 
     def ask(self, question: Question) -> None:
         """Ask for messages of a history, once its group is subscribed; replaces the last one."""
         with self._lock:
+            self._held_questions.pop(question.group, None)
             self._questions[question.group] = question
             self._wake()
 
@@ -220,11 +238,16 @@ class RelayThread:
                 self._engine.verify([None])
                 ping_at = now + PING_INTERVAL_S
             self._update_subscriptions()
+            if self._retry_at and (now >= self._retry_at or self._is_closing):
+                self._release_held()
             has_more = self._publish_batch()
             if self._is_closing and not has_more:
                 return
             has_more |= self._read_batch()
-            wait_s = 0.0 if has_more else ping_at - now
+            if not self._retry_at:
+                self._logged_groups.clear()
+            next_at = min(ping_at, self._retry_at or ping_at)
+            wait_s = 0.0 if has_more else next_at - now
             self._deliver(self._engine.receive(wait_s, self._wake_reader.fileno()))
             self._counters.lag_s = self._engine.lag_s
             self._on_counted()
@@ -237,13 +260,16 @@ class RelayThread:
         with self._lock:
             while self._outbox and len(batch) < BATCH_MESSAGES and size < BATCH_BYTES:
                 message = self._outbox.popleft()
+                if message.stored is not None and message.group in self._held_groups:
+                    self._held.append(message)
+                    continue
                 size += len(message.data)
                 batch.append(message)
             self._outbox_bytes -= size
             has_more = bool(self._outbox)
         if batch:
             try:
-                self._engine.publish(batch)
+                rejected = self._engine.publish(batch)
             except BaseException:
                 # Those of histories have numbers, and can be sent again.
                 again = [one for one in batch if one.stored is not None and one.stored.number]
@@ -252,8 +278,43 @@ class RelayThread:
                     self._outbox.extendleft(reversed(again))
                     self._outbox_bytes += sum(len(one.data) for one in again)
                 raise
-            self._counters.published += len(batch)
+            self._counters.published += len(batch) - len(rejected)
+            for message, rejection in rejected:
+                self._hold(message, rejection)
         return has_more
+
+    def _hold(self, message: Message, rejection: Rejection) -> None:
+        """Keep a message that the broker has rejected, if it may be sent again."""
+        self._note_rejection(message.group, rejection)
+        with self._lock:
+            if message.stored is not None and message.stored.number:
+                self._held.append(message)
+                self._outbox_bytes += len(message.data)
+            else:
+                self._counters.dropped_out += 1
+
+    def _note_rejection(self, group: str | None, rejection: Rejection) -> None:
+        if group not in self._logged_groups:
+            self._logged_groups.add(group)
+            _logger.warning(
+                "%s has rejected a command for the group %r: %s",
+                self._engine.address,
+                group,
+                rejection.why,
+            )
+        self._held_groups.add(group)
+        self._retry_at = self._retry_at or time.monotonic() + RETRY_S
+
+    def _release_held(self) -> None:
+        """Try again what the broker has rejected."""
+        with self._lock:
+            self._outbox.extendleft(reversed(self._held))
+            self._held.clear()
+            for group, question in self._held_questions.items():
+                self._questions.setdefault(group, question)
+            self._held_questions.clear()
+        self._held_groups.clear()
+        self._retry_at = 0.0
 
     def _read_batch(self) -> bool:
         """Read for some histories; return whether more wait."""
@@ -274,7 +335,16 @@ class RelayThread:
                 for question in batch:
                     self._questions.setdefault(question.group, question)
             raise
-        self._on_answers(list(zip(batch, answers, strict=True)))
+        found: list[tuple[Question, Reading]] = []
+        for question, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Rejection):
+                self._note_rejection(question.group, answer)
+                with self._lock:
+                    if question.group in self._groups and question.group not in self._questions:
+                        self._held_questions[question.group] = question
+            else:
+                found.append((question, answer))
+        self._on_answers(found)
         return len(subscribed) > len(batch)
 
     def _take_groups(self) -> set[str | None]:

@@ -145,7 +145,12 @@ class Loop:
         refusal = HISTORY_OF_WORKERS if broker is None else HISTORY_OF_NATS
         self.histories = Histories(store, refusal, self.call_later, self.add_event)
         self._publications = Publications(
-            self._poller, siblings, broker, self.deliver_relayed, self._store_published
+            self._poller,
+            siblings,
+            broker,
+            self.deliver_relayed,
+            self._store_published,
+            lambda group: self.histories.get(group) is not None,
         )
 
     def fileno(self) -> int:

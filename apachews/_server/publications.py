@@ -53,6 +53,7 @@ class Publications:
         deliver: sends a frame to the clients of a group, or to all, of this process.
         store: stores a message of a group with a history, and delivers it everywhere; returns
             None for a group without one.
+        has_history: whether a group has a history in this process.
 
     Attributes:
         waiting: the publishers whose siblings have not all answered.
@@ -65,9 +66,11 @@ class Publications:
         broker: Relay | None,
         deliver: Callable[[str | None, bytes], Delivery],
         store: Callable[[str, bytes], Delivery | None],
+        has_history: Callable[[str | None], bool],
     ) -> None:
         self._deliver = deliver
         self._store = store
+        self._has_history = has_history
         self._poller = poller
         self._siblings = siblings
         self._broker = broker
@@ -115,7 +118,12 @@ class Publications:
 
     def _receive_relayed(self, siblings: Siblings) -> None:
         for relayed in siblings.receive_nowait():
-            relayed.answer(self._deliver(relayed.group, relayed.frame))
+            # The worker that has the publisher does not know the history of this group, and so
+            # the relay has the message, too: it comes back from there, with its offset.
+            if relayed.is_published and self._broker and self._has_history(relayed.group):
+                relayed.answer(Delivery(0, 0))
+            else:
+                relayed.answer(self._deliver(relayed.group, relayed.frame))
 
     def _receive_answers(self, connection: Connection) -> None:
         publisher = self._publishers[connection]

@@ -1060,7 +1060,13 @@ def test_a_message_whose_answer_is_lost_is_stored_once(short_path: Path, clean: 
         assert not one.gaps() and not one.status.dropped
 
 
-def test_a_redis_without_memory_stores_the_message_later(short_path: Path, clean: Broker) -> None:
+def rejections(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if "has rejected a command" in line]
+
+
+def test_a_redis_without_memory_stores_the_message_later(
+    short_path: Path, clean: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
     with machines(short_path, clean.url, 1) as (one,):
         reader = Reader(one.member())
         one.say("1")
@@ -1068,24 +1074,111 @@ def test_a_redis_without_memory_stores_the_message_later(short_path: Path, clean
         clean.call("CONFIG", "SET", "maxmemory", "1")
         try:
             one.say("2")
-            lost = wait_for(lambda: [e for e in one.events if e.type() is Event.RelayLost])
-            assert "used memory" in lost[0].reason
+            (line,) = wait_for(lambda: rejections(caplog))
+            assert "used memory" in line and "'room'" in line
+            one.say("3")
         finally:
             clean.call("CONFIG", "SET", "maxmemory", "0")
-        assert reader.wait(2) == ["1", "2"]
-        assert not one.gaps()
+        assert reader.wait(3) == ["1", "2", "3"]
+        assert not one.gaps() and not one.status.gaps and not one.status.dropped
 
 
-def test_a_stream_that_is_something_else_stores_the_message_later(
-    short_path: Path, clean: Broker
+def test_a_history_that_cannot_be_stored_delays_no_other_group(
+    short_path: Path, clean: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with machines(short_path, clean.url) as (one, other):
+        readers = [Reader(machine.member()) for machine in (one, other)]
+        clean.call("SET", "{apachews:chat.ws:hall}:meta", "of another program")
+        hall = one.server.group("hall", history=100)
+        hall.broadcast("lost for now")
+        wait_for(lambda: rejections(caplog))
+        one.say("1")
+        assert [reader.wait(1) for reader in readers] == [["1"], ["1"]]
+        replays: list[Replay] = []
+        hall.replay(Position("", 0), replays.append)
+        hall.broadcast("later")
+        clean.call("DEL", "{apachews:chat.ws:hall}:meta")
+        wait_for(lambda: replays)
+
+        def has_both() -> bool:
+            hall.replay(Position("", 0), replays.append)
+            return [text for _, text in replays[-1].messages] == ["lost for now", "later"]
+
+        wait_for(has_both)
+        assert one.status.is_up and not one.status.gaps and not other.status.gaps
+
+
+def test_a_message_that_is_rejected_among_others_keeps_its_place(
+    short_path: Path, clean: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with machines(short_path, clean.url, 1) as (one,):
         reader = Reader(one.member())
-        clean.call("SET", "{apachews:chat.ws:room}:stream", "of another program")
-        one.say("1")
-        wait_for(lambda: not one.status.is_up)
-        clean.call("DEL", "{apachews:chat.ws:room}:stream")
-        assert reader.wait(1) == ["1"]
+        one.say("first")
+        reader.wait(1)
+        node = one.server._loop.broker._engine._nodes[None]  # type: ignore[union-attr]
+        answers = node.answers
+        rejected: list[Any] = []
+
+        def full_for_the_third(commands: list[Any]) -> list[Any]:
+            if rejected or len(commands) < 6:
+                return list(answers(commands))
+            rejected.append(commands[2])
+            limit = ("CONFIG", "SET", "maxmemory")
+            more = [*commands[:2], (*limit, "1"), commands[2], (*limit, "0"), *commands[3:]]
+            found = answers(more)
+            return [*found[:2], found[3], *found[5:]]
+
+        monkeypatch.setattr(node, "answers", full_for_the_third)
+        # All of them are in one batch: the thread of the relay waits for the first.
+        clean.pause()
+        one.say("wait")
+        thread: Any = one.server._loop.broker._thread  # type: ignore[union-attr]
+        wait_for(lambda: not thread._outbox)
+        texts = [str(number) for number in range(8)]
+        one.say(*texts)
+        clean.resume()
+        assert reader.wait(10) == ["first", "wait", *texts]
+        assert rejected and one.status.is_up and not one.gaps() and not one.status.dropped
+
+
+LATE_WORKERS = """
+import sys
+from apachews import Event, Server
+server = Server(sys.argv[1], workers=2, relay=sys.argv[2], relay_name="chat.ws")
+for event in server:
+    if event.type() is Event.IO:
+        server.group("room", history=1000).add(event.client())
+"""
+
+
+def test_workers_do_not_double_what_is_published(short_path: Path, clean: Broker) -> None:
+    # Only the worker that has the client has opened the group; the kernel chooses which of them
+    # a publisher gets.
+    path = short_path / "chat.ws"
+    with running(program(short_path, LATE_WORKERS), str(path), clean.url):
+        wait_for(path.exists)
+        client = Bridge(str(path))
+        client.send(wire.TEXT, b"join")
+        received: list[Any] = []
+
+        def has(text: str) -> bool:
+            received.extend(client.read_available())
+            return text in received
+
+        def is_member() -> bool:
+            publish(path, "begin", "room")
+            return has("begin")
+
+        wait_for(is_member)
+        texts = [str(number) for number in range(8)]
+        for text in texts:
+            publish(path, text, "room")
+        # The answers come before Redis has the messages, so that two workers may be out of order.
+        wait_for(lambda: all([has(text) for text in texts]))
+        publish(clean.url + "?name=chat.ws", "end", "room")
+        wait_for(lambda: has("end"))
+        assert sorted(text for text in received if text not in ("begin", "end")) == texts
+        client.socket.close()
 
 
 def test_a_store_that_was_flushed_is_a_gap_everywhere(short_path: Path, clean: Broker) -> None:
