@@ -100,11 +100,15 @@ class Entry(NamedTuple):
         offset: its own.
         at: when it was stored (``time.monotonic()``).
         data: the message.
+        stamp: tells two messages with one offset apart, of a store that may lose messages.
+        before: the stamp of the message before it.
     """
 
     offset: int
     at: float
     data: str | bytes
+    stamp: str = ""
+    before: str = ""
 
 
 class Reading(NamedTuple):
@@ -127,9 +131,10 @@ class Log:
         bounds: what is kept.
         epoch: "" before it is known.
         top: the offset of the last message that the log has had.
+        stamp: of that message; "" if it is not known.
     """
 
-    __slots__ = ("_entries", "_size_bytes", "bounds", "epoch", "top")
+    __slots__ = ("_entries", "_size_bytes", "bounds", "epoch", "stamp", "top")
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -137,6 +142,7 @@ class Log:
         self._size_bytes = 0
         self.epoch = ""
         self.top = 0
+        self.stamp = ""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -150,12 +156,12 @@ class Log:
         """Forget all messages, and go on after this position."""
         self._entries.clear()
         self._size_bytes = 0
-        self.epoch, self.top = epoch, top
+        self.epoch, self.top, self.stamp = epoch, top, ""
 
     def append(self, entry: Entry, now: float) -> None:
         """Add the next message."""
         assert entry.offset == self.top + 1, "a log has no holes"
-        self.top = entry.offset
+        self.top, self.stamp = entry.offset, entry.stamp
         self._entries.append(entry)
         self._size_bytes += len(entry.data)
         self.trim(now)
@@ -173,6 +179,13 @@ class Log:
     def after(self, offset: int) -> Iterator[Entry]:
         """Yield the kept messages with greater offsets."""
         return (entry for entry in [*self._entries] if entry.offset > offset)
+
+    def has_other(self, entry: Entry) -> bool:
+        """Return whether the log has another message at this offset, or before it."""
+        if entry.offset == self.top + 1:
+            return bool(self.stamp) and entry.before != self.stamp
+        index = entry.offset - (self.top - len(self._entries) + 1)
+        return 0 <= index < len(self._entries) and self._entries[index].stamp != entry.stamp
 
     def can_replay(self, since: Position | None) -> bool:
         """Return whether the log knows this place, or a place before all messages."""

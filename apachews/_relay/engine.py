@@ -65,12 +65,14 @@ class Question(NamedTuple):
 
     Attributes:
         bounds: what it keeps.
+        stamp: of the message at the position; "" if it is not known.
         number: of the question, for the answer.
     """
 
     group: str
     bounds: Bounds
     after: Position
+    stamp: str
     number: int
 
 

@@ -28,6 +28,7 @@ from . import address, stream
 from .engine import Engine, Message, Question, Stored
 from .envelope import ORIGIN_BYTES, Envelope
 from .sibling_relay import SiblingRelay
+from .stream import Place
 from .thread import MAX_QUEUE_BYTES, MAX_QUEUE_MESSAGES, RelayThread
 
 # Redis closes the connection of a subscriber for which 32 MiB wait (its default
@@ -54,7 +55,7 @@ class Port(Protocol):
     def deliver_relayed(self, group: str | None, frame: bytes) -> object:
         """Send a frame to the clients of this process."""
 
-    def deliver_stored(self, group: str, position: Position, envelope: Envelope) -> object:
+    def deliver_stored(self, group: str, place: Place, envelope: Envelope) -> object:
         """Deliver a message of the history of a group."""
 
     def deliver_reading(self, group: str, reading: Reading, number: int) -> object:
@@ -72,7 +73,7 @@ class _Item(NamedTuple):
 
     group: str | None
     envelope: Envelope | None
-    position: Position | None = None
+    place: Place | None = None
     reading: Reading | None = None
     number: int = 0
 
@@ -186,9 +187,9 @@ class Relay:
         data = Envelope.of_frame(self._origin, frame).encode()
         return self._running().publish(group, data, STORED_IF_KEPT)
 
-    def read(self, group: str, bounds: Bounds, after: Position, number: int) -> None:
+    def read(self, question: Question) -> None:
         """Ask for the messages of a history; the loop's ``deliver_reading`` has the answer."""
-        self._running().ask(Question(group, bounds, after, number))
+        self._running().ask(question)
 
     def subscribe(self, group: str) -> None:
         """Receive the messages of a group: it has its first client here."""
@@ -230,17 +231,17 @@ class Relay:
         """Queue what has arrived for the loop; on the relay's thread."""
         new = []
         for group, data, _ in messages:
-            position = None
+            place = None
             try:
                 if data.startswith(stream.MARK):
-                    position, data = stream.split(data)
+                    place, data = stream.split(data)
                 envelope = Envelope.decode(data)
             except WireError as error:
                 _logger.warning("%s: %s", self.address, error.reason)
                 continue
             # Local clients have received our own already, except those of a history.
-            if position is not None or envelope.origin != self._origin:
-                new.append(_Item(group, envelope, position))
+            if place is not None or envelope.origin != self._origin:
+                new.append(_Item(group, envelope, place))
         self._enqueue(new)
 
     def _receive_answers(self, answers: list[tuple[Question, Reading]]) -> bool:
@@ -279,7 +280,7 @@ class Relay:
                 continue
             self._inbox_bytes -= item.size_bytes
             self.counters.dropped_in += 1
-            if item.position is not None and item.group is not None:
+            if item.place is not None and item.group is not None:
                 self._missed.add(item.group)  # the history reads it again
         self._inbox.extendleft(reversed(kept))
 
@@ -330,9 +331,9 @@ def _deliver_item(port: Port, item: _Item) -> None:
     if item.envelope is None:
         assert item.group is not None and item.reading is not None, "an answer"
         port.deliver_reading(item.group, item.reading, item.number)
-    elif item.position is not None:
+    elif item.place is not None:
         assert item.group is not None, "only groups have histories"
-        port.deliver_stored(item.group, item.position, item.envelope)
+        port.deliver_stored(item.group, item.place, item.envelope)
     else:
         port.deliver_relayed(item.group, item.envelope.frame())
 

@@ -13,14 +13,18 @@ An ``APPEND`` whose answer was lost is sent again.  Each process numbers its mes
 keeps the last number of each process for an hour, so that no message is stored twice.
 
 If Redis has lost the hash (it was flushed or evicted, or a restart without persistence), or less
-than a producer has seen (a failover), the script begins a new epoch.
+than a producer has seen (a failover), the script begins a new epoch.  After a failover, programs
+that have seen nothing may have used the missing offsets again.  So each message has a stamp, the
+time of Redis when it was stored, and the stamp of the message before it: a producer that finds
+another stamp than its own before a message has seen another history, and ``READ`` begins a new
+epoch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from apachews.exceptions import WireError
 from apachews.history import Bounds, Entry, Position, Reading, without_holes
@@ -42,27 +46,27 @@ def _sha(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-# Variables of both scripts: epoch, top, total; is_new: the epoch begins here.  Arguments: the three
-# bounds, or "" and two zeros; what the caller has seen, epoch and offset; a new epoch; the hash of
-# APPEND.
+# Variables of both scripts: epoch, top, total, stamp; is_new: the epoch begins here.  Arguments:
+# the three bounds, or "" and two zeros; what the caller has seen, epoch and offset; a new epoch;
+# the hash of APPEND.  ``is_other`` is READ's: the caller has seen another history.
 _COMMON: Final = f"""
 local KEEP_MS, SENDER_MS = {round(KEEP_S * 1000)}, {round(SENDER_S * 1000)}
 local meta, stream = KEYS[1], KEYS[2]
 local count, ms, bytes = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('HMGET', meta, 'epoch', 'top', 'total', 'count', 'ms', 'bytes')
-local epoch, top, total = state[1], tonumber(state[2]), tonumber(state[3])
-local is_new = not epoch or (epoch == ARGV[4] and tonumber(ARGV[5]) > top)
+local state = redis.call('HMGET', meta, 'epoch', 'top', 'total', 'count', 'ms', 'bytes', 'stamp')
+local epoch, top, total, stamp = state[1], tonumber(state[2]), tonumber(state[3]), state[7] or ''
+local is_new = not epoch or (epoch == ARGV[4] and (tonumber(ARGV[5]) > top or is_other(top, stamp)))
 if count == '' and epoch then
   count, ms, bytes = state[4], tonumber(state[5]), tonumber(state[6])
 end
 if is_new and count ~= '' then
   redis.call('DEL', stream)
-  epoch, top, total = ARGV[6], 0, 0
+  epoch, top, total, stamp = ARGV[6], 0, 0, ''
 end
 local function save()
-  redis.call('HSET', meta, 'epoch', epoch, 'top', top, 'total', total,
+  redis.call('HSET', meta, 'epoch', epoch, 'top', top, 'total', total, 'stamp', stamp,
              'count', count, 'ms', ms, 'bytes', bytes)
   if ARGV[7] ~= '' then
     redis.call('HSET', meta, 'append', ARGV[7])
@@ -74,7 +78,8 @@ end
 """
 # Returns the number of clients of Redis that have received the message.
 APPEND: Final = (
-    _COMMON
+    "local function is_other() return false end"
+    + _COMMON
     + """
 local command, channel, envelope, number, previous = ARGV[8], ARGV[9], ARGV[10], ARGV[11], ARGV[12]
 if count == '' then  -- the group has no history
@@ -90,8 +95,9 @@ if number ~= '' then
   end
 end
 top, total = top + 1, total + #envelope
-local id = string.format('%.0f-0', top)
-redis.call('XADD', stream, 'MAXLEN', count, id, 'd', envelope, 't', now, 'b', total)
+local before, id = stamp, string.format('%.0f-0', top)
+stamp = string.format('%.0f', now)
+redis.call('XADD', stream, 'MAXLEN', count, id, 'd', envelope, 't', stamp, 'b', total, 'p', before)
 save()
 if number ~= '' then  -- after XADD, which may fail: Redis takes nothing back
   redis.call('SET', KEYS[3], number, 'PX', SENDER_MS)
@@ -104,15 +110,26 @@ for _ = 1, 8 do  -- each message drops so many old ones at most
   if tonumber(fields[4]) > now - ms and size <= bytes then break end
   redis.call('XDEL', stream, first[1])
 end
-return redis.call(command, channel, 'h' .. epoch .. ':' .. string.format('%.0f', top)
-                                    .. ' ' .. envelope)
+return redis.call(command, channel, 'h' .. epoch .. ':' .. string.format('%.0f', top) .. ':'
+                                    .. stamp .. ':' .. before .. ' ' .. envelope)
 """
 )
 # A program in another language finds it in the hash of the group, and need not have the script.
 APPEND_SHA: Final = _sha(APPEND)
-# Returns epoch, top, the time of Redis, and the messages after the position in the arguments.
+# Returns epoch, top, the time of Redis, and the messages after the position in the arguments.  The
+# last argument is the stamp of the message at the position, or "".
 READ: Final = (
-    _COMMON
+    """
+local function is_other(top, stamp)
+  local seen = tonumber(ARGV[5])
+  if ARGV[8] == '' or seen > top then return false end
+  if seen == top then return stamp ~= ARGV[8] end
+  local id = string.format('%.0f-0', seen + 1)
+  local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
+  return entry and entry[2][8] ~= ARGV[8]
+end
+"""
+    + _COMMON
     + """
 save()
 local from = '-'
@@ -163,7 +180,8 @@ def append_arguments(
 
 def read_arguments(question: Question) -> tuple[Any, ...]:
     """Return the arguments of ``READ``."""
-    return (*_bounds(question.bounds), *question.after, _new_epoch(), APPEND_SHA)
+    seen = question.after
+    return (*_bounds(question.bounds), *seen, _new_epoch(), APPEND_SHA, question.stamp)
 
 
 def reading_of(answer: Any, now: float) -> Reading:
@@ -180,23 +198,46 @@ def reading_of(answer: Any, now: float) -> Reading:
         # An age, because the clocks of the machines differ.
         age_s = (redis_now_ms - int(fields[3])) / 1000
         try:
-            entries.append(Entry(offset, now - age_s, Envelope.decode(fields[1]).message()))
+            data = Envelope.decode(fields[1]).message()
+            entries.append(Entry(offset, now - age_s, data, fields[3].decode(), fields[7].decode()))
         except WireError:
             pass  # of another version: a hole
     return Reading(epoch.decode(), top, without_holes(entries, top))
 
 
-def split(data: bytes) -> tuple[Position, bytes]:
-    """Return the position of a message with ``MARK``, and its envelope.
+class Place(NamedTuple):
+    """Where a message is in a history.
+
+    Attributes:
+        position: its own.
+        stamp, before: its stamp, and that of the message before it; "" before the first one.
+    """
+
+    position: Position
+    stamp: str
+    before: str
+
+
+def split(data: bytes) -> tuple[Place, bytes]:
+    """Return the place of a message with ``MARK``, and its envelope.
 
     Raises:
         WireError: it is not one.
     """
     place, separator, envelope = data[1:].partition(b" ")
-    epoch, _, offset = place.partition(b":")
-    if not separator or not offset.isdigit() or not epoch.isalnum():
-        raise WireError(f"invalid relay message: {data[:40]!r}, expected b'hEPOCH:OFFSET '")
-    return Position(epoch.decode("ascii"), int(offset)), envelope
+    parts = place.split(b":")
+    if (
+        not separator
+        or len(parts) != 4
+        or not parts[0].isalnum()
+        or not parts[1].isdigit()
+        or not place.isascii()
+    ):
+        raise WireError(
+            f"invalid relay message: {data[:40]!r}, expected b'hEPOCH:OFFSET:STAMP:BEFORE '"
+        )
+    epoch, offset, stamp, before = place.decode("ascii").split(":")
+    return Place(Position(epoch, int(offset)), stamp, before), envelope
 
 
 def _bounds(bounds: Bounds) -> tuple[int, int, int]:

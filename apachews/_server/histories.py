@@ -27,6 +27,7 @@ from typing import Final, NamedTuple, Protocol
 
 from apachews import wire
 from apachews._relay import stream
+from apachews._relay.engine import Question
 from apachews._relay.envelope import NOWHERE, Envelope
 from apachews._relay.relay import Relay
 from apachews.client import Client, Group, OnReplay
@@ -196,9 +197,10 @@ class History:
         if not self.is_active and not self._store.keeps_logs:
             return Delivery(0, 0)
         log = self.log
-        if position.epoch == log.epoch and position.offset == log.top + 1:
+        is_known = position.epoch == log.epoch and not log.has_other(entry)
+        if is_known and position.offset == log.top + 1:
             return self._deliver(entry)
-        is_old = position.epoch == log.epoch and position.offset <= log.top
+        is_old = is_known and position.offset <= log.top
         if not is_old and self.asked == self._answered:
             self.update()
         return Delivery(0, 0)
@@ -325,7 +327,8 @@ class RelayStore:
     def update(self, history: History, number: int) -> None:
         """Read, on the thread of the relay, once the subscription is confirmed."""
         log = history.log
-        self._broker.read(history.group.name, log.bounds, log.position, number)
+        name = history.group.name
+        self._broker.read(Question(name, log.bounds, log.position, log.stamp, number))
 
     def require_name(self, name: str) -> None:
         """Raise ValueError for a name that Redis takes for another slot."""

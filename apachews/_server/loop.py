@@ -30,6 +30,7 @@ from apachews._processes.siblings import Siblings
 from apachews._relay.envelope import NEWS, PRESENCE, Envelope
 from apachews._relay.presence import PresenceTimer
 from apachews._relay.relay import Relay, join_relays
+from apachews._relay.stream import Place
 from apachews.client import Client
 from apachews.delivery import Delivery
 from apachews.events import (
@@ -43,7 +44,7 @@ from apachews.events import (
     RelayBackEvent,
 )
 from apachews.exceptions import ServerClosed
-from apachews.history import Entry, Position, Reading
+from apachews.history import Entry, Reading
 from apachews.wire.reader import BridgeChanged, Moved, Offered
 
 from .calls import Calls
@@ -235,10 +236,12 @@ class Loop:
         reached = self.connections.broadcast(frame)
         return Delivery(reached, clients - reached)
 
-    def deliver_stored(self, group: str, position: Position, envelope: Envelope) -> None:
+    def deliver_stored(self, group: str, place: Place, envelope: Envelope) -> None:
         """Deliver a message that the relay has stored in the history of a group."""
         if (history := self.histories.get(group)) is not None:
-            entry = Entry(position.offset, time.monotonic(), envelope.message())
+            position, stamp, before = place
+            data = envelope.message()
+            entry = Entry(position.offset, time.monotonic(), data, stamp, before)
             history.receive(position, entry)
 
     def deliver_reading(self, group: str, reading: Reading, number: int) -> None:

@@ -780,11 +780,17 @@ def test_workers_without_a_file_say_what_they_need(short_path: Path) -> None:
 # The store in the relay.
 
 
-@pytest.mark.parametrize("data", [b"h", b"hx:1", b"hx:y z", b"h:1 z", b"hx:-1 z", b"h\xff:1 z"])
+@pytest.mark.parametrize(
+    "data",
+    [b"h", b"hx:1:2:3", b"hx:1 z", b"hx:y:2:3 z", b"h:1:2:3 z", b"hx:-1:2:3 z", b"h\xff:1:2:3 z"],
+)
 def test_foreign_bytes_with_the_mark_are_refused(data: bytes) -> None:
     with pytest.raises(WireError, match="invalid relay message"):
         stream.split(data)
-    assert stream.split(b"h5f:12 1t rest") == (Position("5f", 12), b"1t rest")
+    assert stream.split(b"h5f:12:1701:1700 1t rest") == (
+        stream.Place(Position("5f", 12), "1701", "1700"),
+        b"1t rest",
+    )
 
 
 def test_braces_are_not_in_the_names_of_groups() -> None:
@@ -1174,7 +1180,7 @@ def test_workers_do_not_double_what_is_published(short_path: Path, clean: Broker
         for text in texts:
             publish(path, text, "room")
         # The answers come before Redis has the messages, so that two workers may be out of order.
-        wait_for(lambda: all([has(text) for text in texts]))
+        wait_for(lambda: all(has(text) for text in texts))
         publish(clean.url + "?name=chat.ws", "end", "room")
         wait_for(lambda: has("end"))
         assert sorted(text for text in received if text not in ("begin", "end")) == texts
@@ -1212,6 +1218,47 @@ def test_a_failover_to_a_replica_that_has_less_is_a_gap(short_path: Path, clean:
         wait_for(lambda: reader.has(4))
         wait_for(one.gaps)
         assert reader.items[3][1:] == [1, "4"] and reader.items[3][0] != reader.items[0][0]
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["connected", "away"])
+def test_a_replica_that_gives_offsets_again_is_a_gap(
+    short_path: Path, clean: Broker, is_away: bool
+) -> None:
+    with machines(short_path, clean.url, 1) as (one,):
+        reader = Reader(one.member())
+        one.say("1", "2", "3", "4", "5")
+        reader.wait(5)
+        thread: Any = one.server._loop.broker._thread  # type: ignore[union-attr]
+        connect = thread._connect
+        may_connect = threading.Event()
+        may_connect.set()
+        thread._connect = lambda: may_connect.wait(DEADLINE_S) and connect()
+        if is_away:
+            may_connect.clear()
+            clean.call("CLIENT", "KILL", "TYPE", "pubsub")
+            wait_for(lambda: not one.status.is_up)
+        # As a replica that has not received the last two; a program has seen nothing of them.
+        meta, kept = "{apachews:chat.ws:room}:meta", "{apachews:chat.ws:room}:stream"
+        stamp = stamp_of(clean, kept, 3)
+        clean.call("XTRIM", kept, "MAXLEN", "0")
+        clean.call("XSETID", kept, "3-0")
+        clean.call("HSET", meta, "top", "3", "stamp", stamp)
+        for number in range(6, 10):
+            publish(f"{clean.url}?name=chat.ws", str(number), "room")
+        may_connect.set()
+        wait_for(one.gaps)
+        one.say("end")
+        wait_for(lambda: reader.has(1) and reader.items[-1][2] == "end")
+        first, last = reader.items[0], reader.items[-1]
+        assert last[0] != first[0], "another epoch"
+        texts = [text for _, _, text in reader.items]
+        assert texts == sorted(set(texts)), "nothing twice"
+
+
+def stamp_of(broker: Broker, kept: str, offset: int) -> str:
+    """Return the stamp of an entry of a stream."""
+    answer = broker.call("XRANGE", kept, f"{offset}-0", f"{offset}-0").split(b"\r\n")
+    return answer[answer.index(b"t") + 2].decode()
 
 
 def test_a_busy_program_reads_what_it_could_not_keep(
