@@ -55,8 +55,8 @@ class Port(Protocol):
     def deliver_relayed(self, group: str | None, frame: bytes) -> object:
         """Send a frame to the clients of this process."""
 
-    def deliver_stored(self, group: str, place: Place, envelope: Envelope) -> object:
-        """Deliver a message of the history of a group."""
+    def deliver_stored(self, group: str, place: Place, envelope: Envelope, is_own: bool) -> object:
+        """Deliver a message of the history of a group; ``is_own``: of this producer."""
 
     def deliver_reading(self, group: str, reading: Reading, number: int) -> object:
         """Deliver what a history has asked for."""
@@ -295,7 +295,7 @@ class Relay:
             missed, self._missed = self._missed, set()
         try:
             while some:
-                _deliver_item(port, some.popleft())
+                self._deliver_item(port, some.popleft())
             while missed:
                 port.update_history(missed.pop())
         finally:
@@ -308,6 +308,17 @@ class Relay:
             if has_more:
                 # Not call_soon(), which would come before the sockets of the clients.
                 port.call_later(0.0, self._deliver)
+
+    def _deliver_item(self, port: Port, item: _Item) -> None:
+        if item.envelope is None:
+            assert item.group is not None and item.reading is not None, "an answer"
+            port.deliver_reading(item.group, item.reading, item.number)
+        elif item.place is not None:
+            assert item.group is not None, "only groups have histories"
+            is_own = item.envelope.origin == self._origin
+            port.deliver_stored(item.group, item.place, item.envelope, is_own)
+        else:
+            port.deliver_relayed(item.group, item.envelope.frame())
 
     def _show(self) -> None:
         if self._board is not None:
@@ -325,17 +336,6 @@ class Relay:
         port = self._port
         assert port, "the thread was started"
         port.call_soon(lambda: port.add_event(event))
-
-
-def _deliver_item(port: Port, item: _Item) -> None:
-    if item.envelope is None:
-        assert item.group is not None and item.reading is not None, "an answer"
-        port.deliver_reading(item.group, item.reading, item.number)
-    elif item.place is not None:
-        assert item.group is not None, "only groups have histories"
-        port.deliver_stored(item.group, item.place, item.envelope)
-    else:
-        port.deliver_relayed(item.group, item.envelope.frame())
 
 
 class Relays:

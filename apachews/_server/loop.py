@@ -236,9 +236,15 @@ class Loop:
         reached = self.connections.broadcast(frame)
         return Delivery(reached, clients - reached)
 
-    def deliver_stored(self, group: str, place: Place, envelope: Envelope) -> None:
+    def deliver_stored(self, group: str, place: Place, envelope: Envelope, is_own: bool) -> None:
         """Deliver a message that the relay has stored in the history of a group."""
-        if (history := self.histories.get(group)) is not None:
+        history = self.histories.get(group)
+        if history is None:
+            # The program uses the group without a history: as a message of a plain group,
+            # which local clients receive before the relay does.
+            if not is_own:
+                self.deliver_relayed(group, envelope.frame())
+        else:
             position, stamp, before = place
             data = envelope.message()
             entry = Entry(position.offset, time.monotonic(), data, stamp, before)

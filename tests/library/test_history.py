@@ -1261,6 +1261,27 @@ def stamp_of(broker: Broker, kept: str, offset: int) -> str:
     return answer[answer.index(b"t") + 2].decode()
 
 
+def test_members_without_a_history_get_what_others_store(short_path: Path, clean: Broker) -> None:
+    plain = Server(short_path / "plain.ws", relay=clean.url, relay_name="chat.ws")
+    room = plain.group("room")
+    thread = threading.Thread(
+        target=lambda: [room.add(e.client()) for e in plain if e.type() is Event.IO]
+    )
+    thread.start()
+    with machines(short_path, clean.url, 1) as (one,):
+        reader, client = Reader(one.member()), Bridge(plain.path)
+        client.send(wire.TEXT, b"join")
+        wait_for(lambda: len(room) == 1 and room.is_relayed)
+        one.say("stored")
+        assert wait_for(client.read_available) == ["stored"]
+        publish(plain.path, "published", "room")
+        assert wait_for(client.read_available) == ["published"]
+        assert reader.wait(2) == ["stored", "published"]
+    plain.close()
+    thread.join()
+    client.socket.close()
+
+
 def test_a_busy_program_reads_what_it_could_not_keep(
     short_path: Path, clean: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
