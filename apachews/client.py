@@ -493,7 +493,7 @@ class Group:
         Example:
             >>> news = server.group("news", history=10)
             >>> news.broadcast("hello")
-            Delivery(reached=0, skipped=0)
+            Delivery(reached=0, skipped=0, position=...)
             >>> news.replay(("", 0), lambda replay: print(replay.messages))
             [PastMessage(offset=1, data='hello')]
         """

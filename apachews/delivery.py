@@ -64,6 +64,13 @@ class Delivery(_Counts):
     relayed: bool = False
     position: Position | None = None
 
+    def __repr__(self) -> str:
+        # As a tuple's, and what the program would otherwise have to ask for.
+        more = ", relayed=True" if self.relayed else ""
+        if self.position is not None:
+            more += f", position={self.position!r}"
+        return f"Delivery(reached={self.reached}, skipped={self.skipped}{more})"
+
     def _with_relayed(self, relayed: bool) -> Delivery:
         """Return a copy with this value of ``relayed``."""
         delivery = Delivery(self.reached, self.skipped)

@@ -89,12 +89,12 @@ def _publish_to_relay(url: str, frame: bytes, group: str | None) -> Delivery:
     try:
         engine.connect()
         stored = STORED_IF_KEPT if group is not None and engine.has_history else None
-        reached = engine.publish_once(Message(group, envelope.encode(), stored))
+        reached, position = engine.publish_once(Message(group, envelope.encode(), stored))
     except EngineError as error:
         raise RelayError(target.shown, str(error), "check that the relay runs") from error
     finally:
         engine.close()
-    return Delivery(0, 0)._with_relayed(reached > 0)
+    return Delivery(0, 0)._with_relayed(reached > 0)._with_position(position)
 
 
 def _connect(path: str, timeout_s: float) -> socket.socket:

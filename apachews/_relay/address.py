@@ -59,7 +59,14 @@ def parse(url: str) -> Address:
     """
     parts = urllib.parse.urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
-    shown = _without_password(parts)
+    shown = _without_password(url)
+    if not _has_ports(parts):
+        # An unescaped / ? or # ends the host before the @.  The text may be a part of a password.
+        raise RelayError(
+            shown,
+            "not a host and a port",
+            "use redis://user:password@host:6379/0, with %2F, %3F, %23 and %40 for / ? # and @",
+        ) from None
     if parts.scheme in ("nats", "tls"):
         return _parse_nats(parts, shown)
     if scheme not in _SCHEMES or kind not in ("", "sentinel", "cluster"):
@@ -97,10 +104,8 @@ def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | Non
     hosts = []
     for item in netloc.split(","):
         host, _, port = item.rpartition(":") if ":" in item else (item, "", "")
-        if not host or (port and not port.isdigit()):
-            raise RelayError(
-                shown, f"invalid host {item!r:.80}", "use redis+sentinel://host:26379,host2/master"
-            )
+        if not host:
+            raise RelayError(shown, "no host", "use redis+sentinel://host:26379,host2/master")
         hosts.append((host, int(port or _SENTINEL_PORT)))
     if not service:
         raise RelayError(
@@ -112,9 +117,23 @@ def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | Non
     return Address("sentinel", url, shown, name, tuple(hosts), service)
 
 
-def _without_password(parts: urllib.parse.SplitResult) -> str:
+def _has_ports(parts: urllib.parse.SplitResult) -> bool:
+    """Return whether each host has a port that is a number, or none."""
+    for item in parts.netloc.rpartition("@")[2].split(","):
+        try:
+            _ = urllib.parse.urlsplit(f"//{item}").port
+        except ValueError:
+            return False
+    return True
+
+
+def _without_password(url: str) -> str:
     """Return the address for messages: parameters may contain passwords as well."""
-    return _join(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    start, _, parameters = url.partition("?")
+    scheme, _, rest = start.partition("://")
+    if "@" in parameters and "@" not in rest:
+        rest = "…"  # a password with a question mark
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 def _join(parts: urllib.parse.SplitResult) -> str:

@@ -122,11 +122,22 @@ class Engine(Protocol):
             number, all later ones for this history are among them.
         """
 
-    def publish_once(self, message: Message) -> int:
-        """Publish one message; return the number of producers that receive it."""
+    def publish_once(self, message: Message) -> tuple[int, Position | None]:
+        """Publish one message.
+
+        Returns:
+            The number of producers that receive it, and its position if a history stores it.
+        """
 
     def read(self, questions: Sequence[Question]) -> list[Reading | Rejection]:
         """Return the answers to questions of histories."""
+
+    def try_history(self, group: str) -> Rejection | None:
+        """Store a message in a group, read it, and delete the history; for ``doctor``.
+
+        Returns:
+            Why the broker has rejected it, or None.
+        """
 
     def subscribe(self, groups: Iterable[str | None]) -> None:
         """Ask for subscriptions; ``receive`` adds the confirmed ones to ``subscribed``."""

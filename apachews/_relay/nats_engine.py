@@ -28,7 +28,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 
-from apachews.history import Reading
+from apachews.history import Position, Reading
 
 from .address import Address
 from .engine import EngineError, Message, Question, Rejection, discard_unsent
@@ -103,13 +103,16 @@ class NatsEngine:
         self._run(self._publish(messages))
         return []
 
-    def publish_once(self, message: Message) -> int:
+    def publish_once(self, message: Message) -> tuple[int, Position | None]:
         """Publish one message; NATS does not say who receives it: return 1."""
         self._run(self._publish([message]))
-        return 1
+        return 1, None
 
     def read(self, questions: Sequence[Question]) -> list[Reading | Rejection]:
         raise EngineError("NATS keeps no histories")
+
+    def try_history(self, group: str) -> Rejection | None:
+        return Rejection("NATS keeps no histories")
 
     def subscribe(self, groups: Iterable[str | None]) -> None:
         new = [group for group in groups if group not in self.wanted]

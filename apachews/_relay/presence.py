@@ -63,11 +63,13 @@ class Presence:
         self._holders: dict[str, dict[str, set[str]]] = {}
         # Group -> member -> number of its clients here.
         self._local: dict[str, Counter[str]] = {}
-        # The keys without a client here that stay until their time.
+        # The keys without a client here, and until when they stay.  All stay equally long, so
+        # that the first one is due first.  And the number of them in each group.
         self._leaving: dict[tuple[str, str], float] = {}
-        # When a producer was heard last, and what it says of a group.
+        self._leaving_of: Counter[str] = Counter()
+        # When a producer was heard last.  Group -> producer -> when it said last whom it has.
         self._heard: dict[str, float] = {}
-        self._confirmed: dict[tuple[str, str], float] = {}
+        self._confirmed: dict[str, dict[str, float]] = {}
         self._unanswered: set[str] = set()
         self._beats = 0
         self._next_beat_at = 0.0
@@ -81,7 +83,7 @@ class Presence:
         is_first = not self._local.get(group)
         clients = self._local.setdefault(group, Counter())
         clients[member] += 1
-        was_leaving = self._leaving.pop((group, member), None) is not None
+        was_leaving = self._stop_leaving(group, member)
         if clients[member] == 1 and not was_leaving:
             self._hold(group, member, self.id)
             self._send(group, {"do": "+", "key": member})
@@ -101,6 +103,7 @@ class Presence:
             self._end(group, member)
         else:
             self._leaving[group, member] = now + LEAVE_DELAY_S
+            self._leaving_of[group] += 1
 
     def receive(self, group: str | None, document: dict[str, Any], now: float) -> None:
         """Handle a message of another producer."""
@@ -114,7 +117,7 @@ class Presence:
         if group is None or group not in self._local:
             return
         if do in ("+", "="):
-            self._confirmed[group, sender] = now
+            self._confirmed.setdefault(group, {})[sender] = now
         if do == "+" and isinstance(key := document.get("key"), str):
             self._hold(group, key, sender)
         elif do == "-" and isinstance(key := document.get("key"), str):
@@ -128,8 +131,8 @@ class Presence:
         """Exchange all keys again: the relay is back after a gap."""
         for sender in self._heard:
             self._heard[sender] = now  # it could not be heard meanwhile
-        for key in self._confirmed:
-            self._confirmed[key] = now
+        for senders in self._confirmed.values():
+            senders.update(dict.fromkeys(senders, now))
         for group in self._local:
             self._send_snapshot(group)
             self._send(group, {"do": "?"})
@@ -141,14 +144,16 @@ class Presence:
             now: ``time.monotonic()``.
             is_up: whether other producers can be heard; otherwise none of them is given up.
         """
-        for (group, member), due in list(self._leaving.items()):
-            if due <= now:
-                del self._leaving[group, member]
-                self._end(group, member)
+        while self._leaving:
+            (group, member), due = next(iter(self._leaving.items()))
+            if due > now:
+                break
+            self._stop_leaving(group, member)
+            self._end(group, member)
         if self._next_beat_at <= now:
             self._next_beat_at = now + HEARTBEAT_S
             self._beat(now, is_up)
-        return min([self._next_beat_at, *self._leaving.values()])
+        return min(self._next_beat_at, next(iter(self._leaving.values()), self._next_beat_at))
 
     def close(self) -> None:
         """Tell the others that all members of this producer have left."""
@@ -170,9 +175,10 @@ class Presence:
                     self._forget(sender)
             # The last "-" of a producer may be lost, and it sends nothing of a group that it has
             # forgotten.
-            for (group, sender), at in list(self._confirmed.items()):
-                if at + 2.5 * SNAPSHOT_INTERVALS * HEARTBEAT_S <= now:
-                    del self._confirmed[group, sender]
+            too_old = now - 2.5 * SNAPSHOT_INTERVALS * HEARTBEAT_S
+            for group, senders in self._confirmed.items():
+                for sender in [sender for sender, at in senders.items() if at <= too_old]:
+                    del senders[sender]
                     self._replace(group, set(), sender)
 
     def _send_snapshot(self, group: str) -> None:
@@ -184,13 +190,21 @@ class Presence:
         """Release a key of this producer; forget the group with its last one."""
         self._send(group, {"do": "-", "key": member})
         self._release(group, member, self.id)
-        if not self._local[group] and not any(group == other for other, _ in self._leaving):
+        if not self._local[group] and group not in self._leaving_of:
             # Without a client here nothing of the group arrives any more.
             del self._local[group]
             self._holders.pop(group, None)
-            for key in [key for key in self._confirmed if key[0] == group]:
-                del self._confirmed[key]
+            self._confirmed.pop(group, None)
             self._on_idle(group)
+
+    def _stop_leaving(self, group: str, member: str) -> bool:
+        """Return whether the key was about to leave, and let it stay."""
+        if self._leaving.pop((group, member), None) is None:
+            return False
+        self._leaving_of[group] -= 1
+        if not self._leaving_of[group]:
+            del self._leaving_of[group]
+        return True
 
     def _hold(self, group: str, member: str, holder: str) -> None:
         holders = self._holders.setdefault(group, {}).setdefault(member, set())
@@ -218,8 +232,8 @@ class Presence:
 
     def _forget(self, holder: str) -> None:
         self._heard.pop(holder, None)
-        for key in [key for key in self._confirmed if key[1] == holder]:
-            del self._confirmed[key]
+        for senders in self._confirmed.values():
+            senders.pop(holder, None)
         for group in list(self._holders):
             self._replace(group, set(), holder)
 

@@ -9,6 +9,8 @@ word, so that messages would be lost and no gap reported; and its read of a mess
 arrived in part ends in such a reconnection.  In a cluster each node has the two connections, and
 the channels are sharded (SSUBSCRIBE), so that a message reaches only the node of its channel.
 
+Long because one class is the interface, for a server and for a cluster.
+
 Sources: Redis's documentation of pub/sub, RESP and ``PUBSUB NUMSUB``; redis-py 4.3 to 8.1.
 """
 
@@ -38,12 +40,12 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from apachews.exceptions import RelayError
-from apachews.history import Reading
+from apachews.history import Bounds, Position, Reading
 
 from . import stream
 from .address import Address
-from .engine import EngineError, Message, Question, Rejection
-from .envelope import channel_of, group_of
+from .engine import EngineError, Message, Question, Rejection, Stored
+from .envelope import NOWHERE, Envelope, channel_of, group_of
 from .redis_node import VERSION, RedisNode
 
 # The time limit for Redis to answer; ``socket_timeout`` in the URL overrides it.
@@ -259,16 +261,18 @@ class RedisEngine:
     def information(self) -> dict[str, dict[str, Any]]:
         """Return INFO and settings of each node, by its address; for ``doctor``.
 
-        Settings that the user may not read are missing.
+        What the user may not read is missing.
         """
         found: dict[str, dict[str, Any]] = {}
         with _translated():
             for name, node in self._nodes.items():
                 values: dict[str, Any] = {}
-                text = node.call([("INFO", "server"), ("INFO", "memory"), ("INFO", "replication")])
-                for line in b"\n".join(text).decode(errors="replace").splitlines():
-                    key, _, value = line.partition(":")
-                    values[key] = value
+                with contextlib.suppress(ResponseError):
+                    sections = ("server", "memory", "replication")
+                    text = node.call([("INFO", section) for section in sections])
+                    for line in b"\n".join(text).decode(errors="replace").splitlines():
+                        key, _, value = line.partition(":")
+                        values[key] = value
                 for setting in ("maxmemory-policy", "client-output-buffer-limit"):
                     with contextlib.suppress(ResponseError):
                         answer = node.call([("CONFIG", "GET", setting)])[0]
@@ -277,11 +281,26 @@ class RedisEngine:
                 found[name or self.address] = values
         return found
 
-    def publish_once(self, message: Message) -> int:
-        """Publish one message; return the number of producers that have received it."""
+    def try_history(self, group: str) -> Rejection | None:
+        bounds, nowhere = Bounds(1, 1.0, 1), Position("", 0)
+        message = Message(group, Envelope.of_frame(NOWHERE, b"\x81\0").encode())
+        rejected = self.publish([message._replace(stored=Stored(bounds, nowhere, 1))])
+        if rejected:
+            return rejected[0][1]
+        (reading,) = self.read([Question(group, bounds, nowhere, "", 1)])
+        with _translated():
+            channel = self._channel(group)
+            self._node_of(channel).call([("DEL", *stream.keys_of(channel, self._sender))])
+        return reading if isinstance(reading, Rejection) else None
+
+    def publish_once(self, message: Message) -> tuple[int, Position | None]:
         with _translated():
             node = self._node_of_message(message)
-            return int(node.call([self._publish_command(node, message, 0)])[0])
+            answer = node.call([self._publish_command(node, message, 0)])[0]
+        if isinstance(answer, int):
+            return answer, None
+        reached, epoch, offset = answer
+        return reached, Position(epoch.decode(), offset)
 
     def _publish_command(self, node: RedisNode, message: Message, previous: int) -> tuple[Any, ...]:
         """Return the command for a message: the script for one that a history stores.

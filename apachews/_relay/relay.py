@@ -410,8 +410,12 @@ def open_relay(target: Any, name: str, origin: bytes, max_message_bytes: int) ->
 
     Raises:
         RelayError: the address is not one, or redis-py is missing.
-        ValueError: a client that cannot be used.
+        ValueError: a client that cannot be used, or a bound that is too large for the queues.
     """
+    if not 1 <= max_message_bytes <= MAX_QUEUE_BYTES:
+        raise ValueError(
+            f"relay_max_message_bytes={max_message_bytes}: expected 1 to {MAX_QUEUE_BYTES}"
+        )
     if isinstance(target, str):
         target = address.parse(target)
         name = target.name or name

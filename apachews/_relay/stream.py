@@ -76,7 +76,8 @@ local function save()
   redis.call('PEXPIRE', stream, keep)
 end
 """
-# Returns the number of clients of Redis that have received the message.
+# Returns the number of clients of Redis that have received the message; for a message that it has
+# stored also epoch and offset.
 APPEND: Final = (
     "local function is_other() return false end"
     + _COMMON
@@ -110,8 +111,8 @@ for _ = 1, 8 do  -- each message drops so many old ones at most
   if tonumber(fields[4]) > now - ms and size <= bytes then break end
   redis.call('XDEL', stream, first[1])
 end
-return redis.call(command, channel, 'h' .. epoch .. ':' .. string.format('%.0f', top) .. ':'
-                                    .. stamp .. ':' .. before .. ' ' .. envelope)
+local place = epoch .. ':' .. string.format('%.0f', top) .. ':' .. stamp .. ':' .. before
+return {redis.call(command, channel, 'h' .. place .. ' ' .. envelope), epoch, top}
 """
 )
 # A program in another language finds it in the hash of the group, and need not have the script.

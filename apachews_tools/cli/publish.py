@@ -9,6 +9,7 @@ import sys
 import urllib.parse
 from typing import Final
 
+from apachews._relay.address import is_relay
 from apachews.publishing import TIMEOUT_S, publish
 from apachews_tools.httpd.permissions import Account
 from apachews_tools.httpd.shell import this_program
@@ -87,9 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         ) from None
     if arguments.json:
         numbers = {"reached": delivery.reached, "skipped": delivery.skipped}
-        print(json.dumps({**numbers, "relayed": delivery.relayed}))
+        print(json.dumps({**numbers, "relayed": delivery.relayed, "position": delivery.position}))
     elif arguments.relay:
-        print("relayed" if delivery.relayed else "no producer is subscribed to it")
+        relayed = "relayed" if delivery.relayed else "no producer is subscribed to it"
+        stored = "" if delivery.position is None else "stored in the history; "
+        print(stored + relayed)
     else:
         skipped = f", {delivery.skipped} too slow and skipped" if delivery.skipped else ""
         relayed = ", and relayed" if delivery.relayed else ""
@@ -99,6 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _relay_target(arguments: argparse.Namespace) -> str:
     """Return the address of the relay with its name."""
+    if not is_relay(arguments.relay):
+        raise CommandError(
+            f"--relay {arguments.relay!r}: expected an address, as redis://host:6379/0"
+        )
     name = urllib.parse.quote(os.path.basename(arguments.path), safe="")
     separator = "&" if "?" in arguments.relay else "?"
     return f"{arguments.relay}{separator}name={name}"

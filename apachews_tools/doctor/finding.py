@@ -73,6 +73,7 @@ CHECKS: Final[dict[str, str]] = {
     "socket-permission": "Apache's user may connect to it",
     "producer": "a producer listens on it",
     "relay": "the relay of --relay carries messages",
+    "relay-history": "the relay stores the histories of groups",
     "relay-version": "the version of the relay's server",
     "relay-memory": "the relay does not evict the keys of other programs",
     "relay-buffers": "the relay's server keeps enough messages for a slow producer, and not all",

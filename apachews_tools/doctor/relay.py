@@ -1,7 +1,7 @@
 """Checks of a relay: Redis or Valkey between the producers of several machines.
 
-Contract: ``check_relay(url)`` connects, sends itself one message, and yields findings.  It blocks
-for some seconds at most, and changes nothing.
+Contract: ``check_relay(url)`` connects, sends itself one message, stores another one for a moment,
+and yields findings.  It blocks for some seconds at most, and leaves nothing behind.
 
 Sources: Redis's documentation of ``client-output-buffer-limit`` and ``maxmemory-policy``; the
 buffers of subscribers count as memory, and can evict the keys of other programs.
@@ -46,6 +46,7 @@ def check_relay(url: str) -> Iterator[Finding]:
     try:
         engine.connect()
         round_trip_s = _send_to_itself(engine, read_end)
+        rejection = engine.try_history(f"doctor {os.urandom(8).hex()}")
         information = engine.information()
     except EngineError as failure:
         yield error(
@@ -61,6 +62,18 @@ def check_relay(url: str) -> Iterator[Finding]:
         os.close(read_end)
         os.close(write_end)
     yield ok("relay", f"{target.shown}: a message came back after {round_trip_s * 1000:.1f} ms")
+    if rejection is None:
+        yield ok("relay-history", f"{target.shown}: stores and reads the history of a group")
+    elif engine.has_history:
+        yield warning(
+            "relay-history",
+            f"{target.shown}: {rejection.why}",
+            breaks="groups with history= get no messages; other groups work",
+            remedy="give the user the rights for histories (docs/howto/machines.md), and Redis"
+            " enough memory",
+        )
+    else:
+        yield note("relay-history", f"{target.shown}: {rejection.why}")
     for name, values in information.items():
         yield from check_node(name, values, target.kind == "cluster")
 
@@ -79,7 +92,8 @@ def _send_to_itself(engine: Engine, wake_fd: int) -> float:
         engine.receive(deadline - time.monotonic(), wake_fd)
     engine.verify([group])
     sent_at = time.monotonic()
-    engine.publish([Message(group, b"x")])
+    for _, rejection in engine.publish([Message(group, b"x")]):
+        raise EngineError(rejection.why)
     while not engine.receive(deadline - time.monotonic(), wake_fd):
         _require_time(deadline, "a message did not come back")
     return time.monotonic() - sent_at
@@ -107,6 +121,8 @@ def check_node(name: str, values: dict[str, Any], is_cluster: bool) -> Iterator[
 
 
 def _check_version(name: str, values: dict[str, Any], is_cluster: bool) -> Finding:
+    if "redis_version" not in values:
+        return note("relay-version", f"{name}: its version is not readable (INFO)")
     kind = "Valkey" if "valkey_version" in values else "Redis"
     text = values.get("valkey_version") or values.get("redis_version", "")
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())

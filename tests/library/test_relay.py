@@ -110,6 +110,25 @@ def test_a_password_is_in_no_message() -> None:
     assert read.shown == "redis://host:6379/1"
 
 
+@pytest.mark.parametrize("character", "/?#@:")
+@pytest.mark.parametrize(
+    "form",
+    [
+        "redis://ann:{}@host/0",
+        "rediss://ann:{}@host:6379",
+        "nats://ann:{}@host",
+        "redis+sentinel://ann:{}@host,host2/mymaster",
+    ],
+)
+def test_a_password_that_is_not_escaped_is_in_no_message(form: str, character: str) -> None:
+    url = form.format(f"sec{character}ret")
+    try:
+        assert "ret" not in address.parse(url).shown
+    except RelayError as error:
+        assert "sec" not in str(error) and "ret" not in str(error)
+        assert character in "/?#"
+
+
 def test_the_address_of_sentinels() -> None:
     read = address.parse("redis+sentinel://:secret@one:26380,two/mymaster/3?socket_timeout=1")
     assert (read.kind, read.service) == ("sentinel", "mymaster")
@@ -138,7 +157,7 @@ def test_the_address_of_a_socket_file() -> None:
         ("unix://", "no path"),
         ("redis://host/0?colour=blue", "invalid parameter"),
         ("redis+sentinel://host/", "no name of the master"),
-        ("redis+sentinel://host:x/m", "invalid host"),
+        ("redis+sentinel://host:x/m", "not a host and a port"),
         ("nats://", "not an address of NATS"),
         ("nats://host/room", "not an address of NATS"),
     ],
@@ -1142,6 +1161,7 @@ def test_the_doctor_of_nats(nats: NatsBroker) -> None:
     found = list(check_relay(nats.url))
     assert [(finding.id, finding.level.value) for finding in found] == [
         ("relay", "ok"),
+        ("relay-history", "note"),
         ("relay-version", "ok"),
     ]
     (finding,) = check_relay("nats://127.0.0.1:1")

@@ -116,6 +116,7 @@ def test_publish_sends_an_argument(short_path: Path, capsys: pytest.CaptureFixtu
             "reached": 0,
             "skipped": 0,
             "relayed": False,
+            "position": None,
         }
 
 

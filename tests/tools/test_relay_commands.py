@@ -13,6 +13,7 @@ from apachews_tools.cli import main
 from apachews_tools.doctor.finding import Level
 from apachews_tools.doctor.relay import check_node, check_relay
 
+from ..conftest import wait_for
 from ..library.test_relay import producers, received
 from ..support.brokers import Broker, running_broker, running_cluster
 
@@ -44,12 +45,20 @@ def test_publish_through_a_relay(
             "reached": 0,
             "skipped": 0,
             "relayed": True,
+            "position": None,
         }
         assert received(client, 1) == ["hé"]
         assert main(["publish", one.path, "-m", "x"]) == 0
         assert capsys.readouterr().out == "1 reached, and relayed\n"
     assert main(command) == 0
     assert capsys.readouterr().out == "no producer is subscribed to it\n"
+    with producers(short_path, broker.url, 1) as (one,):
+        one.server.group("news", history=10).broadcast("first")
+        wait_for(lambda: broker.call("EXISTS", "{apachews:chat.ws:news}:meta") == b":1\r\n")
+    assert main([*command[:4], "news", *command[4:]]) == 0
+    assert "stored in the history; no producer" in capsys.readouterr().out
+    assert main(["publish", "--relay", "host:6379", "chat.ws", "-m", "x"]) == 1
+    assert "expected an address, as redis://" in capsys.readouterr().err
     broker.kill()
     assert main(command) == 1
     assert "check that the relay runs" in capsys.readouterr().err
@@ -59,11 +68,13 @@ def test_the_doctor_of_a_good_relay(broker: Broker) -> None:
     found = list(check_relay(broker.url))
     assert [finding.id for finding in found] == [
         "relay",
+        "relay-history",
         "relay-version",
         "relay-memory",
         "relay-buffers",
     ]
     assert {finding.level for finding in found} == {Level.OK}, found
+    assert broker.call("KEYS", "*") == b"*0\r\n", "nothing stays"
     assert "came back after" in found[0].text
 
 
@@ -71,7 +82,7 @@ def test_the_doctor_of_a_cluster(short_path: Path) -> None:
     with running_cluster(short_path) as nodes:
         found = list(check_relay(f"redis+cluster://127.0.0.1:{nodes[0].port}"))
     assert {finding.level for finding in found} == {Level.OK}, found
-    assert len(found) == 1 + 3 * 3
+    assert len(found) == 2 + 3 * 3
 
 
 @pytest.mark.parametrize(
@@ -87,19 +98,19 @@ def test_the_doctor_of_a_relay_that_does_not_answer(url: str, text: str) -> None
     assert text in finding.text.lower() and finding.remedy
 
 
-def test_the_doctor_of_a_user_who_may_not_read_the_settings(
-    short_path: Path,
-) -> None:
-    rules = "user ann on >pw &apachews* +@pubsub +@connection +info +ping"
+def test_the_doctor_of_a_user_with_the_rights_for_messages_only(short_path: Path) -> None:
+    rules = "user ann on >pw &apachews* +@pubsub +@connection +ping"
     with running_broker(short_path, "--user", *rules.split()[1:]) as broker:
         found = list(check_relay(broker.url.replace("//", "//ann:pw@")))
         levels = {finding.id: finding.level for finding in found}
         assert levels == {
             "relay": Level.OK,
-            "relay-version": Level.OK,
+            "relay-history": Level.WARNING,
+            "relay-version": Level.NOTE,
             "relay-memory": Level.NOTE,
             "relay-buffers": Level.NOTE,
         }
+        assert "script" in next(one.text for one in found if one.id == "relay-history")
 
 
 @pytest.mark.parametrize(

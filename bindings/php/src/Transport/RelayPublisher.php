@@ -142,21 +142,21 @@ final class RelayPublisher
     private static function publishOrStore(callable $run, string $channel, string $data): int
     {
         $keys = ['{' . $channel . '}:meta', '{' . $channel . '}:stream', '{' . $channel . '}:'];
-        try {
-            $script = $run('HGET', $keys[0], 'append');
-        } catch (\RedisException $error) {
-            $script = false;
-        }
-        // 40 hexadecimal digits: Predis returns an error as a text.
+        // Both libraries return an error as false or as a text.
+        $script = $run('HGET', $keys[0], 'append');
         if (is_string($script) && preg_match('/^[0-9a-f]{40}$/', $script) === 1) {
             $arguments = ['', '0', '0', '', '0', '', '', 'PUBLISH', $channel, $data, ''];
             $received = $run('EVALSHA', $script, '3', ...$keys, ...$arguments);
-            if (!is_int($received)) {
-                throw new ServerException('the relay', 'the history did not store it', 'check that a producer runs');
+            if (is_array($received)) {
+                return (int) $received[0];
             }
-            return $received;
+            throw new ServerException('the relay', 'the history did not store it', 'check that a producer runs');
         }
-        return (int) $run('PUBLISH', $channel, $data);
+        $received = $run('PUBLISH', $channel, $data);
+        if (!is_int($received)) {
+            throw new ServerException('the relay', 'PUBLISH was rejected', 'check the rights of its user');
+        }
+        return $received;
     }
 
     /**
@@ -177,6 +177,7 @@ final class RelayPublisher
 
     private static function withoutPassword(string $url): string
     {
-        return (string) preg_replace(['~//[^/@]*@~', '~\?.*~'], ['//', ''], $url);
+        // Up to the last @: an unescaped / ? or # in a password does not end it.
+        return (string) preg_replace(['~//.*@~s', '~\?.*~s'], ['//', ''], $url);
     }
 }
