@@ -33,7 +33,7 @@ from apachews.history import Bounds, Entry, Position, Reading, without_holes
 from .histories import KEEP_S, History, new_epoch
 
 # The time limit for a transaction of another process.
-BUSY_TIMEOUT_S: Final = 5.0
+BUSY_TIMEOUT_S: Final = 1.0
 # "AWsH", so that the file of another program is not touched.
 APPLICATION_ID: Final = 0x41577348
 SCHEMA_VERSION: Final = 1
@@ -137,7 +137,13 @@ class FileStore:
         self._notify(name)
         if not history.is_active:
             return position, Delivery(0, 0)
-        return position, history.receive_reading(self._read(history), history.asked)
+        try:
+            reading = self._read(history)
+        except HistoryError as error:
+            # It is stored: the members have it with the next one.
+            _logger.warning("%s", error)
+            return position, Delivery(0, 0)
+        return position, history.receive_reading(reading, history.asked)
 
     def update(self, history: History, number: int) -> None:
         """Read what follows the log's position."""

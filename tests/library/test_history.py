@@ -47,7 +47,7 @@ from apachews.history import Bounds, Entry, Log, position_of, without_holes
 
 from ..conftest import DEADLINE_S, wait_for
 from ..support.bridge_by_hand import Bridge
-from ..support.brokers import Broker, OtherMachine, running_broker, running_cluster
+from ..support.brokers import SERVERS, Broker, OtherMachine, running_broker, running_cluster
 from ..support.producers import ROOT, program, running
 
 NOW = 1000.0
@@ -893,9 +893,11 @@ def machines(
         yield made
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with running_broker(tmp_path_factory.mktemp("r")) as broker:
+@pytest.fixture(scope="module", params=SERVERS)
+def broker(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Broker]:
+    with running_broker(tmp_path_factory.mktemp("r"), program=request.param) as broker:
         yield broker
 
 
