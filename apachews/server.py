@@ -392,6 +392,28 @@ class Server:
                 raise ValueError("formatter=: needs history=")
             return group
 
+    def on_unopened_group(self, function: Callable[[str], object]) -> None:
+        """Call a function with the name of a group before a message from outside reaches it.
+
+        For messages of ``publish()``, while the group has no history in this process.  The
+        function may call ``group(name, history=…)``, so that the message is stored and has
+        its form; it must not raise.
+
+        Example:
+            >>> server.on_unopened_group(lambda name: server.group(name, history=100))
+        """
+        self._loop.open_group = function
+
+    @property
+    def has_presence(self) -> bool:
+        """Whether the server keeps the members of groups: ``Server(presence=True)``.
+
+        Example:
+            >>> server.has_presence
+            False
+        """
+        return self._loop.presence is not None
+
     def language(self, client: Client) -> str | None:
         """Return the language that the client's browser prefers, as ``en-GB``, or None.
 

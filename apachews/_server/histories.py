@@ -39,6 +39,8 @@ from apachews.history import Bounds, Entry, Formatter, Log, Position, Reading, R
 # A group that is not used is forgotten after this, or after its ``seconds`` if they are more; the
 # next message begins a new epoch.
 KEEP_S: Final = 86400.0
+# A group that has had no message is forgotten sooner: clients may ask for any name.
+KEEP_EMPTY_S: Final = 300.0
 # A group that has clients and no messages is used, as the store learns in this interval.
 REFRESH_S: Final = 3600.0
 # The interval of dropping the messages that are too old.
@@ -141,6 +143,11 @@ class History:
     def has_waiting(self) -> bool:
         """True while clients or functions wait for the store."""
         return bool(self._waiting or self._readers)
+
+    @property
+    def keep_s(self) -> float:
+        """How long the history stays here without use."""
+        return max(KEEP_S, self.log.bounds.seconds) if self.log.top else KEEP_EMPTY_S
 
     @property
     def is_active(self) -> bool:
@@ -443,7 +450,7 @@ class Histories:
                 if history.used_at + REFRESH_S < now:
                     history.used_at = now
                     store.refresh(history)
-            elif history.used_at + max(KEEP_S, history.log.bounds.seconds) < now:
+            elif history.used_at + history.keep_s < now:
                 del self._by_name[name]  # the group as well, unless the program refers to it
         for name in store.changed():
             self.update(name)

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from apachews import Server, wire
+from apachews.channels import load
 from apachews_tools.cli import make_parser
 from apachews_tools.httpd import private_apache
 from apachews_tools.httpd.private_apache import DEBIAN_MODULES, PrivateApache
@@ -46,6 +47,7 @@ SOCKETS = re.compile(r"(/var/www/html/ws|/run/apachews)/(\w+\.ws)")
 TESTED_ELSEWHERE = {page for pages in READINGS for page in pages}
 LANGUAGES = {
     "sh",
+    "toml",
     "python",
     "apache",
     "json",
@@ -160,6 +162,12 @@ def is_known_to_the_command_line(line: str) -> bool:
     if not any("…" in argument for argument in arguments):  # a synopsis has one
         make_parser().parse_args(arguments)
     return True
+
+
+@in_language("toml")
+def test_channels_read_it(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "channels.toml").write_text(block.text)
+    load(tmp_path / "channels.toml")
 
 
 @in_language("json")

@@ -36,6 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews.server": NO_C,
     "apachews.publishing": NO_C,
     "apachews._handled": NO_C | {"socket", "select", "threading", "asyncio"},
+    "apachews.channels": NO_C,
     "apachews.aio": NO_C,
     "apachews.threads": NO_C,
     "apachews._bootstrap": NO_C,
@@ -67,6 +68,8 @@ THIRD_PARTY = {
     "apachews._relay.nats_engine": {"nats"},
     "apachews._relay.redis_engine": {"redis"},
     "apachews._relay.redis_node": {"redis"},
+    "apachews.channels.config": {"tomli"},
+    "apachews.channels.tokens": {"jwt"},
     "apachews_tools.cli.websocket_client": {"wsproto"},
     "apachews_tools.terminal.console": {"prompt_toolkit"},
 }

@@ -1,0 +1,84 @@
+"""A client of channels: who it is, and to what it is subscribed.
+
+Contract: plain data, for ``Channels`` and for hooks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from apachews.client import Client
+
+
+class Connection:
+    """A client that has connected, for hooks.
+
+    Attributes:
+        client: of the server: its ``request`` has the headers, cookies and addresses.
+        user: who it is; "": anonymous.
+        info: of its token, or of ``on_connect``: for presence and publications.
+        data: what the page has sent with ``connect``.
+        channels: to which it is subscribed.
+    """
+
+    __slots__ = (
+        "channels",
+        "client",
+        "data",
+        "expires_at",
+        "heard_at",
+        "info",
+        "is_connected",
+        "is_resumed",
+        "opened_at",
+        "user",
+    )
+
+    def __init__(self, client: Client, is_resumed: bool) -> None:
+        self.client = client
+        # It has connected and subscribed to a producer before this one, which knows nothing of it.
+        self.is_resumed = is_resumed
+        self.user = ""
+        self.info: Any = None
+        self.data: Any = None
+        self.channels: dict[str, Subscription] = {}
+        self.expires_at: float | None = None  # time.time()
+        self.opened_at = self.heard_at = time.monotonic()
+        self.is_connected = False
+
+    @property
+    def id(self) -> str:
+        """The id of the connection, which the protocol calls the client."""
+        return self.client.guid()
+
+    def describe(self, channel_info: Any = None) -> dict[str, Any]:
+        """Return who it is, as the protocol's ClientInfo."""
+        found: dict[str, Any] = {"client": self.id, "user": self.user}
+        if self.info is not None:
+            found["conn_info"] = self.info
+        if channel_info is not None:
+            found["chan_info"] = channel_info
+        return found
+
+
+class Subscription:
+    """A subscription of one client; ``info`` and ``expires_at`` are those of its token."""
+
+    __slots__ = ("expires_at", "has_token", "info")
+
+    def __init__(self) -> None:
+        self.info: Any = None
+        self.expires_at: float | None = None  # time.time()
+        self.has_token = False
+
+
+def expiry(expires_at: float | None) -> dict[str, Any]:
+    """Return what a client is told of the end of a token; None: it has none.
+
+    Args:
+        expires_at: ``time.time()``.
+    """
+    if expires_at is None:
+        return {}
+    return {"expires": True, "ttl": max(1, round(expires_at - time.time()))}

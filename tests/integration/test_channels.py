@@ -1,0 +1,516 @@
+"""apachews.channels: the clients of Centrifuge, for Node and Python, behind a real Apache."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import shutil
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import centrifuge
+import jwt
+import pytest
+
+from apachews import Event, publish
+from apachews.channels import Channels, Config, Connection, Namespace, ReplyError, TokenRules
+
+from ..conftest import DEADLINE_S, wait_for
+from ..support.site import Site, running_site
+
+SECRET = "a secret of at least thirty-two bytes"
+FULL = Namespace(
+    history_size=100,
+    presence=True,
+    join_leave=True,
+    publish=frozenset({"subscriber"}),
+    history=frozenset({"subscriber"}),
+)
+CONFIG = Config(
+    default=FULL,
+    namespaces={
+        "plain": Namespace(),
+        "closed": Namespace(history_size=10, subscribe=frozenset({"token"})),
+        "users": Namespace(subscribe=frozenset({"user"})),
+    },
+    tokens=TokenRules(secret=SECRET, audience="chat"),
+)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with running_site("event") as site:
+        yield site
+
+
+@contextlib.contextmanager
+def channels_at(
+    site: Site, config: Config = CONFIG, name: str = "live.ws", **hooks: Any
+) -> Iterator[Channels]:
+    """Run a producer of channels in a thread of the test."""
+    found: list[Channels] = []
+
+    def handle(event: Event) -> None:
+        found[0].handle(event)
+
+    settings = {"presence": True, "history_file": site.docroot.parent / f"{name}.db"}
+    with site.producer(name, handle, **settings) as server:
+        with server._loop.lock:
+            found.append(Channels(server, config, **hooks))
+        yield found[0]
+
+
+def token(**claims: Any) -> str:
+    return jwt.encode({"aud": "chat", **claims}, SECRET, algorithm="HS256")
+
+
+class Events(centrifuge.ClientEventHandler):
+    """Notes what a client is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[str, Any]] = []
+
+    async def on_disconnected(self, context: Any) -> None:
+        self.notes.append(("disconnected", context.code))
+
+    async def on_error(self, context: Any) -> None:
+        self.notes.append(("error", context.code))
+
+
+class SubscriptionEvents(centrifuge.SubscriptionEventHandler):
+    """Notes what a subscription gets."""
+
+    def __init__(self) -> None:
+        self.data: list[Any] = []
+        self.notes: list[tuple[str, Any]] = []
+
+    @property
+    def subscribed(self) -> list[Any]:
+        return [note for kind, note in self.notes if kind == "subscribed"]
+
+    async def on_publication(self, context: Any) -> None:
+        self.data.append(context.pub.data)
+
+    async def on_subscribed(self, context: Any) -> None:
+        self.notes.append(("subscribed", (context.was_recovering, context.recovered)))
+
+    async def on_unsubscribed(self, context: Any) -> None:
+        self.notes.append(("unsubscribed", context.code))
+
+    async def on_join(self, context: Any) -> None:
+        self.notes.append(("join", context.info.user))
+
+    async def on_leave(self, context: Any) -> None:
+        self.notes.append(("leave", context.info.user))
+
+
+def run(talk: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, and what its clients have left of their connections."""
+
+    async def talk_and_wait() -> None:
+        await talk
+        await asyncio.sleep(0)
+
+    with warnings.catch_warnings():
+        # The client leaves closing its transports to the loop, which run() ends first.
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(talk_and_wait())
+        gc.collect()
+
+
+async def eventually(condition: Callable[[], Any]) -> Any:
+    """Return the first true result, as ``wait_for`` in a coroutine."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.02)
+    return found
+
+
+def test_publications_presence_history(site: Site) -> None:
+    async def talk(channels: Channels) -> None:
+        ann = centrifuge.Client(site.ws("/live.ws"), token=token(sub="ann", info={"name": "Ann"}))
+        bob = centrifuge.Client(site.ws("/live.ws"), token=token(sub="bob"))
+        await ann.connect()
+        await bob.connect()
+        events, others = SubscriptionEvents(), SubscriptionEvents()
+        sub = ann.new_subscription("room", events)
+        await sub.subscribe()
+        await sub.ready()
+        other = bob.new_subscription("room", others)
+        await other.subscribe()
+        await other.ready()
+        await eventually(lambda: ("join", "bob") in events.notes)
+
+        def have_all(count: int) -> bool:
+            return len(others.data) == len(events.data) == count
+
+        await sub.publish({"text": "hé"})
+        await eventually(lambda: others.data == [{"text": "hé"}] == events.data)
+        # From other programs: data that is JSON, and data that is not.
+        for count, text, value in ((2, '{\n"a": 1}', {"a": 1}), (3, "hello", "hello")):
+            await asyncio.to_thread(publish, site.docroot / "live.ws", text, "room")
+            await eventually(partial(have_all, count))
+            assert others.data[-1] == events.data[-1] == value
+        with channels.server._loop.lock:
+            channels.publish("room", [1])
+        await eventually(lambda: others.data[-1] == [1])
+        presence = await sub.presence()
+        assert {one.user: one.conn_info for one in presence.clients.values()} == {
+            "ann": {"name": "Ann"},
+            "bob": None,
+        }
+        stats = await sub.presence_stats()
+        assert (stats.num_clients, stats.num_users) == (2, 2)
+        history = await other.history(limit=-1)
+        assert [pub.data for pub in history.publications] == [
+            {"text": "hé"},
+            {"a": 1},
+            "hello",
+            [1],
+        ]
+        assert history.publications[0].info.user == "ann" and history.offset == 4
+        last = await other.history(limit=1, reverse=True)
+        assert [pub.data for pub in last.publications] == [[1]]
+        await other.unsubscribe()
+        await eventually(lambda: ("leave", "bob") in events.notes)
+        await bob.disconnect()
+        await ann.disconnect()
+
+    with channels_at(site) as channels:
+        run(talk(channels))
+
+
+def test_what_was_missed_is_recovered(site: Site) -> None:
+    async def talk() -> None:
+        client = centrifuge.Client(site.ws("/live.ws"), min_reconnect_delay=0.01)
+        await client.connect()
+        events = SubscriptionEvents()
+        sub = client.new_subscription("news", events, recoverable=True)
+        await sub.subscribe()
+        await sub.ready()
+        path = site.docroot / "live.ws"
+
+        def has_subscribed(count: int) -> bool:
+            return len(events.subscribed) == count
+
+        for number in range(3):
+            await asyncio.to_thread(publish, path, str(number), "news")
+        # The connection breaks: what is sent before it is back is recovered.
+        for round_ in range(1, 4):
+            client._conn.transport.abort()
+            await asyncio.to_thread(publish, path, str(round_ * 10), "news")
+            await eventually(partial(has_subscribed, round_ + 1))
+            await asyncio.to_thread(publish, path, str(round_ * 10 + 1), "news")
+        expected = [0, 1, 2, 10, 11, 20, 21, 30, 31]
+        await eventually(lambda: len(events.data) >= len(expected))
+        assert events.data == expected
+        assert events.subscribed[1:] == [(True, True)] * 3
+        await client.disconnect()
+
+    with channels_at(site):
+        run(talk())
+
+
+def test_a_deploy_loses_nothing(site: Site) -> None:
+    async def talk(deploy: Callable[[], object]) -> None:
+        client = centrifuge.Client(site.ws("/live.ws"), min_reconnect_delay=0.01)
+        await client.connect()
+        events = SubscriptionEvents()
+        sub = client.new_subscription("deploy", events, recoverable=True)
+        await sub.subscribe()
+        await sub.ready()
+        path = site.docroot / "live.ws"
+        await asyncio.to_thread(publish, path, "1", "deploy")
+        await eventually(lambda: events.data == [1])
+        await asyncio.to_thread(deploy)
+        await asyncio.to_thread(publish, path, "2", "deploy")
+        await eventually(lambda: events.data == [1, 2])
+        assert events.subscribed == [(False, False), (True, True)]
+        await client.disconnect()
+
+    with contextlib.ExitStack() as new, contextlib.ExitStack() as old:
+        channels = old.enter_context(channels_at(site))
+
+        def deploy() -> None:
+            new.enter_context(channels_at(site))
+            channels.server.drain()
+            old.close()
+
+        run(talk(deploy))
+
+
+@pytest.mark.parametrize(
+    ("claims", "channel", "note"),
+    [
+        ({"channel": "closed:a", "sub": ""}, "closed:a", ("subscribed", (False, False))),
+        ({"channel": "closed:b", "sub": ""}, "closed:a", ("unsubscribed", 103)),
+        ({"channel": "closed:a", "sub": "bob"}, "closed:a", ("unsubscribed", 103)),
+        ({"channel": "closed:a", "sub": "", "aud": "other"}, "closed:a", ("unsubscribed", 103)),
+        (None, "closed:a", ("unsubscribed", 103)),
+        (None, "users:a", ("unsubscribed", 103)),
+        (None, "other:a", ("unsubscribed", 102)),
+        (None, "plain:a", ("subscribed", (False, False))),
+    ],
+)
+def test_who_may_subscribe(
+    site: Site, claims: dict[str, Any] | None, channel: str, note: tuple[str, Any]
+) -> None:
+    async def talk() -> None:
+        client = centrifuge.Client(site.ws("/live.ws"))
+        await client.connect()
+        events = SubscriptionEvents()
+        given = "" if claims is None else token(**claims)
+        await client.new_subscription(channel, events, token=given).subscribe()
+        await eventually(lambda: events.notes)
+        assert events.notes == [note]
+        await client.disconnect()
+
+    with channels_at(site):
+        run(talk())
+
+
+def test_tokens_of_connections(site: Site) -> None:
+    async def talk() -> None:
+        async def outcome(text: str) -> Any:
+            events = Events()
+            client = centrifuge.Client(site.ws("/live.ws"), events=events, token=text)
+            await client.connect()
+            await eventually(lambda: events.notes or client.state.name == "CONNECTED")
+            await client.disconnect()
+            return events.notes[0] if events.notes else None
+
+        good = token(sub="ann")
+        head, body, signature = good.split(".")
+        for bad in (
+            jwt.encode({"aud": "chat", "sub": "ann"}, "", algorithm="none"),
+            f"{head}.{body}.{signature[::-1]}",
+            token(sub="ann", aud="other"),
+            "no token",
+            token(sub="ann", channel="news"),
+        ):
+            assert await outcome(bad) == ("disconnected", 3500)
+        # It is to ask its page for another one, and has no function for that.
+        assert (await outcome(token(sub="ann", exp=time.time() - 60)))[0] == "error"
+
+    with channels_at(site):
+        run(talk())
+
+
+def test_a_connection_ends_with_its_token(site: Site) -> None:
+    async def talk() -> None:
+        asked: list[Any] = []
+
+        async def get_token(context: Any = None) -> str:
+            asked.append(context)
+            return token(sub="ann", exp=time.time() + 3)
+
+        events = Events()
+        renewing = centrifuge.Client(site.ws("/live.ws"), get_token=get_token)
+        client = centrifuge.Client(
+            site.ws("/live.ws"), events=events, token=token(sub="ann", exp=time.time() + 1)
+        )
+        await renewing.connect()
+        await client.connect()
+        await renewing.ready()
+        await eventually(lambda: events.notes)
+        await eventually(lambda: len(asked) > 2)
+        assert renewing.state.name == "CONNECTED"
+        await renewing.disconnect()
+        await client.disconnect()
+
+    with channels_at(site):
+        run(talk())
+
+
+def test_hooks(site: Site) -> None:
+    def on_connect(connection: Connection) -> list[str]:
+        connection.user, connection.info = "ann", connection.data
+        return ["server"]
+
+    def on_subscribe(connection: Connection, channel: str, data: Any) -> Any:
+        if data != "please":
+            raise ReplyError(4242, "say please")
+        return {"color": "red"}
+
+    def on_rpc(connection: Connection, method: str, data: Any) -> Any:
+        if method == "fail":
+            raise RuntimeError("a fault of the program")
+        return {"user": connection.user, method: data}
+
+    async def talk(channels: Channels) -> None:
+        events = Events()
+        published: list[Any] = []
+
+        async def on_publication(context: Any) -> None:
+            published.append((context.channel, context.pub.data))
+
+        events.on_publication = on_publication
+        client = centrifuge.Client(site.ws("/live.ws"), events=events, data={"name": "Ann"})
+        await client.connect()
+        await client.ready()
+        await asyncio.to_thread(publish, site.docroot / "live.ws", '"hi"', "server")
+        await eventually(lambda: published == [("server", "hi")])
+        assert (await client.rpc("add", 1)).data == {"user": "ann", "add": 1}
+        with pytest.raises(centrifuge.ReplyError, match="internal"):
+            await client.rpc("fail", 1)
+        said, silent = SubscriptionEvents(), SubscriptionEvents()
+        await client.new_subscription("room", said, data="please").subscribe()
+        await client.new_subscription("hall", silent).subscribe()
+        await eventually(lambda: said.notes and silent.notes)
+        assert silent.notes == [("unsubscribed", 4242)]
+        with channels.server._loop.lock:
+            (connection,) = channels.connections("ann")
+            (info,) = channels.presence("room").values()
+            assert (info["conn_info"], info["chan_info"]) == ({"name": "Ann"}, {"color": "red"})
+            channels.unsubscribe(connection, "room")
+        await eventually(lambda: said.notes[-1] == ("unsubscribed", 2000))
+        with channels.server._loop.lock:
+            channels.disconnect(connection)
+        await eventually(lambda: events.notes == [("disconnected", 3503)])
+
+    with channels_at(
+        site, on_connect=on_connect, on_subscribe=on_subscribe, on_rpc=on_rpc
+    ) as channels:
+        run(talk(channels))
+
+
+def test_pings(site: Site) -> None:
+    async def talk(channels: Channels) -> None:
+        events = Events()
+        client = centrifuge.Client(site.ws("/ping.ws"), events=events)
+        await client.connect()
+        await client.ready()
+        pinged = channels._pinged_at
+        await eventually(lambda: channels._pinged_at > pinged + 2)
+        assert not events.notes
+        # It does not answer any more.
+        client._handle_ping = lambda: asyncio.sleep(0)
+        silent = await eventually(lambda: client.state.name != "CONNECTED")
+        assert silent
+        await client.disconnect()
+
+    config = Config(ping_seconds=1, pong_seconds=0.5)
+    with channels_at(site, config, "ping.ws") as channels:
+        run(talk(channels))
+
+
+MODULES = os.environ.get(
+    "APACHEWS_NODE_PATH", str(Path(__file__).parents[2] / ".venv/node/node_modules")
+)
+IN_NODE = """
+const { Centrifuge } = require('centrifuge'), { WebSocket } = require('ws')
+const [url, ca] = process.argv.slice(1)
+const socket = ca ? class extends WebSocket {
+  constructor(url, protocols) { super(url, protocols, { ca: require('fs').readFileSync(ca) }) }
+} : WebSocket
+const client = new Centrifuge(url, { websocket: socket, minReconnectDelay: 10 })
+const subscription = client.newSubscription('node', { recoverable: true, joinLeave: true })
+const say = (...words) => console.log(JSON.stringify(words))
+subscription.on('publication', context => {
+  say('publication', context.data, context.offset)
+  if (context.data === 'cut') client._transport._transport.terminate()
+  if (context.data === 'end') client.disconnect()
+})
+subscription.on('subscribed', context => {
+  say('subscribed', context.wasRecovering, context.recovered)
+  if (!context.wasRecovering) subscription.publish({ text: 'from node' })
+})
+client.on('disconnected', context => say('disconnected', context.code))
+subscription.subscribe()
+client.connect()
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("node") or not Path(MODULES, "centrifuge").is_dir(),
+    reason="no Node or no package centrifuge: run by deploy/test",
+)
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_centrifuge_of_node(site: Site, scheme: str) -> None:
+    path = site.docroot / "live.ws"
+    url, ca = site.ws("/live.ws"), ""
+    if scheme == "wss":
+        url, ca = site.wss("/live.ws"), str(site.apache.certificate)
+    with (
+        channels_at(site),
+        subprocess.Popen(
+            ["timeout", "60", "node", "-e", IN_NODE, url, ca],
+            env={**os.environ, "NODE_PATH": MODULES},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as node,
+    ):
+        assert node.stdout
+        lines = iter(node.stdout)
+
+        def next_line() -> list[Any]:
+            line = next(lines)
+            return list(json.loads(line))
+
+        assert next_line() == ["subscribed", False, False]
+        first = next_line()
+        assert first[:2] == ["publication", {"text": "from node"}]
+        for text in ("cut", "missed"):
+            publish(path, json.dumps(text), "node")
+        assert next_line() == ["publication", "cut", first[2] + 1]
+        rest = [next_line(), next_line()]
+        assert sorted(rest) == [["publication", "missed", first[2] + 2], ["subscribed", True, True]]
+        publish(path, '"end"', "node")
+        assert next_line()[1] == "end"
+        assert next_line() == ["disconnected", 0]
+        assert node.wait(DEADLINE_S) == 0
+
+
+def test_bad_input_ends_no_producer(site: Site) -> None:
+    import websockets.sync.client
+
+    connect = websockets.sync.client.connect
+    codes: dict[str | bytes, int] = {
+        "nonsense": 3501,
+        "[1]": 3501,
+        "NaN": 3501,
+        "[" * 100_000: 3501,
+        '{"id":-1,"connect":{}}': 3501,
+        '{"id":1,"connect":[]}': 3501,
+        '{"id":1,"subscribe":{"channel":"a"}}': 3501,
+        "\n" * 10: 3501,
+        b"\x00": 3506,
+    }
+    answers = {
+        '{"id":2,"subscribe":{}}': 107,
+        '{"id":2,"subscribe":{"channel":5}}': 107,
+        '{"id":2,"subscribe":{"channel":"%s"}}' % ("x" * 300): 107,
+        '{"id":2,"subscribe":{"channel":"a","recover":true,"offset":"x"}}': 107,
+        '{"id":2,"subscribe":{"channel":"a","token":{"a":1}}}': 103,
+        '{"id":2,"publish":{"channel":"a"}}': 107,
+        '{"id":2,"publish":{"channel":"a","data":1}}': 103,
+        '{"id":2,"history":{"channel":"a","limit":"x"}}': 103,
+        '{"id":2,"rpc":{"method":"x"}}': 108,
+        '{"id":2,"teleport":{}}': 104,
+    }
+    with channels_at(site) as channels:
+        for text, code in codes.items():
+            with connect(site.ws("/live.ws")) as client:
+                client.send(text)
+                with contextlib.suppress(websockets.ConnectionClosed):
+                    client.recv(DEADLINE_S)
+                assert client.close_code == code, text
+        with connect(site.ws("/live.ws")) as client:
+            client.send('{"id":1,"connect":{}}\n')
+            client.recv(DEADLINE_S)
+            for text, code in answers.items():
+                client.send(text)
+                assert json.loads(client.recv(DEADLINE_S))["error"]["code"] == code, text
+            client.send('{"id":3,"ping":{}}')
+            assert json.loads(client.recv(DEADLINE_S)) == {"id": 3, "ping": {}}
+        wait_for(lambda: not channels._connections)

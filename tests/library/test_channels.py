@@ -1,0 +1,296 @@
+"""apachews.channels without a network: the protocol, the configuration, tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apachews import PastMessage, Position, Replay
+from apachews.channels import (
+    Channels,
+    Config,
+    ConfigError,
+    Disconnect,
+    Namespace,
+    TokenRules,
+    load,
+    protocol,
+)
+from apachews.channels.__main__ import main
+from apachews.channels.config import UnknownNamespace
+from apachews.channels.tokens import TokenError, TokenExpired, Tokens
+from apachews.server import Server
+
+SECRET = "a secret of at least thirty-two bytes"
+REFERENCE = Path(__file__).parents[2] / "docs/reference/channels.md"
+
+
+# The protocol.
+
+
+def test_commands_of_one_message() -> None:
+    text = '{"id":1,"connect":{"token":"x"}}\n{}\n{"send":{"data":1}}\n\n{"id":2,"later":{}}\n'
+    assert protocol.decode(text) == [
+        (1, "connect", {"token": "x"}),
+        (0, "", {}),
+        (0, "send", {"data": 1}),
+        (2, "later", {}),
+    ]
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.binary(),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: (
+                st.lists(inner)
+                | st.dictionaries(st.sampled_from(["id", "connect", "send", "x"]), inner)
+            ),
+        ).map(json.dumps),
+    )
+)
+def test_any_message_is_commands_or_a_disconnect(message: str | bytes) -> None:
+    try:
+        commands = protocol.decode(message)
+    except Disconnect as error:
+        assert 3500 <= error.code < 4000
+    else:
+        assert all(isinstance(one.params, dict) for one in commands)
+
+
+@given(st.one_of(st.text(), st.binary()), st.integers(0, 1 << 60))
+def test_any_message_is_a_publication_in_one_line(data: str | bytes, offset: int) -> None:
+    if isinstance(data, str) and data.startswith(protocol.WITH_INFO):
+        return
+    text = protocol.publication_push("a\n", data, offset)
+    assert "\n" not in text
+    value = json.loads(text)["push"]
+    assert value["channel"] == "a\n" and value["pub"].get("offset", 0) == offset
+    try:
+        expected = json.loads(data, parse_constant=lambda name: 1 / 0)
+    except (ValueError, ZeroDivisionError):
+        return
+    if isinstance(data, str):
+        assert value["pub"]["data"] == expected
+
+
+def test_what_is_stored_of_a_client() -> None:
+    stored = protocol.stored({"a": 1}, {"client": "c", "user": "ann"}, {"tag": "x"})
+    assert json.loads(protocol.publication(stored, 7)) == {
+        "data": {"a": 1},
+        "info": {"client": "c", "user": "ann"},
+        "tags": {"tag": "x"},
+        "offset": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_reverse", "offsets"),
+    [(0, False, []), (-1, False, [1, 2, 3]), (2, False, [1, 2]), (2, True, [3, 2])],
+)
+def test_the_result_of_history(limit: int, is_reverse: bool, offsets: list[int]) -> None:
+    messages = [PastMessage(offset, str(offset)) for offset in (1, 2, 3)]
+    text = protocol.history_result(Replay(Position("e", 3), messages, False), limit, is_reverse)
+    result = json.loads(text)
+    assert (result["epoch"], result["offset"]) == ("e", 3)
+    assert [one["offset"] for one in result["publications"]] == offsets
+
+
+# The configuration.
+
+
+def test_a_file_with_everything(tmp_path: Path) -> None:
+    (tmp_path / "channels.toml").write_text(
+        f"""
+anonymous = false
+ping_seconds = 10
+[default]
+history_size = 10
+[namespaces.chat]
+subscribe = ["user", "token"]
+publish = "subscriber"
+presence = true
+[tokens]
+secret = "{SECRET}"
+audience = "chat"
+"""
+    )
+    config = load(tmp_path / "channels.toml")
+    assert not config.anonymous and config.ping_seconds == 10.0
+    assert config.namespace("news").history_size == 10
+    assert config.namespace("chat:a:b") == Namespace(
+        presence=True, subscribe=frozenset({"user", "token"}), publish=frozenset({"subscriber"})
+    )
+    assert config.needs_presence and config.tokens is not None
+    assert SECRET not in repr(config)
+    with pytest.raises(UnknownNamespace):
+        config.namespace("other:a")
+
+
+def test_with_namespaces_the_default_is_named_as_well(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[namespaces.chat]\n")
+    with pytest.raises(UnknownNamespace):
+        load(tmp_path / "c.toml").namespace("news")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("x", "Expected"),
+        ("color = 1", "color: unknown; expected one of anonymous"),
+        ("anonymous = 1", "anonymous = 1: expected true or false"),
+        ("ping_seconds = 0", "ping_seconds = 0: expected a number above 0"),
+        ("max_channels = -1", "max_channels = -1: expected a number, 0 or more"),
+        ("default = 1", "default = 1: expected a table"),
+        ("[default]\nsubscribe = 'me'", "default.subscribe = 'me': expected of all"),
+        ("[namespaces.a]\nhistory = [1]", r"namespaces.a.history = \[1\]: expected of all"),
+        ("[tokens]\nissuer = 1", "tokens.issuer = 1: expected a text"),
+    ],
+)
+def test_errors_name_file_key_and_remedy(tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(ConfigError, match=why) as info:
+        load(tmp_path / "c.toml")
+    assert str(tmp_path / "c.toml") in str(info.value)
+
+
+def test_a_check_says_what_a_file_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[namespaces.chat]\nhistory_size = 5\npublish = 'user'\n")
+    assert main(["--check", "--config", str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "chat:…" in output and "5 messages, 300 s" in output and "publish: user" in output
+    file.write_text("colour = 1")
+    assert main(["--check", "--config", str(file)]) == 1
+    assert "unknown" in capsys.readouterr().err
+    assert main([]) == 1
+    assert "socket file is missing" in capsys.readouterr().err
+
+
+def test_the_reference_has_every_key_with_its_default() -> None:
+    text = REFERENCE.read_text().partition("\n## Identity")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", text, re.M))
+    names = set()
+    for kind in (Config, Namespace, TokenRules):
+        for one in dataclasses.fields(kind):
+            if one.name in ("default", "namespaces", "tokens"):
+                continue
+            names.add(one.name)
+            value: Any = one.default
+            if isinstance(value, bool):
+                shown = str(value).lower()
+            elif isinstance(value, frozenset):
+                shown = json.dumps(sorted(value)[0]) if len(value) == 1 else "[]"
+            else:
+                shown = f"{value:g}" if isinstance(value, float) else json.dumps(value)
+            assert rows.get(one.name) == shown, one.name
+    assert {*rows} == names
+
+
+def test_presence_needs_a_server_that_keeps_members(short_path: Path) -> None:
+    with (
+        Server(short_path / "a.ws") as server,
+        pytest.raises(ConfigError, match="presence=True"),
+    ):
+        Channels(server, Config(default=Namespace(presence=True)))
+
+
+# Tokens.
+
+
+def signed(key: Any = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
+    return jwt.encode({"sub": "ann", "aud": "chat", **claims}, key, algorithm=algorithm)
+
+
+@pytest.fixture
+def tokens() -> Tokens:
+    return Tokens(TokenRules(secret=SECRET, audience="chat", issuer="site"))
+
+
+def test_what_a_token_says(tokens: Tokens) -> None:
+    expires_at = int(time.time()) + 60
+    token = signed(iss="site", exp=expires_at, info={"name": "Ann"}, channels=["news"])
+    assert tokens.connection(token) == ("ann", expires_at, {"name": "Ann"}, ("news",))
+    token = signed(iss="site", channel="chat:a", info=1)
+    assert tokens.subscription(token, "ann", "chat:a") == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        (signed(), "iss"),
+        (signed(iss="other"), "issuer"),
+        (signed(iss="site", aud="other"), "udience"),
+        (signed(iss="site", nbf=time.time() + 60), "not yet valid"),
+        (signed(iss="site", key="another secret of thirty-two bytes"), "ignature"),
+        (signed("", "none", iss="site"), "alg"),
+        (signed(SECRET * 2, "HS512", iss="site"), "alg"),
+        (signed(iss="site", channel="news"), "for a channel"),
+        (signed(iss="site", channels="news"), "channels"),
+        ("", "segments"),
+        ("a.b.c", "."),
+        ("ü", "."),
+    ],
+)
+def test_tokens_that_are_rejected(tokens: Tokens, token: str, why: str) -> None:
+    with pytest.raises(TokenError, match=why):
+        tokens.connection(token)
+
+
+def test_other_tokens_that_are_rejected(tokens: Tokens) -> None:
+    with pytest.raises(TokenExpired):
+        tokens.connection(signed(iss="site", exp=time.time() - 60))
+    good = signed(iss="site", channel="chat:a")
+    for user, channel in (("bob", "chat:a"), ("ann", "chat:b"), ("", "chat:a")):
+        with pytest.raises(TokenError, match="it is for the"):
+            tokens.subscription(good, user, channel)
+    with pytest.raises(TokenError, match="it is for the channel None"):
+        tokens.subscription(signed(iss="site"), "ann", "chat:a")
+
+
+def test_a_public_key(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private = ec.generate_private_key(ec.SECP256R1())
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    file = tmp_path / "key.pem"
+    file.write_bytes(public)
+    rules = TokenRules(public_key_file=str(file), algorithms=frozenset({"ES256"}))
+    assert Tokens(rules).connection(signed(private, "ES256")).user == "ann"
+    # As a secret that is known to all.
+    head, body, _ = signed(SECRET, "HS256").split(".")
+    with pytest.raises(TokenError):
+        Tokens(rules).connection(f"{head}.{body}.x")
+    with pytest.raises(ConfigError, match="HS256 with a public key"):
+        Tokens(dataclasses.replace(rules, algorithms=frozenset({"ES256", "HS256"})))
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        (TokenRules(), "one of secret"),
+        (TokenRules(secret="short"), "a secret of 5 bytes"),
+        (TokenRules(secret=SECRET, secret_file="x"), "one of secret"),
+        (TokenRules(secret=SECRET, algorithms=frozenset()), "none with a secret"),
+        (TokenRules(secret=SECRET, algorithms=frozenset({"none"})), "none with a secret"),
+        (TokenRules(secret=SECRET, algorithms=frozenset({"RS256"})), "RS256 with a secret"),
+        (TokenRules(secret_file="/nonexistent"), "No such file"),
+    ],
+)
+def test_rules_that_cannot_be_used(rules: TokenRules, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Tokens(rules)
