@@ -440,6 +440,7 @@ def open_engine(target: Any, name: str) -> Engine:
         raise RelayError(
             target.shown if isinstance(target, address.Address) else "the relay",
             f"{package} is not installed",
-            f"pip install 'apachews[{extra}]', or on Debian: apt-get install python3-{extra}",
+            f"pip install 'apachews[{extra}]'"
+            + ("" if is_nats else ", or on Debian: apt-get install python3-redis"),
         ) from error
     return RedisEngine(target, name)
