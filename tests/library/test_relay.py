@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
@@ -42,7 +43,8 @@ from apachews._relay.engine import EngineError, Message
 from apachews._relay.envelope import NOWHERE, Envelope, channel_of, group_of
 from apachews._relay.nats_engine import NatsEngine
 from apachews._relay.redis_engine import RedisEngine
-from apachews._relay.relay import open_engine
+from apachews._relay.relay import open_engine, open_relay
+from apachews._relay.sibling_relay import SiblingRelay
 from apachews._relay.thread import MAX_QUEUE_BYTES
 from apachews.exceptions import WireError
 from apachews.monitoring.relays import ask_relays
@@ -151,6 +153,15 @@ def test_an_address_of_which_the_password_is_unclear_shows_none_of_it(url: str) 
 
 def test_a_password_in_a_parameter_is_in_no_message() -> None:
     assert "secret" not in address.parse("redis://host/0?password=x@secret").shown
+
+
+def test_messages_that_a_worker_does_not_accept_count_as_dropped() -> None:
+    busy = SimpleNamespace(others=[1], send_nowait=lambda *_: False)
+    broker = open_relay("redis://127.0.0.1:1", "chat.ws", NOWHERE, 1024)
+    siblings = SiblingRelay(cast(Any, busy), lambda *_: None, broker.counters)
+    for _ in range(6):
+        siblings.publish("room", wire.encode_message(b"x" * (MAX_QUEUE_BYTES // 4)))
+    assert broker.status().dropped == 3  # three and what each message costs besides fit
 
 
 @pytest.mark.parametrize("size", [0, -1, MAX_QUEUE_BYTES + 1])
