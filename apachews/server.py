@@ -107,8 +107,8 @@ class Server:
         relay_name: of the relay; default: the name of the socket file, as ``chat.ws``.
         presence: keep the members of groups: ``Group.members()``, ``JoinEvent`` and
             ``LeaveEvent``, over all workers and all producers with the relay.
-        relay_max_message_bytes: the longest message that is relayed (1 MiB); broadcasting a
-            longer one raises MessageTooLarge.
+        relay_max_message_bytes: the longest message that is relayed (1 MiB), 4 MiB at most;
+            broadcasting a longer one raises MessageTooLarge.
         history_file: an SQLite file for the histories of groups, on a local file system.
             They outlive the producer, and all workers share them.  None: in the relay,
             if it is a Redis; else in this process.

@@ -49,6 +49,8 @@ def main() -> int:
         " chats",
     )
     parser.add_argument("--relay", default="", help="address of the relay of the chat")
+    # The process that is the second machine.
+    parser.add_argument("--second", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
         with (
@@ -79,7 +81,16 @@ def machines(arguments: argparse.Namespace, root: Path) -> Iterator[str]:
     server = ["redis-server", "--port", "0", "--unixsocket", f"{root}/relay.sock"]
     server += ["--unixsocketperm", "777", "--save", "", "--logfile", f"{root}/relay.log"]
     second = [
-        *(sys.executable, "-m", "deploy.demo", "--mpm", arguments.mpm, "--relay", relay),
+        *(
+            sys.executable,
+            "-m",
+            "deploy.demo",
+            "--mpm",
+            arguments.mpm,
+            "--relay",
+            relay,
+            "--second",
+        ),
         *("--port", str(arguments.port + 1), "--tls-port", str(arguments.tls_port + 1)),
     ]
     with contextlib.ExitStack() as stack:
@@ -128,26 +139,34 @@ def run(arguments: argparse.Namespace, root: Path, signals: Signals) -> int:
         python=interpreter_in(home),
         show=show,
         say=say,
-        on_ready=lambda: announce(apache),
+        on_ready=lambda: print(announcement(apache, arguments), flush=True),
         signals=signals,
     ).run()
 
 
-def announce(apache: PrivateApache) -> None:
-    """Print the addresses."""
-    print(
-        f"""apachews demo is running:
+def announcement(apache: PrivateApache, arguments: argparse.Namespace) -> str:
+    """Return the addresses, and what connects the two machines if there are two."""
+    machine, chats = "", ""
+    if arguments.second:
+        machine = " on the second machine"
+    elif arguments.machines == 2:
+        machine = " on the first of two machines"
+        chats = f"""
+    http://127.0.0.1:{apache.port}/chat/
+                              the chat on this machine
+    http://127.0.0.1:{apache.port + 1}/chat/
+                              the same chat on the second one, which reports when it is ready
+"""
+    return f"""apachews demo is running{machine}:
 
     http://127.0.0.1:{apache.port}/    WebSockets over ws://
     https://localhost:{apache.tls_port}/   WebSockets over wss://
                               (the browser warns about its self-signed certificate)
     http://127.0.0.1:{apache.port}/websocket-status
                               the connections and their load
-
+{chats}
 To log in, use ann or bob with the password demo.
-Logs are in {apache.root}.  Ctrl-C stops everything.""",
-        flush=True,
-    )
+Logs are in {apache.root}.  Ctrl-C stops everything."""
 
 
 def show(name: str, line: str, colour: str | None) -> None:

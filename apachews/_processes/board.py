@@ -26,6 +26,7 @@ class Counters:
         received: messages of other producers.
         dropped_out: messages that were dropped before the broker accepted them.
         dropped_in: messages of others that were dropped because this program was too slow.
+        dropped_beside: messages that other workers of this machine did not accept.
         gaps: how often the connection was lost and restored.
         lag_s: the latest round trip to the broker and back.
     """
@@ -35,11 +36,12 @@ class Counters:
     received: int = 0
     dropped_out: int = 0
     dropped_in: int = 0
+    dropped_beside: int = 0
     gaps: int = 0
     lag_s: float = 0.0
 
 
-_PLACE: Final = struct.Struct("=?QQQQQd")
+_PLACE: Final = struct.Struct("=?QQQQQQd")
 
 
 class Board:

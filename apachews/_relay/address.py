@@ -57,16 +57,19 @@ def parse(url: str) -> Address:
     Raises:
         RelayError: an unknown scheme, or a part that is missing.
     """
-    parts = urllib.parse.urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    shown = _without_password(url)
-    if not _has_ports(parts):
+    shown = without_password(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # its text has the login
+        parts = None
+    if parts is None or _has_login_after_host(parts) or not _has_ports(parts):
         # An unescaped / ? or # ends the host before the @.  The text may be a part of a password.
         raise RelayError(
             shown,
             "not a host and a port",
             "use redis://user:password@host:6379/0, with %2F, %3F, %23 and %40 for / ? # and @",
         ) from None
+    scheme, _, kind = parts.scheme.partition("+")
     if parts.scheme in ("nats", "tls"):
         return _parse_nats(parts, shown)
     if scheme not in _SCHEMES or kind not in ("", "sentinel", "cluster"):
@@ -117,6 +120,14 @@ def _parse_sentinel(parts: urllib.parse.SplitResult, shown: str, name: str | Non
     return Address("sentinel", url, shown, name, tuple(hosts), service)
 
 
+def _has_login_after_host(parts: urllib.parse.SplitResult) -> bool:
+    """Return whether an @ stands after the host, and not in the value of a parameter."""
+    if parts.scheme == "unix":
+        return False  # a path, which may have one
+    names = [name for name, _ in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
+    return "@" in "".join([parts.path, parts.fragment, *names])
+
+
 def _has_ports(parts: urllib.parse.SplitResult) -> bool:
     """Return whether each host has a port that is a number, or none."""
     for item in parts.netloc.rpartition("@")[2].split(","):
@@ -127,12 +138,15 @@ def _has_ports(parts: urllib.parse.SplitResult) -> bool:
     return True
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """Return the address for messages: parameters may contain passwords as well."""
     start, _, parameters = url.partition("?")
-    scheme, _, rest = start.partition("://")
-    if "@" in parameters and "@" not in rest:
-        rest = "…"  # a password with a question mark
+    scheme, separator, rest = start.partition("://")
+    if not separator or not scheme.replace("+", "").isalnum():
+        # Not an address; a login may stand in place of the scheme.
+        return "…" if "@" in url else start
+    if "@" in parameters:
+        rest = "…"  # perhaps a password with a question mark
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -64,8 +64,9 @@ class Presence:
         # Group -> member -> number of its clients here.
         self._local: dict[str, Counter[str]] = {}
         # The keys without a client here, and until when they stay.  All stay equally long, so
-        # that the first one is due first.  And the number of them in each group.
-        self._leaving: dict[tuple[str, str], float] = {}
+        # that the first one is due first.  And the number of them in each group.  A dict would
+        # pass over all entries that were removed before its first one, at each look.
+        self._leaving: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._leaving_of: Counter[str] = Counter()
         # When a producer was heard last.  Group -> producer -> when it said last whom it has.
         self._heard: dict[str, float] = {}

@@ -133,6 +133,7 @@ class Relay:
             self.counters.received = before.received
             self.counters.dropped_out = before.dropped_out
             self.counters.dropped_in = before.dropped_in
+            self.counters.dropped_beside = before.dropped_beside
             self.counters.gaps = before.gaps
         # Here and not before: the workers must not share its sockets.
         self._thread = RelayThread(
@@ -214,7 +215,7 @@ class Relay:
             is_up=all(one.is_up for one in counters),
             published=sum(one.published for one in counters),
             received=sum(one.received for one in counters),
-            dropped=sum(one.dropped_out + one.dropped_in for one in counters),
+            dropped=sum(one.dropped_out + one.dropped_in + one.dropped_beside for one in counters),
             gaps=sum(one.gaps for one in counters),
             lag_s=max(one.lag_s for one in counters),
         )
@@ -387,7 +388,7 @@ def join_relays(
     """
     relays: list[Relay | SiblingRelay] = []
     if siblings is not None and siblings.others:
-        relays.append(SiblingRelay(siblings, call_later))
+        relays.append(SiblingRelay(siblings, call_later, broker.counters if broker else Counters()))
     if broker is not None:
         relays.append(broker)
     # One of them directly: it is called for every broadcast.
@@ -440,6 +441,7 @@ def open_engine(target: Any, name: str) -> Engine:
         raise RelayError(
             target.shown if isinstance(target, address.Address) else "the relay",
             f"{package} is not installed",
-            f"pip install 'apachews[{extra}]', or on Debian: apt-get install python3-{extra}",
+            f"pip install 'apachews[{extra}]'"
+            + ("" if is_nats else ", or on Debian: apt-get install python3-redis"),
         ) from error
     return RedisEngine(target, name)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from apachews._processes.board import Counters
 from apachews._processes.siblings import Packet, Siblings
 
 from .envelope import NOWHERE, Envelope
@@ -46,20 +47,21 @@ class SiblingRelay:
     Args:
         siblings: the sockets; the owner closes them.
         call_later: of the loop.
-
-    Attributes:
-        dropped: number of messages that a worker did not receive.
+        counters: to update; of the relay to other machines, if there is one.
     """
 
     def __init__(
-        self, siblings: Siblings, call_later: Callable[[float, Callable[[], object]], None]
+        self,
+        siblings: Siblings,
+        call_later: Callable[[float, Callable[[], object]], None],
+        counters: Counters,
     ) -> None:
         self._siblings = siblings
         self._call_later = call_later
         self._queues = [_Queue() for _ in siblings.others]
         self._is_scheduled = False
         self._retry_s = RETRY_S
-        self.dropped = 0
+        self._counters = counters
 
     def require_fitting(self, frame: bytes) -> None:
         """Accept messages of any size."""
@@ -96,7 +98,7 @@ class SiblingRelay:
         queue.size_bytes += len(envelope.payload) + 64
         while queue.size_bytes > MAX_QUEUE_BYTES and len(queue.messages) > 1:
             queue.size_bytes -= len(queue.messages.popleft()[1].payload) + 64
-            self.dropped += 1
+            self._counters.dropped_beside += 1
         self._schedule()
 
     def _schedule(self) -> None:
@@ -128,7 +130,7 @@ class SiblingRelay:
                     STALLED_S,
                     len(queue.messages),
                 )
-                self.dropped += len(queue.messages)
+                self._counters.dropped_beside += len(queue.messages)
                 queue.messages.clear()
                 queue.size_bytes = 0
         self._retry_s = RETRY_S if has_sent else min(2 * self._retry_s, MAX_RETRY_S)

@@ -35,8 +35,8 @@ class RelayStatus:
         is_up: connected, and all subscriptions are proven; of workers: of all.
         published: messages that the broker has accepted.
         received: messages of other producers.
-        dropped: messages that were dropped: the broker was out of reach for too long, or this
-            program was too slow.
+        dropped: messages that were dropped: the broker was out of reach for too long, this
+            program was too slow, or another worker of it.
         gaps: how often the connection was lost and restored; messages may have been missed.
         lag_s: the latest round trip to the broker; of workers: the longest.
         endpoint: the producer's socket file; "" in the producer itself.

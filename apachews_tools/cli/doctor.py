@@ -59,7 +59,8 @@ Check Apache's configuration, the running processes and the socket files; with a
 try a handshake as a browser does.  Each finding has its effect, the load or the moment at which
 the effect shows, and the line or the command that is the remedy.  Nothing is changed.
 
-Without a URL, every socket file (*.ws) in the document roots is checked."""
+Without a URL, every socket file (*.ws) in the document roots is checked.  With --relay and
+without a URL, only the relay is checked."""
 
 EXAMPLES: Final = """\
 examples:
@@ -122,7 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"how many must fit into one child of Apache (default {DEFAULT_WEBSOCKETS})",
     )
-    parser.add_argument("--relay", metavar="URL", help="check this relay of producers as well")
+    parser.add_argument(
+        "--relay", metavar="URL", help="check this relay of producers; without a URL nothing else"
+    )
     parser.add_argument(
         "--apachectl", metavar="PATH", help="the program to ask (default: the one in PATH)"
     )
@@ -193,6 +196,8 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
     proxied_to = ""
     if arguments.relay:
         yield from check_relay(arguments.relay)
+        if address is None:
+            return
     try:
         control = Control(arguments.apachectl, arguments.httpd_arguments)
         version = control.version()
@@ -212,8 +217,7 @@ def _examine(arguments: argparse.Namespace, address: Address | None) -> Iterator
                 if not is_another and (proxy := proxy_of(scope)):
                     proxied_to = proxy.target
     except ControlError as failure:
-        # A machine may have only the relay.
-        make = error if address is None and not arguments.relay else warning
+        make = error if address is None else warning
         yield make(
             "httpd",
             str(failure),

@@ -9,7 +9,7 @@ import sys
 import urllib.parse
 from typing import Final
 
-from apachews._relay.address import is_relay
+from apachews._relay.address import is_relay, without_password
 from apachews.publishing import TIMEOUT_S, publish
 from apachews_tools.httpd.permissions import Account
 from apachews_tools.httpd.shell import this_program
@@ -104,7 +104,8 @@ def _relay_target(arguments: argparse.Namespace) -> str:
     """Return the address of the relay with its name."""
     if not is_relay(arguments.relay):
         raise CommandError(
-            f"--relay {arguments.relay!r}: expected an address, as redis://host:6379/0"
+            f"--relay {without_password(arguments.relay)}: expected an address, as"
+            " redis://host:6379/0"
         )
     name = urllib.parse.quote(os.path.basename(arguments.path), safe="")
     separator = "&" if "?" in arguments.relay else "?"

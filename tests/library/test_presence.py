@@ -162,6 +162,32 @@ def test_members_of_a_producer_that_dies_are_gone_after_the_timeout() -> None:
     assert network.members(0) == {"ann"}
 
 
+class CountedName(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_thousands_that_leave_at_once_are_not_compared_with_each_other() -> None:
+    count = 1000
+    idle: list[str] = []
+    one = Presence(lambda *_: None, lambda *_: None, idle.append)
+    groups = [CountedName(f"room {number}") for number in range(count)]
+    for group in groups:
+        one.join(group, "ann")
+    for group in groups:
+        one.leave(group, "ann", 0.0, at_once=False)
+    CountedName.compared = 0
+    one.tick(LEAVE_DELAY_S, True)
+    assert idle == groups
+    assert CountedName.compared < 20 * count
+
+
 def test_a_producer_that_closes_says_so() -> None:
     network = Network()
     network.join(0, "ann")

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import redis
@@ -42,7 +43,9 @@ from apachews._relay.engine import EngineError, Message
 from apachews._relay.envelope import NOWHERE, Envelope, channel_of, group_of
 from apachews._relay.nats_engine import NatsEngine
 from apachews._relay.redis_engine import RedisEngine
-from apachews._relay.relay import open_engine
+from apachews._relay.relay import open_engine, open_relay
+from apachews._relay.sibling_relay import SiblingRelay
+from apachews._relay.thread import MAX_QUEUE_BYTES
 from apachews.exceptions import WireError
 from apachews.monitoring.relays import ask_relays
 from apachews_tools.doctor.relay import check_relay
@@ -127,6 +130,44 @@ def test_a_password_that_is_not_escaped_is_in_no_message(form: str, character: s
     except RelayError as error:
         assert "sec" not in str(error) and "ret" not in str(error)
         assert character in "/?#"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ann:secret@host:6379",
+        "secret@host",
+        "redis:/ann:secret@host",
+        "redis://ann:a@secret?b@host/0",
+        "redis://ann:1/secret@host",
+        "redis://ann:1?secret@host",
+        "redis://ann:[secret@host/0",
+        "redis://ann:secret\uff0f@host",
+    ],
+)
+def test_an_address_of_which_the_password_is_unclear_shows_none_of_it(url: str) -> None:
+    with pytest.raises(RelayError) as caught:
+        address.parse(url)
+    assert "secret" not in f"{caught.value}{caught.value!r}"
+
+
+def test_a_password_in_a_parameter_is_in_no_message() -> None:
+    assert "secret" not in address.parse("redis://host/0?password=x@secret").shown
+
+
+def test_messages_that_a_worker_does_not_accept_count_as_dropped() -> None:
+    busy = SimpleNamespace(others=[1], send_nowait=lambda *_: False)
+    broker = open_relay("redis://127.0.0.1:1", "chat.ws", NOWHERE, 1024)
+    siblings = SiblingRelay(cast(Any, busy), lambda *_: None, broker.counters)
+    for _ in range(6):
+        siblings.publish("room", wire.encode_message(b"x" * (MAX_QUEUE_BYTES // 4)))
+    assert broker.status().dropped == 3  # three and what each message costs besides fit
+
+
+@pytest.mark.parametrize("size", [0, -1, MAX_QUEUE_BYTES + 1])
+def test_a_bound_that_the_queues_do_not_hold_is_refused(short_path: Path, size: int) -> None:
+    with pytest.raises(ValueError, match=f"relay_max_message_bytes={size}.*{MAX_QUEUE_BYTES}"):
+        Server(short_path / "a.ws", relay="redis://127.0.0.1:1", relay_max_message_bytes=size)
 
 
 def test_the_address_of_sentinels() -> None:

@@ -341,6 +341,47 @@ def test_publish_into_a_history(library: str, short_path: Path) -> None:
             assert "check that" in answer
 
 
+@pytest.mark.parametrize("library", ["phpredis", "Predis"])
+def test_an_error_of_the_relay_is_reported_with_its_reason(library: str, short_path: Path) -> None:
+    """Not as a relay without a producer, and the message is not sent without its history."""
+    require_library(library)
+    rules = "user ann on >pw &apachews* +@connection +hget ~{apachews*"
+    with running_broker(short_path, "--user", *rules.split()[1:]) as broker:
+        url = f"{broker.url}?name=chat.ws"
+        limited = url.replace("//", "//ann:pw@")
+        assert "publish" in publish_in_php(library, limited, "x").lower()
+        with producers(short_path, broker.url, 1) as (one,):
+            client = one.client("room")
+            broker.call("SET", "{apachews:chat.ws:room}:meta", "of another type")
+            assert "WRONGTYPE" in publish_in_php(library, url, "lost", "room")
+            broker.call("DEL", "{apachews:chat.ws:room}:meta")
+            assert '"relayed":true' in publish_in_php(library, url, "sent", "room")
+            assert received(client, 1) == ["sent"]
+
+
+@pytest.mark.parametrize("library", ["phpredis", "Predis"])
+def test_a_user_without_the_right_for_histories_publishes_to_plain_groups(
+    library: str, short_path: Path
+) -> None:
+    require_library(library)
+    rules = "user ann on >pw &apachews* +@connection +publish"
+    with (
+        running_broker(short_path, "--user", *rules.split()[1:]) as broker,
+        producers(short_path, broker.url, 1) as (one,),
+    ):
+        client = one.client("room")
+        url = f"{broker.url.replace('//', '//ann:pw@')}?name=chat.ws"
+        assert '"relayed":true' in publish_in_php(library, url, "hello", "room")
+        assert received(client, 1) == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0?name=x&password=x@secret", "x://ann:a@secret?b@host"]
+)
+def test_a_password_is_in_no_message_of_php(url: str) -> None:
+    assert "secret" not in publish_in_php("none", url, "hello")
+
+
 def test_publish_through_a_relay_needs_a_library() -> None:
     answer = publish_in_php("none", "redis://127.0.0.1?name=chat.ws", "hello")
     assert "PHP has no library for Redis" in answer and "php-redis" in answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import configparser
 import itertools
 import os
@@ -12,11 +13,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from apachews_tools.httpd import private_apache
+from apachews_tools.httpd.private_apache import PrivateApache
 from apachews_tools.install.debian_module import DebianModule
+from deploy.demo import announcement
 
 from ..support.site import IS_ROOT, ROOT
 
@@ -411,3 +416,21 @@ def test_a_changed_text_that_is_not_derived_fails_the_build(tmp_path: Path) -> N
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "/opt/apachews/bin/apachews" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("machines", "is_second", "expected"),
+    [
+        (1, False, ["running:"]),
+        (2, False, ["first of two machines", "127.0.0.1:8080/chat/", "127.0.0.1:8081/chat/"]),
+        (1, True, ["running on the second machine"]),
+    ],
+)
+def test_the_demo_names_its_machines_and_the_chat_of_the_second(
+    machines: int, is_second: bool, expected: list[str]
+) -> None:
+    apache = SimpleNamespace(port=8080, tls_port=8443, root="/tmp/demo")
+    arguments = argparse.Namespace(machines=machines, second=is_second)
+    text = announcement(cast(PrivateApache, apache), arguments)
+    assert all(part in text for part in expected)
+    assert ("8081" in text) == (machines == 2)

@@ -59,6 +59,8 @@ def test_publish_through_a_relay(
     assert "stored in the history; no producer" in capsys.readouterr().out
     assert main(["publish", "--relay", "host:6379", "chat.ws", "-m", "x"]) == 1
     assert "expected an address, as redis://" in capsys.readouterr().err
+    assert main(["publish", "--relay", "ann:secret@host", "chat.ws", "-m", "x"]) == 1
+    assert "secret" not in capsys.readouterr().err
     broker.kill()
     assert main(command) == 1
     assert "check that the relay runs" in capsys.readouterr().err
@@ -157,9 +159,13 @@ def test_settings_that_the_doctor_knows(
     assert bad == ([(id_, level)] if level else [])
 
 
-def test_the_doctor_without_an_apache_checks_the_relay(
+def test_the_doctor_checks_apache_beside_a_relay_only_with_a_url(
     broker: Broker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["doctor", "--relay", broker.url, "--apachectl", "/nonexistent"]) == 0
+    command = ["doctor", "--relay", broker.url, "--apachectl", "/nonexistent"]
+    assert main(command) == 0
     output = capsys.readouterr().out
-    assert "relay-buffers" in output and "no Apache can be checked" in output
+    assert "relay-buffers" in output and "Apache" not in output
+    assert main([*command, "ws://127.0.0.1:1/x.ws"]) == 1
+    output = capsys.readouterr().out
+    assert "relay-buffers" in output and "only the URL can be checked" in output

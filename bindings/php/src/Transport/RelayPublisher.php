@@ -99,7 +99,11 @@ final class RelayPublisher
             $redis->auth($user === '' ? $password : [$user, $password]);
         }
         $redis->select((int) $parts['database']);
-        $run = static fn (string ...$command): mixed => $redis->rawCommand(...$command);
+        $run = static function (string ...$command) use ($redis): mixed {
+            $redis->clearLastError();
+            $answer = $redis->rawCommand(...$command);
+            return self::requireAnswer($answer, $redis->getLastError());
+        };
         $received = self::publishOrStore($run, $channel, $data);
         $redis->close();
         return (int) $received;
@@ -126,7 +130,11 @@ final class RelayPublisher
         }
         $parameters['database'] = (int) $parts['database'];
         $client = new \Predis\Client($parameters + ['timeout' => $timeout, 'read_write_timeout' => $timeout]);
-        $run = static fn (string ...$command): mixed => $client->executeRaw($command);
+        $run = static function (string ...$command) use ($client): mixed {
+            $isError = false;
+            $answer = $client->executeRaw($command, $isError);
+            return self::requireAnswer($answer, $isError ? (string) $answer : null);
+        };
         $received = self::publishOrStore($run, $channel, $data);
         $client->disconnect();
         return (int) $received;
@@ -138,12 +146,20 @@ final class RelayPublisher
      * A user without the right to read the history's key publishes to plain groups only.
      *
      * @param callable(string ...): mixed $run runs a command of Redis
+     *
+     * @throws ServerException Redis has rejected a command
      */
     private static function publishOrStore(callable $run, string $channel, string $data): int
     {
         $keys = ['{' . $channel . '}:meta', '{' . $channel . '}:stream', '{' . $channel . '}:'];
-        // Both libraries return an error as false or as a text.
-        $script = $run('HGET', $keys[0], 'append');
+        try {
+            $script = $run('HGET', $keys[0], 'append');
+        } catch (ServerException | \RedisException $error) { // phpredis throws this error
+            if (!str_contains($error->getMessage(), 'NOPERM')) {
+                throw $error;
+            }
+            $script = false;
+        }
         if (is_string($script) && preg_match('/^[0-9a-f]{40}$/', $script) === 1) {
             $arguments = ['', '0', '0', '', '0', '', '', 'PUBLISH', $channel, $data, ''];
             $received = $run('EVALSHA', $script, '3', ...$keys, ...$arguments);
@@ -152,11 +168,24 @@ final class RelayPublisher
             }
             throw new ServerException('the relay', 'the history did not store it', 'check that a producer runs');
         }
-        $received = $run('PUBLISH', $channel, $data);
-        if (!is_int($received)) {
-            throw new ServerException('the relay', 'PUBLISH was rejected', 'check the rights of its user');
+        return (int) $run('PUBLISH', $channel, $data);
+    }
+
+    /**
+     * Returns an answer of Redis that is not an error.
+     *
+     * @throws ServerException it is one
+     */
+    private static function requireAnswer(mixed $answer, ?string $error): mixed
+    {
+        if ($error !== null) {
+            throw new ServerException(
+                'the relay',
+                "rejected: $error",
+                'check that a producer runs, and the rights of the user'
+            );
         }
-        return $received;
+        return $answer;
     }
 
     /**
@@ -177,7 +206,8 @@ final class RelayPublisher
 
     private static function withoutPassword(string $url): string
     {
-        // Up to the last @: an unescaped / ? or # in a password does not end it.
-        return (string) preg_replace(['~//.*@~s', '~\?.*~s'], ['//', ''], $url);
+        // Up to the last @: an unescaped / ? or # in a password does not end it.  After a ? it may
+        // be in a parameter, whose end may be a part of a password.
+        return (string) preg_replace(['~//.*\?.*@.*~s', '~//.*@~s', '~\?.*~s'], ['//…', '//', ''], $url);
     }
 }
