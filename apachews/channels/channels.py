@@ -23,6 +23,7 @@ from typing import Any, Final
 from apachews.client import Client, Group
 from apachews.delivery import Delivery
 from apachews.events import AcceptEvent, Event, EventType, JoinEvent, LeaveEvent, MessageEvent
+from apachews.exceptions import HistoryError
 from apachews.history import Position, Replay
 from apachews.server import Server
 
@@ -240,7 +241,11 @@ class Channels:
         def on_replay(client: Client, replay: Replay) -> None:
             answer(connection, channel, replay, position)
 
-        group.add(connection.client, member, since=position, on_replay=on_replay)
+        try:
+            group.add(connection.client, member, since=position, on_replay=on_replay)
+        except HistoryError:
+            self.remove(connection, channel)
+            raise
 
     def tell_subscribed(
         self, connection: Connection, channel: str, replay: Replay, position: Position | None

@@ -328,8 +328,9 @@ class Commands:
 
 def _channel(params: dict[str, Any]) -> str:
     channel = params.get("channel")
-    if not isinstance(channel, str):
-        raise protocol.bad_request("channel: expected a text")
+    # JSON can escape half of a surrogate pair, which is not a text.
+    if not isinstance(channel, str) or not channel.isprintable():
+        raise protocol.bad_request("channel: expected a text that can be printed")
     return channel
 
 

@@ -18,6 +18,8 @@ from apachews.history import PastMessage, Replay
 
 # Commands in one WebSocket message; clients send at most a few more than they have channels.
 MAX_COMMANDS: Final = 1024
+# Of the reason in a CLOSE (RFC 6455 5.5).
+MAX_REASON_BYTES: Final = 123
 METHODS: Final = frozenset(
     {
         "connect",
@@ -60,10 +62,15 @@ class Disconnect(ApachewsError):
 
     Attributes:
         code: 3000 to 4999.  A client connects again after 3000 to 3499 and 4000 to 4499.
-        reason: for the developer of the page.
+        reason: for the developer of the page; at most 123 bytes.
+
+    Raises:
+        ValueError: a code or a reason that a WebSocket cannot have.
     """
 
     def __init__(self, code: int, reason: str) -> None:
+        if not 3000 <= code <= 4999 or len(reason.encode()) > MAX_REASON_BYTES:
+            raise ValueError(f"Disconnect({code}, {reason!r}): expected 3000 to 4999, 123 bytes")
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
@@ -175,7 +182,13 @@ def _refuse_constant(name: str) -> Any:
 
 def dumps(value: object) -> str:
     """Return a JSON text in one line."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+            return json.dumps(value, separators=(",", ":"))
+    return text
 
 
 def reply(number: int, method: str, result: dict[str, Any]) -> str:

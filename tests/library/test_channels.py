@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews import PastMessage, Position, Replay
+from apachews import PastMessage, Position, Replay, wire
 from apachews.channels import (
     Channels,
     Config,
@@ -29,6 +29,9 @@ from apachews.channels.__main__ import main
 from apachews.channels.config import UnknownNamespace
 from apachews.channels.tokens import TokenError, TokenExpired, Tokens
 from apachews.server import Server
+
+from ..conftest import wait_for
+from ..support.bridge_by_hand import Bridge
 
 SECRET = "a secret of at least thirty-two bytes"
 REFERENCE = Path(__file__).parents[2] / "docs/reference/channels.md"
@@ -105,6 +108,91 @@ def test_the_result_of_history(limit: int, is_reverse: bool, offsets: list[int])
     result = json.loads(text)
     assert (result["epoch"], result["offset"]) == ("e", 3)
     assert [one["offset"] for one in result["publications"]] == offsets
+
+
+# Clients that send anything.
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 300)
+    | st.sampled_from(["news", "closed:a", "x:y", "", "\ud800", "a\n", "e", "room" * 80]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["epoch", "offset", "news"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+PARAMS = st.dictionaries(
+    st.sampled_from(
+        [
+            "channel",
+            "data",
+            "token",
+            "recover",
+            "epoch",
+            "offset",
+            "since",
+            "limit",
+            "reverse",
+            "subs",
+            "method",
+        ]
+    ),
+    VALUES,
+)
+COMMANDS = st.builds(
+    lambda number, method, params: json.dumps({"id": number, method: params}),
+    st.integers(1, 9),
+    st.sampled_from(sorted(protocol.METHODS)),
+    PARAMS | st.fixed_dictionaries({"channel": st.just("news")}, optional={"data": VALUES}),
+)
+
+
+def test_no_command_ends_the_producer(short_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(
+        default=Namespace(
+            history_size=5,
+            presence=True,
+            join_leave=True,
+            publish=frozenset({"all"}),
+            history=frozenset({"all"}),
+            see_presence=frozenset({"all"}),
+        ),
+        namespaces={"closed": Namespace(subscribe=frozenset({"token"}))},
+    )
+    with Server(short_path / "a.ws", presence=True) as server:
+        channels = Channels(server, config, on_rpc=lambda connection, method, data: data)
+        bridges: list[Bridge] = []
+
+        def turn() -> None:
+            while (event := server.dequeue(0.0)) is not None:
+                channels.handle(event)
+
+        def is_connected() -> bool:
+            turn()
+            return bool(channels.connections())
+
+        @given(st.lists(COMMANDS, min_size=1, max_size=5))
+        def send(commands: list[str]) -> None:
+            if not channels.connections():
+                for bridge in bridges:
+                    bridge.socket.close()
+                bridges[:] = [Bridge(server.path)]
+                bridges[0].send(wire.TEXT, b'{"id":1,"connect":{}}')
+                wait_for(is_connected)
+            channels._receive(channels.connections()[0].client, "\n".join(commands))
+            turn()
+            for item in bridges[0].read_available():
+                if not isinstance(item, wire.Close):
+                    assert all(json.loads(line) is not None for line in str(item).split("\n"))
+
+        try:
+            send()
+        finally:
+            for bridge in bridges:
+                bridge.socket.close()
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
 
 
 # The configuration.
