@@ -66,6 +66,9 @@ RAW: Final = "raw"
 NEWLINE: Final = "newline"
 TEXT: Final = "text"
 BINARY: Final = "binary"
+# Words of APACHEWS_TICKET.
+ACCEPTED: Final = "accepted"
+REQUIRED: Final = "required"
 # Words of APACHEWS_TUNNEL.
 FRAMES: Final = "frames"
 OPAQUE: Final = "opaque"
@@ -122,6 +125,8 @@ class Settings:
         max_age_s: how long a connection may live; up to a tenth less for some.
         expires: the variable that has the time at which the client's login ends; "": none.
         expiry_code: of the CLOSE for both.
+        ticket: whether a WebSocket may, or must, present a ticket.
+        ticket_for: the socket file for which the location gives tickets; "": none.
         send_timeout_s: how long a client may read nothing while data waits for it.
         connect_timeout_s: how long to wait for a producer whose backlog is full, and for
             its answer.
@@ -199,6 +204,10 @@ class Settings:
     expiry_code: int = _setting(
         1008, parse_expiry_code, "1000, 1001, 1008, 1012, 1013 or 3000 to 4999", "nothing"
     )
+    ticket: str = _setting(
+        OFF, one_of(OFF, ACCEPTED, REQUIRED), "off, accepted or required", "the producer's users"
+    )
+    ticket_for: str = _setting("", parse_directory, "the absolute path of a socket file", "nothing")
     send_timeout_s: float = _setting(
         30.0, parse_optional_time, _OPTIONAL_TIMES, "buffers, from clients that do not read"
     )
@@ -383,6 +392,8 @@ def _parse(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> 
 # As ``_parse``.
 @functools.lru_cache(maxsize=256)
 def _parse_tunnel(variables: tuple[tuple[str, str], ...], definitions: Definitions) -> Settings:
+    if _parse(variables, definitions).ticket != OFF:
+        raise BadSetting(f"{PREFIX}TICKET", "", "off: a tunnel accepts no tickets")
     is_limited = any(name == _variable("max_message_bytes") for name, _ in variables + definitions)
     return for_tunnel(_parse(variables, definitions), is_message_limited=is_limited)
 

@@ -178,6 +178,34 @@ NO_EXPIRY: Final = Reason(
     "the variable of APACHEWS_EXPIRES is missing, or has no time",
     "check the name; the value is seconds since 1970 or an HTTP date (docs/howto/logins.md)",
 )
+TICKET: Final = Reason(
+    "ticket",
+    401,
+    "A valid ticket is required.",
+    "the ticket is missing, used, expired, forged or for another endpoint",
+    "fetch a ticket for each WebSocket; APACHEWS_TICKET_FOR names the socket file of the endpoint",
+)
+TICKET_LOGIN: Final = Reason(
+    "ticket-login",
+    500,
+    _MISCONFIGURED,
+    "the location that gives tickets has no logged-in user, or one with a name of over 512 bytes",
+    "add AuthType and Require valid-user to the location of ticket.py",
+)
+TICKET_METHOD: Final = Reason(
+    "ticket-method",
+    405,
+    "GET and POST only.",
+    "a ticket was requested by another method",
+    "fetch it with POST",
+)
+TICKETS: Final = Reason(
+    "tickets",
+    503,
+    _UNAVAILABLE,
+    "the file of the tickets cannot be read, locked or written",
+    "check the file system of the run directory; the log has the error",
+)
 NO_SUCH_ENDPOINT: Final = Reason(
     "no-such-endpoint",
     404,

@@ -42,6 +42,7 @@ from .request_info import (
     log_name,
     peer_of,
 )
+from .ticket import redeem
 from .upgrade import Upgrade, require_no_error_document, require_own_htaccess
 
 Environ = Mapping[str, Any]
@@ -60,12 +61,12 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     require_no_error_document(request.failed_with)
     require_own_htaccess(request.foreign_htaccess)
     offer = negotiate(request, environ, settings)
-    login_ends_at = login_end(environ, settings)
     peer = peer_of(request)
     log = request.error_log()
     bridge = running_bridge(request, log)
-    open_ = describe(environ, settings, offer, peer, bridge.loop.bridge_id)
     path = find_endpoint(environ, settings)
+    environ, login_ends_at = _login(request, environ, settings, path)
+    open_ = describe(environ, settings, offer, peer, bridge.loop.bridge_id)
     with contextlib.ExitStack() as undo:
         # A permit before the connection: a producer does not see clients above the limit.
         permit = limits.admit(settings, peer.remote[0], path)
@@ -124,6 +125,21 @@ def negotiate(request: Request, environ: Environ, settings: Settings) -> Upgrade
         # Without the note mod_http2 would send the 403 instead of the reset.
         request.require_http_1_1()
         raise
+
+
+def _login(
+    request: Request, environ: Environ, settings: Settings, path: str
+) -> tuple[Environ, float]:
+    """Return the environment with the user, and when the login ends; redeems a ticket.
+
+    Raises:
+        Refusal: 401.
+    """
+    found, login_ends_at = redeem(environ, settings, path)
+    if found is environ:
+        return environ, login_end(environ, settings)
+    request.set_user(found["REMOTE_USER"])
+    return found, login_ends_at
 
 
 def running_bridge(request: Request, log: Log) -> Bridge:

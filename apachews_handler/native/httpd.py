@@ -279,6 +279,10 @@ class Request:
             raise HttpdError("request_rec.headers_out is set", "NULL")
         self._api.apr_table_add(rec.headers_out, name.encode("latin-1"), data)
 
+    def set_user(self, name: str) -> None:
+        """Set the user for httpd's logs; ISO 8859-1."""
+        self._rec.user = self._api.apr_pstrdup(self._rec.pool, name.encode("latin-1"))
+
     @property
     def foreign_htaccess(self) -> str | None:
         """Directory whose .htaccess httpd has read, and which is not above the request's file.
