@@ -79,6 +79,20 @@ class Tokens:
         self._rules = rules
         self._algorithms = sorted(rules.algorithms)
         self._key = _key_of(rules)
+        known = jwt.algorithms.get_default_algorithms()
+        for name in self._algorithms:
+            if name not in known:
+                raise ConfigError(
+                    f"tokens.algorithms: {name} needs cryptography: pip install"
+                    " 'apachews[channels]', or on Debian: apt-get install python3-cryptography"
+                )
+            try:
+                known[name].prepare_key(self._key)
+            except (jwt.PyJWTError, ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"tokens: {rules.public_key_file or rules.secret_file or 'secret'} is not a key"
+                    f" for {name}: {error}"
+                ) from error
 
     def connection(self, token: str) -> ConnectionToken:
         """Return what a token for a connection says.
@@ -123,7 +137,10 @@ class Tokens:
             )
         except self._jwt.ExpiredSignatureError as error:
             raise TokenExpired("the token has expired") from error
-        except (self._jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+        except (
+            self._jwt.PyJWTError,
+            *(ValueError, TypeError, OverflowError, RecursionError),
+        ) as error:
             raise TokenError(str(error) or type(error).__name__) from error
         return dict(claims)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hmac
 import json
 import re
 import time
@@ -382,3 +384,41 @@ def test_a_public_key(tmp_path: Path) -> None:
 def test_rules_that_cannot_be_used(rules: TokenRules, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         Tokens(rules)
+
+
+def test_a_public_key_is_never_a_secret(tmp_path: Path) -> None:
+    """A token that is signed by HMAC with the text of the public key, which is no secret."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    file = tmp_path / "key.pem"
+    file.write_bytes(public)
+    rules = TokenRules(public_key_file=str(file), algorithms=frozenset({"RS256"}))
+    assert Tokens(rules).connection(signed(private, "RS256")).user == "ann"
+    body = signed(private, "RS256").split(".")[1]
+    head = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').decode().rstrip("=")
+    mac = hmac.new(public, f"{head}.{body}".encode(), "sha256").digest()
+    forged = f"{head}.{body}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+    with pytest.raises(TokenError, match="alg"):
+        Tokens(rules).connection(forged)
+    # The same by a configuration that takes it for a secret, or for a key of another kind.
+    with pytest.raises(ConfigError, match=r"key\.pem is not a key for HS256"):
+        Tokens(TokenRules(secret_file=str(file)))
+    with pytest.raises(ConfigError, match=r"key\.pem is not a key for ES256"):
+        Tokens(dataclasses.replace(rules, algorithms=frozenset({"ES256"})))
+    file.write_text("not a key")
+    with pytest.raises(ConfigError, match=r"key\.pem is not a key for RS256"):
+        Tokens(rules)
+
+
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "soon", [], {}])
+def test_times_that_are_not_numbers(tokens: Tokens, claim: str, value: Any) -> None:
+    body = json.dumps({"sub": "ann", "aud": "chat", "iss": "site", claim: value}).encode()
+    token = jwt.api_jws.encode(body, SECRET, algorithm="HS256")
+    with pytest.raises(TokenError):
+        tokens.connection(token)
