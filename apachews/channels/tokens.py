@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from apachews.exceptions import ApachewsError
 
-from .config import ConfigError, TokenRules
+from .config import ConfigError, TokenRules, warn_if_others_can_read
 
 # RFC 7518 3.2: a key of HMAC has at least the length of the hash.
 MIN_SECRET_BYTES: Final = 32
@@ -165,6 +165,8 @@ def _key_of(rules: TokenRules) -> str | bytes:
             key = Path(path).read_bytes()
         except OSError as error:
             raise ConfigError(f"tokens: {path}: {error.strerror}") from error
+        if not is_public:
+            warn_if_others_can_read(path)
         key = key if is_public else key.rstrip(b"\r\n")
     if not is_public and len(key) < MIN_SECRET_BYTES:
         raise ConfigError(f"tokens: a secret of {len(key)} bytes; expected {MIN_SECRET_BYTES}")

@@ -246,6 +246,10 @@ def test_with_namespaces_the_default_is_named_as_well(tmp_path: Path) -> None:
         ("[default]\nsubscribe = 'me'", "default.subscribe = 'me': expected of all"),
         ("[namespaces.a]\nhistory = [1]", r"namespaces.a.history = \[1\]: expected of all"),
         ("[tokens]\nissuer = 1", "tokens.issuer = 1: expected a text"),
+        ("[tokens]\nalgorithms = 1", "tokens.algorithms = 1: expected of names"),
+        ("pong_seconds = inf", "pong_seconds = inf: expected a number above 0"),
+        ("[tokens]\nsecret = ['hidden']", "tokens.secret: expected a text"),
+        ("tokens = 'hidden'", r"tokens: expected a table, \[tokens\]"),
     ],
 )
 def test_errors_name_file_key_and_remedy(tmp_path: Path, text: str, why: str) -> None:
@@ -253,6 +257,30 @@ def test_errors_name_file_key_and_remedy(tmp_path: Path, text: str, why: str) ->
     with pytest.raises(ConfigError, match=why) as info:
         load(tmp_path / "c.toml")
     assert str(tmp_path / "c.toml") in str(info.value)
+    assert "hidden" not in str(info.value)
+
+
+def test_a_secret_that_others_can_read_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret, config = tmp_path / "key", tmp_path / "c.toml"
+    secret.write_text(SECRET + "\n")
+    config.write_text(f"[tokens]\nsecret_file = '{secret}'\n")
+    config.chmod(0o644)
+    for mode, expected in ((0o640, []), (0o644, [f"{secret}: other users can read its secret"])):
+        secret.chmod(mode)
+        caplog.clear()
+        rules = load(config).tokens
+        assert rules is not None
+        Tokens(rules)
+        assert [text.partition(";")[0] for text in caplog.messages] == expected
+    config.write_text(f"[tokens]\nsecret = '{SECRET}'\n")
+    for mode, expected in ((0o640, []), (0o644, [f"{config}: other users can read its secret"])):
+        config.chmod(mode)
+        caplog.clear()
+        load(config)
+        assert [text.partition(";")[0] for text in caplog.messages] == expected
+    assert SECRET not in caplog.text and SECRET not in repr(load(config))
 
 
 def test_a_check_says_what_a_file_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
