@@ -406,7 +406,7 @@ class Server:
 
     @property
     def has_presence(self) -> bool:
-        """Whether the server keeps the members of groups: ``Server(presence=True)``.
+        """True if the server keeps the members of groups, ``Server(presence=True)``.
 
         Example:
             >>> server.has_presence

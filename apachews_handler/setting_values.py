@@ -205,6 +205,28 @@ def parse_variables(text: str) -> tuple[str, ...]:
     return names
 
 
+def parse_variable(text: str) -> str:
+    """Return the name of one variable.
+
+    Raises:
+        ValueError
+    """
+    (name,) = parse_variables(text)
+    return name
+
+
+def parse_expiry_code(text: str) -> int:
+    """Return the code of a CLOSE that asks the client to log in, or to connect, again.
+
+    Raises:
+        ValueError
+    """
+    code = number_of(1000, 4999)(text)
+    if code not in (1000, 1001, 1008, 1012, 1013) and code < 3000:
+        raise ValueError
+    return code
+
+
 def parse_cookie(text: str) -> str:
     """Return the name of a cookie (RFC 6265 4.1.1).
 

@@ -38,6 +38,7 @@ from .setting_values import (
     parse_count,
     parse_directories,
     parse_directory,
+    parse_expiry_code,
     parse_header,
     parse_headers,
     parse_log,
@@ -50,6 +51,7 @@ from .setting_values import (
     parse_subprotocols,
     parse_switch,
     parse_time,
+    parse_variable,
     parse_variables,
 )
 
@@ -117,6 +119,9 @@ class Settings:
         ping_interval_s: how long a client may be silent before the bridge sends a PING.
         ping_timeout_s: how long it may be silent after that PING.
         idle_timeout_s: how long a connection may be without a message, in either direction.
+        max_age_s: how long a connection may live; up to a tenth less for some.
+        expires: the variable that has the time at which the client's login ends; "": none.
+        expiry_code: of the CLOSE for both.
         send_timeout_s: how long a client may read nothing while data waits for it.
         connect_timeout_s: how long to wait for a producer whose backlog is full, and for
             its answer.
@@ -181,6 +186,18 @@ class Settings:
     )
     idle_timeout_s: float = _setting(
         0.0, parse_optional_time, _OPTIONAL_TIMES, "descriptors, from idle clients"
+    )
+    max_age_s: float = _setting(
+        0.0, parse_optional_time, _OPTIONAL_TIMES, "decisions of the login, from old connections"
+    )
+    expires: str = _setting(
+        "",
+        parse_variable,
+        "the name of a variable of Apache that has the time at which the login ends",
+        "decisions of the login, from connections that outlive it",
+    )
+    expiry_code: int = _setting(
+        1008, parse_expiry_code, "1000, 1001, 1008, 1012, 1013 or 3000 to 4999", "nothing"
     )
     send_timeout_s: float = _setting(
         30.0, parse_optional_time, _OPTIONAL_TIMES, "buffers, from clients that do not read"

@@ -17,7 +17,7 @@ In a program::
 from __future__ import annotations
 
 from .channels import Channels
-from .config import Config, ConfigError, Namespace, TokenRules, load
+from .config import Config, ConfigError, Namespace, TokenRules, UnknownNamespace, load
 from .connection import Connection
 from .protocol import Disconnect, ReplyError
 
@@ -30,5 +30,6 @@ __all__ = [
     "Namespace",
     "ReplyError",
     "TokenRules",
+    "UnknownNamespace",
     "load",
 ]

@@ -164,6 +164,20 @@ HTTP2: Final = Reason(
     "keep H2WebSockets off",
     ("http2",),
 )
+LOGIN_ENDED: Final = Reason(
+    "login-ended",
+    401,
+    "Log in again.",
+    "the login ends before the WebSocket opens: the variable of APACHEWS_EXPIRES has a past time",
+    "log in again; compare the clocks if the login is new",
+)
+NO_EXPIRY: Final = Reason(
+    "no-expiry",
+    500,
+    _MISCONFIGURED,
+    "the variable of APACHEWS_EXPIRES is missing, or has no time",
+    "check the name; the value is seconds since 1970 or an HTTP date (docs/howto/logins.md)",
+)
 NO_SUCH_ENDPOINT: Final = Reason(
     "no-such-endpoint",
     404,

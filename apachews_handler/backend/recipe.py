@@ -24,6 +24,7 @@ from apachews_handler.backends import Backend, choose, cookie_of
 from apachews_handler.bridge.connection import Connection
 from apachews_handler.exceptions import BadSetting, ClientGone, Refusal
 from apachews_handler.handshake.detach import detach
+from apachews_handler.handshake.login import login_end
 from apachews_handler.handshake.recipe import close_line, negotiate, running_bridge
 from apachews_handler.handshake.request_info import (
     connection_info,
@@ -61,6 +62,7 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
     require_no_error_document(request.failed_with)
     require_own_htaccess(request.foreign_htaccess)
     offer = negotiate(request, environ, settings)
+    login_ends_at = login_end(environ, settings)
     peer = peer_of(request)
     address = peer.remote[0]
     backend = _backend(environ, settings, address)
@@ -98,6 +100,7 @@ def open_tunnel(request: Request, environ: Environ) -> Relayed | None:
                 admission=permit if permit.is_counted else None,
                 info=connection_info(environ, peer, answer.subprotocol),
                 close_line=line,
+                login_ends_at=login_ends_at,
             )
         )
         undo.pop_all()  # the bridge owns the connection now

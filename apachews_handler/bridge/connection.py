@@ -15,6 +15,7 @@ import math
 import os
 import socket
 import time
+import zlib
 from typing import Final, Protocol
 
 from apachews_handler.monitoring.close_log import CloseLine, Ending
@@ -130,6 +131,7 @@ class Connection:
         admission: its slots under the limits, released when it is closed; None: no slots.
         info: for the status.
         close_line: the line of the close log, as far as it is known; None: no close log.
+        login_ends_at: when the client's login ends, on the clock of ``time.monotonic``; 0.0: never.
 
     Attributes:
         client, producer: the two legs.
@@ -190,6 +192,7 @@ class Connection:
         admission: Permit | None = None,
         info: ConnectionInfo = _NO_INFO,
         close_line: CloseLine | None = None,
+        login_ends_at: float = 0.0,
     ) -> None:
         self.transport = transport
         self.producer_socket = producer_socket
@@ -210,6 +213,9 @@ class Connection:
         self.is_finished = False
         self.opened_at = time.monotonic()
         self.timeouts = Timeouts(settings, self.opened_at)
+        # The id is random: it spreads the ends of connections that opened together.
+        spread = zlib.crc32(info.id.encode()) / 0xFFFFFFFF
+        self.timeouts.limit_age(self.opened_at, spread, login_ends_at)
         self.entrusted_at = 0.0
         self.drain_cause: CloseCause | None = None
         self.scheduled_at = math.inf

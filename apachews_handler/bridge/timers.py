@@ -55,6 +55,10 @@ class Timers:
             assert connection.drain_cause, "drain_at is set together with a cause"
             timeouts.drain_at = 0.0
             session.close(connection.drain_cause)
+        elif due is Due.LOGIN_ENDED:
+            session.close(CloseCause.LOGIN_ENDED, connection.settings.expiry_code)
+        elif due is Due.MAX_AGE:
+            session.close(CloseCause.MAX_AGE, connection.settings.expiry_code)
         elif due is Due.PING:
             self._ping(connection)
         elif due is Due.NO_PONG:

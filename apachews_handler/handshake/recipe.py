@@ -35,6 +35,7 @@ from apachews_handler.shared import limits, waiting
 
 from . import producer
 from .detach import detach
+from .login import login_end
 from .request_info import (
     connection_info,
     describe,
@@ -59,6 +60,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
     require_no_error_document(request.failed_with)
     require_own_htaccess(request.foreign_htaccess)
     offer = negotiate(request, environ, settings)
+    login_ends_at = login_end(environ, settings)
     peer = peer_of(request)
     log = request.error_log()
     bridge = running_bridge(request, log)
@@ -104,6 +106,7 @@ def upgrade(request: Request, environ: Environ, find_endpoint: FindEndpoint) -> 
                 admission=permit if permit.is_counted else None,
                 info=connection_info(environ, peer, subprotocol),
                 close_line=close_line(settings, environ, open_, subprotocol, path),
+                login_ends_at=login_ends_at,
             )
         )
         undo.pop_all()  # the bridge owns the connection now

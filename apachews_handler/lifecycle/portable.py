@@ -43,7 +43,7 @@ from apachews_handler.setting_values import Rate
 from apachews_handler.settings import Settings
 from apachews_handler.shared import slots
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 _MEMBERS: Final = frozenset(
     {
         "about",
@@ -77,7 +77,9 @@ _SESSION_MEMBERS: Final = frozenset(
         "round_trip_s",
     }
 )
-_WATCH_MEMBERS: Final = frozenset({"asked_at", "heard_at", "passed_at", "way_s"})
+_WATCH_MEMBERS: Final = frozenset(
+    {"ages_out_at", "asked_at", "heard_at", "login_ends_at", "passed_at", "way_s"}
+)
 _SETTINGS: Final = frozenset(field.name for field in dataclasses.fields(Settings))
 
 

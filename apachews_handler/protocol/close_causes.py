@@ -35,6 +35,8 @@ class CloseCause(enum.Enum):
     GOING_AWAY = ("bridge", wire.GOING_AWAY, "info", "the server is shutting down")
     DRAINED = ("bridge", wire.SERVICE_RESTART, "info", "the server was restarted")
     IDLE = ("bridge", wire.GOING_AWAY, "info", "idle")
+    MAX_AGE = ("bridge", wire.POLICY_VIOLATION, "info", "connect again")
+    LOGIN_ENDED = ("bridge", wire.POLICY_VIOLATION, "info", "the login has ended")
     PROTOCOL_ERROR = ("bridge", wire.PROTOCOL_ERROR, "warn", "")
     INVALID_DATA = ("bridge", wire.INVALID_DATA, "warn", "")
     TOO_MANY_MESSAGES = ("bridge", wire.POLICY_VIOLATION, "warn", "")

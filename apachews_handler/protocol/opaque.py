@@ -69,8 +69,8 @@ class OpaqueSession(TunnelSession):
         """Return False: there are no frames."""
         return False
 
-    def close(self, cause: CloseCause) -> None:
+    def close(self, cause: CloseCause, code: int = 0) -> None:
         """End the connection: there are no frames that could say why."""
         if self.client_state is _OPEN:
-            self._record_cause(cause)
+            self._record_cause(cause, code)
             self._end_client(ClientState.GONE)

@@ -252,12 +252,16 @@ class Session(SessionData):
         self.is_ping_answered = False
         return True
 
-    def close(self, cause: CloseCause) -> None:
-        """Send both sides a CLOSE."""
+    def close(self, cause: CloseCause, code: int = 0) -> None:
+        """Send both sides a CLOSE.
+
+        Args:
+            code: of the CLOSE; 0: that of the cause.
+        """
         # Table 1, "close()".
         if self.client_state is ClientState.OPEN:
-            self._send_producer_close(cause.code, cause.reason)
-            self._close_client(cause)
+            self._send_producer_close(code or cause.code, cause.reason)
+            self._close_client(cause, code)
 
     def fail(self) -> None:
         """Drop the connection because of an error of the bridge's own."""

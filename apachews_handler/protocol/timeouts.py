@@ -23,6 +23,9 @@ SETTLED_S: Final = 0.5
 # Delay of the next attempt after such an end: as long as the longest delay between two attempts
 # to reach a producer that does not listen (reconnect.MAX_DELAY_S).
 CRASH_DELAY_S: Final = 0.5
+# A connection may close before APACHEWS_MAX_AGE by up to this part of it, so that connections
+# which opened together do not all connect again together.
+AGE_SPREAD: Final = 0.1
 # An end that sends on instead of closing is cut after so many times APACHEWS_CLOSE_TIMEOUT.
 MAX_EXTENSION: Final = 10
 
@@ -35,6 +38,8 @@ class Due(enum.Enum):
     TOO_SLOW = "the client took nothing from its queue: close, unless it takes earlier bytes"
     IDLE = "no message passed: close"
     HOLD_EXPIRED = "no other producer came in time: close"
+    LOGIN_ENDED = "the login of the client ends: close"
+    MAX_AGE = "the connection is as old as it may become: close"
     DRAIN = "the connection is drained, and its time has come: close"
     OVERDUE = "the close has taken too long: drop the client, unless it still takes bytes"
 
@@ -61,6 +66,8 @@ class Timeouts:
         resumed_at: when the last producer came; 0.0 for the first one.
         said_before: what earlier producers had said then, see ``start_hold``.
         drain_at: when it is closed because all connections are drained; else 0.0.
+        ages_out_at: when it is closed because of its age; else 0.0.
+        login_ends_at: when it is closed because the login of the client ends; else 0.0.
         close_by: when the client must be gone, once it is being closed; else 0.0.
         cut_at: as of when progress extends ``close_by`` no more, unless all that is to be sent
             is queued; set together with it.
@@ -69,6 +76,7 @@ class Timeouts:
     __slots__ = (
         "_asked_at",
         "_settings",
+        "ages_out_at",
         "close_by",
         "cut_at",
         "drain_at",
@@ -77,6 +85,7 @@ class Timeouts:
         "held_until",
         "hold_ends_at",
         "is_heard",
+        "login_ends_at",
         "passed_at",
         "resumed_at",
         "said_before",
@@ -98,7 +107,20 @@ class Timeouts:
         self.resumed_at = 0.0
         self.said_before = 0
         self.drain_at = 0.0
+        self.ages_out_at = self.login_ends_at = 0.0
         self.close_by = self.cut_at = 0.0
+
+    def limit_age(self, now: float, spread: float, login_ends_at: float) -> None:
+        """Set when the connection is closed, whatever passes.
+
+        Args:
+            now: the clock's reading at the handshake.
+            spread: 0 to 1, different for each connection.
+            login_ends_at: of the client, on the same clock; 0.0: never.
+        """
+        if self._settings.max_age_s:
+            self.ages_out_at = now + self._settings.max_age_s * (1 - AGE_SPREAD * spread)
+        self.login_ends_at = login_ends_at
 
     def export_state(self) -> dict[str, Any] | None:
         """Return the state that another process continues with, as values of JSON.
@@ -117,7 +139,9 @@ class Timeouts:
         ):
             return None
         return {
+            "ages_out_at": self.ages_out_at,
             "heard_at": self.heard_at,
+            "login_ends_at": self.login_ends_at,
             "passed_at": self.passed_at,
             "asked_at": self._asked_at,
             "way_s": self.way_s,
@@ -125,7 +149,9 @@ class Timeouts:
 
     def import_state(self, state: dict[str, Any]) -> None:
         """Continue with the state that another process exported."""
+        self.ages_out_at = float(state["ages_out_at"])
         self.heard_at = float(state["heard_at"])
+        self.login_ends_at = float(state["login_ends_at"])
         self.passed_at = float(state["passed_at"])
         self._asked_at = float(state["asked_at"])
         self.way_s = float(state["way_s"])
@@ -143,7 +169,8 @@ class Timeouts:
         if not self.has_client:
             return self.held_until or math.inf
         settings = self._settings
-        times = [at for at in (self.held_until, self.drain_at) if at]
+        ends = (self.held_until, self.drain_at, self.ages_out_at, self.login_ends_at)
+        times = [at for at in ends if at]
         if self.waiting_since:
             if settings.send_timeout_s:
                 times.append(self.waiting_since + settings.send_timeout_s)
@@ -167,6 +194,10 @@ class Timeouts:
             return None
         if self.drain_at and now >= self.drain_at:
             return Due.DRAIN
+        if self.login_ends_at and now >= self.login_ends_at:
+            return Due.LOGIN_ENDED
+        if self.ages_out_at and now >= self.ages_out_at:
+            return Due.MAX_AGE
         if self._has_passed(self.waiting_since, settings.send_timeout_s, now):
             return Due.TOO_SLOW
         if not self.waiting_since and self._has_passed(

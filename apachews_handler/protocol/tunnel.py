@@ -338,13 +338,13 @@ class TunnelSession:
         self.is_ping_answered = False
         return True
 
-    def close(self, cause: CloseCause) -> None:
-        """Send both sides a CLOSE."""
+    def close(self, cause: CloseCause, code: int = 0) -> None:
+        """Send both sides a CLOSE, the client one with a code; 0: that of the cause."""
         if self.client_state is _OPEN:
-            self._record_cause(cause)
+            self._record_cause(cause, code)
             self.client_state = _CLOSING
             self._up.insert_last(_CLOSE_TO_BACKEND)
-            self._close_client(cause.code, cause.reason)
+            self._close_client(self.close_code, self.close_reason)
 
     def fail(self) -> None:
         """Drop the connection because of an error of the bridge's own."""

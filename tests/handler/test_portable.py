@@ -306,7 +306,7 @@ def test_new_state_is_noticed() -> None:
         "OpaqueSession": 0,
         "SessionData": 25,
         "Session": 0,
-        "Timeouts": 15,
+        "Timeouts": 17,
         "Inflater": 6,
         "Connection": 27,
         "Leg": 3,

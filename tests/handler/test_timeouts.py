@@ -14,7 +14,7 @@ from apachews_handler.protocol.progress import (
     Progress,
     TcpState,
 )
-from apachews_handler.protocol.timeouts import CRASH_DELAY_S, SETTLED_S, Due, Timeouts
+from apachews_handler.protocol.timeouts import AGE_SPREAD, CRASH_DELAY_S, SETTLED_S, Due, Timeouts
 from apachews_handler.settings import Settings
 
 # An uptime of nine days: a float rounds its sums.
@@ -126,6 +126,30 @@ def test_a_client_for_which_bytes_wait_is_not_idle() -> None:
     made.waiting_since = START + 5
     assert made.next_at() == START + 105
     assert made.due(START + 20) is None
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_a_connection_lives_no_longer_than_its_age(spread: float) -> None:
+    made = timeouts(max_age_s=100)
+    made.limit_age(START, spread, 0.0)
+    made.passed_at = made.heard_at = START + 80  # traffic does not matter
+    end = made.next_at()
+    assert START + 100 * (1 - AGE_SPREAD) <= end <= START + 100
+    assert made.due(end - 0.001) is None
+    assert made.due(end) is Due.MAX_AGE
+
+
+def test_a_connection_ends_with_its_login_in_another_process_too() -> None:
+    made = timeouts(max_age_s=100)
+    made.limit_age(START, 0.0, START + 50)
+    state = made.export_state()
+    assert state is not None
+    restored = Timeouts(Settings(ping_interval_s=0.0, max_age_s=100.0), START + 40)
+    restored.import_state(state)
+    assert restored.next_at() == START + 50
+    assert restored.due(START + 50) is Due.LOGIN_ENDED
+    restored.login_ends_at = 0.0
+    assert restored.next_at() == START + 100
 
 
 def test_the_deadline_of_a_close_replaces_all_others() -> None:

@@ -36,6 +36,9 @@ from .conftest import RESTART_MPMS
 pytestmark = pytest.mark.timeout(600)
 
 # Its arguments: the socket file, and how many workers.
+# As in test_handover.py: a custodian looks for a taker at once, and again after twenty seconds.
+MERGE_S = 60.0
+
 PROGRAM = """
 import os, signal, sys
 from apachews import Event, Server
@@ -241,7 +244,7 @@ def reload_apache(mpm: str, reloads: int, directory: Path, a_producer: Producer)
             clients.wait_for_broadcasts()
         assert len(clients.open) == 24
         # All are with one custodian in the end, on one channel; those with TLS have a relay.
-        wait_for(lambda: len(site.custodians()) == 1)
+        wait_for(lambda: len(site.custodians()) == 1, MERGE_S, what=site.custodians)
         clients.wait_for_channels(24)
         clients.wait_for_broadcasts()
 
