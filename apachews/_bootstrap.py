@@ -1,8 +1,8 @@
 """Runs a producer program as ``python PROGRAM ARG…`` would, with signal handlers.
 
-Contract: ``runner.py`` starts ``python -m apachews._bootstrap INSTRUCTIONS PROGRAM ARG…``.  The
-program has its own ``sys.argv``, ``sys.path`` and ``__main__``.  The signals mean for any
-program:
+Contract: ``runner.py`` starts ``python -m apachews._bootstrap INSTRUCTIONS PROGRAM ARG…``, or with
+``-m MODULE`` instead of PROGRAM.  The program has its own ``sys.argv``, ``sys.path`` and
+``__main__``.  The signals mean for any program:
 
 - SIGTERM, SIGINT: close all clients with 1001, or, with ``hold``, hand them over to the producer
   that listens next.  The second one terminates the process at once.
@@ -30,6 +30,7 @@ import importlib.machinery
 import io
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -135,7 +136,11 @@ def main() -> None:
     signal_at_end_of(instructions.lifeline_fd, signal.SIGHUP)
     _end_threads_quietly()
     try:
-        _run(sys.argv[0])
+        if sys.argv[0] == "-m":
+            del sys.argv[0]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            _run(sys.argv[0])
     except ServerClosed:
         pass
     finally:

@@ -30,6 +30,7 @@ process as well.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
@@ -309,9 +310,17 @@ Under systemd the runner reports READY, RELOADING, STATUS and the watchdog (Type
 and uses the sockets of a .socket unit.  See deploy/systemd for units.
 """,
     )
-    parser.add_argument("program", metavar="PROGRAM", help="a Python file")
+    parser.add_argument(
+        "program", metavar="PROGRAM", help="a Python file, or with -m the name of a module"
+    )
     parser.add_argument(
         "arguments", metavar="ARG", nargs=argparse.REMAINDER, help="its sys.argv[1:]"
+    )
+    parser.add_argument(
+        "-m",
+        dest="is_module",
+        action="store_true",
+        help='run PROGRAM as "python -m PROGRAM" would, as apachews.channels',
     )
     parser.add_argument(
         "--spread",
@@ -344,18 +353,31 @@ and uses the sockets of a .socket unit.  See deploy/systemd for units.
     return parser
 
 
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # of a package that does not exist; an invalid name
+        return False
+
+
 def main() -> int:
     """Run the command line; return the exit status."""
     parser = _parser()
     options = parser.parse_args()
-    try:
-        with open(options.program, "rb"):
-            pass
-    except OSError as error:
-        parser.error(f"cannot read PROGRAM {options.program!r}: {error.strerror}")
+    command = [options.program, *options.arguments]
+    if options.is_module:
+        if not _is_module(options.program):
+            parser.error(f"cannot import PROGRAM {options.program!r}: the module does not exist")
+        command.insert(0, "-m")
+    else:
+        try:
+            with open(options.program, "rb"):
+                pass
+        except OSError as error:
+            parser.error(f"cannot read PROGRAM {options.program!r}: {error.strerror}")
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
     runner = Runner(
-        [options.program, *options.arguments],
+        command,
         spread_s=options.spread,
         drain_timeout_s=options.drain_timeout,
         start_timeout_s=options.start_timeout,

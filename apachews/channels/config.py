@@ -10,7 +10,10 @@ A channel is a name; the part before a colon is its namespace: ``chat:room`` is 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import os
+import stat
 import sys
 import typing
 from collections.abc import Mapping
@@ -19,6 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from apachews.exceptions import ApachewsError
+
+_logger: Final = logging.getLogger("apachews")
 
 # Who may do something in a channel.
 RIGHTS: Final = ("all", "user", "token", "subscriber")
@@ -147,7 +152,15 @@ def load(path: str | os.PathLike[str]) -> Config:
     }
     if tables["tokens"] is not None:
         values["tokens"] = _read(TokenRules, tables["tokens"], name, "tokens")
+        if values["tokens"].secret:
+            warn_if_others_can_read(name)
     return Config(**values)
+
+
+def warn_if_others_can_read(path: str) -> None:
+    """Log a warning if every user of the machine can read a file that has a secret."""
+    if os.stat(path).st_mode & stat.S_IROTH:
+        _logger.warning("%s: other users can read its secret; run: chmod o-r %s", path, path)
 
 
 def _toml() -> Any:
@@ -170,7 +183,7 @@ def _read(kind: type, table: object, file: str, place: str) -> Any:
 
 def _table(value: object, file: str, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {place} = {value!r:.80}: expected a table, [{place}]")
+        raise ConfigError(f"{file}: {place}{_shown(value, place)}: expected a table, [{place}]")
     return value
 
 
@@ -193,16 +206,23 @@ def _value(kind: Any, value: object, where: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and type(value) is int and value >= 0:
         return value
-    if kind is float and is_number and value > 0:  # type: ignore[operator]
+    if kind is float and is_number and 0 < value < math.inf:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     if kind is str and isinstance(value, str):
         return value
     if kind == frozenset[str]:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            unknown = set() if where.endswith("algorithms") else {*items} - {*RIGHTS}
-            if not unknown:
-                return frozenset(items)
-        raise ConfigError(f"{where} = {value!r:.80}: expected of {', '.join(RIGHTS)}")
+        items = value if isinstance(value, list) else [value]
+        # The algorithms depend on the key; tokens.py checks them.
+        is_free = where.endswith(".algorithms")
+        are_texts = all(isinstance(item, str) for item in items)
+        if are_texts and (is_free or {*items} <= {*RIGHTS}):
+            return frozenset(items)
+        of = "names" if is_free else ", ".join(RIGHTS)
+        raise ConfigError(f"{where} = {value!r:.80}: expected of {of}")
     expected = {bool: "true or false", int: "a number, 0 or more", float: "a number above 0"}
-    raise ConfigError(f"{where} = {value!r:.80}: expected {expected.get(kind, 'a text')}")
+    raise ConfigError(f"{where}{_shown(value, where)}: expected {expected.get(kind, 'a text')}")
+
+
+def _shown(value: object, where: str) -> str:
+    """Return a value for a message; "" for one that may have the secret."""
+    return "" if where == "tokens" or where.endswith(".secret") else f" = {value!r:.80}"

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from apachews.exceptions import ApachewsError
 
-from .config import ConfigError, TokenRules
+from .config import ConfigError, TokenRules, warn_if_others_can_read
 
 # RFC 7518 3.2: a key of HMAC has at least the length of the hash.
 MIN_SECRET_BYTES: Final = 32
@@ -79,6 +79,20 @@ class Tokens:
         self._rules = rules
         self._algorithms = sorted(rules.algorithms)
         self._key = _key_of(rules)
+        known = jwt.algorithms.get_default_algorithms()
+        for name in self._algorithms:
+            if name not in known:
+                raise ConfigError(
+                    f"tokens.algorithms: {name} needs cryptography: pip install"
+                    " 'apachews[channels]', or on Debian: apt-get install python3-cryptography"
+                )
+            try:
+                known[name].prepare_key(self._key)
+            except (jwt.PyJWTError, ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"tokens: {rules.public_key_file or rules.secret_file or 'secret'} is not a key"
+                    f" for {name}: {error}"
+                ) from error
 
     def connection(self, token: str) -> ConnectionToken:
         """Return what a token for a connection says.
@@ -123,7 +137,10 @@ class Tokens:
             )
         except self._jwt.ExpiredSignatureError as error:
             raise TokenExpired("the token has expired") from error
-        except (self._jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+        except (
+            self._jwt.PyJWTError,
+            *(ValueError, TypeError, OverflowError, RecursionError),
+        ) as error:
             raise TokenError(str(error) or type(error).__name__) from error
         return dict(claims)
 
@@ -148,6 +165,8 @@ def _key_of(rules: TokenRules) -> str | bytes:
             key = Path(path).read_bytes()
         except OSError as error:
             raise ConfigError(f"tokens: {path}: {error.strerror}") from error
+        if not is_public:
+            warn_if_others_can_read(path)
         key = key if is_public else key.rstrip(b"\r\n")
     if not is_public and len(key) < MIN_SECRET_BYTES:
         raise ConfigError(f"tokens: a secret of {len(key)} bytes; expected {MIN_SECRET_BYTES}")

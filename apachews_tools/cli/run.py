@@ -29,6 +29,7 @@ SUMMARY: Final = "run producers with a private Apache, for development"
 
 PORT: Final = 8080
 TLS_PORT: Final = 8443
+CHANNELS: Final = "apachews.channels"
 # httpd's default of 75 exceeds MaxRequestWorkers, 50, and httpd would log a warning.
 FEW_THREADS: Final = "MinSpareThreads 10"
 # Characters with a meaning in a quoted argument of a directive.
@@ -45,6 +46,7 @@ examples:
   apachews run chat.py
   apachews run --reload --docroot site chat.py echo.py
   apachews run --tls --path /ws/chat.ws=chat.py
+  apachews run --channels live.toml
 
 With --reload, the next version of a program starts when its file, or a Python module
 in or below its directory, changes.  Clients stay connected, and move to the new
@@ -72,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="a producer at another path; may be repeated",
+    )
+    parser.add_argument(
+        "--channels",
+        metavar="FILE",
+        type=utf8_text,
+        action="append",
+        default=[],
+        help="channels at /FILE.ws, with the configuration FILE.toml; may be repeated",
     )
     parser.add_argument(
         "--docroot",
@@ -107,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         root, signals = undo.enter_context(temporary_directory("apachews-run-"))
         root.chmod(0o755)
         docroot = _docroot(arguments.docroot, root)
-        producers = find_producers(arguments.programs, arguments.path, docroot)
+        producers = find_producers(arguments.programs, arguments.path, docroot, arguments.channels)
         for producer in producers:
             undo.enter_context(_directory_for_socket(producer.socket.parent))
             _require_free(producer.socket)
@@ -160,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_producers(
-    programs: Sequence[str], mappings: Sequence[str], docroot: Path
+    programs: Sequence[str], mappings: Sequence[str], docroot: Path, channels: Sequence[str] = ()
 ) -> list[Producer]:
     """Return the producers that the arguments name.
 
@@ -168,11 +178,13 @@ def find_producers(
         programs: files; the socket file has the same name with .ws, in the document root.
         mappings: a path and a file, ``/x.ws=file``.
         docroot: the document root.
+        channels: configuration files of ``apachews.channels``, with socket files like programs.
 
     Raises:
         CommandError: no program is given, one is unusable, or two have the same path.
     """
-    wanted = [(f"{Path(program).stem}.ws", program) for program in programs]
+    wanted = [(f"{Path(program).stem}.ws", program, "") for program in programs]
+    wanted += [(f"{Path(file).stem}.ws", file, CHANNELS) for file in channels]
     for mapping in mappings:
         path, equals, program = mapping.partition("=")
         if not equals or not program or not path.startswith("/") or not path.endswith(".ws"):
@@ -181,11 +193,11 @@ def find_producers(
             )
         if ".." in Path(path).parts:
             raise CommandError(f"--path {mapping}: the path leaves the document root")
-        wanted.append((path.lstrip("/"), program))
+        wanted.append((path.lstrip("/"), program, ""))
     if not wanted:
         raise CommandError("no program given; usage: apachews run PROGRAM…")
     producers: dict[Path, Producer] = {}
-    for path, program in wanted:
+    for path, program, module in wanted:
         file = Path(program).absolute()
         try:
             with file.open("rb"):
@@ -202,7 +214,7 @@ def find_producers(
             raise CommandError(
                 f"{producers[at].program} and {file} have the same path /{path}; use --path"
             )
-        producers[at] = Producer(path.removesuffix(".ws"), file, at)
+        producers[at] = Producer(path.removesuffix(".ws"), file, at, module=module)
     return list(producers.values())
 
 

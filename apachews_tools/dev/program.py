@@ -27,12 +27,14 @@ class Producer:
 
     Attributes:
         arguments: those of the program after the socket file.
+        module: it runs instead, with ``program`` as its configuration.
     """
 
     name: str
     program: Path
     socket: Path
     arguments: tuple[str, ...] = ()
+    module: str = ""
 
 
 class ProgramProcess:

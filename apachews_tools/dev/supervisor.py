@@ -182,7 +182,11 @@ class Supervisor:
         for name in _OWN_VARIABLES:
             env.pop(name, None)
         command = [str(self._python), "-m", "apachews.runner"]
-        command += [str(producer.program), str(producer.socket), *producer.arguments]
+        if producer.module:
+            command += ["-m", producer.module, str(producer.socket)]
+            command += ["--config", str(producer.program), *producer.arguments]
+        else:
+            command += [str(producer.program), str(producer.socket), *producer.arguments]
         fd = program.start(command, env)
         read = functools.partial(self._read_output, fd, producer.name, LineSplitter())
         self._events.add_reader(fd, read)

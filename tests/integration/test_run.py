@@ -202,6 +202,28 @@ def test_a_change_of_the_source_reaches_the_clients_that_are_there(directory: Pa
         assert run.end(signal.SIGTERM) == 0
 
 
+def test_channels_with_a_configuration_that_changes(directory: Path) -> None:
+    def error_of_a_subscription(url: str) -> int:
+        with connect(url) as client:
+            client.send('{"id":1,"connect":{}}\n{"id":2,"subscribe":{"channel":"chat:a"}}')
+            answer = ""
+            while '"id":2' not in answer:
+                answer = str(client.recv(10))
+        found = re.search(r'"code":(\d+)', answer)
+        return int(found[1]) if found else 0
+
+    (directory / "live.toml").write_text("[default]\n")
+    with running(directory, "--channels", "live.toml", "--reload") as run:
+        url = run.url
+        assert url.endswith("/live.ws")
+        assert error_of_a_subscription(url) == 102
+        (directory / "live.toml").write_text("[namespaces.chat]\nx = 1\n")
+        run.wait_for(r"live\.toml: namespaces\.chat\.x: unknown")
+        (directory / "live.toml").write_text("[namespaces.chat]\n")
+        wait_for(lambda: error_of_a_subscription(url) == 0, what=lambda: run.output)
+        assert run.end() == 0
+
+
 def test_a_producer_that_ends_is_started_again(directory: Path) -> None:
     with running(directory, "chat.py") as run, connect(run.url) as client:
         _, name = ask(client)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hmac
 import json
 import re
 import time
@@ -244,6 +246,10 @@ def test_with_namespaces_the_default_is_named_as_well(tmp_path: Path) -> None:
         ("[default]\nsubscribe = 'me'", "default.subscribe = 'me': expected of all"),
         ("[namespaces.a]\nhistory = [1]", r"namespaces.a.history = \[1\]: expected of all"),
         ("[tokens]\nissuer = 1", "tokens.issuer = 1: expected a text"),
+        ("[tokens]\nalgorithms = 1", "tokens.algorithms = 1: expected of names"),
+        ("pong_seconds = inf", "pong_seconds = inf: expected a number above 0"),
+        ("[tokens]\nsecret = ['hidden']", "tokens.secret: expected a text"),
+        ("tokens = 'hidden'", r"tokens: expected a table, \[tokens\]"),
     ],
 )
 def test_errors_name_file_key_and_remedy(tmp_path: Path, text: str, why: str) -> None:
@@ -251,6 +257,30 @@ def test_errors_name_file_key_and_remedy(tmp_path: Path, text: str, why: str) ->
     with pytest.raises(ConfigError, match=why) as info:
         load(tmp_path / "c.toml")
     assert str(tmp_path / "c.toml") in str(info.value)
+    assert "hidden" not in str(info.value)
+
+
+def test_a_secret_that_others_can_read_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret, config = tmp_path / "key", tmp_path / "c.toml"
+    secret.write_text(SECRET + "\n")
+    config.write_text(f"[tokens]\nsecret_file = '{secret}'\n")
+    config.chmod(0o644)
+    for mode, expected in ((0o640, []), (0o644, [f"{secret}: other users can read its secret"])):
+        secret.chmod(mode)
+        caplog.clear()
+        rules = load(config).tokens
+        assert rules is not None
+        Tokens(rules)
+        assert [text.partition(";")[0] for text in caplog.messages] == expected
+    config.write_text(f"[tokens]\nsecret = '{SECRET}'\n")
+    for mode, expected in ((0o640, []), (0o644, [f"{config}: other users can read its secret"])):
+        config.chmod(mode)
+        caplog.clear()
+        load(config)
+        assert [text.partition(";")[0] for text in caplog.messages] == expected
+    assert SECRET not in caplog.text and SECRET not in repr(load(config))
 
 
 def test_a_check_says_what_a_file_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,3 +412,41 @@ def test_a_public_key(tmp_path: Path) -> None:
 def test_rules_that_cannot_be_used(rules: TokenRules, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         Tokens(rules)
+
+
+def test_a_public_key_is_never_a_secret(tmp_path: Path) -> None:
+    """A token that is signed by HMAC with the text of the public key, which is no secret."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = private.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    file = tmp_path / "key.pem"
+    file.write_bytes(public)
+    rules = TokenRules(public_key_file=str(file), algorithms=frozenset({"RS256"}))
+    assert Tokens(rules).connection(signed(private, "RS256")).user == "ann"
+    body = signed(private, "RS256").split(".")[1]
+    head = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').decode().rstrip("=")
+    mac = hmac.new(public, f"{head}.{body}".encode(), "sha256").digest()
+    forged = f"{head}.{body}.{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+    with pytest.raises(TokenError, match="alg"):
+        Tokens(rules).connection(forged)
+    # The same by a configuration that takes it for a secret, or for a key of another kind.
+    with pytest.raises(ConfigError, match=r"key\.pem is not a key for HS256"):
+        Tokens(TokenRules(secret_file=str(file)))
+    with pytest.raises(ConfigError, match=r"key\.pem is not a key for ES256"):
+        Tokens(dataclasses.replace(rules, algorithms=frozenset({"ES256"})))
+    file.write_text("not a key")
+    with pytest.raises(ConfigError, match=r"key\.pem is not a key for RS256"):
+        Tokens(rules)
+
+
+@pytest.mark.parametrize("claim", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "soon", [], {}])
+def test_times_that_are_not_numbers(tokens: Tokens, claim: str, value: Any) -> None:
+    body = json.dumps({"sub": "ann", "aud": "chat", "iss": "site", claim: value}).encode()
+    token = jwt.api_jws.encode(body, SECRET, algorithm="HS256")
+    with pytest.raises(TokenError):
+        tokens.connection(token)

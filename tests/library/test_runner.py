@@ -550,12 +550,26 @@ def test_systemds_socket_is_kept_through_deploys(short_path: Path, path: str, wo
         assert os.stat(path).st_ino == inode
 
 
+def test_a_module_is_deployed_like_a_file(short_path: Path, path: str) -> None:
+    config = short_path / "live.toml"
+    config.write_text("[default]\n")
+    with running(*RUNNER, "-m", "apachews.channels", path, "--config", str(config)) as process:
+        wait_for(lambda: os.path.exists(path))
+        inode = os.stat(path).st_ino
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: os.stat(path).st_ino != inode)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "the following arguments are required: PROGRAM"),
         (["missing.py"], "cannot read PROGRAM 'missing.py': No such file or directory"),
         (["/"], "cannot read PROGRAM '/': Is a directory"),
+        (["-m", "missing.module"], "cannot import PROGRAM 'missing.module'"),
+        (["-m", ""], "cannot import PROGRAM ''"),
         (["--spread", "-1", "x.py"], "argument --spread: invalid number of seconds value: '-1'"),
         (["--drain-timeout", "soon", "x.py"], "invalid number of seconds value: 'soon'"),
     ],

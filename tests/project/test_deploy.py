@@ -385,7 +385,7 @@ def test_the_page_removes_the_copies_that_an_installation_with_pip_has() -> None
     page = (ROOT / "docs/howto/packages.md").read_text()
     removals = re.findall(r"^sudo rm .*", page, re.MULTILINE)
     assert set(re.findall(r"/etc/\S+", "\n".join(removals))) == copied
-    assert len(copied) == 5
+    assert len(copied) == 6
 
 
 def test_no_page_enables_or_disables_a_pattern_of_units() -> None:
@@ -400,6 +400,8 @@ def test_the_services_of_the_package_run_with_the_systems_python(tmp_path: Path)
     units = tmp_path / "usr/lib/systemd/system"
     service = (units / "apachews-producer@.service").read_text()
     assert "\nExecStart=/usr/bin/python3 -m apachews.runner --hold" in service
+    channels = (units / "apachews-channels@.service").read_text()
+    assert "\nExecStart=/usr/bin/python3 -m apachews.runner --hold -m apachews.ch" in channels
     assert (units / "apache2.service.d/apachews.conf").read_text().count("[Service]") == 1
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         text = path.read_text()

@@ -49,6 +49,16 @@ def test_programs_and_paths_become_producers(chat: Path) -> None:
     ]
 
 
+def test_configurations_of_channels_become_producers(chat: Path) -> None:
+    live = chat.with_name("live.toml")
+    live.touch()
+    assert find_producers([], [], DOCROOT, [str(live)]) == [
+        Producer("live", live, DOCROOT / "live.ws", module="apachews.channels")
+    ]
+    with pytest.raises(CommandError, match=r"none\.toml: No such file"):
+        find_producers([], [], DOCROOT, ["none.toml"])
+
+
 @pytest.mark.parametrize(
     ("programs", "mappings", "said"),
     [
