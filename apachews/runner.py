@@ -121,7 +121,7 @@ class Runner:
     """Keeps one program running.
 
     Args:
-        command: the program and its arguments.
+        command: the program, or -m and a module, and its arguments.
         spread_s, drain_timeout_s, hold: see ``Instructions``.
         start_timeout_s: the time limit for a new program to listen.
     """
@@ -136,6 +136,7 @@ class Runner:
         hold: bool = False,
     ) -> None:
         self._command = list(command)
+        self._name = self._command[self._command[0] == "-m"]
         self._spread_s = spread_s
         self._drain_timeout_s = drain_timeout_s
         self._start_timeout_s = start_timeout_s
@@ -204,7 +205,7 @@ class Runner:
             # The program may have changed since the successor read it.
             self._must_reload_again = True
             return
-        _logger.info("starting the new %s", self._command[0])
+        _logger.info("starting the new %s", self._name)
         # The time tells systemd which reload the READY answers.
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
@@ -230,7 +231,7 @@ class Runner:
     def _fail_reload(self, reason: str) -> None:
         self._successor = None
         consequence = "the old one continues" if self._current else "the old one has exited"
-        _logger.error("the new %s %s; %s", self._command[0], reason, consequence)
+        _logger.error("the new %s %s; %s", self._name, reason, consequence)
         notify("READY=1", f"STATUS=reload failed: the new program {reason}")
         self._finish_reload()
 

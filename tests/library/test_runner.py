@@ -559,7 +559,9 @@ def test_a_module_is_deployed_like_a_file(short_path: Path, path: str) -> None:
         process.send_signal(signal.SIGHUP)
         wait_for(lambda: os.stat(path).st_ino != inode)
         process.send_signal(signal.SIGTERM)
-        assert ended(process)[0] == 0
+        status, output = ended(process)
+    assert status == 0
+    assert "starting the new apachews.channels" in output
 
 
 @pytest.mark.parametrize(
