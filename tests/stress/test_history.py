@@ -128,8 +128,10 @@ def busy_site(
         site = stack.enter_context(running_site("event"))
         path = site.apache.docroot / "chat.ws"
         place, address = str(directory / "history.db"), str(path)
+        broker = None
         if kind == "relay":
-            place = stack.enter_context(running_broker(directory)).url
+            broker = stack.enter_context(running_broker(directory))
+            place = broker.url
             address = f"{place}?name=chat"  # a producer would answer before Redis has the message
         command = (program(directory, PRODUCER, "chat.py"), str(path), kind, place)
         producers = [stack.enter_context(running(*command))]
@@ -137,6 +139,10 @@ def busy_site(
         crowd = [Page(site.ws("/chat.ws")) for _ in range(pages)]
         for page in crowd:
             stack.callback(page.close)
+        if broker is not None:
+            # Redis does not know the group before the first page has asked for its messages.
+            meta = "{apachews:chat:room}:meta"
+            wait_for(lambda: broker.call("EXISTS", meta) == b":1\r\n")
         publisher = Publisher(address)
         publisher.start()
 
