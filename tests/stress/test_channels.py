@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import random
 import signal
@@ -19,6 +18,7 @@ import centrifuge
 from apachews import NotListening, PublishError, publish
 
 from ..conftest import DEADLINE_S, let_pass, wait_for
+from ..support.networks import Network
 from ..support.producers import program, running
 from ..support.site import running_site
 from .conftest import scaled
@@ -31,65 +31,19 @@ DEPLOYS = scaled(3, 1)
 RELOADS = scaled(3, 1)
 INTERVAL_S = 0.02
 
+# The server notices clients that are gone without a word, as they notice it.
+CONFIG = """
+ping_seconds = 1
+pong_seconds = 3
+
+[default]
+history_size = 100000
+"""
 PRODUCER = """
 import sys
 from apachews.channels.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-class Network:
-    """A TCP proxy of one client, which can be cut."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._is_cut = False
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> int:
-        """Listen; return the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_cut:
-            writer.transport.abort()
-            return
-        with contextlib.suppress(OSError):
-            other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._target)
-            pair = {writer, other_writer}
-            self._writers |= pair
-            try:
-                await asyncio.gather(
-                    self._copy(reader, other_writer), self._copy(other_reader, writer)
-                )
-            finally:
-                self._writers -= pair
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-
-    async def cut(self, seconds: float) -> None:
-        """Break all connections, and let no new one pass for some time."""
-        self._is_cut = True
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.sleep(seconds)
-        self._is_cut = False
-
-    def close(self) -> None:
-        assert self._server
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
 
 
 class Page(centrifuge.SubscriptionEventHandler):
@@ -143,6 +97,7 @@ async def run_pages(
             min_reconnect_delay=0.05,
             max_reconnect_delay=0.5,
             timeout=DEADLINE_S,
+            max_server_ping_delay=1,  # a client notices a silent cut
         )
         for port in ports
     ]
@@ -158,9 +113,9 @@ async def run_pages(
     try:
 
         async def cut_now_and_then(network: Network) -> None:
-            for _ in range(CUTS):
+            for number in range(CUTS):
                 await asyncio.sleep(random.uniform(0.1, 2 * CUT_S))
-                await network.cut(CUT_S)
+                await network.cut(CUT_S, is_silent=number % 2 == 1)
 
         disturbance = asyncio.to_thread(disturb)
         await asyncio.gather(disturbance, *map(cut_now_and_then, networks))
@@ -191,7 +146,7 @@ async def run_pages(
 
 def test_clients_whose_networks_break_miss_nothing(short_path: Path) -> None:
     config = short_path / "channels.toml"
-    config.write_text("[default]\nhistory_size = 100000\n")
+    config.write_text(CONFIG)
     with running_site("event") as site:
         path = site.docroot / "live.ws"
         database = short_path / "live.db"
