@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -14,17 +15,31 @@ from typing import Any
 
 import jwt
 import pytest
+import requests
 
 from apachews import publish
+from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
+from ..integration.test_examples import answers
 from ..support.networks import RunningNetwork, running_network
 from ..support.producers import running
 from ..support.site import ROOT, Site, running_site
-from .conftest import CHROMEDRIVER, CHROMIUM, chromium, firefox, needs_firefox, reports
+from .conftest import (
+    CHROMEDRIVER,
+    CHROMIUM,
+    chromium,
+    firefox,
+    is_open,
+    needs_firefox,
+    reports,
+    screenshot,
+    text_of,
+)
 
 MODULES = os.environ.get("APACHEWS_NODE_PATH", str(ROOT / ".venv/node/node_modules"))
 LIBRARY = Path(MODULES, "centrifuge", "dist", "centrifuge.js")
+LIVEBLOG = ROOT / "examples" / "liveblog"
 SECRET = "a secret of at least thirty-two bytes"
 # A browser starts, and is told of a silent network by the pings that do not come.
 DEADLINE_S = 60.0
@@ -190,10 +205,12 @@ def site() -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def channels(site: Site, directory: Path) -> Iterator[Path]:
-    """Run the ready-made producer; give the path of its socket file."""
-    config, path = directory / "channels.toml", site.docroot / "live.ws"
-    config.write_text(CONFIG)
+def channels(
+    site: Site, directory: Path, name: str = "live.ws", text: str = CONFIG
+) -> Iterator[Path]:
+    """Run the ready-made producer with a configuration; give the path of its socket file."""
+    config, path = directory / "channels.toml", site.docroot / name
+    config.write_text(text)
     config.chmod(0o600)
     arguments = (str(path), "--mode", "666", "--config", str(config))
     with running("-m", "apachews.channels", *arguments) as process:
@@ -255,3 +272,70 @@ def test_firefox_with_tls(site: Site, short_path: Path, tmp_path: Path) -> None:
         firefox(address(network, "https"), site.apache.certificate, tmp_path) as output,
     ):
         assert follow(site, path, network, output) == ["end", EXPECTED]
+
+
+@contextlib.contextmanager
+def authors_form(site: Site, directory: Path) -> Iterator[str]:
+    """Serve the form of the live blog by PHP; give its address."""
+    php = shutil.which("php")
+    if not php:
+        pytest.skip("no PHP: apt-get install php-cli")
+    (directory / "apachews").symlink_to(ROOT / "bindings" / "php")  # as the package has it
+    port = private_apache.free_port()
+    with subprocess.Popen(
+        [php, "-d", f"include_path={directory}", "-S", f"127.0.0.1:{port}", "-t", str(LIVEBLOG)],
+        env={**os.environ, "LIVEBLOG_SOCKET": str(site.docroot / "liveblog" / "liveblog.ws")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            wait_for(lambda: answers(port), what=server.poll)
+            yield f"http://127.0.0.1:{port}/write.php"
+        finally:
+            server.terminate()
+            _, errors = server.communicate()
+    assert "Warning" not in errors and "Fatal" not in errors, errors
+
+
+@needs_chromium
+def test_the_live_blog(site: Site, short_path: Path) -> None:
+    page = site.docroot / "liveblog"
+    page.mkdir()
+    shutil.copytree(ROOT / "examples" / "common", site.docroot / "common")
+    for source in (LIBRARY, LIVEBLOG / "index.html", LIVEBLOG / "liveblog.js"):
+        shutil.copy(source, page)
+    text = (LIVEBLOG / "channels.toml").read_text()
+    with (
+        channels(site, short_path, "liveblog/liveblog.ws", text),
+        authors_form(site, short_path) as form,
+        running_network(site.apache.port) as network,
+        chromium() as driver,
+    ):
+        origin = form.removesuffix("/write.php")
+
+        def write(entry: str, sent_from: str = origin) -> str:
+            headers = {"Origin": sent_from}
+            answer = requests.post(form, {"text": entry}, headers=headers, timeout=DEADLINE_S)
+            return f"{answer.status_code} {answer.text}"
+
+        assert write("forged", "https://other.example").startswith("403")
+        assert write("").startswith("422")
+        assert "0 readers have it" in write("Before the page opens")
+        driver.get(f"http://localhost:{network.port}/liveblog/")
+        wait_for(lambda: is_open(driver) and "Before" in text_of(driver, "log"), DEADLINE_S)
+        assert "1 readers have it" in write("Read at once, <b>grüße</b>")
+        wait_for(lambda: "<b>grüße</b>" in text_of(driver, "log"), DEADLINE_S)
+        with network.cut(is_silent=False):
+            wait_for(lambda: not is_open(driver), DEADLINE_S)
+            for number in range(3):
+                write(f"Missed {number}")
+        wait_for(lambda: "Missed 2" in text_of(driver, "log"), DEADLINE_S)
+        lines = driver.execute_script(
+            "return [...document.querySelectorAll('#log span')].map((line) => line.textContent)"
+        )
+        assert lines == [
+            *("Missed 2", "Missed 1", "Missed 0"),
+            *("Read at once, <b>grüße</b>", "Before the page opens"),
+        ]
+        screenshot(driver, "liveblog")
