@@ -5,6 +5,7 @@ A comment before a block, which readers do not see, can say how to test it::
     <!-- not run: the reason -->     counted and printed
     <!-- runs until Ctrl-C; makes /a/socket.ws -->  a command that stays in the foreground
     <!-- console of http://localhost/: hello -->  for the console of a browser
+    <!-- part of WordPress -->       only its syntax is checked
     <!-- talk: {"hear": ["hi"]} -->  a client's messages, see test_snippets.py
 
 A block after a line that ends in ```/a/path`:`` is the content of that file.

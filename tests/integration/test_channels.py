@@ -21,10 +21,19 @@ import jwt
 import pytest
 
 from apachews import Event, publish
-from apachews.channels import Channels, Config, Connection, Namespace, ReplyError, TokenRules
+from apachews.channels import (
+    Channels,
+    Config,
+    Connection,
+    Namespace,
+    ReplyError,
+    TokenRules,
+    load,
+)
 
 from ..conftest import DEADLINE_S, wait_for
-from ..support.site import Site, running_site
+from ..docs.pages import blocks_of
+from ..support.site import ROOT, Site, running_site
 
 SECRET = "a secret of at least thirty-two bytes"
 FULL = Namespace(
@@ -401,6 +410,105 @@ def test_pings(site: Site) -> None:
     config = Config(ping_seconds=1, pong_seconds=0.5)
     with channels_at(site, config, "ping.ws") as channels:
         run(talk(channels))
+
+
+def test_who_has_missed_too_much_is_told(site: Site) -> None:
+    async def talk() -> None:
+        client = centrifuge.Client(site.ws("/live.ws"), min_reconnect_delay=0.01)
+        await client.connect()
+        events = SubscriptionEvents()
+        sub = client.new_subscription("long", events, recoverable=True)
+        await sub.subscribe()
+        await sub.ready()
+        path = site.docroot / "live.ws"
+        await asyncio.to_thread(publish, path, "0", "long")
+        await eventually(lambda: events.data == [0])
+        await client.disconnect()
+
+        def publish_more_than_is_kept() -> None:
+            for number in range(1, FULL.history_size + 2):
+                publish(path, str(number), "long")
+
+        await asyncio.to_thread(publish_more_than_is_kept)
+        await client.connect()
+        await eventually(lambda: len(events.subscribed) == 2)
+        await asyncio.to_thread(publish, path, '"next"', "long")
+        await eventually(lambda: events.data[-1] == "next")
+        # The page knows that there is a hole, and gets no part of it.
+        assert events.subscribed[1] == (True, False)
+        assert events.data == [0, "next"]
+        await client.disconnect()
+
+    with channels_at(site):
+        run(talk())
+
+
+IN_WORDPRESS = """<?php
+function add_action($name, $function) { $GLOBALS['actions'][$name] = $function; }
+require $argv[1];
+if ($argv[2] === 'token') echo live_token(7);
+else live_notify(7, 'A comment on Grüße', '/?p=1');
+"""
+
+
+def test_the_notifications_of_wordpress(site: Site, short_path: Path) -> None:
+    """What docs/howto/notifications.md has: tokens and messages from PHP, in its configuration."""
+    php = shutil.which("php")
+    if not php:
+        pytest.skip("no PHP: apt-get install php-cli")
+    blocks = blocks_of(ROOT / "docs" / "howto" / "notifications.md")
+    plugin = next(block.text for block in blocks if block.comment == "part of WordPress")
+    toml = next(block.text for block in blocks if block.language == "toml")
+    path, key = site.docroot / "live.ws", short_path / "token.key"
+    key.write_text(f"{SECRET}\n")
+    key.chmod(0o600)
+    (short_path / "channels.toml").write_text(toml.replace("/etc/apachews/token.key", str(key)))
+    plugin = plugin.replace("/etc/apachews/token.key", str(key))
+    (short_path / "live.php").write_text(plugin.replace("/run/apachews/live.ws", str(path)))
+    (short_path / "wordpress.php").write_text(IN_WORDPRESS)
+    (short_path / "apachews").symlink_to(ROOT / "bindings" / "php")
+
+    def wordpress(action: str) -> str:
+        command = [
+            str(php),
+            "-d",
+            f"include_path={short_path}",
+            "wordpress.php",
+            "live.php",
+            action,
+        ]
+        return subprocess.run(
+            command, cwd=short_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    async def talk() -> None:
+        events, online = Events(), SubscriptionEvents()
+        heard: list[Any] = []
+
+        async def on_publication(context: Any) -> None:
+            heard.append((context.channel, context.pub.data))
+
+        events.on_publication = on_publication
+        given = await asyncio.to_thread(wordpress, "token")
+        client = centrifuge.Client(site.ws("/live.ws"), events=events, token=given)
+        await client.connect()
+        await client.ready()
+        assert await asyncio.to_thread(wordpress, "notify") == ""
+        await eventually(lambda: heard)
+        assert heard == [("user:7", {"text": "A comment on Grüße", "url": "/?p=1"})]
+        sub = client.new_subscription("online:all", online)
+        await sub.subscribe()
+        await sub.ready()
+        assert (await sub.presence_stats()).num_users == 1
+        # The channel of another user.
+        other = SubscriptionEvents()
+        await client.new_subscription("user:8", other).subscribe()
+        await eventually(lambda: other.notes)
+        assert other.notes == [("unsubscribed", 103)]
+        await client.disconnect()
+
+    with channels_at(site, load(short_path / "channels.toml")):
+        run(talk())
 
 
 MODULES = os.environ.get(
