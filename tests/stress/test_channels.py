@@ -1,9 +1,12 @@
-"""Channels: networks that break again and again, reloads and deploys: no message is missed."""
+"""Channels: no message is missed while networks, Apache and producers change; what they cost."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import json
+import os
 import random
 import signal
 import threading
@@ -15,13 +18,15 @@ from typing import Any
 
 import centrifuge
 
-from apachews import NotListening, PublishError, publish
+from apachews import NotListening, PublishError, publish, wire
 
 from ..conftest import DEADLINE_S, let_pass, wait_for
+from ..support.frames import masked
 from ..support.networks import Network
 from ..support.producers import program, running
-from ..support.site import running_site
-from .conftest import scaled
+from ..support.raw_client import request
+from ..support.site import Site, running_site
+from .conftest import FULL, scaled
 
 CLIENTS = scaled(200, 12)
 # Each client's network is cut for so long, so often.
@@ -30,6 +35,11 @@ CUTS = scaled(10, 2)
 DEPLOYS = scaled(3, 1)
 RELOADS = scaled(3, 1)
 INTERVAL_S = 0.02
+SUBSCRIBERS = scaled(10_000, 100)
+MESSAGES = scaled(100, 10)
+ROUNDS = scaled(3, 1)
+# What a delivery may cost more than one of a broadcast.
+MOST = 1.2
 
 # The server notices clients that are gone without a word, as they notice it.
 CONFIG = """
@@ -181,3 +191,107 @@ def test_clients_whose_networks_break_miss_nothing(short_path: Path) -> None:
                 warnings.simplefilter("ignore", ResourceWarning)
                 asyncio.run(talk())
                 gc.collect()
+
+
+MARKER = b"a message of channels"
+DATA = json.dumps(f"{MARKER.decode()} {'x' * 100}")
+PLAIN = """
+import sys
+from apachews import Server
+for event in Server(sys.argv[1], mode=0o666):
+    pass
+"""
+
+
+class Subscriber(asyncio.Protocol):
+    """Counts the messages that arrive."""
+
+    def __init__(self, path: str, commands: bytes) -> None:
+        self._path = path
+        self._commands = commands
+        self._rest = b""
+        self.is_open = False
+        self.received = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(request(self._path, None))
+
+    def data_received(self, data: bytes) -> None:
+        if not self.is_open:
+            self._rest += data
+            if b"\r\n\r\n" not in self._rest:
+                return
+            self.is_open = True
+            data = self._rest.partition(b"\r\n\r\n")[2]
+            self._rest = b""
+            self.transport.write(masked(wire.FIN | wire.TEXT, self._commands))
+        data = self._rest + data
+        self.received += data.count(MARKER)
+        self._rest = data[-len(MARKER) + 1 :]  # may begin with a part of one
+
+
+async def cost(site: Site, name: str, group: str | None, producer: int) -> float:
+    """Return the processor time of producer and Apache for one delivery, microseconds."""
+    commands = b'{"id":1,"connect":{}}'
+    if group:
+        commands += b'\n{"id":2,"subscribe":{"channel":"news"}}'
+    loop = asyncio.get_running_loop()
+    crowd = []
+    for number in range(SUBSCRIBERS):
+        _, subscriber = await loop.create_connection(
+            lambda: Subscriber(f"/{name}", commands), "127.0.0.1", site.apache.port
+        )
+        crowd.append(subscriber)
+        if number % 100 == 99:
+            await asyncio.sleep(0)
+    path = site.docroot / name
+
+    async def publish_to_all(count: int) -> None:
+        """Publish, and wait until all have all."""
+        before = crowd[0].received
+        for _ in range(count):
+            await asyncio.to_thread(publish, path, DATA, group)
+        deadline = time.monotonic() + 120
+        while any(one.received < before + count for one in crowd):
+            assert time.monotonic() < deadline, {one.received for one in crowd}
+            await asyncio.sleep(0.05)
+
+    deadline = time.monotonic() + 60
+    while (await asyncio.to_thread(publish, path, '"warm"', group)).reached < SUBSCRIBERS:
+        assert time.monotonic() < deadline, "not all have subscribed"
+        await asyncio.sleep(0.05)
+    await publish_to_all(2)
+    begin = site.processor_s() + processor_s(producer)
+    await publish_to_all(MESSAGES)
+    used_s = site.processor_s() + processor_s(producer) - begin
+    for subscriber in crowd:
+        subscriber.transport.abort()
+    return used_s / (MESSAGES * SUBSCRIBERS) * 1e6
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time of a process, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_delivery_costs_as_much_as_one_of_a_broadcast(short_path: Path) -> None:
+    with running_site("event") as site, contextlib.ExitStack() as stack:
+        names: dict[str, str | None] = {"plain.ws": None, "live.ws": "news"}
+        plain = ("-c", PLAIN, str(site.docroot / "plain.ws"))
+        config = short_path / "channels.toml"
+        config.write_text("ping_seconds = 3600\n[default]\nhistory_size = 100\n")
+        path = str(site.docroot / "live.ws")
+        live = ("-m", "apachews.channels", path, "--mode", "666", "--config", str(config))
+        pids = [stack.enter_context(running(*command)).pid for command in (plain, live)]
+        costs: dict[str, list[float]] = {name: [] for name in names}
+        for name in names:
+            wait_for((site.docroot / name).exists)
+        for _ in range(ROUNDS):
+            for (name, group), pid in zip(names.items(), pids, strict=True):
+                costs[name].append(asyncio.run(cost(site, name, group, pid)))
+        print(costs)
+        # (The short form uses less time than the kernel counts.)
+        assert not FULL or min(costs["live.ws"]) < MOST * min(costs["plain.ws"])
