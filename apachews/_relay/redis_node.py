@@ -29,8 +29,10 @@ from .engine import EngineError, discard_unsent
 
 # The number of channels in one command: some ten KB.
 CHANNELS_AT_ONCE: Final = 500
-# The number of messages that ``receive`` returns at most, so that publishing is not held up.
+# What ``receive`` returns at most, so that publishing is not held up, and memory is bounded: the
+# last message may exceed it.
 MESSAGES_AT_ONCE: Final = 500
+BYTES_AT_ONCE: Final = 4 * 1024 * 1024
 
 # Errors about the server, and not about a command.  Redis 6 has that of a replica within the text
 # of the script's error.
@@ -181,9 +183,12 @@ class RedisNode:
 
     def receive(self) -> Iterator[Any]:
         """Yield what has arrived, without waiting, except for the rest of a message."""
+        size = 0
         for _ in range(MESSAGES_AT_ONCE):
-            if not self.is_readable():
+            if size >= BYTES_AT_ONCE or not self.is_readable():
                 return
             item = self.events.read_response(**_READ_OPTIONS)
             self.heard_at = time.monotonic()
+            if isinstance(item, (list, tuple)) and isinstance(item[-1], bytes):
+                size += len(item[-1])
             yield item
