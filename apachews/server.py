@@ -397,12 +397,13 @@ class Server:
 
         For messages of ``publish()``, while the group has no history in this process.  The
         function may call ``group(name, history=…)``, so that the message is stored and has
-        its form; it must not raise.
+        its form; it must not raise.  Groups that have had no message and are not used are then
+        forgotten after five minutes, because the function can open them again.
 
         Example:
             >>> server.on_unopened_group(lambda name: server.group(name, history=100))
         """
-        self._loop.open_group = function
+        self._loop.on_unopened_group(function)
 
     @property
     def has_presence(self) -> bool:
@@ -413,6 +414,18 @@ class Server:
             False
         """
         return self._loop.presence is not None
+
+    @property
+    def keeps_histories(self) -> bool:
+        """True if groups may have a history.
+
+        NATS keeps no messages, and workers need a store that they share.
+
+        Example:
+            >>> server.keeps_histories
+            True
+        """
+        return self._loop.histories.has_store
 
     def language(self, client: Client) -> str | None:
         """Return the language that the client's browser prefers, as ``en-GB``, or None.

@@ -39,7 +39,8 @@ from apachews.history import Bounds, Entry, Formatter, Log, Position, Reading, R
 # A group that is not used is forgotten after this, or after its ``seconds`` if they are more; the
 # next message begins a new epoch.
 KEEP_S: Final = 86400.0
-# A group that has had no message is forgotten sooner: clients may ask for any name.
+# A group that has had no message is forgotten sooner if the program opens it again when it is
+# needed: clients may ask for any name.
 KEEP_EMPTY_S: Final = 300.0
 # A group that has clients and no messages is used, as the store learns in this interval.
 REFRESH_S: Final = 3600.0
@@ -113,6 +114,7 @@ class History:
     Attributes:
         log: the last messages, up to the position of the members here.
         used_at: when the group was used last.
+        refreshed_at: when the store was told last that the group has clients.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class History:
         self.group = group
         self.log = Log(bounds)
         self.formatter = formatter
-        self.used_at = time.monotonic()
+        self.used_at = self.refreshed_at = time.monotonic()
         self._store = store
         self._add_event = add_event
         self._on_use = on_use
@@ -143,11 +145,6 @@ class History:
     def has_waiting(self) -> bool:
         """True while clients or functions wait for the store."""
         return bool(self._waiting or self._readers)
-
-    @property
-    def keep_s(self) -> float:
-        """How long the history stays here without use."""
-        return max(KEEP_S, self.log.bounds.seconds) if self.log.top else KEEP_EMPTY_S
 
     @property
     def is_active(self) -> bool:
@@ -364,6 +361,9 @@ class Histories:
         store: keeps the messages; None: the server has no place for them.
         refusal: what the program is to do to get a store.
         call_later, add_event: of the loop.
+
+    Attributes:
+        can_reopen: the program opens a group again that was forgotten.
     """
 
     def __init__(
@@ -379,6 +379,12 @@ class Histories:
         self._add_event = add_event
         self._by_name: dict[str, History] = {}
         self._is_ticking = False
+        self.can_reopen = False
+
+    @property
+    def has_store(self) -> bool:
+        """Whether the server has a place for them."""
+        return self._store is not None
 
     def open(self, group: Group, bounds: Bounds, formatter: Formatter | None) -> None:
         """Give a group a history, or its history other bounds or another formatter.
@@ -440,6 +446,12 @@ class Histories:
         if self._store is not None:
             self._store.close()
 
+    def _keep_s(self, history: History) -> float:
+        """Return how long a history stays here without use."""
+        if self.can_reopen and not history.log.top:
+            return KEEP_EMPTY_S
+        return max(KEEP_S, history.log.bounds.seconds)
+
     def _tick(self) -> None:
         store = self._store
         assert store is not None, "it ticks for its histories"
@@ -447,10 +459,11 @@ class Histories:
         for name, history in [*self._by_name.items()]:
             history.log.trim(now)
             if history.is_active:
-                if history.used_at + REFRESH_S < now:
-                    history.used_at = now
+                # Clients that join do not reach the store, so used_at says nothing of it.
+                if history.refreshed_at + REFRESH_S < now:
+                    history.used_at = history.refreshed_at = now
                     store.refresh(history)
-            elif history.used_at + history.keep_s < now:
+            elif history.used_at + self._keep_s(history) < now:
                 del self._by_name[name]  # the group as well, unless the program refers to it
         for name in store.changed():
             self.update(name)

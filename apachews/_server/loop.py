@@ -98,7 +98,6 @@ class Loop:
         broker: the part of it that leads to other machines, or None.
         presence: the members of the groups, or None.
         histories: of the groups that have one.
-        open_group: called with the group of a message from outside that has no history here.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class Loop:
         self.events = self.connections.events  # the same queue
         self._acceptor = new_acceptor(self._file, self._poller, self._accept)
         refusal = HISTORY_OF_WORKERS if broker is None else HISTORY_OF_NATS
-        self.open_group: Callable[[str], object] | None = None
+        self._open_group: Callable[[str], object] | None = None
         self.histories = Histories(store, refusal, self.call_later, self.add_event)
         self._publications = Publications(
             self._poller,
@@ -261,10 +260,15 @@ class Loop:
         """Let a history read on: it has missed a message, or another worker has stored one."""
         self.histories.update(group)
 
+    def on_unopened_group(self, function: Callable[[str], object]) -> None:
+        """Call a function with the group of a message from outside that has no history here."""
+        self._open_group = function
+        self.histories.can_reopen = True
+
     def _store_published(self, group: str, frame: bytes) -> Delivery | None:
         """Store a message of a publisher; None if the group has no history."""
-        if self.open_group is not None and self.histories.get(group) is None:
-            self.open_group(group)
+        if self._open_group is not None and self.histories.get(group) is None:
+            self._open_group(group)
         history = self.histories.find(group, self.connections.group)
         return None if history is None else history.broadcast(frame)
 

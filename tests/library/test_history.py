@@ -41,7 +41,7 @@ from apachews import (
 from apachews._relay import relay, stream
 from apachews._relay.engine import EngineError
 from apachews._server import history_file
-from apachews._server.histories import KEEP_S
+from apachews._server.histories import KEEP_EMPTY_S, KEEP_S, REFRESH_S
 from apachews.exceptions import WireError
 from apachews.history import Bounds, Entry, Log, position_of, without_holes
 
@@ -365,7 +365,7 @@ def test_a_group_that_is_not_used_is_forgotten(room: Room) -> None:
     assert history
     history.used_at -= 2 * KEEP_S
     histories._tick()
-    assert histories.get("room") is history and history.used_at > 0, "it has a client"
+    assert histories.get("room") is history, "it has a client"
     room.group.discard(client)
     history.used_at -= 2 * KEEP_S
     histories._tick()
@@ -379,6 +379,57 @@ def test_a_group_that_is_not_used_is_forgotten(room: Room) -> None:
     gc.collect()
     assert room.server.group("room")._history is None
     assert room.read(bridge, 1) == [(1, "1")]
+
+
+@pytest.mark.parametrize("can_reopen", [False, True])
+def test_a_group_without_a_message_is_forgotten_if_it_can_be_opened_again(
+    short_path: Path, can_reopen: bool
+) -> None:
+    room = Room(short_path / "a.ws")
+    try:
+        server = room.server
+        if can_reopen:
+            server.on_unopened_group(lambda name: server.group(name, history=10))
+        server.group("other", history=10)
+        server.group("used", history=10).broadcast("1")
+        histories = server._loop.histories
+        for history in histories._by_name.values():
+            history.used_at -= KEEP_EMPTY_S + 1
+        histories._tick()
+        assert (histories.get("other") is None) == can_reopen
+        assert histories.get("used") is not None
+
+        def is_stored() -> bool:
+            room.turn()
+            other = histories.get("other")
+            return other is not None and len(other.log) == 1
+
+        # Either way, what comes from outside is stored.
+        with ThreadOf(lambda: publish(server.path, "2", group="other")):
+            wait_for(is_stored)
+            room.turn()
+    finally:
+        room.close()
+
+
+def test_the_store_learns_that_a_group_has_clients(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    histories = room.server._loop.histories
+    _, client = room.client()
+    room.group.add(client)
+    history = histories.get("room")
+    assert history and histories._store
+    refreshed: list[object] = []
+    monkeypatch.setattr(histories._store, "refresh", refreshed.append)
+    histories._tick()
+    assert not refreshed
+    history.refreshed_at -= REFRESH_S + 1
+    _, other = room.client()
+    room.group.add(other)  # clients that join do not postpone it
+    histories._tick()
+    histories._tick()
+    assert refreshed == [history]
 
 
 def test_publish_from_outside_is_in_the_history(room: Room) -> None:
