@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from apachews.exceptions import ApachewsError
 from apachews.server import Server
 
 from .channels import Channels
-from .config import Config, Namespace, load
+from .config import Config, ConfigError, Namespace, load
 from .tokens import Tokens
 
 
@@ -26,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check(config)
         if options.socket is None:
             raise ApachewsError("the socket file is missing: python3 -m apachews.channels SOCKET")
+        relay = options.relay or os.environ.get("APACHEWS_RELAY")
+        if options.workers and not (options.history_file or relay):
+            # Before they are forked: each would end with this, and be started again.
+            raise ConfigError("--workers needs --history-file or --relay for the messages")
         with Server(
             options.socket,
             group=options.group,

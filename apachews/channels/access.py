@@ -11,7 +11,7 @@ from typing import Final
 from . import protocol
 from .config import Config
 from .connection import Connection
-from .protocol import Disconnect
+from .protocol import Disconnect, ReplyError
 from .tokens import ConnectionToken, SubscriptionToken, TokenError, TokenExpired, Tokens
 
 _logger: Final = logging.getLogger("apachews")
@@ -40,7 +40,7 @@ class Access:
         try:
             return self._checker().connection(str(token))
         except TokenExpired:
-            raise protocol.token_expired() from None
+            raise ReplyError(*protocol.TOKEN_EXPIRED) from None
         except TokenError as error:
             _logger.info("a token for a connection is rejected: %s", error)
             raise Disconnect(*protocol.INVALID_TOKEN) from None
@@ -56,10 +56,10 @@ class Access:
         try:
             return self._checker().subscription(str(token), connection.user, channel)
         except TokenExpired:
-            raise protocol.token_expired() from None
+            raise ReplyError(*protocol.TOKEN_EXPIRED) from None
         except TokenError as error:
             _logger.info("a token for a channel is rejected: %s", error)
-            raise protocol.permission_denied() from None
+            raise ReplyError(*protocol.PERMISSION_DENIED) from None
 
     def _checker(self) -> Tokens:
         if self._tokens is None:
@@ -78,4 +78,4 @@ class Access:
     def require(self, connection: Connection, channel: str, rights: frozenset[str]) -> None:
         """Raise ReplyError if a client has none of these rights in a channel."""
         if not self._may(connection, channel, rights):
-            raise protocol.permission_denied()
+            raise ReplyError(*protocol.PERMISSION_DENIED)

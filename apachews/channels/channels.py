@@ -1,37 +1,33 @@
-"""The clients of a server as those of Centrifuge: connections, subscriptions, recovery, presence.
+"""The clients of a server as those of Centrifuge: connections, pings, the end of tokens.
 
 Contract: ``Channels(server).handle(event)`` for every event of the server, in the thread that calls
 ``dequeue()``.  A client can send anything: it gets an error, or is disconnected, and no exception
 reaches the program.
 
-How this works: a channel is a group of the library with a history, whose ``formatter`` makes the
-push of a message.  So the order of the messages, and that none is missed or doubled, is the
-library's part; a subscription that comes back is ``group.add(client, since=…)``.  Messages of
-other programs (``publish()``) are the data of a publication.
+Messages of other programs (``publish()``) are the data of a publication.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import random
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from apachews.client import Client, Group
+from apachews.client import Client
 from apachews.delivery import Delivery
 from apachews.events import AcceptEvent, Event, EventType, JoinEvent, LeaveEvent, MessageEvent
-from apachews.exceptions import HistoryError
-from apachews.history import Position, Replay
+from apachews.history import Replay
 from apachews.server import Server
 
 from . import protocol
-from .commands import Commands, Hooks, OnConnect, OnPublish, OnRpc, OnSubscribe, OnSubscribed
-from .config import Config, ConfigError, Namespace, UnknownNamespace
-from .connection import Connection, Subscription, expiry
+from .commands import Commands, Hooks, OnConnect, OnPublish, OnRpc, OnSubscribe
+from .config import Config, ConfigError, UnknownNamespace
+from .connection import Connection, Subscription
 from .protocol import Disconnect, ReplyError
+from .subscriptions import Subscriptions, client_info
 
 # The interval in which expired tokens and clients that say nothing are noticed.
 CHECK_S: Final = 1.0
@@ -85,9 +81,15 @@ class Channels:
         self.config = config or Config()
         if self.config.needs_presence and not server.has_presence:
             raise ConfigError("presence and join_leave need Server(path, presence=True)")
+        if not server.keeps_histories:
+            raise ConfigError(
+                "channels need a place for their messages: with workers a history file or a Redis;"
+                " NATS keeps none"
+            )
         self._connections: dict[Client, Connection] = {}
-        self._pinged_at = 0.0
-        self._commands = Commands(self, Hooks(on_connect, on_subscribe, on_publish, on_rpc))
+        self._subscriptions = Subscriptions(server, self.config)
+        hooks = Hooks(on_connect, on_subscribe, on_publish, on_rpc)
+        self._commands = Commands(self._subscriptions, hooks)
         # What other programs publish reaches channels that are not open here, too.
         server.on_unopened_group(self._open)
         server.call_later(CHECK_S, self._check)
@@ -119,18 +121,16 @@ class Channels:
         Raises:
             UnknownNamespace, HistoryError, MessageTooLarge
         """
-        return self.group(channel).broadcast(protocol.stored(data, None, tags))
+        return self._subscriptions.group(channel).broadcast(protocol.stored(data, None, tags))
 
     def presence(self, channel: str) -> dict[str, dict[str, Any]]:
         """Return who is subscribed: connection id to ClientInfo.
 
         Raises:
+            ReplyError: the channel has no presence.
             UnknownNamespace
         """
-        if not self.namespace(channel).presence:
-            raise protocol.not_available()
-        members = [json.loads(member) for member in self.group(channel).members()]
-        return {member["client"]: member for member in members}
+        return self._subscriptions.presence(channel)
 
     def history(
         self, channel: str, since: tuple[str, int] | None, function: Callable[[Replay], object]
@@ -138,20 +138,17 @@ class Channels:
         """Call a function with the kept messages after a position; None: all.
 
         Raises:
+            ReplyError: the channel has no history.
             UnknownNamespace
         """
-        if not self.namespace(channel).history_size:
-            raise protocol.not_available()
-        self.group(channel).replay(since or ("", 0), function)
+        self._subscriptions.history(channel, since, function)
 
     def connections(self, user: str = "", client_id: str = "") -> list[Connection]:
         """Return the connections of a user in this process, or the one with an id."""
         return [
             one
             for one in self._connections.values()
-            if one.is_connected
-            and (not client_id or one.id == client_id)
-            and (client_id or one.user == user)
+            if one.is_connected and (one.id == client_id if client_id else one.user == user)
         ]
 
     def disconnect(
@@ -171,7 +168,9 @@ class Channels:
             ReplyError: it cannot be subscribed.
         """
         if channel not in connection.channels:
-            self.add(connection, channel, None, self.tell_subscribed, Subscription())
+            self._subscriptions.add(
+                connection, channel, None, self._subscriptions.tell, Subscription()
+            )
 
     def unsubscribe(
         self,
@@ -181,7 +180,7 @@ class Channels:
         reason: str = protocol.SERVER_UNSUBSCRIBE[1],
     ) -> None:
         """End a subscription from the server's side."""
-        if self.remove(connection, channel):
+        if self._subscriptions.remove(connection, channel):
             value = {"code": code, "reason": reason}
             connection.client.send(protocol.push(channel, "unsubscribe", value))
 
@@ -205,152 +204,45 @@ class Channels:
         connection.heard_at = time.monotonic()
         try:
             for command in protocol.decode(data):
-                self._commands.run(connection, command)
+                if client in self._connections:  # a hook may have disconnected it
+                    self._commands.run(connection, command)
         except Disconnect as error:
             self.disconnect(connection, error.code, error.reason)
-
-    # Subscriptions.
-
-    def add(
-        self,
-        connection: Connection,
-        channel: str,
-        position: Position | None,
-        answer: OnSubscribed,
-        subscription: Subscription,
-    ) -> None:
-        """Subscribe a connection.
-
-        Args:
-            connection: the client's.
-            channel: the name.
-            position: up to which the client has the messages; None: it has none, and wants none.
-            answer: called before the client receives any message.
-            subscription: what is known of it.
-
-        Raises:
-            ReplyError: the connection has too many.
-            UnknownNamespace
-        """
-        if len(connection.channels) >= self.config.max_channels:
-            raise ReplyError(*protocol.LIMIT_EXCEEDED)
-        group = self.group(channel)
-        connection.channels[channel] = subscription
-        member = protocol.dumps(connection.describe(subscription.info))
-
-        def on_replay(client: Client, replay: Replay) -> None:
-            answer(connection, channel, replay, position)
-
-        try:
-            group.add(connection.client, member, since=position, on_replay=on_replay)
-        except HistoryError:
-            self.remove(connection, channel)
-            raise
-
-    def tell_subscribed(
-        self, connection: Connection, channel: str, replay: Replay, position: Position | None
-    ) -> None:
-        """Tell a client that the server has subscribed it, and send what it has missed."""
-        value = self._state(connection, channel, replay)
-        connection.client.send(protocol.push(channel, "subscribe", value))
-        for message in replay.messages:
-            connection.client.send(protocol.publication_push(channel, message.data, message.offset))
-
-    def _state(self, connection: Connection, channel: str, replay: Replay) -> dict[str, Any]:
-        """Return what a client needs to know of a new subscription."""
-        result: dict[str, Any] = {}
-        if self.namespace(channel).history_size:
-            epoch, offset = replay.position
-            result = {"recoverable": True, "positioned": True, "epoch": epoch, "offset": offset}
-        return {**result, **expiry(connection.channels[channel].expires_at)}
-
-    def result(
-        self, connection: Connection, channel: str, replay: Replay, position: Position | None
-    ) -> str:
-        """Return the result of a subscription as JSON, with what the client has missed."""
-        result = self._state(connection, channel, replay)
-        if position is None:
-            return protocol.dumps(result)
-        result |= {"was_recovering": True, "recovered": not replay.has_gap}
-        return protocol.subscribe_result(result, [] if replay.has_gap else replay.messages)
-
-    def remove(self, connection: Connection, channel: str) -> bool:
-        """End a subscription without a word; return whether there was one."""
-        if connection.channels.pop(channel, None) is None:
-            return False
-        self.group(channel).discard(connection.client)
-        return True
-
-    # Commands about a channel.
-
-    # What channels are.
-
-    def namespace(self, channel: str) -> Namespace:
-        """Return the options of a channel.
-
-        Raises:
-            ReplyError: its name is empty or too long.
-            UnknownNamespace
-        """
-        if not channel or len(channel) > self.config.max_channel_length:
-            raise protocol.bad_request("channel: too long")
-        return self.config.namespace(channel)
-
-    def group(self, channel: str) -> Group:
-        """Return the group of a channel.
-
-        Raises:
-            UnknownNamespace
-        """
-        namespace = self.namespace(channel)
-        name = protocol.dumps(channel)
-        has_offset = bool(namespace.history_size)
-
-        def push(data: str | bytes, position: Position) -> str:
-            offset = position.offset if has_offset else 0
-            return f'{{"push":{{"channel":{name},"pub":{protocol.publication(data, offset)}}}}}'
-
-        try:
-            return self.server.group(
-                channel,
-                # The order of the messages, and their form, are those of a history.
-                history=max(1, namespace.history_size),
-                seconds=namespace.history_seconds,
-                formatter=push,
-            )
-        except ValueError:  # of the relay: a name with braces
-            raise protocol.unknown_channel() from None
 
     def _open(self, channel: str) -> None:
         """Open the channel of a message from outside, if the configuration has it."""
         try:
-            self.group(channel)
+            self._subscriptions.group(channel)
         except (UnknownNamespace, ReplyError):
             _logger.warning("a message for %r is not of a channel: no namespace", channel)
 
     def _announce(self, event: JoinEvent | LeaveEvent) -> None:
         """Tell the subscribers here who has come or gone, on any machine."""
         try:
-            if not self.namespace(event.group).join_leave:
+            if not self._subscriptions.namespace(event.group).join_leave:
                 return
         except (UnknownNamespace, ReplyError):
             return
-        kind = "join" if isinstance(event, JoinEvent) else "leave"
-        value = {"info": json.loads(event.member)}
-        self.group(event.group).broadcast(protocol.push(event.group, kind, value), scope="here")
+        info = client_info(event.member)
+        if info is not None:
+            kind = "join" if isinstance(event, JoinEvent) else "leave"
+            message = protocol.push(event.group, kind, {"info": info})
+            self._subscriptions.group(event.group).broadcast(message, scope="here")
 
     # Timers.
 
     def _ping(self) -> None:
-        """Ping all clients; close those that have not answered the last one."""
+        """Ping all clients."""
+        sent_at = time.monotonic()
+        require = functools.partial(self._require_pongs, sent_at)
+        self.server.call_later(self.config.pong_seconds, require)
         self.server.call_later(self.config.ping_seconds, self._ping)
-        self.server.call_later(self.config.pong_seconds, self._require_pongs)
-        self._pinged_at = time.monotonic()
         self.server.broadcast("{}", scope="here")
 
-    def _require_pongs(self) -> None:
+    def _require_pongs(self, sent_at: float) -> None:
+        """Close the clients that have said nothing since a ping."""
         for connection in [*self._connections.values()]:
-            if connection.heard_at < self._pinged_at and connection.opened_at < self._pinged_at:
+            if max(connection.heard_at, connection.opened_at) < sent_at:
                 self.disconnect(connection, *protocol.NO_PONG)
 
     def _check(self) -> None:

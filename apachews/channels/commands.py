@@ -8,17 +8,17 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
-from apachews.client import Group
 from apachews.exceptions import HistoryError, MessageTooLarge
 from apachews.history import Position, Replay
 
 from . import protocol
 from .access import Access
-from .config import Config, Namespace, UnknownNamespace
+from .config import Namespace, UnknownNamespace
 from .connection import Connection, Subscription, expiry
 from .protocol import Command, Disconnect, ReplyError
+from .subscriptions import Subscriptions
 
 # What clients are told of the server.
 VERSION: Final = "apachews"
@@ -31,10 +31,6 @@ OnPublish = Callable[[Connection, str, Any], Any]
 OnRpc = Callable[[Connection, str, Any], Any]
 
 
-# Called with the answer of a history: what a client has missed since its position.
-OnSubscribed = Callable[[Connection, str, Replay, "Position | None"], None]
-
-
 class Hooks(NamedTuple):
     """The functions of a program; see ``Channels``."""
 
@@ -44,53 +40,19 @@ class Hooks(NamedTuple):
     on_rpc: OnRpc | None
 
 
-class Port(Protocol):
-    """What commands need of ``Channels``, which describes it."""
-
-    config: Config
-
-    def namespace(self, channel: str) -> Namespace: ...
-
-    def group(self, channel: str) -> Group: ...
-
-    def add(
-        self,
-        connection: Connection,
-        channel: str,
-        position: Position | None,
-        answer: OnSubscribed,
-        subscription: Subscription,
-    ) -> None: ...
-
-    def remove(self, connection: Connection, channel: str) -> bool: ...
-
-    def result(
-        self, connection: Connection, channel: str, replay: Replay, position: Position | None
-    ) -> str: ...
-
-    def tell_subscribed(
-        self, connection: Connection, channel: str, replay: Replay, position: Position | None
-    ) -> None: ...
-
-    def presence(self, channel: str) -> dict[str, dict[str, Any]]: ...
-
-    def history(
-        self, channel: str, since: tuple[str, int] | None, function: Callable[[Replay], object]
-    ) -> None: ...
-
-
 class Commands:
     """Runs the commands of clients.
 
     Args:
-        channels: what they are about.
+        subscriptions: the channels that they are about.
         hooks: of the program.
     """
 
-    def __init__(self, channels: Port, hooks: Hooks) -> None:
-        self._channels = channels
+    def __init__(self, subscriptions: Subscriptions, hooks: Hooks) -> None:
+        self._subscriptions = subscriptions
+        self._config = subscriptions.config
         self._hooks = hooks
-        self._access = Access(channels.config)
+        self._access = Access(subscriptions.config)
         self._functions: dict[str, Callable[[Connection, Command], None]] = {
             "connect": self._connect,
             "subscribe": self._subscribe,
@@ -129,72 +91,74 @@ class Commands:
         except ReplyError as refusal:
             error = refusal
         except UnknownNamespace:
-            error = protocol.unknown_channel()
+            error = ReplyError(*protocol.UNKNOWN_CHANNEL)
         except Exception:
             # Of a hook, or of a store; the other clients are served on.
             _logger.exception("%s of a client failed", command.method)
-            error = protocol.internal_error()
+            error = ReplyError(*protocol.INTERNAL, is_temporary=True)
         connection.client.send(protocol.error_reply(command.id, error))
 
     def _connect(self, connection: Connection, command: Command) -> None:
         if connection.is_connected:
             raise Disconnect(protocol.BAD_REQUEST[0], "bad request: connected already")
-        params = command.params
-        connection.data = params.get("data")
-        channels = self._channels
-        names = self._identify(connection, params.get("token"))
-        if self._hooks.on_connect is not None:
-            names = [*names, *(self._hooks.on_connect(connection) or ())]
+        names = self._identify(connection, command.params)
+        for name in names:
+            self._subscriptions.namespace(name)  # before the client has any of them
         connection.is_connected = True
-        positions = params.get("subs")
-        result: dict[str, Any] = {
+        subs = self._subscribe_to(connection, names, command.params.get("subs"))
+        result = {
             "client": connection.id,
             "version": VERSION,
-            "ping": round(self._channels.config.ping_seconds),
+            # The protocol has whole seconds, and 0 means that the server sends none.
+            "ping": max(1, round(self._config.ping_seconds)),
             "pong": True,
             **expiry(connection.expires_at),
         }
-        subscriptions: dict[str, str] = {}
+        connection.client.send(protocol.connect_reply(command.id, result, subs))
+
+    def _identify(self, connection: Connection, params: dict[str, Any]) -> list[str]:
+        """Find out who a client is; return the channels to which the server subscribes it."""
+        connection.data = params.get("data")
+        names: list[str] = []
+        token = params.get("token")
+        if token:
+            claims = self._access.connection_token(token)
+            connection.user, connection.expires_at, connection.info, channels = claims
+            names += channels
+        else:
+            connection.user = connection.client.request.user or ""
+        if self._hooks.on_connect is not None:
+            names += self._hooks.on_connect(connection) or ()
+        if not (token or connection.user or self._config.anonymous):
+            raise ReplyError(*protocol.UNAUTHORIZED)
+        return [*dict.fromkeys(names)]
+
+    def _subscribe_to(
+        self, connection: Connection, names: list[str], positions: object
+    ) -> dict[str, str]:
+        """Subscribe a new connection; return the results that are known now.
+
+        With a relay the store answers later, and the client is told then.
+        """
+        results: dict[str, str] = {}
         is_answered = False
 
         def answer(
             connection: Connection, channel: str, replay: Replay, position: Position | None
         ) -> None:
-            if is_answered:  # the store of a relay answers later
-                channels.tell_subscribed(connection, channel, replay, position)
+            if is_answered:
+                self._subscriptions.tell(connection, channel, replay, position)
             else:
-                subscriptions[channel] = self._channels.result(
-                    connection, channel, replay, position
-                )
+                results[channel] = self._subscriptions.result(connection, channel, replay, position)
 
-        for channel in dict.fromkeys(names):
-            since = positions.get(channel) if isinstance(positions, dict) else None
+        for name in names:
+            since = positions.get(name) if isinstance(positions, dict) else None
             position = None
             if isinstance(since, dict) and since.get("recover") is True:
                 position = _position(since)
-            channels.add(connection, channel, position, answer, Subscription())
+            self._subscriptions.add(connection, name, position, answer, Subscription())
         is_answered = True
-        text = protocol.reply(command.id, "connect", result)
-        if subscriptions:
-            subs = ",".join(f"{protocol.dumps(name)}:{one}" for name, one in subscriptions.items())
-            text = f'{text[:-2]},"subs":{{{subs}}}}}}}'
-        connection.client.send(text)
-
-    def _identify(self, connection: Connection, token: object) -> list[str]:
-        """Find out who a client is; return the channels of its token."""
-        if token:
-            claims = self._access.connection_token(token)
-            connection.user, connection.expires_at, connection.info, channels = claims
-            return [*channels]
-        connection.user = connection.client.request.user or ""
-        # on_connect may know the client.
-        if (
-            not connection.user
-            and not self._channels.config.anonymous
-            and self._hooks.on_connect is None
-        ):
-            raise ReplyError(*protocol.UNAUTHORIZED)
-        return []
+        return results
 
     def _refresh(self, connection: Connection, command: Command) -> None:
         claims = self._access.connection_token(command.params.get("token"))
@@ -207,7 +171,7 @@ class Commands:
     def _subscribe(self, connection: Connection, command: Command) -> None:
         params = command.params
         channel = _channel(params)
-        namespace = self._channels.namespace(channel)
+        namespace = self._subscriptions.namespace(channel)
         if channel in connection.channels:
             raise ReplyError(*protocol.ALREADY_SUBSCRIBED)
         subscription = self._permit(connection, channel, namespace, params)
@@ -215,7 +179,7 @@ class Commands:
         if params.get("recover") is True and namespace.history_size:
             position = _position(params)
         answer = functools.partial(self._answer_subscribe, command.id)
-        self._channels.add(connection, channel, position, answer, subscription)
+        self._subscriptions.add(connection, channel, position, answer, subscription)
 
     def _permit(
         self, connection: Connection, channel: str, namespace: Namespace, params: dict[str, Any]
@@ -245,18 +209,18 @@ class Commands:
         replay: Replay,
         position: Position | None,
     ) -> None:
-        result = self._channels.result(connection, channel, replay, position)
+        result = self._subscriptions.result(connection, channel, replay, position)
         connection.client.send(f'{{"id":{number},"subscribe":{result}}}')
 
     def _unsubscribe(self, connection: Connection, command: Command) -> None:
-        self._channels.remove(connection, _channel(command.params))
+        self._subscriptions.remove(connection, _channel(command.params))
         connection.client.send(protocol.reply(command.id, "unsubscribe", {}))
 
     def _refresh_subscription(self, connection: Connection, command: Command) -> None:
         channel = _channel(command.params)
         subscription = connection.channels.get(channel)
         if subscription is None:
-            raise protocol.permission_denied()
+            raise ReplyError(*protocol.PERMISSION_DENIED)
         claims = self._access.subscription_token(connection, channel, command.params.get("token"))
         subscription.expires_at = claims.expires_at
         result = expiry(claims.expires_at)
@@ -264,7 +228,7 @@ class Commands:
 
     def _publish(self, connection: Connection, command: Command) -> None:
         channel = _channel(command.params)
-        namespace = self._channels.namespace(channel)
+        namespace = self._subscriptions.namespace(channel)
         if "data" not in command.params:
             raise protocol.bad_request("publish without data")
         data = command.params["data"]
@@ -275,18 +239,20 @@ class Commands:
         subscription = connection.channels.get(channel)
         info = connection.describe(None if subscription is None else subscription.info)
         try:
-            self._channels.group(channel).broadcast(protocol.stored(data, info))
+            self._subscriptions.group(channel).broadcast(protocol.stored(data, info))
         except MessageTooLarge as error:
             raise protocol.bad_request(str(error)) from None
         except HistoryError as error:
             _logger.warning("%s", error)
-            raise protocol.internal_error() from None
+            raise ReplyError(*protocol.INTERNAL, is_temporary=True) from None
         connection.client.send(protocol.reply(command.id, "publish", {}))
 
     def _presence(self, connection: Connection, command: Command) -> None:
         channel = _channel(command.params)
-        self._access.require(connection, channel, self._channels.namespace(channel).see_presence)
-        members = self._channels.presence(channel)
+        self._access.require(
+            connection, channel, self._subscriptions.namespace(channel).see_presence
+        )
+        members = self._subscriptions.presence(channel)
         result: dict[str, Any] = {"presence": members}
         if command.method == "presence_stats":
             users = {member["user"] for member in members.values()}
@@ -296,7 +262,7 @@ class Commands:
     def _history(self, connection: Connection, command: Command) -> None:
         params = command.params
         channel = _channel(params)
-        self._access.require(connection, channel, self._channels.namespace(channel).history)
+        self._access.require(connection, channel, self._subscriptions.namespace(channel).history)
         since = params.get("since")
         position = _position(since) if isinstance(since, dict) else None
         limit = params.get("limit", 0)
@@ -311,11 +277,11 @@ class Commands:
             result = protocol.history_result(replay, limit, bool(params.get("reverse")))
             connection.client.send(f'{{"id":{command.id},"history":{result}}}')
 
-        self._channels.history(channel, position, answer)
+        self._subscriptions.history(channel, position, answer)
 
     def _rpc(self, connection: Connection, command: Command) -> None:
         if self._hooks.on_rpc is None:
-            raise protocol.not_available()
+            raise ReplyError(*protocol.NOT_AVAILABLE)
         method = command.params.get("method", "")
         if not isinstance(method, str):
             raise protocol.bad_request("method: expected a text")

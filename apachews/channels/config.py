@@ -206,7 +206,7 @@ def _value(kind: Any, value: object, where: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and type(value) is int and value >= 0:
         return value
-    if kind is float and is_number and 0 < value < math.inf:  # type: ignore[operator]
+    if kind is float and is_number and 1 <= value < math.inf:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     if kind is str and isinstance(value, str):
         return value
@@ -219,7 +219,7 @@ def _value(kind: Any, value: object, where: str) -> Any:
             return frozenset(items)
         of = "names" if is_free else ", ".join(RIGHTS)
         raise ConfigError(f"{where} = {value!r:.80}: expected of {of}")
-    expected = {bool: "true or false", int: "a number, 0 or more", float: "a number above 0"}
+    expected = {bool: "true or false", int: "a number, 0 or more", float: "a number, 1 or more"}
     raise ConfigError(f"{where}{_shown(value, where)}: expected {expected.get(kind, 'a text')}")
 
 

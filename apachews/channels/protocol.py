@@ -76,43 +76,25 @@ class Disconnect(ApachewsError):
         self.reason = reason
 
 
-def internal_error() -> ReplyError:
-    """Return the error for a failure of this side."""
-    return ReplyError(100, "internal server error", is_temporary=True)
-
-
-def unknown_channel() -> ReplyError:
-    """Return the error for a channel of no namespace."""
-    return ReplyError(102, "unknown channel")
-
-
-def permission_denied() -> ReplyError:
-    """Return the error for what the client may not do."""
-    return ReplyError(103, "permission denied")
-
-
-def bad_request(message: str = "bad request") -> ReplyError:
+def bad_request(message: str) -> ReplyError:
     """Return the error for invalid arguments."""
     return ReplyError(107, message)
 
 
-def not_available() -> ReplyError:
-    """Return the error for what the configuration does not offer."""
-    return ReplyError(108, "not available")
-
-
-def token_expired() -> ReplyError:
-    """Return the error that makes a client ask its page for another token."""
-    return ReplyError(109, "token expired")
-
-
+# For ReplyError: code and message.
+INTERNAL: Final = (100, "internal server error")
 UNAUTHORIZED: Final = (101, "unauthorized")
+UNKNOWN_CHANNEL: Final = (102, "unknown channel")
+PERMISSION_DENIED: Final = (103, "permission denied")
 METHOD_NOT_FOUND: Final = (104, "method not found")
 ALREADY_SUBSCRIBED: Final = (105, "already subscribed")
 LIMIT_EXCEEDED: Final = (106, "limit exceeded")
+NOT_AVAILABLE: Final = (108, "not available")
+# The client asks its page for another token.
+TOKEN_EXPIRED: Final = (109, "token expired")
 UNRECOVERABLE: Final = (112, "unrecoverable position")
 
-# After these a client connects again.
+# For Disconnect: code and reason.  After these a client connects again.
 CONNECTION_EXPIRED: Final = (3005, "connection expired")
 FORCE_RECONNECT: Final = (3011, "force reconnect")
 NO_PONG: Final = (3012, "no pong")
@@ -194,6 +176,13 @@ def dumps(value: object) -> str:
 def reply(number: int, method: str, result: dict[str, Any]) -> str:
     """Return the answer to a command."""
     return dumps({"id": number, method: result})
+
+
+def connect_reply(number: int, result: dict[str, Any], subscriptions: dict[str, str]) -> str:
+    """Return the answer to ``connect``, with the JSON of results of subscriptions."""
+    subs = ",".join(f"{dumps(name)}:{one}" for name, one in subscriptions.items())
+    text = reply(number, "connect", result)
+    return f'{text[:-2]},"subs":{{{subs}}}}}}}' if subs else text
 
 
 def error_reply(number: int, error: ReplyError) -> str:

@@ -8,6 +8,8 @@ import hmac
 import json
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apachews import PastMessage, Position, Replay, wire
+from apachews import JoinEvent, PastMessage, Position, Replay, wire
 from apachews.channels import (
     Channels,
     Config,
     ConfigError,
+    Connection,
     Disconnect,
     Namespace,
     TokenRules,
@@ -29,6 +32,7 @@ from apachews.channels import (
 )
 from apachews.channels.__main__ import main
 from apachews.channels.config import UnknownNamespace
+from apachews.channels.subscriptions import client_info
 from apachews.channels.tokens import TokenError, TokenExpired, Tokens
 from apachews.server import Server
 
@@ -197,6 +201,119 @@ def test_no_command_ends_the_producer(short_path: Path, caplog: pytest.LogCaptur
     assert not [record for record in caplog.records if record.exc_info], caplog.text
 
 
+class Page:
+    """A client of channels, by hand."""
+
+    def __init__(self, server: Server, channels: Channels) -> None:
+        self._server = server
+        self._channels = channels
+        self._bridge = Bridge(server.path)
+
+    def say(self, *commands: dict[str, Any]) -> list[Any]:
+        """Send commands in one message; return the next answers, a code for a CLOSE."""
+        self._bridge.send(wire.TEXT, "\n".join(map(json.dumps, commands)).encode())
+        return wait_for(self._answers)
+
+    def _answers(self) -> list[Any]:
+        while (event := self._server.dequeue(0.0)) is not None:
+            self._channels.handle(event)
+        return [
+            item.code if isinstance(item, wire.Close) else json.loads(str(item))
+            for item in self._bridge.read_available()
+        ]
+
+    def close(self) -> None:
+        self._bridge.socket.close()
+
+
+@contextmanager
+def page(path: Path, config: Config, **hooks: Any) -> Iterator[tuple[Page, Channels]]:
+    with Server(path) as server:
+        channels = Channels(server, config, **hooks)
+        one = Page(server, channels)
+        try:
+            yield one, channels
+        finally:
+            one.close()
+
+
+def test_a_token_for_a_channel_that_does_not_exist_connects_no_client(short_path: Path) -> None:
+    config = Config(tokens=TokenRules(secret=SECRET))
+    with page(short_path / "a.ws", config) as (one, channels):
+        connect = {"id": 1, "connect": {"token": signed(channels=["news", "other:a"])}}
+        (answer,) = one.say(connect)
+        assert answer["error"]["code"] == 102
+        assert not channels.connections("ann")
+        connect["connect"] = {"token": signed(channels=["news"])}
+        (answer,) = one.say(connect)
+        assert [*answer["connect"]["subs"]] == ["news"]
+
+
+def test_a_hook_that_does_not_know_a_client_lets_no_anonymous_one_in(short_path: Path) -> None:
+    def on_connect(connection: Connection) -> None:
+        connection.user = connection.data or ""
+
+    config = Config(anonymous=False)
+    with page(short_path / "a.ws", config, on_connect=on_connect) as (one, channels):
+        (answer,) = one.say({"id": 1, "connect": {}})
+        assert answer["error"]["code"] == 101
+        (answer,) = one.say({"id": 2, "connect": {"data": "ann"}})
+        assert channels.connections("ann")
+
+
+def test_a_pong_answers_the_ping_before_it(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[float, Callable[[], object]]] = []
+    with page(short_path / "a.ws", Config(ping_seconds=2, pong_seconds=3)) as (one, channels):
+        monkeypatch.setattr(channels.server, "call_later", lambda *call: calls.append(call))
+        one.say({"id": 1, "connect": {}})
+        for _ in range(2):  # the second one is sent before the answer to the first one is due
+            assert one.say({"id": 2, "ping": {}})
+            channels._ping()
+        first, second = [function for seconds, function in calls if seconds == 3]
+        first()
+        assert channels.connections(), "it has said something since"
+        second()
+        assert not channels.connections()
+
+
+def test_what_follows_a_disconnect_is_not_run(short_path: Path) -> None:
+    asked: list[str] = []
+
+    def on_rpc(connection: Connection, method: str, data: Any) -> None:
+        asked.append(method)
+        channels.disconnect(connection)
+
+    with page(short_path / "a.ws", Config(), on_rpc=on_rpc) as (one, channels):
+        one.say({"id": 1, "connect": {}})
+        rpc = [{"id": number, "rpc": {"method": str(number)}} for number in (2, 3)]
+        assert 3503 in one.say(*rpc)
+        assert asked == ["2"]
+
+
+@pytest.mark.parametrize(
+    "member", ["ann", "[" * 100_000, "[]", "{}", '{"client":1,"user":""}', '"client user"']
+)
+def test_members_of_other_programs_are_left_out(short_path: Path, member: str) -> None:
+    assert client_info(member) is None
+    config = Config(default=Namespace(presence=True, join_leave=True))
+    with Server(short_path / "a.ws", presence=True) as server:
+        Channels(server, config).handle(JoinEvent("news", member))
+
+
+def test_channels_need_a_place_for_messages(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(short_path / "a.ws"), "--workers", "2"]) == 1
+    assert "--history-file" in capsys.readouterr().err
+    with (
+        Server(short_path / "a.ws", relay="nats://127.0.0.1:1") as server,
+        pytest.raises(ConfigError, match="NATS keeps none"),
+    ):
+        Channels(server)
+
+
 # The configuration.
 
 
@@ -240,14 +357,14 @@ def test_with_namespaces_the_default_is_named_as_well(tmp_path: Path) -> None:
         ("x", "Expected"),
         ("color = 1", "color: unknown; expected one of anonymous"),
         ("anonymous = 1", "anonymous = 1: expected true or false"),
-        ("ping_seconds = 0", "ping_seconds = 0: expected a number above 0"),
+        ("ping_seconds = 0.5", "ping_seconds = 0.5: expected a number, 1 or more"),
         ("max_channels = -1", "max_channels = -1: expected a number, 0 or more"),
         ("default = 1", "default = 1: expected a table"),
         ("[default]\nsubscribe = 'me'", "default.subscribe = 'me': expected of all"),
         ("[namespaces.a]\nhistory = [1]", r"namespaces.a.history = \[1\]: expected of all"),
         ("[tokens]\nissuer = 1", "tokens.issuer = 1: expected a text"),
         ("[tokens]\nalgorithms = 1", "tokens.algorithms = 1: expected of names"),
-        ("pong_seconds = inf", "pong_seconds = inf: expected a number above 0"),
+        ("pong_seconds = inf", "pong_seconds = inf: expected a number, 1 or more"),
         ("[tokens]\nsecret = ['hidden']", "tokens.secret: expected a text"),
         ("tokens = 'hidden'", r"tokens: expected a table, \[tokens\]"),
     ],

@@ -24,7 +24,7 @@ from apachews import NotListening, PublishError, publish, wire
 from ..conftest import DEADLINE_S, let_pass, wait_for
 from ..support.frames import masked
 from ..support.networks import Network
-from ..support.producers import program, running
+from ..support.producers import children_of, running
 from ..support.raw_client import request
 from ..support.site import Site, running_site
 from .conftest import FULL, scaled
@@ -49,11 +49,6 @@ pong_seconds = 3
 
 [default]
 history_size = 100000
-"""
-PRODUCER = """
-import sys
-from apachews.channels.__main__ import main
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -161,26 +156,21 @@ def test_clients_whose_networks_break_miss_nothing(short_path: Path) -> None:
     with running_site("event") as site:
         path = site.docroot / "live.ws"
         database = short_path / "live.db"
-        arguments = (
-            str(path),
-            "--mode",
-            "666",
-            "--config",
-            str(config),
-            "--history-file",
-            str(database),
-        )
-        script = program(short_path, PRODUCER)
-        with running("-m", "apachews.runner", script, *arguments) as runner:
+        options = ("--mode", "666", "--config", str(config), "--history-file", str(database))
+        with running(
+            "-m", "apachews.runner", "-m", "apachews.channels", str(path), *options
+        ) as runner:
             wait_for(path.exists)
 
             def disturb() -> None:
                 for number in range(DEPLOYS + RELOADS):
-                    let_pass(0.5)
+                    let_pass(CUT_S)
                     if number % 2:
                         site.renew()
-                    else:
-                        runner.send_signal(signal.SIGHUP)
+                        continue
+                    (old,) = children_of(runner.pid)
+                    runner.send_signal(signal.SIGHUP)
+                    wait_for(lambda old=old: old not in children_of(runner.pid), 60)  # type: ignore[misc]
 
             async def talk() -> None:
                 networks = [Network(site.apache.port) for _ in range(CLIENTS)]
