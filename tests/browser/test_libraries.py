@@ -15,7 +15,7 @@ from selenium import webdriver
 from apachews_tools.httpd import private_apache
 
 from ..conftest import wait_for
-from ..support.site import ECHO, ROOT, Site, running_site
+from ..support.site import ECHO, IS_ROOT, ROOT, Site, running_site
 from .conftest import CHROMEDRIVER, CHROMIUM, chromium, complaints, is_open, say, text_of
 
 pytestmark = pytest.mark.skipif(
@@ -138,7 +138,8 @@ def test_two_tabs_chat(site: Site, driver: webdriver.Chrome, library: str, schem
         pytest.skip(f"{tool} is not installed")
     directory = site.docroot / f"chat-{library}-{scheme}"
     directory.mkdir()
-    shutil.chown(directory, private_apache.APACHE_USER)
+    if IS_ROOT:
+        shutil.chown(directory, private_apache.APACHE_USER)
     for name in ("index.html", "chat.js"):
         shutil.copy(CHAT / name, directory)
     url = f"{origin(site, scheme)}{directory.name}/"

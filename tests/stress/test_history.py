@@ -249,6 +249,7 @@ def outage(
         assert all(machine.status.dropped == 0 for machine in both)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("failure", ["kill", "pause", "partition"])
 def test_an_outage_of_the_relay_loses_and_doubles_nothing(short_path: Path, failure: str) -> None:
     for number in range(OUTAGES):
