@@ -379,6 +379,7 @@ class Group:
         "_lock",
         "_members",
         "_presence",
+        "_receive",
         "_relay",
         "_send",
         "name",
@@ -402,6 +403,8 @@ class Group:
         self._relay = relay
         self._presence = presence
         self._history: History | None = None
+        # Called with the messages of other processes; see ``on_message``.
+        self._receive: Callable[[str | bytes], object] | None = None
         # In the order in which they were added, with their connections.
         self._members: dict[Client, Link] = {}
 
@@ -507,6 +510,30 @@ class Group:
             history.read(position, function)
             self._end_if_empty()
 
+    def on_message(self, function: Callable[[str | bytes], object]) -> None:
+        """Call a function with each message of the group that another process sends.
+
+        These are messages of other workers, of other producers with the same relay, and of
+        ``publish()``; not the broadcasts of this process.  It is called in ``dequeue()``, also
+        without members here, as long as the program refers to the group, and must not raise.
+
+        Args:
+            function: called with the message.
+
+        Raises:
+            ValueError: the group has a history.
+
+        Example:
+            >>> staff = server.group("staff")
+            >>> staff.on_message(print)
+        """
+        with self._lock:
+            if self._history is not None:
+                raise ValueError("on_message(): the group has a history")
+            self._receive = function
+            if self._relay is not None:
+                self._relay.subscribe(self.name)
+
     def _end_if_empty(self) -> None:
         """Receive nothing any more, if the group has no clients here."""
         if self._history is not None:
@@ -517,7 +544,9 @@ class Group:
     @property
     def _is_empty(self) -> bool:
         """True without members, and clients and functions that wait for the store."""
-        return not self._members and not (self._history is not None and self._history.has_waiting)
+        if self._members or self._receive is not None:
+            return False
+        return self._history is None or not self._history.has_waiting
 
     def _join(self, client: Client, member: str | None) -> None:
         """Make a client a member; ignore one that has left meanwhile."""
@@ -661,6 +690,14 @@ class Group:
         with self._lock:
             delivery = self._broadcast_frame(frame, exclude)
             return delivery._with_relayed(relay.publish(self.name, frame))
+
+    def _deliver(self, frame: bytes) -> Delivery:
+        """Send a frame of another process to the members, and give it to the function."""
+        if self._receive is not None:
+            first, length, start = wire.decode_header(frame, 0) or (0, 0, 0)
+            payload = frame[start : start + length]
+            self._receive(payload.decode() if first == wire.FIN | wire.TEXT else payload)
+        return self._broadcast_frame(frame, ())
 
     def _broadcast_frame(self, frame: bytes, exclude: Client | Iterable[Client]) -> Delivery:
         skipped = {exclude} if isinstance(exclude, Client) else set(exclude)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from apachews.monitoring import refusals
 from apachews_handler.exceptions import CheckFailed, Refusal
@@ -50,6 +50,36 @@ class Answer(Protocol):
 
     @property
     def body(self) -> Body: ...
+
+
+class JsonAnswer:
+    """An answer in JSON that is complete, and holds nothing.
+
+    Args:
+        text: the JSON.
+    """
+
+    status: Final = "200 OK"
+
+    def __init__(self, text: str) -> None:
+        self._data = text.encode()
+        self.headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(self._data))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+
+    @property
+    def body(self) -> JsonAnswer:
+        """The answer itself."""
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._data
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def handle_request(

@@ -127,6 +127,7 @@ class Settings:
         expiry_code: of the CLOSE for both.
         ticket: whether a WebSocket may, or must, present a ticket.
         ticket_for: the socket file for which the location gives tickets; "": none.
+        api_for: the socket file of the channels whose HTTP API the location is; "": none.
         send_timeout_s: how long a client may read nothing while data waits for it.
         connect_timeout_s: how long to wait for a producer whose backlog is full, and for
             its answer.
@@ -208,6 +209,7 @@ class Settings:
         OFF, one_of(OFF, ACCEPTED, REQUIRED), "off, accepted or required", "the producer's users"
     )
     ticket_for: str = _setting("", parse_directory, "the absolute path of a socket file", "nothing")
+    api_for: str = _setting("", parse_directory, "the absolute path of a socket file", "nothing")
     send_timeout_s: float = _setting(
         30.0, parse_optional_time, _OPTIONAL_TIMES, "buffers, from clients that do not read"
     )

@@ -232,7 +232,7 @@ class Loop:
             self.update_history(group)
             return Delivery(0, 0)
         if group is not None:
-            return self.connections.group(group)._broadcast_frame(frame, ())
+            return self.connections.group(group)._deliver(frame)
         clients = sum(one.client is not None for one in self.connections.by_fd.values())
         reached = self.connections.broadcast(frame)
         return Delivery(reached, clients - reached)

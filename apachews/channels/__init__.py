@@ -17,11 +17,12 @@ In a program::
 from __future__ import annotations
 
 from .channels import Channels
-from .config import Config, ConfigError, Namespace, TokenRules, UnknownNamespace, load
+from .config import ApiRules, Config, ConfigError, Namespace, TokenRules, UnknownNamespace, load
 from .connection import Connection
 from .protocol import Disconnect, ReplyError
 
 __all__ = [
+    "ApiRules",
     "Channels",
     "Config",
     "ConfigError",

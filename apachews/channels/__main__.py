@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from apachews.exceptions import ApachewsError
 from apachews.server import Server
 
+from .api import key_of
 from .channels import Channels
 from .config import Config, ConfigError, Namespace, load
 from .tokens import Tokens
@@ -80,6 +81,9 @@ def _check(config: Config) -> int:
     if config.tokens is not None:
         Tokens(config.tokens)
         print(f"tokens: {', '.join(sorted(config.tokens.algorithms))}")
+    if config.api is not None:
+        key_of(config.api)
+    print(f"HTTP API: {'no' if config.api is None else 'with its key'}")
     print(f"anonymous clients: {'yes' if config.anonymous else 'no'}")
     if config.default is not None:
         _print_namespace("(channels without a namespace)", config.default)

@@ -23,9 +23,11 @@ from apachews.history import Replay
 from apachews.server import Server
 
 from . import protocol
+from .api import Api
 from .commands import Commands, Hooks, OnConnect, OnPublish, OnRpc, OnSubscribe
 from .config import Config, ConfigError, UnknownNamespace
 from .connection import Connection, Subscription
+from .control import Control
 from .protocol import Disconnect, ReplyError
 from .subscriptions import Subscriptions, client_info
 
@@ -37,6 +39,10 @@ CONNECT_TIMEOUT_S: Final = 10.0
 EXPIRY_GRACE_S: Final = 5.0
 # After a deploy the clients connect again, and recover; not all in one moment.
 RECONNECT_SPREAD_S: Final = 5.0
+
+# A close code from 4400 on is the status of a request of the API, plus 4000.
+API_KEY: Final = (4401, "the key of the API is missing or wrong")
+API_OFF: Final = (4404, "the configuration of the channels has no [api]")
 
 _logger: Final = logging.getLogger("apachews")
 
@@ -89,7 +95,14 @@ class Channels:
         self._connections: dict[Client, Connection] = {}
         self._subscriptions = Subscriptions(server, self.config)
         hooks = Hooks(on_connect, on_subscribe, on_publish, on_rpc)
-        self._commands = Commands(self._subscriptions, hooks)
+        control = Control(
+            server, self._subscriptions, self.connections, self.disconnect, self.unsubscribe
+        )
+        self._commands = Commands(self._subscriptions, control, hooks)
+        api = self.config.api
+        self._api = None if api is None else Api(api, self._subscriptions, control)
+        # The requests of the API whose body has not arrived.
+        self._requests: set[Client] = set()
         # What other programs publish reaches channels that are not open here, too.
         server.on_unopened_group(self._open)
         server.call_later(CHECK_S, self._check)
@@ -112,6 +125,7 @@ class Channels:
             client = event.client_or_none()
             if client is not None:
                 self._connections.pop(client, None)
+                self._requests.discard(client)
 
     # What programs call.
 
@@ -188,6 +202,9 @@ class Channels:
 
     def _accept(self, event: AcceptEvent) -> None:
         client = event.client()
+        if client.request.method == "POST":
+            self._accept_request(client)
+            return
         self._connections[client] = Connection(client, event.resumed)
         if event.resumed:
             # The subscriptions were in the process before: the client subscribes again, and
@@ -200,6 +217,9 @@ class Channels:
     def _receive(self, client: Client, data: str | bytes) -> None:
         connection = self._connections.get(client)
         if connection is None:
+            if self._api is not None and client in self._requests:
+                self._requests.discard(client)
+                self._api.run(client.request.uri, data, functools.partial(_answer, client))
             return  # disconnected
         connection.heard_at = time.monotonic()
         try:
@@ -208,6 +228,15 @@ class Channels:
                     self._commands.run(connection, command)
         except Disconnect as error:
             self.disconnect(connection, error.code, error.reason)
+
+    def _accept_request(self, client: Client) -> None:
+        """Accept a request of the API, whose body follows."""
+        if self._api is None:
+            client.close(*API_OFF)
+        elif not self._api.is_permitted(dict(client.request.headers)):
+            client.close(*API_KEY)
+        else:
+            self._requests.add(client)
 
     def _open(self, channel: str) -> None:
         """Open the channel of a message from outside, if the configuration has it."""
@@ -259,3 +288,9 @@ class Channels:
                 for channel, subscription in [*connection.channels.items()]:
                     if subscription.expires_at is not None and subscription.expires_at < wall:
                         self.unsubscribe(connection, channel, *protocol.SUBSCRIPTION_EXPIRED)
+
+
+def _answer(client: Client, text: str) -> None:
+    """Answer a request of the API."""
+    client.send(text)
+    client.close()

@@ -17,6 +17,7 @@ from . import protocol
 from .access import Access
 from .config import Namespace, UnknownNamespace
 from .connection import Connection, Subscription, expiry
+from .control import Control
 from .protocol import Command, Disconnect, ReplyError
 from .subscriptions import Subscriptions
 
@@ -45,11 +46,13 @@ class Commands:
 
     Args:
         subscriptions: the channels that they are about.
+        control: asks the other processes.
         hooks: of the program.
     """
 
-    def __init__(self, subscriptions: Subscriptions, hooks: Hooks) -> None:
+    def __init__(self, subscriptions: Subscriptions, control: Control, hooks: Hooks) -> None:
         self._subscriptions = subscriptions
+        self._control = control
         self._config = subscriptions.config
         self._hooks = hooks
         self._access = Access(subscriptions.config)
@@ -155,7 +158,7 @@ class Commands:
             since = positions.get(name) if isinstance(positions, dict) else None
             position = None
             if isinstance(since, dict) and since.get("recover") is True:
-                position = _position(since)
+                position = protocol.position(since)
             self._subscriptions.add(connection, name, position, answer, Subscription())
         is_answered = True
         return results
@@ -177,7 +180,7 @@ class Commands:
         subscription = self._permit(connection, channel, namespace, params)
         position = None
         if params.get("recover") is True and namespace.history_size:
-            position = _position(params)
+            position = protocol.position(params)
         answer = functools.partial(self._answer_subscribe, command.id)
         self._subscriptions.add(connection, channel, position, answer, subscription)
 
@@ -252,19 +255,20 @@ class Commands:
         self._access.require(
             connection, channel, self._subscriptions.namespace(channel).see_presence
         )
-        members = self._subscriptions.presence(channel)
-        result: dict[str, Any] = {"presence": members}
-        if command.method == "presence_stats":
-            users = {member["user"] for member in members.values()}
-            result = {"num_clients": len(members), "num_users": len(users)}
-        connection.client.send(protocol.reply(command.id, command.method, result))
+
+        def answer(members: dict[str, dict[str, Any]]) -> None:
+            is_short = command.method == "presence_stats"
+            result = protocol.presence_stats(members) if is_short else {"presence": members}
+            connection.client.send(protocol.reply(command.id, command.method, result))
+
+        self._control.ask_presence(channel, answer)
 
     def _history(self, connection: Connection, command: Command) -> None:
         params = command.params
         channel = _channel(params)
         self._access.require(connection, channel, self._subscriptions.namespace(channel).history)
         since = params.get("since")
-        position = _position(since) if isinstance(since, dict) else None
+        position = protocol.position(since) if isinstance(since, dict) else None
         limit = params.get("limit", 0)
         if type(limit) is not int:
             raise protocol.bad_request("limit: expected a number")
@@ -294,16 +298,6 @@ class Commands:
 
 def _channel(params: dict[str, Any]) -> str:
     channel = params.get("channel")
-    # JSON can escape half of a surrogate pair, which is not a text.
-    if not isinstance(channel, str) or not channel.isprintable():
-        raise protocol.bad_request("channel: expected a text that can be printed")
+    if not isinstance(channel, str):
+        raise protocol.bad_request("channel: expected a text")
     return channel
-
-
-def _position(params: dict[str, Any]) -> Position:
-    """Return the position that a client has."""
-    epoch, offset = params.get("epoch", ""), params.get("offset", 0)
-    if not isinstance(epoch, str) or type(offset) is not int:
-        raise protocol.bad_request("epoch, offset: expected a text and a number")
-    # "" would be before all messages: the client knows of none.
-    return Position(epoch or "?", offset)

@@ -1,4 +1,4 @@
-"""The configuration of channels: namespaces, who may do what, tokens.
+"""The configuration of channels: namespaces, who may do what, tokens, the HTTP API.
 
 Contract: ``Config()`` works without a file; ``load`` reads one in TOML.  Every error names the
 file, the key, and what is expected.
@@ -27,6 +27,7 @@ _logger: Final = logging.getLogger("apachews")
 
 # Who may do something in a channel.
 RIGHTS: Final = ("all", "user", "token", "subscriber")
+_TABLES: Final = ("default", "namespaces", "tokens", "api")
 
 
 class ConfigError(ApachewsError):
@@ -87,6 +88,19 @@ class TokenRules:
 
 
 @dataclass(frozen=True)
+class ApiRules:
+    """Who may use the HTTP API: programs that know a key.
+
+    Attributes:
+        key: at least 16 characters.
+        key_file: a file with it, without the newline at its end.
+    """
+
+    key: str = field(default="", repr=False)
+    key_file: str = ""
+
+
+@dataclass(frozen=True)
 class Config:
     """The configuration of a producer of channels.
 
@@ -94,6 +108,7 @@ class Config:
         default: of channels without a namespace; None: they do not exist.
         namespaces: of all others.
         tokens: how tokens are checked; None: tokens are rejected.
+        api: who may use the HTTP API; None: it is off.
         anonymous: clients without a token and without a login may connect.
         ping_seconds: the interval of pings.
         pong_seconds: the time limit for their answers.
@@ -104,6 +119,7 @@ class Config:
     default: Namespace | None = field(default_factory=lambda: Namespace(history_size=100))
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     tokens: TokenRules | None = None
+    api: ApiRules | None = None
     anonymous: bool = True
     ping_seconds: float = 25.0
     pong_seconds: float = 8.0
@@ -140,7 +156,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         document = _toml().loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: {error}") from error
-    tables = {key: document.pop(key, None) for key in ("default", "namespaces", "tokens")}
+    tables = {key: document.pop(key, None) for key in _TABLES}
     values = _values(Config, document, name, "")
     if tables["default"] is not None:
         values["default"] = _read(Namespace, tables["default"], name, "default")
@@ -153,6 +169,10 @@ def load(path: str | os.PathLike[str]) -> Config:
     if tables["tokens"] is not None:
         values["tokens"] = _read(TokenRules, tables["tokens"], name, "tokens")
         if values["tokens"].secret:
+            warn_if_others_can_read(name)
+    if tables["api"] is not None:
+        values["api"] = _read(ApiRules, tables["api"], name, "api")
+        if values["api"].key:
             warn_if_others_can_read(name)
     return Config(**values)
 
@@ -190,7 +210,7 @@ def _table(value: object, file: str, place: str) -> dict[str, Any]:
 def _values(kind: type, table: dict[str, Any], file: str, place: str) -> dict[str, Any]:
     """Return the values of a table for the fields of a class."""
     types = typing.get_type_hints(kind)
-    known = {one.name for one in dataclasses.fields(kind)} - {"default", "namespaces", "tokens"}
+    known = {one.name for one in dataclasses.fields(kind)} - {*_TABLES}
     values = {}
     for key, value in table.items():
         where = f"{file}: {place}{'.' if place else ''}{key}"
@@ -225,4 +245,5 @@ def _value(kind: Any, value: object, where: str) -> Any:
 
 def _shown(value: object, where: str) -> str:
     """Return a value for a message; "" for one that may have the secret."""
-    return "" if where == "tokens" or where.endswith(".secret") else f" = {value!r:.80}"
+    is_secret = where in ("tokens", "api") or where.endswith((".secret", ".key"))
+    return "" if is_secret else f" = {value!r:.80}"

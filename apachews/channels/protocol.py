@@ -14,7 +14,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 from apachews.exceptions import ApachewsError
-from apachews.history import PastMessage, Replay
+from apachews.history import PastMessage, Position, Replay
 
 # Commands in one WebSocket message; clients send at most a few more than they have channels.
 MAX_COMMANDS: Final = 1024
@@ -208,6 +208,26 @@ def subscribe_result(result: dict[str, Any], messages: list[PastMessage]) -> str
     text = dumps({**result, "publications": []})
     publications = ",".join(publication(message.data, message.offset) for message in messages)
     return f"{text[:-2]}{publications}]}}"
+
+
+def presence_stats(members: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Return how many clients and users there are."""
+    users = {member["user"] for member in members.values()}
+    return {"num_clients": len(members), "num_users": len(users)}
+
+
+def position(since: object) -> Position:
+    """Return the position that a client has: an object with ``epoch`` and ``offset``.
+
+    Raises:
+        ReplyError: it is not one.
+    """
+    params = since if isinstance(since, dict) else {"offset": None}
+    epoch, offset = params.get("epoch", ""), params.get("offset", 0)
+    if not isinstance(epoch, str) or type(offset) is not int:
+        raise bad_request("epoch, offset: expected a text and a number")
+    # "" would be before all messages: the client knows of none.
+    return Position(epoch or "?", offset)
 
 
 def history_result(replay: Replay, limit: int, is_reverse: bool) -> str:

@@ -43,11 +43,13 @@ class Subscriptions:
         """Return the options of a channel.
 
         Raises:
-            ReplyError: its name is empty or too long.
+            ReplyError: its name is empty or too long, or has characters that cannot be printed.
             UnknownNamespace
         """
-        if not 0 < len(channel) <= self.config.max_channel_length:
-            raise protocol.bad_request("channel: empty or too long")
+        # JSON can escape half of a surrogate pair, which is not a text.  And a channel must not
+        # have the name of the group of ``control``.
+        if not 0 < len(channel) <= self.config.max_channel_length or not channel.isprintable():
+            raise protocol.bad_request("channel: empty, too long, or not printable")
         return self.config.namespace(channel)
 
     def group(self, channel: str) -> Group:

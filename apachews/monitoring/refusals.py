@@ -206,6 +206,41 @@ TICKETS: Final = Reason(
     "the file of the tickets cannot be read, locked or written",
     "check the file system of the run directory; the log has the error",
 )
+API_METHOD: Final = Reason(
+    "api-method",
+    405,
+    "POST only.",
+    "the HTTP API of channels was asked by another method than POST",
+    "use POST",
+)
+API_LENGTH: Final = Reason(
+    "api-length",
+    413,
+    "The request is too long.",
+    "a request of the HTTP API of channels is longer than APACHEWS_MAX_MESSAGE",
+    "send shorter messages, or set APACHEWS_MAX_MESSAGE in the location",
+)
+API_KEY: Final = Reason(
+    "api-key",
+    401,
+    "The key of the API is required.",
+    "a request of the HTTP API of channels has no key, or a wrong one",
+    "send the key of [api] as X-API-Key",
+)
+API_OFF: Final = Reason(
+    "api-off",
+    404,
+    "The API is off.",
+    "the configuration of the channels has no [api]",
+    "add [api] with a key_file to the configuration of the channels",
+)
+API_ANSWER: Final = Reason(
+    "api-answer",
+    502,
+    _UNAVAILABLE,
+    "the producer did not answer a request of the HTTP API: it is not one of channels, or it ended",
+    "check that APACHEWS_API_FOR names the socket file of apachews.channels",
+)
 NO_SUCH_ENDPOINT: Final = Reason(
     "no-such-endpoint",
     404,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import shutil
 import subprocess
 import time
-import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from apachews.channels import (
 
 from ..conftest import DEADLINE_S, wait_for
 from ..docs.pages import blocks_of
+from ..support.centrifuge_clients import eventually, run
 from ..support.site import ROOT, Site, running_site
 
 SECRET = "a secret of at least thirty-two bytes"
@@ -122,29 +121,6 @@ class SubscriptionEvents(centrifuge.SubscriptionEventHandler):
 
     async def on_leave(self, context: Any) -> None:
         self.notes.append(("leave", context.info.user))
-
-
-def run(talk: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, and what its clients have left of their connections."""
-
-    async def talk_and_wait() -> None:
-        await talk
-        await asyncio.sleep(0)
-
-    with warnings.catch_warnings():
-        # The client leaves closing its transports to the loop, which run() ends first.
-        warnings.simplefilter("ignore", ResourceWarning)
-        asyncio.run(talk_and_wait())
-        gc.collect()
-
-
-async def eventually(condition: Callable[[], Any]) -> Any:
-    """Return the first true result, as ``wait_for`` in a coroutine."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.02)
-    return found
 
 
 async def subscribed(site: Site, channel: str) -> tuple[Any, SubscriptionEvents]:

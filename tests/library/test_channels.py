@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from apachews import JoinEvent, PastMessage, Position, Replay, wire
 from apachews.channels import (
+    ApiRules,
     Channels,
     Config,
     ConfigError,
@@ -39,6 +40,7 @@ from apachews.server import Server
 from ..conftest import wait_for
 from ..support.bridge_by_hand import Bridge
 
+KEY = "a-key-of-programs"
 SECRET = "a secret of at least thirty-two bytes"
 REFERENCE = Path(__file__).parents[2] / "docs/reference/channels.md"
 
@@ -331,6 +333,8 @@ presence = true
 [tokens]
 secret = "{SECRET}"
 audience = "chat"
+[api]
+key = "{KEY}"
 """
     )
     config = load(tmp_path / "channels.toml")
@@ -340,7 +344,8 @@ audience = "chat"
         presence=True, subscribe=frozenset({"user", "token"}), publish=frozenset({"subscriber"})
     )
     assert config.needs_presence and config.tokens is not None
-    assert SECRET not in repr(config)
+    assert config.api == ApiRules(key=KEY)
+    assert SECRET not in repr(config) and KEY not in repr(config)
     with pytest.raises(UnknownNamespace):
         config.namespace("other:a")
 
@@ -366,6 +371,7 @@ def test_with_namespaces_the_default_is_named_as_well(tmp_path: Path) -> None:
         ("[tokens]\nalgorithms = 1", "tokens.algorithms = 1: expected of names"),
         ("pong_seconds = inf", "pong_seconds = inf: expected a number, 1 or more"),
         ("[tokens]\nsecret = ['hidden']", "tokens.secret: expected a text"),
+        ("[api]\nkey = ['hidden']", "api.key: expected a text"),
         ("tokens = 'hidden'", r"tokens: expected a table, \[tokens\]"),
     ],
 )
@@ -417,9 +423,9 @@ def test_the_reference_has_every_key_with_its_default() -> None:
     text = REFERENCE.read_text().partition("\n## Identity")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", text, re.M))
     names = set()
-    for kind in (Config, Namespace, TokenRules):
+    for kind in (Config, Namespace, TokenRules, ApiRules):
         for one in dataclasses.fields(kind):
-            if one.name in ("default", "namespaces", "tokens"):
+            if one.name in ("default", "namespaces", "tokens", "api"):
                 continue
             names.add(one.name)
             value: Any = one.default

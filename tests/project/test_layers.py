@@ -60,6 +60,7 @@ LAYERS: dict[str, set[str]] = {
     "apachews_handler.wsgi": NO_C,
     "apachews_handler.tunnel": NO_C,
     "apachews_handler.ticket": NO_C,
+    "apachews_handler.channels_api": NO_C,
     "apachews_handler.modpython": NO_C,
     "apachews_tools": NO_C,
 }
