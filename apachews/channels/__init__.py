@@ -17,7 +17,16 @@ In a program::
 from __future__ import annotations
 
 from .channels import Channels
-from .config import ApiRules, Config, ConfigError, Namespace, TokenRules, UnknownNamespace, load
+from .config import (
+    ApiRules,
+    Config,
+    ConfigError,
+    Namespace,
+    ProxyRules,
+    TokenRules,
+    UnknownNamespace,
+    load,
+)
 from .connection import Connection
 from .protocol import Disconnect, ReplyError
 
@@ -29,6 +38,7 @@ __all__ = [
     "Connection",
     "Disconnect",
     "Namespace",
+    "ProxyRules",
     "ReplyError",
     "TokenRules",
     "UnknownNamespace",

@@ -66,9 +66,10 @@ class Access:
             raise TokenError("the configuration has no [tokens]")
         return self._tokens
 
-    def _may(self, connection: Connection, channel: str, rights: frozenset[str]) -> bool:
+    def may(self, connection: Connection, channel: str, rights: frozenset[str]) -> bool:
+        """Return whether a client has one of these rights in a channel."""
         subscription = connection.channels.get(channel)
-        return (
+        return is_named(connection.user, channel) and (
             "all" in rights
             or ("user" in rights and bool(connection.user))
             or ("subscriber" in rights and subscription is not None)
@@ -77,5 +78,11 @@ class Access:
 
     def require(self, connection: Connection, channel: str, rights: frozenset[str]) -> None:
         """Raise ReplyError if a client has none of these rights in a channel."""
-        if not self._may(connection, channel, rights):
+        if not self.may(connection, channel, rights):
             raise ReplyError(*protocol.PERMISSION_DENIED)
+
+
+def is_named(user: str, channel: str) -> bool:
+    """Return whether a channel is for a user: ``talk#ann,bob`` is for these two, others for all."""
+    _, boundary, users = channel.rpartition("#")
+    return not boundary or (bool(user) and user in users.split(","))

@@ -14,6 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, Final
 
 from apachews.client import Client
@@ -24,11 +25,13 @@ from apachews.server import Server
 
 from . import protocol
 from .api import Api
+from .calls import Calls
 from .commands import Commands, Hooks, OnConnect, OnPublish, OnRpc, OnSubscribe
 from .config import Config, ConfigError, UnknownNamespace
 from .connection import Connection, Subscription
 from .control import Control
 from .protocol import Disconnect, ReplyError
+from .proxy import proxy_of
 from .subscriptions import Subscriptions, client_info
 
 # The interval in which expired tokens and clients that say nothing are noticed.
@@ -51,7 +54,9 @@ class Channels:
     """Serves the clients of Centrifuge on a server.
 
     Hooks run in ``handle``.  They raise ``ReplyError`` for an error that the client gets, or
-    ``Disconnect``; another exception is logged, and the client gets the error 100.
+    ``Disconnect``; another exception is logged, and the client gets the error 100.  A hook may
+    return a future, or be a coroutine with ``apachews.aio``: the later commands of the client
+    wait for it, for ten seconds at most, and those of other clients do not.
 
     Args:
         server: with ``presence=True`` if a namespace has presence.
@@ -63,6 +68,8 @@ class Channels:
         on_publish: called with connection, channel and data, in place of the configuration's
             ``publish``; returns the data to publish.
         on_rpc: called with connection, method and data; returns the result.
+        executor: calls the hooks in its threads; they must not use the server there, except
+            for ``call_soon``.
 
     Raises:
         ConfigError: the tokens' rules cannot be used, or the server has no presence.
@@ -82,6 +89,7 @@ class Channels:
         on_subscribe: OnSubscribe | None = None,
         on_publish: OnPublish | None = None,
         on_rpc: OnRpc | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.server = server
         self.config = config or Config()
@@ -98,7 +106,14 @@ class Channels:
         control = Control(
             server, self._subscriptions, self.connections, self.disconnect, self.unsubscribe
         )
-        self._commands = Commands(self._subscriptions, control, hooks)
+        self._commands = Commands(
+            self._subscriptions,
+            control,
+            hooks,
+            Calls(server, executor),
+            proxy_of(self.config),
+            self.disconnect,
+        )
         api = self.config.api
         self._api = None if api is None else Api(api, self._subscriptions, control)
         # The requests of the API whose body has not arrived.
@@ -124,7 +139,7 @@ class Channels:
         elif event.type() in (EventType.ConnectionClosed, EventType.Error):
             client = event.client_or_none()
             if client is not None:
-                self._connections.pop(client, None)
+                self._remove(client)
                 self._requests.discard(client)
 
     # What programs call.
@@ -172,7 +187,7 @@ class Channels:
         reason: str = protocol.FORCE_DISCONNECT[1],
     ) -> None:
         """Close a connection with a code of the protocol."""
-        self._connections.pop(connection.client, None)
+        self._remove(connection.client)
         connection.client.close(code, reason)
 
     def subscribe(self, connection: Connection, channel: str) -> None:
@@ -200,6 +215,12 @@ class Channels:
 
     # The connection.
 
+    def _remove(self, client: Client) -> None:
+        """Forget a connection, if it is known."""
+        connection = self._connections.pop(client, None)
+        if connection is not None:
+            connection.is_open = False
+
     def _accept(self, event: AcceptEvent) -> None:
         client = event.client()
         if client.request.method == "POST":
@@ -224,7 +245,7 @@ class Channels:
         connection.heard_at = time.monotonic()
         try:
             for command in protocol.decode(data):
-                if client in self._connections:  # a hook may have disconnected it
+                if connection.is_open:  # a hook may have disconnected it
                     self._commands.run(connection, command)
         except Disconnect as error:
             self.disconnect(connection, error.code, error.reason)
@@ -271,6 +292,9 @@ class Channels:
     def _require_pongs(self, sent_at: float) -> None:
         """Close the clients that have said nothing since a ping."""
         for connection in [*self._connections.values()]:
+            # One whose hook has not finished is not read.
+            if connection.waiting is not None:
+                continue
             if max(connection.heard_at, connection.opened_at) < sent_at:
                 self.disconnect(connection, *protocol.NO_PONG)
 
@@ -280,7 +304,8 @@ class Channels:
         now, wall = time.monotonic(), time.time() - EXPIRY_GRACE_S
         for connection in [*self._connections.values()]:
             if not connection.is_connected:
-                if connection.opened_at + CONNECT_TIMEOUT_S < now:
+                is_waiting = connection.waiting is not None
+                if connection.opened_at + CONNECT_TIMEOUT_S < now and not is_waiting:
                     self.disconnect(connection, *protocol.STALE)
             elif connection.expires_at is not None and connection.expires_at < wall:
                 self.disconnect(connection, *protocol.CONNECTION_EXPIRED)

@@ -1,6 +1,11 @@
 """What clients ask for: a method for each command of the protocol.
 
-Contract: ``Commands.run(connection, command)`` answers, or raises ``Disconnect``, and nothing else.
+Contract: ``Commands.run(connection, command)`` answers, at once or when a hook has finished, or
+disconnects the client; nothing is raised.
+
+How this works: a method that calls hooks is a generator.  It yields the future that a hook has
+returned, and is resumed in ``dequeue()`` with its result; the client's later commands wait until
+then.
 """
 
 from __future__ import annotations
@@ -14,11 +19,13 @@ from apachews.exceptions import HistoryError, MessageTooLarge
 from apachews.history import Position, Replay
 
 from . import protocol
-from .access import Access
+from .access import Access, is_named
+from .calls import Calls, Steps
 from .config import Namespace, UnknownNamespace
 from .connection import Connection, Subscription, expiry
 from .control import Control
 from .protocol import Command, Disconnect, ReplyError
+from .proxy import Answer, Proxy
 from .subscriptions import Subscriptions
 
 # What clients are told of the server.
@@ -26,7 +33,8 @@ VERSION: Final = "apachews"
 
 _logger: Final = logging.getLogger("apachews")
 
-OnConnect = Callable[[Connection], "list[str] | None"]
+# Each returns a value, or a future of it.
+OnConnect = Callable[[Connection], Any]
 OnSubscribe = Callable[[Connection, str, Any], Any]
 OnPublish = Callable[[Connection, str, Any], Any]
 OnRpc = Callable[[Connection, str, Any], Any]
@@ -48,15 +56,29 @@ class Commands:
         subscriptions: the channels that they are about.
         control: asks the other processes.
         hooks: of the program.
+        calls: runs them.
+        proxy: asks the site; None: the configuration has no URL.
+        disconnect: closes a connection with a code and a reason.
     """
 
-    def __init__(self, subscriptions: Subscriptions, control: Control, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        subscriptions: Subscriptions,
+        control: Control,
+        hooks: Hooks,
+        calls: Calls,
+        proxy: Proxy | None,
+        disconnect: Callable[[Connection, int, str], None],
+    ) -> None:
         self._subscriptions = subscriptions
         self._control = control
+        self._calls = calls
+        self._proxy = proxy
+        self._disconnect = disconnect
         self._config = subscriptions.config
         self._hooks = hooks
         self._access = Access(subscriptions.config)
-        self._functions: dict[str, Callable[[Connection, Command], None]] = {
+        self._functions: dict[str, Callable[[Connection, Command], Steps[None] | None]] = {
             "connect": self._connect,
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -72,25 +94,75 @@ class Commands:
         }
 
     def run(self, connection: Connection, command: Command) -> None:
-        """Run a command.
-
-        Raises:
-            Disconnect: the connection is to be closed.
-        """
+        """Run a command, or let it wait for the one before it."""
         if not command.method:
             return  # the answer to a ping
+        if connection.waiting is None:
+            self._guard(connection, command, functools.partial(self._begin, connection, command))
+        else:
+            connection.waiting.append(command)
+
+    def _begin(self, connection: Connection, command: Command) -> None:
+        function = self._functions.get(command.method)
+        if function is None:
+            raise ReplyError(*protocol.METHOD_NOT_FOUND)
+        if not connection.is_connected and command.method != "connect":
+            if connection.is_resumed:
+                raise Disconnect(*protocol.FORCE_RECONNECT)
+            raise Disconnect(protocol.BAD_REQUEST[0], "bad request: not connected")
+        steps = function(connection, command)
+        if steps is not None:
+            self._drive(connection, command, steps, lambda: None)
+
+    def _drive(
+        self,
+        connection: Connection,
+        command: Command,
+        steps: Steps[None],
+        result_of: Callable[[], Any],
+    ) -> None:
+        """Run the steps of a command, up to their end or to a hook that has not finished."""
         try:
-            function = self._functions.get(command.method)
-            if function is None:
-                raise ReplyError(*protocol.METHOD_NOT_FOUND)
-            if not connection.is_connected and command.method != "connect":
-                if connection.is_resumed:
-                    raise Disconnect(*protocol.FORCE_RECONNECT)
-                raise Disconnect(protocol.BAD_REQUEST[0], "bad request: not connected")
-            function(connection, command)
+            try:
+                result = result_of()
+            except Exception as error:
+                future = steps.throw(error)
+            else:
+                future = steps.send(result)
+        except StopIteration:
             return
-        except Disconnect:
-            raise
+        connection.hold()
+        resume = functools.partial(self._resume, connection, command, steps)
+        self._calls.wait(future, resume)
+
+    def _resume(
+        self,
+        connection: Connection,
+        command: Command,
+        steps: Steps[None],
+        result_of: Callable[[], Any],
+    ) -> None:
+        """Go on with a command, and with those that wait for it."""
+        if not connection.is_open:
+            steps.close()
+            return
+        later = connection.release()
+        drive = functools.partial(self._drive, connection, command, steps, result_of)
+        self._guard(connection, command, drive)
+        for one in later:
+            if connection.is_open:
+                self.run(connection, one)
+
+    def _guard(
+        self, connection: Connection, command: Command, function: Callable[[], None]
+    ) -> None:
+        """Call a function; answer with its error."""
+        try:
+            function()
+            return
+        except Disconnect as end:
+            self._disconnect(connection, end.code, end.reason)
+            return
         except ReplyError as refusal:
             error = refusal
         except UnknownNamespace:
@@ -101,10 +173,10 @@ class Commands:
             error = ReplyError(*protocol.INTERNAL, is_temporary=True)
         connection.client.send(protocol.error_reply(command.id, error))
 
-    def _connect(self, connection: Connection, command: Command) -> None:
+    def _connect(self, connection: Connection, command: Command) -> Steps[None]:
         if connection.is_connected:
             raise Disconnect(protocol.BAD_REQUEST[0], "bad request: connected already")
-        names = self._identify(connection, command.params)
+        names, data = yield from self._identify(connection, command.params)
         for name in names:
             self._subscriptions.namespace(name)  # before the client has any of them
         connection.is_connected = True
@@ -115,14 +187,23 @@ class Commands:
             # The protocol has whole seconds, and 0 means that the server sends none.
             "ping": max(1, round(self._config.ping_seconds)),
             "pong": True,
-            **expiry(connection.expires_at),
+            **({} if data is None else {"data": data}),
+            # The client would ask its page for a token; one without is judged when it comes back.
+            **(expiry(connection.expires_at) if command.params.get("token") else {}),
         }
         connection.client.send(protocol.connect_reply(command.id, result, subs))
 
-    def _identify(self, connection: Connection, params: dict[str, Any]) -> list[str]:
-        """Find out who a client is; return the channels to which the server subscribes it."""
+    def _identify(
+        self, connection: Connection, params: dict[str, Any]
+    ) -> Steps[tuple[list[str], Any]]:
+        """Find out who a client is.
+
+        Returns:
+            The channels to which the server subscribes it, and data for the page.
+        """
         connection.data = params.get("data")
         names: list[str] = []
+        data = None
         token = params.get("token")
         if token:
             claims = self._access.connection_token(token)
@@ -130,11 +211,17 @@ class Commands:
             names += channels
         else:
             connection.user = connection.client.request.user or ""
+            if self._proxy is not None and self._proxy.rules.connect:
+                found = Answer((yield self._proxy.connect(connection)))
+                connection.user = found.text("user") or connection.user
+                connection.info, connection.expires_at = found.value("info"), found.expiry()
+                names += found.texts("channels")
+                data = found.value("data")
         if self._hooks.on_connect is not None:
-            names += self._hooks.on_connect(connection) or ()
+            names += (yield from self._calls.call(self._hooks.on_connect, connection)) or ()
         if not (token or connection.user or self._config.anonymous):
             raise ReplyError(*protocol.UNAUTHORIZED)
-        return [*dict.fromkeys(names)]
+        return [*dict.fromkeys(names)], data
 
     def _subscribe_to(
         self, connection: Connection, names: list[str], positions: object
@@ -171,13 +258,15 @@ class Commands:
         result = {"client": connection.id, "version": VERSION, **expiry(claims.expires_at)}
         connection.client.send(protocol.reply(command.id, "refresh", result))
 
-    def _subscribe(self, connection: Connection, command: Command) -> None:
+    def _subscribe(self, connection: Connection, command: Command) -> Steps[None]:
         params = command.params
         channel = _channel(params)
         namespace = self._subscriptions.namespace(channel)
         if channel in connection.channels:
             raise ReplyError(*protocol.ALREADY_SUBSCRIBED)
-        subscription = self._permit(connection, channel, namespace, params)
+        subscription = yield from self._permit(connection, channel, namespace, params)
+        if channel in connection.channels:  # by the server, meanwhile
+            raise ReplyError(*protocol.ALREADY_SUBSCRIBED)
         position = None
         if params.get("recover") is True and namespace.history_size:
             position = protocol.position(params)
@@ -186,7 +275,7 @@ class Commands:
 
     def _permit(
         self, connection: Connection, channel: str, namespace: Namespace, params: dict[str, Any]
-    ) -> Subscription:
+    ) -> Steps[Subscription]:
         """Return a subscription that is allowed.
 
         Raises:
@@ -197,11 +286,21 @@ class Commands:
             claims = self._access.subscription_token(connection, channel, token)
             subscription.has_token = True
             subscription.expires_at, subscription.info = claims
-        if self._hooks.on_subscribe is not None:
-            info = self._hooks.on_subscribe(connection, channel, params.get("data"))
+        data = params.get("data")
+        if (hook := self._hooks.on_subscribe) is not None:
+            info = yield from self._calls.call(hook, connection, channel, data)
             subscription.info = subscription.info if info is None else info
-        elif not subscription.has_token:
-            self._access.require(connection, channel, namespace.subscribe)
+            return subscription
+        if not is_named(connection.user, channel):
+            raise ReplyError(*protocol.PERMISSION_DENIED)
+        rights = namespace.subscribe
+        if subscription.has_token or self._access.may(connection, channel, rights):
+            return subscription
+        if "proxy" not in rights or self._proxy is None:
+            raise ReplyError(*protocol.PERMISSION_DENIED)
+        asked = yield self._proxy.subscribe(connection, channel, data)
+        found = Answer(asked)
+        subscription.info, subscription.expires_at = found.value("info"), found.expiry()
         return subscription
 
     def _answer_subscribe(
@@ -229,16 +328,21 @@ class Commands:
         result = expiry(claims.expires_at)
         connection.client.send(protocol.reply(command.id, "sub_refresh", result))
 
-    def _publish(self, connection: Connection, command: Command) -> None:
+    def _publish(self, connection: Connection, command: Command) -> Steps[None]:
         channel = _channel(command.params)
         namespace = self._subscriptions.namespace(channel)
         if "data" not in command.params:
             raise protocol.bad_request("publish without data")
         data = command.params["data"]
-        if self._hooks.on_publish is not None:
-            data = self._hooks.on_publish(connection, channel, data)
-        else:
-            self._access.require(connection, channel, namespace.publish)
+        if (hook := self._hooks.on_publish) is not None:
+            data = yield from self._calls.call(hook, connection, channel, data)
+        elif not self._access.may(connection, channel, namespace.publish):
+            if "proxy" not in namespace.publish or self._proxy is None:
+                raise ReplyError(*protocol.PERMISSION_DENIED)
+            if not is_named(connection.user, channel):
+                raise ReplyError(*protocol.PERMISSION_DENIED)
+            asked = yield self._proxy.publish(connection, channel, data)
+            data = asked.get("data", data)
         subscription = connection.channels.get(channel)
         info = connection.describe(None if subscription is None else subscription.info)
         try:
@@ -283,14 +387,19 @@ class Commands:
 
         self._subscriptions.history(channel, position, answer)
 
-    def _rpc(self, connection: Connection, command: Command) -> None:
-        if self._hooks.on_rpc is None:
-            raise ReplyError(*protocol.NOT_AVAILABLE)
+    def _rpc(self, connection: Connection, command: Command) -> Steps[None]:
         method = command.params.get("method", "")
         if not isinstance(method, str):
             raise protocol.bad_request("method: expected a text")
-        result = {"data": self._hooks.on_rpc(connection, method, command.params.get("data"))}
-        connection.client.send(protocol.reply(command.id, "rpc", result))
+        data = command.params.get("data")
+        if self._hooks.on_rpc is not None:
+            answer = yield from self._calls.call(self._hooks.on_rpc, connection, method, data)
+        elif self._proxy is not None and self._proxy.rules.rpc:
+            asked = yield self._proxy.rpc(connection, method, data)
+            answer = asked.get("data")
+        else:
+            raise ReplyError(*protocol.NOT_AVAILABLE)
+        connection.client.send(protocol.reply(command.id, "rpc", {"data": answer}))
 
     def _ping(self, connection: Connection, command: Command) -> None:
         connection.client.send(protocol.reply(command.id, "ping", {}))

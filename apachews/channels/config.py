@@ -26,8 +26,8 @@ from apachews.exceptions import ApachewsError
 _logger: Final = logging.getLogger("apachews")
 
 # Who may do something in a channel.
-RIGHTS: Final = ("all", "user", "token", "subscriber")
-_TABLES: Final = ("default", "namespaces", "tokens", "api")
+RIGHTS: Final = ("all", "user", "token", "subscriber", "proxy")
+_TABLES: Final = ("default", "namespaces", "tokens", "api", "proxy")
 
 
 class ConfigError(ApachewsError):
@@ -43,7 +43,8 @@ class Namespace:
     """The options of the channels of a namespace.
 
     The last four are sets of: ``all``; ``user``, a client with an identity; ``token``, who
-    presents a token for the channel; ``subscriber``, who is subscribed to it.
+    presents a token for the channel; ``subscriber``, who is subscribed to it; and, for the first
+    two, ``proxy``, whom a URL of the site permits.
 
     Attributes:
         history_size: number of messages that a channel keeps for clients that come back; 0: none.
@@ -101,6 +102,26 @@ class ApiRules:
 
 
 @dataclass(frozen=True)
+class ProxyRules:
+    """URLs of the site, which decide.
+
+    Attributes:
+        connect: who a client without a token is; "": it is not asked.
+        subscribe, publish: whether a client may, in namespaces with the right ``proxy``.
+        rpc: answers calls.
+        timeout_seconds: of the network.
+        headers: those of the client's handshake that are passed on, names in any case.
+    """
+
+    connect: str = ""
+    subscribe: str = ""
+    publish: str = ""
+    rpc: str = ""
+    timeout_seconds: float = 5.0
+    headers: frozenset[str] = frozenset({"cookie"})
+
+
+@dataclass(frozen=True)
 class Config:
     """The configuration of a producer of channels.
 
@@ -108,6 +129,7 @@ class Config:
         default: of channels without a namespace; None: they do not exist.
         namespaces: of all others.
         tokens: how tokens are checked; None: tokens are rejected.
+        proxy: URLs of the site that decide; None: it is not asked.
         api: who may use the HTTP API; None: it is off.
         anonymous: clients without a token and without a login may connect.
         ping_seconds: the interval of pings.
@@ -119,6 +141,7 @@ class Config:
     default: Namespace | None = field(default_factory=lambda: Namespace(history_size=100))
     namespaces: Mapping[str, Namespace] = field(default_factory=dict)
     tokens: TokenRules | None = None
+    proxy: ProxyRules | None = None
     api: ApiRules | None = None
     anonymous: bool = True
     ping_seconds: float = 25.0
@@ -170,6 +193,8 @@ def load(path: str | os.PathLike[str]) -> Config:
         values["tokens"] = _read(TokenRules, tables["tokens"], name, "tokens")
         if values["tokens"].secret:
             warn_if_others_can_read(name)
+    if tables["proxy"] is not None:
+        values["proxy"] = _read(ProxyRules, tables["proxy"], name, "proxy")
     if tables["api"] is not None:
         values["api"] = _read(ApiRules, tables["api"], name, "api")
         if values["api"].key:
@@ -233,11 +258,12 @@ def _value(kind: Any, value: object, where: str) -> Any:
     if kind == frozenset[str]:
         items = value if isinstance(value, list) else [value]
         # The algorithms depend on the key; tokens.py checks them.
-        is_free = where.endswith(".algorithms")
+        is_free = where.endswith((".algorithms", ".headers"))
+        rights = RIGHTS if where.endswith((".subscribe", ".publish")) else RIGHTS[:-1]
         are_texts = all(isinstance(item, str) for item in items)
-        if are_texts and (is_free or {*items} <= {*RIGHTS}):
+        if are_texts and (is_free or {*items} <= {*rights}):
             return frozenset(items)
-        of = "names" if is_free else ", ".join(RIGHTS)
+        of = "names" if is_free else ", ".join(rights)
         raise ConfigError(f"{where} = {value!r:.80}: expected of {of}")
     expected = {bool: "true or false", int: "a number, 0 or more", float: "a number, 1 or more"}
     raise ConfigError(f"{where}{_shown(value, where)}: expected {expected.get(kind, 'a text')}")

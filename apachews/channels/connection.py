@@ -6,9 +6,13 @@ Contract: plain data, for ``Channels`` and for hooks.
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
+from apachews._server.connection import connection_of
 from apachews.client import Client
+
+from .protocol import Command
 
 
 class Connection:
@@ -30,9 +34,11 @@ class Connection:
         "heard_at",
         "info",
         "is_connected",
+        "is_open",
         "is_resumed",
         "opened_at",
         "user",
+        "waiting",
     )
 
     def __init__(self, client: Client, is_resumed: bool) -> None:
@@ -46,6 +52,25 @@ class Connection:
         self.expires_at: float | None = None  # time.time()
         self.opened_at = self.heard_at = time.monotonic()
         self.is_connected = False
+        self.is_open = True
+        # The commands after one whose hook has not finished; None: there is none.
+        self.waiting: deque[Command] | None = None
+
+    def hold(self) -> None:
+        """Let later commands wait; the client is not read meanwhile."""
+        self.waiting = deque()
+        self._pause(True)
+
+    def release(self) -> deque[Command]:
+        """End this; return the commands that wait."""
+        later, self.waiting = self.waiting or deque(), None
+        self._pause(False)
+        return later
+
+    def _pause(self, is_paused: bool) -> None:
+        connection = connection_of(self.client)
+        with self.client._link.lock:
+            connection.pause(is_paused)
 
     @property
     def id(self) -> str:

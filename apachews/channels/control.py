@@ -115,7 +115,7 @@ class Control:
             _logger.exception("an order for channels cannot be carried out: %.200r", message)
 
     def _chosen(self, order: dict[str, Any]) -> list[Connection]:
-        user, client_id = order.get("user", ""), order.get("client", "")
+        user, client_id = order["user"], order["client"]
         found = self._find(user, client_id)
         return [one for one in found if not user or one.user == user]
 

@@ -141,7 +141,9 @@ class Subscriptions:
 
     def _state(self, connection: Connection, channel: str, replay: Replay) -> dict[str, Any]:
         """Return what a client needs to know of a new subscription."""
-        state = expiry(connection.channels[channel].expires_at)
+        subscription = connection.channels[channel]
+        # The client would ask its page for a token; one without is judged when it comes back.
+        state = expiry(subscription.expires_at) if subscription.has_token else {}
         if self.namespace(channel).history_size:
             epoch, offset = replay.position
             state |= {"recoverable": True, "positioned": True, "epoch": epoch, "offset": offset}
