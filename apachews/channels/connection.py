@@ -53,7 +53,7 @@ class Connection:
         self.opened_at = self.heard_at = time.monotonic()
         self.is_connected = False
         self.is_open = True
-        # The commands after one whose hook has not finished; None: there is none.
+        # The commands after one whose hook has not finished; None: no hook runs.
         self.waiting: deque[Command] | None = None
 
     def hold(self) -> None:

@@ -27,6 +27,7 @@ from apachews.channels import (
     Connection,
     Disconnect,
     Namespace,
+    ProxyRules,
     TokenRules,
     load,
     protocol,
@@ -42,6 +43,8 @@ from ..support.bridge_by_hand import Bridge
 
 KEY = "a-key-of-programs"
 SECRET = "a secret of at least thirty-two bytes"
+# In the order of the reference.
+KINDS = (Config, Namespace, TokenRules, ProxyRules, ApiRules)
 REFERENCE = Path(__file__).parents[2] / "docs/reference/channels.md"
 
 
@@ -421,22 +424,25 @@ def test_a_check_says_what_a_file_means(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_reference_has_every_key_with_its_default() -> None:
     text = REFERENCE.read_text().partition("\n## Identity")[0]
-    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", text, re.M))
-    names = set()
-    for kind in (Config, Namespace, TokenRules, ApiRules):
+    tables = [
+        dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", part, re.M))
+        for part in text.split("\n| key | default |")[1:]
+    ]
+    for kind, rows in zip(KINDS, tables, strict=True):
+        expected = {}
         for one in dataclasses.fields(kind):
-            if one.name in ("default", "namespaces", "tokens", "api"):
+            if one.name in ("default", "namespaces", "tokens", "proxy", "api"):
                 continue
-            names.add(one.name)
             value: Any = one.default
             if isinstance(value, bool):
-                shown = str(value).lower()
+                expected[one.name] = str(value).lower()
             elif isinstance(value, frozenset):
-                shown = json.dumps(sorted(value)[0]) if len(value) == 1 else "[]"
+                is_one = len(value) == 1
+                expected[one.name] = json.dumps(sorted(value)[0]) if is_one else "[]"
             else:
-                shown = f"{value:g}" if isinstance(value, float) else json.dumps(value)
-            assert rows.get(one.name) == shown, one.name
-    assert {*rows} == names
+                is_number = isinstance(value, float)
+                expected[one.name] = f"{value:g}" if is_number else json.dumps(value)
+        assert rows == expected
 
 
 def test_presence_needs_a_server_that_keeps_members(short_path: Path) -> None:
