@@ -19,7 +19,16 @@ from typing import Any, Final
 
 from apachews.client import Client
 from apachews.delivery import Delivery
-from apachews.events import AcceptEvent, Event, EventType, JoinEvent, LeaveEvent, MessageEvent
+from apachews.events import (
+    AcceptEvent,
+    Event,
+    EventType,
+    GapEvent,
+    JoinEvent,
+    LeaveEvent,
+    MessageEvent,
+)
+from apachews.exceptions import HistoryError
 from apachews.history import Replay
 from apachews.server import Server
 
@@ -136,6 +145,8 @@ class Channels:
             self._accept(event)
         elif isinstance(event, (JoinEvent, LeaveEvent)):
             self._announce(event)
+        elif isinstance(event, GapEvent):
+            self._tell_gap(event.group)
         elif event.type() in (EventType.ConnectionClosed, EventType.Error):
             client = event.client_or_none()
             if client is not None:
@@ -198,7 +209,7 @@ class Channels:
         """
         if channel not in connection.channels:
             self._subscriptions.add(
-                connection, channel, None, self._subscriptions.tell, Subscription()
+                connection, channel, None, self._subscriptions.tell, Subscription(is_own=False)
             )
 
     def unsubscribe(
@@ -278,6 +289,23 @@ class Channels:
             kind = "join" if isinstance(event, JoinEvent) else "leave"
             message = protocol.push(event.group, kind, {"info": info})
             self._subscriptions.group(event.group).broadcast(message, scope="here")
+
+    def _tell_gap(self, channel: str) -> None:
+        """Let the subscribers here begin anew: the store has lost messages."""
+        for connection in [*self._connections.values()]:
+            subscription = connection.channels.get(channel)
+            if subscription is None:
+                continue
+            # The client subscribes again, and is told that it cannot recover.
+            connection.gaps.add(channel)
+            self.unsubscribe(connection, channel, *protocol.INSUFFICIENT_STATE)
+            if not subscription.is_own:
+                try:
+                    self._subscriptions.add(
+                        connection, channel, None, self._subscriptions.tell, subscription
+                    )
+                except (HistoryError, ReplyError) as error:
+                    _logger.warning("%s", error)
 
     # Timers.
 

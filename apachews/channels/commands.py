@@ -246,7 +246,7 @@ class Commands:
             position = None
             if isinstance(since, dict) and since.get("recover") is True:
                 position = protocol.position(since)
-            self._subscriptions.add(connection, name, position, answer, Subscription())
+            self._subscriptions.add(connection, name, position, answer, Subscription(is_own=False))
         is_answered = True
         return results
 
@@ -281,7 +281,7 @@ class Commands:
         Raises:
             ReplyError: it is not.
         """
-        subscription = Subscription()
+        subscription = Subscription(is_own=True)
         if token := params.get("token"):
             claims = self._access.subscription_token(connection, channel, token)
             subscription.has_token = True

@@ -31,6 +31,7 @@ class Connection:
         "client",
         "data",
         "expires_at",
+        "gaps",
         "heard_at",
         "info",
         "is_connected",
@@ -53,6 +54,8 @@ class Connection:
         self.opened_at = self.heard_at = time.monotonic()
         self.is_connected = False
         self.is_open = True
+        # The channels of which it has lost messages, and is not told yet.
+        self.gaps: set[str] = set()
         # The commands after one whose hook has not finished; None: no hook runs.
         self.waiting: deque[Command] | None = None
 
@@ -88,11 +91,16 @@ class Connection:
 
 
 class Subscription:
-    """A subscription of one client; ``info`` and ``expires_at`` are those of its token."""
+    """A subscription of one client; ``info`` and ``expires_at`` are those of its token.
 
-    __slots__ = ("expires_at", "has_token", "info")
+    Args:
+        is_own: the client has asked for it; False: the server subscribed the client.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("expires_at", "has_token", "info", "is_own")
+
+    def __init__(self, *, is_own: bool) -> None:
+        self.is_own = is_own
         self.info: Any = None
         self.expires_at: float | None = None  # time.time()
         self.has_token = False

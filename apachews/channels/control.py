@@ -129,7 +129,7 @@ class Control:
         channel = order["channel"]
         for connection in self._chosen(order):
             if channel not in connection.channels:
-                subscription = Subscription()
+                subscription = Subscription(is_own=False)
                 subscription.info = order.get("info")
                 try:
                     self._subscriptions.add(

@@ -105,6 +105,7 @@ STALE: Final = (3502, "stale")
 FORCE_DISCONNECT: Final = (3503, "force disconnect")
 # Of the push that ends a subscription; with 2500 and more the client subscribes again.
 SERVER_UNSUBSCRIBE: Final = (2000, "server unsubscribe")
+INSUFFICIENT_STATE: Final = (2500, "insufficient state")
 SUBSCRIPTION_EXPIRED: Final = (2501, "subscription expired")
 
 

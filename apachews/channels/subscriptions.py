@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from apachews.client import Client, Group
 from apachews.exceptions import HistoryError
@@ -23,6 +23,8 @@ from .config import Config, Namespace
 from .connection import Connection, Subscription, expiry
 from .protocol import ReplyError
 
+# A position that no history has.
+NOWHERE: Final = Position("?", 0)
 # Called once, before the client receives any message: with what it has missed since its position.
 Answer = Callable[[Connection, str, Replay, "Position | None"], None]
 
@@ -101,6 +103,10 @@ class Subscriptions:
         if len(connection.channels) >= self.config.max_channels:
             raise ReplyError(*protocol.LIMIT_EXCEEDED)
         group = self.group(channel)
+        if channel in connection.gaps:
+            # It has received messages after the lost ones, and would not notice.
+            connection.gaps.discard(channel)
+            position = None if position is None else NOWHERE
         connection.channels[channel] = subscription
         member = protocol.dumps(connection.describe(subscription.info))
 

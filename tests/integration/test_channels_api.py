@@ -22,7 +22,7 @@ from cent.exceptions import CentApiResponseError
 from apachews_tools.httpd import private_apache
 
 from ..conftest import DEADLINE_S, wait_for
-from ..support.brokers import running_broker
+from ..support.brokers import Broker, running_broker
 from ..support.centrifuge_clients import eventually, run
 from ..support.raw_client import RawClient, request
 from ..support.site import MOD_PYTHON, Site, running_site
@@ -303,6 +303,45 @@ def test_every_process_is_reached(site: Site, tmp_path: Path, form: str) -> None
                 stack.enter_context(live(site, tmp_path, "--relay", url, name=name))
             paths = ["/live.ws", "/far.ws"]
         run(talk(client(site), paths))
+
+
+def test_subscribers_are_told_what_the_store_has_lost(site: Site, tmp_path: Path) -> None:
+    async def talk(api: cent.Client, broker: Broker) -> None:
+        one, of_server = await page(site, "ann")
+        notes: list[Any] = []
+
+        class Own(centrifuge.SubscriptionEventHandler):
+            async def on_subscribed(self, context: Any) -> None:
+                notes.append((context.was_recovering, context.recovered))
+
+            async def on_publication(self, context: Any) -> None:
+                notes.append(context.pub.data)
+
+        call = asyncio.to_thread
+        own = one.new_subscription("news", Own(), recoverable=True, min_resubscribe_delay=0.01)
+        await own.subscribe()
+        await own.ready()
+        await call(api.subscribe, cent.SubscribeRequest(user="ann", channel="server"))
+        await eventually(lambda: of_server.subscribed == ["server"])
+
+        async def publish_everywhere(data: int) -> None:
+            for channel in ("news", "server"):
+                await call(api.publish, cent.PublishRequest(channel=channel, data=data))
+            await eventually(lambda: data in of_server.data and data in notes)
+
+        await publish_everywhere(1)
+        await call(broker.call, "FLUSHALL")
+        await publish_everywhere(2)
+        await eventually(lambda: notes.count((True, False)) == 1)
+        await eventually(lambda: of_server.subscribed == ["server", "server"])
+        assert notes == [(False, False), 1, 2, (True, False)]
+        assert of_server.unsubscribed == ["server"]
+        await publish_everywhere(3)
+        assert of_server.data == [1, 2, 3] and notes[-1] == 3
+        await one.disconnect()
+
+    with running_broker(tmp_path) as broker, live(site, tmp_path, "--relay", broker.url):
+        run(talk(client(site), broker))
 
 
 @pytest.mark.skipif(not shutil.which("php"), reason="php is not installed")
