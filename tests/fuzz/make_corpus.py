@@ -692,6 +692,59 @@ def channel() -> Inputs:
     return {name: b"\2\3\5" + stream for name, stream in streams.items()}
 
 
+def channels() -> Inputs:
+    """1: a request of the HTTP API, with its path; then messages; a zero between two of them."""
+    connect = {"id": 1, "connect": {"data": {"a": 1}, "name": "js"}}
+    news = {"channel": "news"}
+    commands: dict[str, list[Any]] = {
+        "connect": [connect],
+        "subscribe": [
+            connect,
+            {"id": 2, "subscribe": {**news, "recover": True, "epoch": "x", "offset": 1}},
+            {"id": 3, "publish": {**news, "data": {"text": "é"}}},
+            {"id": 4, "history": {**news, "limit": -1, "reverse": True, "since": {"offset": 0}}},
+            {"id": 5, "presence": news},
+            {"id": 6, "presence_stats": news},
+            {"id": 7, "sub_refresh": {**news, "token": "x"}},
+            {"id": 8, "unsubscribe": news},
+        ],
+        "token": [{"id": 1, "connect": {"token": "a.b.c"}}],
+        "subs": [{"id": 1, "connect": {"subs": {"news": {"recover": True, "offset": 1}}}}],
+        "rpc": [connect, {"id": 2, "rpc": {"method": "m", "data": 1}}, {"send": {"data": 1}}, {}],
+        "refresh": [connect, {"id": 2, "refresh": {"token": "x"}}, {"id": 3, "ping": {}}],
+        "later": [connect, {"id": 2, "later": {}}],
+        "plain": [connect, {"id": 2, "subscribe": {"channel": "plain:a"}}],
+        "unknown": [connect, {"id": 2, "subscribe": {"channel": "other:a"}}],
+        "user": [connect, {"id": 2, "subscribe": {"channel": "talk#ann"}}],
+        "surrogate": [connect, {"id": 2, "subscribe": {"channel": "\ud800"}}],
+    }
+    inputs = {
+        name: b"\0" + "\n".join(map(json.dumps, some)).encode() for name, some in commands.items()
+    }
+    inputs |= {
+        f"{name}-in-messages": b"\0" + b"\0".join(json.dumps(one).encode() for one in some)
+        for name, some in commands.items()
+    }
+    inputs |= {"bad-binary": b"\0\xff", "bad-empty": b"\0", "bad-json": b"\0{", "bad-list": b"\0[]"}
+    requests: dict[str, Any] = {
+        "publish": {**news, "data": [1], "tags": {"a": "b"}},
+        "broadcast": {"channels": ["news", "x:y"], "data": 1},
+        "presence": news,
+        "presence_stats": news,
+        "history": {**news, "limit": 1, "since": {"epoch": "x", "offset": 1}},
+        "subscribe": {"user": "ann", "channel": "news", "info": 1},
+        "unsubscribe": {"client": "1", "channel": "news"},
+        "disconnect": {"user": "ann", "disconnect": {"code": 4000, "reason": "x"}, "whitelist": []},
+        "refresh": {"user": "ann", "expired": False, "expire_at": 2000000000},
+        "batch": {"commands": [{"publish": {**news, "data": 1}}, {"history": news}]},
+    }
+    for name, params in requests.items():
+        inputs[f"api-{name}"] = b"\1/%s\0%s" % (name.encode(), json.dumps(params).encode())
+        old = json.dumps({"method": name, "params": params})
+        inputs[f"api-{name}-in-the-body"] = b"\1\0%s" % old.encode()
+    return inputs
+
+
 GENERATORS: Final[tuple[Callable[[], Inputs], ...]] = (
     client_reader,
     client_reader_vs_wsproto,
@@ -704,6 +757,7 @@ GENERATORS: Final[tuple[Callable[[], Inputs], ...]] = (
     backend_answer,
     tunnel,
     channel,
+    channels,
 )
 
 

@@ -67,6 +67,7 @@ from apachews_handler.protocol.states import ClientState, ProducerState
 from apachews_handler.setting_values import Rate
 from apachews_handler.settings import PREFIX, Settings, parse_settings
 
+from .channels_target import channels
 from .oracle import (
     ClientView,
     Event,
@@ -994,5 +995,6 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         backend_answer,
         tunnel,
         channel,
+        channels,
     )
 }
