@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from apachews.channels import (
     Config,
     Connection,
     Namespace,
+    ProxyRules,
     ReplyError,
     TokenRules,
     load,
@@ -370,6 +373,63 @@ def test_hooks(site: Site) -> None:
         site, on_connect=on_connect, on_subscribe=on_subscribe, on_rpc=on_rpc
     ) as channels:
         run(talk(channels))
+
+
+@contextlib.contextmanager
+def site_of(answers: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Run a web server for calls of the site; yield its URL, and the headers that it gets."""
+    headers: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            headers.append({name.lower(): value for name, value in self.headers.items()})
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers[self.path]).encode())
+
+        def log_message(self, *arguments: Any) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", headers
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_site_decides_by_the_cookie(site: Site) -> None:
+    async def talk(answers: dict[str, Any], headers: list[dict[str, str]]) -> None:
+        client = centrifuge.Client(site.ws("/live.ws"), headers={"Cookie": "sid=1"})
+        await client.connect()
+        await client.ready()
+        events, others = SubscriptionEvents(), SubscriptionEvents()
+        await client.new_subscription("room", events).subscribe()
+        await client.new_subscription("talk#bob", others).subscribe()
+        await eventually(lambda: events.subscribed and others.notes)
+        assert others.notes == [("unsubscribed", 103)]
+        assert headers[0]["cookie"] == "sid=1" and headers[0]["x-forwarded-for"] == "127.0.0.1"
+        await client.disconnect()
+        answers["/connect"] = {"disconnect": {"code": 4501, "reason": "log in"}}
+        notes = Events()
+        await centrifuge.Client(site.ws("/live.ws"), events=notes).connect()
+        await eventually(lambda: ("disconnected", 4501) in notes.notes)
+
+    answers: dict[str, Any] = {
+        "/connect": {"result": {"user": "ann"}},
+        "/subscribe": {"result": {}},
+    }
+    with site_of(answers) as (url, headers):
+        config = Config(
+            default=Namespace(subscribe=frozenset({"proxy"})),
+            proxy=ProxyRules(connect=f"{url}/connect", subscribe=f"{url}/subscribe"),
+        )
+        with channels_at(site, config):
+            run(talk(answers, headers))
 
 
 def test_pings(site: Site) -> None:
