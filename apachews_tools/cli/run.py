@@ -69,11 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--path",
-        metavar="/X.ws=PROGRAM",
+        metavar="/X.ws=FILE",
         type=utf8_text,
         action="append",
         default=[],
-        help="a producer at another path; may be repeated",
+        help="a program, or a FILE.toml of channels, at another path; may be repeated",
     )
     parser.add_argument(
         "--channels",
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         docroot = _docroot(arguments.docroot, root)
         producers = find_producers(arguments.programs, arguments.path, docroot, arguments.channels)
         for producer in producers:
-            undo.enter_context(_directory_for_socket(producer.socket.parent))
+            undo.enter_context(_directory_for_socket(producer))
             _require_free(producer.socket)
         _require_readable(docroot, producers)
         home = python_home(root / "python", lambda: exit_if_signalled(signals))
@@ -176,7 +176,7 @@ def find_producers(
 
     Args:
         programs: files; the socket file has the same name with .ws, in the document root.
-        mappings: a path and a file, ``/x.ws=file``.
+        mappings: a path and a file, ``/x.ws=file``; channels if it ends in ``.toml``.
         docroot: the document root.
         channels: configuration files of ``apachews.channels``, with socket files like programs.
 
@@ -193,7 +193,7 @@ def find_producers(
             )
         if ".." in Path(path).parts:
             raise CommandError(f"--path {mapping}: the path leaves the document root")
-        wanted.append((path.lstrip("/"), program, ""))
+        wanted.append((path.lstrip("/"), program, CHANNELS if program.endswith(".toml") else ""))
     if not wanted:
         raise CommandError("no program given; usage: apachews run PROGRAM…")
     producers: dict[Path, Producer] = {}
@@ -247,8 +247,9 @@ def _docroot(wanted: Path | None, root: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _directory_for_socket(directory: Path) -> Iterator[None]:
-    """Make a directory for socket files and its missing parents; remove them at the end."""
+def _directory_for_socket(producer: Producer) -> Iterator[None]:
+    """Make the directory of a socket file and its missing parents; remove them at the end."""
+    directory = producer.socket.parent
     missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     for made in reversed(missing):
         made.mkdir()
@@ -256,9 +257,10 @@ def _directory_for_socket(directory: Path) -> Iterator[None]:
     try:
         if not private_apache.is_permitted(directory, os.W_OK | os.X_OK):
             raise CommandError(
-                f"{APACHE_USER}, the user of Apache and the producers if root runs this, cannot"
-                f" make socket files in {directory}: install -d -o {APACHE_USER} {directory}/ws,"
-                " and --path /ws/x.ws=program.py; or run this as a user other than root"
+                f"root runs Apache and the producers as {APACHE_USER}, which cannot make socket"
+                f" files in {directory}: run this as a user other than root; or install -d -o"
+                f" {APACHE_USER} {directory}/ws, and"
+                f" --path /ws/{producer.socket.name}={producer.program.name}"
             )
         if not os.access(directory, os.W_OK | os.X_OK):
             raise CommandError(f"{directory} is not writable, so it cannot have socket files")

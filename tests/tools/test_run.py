@@ -55,6 +55,9 @@ def test_configurations_of_channels_become_producers(chat: Path) -> None:
     assert find_producers([], [], DOCROOT, [str(live)]) == [
         Producer("live", live, DOCROOT / "live.ws", module="apachews.channels")
     ]
+    assert find_producers([], [f"/ws/b.ws={live}"], DOCROOT) == [
+        Producer("ws/b", live, DOCROOT / "ws" / "b.ws", module="apachews.channels")
+    ]
     with pytest.raises(CommandError, match=r"none\.toml: No such file"):
         find_producers([], [], DOCROOT, ["none.toml"])
 
