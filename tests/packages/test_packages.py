@@ -7,6 +7,7 @@ release: bookworm, trixie, sid.  Without it these tests are skipped, because the
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,9 +15,10 @@ import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from ..browser.conftest import CHROMEDRIVER, CHROMIUM, chromium
@@ -242,6 +244,71 @@ def test_reloads_keep_the_clients(enabled: Machine) -> None:
         assert [echoed(plain, "a"), echoed(secure, "b")] == ["a", "b"]
 
 
+def say(websocket: ClientConnection, *commands: dict[str, Any]) -> list[Any]:
+    """Send commands of channels; return an answer to each."""
+    websocket.send("\n".join(map(json.dumps, commands)))
+    return [json.loads(websocket.recv(10)) for _ in commands]
+
+
+def test_channels_as_a_service_from_the_page(enabled: Machine) -> None:
+    """The page is followed: its configuration, its page and its commands; then a deploy."""
+    blocks = blocks_of(ROOT / "docs/howto/channels.md")
+    [toml] = [one.text for one in blocks if one.language == "toml"]
+    [html] = [one.text for one in blocks if one.language == "html"]
+    enabled.write("/srv/live/live.toml", toml)
+    enabled.write("/srv/live/site/index.html", html)
+    install = commands("channels.md", "As a service")
+    assert enabled.run(f"cd /srv/live && {install}").startswith("Delivery(reached=0")
+    with client(enabled, "/live.ws") as one:
+        connect, subscribe = {"id": 1, "connect": {}}, {"channel": "news"}
+        _, subscribed = say(one, connect, {"id": 2, "subscribe": subscribe})
+        place = {name: subscribed["subscribe"][name] for name in ("epoch", "offset")}
+        assert place["offset"] == 1
+        enabled.run("systemctl reload apachews-channels@live")
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                one.recv(10)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 3011
+    enabled.run('apachews publish /run/apachews/live.ws news -m \'{"text": "missed"}\'')
+    with client(enabled, "/live.ws") as one:
+        recover = {"id": 2, "subscribe": {**subscribe, "recover": True, **place}}
+        found = say(one, connect, recover)[1]["subscribe"]
+        assert found["recovered"] and found["publications"][0]["data"] == {"text": "missed"}
+    journal = enabled.run("journalctl -u apachews-channels@live")
+    assert "Traceback" not in journal, journal
+
+
+def test_the_api_of_channels_from_the_page(enabled: Machine) -> None:
+    [conf] = [
+        one.text
+        for one in blocks_of(ROOT / "docs/reference/channels.md")
+        if one.language == "apache"
+    ]
+    assert "192.0.2.0/24" in conf
+    enabled.write(
+        "/etc/apache2/conf-enabled/live-api.conf", conf.replace("192.0.2.0/24", "127.0.0.1")
+    )
+    enabled.run("echo a-key-of-the-programs >/etc/apachews/api.key")
+    enabled.run("chown www-data /etc/apachews/api.key && chmod 400 /etc/apachews/api.key")
+    settings = enabled.root / "etc/apachews/channels/live.toml"
+    settings.write_text(f'{settings.read_text()}[api]\nkey_file = "/etc/apachews/api.key"\n')
+    enabled.run("systemctl reload apachews-channels@live && systemctl reload apache2")
+    body = '{"channel": "news", "data": 1}'
+    head = (
+        "POST /live/api/publish HTTP/1.0\r\nHost: localhost\r\nX-API-Key: a-key-of-the-programs\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+
+    def is_published() -> bool:
+        # The deploy ends after the reload has returned.
+        with enabled.connect(80) as connection:
+            connection.sendall((head + body).encode())
+            answer = connection.makefile("rb").read().decode()
+        return '{"result":{"offset":3,' in answer
+
+    wait_for(is_published)
+
+
 def test_files_of_a_next_version_do_not_disturb_before_the_reload(enabled: Machine) -> None:
     """dpkg replaces the files seconds before it reloads Apache."""
     wait_for(lambda: have_handler(enabled))
@@ -409,7 +476,8 @@ def test_the_copies_of_an_installation_with_pip_are_removed(enabled: Machine) ->
     shutil.copytree(ROOT / "deploy/systemd", shared / "systemd")
     enabled.run(commands("pip.md", "Install the units"))
     made = enabled.run("find /etc -name '*apachews*' | sort")
-    assert len(made.splitlines()) == len(before.splitlines()) + 4
+    # Three units, the directories of /run, the drop-in of Apache's unit.
+    assert len(made.splitlines()) == len(before.splitlines()) + 5
     enabled.run(commands("packages.md", "Replace an installation with pip"))
     enabled.run("rm -r /opt/apachews && systemctl daemon-reload")
     assert enabled.run("find /etc -name '*apachews*' | sort") == before
@@ -441,7 +509,10 @@ def purge(machine: Machine) -> None:
 
 def test_purge_leaves_nothing(enabled: Machine) -> None:
     enabled.run(f"rm {DOCROOT}/echo.ws")  # the admin's, as the program
-    enabled.run("rm -rf /etc/apachews/producers/echo.py /srv/* /0.1.0+*")
+    enabled.run(f"rm {DOCROOT}/live.ws {DOCROOT}/news.html")
+    enabled.run("rm -rf /etc/apachews/producers/echo.py /etc/apachews/channels/live.toml")
+    enabled.run("rm -rf /etc/apachews/api.key /etc/apache2/conf-enabled/live-api.conf")
+    enabled.run("rm -rf /srv/* /0.1.0+*")
     purge(enabled)
     assert "apachews" not in enabled.run("dpkg-query -W -f '${Package}\\n'")
     # This includes the records of dpkg, systemd and phpenmod.
