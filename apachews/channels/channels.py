@@ -166,6 +166,8 @@ class Channels:
     def presence(self, channel: str) -> dict[str, dict[str, Any]]:
         """Return who is subscribed: connection id to ClientInfo.
 
+        With workers or a relay: over all of them, while this process has a subscriber.
+
         Raises:
             ReplyError: the channel has no presence.
             UnknownNamespace
@@ -231,6 +233,8 @@ class Channels:
         connection = self._connections.pop(client, None)
         if connection is not None:
             connection.is_open = False
+            if connection.waiting is not None:
+                connection.release()  # the answer to a CLOSE is read
 
     def _accept(self, event: AcceptEvent) -> None:
         client = event.client()

@@ -202,6 +202,7 @@ class Commands:
             The channels to which the server subscribes it, and data for the page.
         """
         connection.data = params.get("data")
+        connection.info = connection.expires_at = None  # an attempt before may have failed
         names: list[str] = []
         data = None
         token = params.get("token")

@@ -258,7 +258,7 @@ def test_channels_as_a_service_from_the_page(enabled: Machine) -> None:
     enabled.write("/srv/live/live.toml", toml)
     enabled.write("/srv/live/site/index.html", html)
     install = commands("channels.md", "As a service")
-    assert enabled.run(f"cd /srv/live && {install}").startswith("Delivery(reached=0")
+    assert enabled.run(f"cd /srv/live && {install}").endswith("\n0 reached\n")
     with client(enabled, "/live.ws") as one:
         connect, subscribe = {"id": 1, "connect": {}}, {"channel": "news"}
         _, subscribed = say(one, connect, {"id": 2, "subscribe": subscribe})
