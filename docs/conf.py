@@ -29,7 +29,9 @@ exclude_patterns = ["_build", "README.md", "requirements.txt"]
 # A reference to a missing page or heading is an error (-n -W).
 nitpicky = True
 # Except for the standard library, whose documentation is not fetched.
-nitpick_ignore_regex = [(r"py:class", r"(collections\.abc|os)\.\w+(\[\w+)?")]
+nitpick_ignore_regex = [
+    (r"py:class", r"(collections\.abc|os|concurrent\.futures\._base)\.\w+(\[\w+)?")
+]
 
 # Links may name headings down to the fourth level, as code hosts name them.
 myst_heading_anchors = 4

@@ -190,6 +190,8 @@ def test_a_login(site: Site) -> None:
             terminal.wait_for_rows("Password of ann:")
             terminal.type("s3cret\r")
             terminal.wait_for_row("^connected")
+            # A Ctrl-D before the prompt would be the kernel's end of file, of a line, and be lost.
+            terminal.wait_for_row("^>")
             terminal.type("\x04")
             assert terminal.wait() == 0
             assert "s3cret" not in "".join(terminal.screen.rows)
