@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import hmac
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,7 +98,7 @@ class Api:
 
         method: object = path.strip("/")
         try:
-            document = json.loads(body)
+            document = protocol.loads(body)
             if not isinstance(document, dict):
                 raise ValueError
         except (ValueError, RecursionError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from typing import Any, Final, NamedTuple
 
 from apachews.exceptions import ApachewsError
@@ -140,7 +141,7 @@ def decode(message: str | bytes) -> list[Command]:
 
 def _decode_command(line: str) -> Command:
     try:
-        document = json.loads(line, parse_constant=_refuse_constant)
+        document = loads(line)
     except (ValueError, RecursionError):
         raise Disconnect(BAD_REQUEST[0], "bad request: not JSON") from None
     if not isinstance(document, dict):
@@ -159,8 +160,22 @@ def _decode_command(line: str) -> Command:
     return Command(number, method, params)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def loads(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or has a number that ``dumps`` could not write as JSON.
+        RecursionError: it is too deep.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    # Python reads 1e999 as infinity and writes it as Infinity, which browsers do not parse.
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is not a finite number")
+    return number
 
 
 def dumps(value: object) -> str:
@@ -268,7 +283,7 @@ def _json_of(data: str | bytes) -> str:
     if isinstance(data, bytes):
         return dumps(base64.b64encode(data).decode("ascii"))
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = loads(data)
     except (ValueError, RecursionError):
         return dumps(data)
     return dumps(value) if "\n" in data or "\r" in data else data

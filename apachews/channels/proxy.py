@@ -10,7 +10,6 @@ Source: Centrifugo's documentation of its HTTP proxy.
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import threading
 import urllib.error
@@ -104,7 +103,7 @@ class Proxy:
                 text = response.read(MAX_ANSWER_BYTES + 1)
             if len(text) > MAX_ANSWER_BYTES:
                 raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-            return _judge(json.loads(text))
+            return _judge(protocol.loads(text))
         except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it has the connection
@@ -140,7 +139,12 @@ class Answer:
 
     def expiry(self) -> float | None:
         """Return ``expire_at``, ``time.time()``; None for no end."""
-        return self._checked("expire_at", 0, lambda value: type(value) in (int, float)) or None
+
+        def is_time(value: Any) -> bool:
+            # The difference of a greater integer and the clock overflows.
+            return type(value) in (int, float) and abs(value) < 1e12
+
+        return self._checked("expire_at", 0, is_time) or None
 
     def _checked(self, name: str, default: Any, is_valid: Callable[[object], bool]) -> Any:
         value = self._result.get(name)

@@ -83,6 +83,13 @@ def test_any_message_is_commands_or_a_disconnect(message: str | bytes) -> None:
         assert all(isinstance(one.params, dict) for one in commands)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_numbers_that_browsers_do_not_parse_reach_no_subscriber(number: str) -> None:
+    with pytest.raises(Disconnect, match="not JSON"):
+        protocol.decode(f'{{"id":1,"publish":{{"channel":"a","data":[{number}]}}}}')
+    assert protocol.publication(f"[\n{number}]", 1) == f'{{"data":"[\\n{number}]","offset":1}}'
+
+
 @given(st.one_of(st.text(), st.binary()), st.integers(0, 1 << 60))
 def test_any_message_is_a_publication_in_one_line(data: str | bytes, offset: int) -> None:
     if isinstance(data, str) and data.startswith(protocol.WITH_INFO):
