@@ -243,7 +243,8 @@ def test_a_version_that_does_not_come_up_changes_nothing(
             return said
 
         bridge = connected(path)
-        list(systemd.receive_nowait())
+        # The socket accepts connections before systemd hears of it.
+        wait_for(lambda: "READY=1" in lines(systemd, process))
         (child,) = children_of(process.pid)
         program(short_path, broken)
         said = reload()
