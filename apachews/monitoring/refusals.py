@@ -213,6 +213,13 @@ API_METHOD: Final = Reason(
     "the HTTP API of channels was asked by another method than POST",
     "use POST",
 )
+API_BODY: Final = Reason(
+    "api-body",
+    400,
+    "The request ended early.",
+    "a request of the HTTP API of channels ended before its Content-Length, or is malformed",
+    "send the whole body; a proxy or a timeout may have cut it off",
+)
 API_LENGTH: Final = Reason(
     "api-length",
     413,
@@ -240,6 +247,13 @@ API_ANSWER: Final = Reason(
     _UNAVAILABLE,
     "the producer did not answer a request of the HTTP API: it is not one of channels, or it ended",
     "check that APACHEWS_API_FOR names the socket file of apachews.channels",
+)
+API_TIMEOUT: Final = Reason(
+    "api-timeout",
+    504,
+    _UNAVAILABLE,
+    "the producer did not answer a request of the HTTP API in time: it is busy, or not of channels",
+    "check that APACHEWS_API_FOR names a socket file of channels; see APACHEWS_CONNECT_TIMEOUT",
 )
 NO_SUCH_ENDPOINT: Final = Reason(
     "no-such-endpoint",

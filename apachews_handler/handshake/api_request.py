@@ -60,12 +60,18 @@ def send(request: httpd.Request, environ: Mapping[str, Any], settings: Settings)
         # The worker waits for the answer, so it needs a place.
         place(producer.user_of(sock, path, directories)),
     ):
-        return _ask(sock, _open(request, environ).encode() + body, path, timeout_s)
+        answer, code = _ask(sock, _open(request, environ).encode() + body, path, timeout_s)
+    # Not in the place: a wrong key is not a failure of the producer, after which the surplus
+    # handshakes of its WebSockets would be rejected at once.
+    return _judge(answer, code)
 
 
 def _read_body(environ: Mapping[str, Any], most: int) -> bytes:
     """Return the body as the frame of a message."""
-    body = environ["wsgi.input"].read(most + 1)
+    try:
+        body = environ["wsgi.input"].read(most + 1)
+    except OSError as error:
+        raise Refusal(refusals.API_BODY, str(error)) from error
     if len(body) > most:
         raise Refusal(refusals.API_LENGTH)
     return wire.encode_frame(wire.TEXT, body if _is_utf8(body) else b"")
@@ -100,11 +106,11 @@ def _open(request: httpd.Request, environ: Mapping[str, Any]) -> wire.Open:
     )
 
 
-def _ask(sock: socket.socket, data: bytes, path: str, timeout_s: float) -> str:
-    """Send a request; return the last message before the CLOSE.
+def _ask(sock: socket.socket, data: bytes, path: str, timeout_s: float) -> tuple[str | None, int]:
+    """Send a request; return the last message before the CLOSE, if any, and its code.
 
     Raises:
-        Refusal: with the status of the CLOSE; 504 or 502 without an answer.
+        Refusal: 504 no answer in time; 502 an invalid one, or none before the end of file.
     """
     deadline = time.monotonic() + timeout_s
     try:
@@ -121,18 +127,20 @@ def _ask(sock: socket.socket, data: bytes, path: str, timeout_s: float) -> str:
                     # The producer ends: it answers before the end of the connection.
                     sock.sendall(wire.encode_frame(wire.MOVE, b""))
                 elif first == wire.FIN | wire.CLOSE:
-                    return _judge(answer, wire.decode_close(payload))
+                    return answer, wire.decode_close(payload).code
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 raise TimeoutError
             sock.settimeout(remaining_s)
             more = sock.recv(READ_BYTES)
+            if not more and answer is None:
+                raise Refusal(refusals.API_ANSWER, "the producer ended the connection")
             if not more:
-                return _judge(answer, None)
+                return answer, wire.ABNORMAL
             received += more
     except TimeoutError as error:
         fact = f"the producer of {path!r} did not answer within {timeout_s:g} s"
-        raise Refusal(refusals.NO_ANSWER, fact) from error
+        raise Refusal(refusals.API_TIMEOUT, fact) from error
     except OSError as error:
         fact = f"the connection to the producer failed: {error.strerror or error}"
         raise Refusal(refusals.API_ANSWER, fact) from error
@@ -154,8 +162,12 @@ def _next_frame(received: bytes) -> tuple[int, bytes, bytes] | None:
     return first, received[start:end], received[end:]
 
 
-def _judge(answer: str | None, close: wire.Close | None) -> str:
-    code = close.code if close is not None else wire.ABNORMAL
+def _judge(answer: str | None, code: int) -> str:
+    """Return the answer.
+
+    Raises:
+        Refusal: with the status of the CLOSE; 502 without an answer.
+    """
     if code in _REASONS:
         raise Refusal(_REASONS[code])
     if answer is None:

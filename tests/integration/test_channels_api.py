@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -240,6 +241,20 @@ def test_keys_and_forms_of_requests(site: Site, tmp_path: Path) -> None:
         for bad in (b"\xff", b"", b"[]", b"[" * 5000):
             answer = ask(site, body=bad, X_API_Key=KEY)
             assert answer.json()["error"]["code"] == 107
+        with contextlib.closing(site.dial("ws")) as cut:
+            head = (
+                f"POST /live/api HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Length: 9\r\n"
+            )
+            cut.sendall(head.encode() + b"\r\n{")
+            cut.shutdown(socket.SHUT_WR)
+            assert cut.recv(4096).startswith(b"HTTP/1.1 400 ")
+        answer = requests.post(
+            site.http("/live/api/publish"),
+            data=iter([b'{"channel": "a",', b'"data": 1}']),  # chunked
+            headers={"X-API-Key": KEY},
+            timeout=DEADLINE_S,
+        )
+        assert answer.json()["result"]["offset"] >= 1
         answer = requests.get(site.http("/live/api"), timeout=DEADLINE_S)
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         closed = requests.post(site.http("/closed/api"), data="{}", timeout=DEADLINE_S)
@@ -249,7 +264,7 @@ def test_keys_and_forms_of_requests(site: Site, tmp_path: Path) -> None:
 def test_producers_that_do_not_answer(site: Site) -> None:
     for path, status, token in (
         ("/absent", 404, "no-such-endpoint"),
-        ("/echo", 503, "no-answer"),
+        ("/echo", 504, "api-timeout"),
         ("/none", 500, "settings"),
     ):
         answer = ask(site, path, X_API_Key=KEY)
