@@ -359,18 +359,40 @@ def test_subscribers_are_told_what_the_store_has_lost(site: Site, tmp_path: Path
         run(talk(client(site), broker))
 
 
+# Method, parameters and the member of the answer: what phpcent sends without optional arguments.
+OF_PHPCENT: list[tuple[str, dict[str, Any], str]] = [
+    ("publish", {"channel": "news", "data": {"text": "php"}, "skip_history": False}, "result"),
+    ("publish", {"channel": "news", "data": [], "skip_history": False}, "result"),
+    ("broadcast", {"channels": ["news"], "data": {"n": 1}, "skip_history": False}, "result"),
+    ("subscribe", {"channel": "news", "user": "ann", "client": ""}, "result"),
+    ("unsubscribe", {"channel": "news", "user": "ann", "client": ""}, "result"),
+    ("disconnect", {"user": "ann", "client": ""}, "result"),
+    ("presence", {"channel": "news"}, "result"),
+    ("presence_stats", {"channel": "news"}, "result"),
+    ("history", {"channel": "news", "limit": 0, "reverse": False}, "result"),
+    ("batch", {"commands": [{"presence": {"channel": "news"}}]}, "replies"),
+    ("channels", {"pattern": ""}, "error"),
+    ("info", {}, "error"),
+]
+
+
 @pytest.mark.skipif(not shutil.which("php"), reason="php is not installed")
 def test_what_phpcent_sends(site: Site, tmp_path: Path) -> None:
     program = """
-        $context = stream_context_create(["http" => [
-            "method" => "POST",
-            "header" => ["Content-Type: application/json", "X-API-Key: " . $argv[2]],
-            "content" => json_encode(["channel" => "news", "data" => ["text" => "php"]]),
-        ]]);
-        echo file_get_contents($argv[1] . "/publish", false, $context);
+        foreach (json_decode($argv[3]) as [$method, $params]) {
+            $context = stream_context_create(["http" => [
+                "method" => "POST",
+                "header" => ["Content-Type: application/json", "X-API-Key: " . $argv[2]],
+                "content" => json_encode($params),
+            ]]);
+            echo file_get_contents($argv[1] . "/" . $method, false, $context), PHP_EOL;
+        }
     """
+    calls = json.dumps([(method, params) for method, params, _ in OF_PHPCENT])
     with live(site, tmp_path):
         said = subprocess.check_output(
-            ["php", "-r", program, "--", site.http("/live/api"), KEY], timeout=DEADLINE_S
+            ["php", "-r", program, "--", site.http("/live/api"), KEY, calls], timeout=DEADLINE_S
         )
-    assert json.loads(said)["result"]["offset"] == 1
+    answers = [json.loads(line) for line in said.splitlines()]
+    assert answers[0]["result"]["offset"] == 1
+    assert [[*answer] for answer in answers] == [[member] for _, _, member in OF_PHPCENT]
